@@ -1,0 +1,54 @@
+# One set of verbs: these are also CI's steps and what the README says.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/profile_consumer.yaml
+ARGS ?=
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard backends/*/CMakeLists.txt backends/*/*.cpp backends/*/*.hpp)
+
+.PHONY: help run test lint types check soak docs clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+# torch first and by its exact version: a plain `torch` may pull gigabytes of CUDA packages.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+$(VENV)/.run: $(SOURCES) | $(VENV)/.torch
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[consumer]"
+	@touch $@
+
+$(VENV)/.test: $(SOURCES) | $(VENV)/.torch
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
+	@touch $@ $(VENV)/.run
+
+run: $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs on its activations
+	$(BIN)/asys-run --config $(CONFIG) $(ARGS)
+
+test: $(VENV)/.test lint types ## set up everything, then linter, types and all quick tests
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.test
+	$(BIN)/mypy
+
+check: $(VENV)/.run ## the configuration of CONFIG, checked and not run
+	$(BIN)/asys-run --check --config $(CONFIG) $(ARGS)
+
+soak: $(VENV)/.test ## long storms; minutes to an hour, by hand
+	ASYS_SOAK=1 $(BIN)/pytest -m stress --timeout 3600 $(ARGS)
+
+docs: $(VENV)/.test ## regenerate the configuration reference and the editor schema
+	$(BIN)/python -m asys_bench.config.reference
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test

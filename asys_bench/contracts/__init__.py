@@ -1,0 +1,1 @@
+"""The written contracts of everything that is pluggable. Nothing here imports a plugin."""

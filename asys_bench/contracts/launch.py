@@ -1,0 +1,53 @@
+"""What a supervisor needs to start workers: plain JSON data plus inherited descriptors.
+
+The host writes one `LaunchSpec` to the watchdog's standard input; the watchdog hands each worker its
+`WorkerSpec`. Nothing is pickled but the strings and descriptor numbers of the fork server itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """One worker process. `name` is also its slot in the stats page."""
+
+    name: str
+    role: Literal["sink", "monitor"]
+    plugin: str
+    options: dict[str, Any]
+    group: str = ""
+    """The consumer group it joins; sinks only."""
+    threads: int = 1
+    """Torch intra-op threads."""
+    nice: int = 0
+    """Niceness added on top of the host's, 0..19."""
+    preload: tuple[str, ...] = ()
+    """Modules the fork server imports once for all workers."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """Everything the watchdog needs. Descriptors: [page, *bus handle fds] in that order."""
+
+    run_id: str
+    run_dir: str
+    seed: int
+    step_unit: str
+    terminal: bool
+    host_pid: int
+    bus: dict[str, Any]
+    fds: tuple[int, ...]
+    workers: tuple[WorkerSpec, ...]
+    watchdog: dict[str, Any]
+    config: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> LaunchSpec:
+        workers = tuple(WorkerSpec(**worker) for worker in data["workers"])
+        return cls(**{**data, "workers": workers, "fds": tuple(data["fds"])})

@@ -1,0 +1,81 @@
+"""The monitor: shows or exports what the stats page and the bus's counters say.
+
+Monitors run in a process of their own under the watchdog, read shared memory only and are never on
+a data path: a monitor that hangs or dies changes nothing for the host.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.stats import RunState, SlotField, StatsPage
+
+
+class MonitorOptions(BaseModel, extra="forbid", frozen=True):
+    """Base of a monitor's own option model (`monitors.<name>.options` in YAML)."""
+
+
+@dataclass(frozen=True)
+class MonitorContext:
+    """What a monitor gets; everything in it is read-only for it."""
+
+    run_dir: Path
+    run_id: str
+    page: StatsPage
+    account: Callable[[], BusAccount]
+    """The bus's counters, now."""
+    config: Mapping[str, object]
+    """The resolved configuration, as plain data."""
+    step_unit: str
+    terminal: bool
+    """Standard output is a terminal: a live view may be drawn. Otherwise print plain lines."""
+
+
+class BaseMonitor(ABC):
+    """One monitor. `open` once, `tick` at its interval, `close` once after the run ended."""
+
+    interval_s: float = 1.0
+
+    @abstractmethod
+    def open(self, context: MonitorContext) -> None: ...
+
+    @abstractmethod
+    def tick(self, state: RunState) -> None:
+        """Read and show. Called every `interval_s`, and a last time when the run has stopped."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def get_heartbeats(self) -> dict[str, float]:
+        """Worker name -> seconds since its last heartbeat (infinity before the first)."""
+        return heartbeats(self._context.page)
+
+    _context: MonitorContext
+
+
+def heartbeats(page: StatsPage) -> dict[str, float]:
+    """Slot name -> seconds since its last heartbeat; infinity for a slot that never beat."""
+    now = time.monotonic_ns()
+    ages: dict[str, float] = {}
+    for name, slot in page.slots():
+        beat = slot.get(SlotField.HEARTBEAT_NS)
+        ages[name] = (now - beat) / 1e9 if beat else float("inf")
+    return ages
+
+
+@dataclass(frozen=True)
+class MonitorPlugin:
+    """What a monitor module exports as `plugin` (entry point group `asys.monitor`)."""
+
+    name: str
+    summary: str
+    options: type[MonitorOptions]
+    build: Callable[[MonitorOptions], BaseMonitor]
+    unavailable: Callable[[], str | None] = lambda: None

@@ -1,0 +1,298 @@
+"""The packet: what one hook call puts on the bus, and its fixed binary header.
+
+A packet is a 128-byte little-endian header followed by the raw payload. Every backend moves exactly
+these bytes, so a packet written by one backend can be decoded by any reader. There is no pickle.
+
+Header, version 1 (offset, type, field)::
+
+      0 u32 magic ("ASYP")      48 u32 source (rank)        68 f32 sampling_rate (0, 1]
+      4 u16 version             52 u16 shard                72 u32 crc32c of the payload
+      6 u16 flags (bit 0: crc)  54 u16 hook_id              76 i32 token_position (-1: none)
+      8 u64 seq (per shard)     56 u16 encoding_id          80 u32[8] shape
+     16 u64 host_step           58 u8  kind                112 u8[16] encoding parameters
+     24 u64 timestamp_ns        59 u8  dtype
+     32 u64 weights_version     60 u8  ndim
+     40 u64 payload_bytes       61 u8  reserved
+                                62 u16 microbatch
+                                64 u32 call_index
+
+``hook_id`` and ``encoding_id`` index the bus's table of interned names (`contracts.bus.NameTable`);
+encoding 0 is always "identity". ``timestamp_ns`` is CLOCK_MONOTONIC; a run records the offset to
+wall time once. ``dtype`` and ``shape`` describe the *decoded* tensor; the payload's own form is the
+encoding's business.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import crc32c as _crc32c
+import numpy as np
+import torch
+
+MAGIC = 0x50595341  # b"ASYP" little-endian
+VERSION = 1
+HEADER_BYTES = 128
+MAX_NDIM = 8
+MAX_DIM = 2**32 - 1
+FLAG_CRC = 1
+NO_TOKEN_POSITION = -1
+NO_PARAMS = bytes(16)
+
+HEADER = struct.Struct("<IHHQQQQQIHHHBBBBHIfIi8I16s")
+assert HEADER.size == HEADER_BYTES
+
+
+class PacketError(ValueError):
+    """The bytes are not a packet of this version, or are damaged."""
+
+
+class Kind(IntEnum):
+    """What the hook captured."""
+
+    ACTIVATION = 0
+    INPUT = 1
+    GRADIENT = 2
+
+
+DTYPES: tuple[torch.dtype, ...] = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.complex64,
+)
+"""Dtypes a packet can name; the index is the code in the header (append only)."""
+DTYPE_CODE: dict[torch.dtype, int] = {dtype: code for code, dtype in enumerate(DTYPES)}
+
+_CARRIER: dict[int, np.dtype[np.generic]] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.int16),
+    4: np.dtype(np.int32),
+    8: np.dtype(np.int64),
+}
+"""numpy has no bfloat16 or float8: bytes travel as integers of the same width, torch views them back."""
+
+
+class PacketMeta(NamedTuple):
+    """What the hook knows about a packet; the producer adds shard, source, sequence and checksum."""
+
+    hook_id: int
+    kind: int
+    dtype: int
+    shape: tuple[int, ...]
+    host_step: int = 0
+    timestamp_ns: int = 0
+    weights_version: int = 0
+    encoding_id: int = 0
+    params: bytes = NO_PARAMS
+    sampling_rate: float = 1.0
+    call_index: int = 0
+    microbatch: int = 0
+    token_position: int = NO_TOKEN_POSITION
+
+
+def pack_header_into(
+    buffer: bytearray | memoryview,
+    offset: int,
+    meta: PacketMeta,
+    *,
+    seq: int,
+    shard: int,
+    source: int,
+    payload_bytes: int,
+    crc: int | None = None,
+) -> None:
+    """Write the 128-byte header of `meta` at `offset`.
+
+    Raises:
+        PacketError: more than 8 dimensions, or a dimension past 2**32 - 1.
+    """
+    shape = meta.shape
+    ndim = len(shape)
+    if ndim > MAX_NDIM:
+        raise PacketError(f"shape {shape} has {ndim} dimensions; a packet holds at most {MAX_NDIM}")
+    try:
+        HEADER.pack_into(
+            buffer,
+            offset,
+            MAGIC,
+            VERSION,
+            0 if crc is None else FLAG_CRC,
+            seq,
+            meta.host_step,
+            meta.timestamp_ns,
+            meta.weights_version,
+            payload_bytes,
+            source,
+            shard,
+            meta.hook_id,
+            meta.encoding_id,
+            meta.kind,
+            meta.dtype,
+            ndim,
+            0,
+            meta.microbatch,
+            meta.call_index & 0xFFFFFFFF,
+            meta.sampling_rate,
+            crc or 0,
+            meta.token_position,
+            *shape,
+            *(0,) * (MAX_NDIM - ndim),
+            meta.params,
+        )
+    except struct.error as error:
+        raise PacketError(f"a header field is out of range ({error}): {meta}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationPacket:
+    """One packet as a consumer sees it.
+
+    `payload` is a view into memory that the lease owns: it (and every array or tensor made from it)
+    must be dropped before the lease is left. Copy what outlives the lease.
+    """
+
+    seq: int
+    source: int
+    shard: int
+    hook_id: int
+    kind: Kind
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    host_step: int
+    timestamp_ns: int
+    weights_version: int
+    encoding_id: int
+    params: bytes
+    sampling_rate: float
+    call_index: int
+    microbatch: int
+    token_position: int
+    crc: int | None
+    payload: memoryview
+
+    @classmethod
+    def unpack(cls, frame: memoryview) -> ActivationPacket:
+        """Decode a frame (header + payload). The header is treated as untrusted.
+
+        Raises:
+            PacketError: wrong magic or version, unknown dtype or kind, or sizes that do not add up.
+        """
+        if len(frame) < HEADER_BYTES:
+            raise PacketError(f"{len(frame)} bytes are too few for a {HEADER_BYTES}-byte header")
+        return cls.from_parts(frame[:HEADER_BYTES], frame[HEADER_BYTES:])
+
+    @classmethod
+    def from_parts(cls, header: bytes | memoryview, payload: memoryview) -> ActivationPacket:
+        """Decode a header and the payload that lies elsewhere (ring backends). Errors as `unpack`."""
+        (
+            magic, version, flags, seq, host_step, timestamp_ns, weights_version, payload_bytes,
+            source, shard, hook_id, encoding_id, kind, dtype, ndim, _reserved, microbatch,
+            call_index, sampling_rate, crc, token_position, *rest,
+        ) = HEADER.unpack(header)  # fmt: skip
+        if magic != MAGIC or version != VERSION:
+            raise PacketError(
+                f"magic {magic:#010x} version {version}; expected {MAGIC:#010x} version {VERSION}"
+            )
+        if ndim > MAX_NDIM or dtype >= len(DTYPES) or kind >= len(Kind):
+            raise PacketError(f"ndim {ndim}, dtype code {dtype} or kind {kind} is unknown")
+        if payload_bytes != payload.nbytes:
+            raise PacketError(
+                f"header says {payload_bytes} payload bytes, frame has {payload.nbytes}"
+            )
+        shape = tuple(rest[:ndim])
+        return cls(
+            seq, source, shard, hook_id, Kind(kind), DTYPES[dtype], shape, host_step, timestamp_ns,
+            weights_version, encoding_id, rest[MAX_NDIM], sampling_rate, call_index, microbatch,
+            token_position, crc if flags & FLAG_CRC else None, payload,
+        )  # fmt: skip
+
+    def verify(self) -> bool:
+        """True when no checksum was asked for or the payload matches it."""
+        return self.crc is None or checksum(self.payload) == self.crc
+
+    def raw_tensor(self) -> torch.Tensor:
+        """The payload as `dtype[shape]`, zero-copy; only for identity-encoded packets.
+
+        Raises:
+            PacketError: payload bytes do not match dtype and shape.
+        """
+        return tensor_view(self.payload, self.dtype, self.shape)
+
+
+def checksum(payload: memoryview | bytes | bytearray) -> int:
+    """CRC-32C (Castagnoli) of the payload."""
+    return int(_crc32c.crc32c(payload))
+
+
+def tensor_view(
+    payload: memoryview, dtype: torch.dtype, shape: tuple[int, ...], *, offset: int = 0
+) -> torch.Tensor:
+    """A torch view of raw bytes that keeps their owner's buffer exported while any tensor of it lives.
+
+    numpy holds a memoryview of the owner and torch holds the numpy array, so the lease can see the
+    view and refuse to reuse the memory (torch.frombuffer drops the export and would hide it).
+
+    Raises:
+        PacketError: the payload is too short for `dtype` and `shape`.
+    """
+    itemsize = dtype.itemsize
+    count = 1
+    for dim in shape:
+        count *= dim
+    if payload.nbytes - offset < count * itemsize:
+        raise PacketError(
+            f"{payload.nbytes - offset} payload bytes cannot hold {dtype} of shape {shape}"
+        )
+    if count == 0:
+        try:
+            return torch.empty(shape, dtype=dtype)
+        except RuntimeError as error:  # (0, 2**32 - 1, 2**32 - 1): no memory, but strides overflow
+            raise PacketError(f"no tensor has shape {shape}: {error}") from error
+    array = np.frombuffer(payload, dtype=_CARRIER[itemsize], count=count, offset=offset)
+    if not array.flags.writeable:
+        # torch only warns on read-only memory. The mapping itself is what stops a write (SIGSEGV),
+        # so the flag is lifted on this view alone and the tensor is documented as read-only.
+        array = _writable_alias(array)
+    return torch.from_numpy(array).view(dtype).reshape(shape)
+
+
+class _Alias:
+    """An `__array_interface__` holder that keeps the original array (and so the export) alive."""
+
+    def __init__(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
+        self._owner = array
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def _writable_alias(
+    array: np.ndarray[tuple[int, ...], np.dtype[np.generic]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    return np.asarray(_Alias(array))
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, zero-copy, any dtype.
+
+    Raises:
+        PacketError: the tensor is not contiguous, not dense or not on the CPU.
+    """
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise PacketError(f"needs a contiguous CPU tensor, got {tensor.device}, {tensor.stride()}")
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data.cast("B")

@@ -1,0 +1,97 @@
+"""The sink: what a worker process does with the packets of its group (train an SAE, archive).
+
+The worker loop (`pipeline.worker`) owns the process: it attaches the bus, beats the heart, pulls,
+acknowledges after `consume` returned, and drains when the run ends. A sink only consumes.
+
+- `consume` must not keep views past its return; an at_least_once sink has made the rows durable
+  (as its fsync policy says) before it returns, because returning acknowledges them.
+- An exception from `consume` gives the lease back and ends the process; the watchdog restarts it.
+- A new incarnation resumes from what the last one wrote in `run_dir`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+
+from asys_bench.contracts.bus import Delivery, Lease
+from asys_bench.contracts.packet import ActivationPacket
+from asys_bench.contracts.stats import Slot
+
+
+class SinkOptions(BaseModel, extra="forbid", frozen=True):
+    """Base of a sink's own option model (`sinks.<name>.options` in YAML)."""
+
+
+@dataclass(frozen=True)
+class SinkContext:
+    """What a sink gets from its worker process."""
+
+    name: str
+    """The worker's name, e.g. "trainer-0"; stable over restarts."""
+    run_dir: Path
+    run_id: str
+    seed: int
+    slot: Slot
+    """This worker's part of the stats page, for its own metrics."""
+    wall_offset_ns: int
+    """Add to a packet's timestamp to get nanoseconds since the epoch."""
+    incarnation: int
+    """0 for the first start, +1 for each restart."""
+    name_of: Callable[[int], str]
+    """Interned name of a hook or encoding id."""
+    decode: Callable[[ActivationPacket], torch.Tensor]
+    """The packet's tensor through the right decoder; may view the lease's memory."""
+    heartbeat: Callable[[], None]
+    """Call it inside work that may outlast the heartbeat timeout."""
+    time_left_s: Callable[[], float]
+    """Seconds until the drain deadline; infinity while the run goes on."""
+
+
+class BaseSink(ABC):
+    """One sink in one worker process."""
+
+    max_packets: int = 256
+    """Most packets of one lease."""
+    min_packets: int = 1
+    linger_s: float = 0.05
+    """How long one pull waits for `min_packets`."""
+
+    @abstractmethod
+    def open(self, context: SinkContext) -> None:
+        """Prepare, and resume from an earlier incarnation's files."""
+
+    @abstractmethod
+    def consume(self, lease: Lease) -> None:
+        """Process one lease; it is acknowledged when this returns."""
+
+    def idle(self) -> None:
+        """Called when a pull came back empty, and between leases: background work goes here.
+
+        It must return within about a second so that heartbeats go on.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """The stream ended or the run drains: write everything; mind `time_left_s`."""
+
+
+@dataclass(frozen=True)
+class SinkPlugin:
+    """What a sink module exports as `plugin` (entry point group `asys.sink`)."""
+
+    name: str
+    summary: str
+    options: type[SinkOptions]
+    build: Callable[[SinkOptions], BaseSink]
+    default_delivery: Delivery
+    preload: tuple[str, ...] = ()
+    """Modules the fork server imports so that a restart is quick."""
+    partition: bool = False
+    """Several workers each take their own hooks (trainer) instead of sharing a group's packets."""
+    unavailable: Callable[[], str | None] = lambda: None

@@ -1,0 +1,419 @@
+"""The stats page: heartbeats, counters, gauges and histograms in shared memory.
+
+Every process of a run owns one slot and is its only writer; anyone with the descriptor reads. A
+monitor therefore never sits on a data path and never asks a worker anything. The page is one memfd,
+taken in full at start; nothing is left behind when the last process ends.
+
+Layout (little-endian, 8-byte cells)::
+
+    page   0  u64 magic | 1  u64 slots | 2 run state | 3 drain deadline (monotonic ns)
+           4  wall-clock offset (ns) | 5 owner pid | 64.. slots
+    slot   0..23 SlotField cells | 24..31 name (64 bytes UTF-8) |
+           32.. directory entries (32 cells: 30 name, kind, first cell) | data cells
+
+Metrics are appended to a slot's directory at run time; the entry count is written last, so a reader
+never sees half an entry. A restarted worker finds its metrics by name and goes on counting.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Self
+
+MAGIC = 0x4753_5953_4101
+PAGE_CELLS = 64
+SLOT_BYTES = 512 * 1024
+SLOT_CELLS = SLOT_BYTES // 8
+NAME_CELL, NAME_BYTES = 24, 64
+DIRECTORY_CELL, ENTRY_CELLS, MAX_ENTRIES = 32, 32, 384
+DATA_CELL = DIRECTORY_CELL + ENTRY_CELLS * MAX_ENTRIES
+METRIC_NAME_BYTES = 8 * (ENTRY_CELLS - 2)
+
+SUB_BUCKETS_LOG2 = 4
+SUB_BUCKETS = 1 << SUB_BUCKETS_LOG2
+HISTOGRAM_BUCKETS = 40 * SUB_BUCKETS
+"""Log-linear buckets as in HdrHistogram: 16 per power of two (<= 6.25 % wide), values up to 2**43."""
+
+
+class StatsError(RuntimeError):
+    """The page is not a stats page, is full, or has no such slot."""
+
+
+class RunState(IntEnum):
+    STARTING = 0
+    RUNNING = 1
+    DRAINING = 2
+    """The host has finished: consume what is left, write, exit."""
+    STOPPED = 3
+
+
+class WorkerState(IntEnum):
+    EMPTY = 0
+    STARTING = 1
+    READY = 2
+    """Subscribed and consuming."""
+    DONE = 3
+    """Finished in order; must not be restarted."""
+    FAILED = 4
+    """Died or was killed; a restart is due."""
+    QUARANTINED = 5
+    """Died too often; it stays down until a person acts."""
+
+
+class SlotField(IntEnum):
+    STATE = 0
+    PID = 1
+    PROCESS_START = 2
+    """Kernel start time of PID (clock ticks): a reused pid is a different process."""
+    INCARNATION = 3
+    HEARTBEAT_NS = 4
+    RESTARTS = 5
+    READY_NS = 6
+    EXIT_CODE = 7
+    ENTRIES = 8
+    NEXT_CELL = 9
+    DOWN_SINCE_NS = 10
+
+
+class MetricKind(IntEnum):
+    COUNTER = 1
+    GAUGE = 2
+    HISTOGRAM = 3
+
+
+@dataclass(frozen=True, slots=True)
+class HistogramSnapshot:
+    """Counts per bucket, plus the exact count, sum and maximum. Values in the metric's unit."""
+
+    count: int
+    total: int
+    maximum: int
+    buckets: tuple[int, ...]
+
+    def quantile(self, q: float) -> float:
+        """The value at quantile `q` in [0, 1]: the upper edge of its bucket, at most the maximum.
+
+        NaN when nothing was recorded.
+        """
+        if self.count == 0:
+            return float("nan")
+        rank = max(1, -int(-q * self.count // 1))
+        seen = 0
+        for index, n in enumerate(self.buckets):
+            seen += n
+            if seen >= rank:
+                return float(min(bucket_upper(index), self.maximum))
+        return float(self.maximum)
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+
+def bucket_of(value: int) -> int:
+    """The histogram bucket of a non-negative integer."""
+    if value < SUB_BUCKETS:
+        return value if value > 0 else 0
+    shift = value.bit_length() - SUB_BUCKETS_LOG2 - 1
+    index = (shift << SUB_BUCKETS_LOG2) + (value >> shift)
+    return index if index < HISTOGRAM_BUCKETS else HISTOGRAM_BUCKETS - 1
+
+
+def bucket_upper(index: int) -> int:
+    """The largest value of bucket `index`."""
+    if index < SUB_BUCKETS:
+        return index
+    shift = (index >> SUB_BUCKETS_LOG2) - 1
+    mantissa = (index & (SUB_BUCKETS - 1)) + SUB_BUCKETS
+    return ((mantissa + 1) << shift) - 1
+
+
+class Counter:
+    """A monotonic int64. Not thread-safe: the slot has one writer."""
+
+    __slots__ = ("_cell", "_cells")
+
+    def __init__(self, cells: memoryview, cell: int) -> None:
+        self._cells, self._cell = cells, cell
+
+    def add(self, n: int = 1) -> None:
+        self._cells[self._cell] += n
+
+    def set(self, value: int) -> None:
+        """Overwrite (for totals that are counted elsewhere)."""
+        self._cells[self._cell] = value
+
+    @property
+    def value(self) -> int:
+        return int(self._cells[self._cell])
+
+
+class Gauge:
+    """A float64 that goes up and down."""
+
+    __slots__ = ("_cell", "_cells")
+
+    def __init__(self, cells: memoryview, cell: int) -> None:
+        self._cells, self._cell = cells, cell
+
+    def set(self, value: float) -> None:
+        self._cells[self._cell] = struct.unpack("<q", struct.pack("<d", value))[0]
+
+    @property
+    def value(self) -> float:
+        return float(struct.unpack("<d", struct.pack("<q", self._cells[self._cell]))[0])
+
+
+class Histogram:
+    """Log-linear histogram of non-negative integers (nanoseconds, bytes)."""
+
+    __slots__ = ("_buckets", "_cells", "_first")
+
+    def __init__(self, cells: memoryview, cell: int) -> None:
+        self._cells, self._first, self._buckets = cells, cell, cell + 3
+
+    def record(self, value: int) -> None:
+        cells, first = self._cells, self._first
+        cells[first] += 1
+        cells[first + 1] += value
+        if value > cells[first + 2]:
+            cells[first + 2] = value
+        cells[self._buckets + bucket_of(value)] += 1
+
+    def snapshot(self) -> HistogramSnapshot:
+        cells, first = self._cells, self._first
+        buckets = tuple(cells[self._buckets : self._buckets + HISTOGRAM_BUCKETS])
+        return HistogramSnapshot(sum(buckets), cells[first + 1], cells[first + 2], buckets)
+
+
+_CELLS_OF = {
+    MetricKind.COUNTER: 1,
+    MetricKind.GAUGE: 1,
+    MetricKind.HISTOGRAM: 3 + HISTOGRAM_BUCKETS,
+}
+Metric = Counter | Gauge | Histogram
+_TYPE_OF: dict[MetricKind, type[Counter] | type[Gauge] | type[Histogram]] = {
+    MetricKind.COUNTER: Counter,
+    MetricKind.GAUGE: Gauge,
+    MetricKind.HISTOGRAM: Histogram,
+}
+
+
+def metric_name(name: str, **labels: str) -> str:
+    """`name{key=value,...}` with sorted labels; how metrics with labels are spelled in the page."""
+    if not labels:
+        return name
+    return name + "{" + ",".join(f"{key}={labels[key]}" for key in sorted(labels)) + "}"
+
+
+def split_metric_name(full: str) -> tuple[str, dict[str, str]]:
+    """The inverse of `metric_name`."""
+    if not full.endswith("}") or "{" not in full:
+        return full, {}
+    name, _, inside = full[:-1].partition("{")
+    return name, dict(part.partition("=")[::2] for part in inside.split(",") if part)
+
+
+class Slot:
+    """One process's part of the page."""
+
+    def __init__(self, page: memoryview, base: int) -> None:
+        self._cells = page[base : base + SLOT_CELLS]
+        self._known: dict[str, tuple[MetricKind, Metric]] = {}
+        self._entries_read = 0
+
+    def get(self, which: SlotField) -> int:
+        return int(self._cells[which])
+
+    def set(self, which: SlotField, value: int) -> None:
+        self._cells[which] = value
+
+    def beat(self) -> None:
+        """Record a heartbeat (CLOCK_MONOTONIC, comparable between processes)."""
+        self._cells[SlotField.HEARTBEAT_NS] = time.monotonic_ns()
+
+    @property
+    def state(self) -> WorkerState:
+        return WorkerState(self._cells[SlotField.STATE])
+
+    @state.setter
+    def state(self, value: WorkerState) -> None:
+        self._cells[SlotField.STATE] = int(value)
+
+    @property
+    def name(self) -> str:
+        raw = self._cells[NAME_CELL : NAME_CELL + NAME_BYTES // 8].tobytes()
+        return raw.rstrip(b"\0").decode()
+
+    def counter(self, name: str, **labels: str) -> Counter:
+        metric = self._ensure(MetricKind.COUNTER, metric_name(name, **labels))
+        assert isinstance(metric, Counter)
+        return metric
+
+    def gauge(self, name: str, **labels: str) -> Gauge:
+        metric = self._ensure(MetricKind.GAUGE, metric_name(name, **labels))
+        assert isinstance(metric, Gauge)
+        return metric
+
+    def histogram(self, name: str, **labels: str) -> Histogram:
+        metric = self._ensure(MetricKind.HISTOGRAM, metric_name(name, **labels))
+        assert isinstance(metric, Histogram)
+        return metric
+
+    def metrics(self) -> dict[str, Metric]:
+        """Every metric of this slot by full name, as far as its writer has published them."""
+        self._read_directory()
+        return {name: metric for name, (_, metric) in self._known.items()}
+
+    def _read_directory(self) -> None:
+        count = int(self._cells[SlotField.ENTRIES])
+        while self._entries_read < count:
+            cell = DIRECTORY_CELL + ENTRY_CELLS * self._entries_read
+            raw = self._cells[cell : cell + ENTRY_CELLS - 2].tobytes()
+            kind = MetricKind(self._cells[cell + ENTRY_CELLS - 2])
+            first = int(self._cells[cell + ENTRY_CELLS - 1])
+            name = raw.rstrip(b"\0").decode()
+            self._known[name] = (kind, _TYPE_OF[kind](self._cells, first))
+            self._entries_read += 1
+
+    def _ensure(self, kind: MetricKind, name: str) -> Metric:
+        self._read_directory()
+        found = self._known.get(name)
+        if found is not None:
+            if found[0] is not kind:
+                raise StatsError(f"metric {name!r} is a {found[0].name}, not a {kind.name}")
+            return found[1]
+        raw = name.encode()
+        entries, first = self.get(SlotField.ENTRIES), self.get(SlotField.NEXT_CELL) or DATA_CELL
+        if len(raw) > METRIC_NAME_BYTES or entries >= MAX_ENTRIES:
+            raise StatsError(
+                f"no room for metric {name!r}: names hold {METRIC_NAME_BYTES} bytes, "
+                f"a slot {MAX_ENTRIES} metrics"
+            )
+        if first + _CELLS_OF[kind] > SLOT_CELLS:
+            raise StatsError(f"slot {self.name!r} has no cells left for metric {name!r}")
+        cell = DIRECTORY_CELL + ENTRY_CELLS * entries
+        padded = raw.ljust(METRIC_NAME_BYTES, b"\0")
+        for index, value in enumerate(struct.unpack(f"<{ENTRY_CELLS - 2}q", padded)):
+            self._cells[cell + index] = value
+        self._cells[cell + ENTRY_CELLS - 2] = int(kind)
+        self._cells[cell + ENTRY_CELLS - 1] = first
+        self.set(SlotField.NEXT_CELL, first + _CELLS_OF[kind])
+        self.set(SlotField.ENTRIES, entries + 1)
+        self._read_directory()
+        return self._known[name][1]
+
+    def release(self) -> None:
+        self._known.clear()
+        self._cells.release()
+
+
+class StatsPage:
+    """The whole page; `create` in the run's owner, `attach` by descriptor anywhere else."""
+
+    def __init__(self, fd: int, mapping: mmap.mmap) -> None:
+        self.fd = fd
+        self._mapping = mapping
+        self._cells = memoryview(mapping).cast("q")
+        self._slots: dict[str, Slot] = {}
+        for index in range(int(self._cells[1])):
+            slot = Slot(self._cells, PAGE_CELLS + index * SLOT_CELLS)
+            self._slots[slot.name] = slot
+
+    @classmethod
+    def create(cls, slot_names: list[str]) -> Self:
+        """A fresh page with one slot per name (<= 64 bytes of UTF-8 each, unique).
+
+        Raises:
+            StatsError: bad names; OSError: no memory or descriptors left.
+        """
+        if len(set(slot_names)) != len(slot_names):
+            raise StatsError(f"slot names are not unique: {slot_names}")
+        size = 8 * PAGE_CELLS + SLOT_BYTES * len(slot_names)
+        fd = os.memfd_create("asys-stats", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            with mmap.mmap(fd, size) as mapping:
+                for index, name in enumerate(slot_names):
+                    raw = name.encode()
+                    if not 0 < len(raw) <= NAME_BYTES:
+                        raise StatsError(f"slot name {name!r} is not 1..{NAME_BYTES} bytes")
+                    offset = 8 * (PAGE_CELLS + index * SLOT_CELLS + NAME_CELL)
+                    mapping[offset : offset + len(raw)] = raw
+                wall_offset = time.time_ns() - time.monotonic_ns()
+                head = (MAGIC, len(slot_names), RunState.STARTING, 0, wall_offset, os.getpid())
+                mapping[: 8 * len(head)] = struct.pack(f"<{len(head)}q", *head)
+            return cls.attach(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    @classmethod
+    def attach(cls, fd: int) -> Self:
+        """Map the page behind `fd` (kept open and owned by the result).
+
+        Raises:
+            StatsError: it is not a stats page.
+        """
+        size = os.fstat(fd).st_size
+        if size < 8 * PAGE_CELLS:
+            raise StatsError(f"{size} bytes are too few for a stats page")
+        mapping = mmap.mmap(fd, size)
+        magic, slots = struct.unpack_from("<qq", mapping)
+        if magic != MAGIC or size != 8 * PAGE_CELLS + SLOT_BYTES * slots:
+            mapping.close()
+            raise StatsError(f"not a stats page: magic {magic:#x}, {slots} slots, {size} bytes")
+        return cls(fd, mapping)
+
+    def slot(self, name: str) -> Slot:
+        try:
+            return self._slots[name]
+        except KeyError:
+            raise StatsError(f"no slot {name!r}; valid: {', '.join(self._slots)}") from None
+
+    def slots(self) -> Iterator[tuple[str, Slot]]:
+        return iter(self._slots.items())
+
+    @property
+    def run_state(self) -> RunState:
+        return RunState(self._cells[2])
+
+    @run_state.setter
+    def run_state(self, value: RunState) -> None:
+        self._cells[2] = int(value)
+
+    @property
+    def drain_deadline_ns(self) -> int:
+        """CLOCK_MONOTONIC time by which workers must have exited; 0 while the run goes on."""
+        return int(self._cells[3])
+
+    @drain_deadline_ns.setter
+    def drain_deadline_ns(self, value: int) -> None:
+        self._cells[3] = value
+
+    @property
+    def wall_offset_ns(self) -> int:
+        """Add to a packet's monotonic timestamp to get nanoseconds since the epoch."""
+        return int(self._cells[4])
+
+    @property
+    def owner_pid(self) -> int:
+        return int(self._cells[5])
+
+    def close(self) -> None:
+        """Unmap and close the descriptor. Idempotent."""
+        if self.fd < 0:
+            return
+        for slot in self._slots.values():
+            slot.release()
+        self._slots.clear()
+        self._cells.release()
+        self._mapping.close()
+        os.close(self.fd)
+        self.fd = -1

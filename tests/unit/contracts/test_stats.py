@@ -1,0 +1,130 @@
+"""The stats page: shared, self-describing, one writer per slot."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asys_bench.contracts.stats import (
+    MAX_ENTRIES,
+    HistogramSnapshot,
+    RunState,
+    SlotField,
+    StatsError,
+    StatsPage,
+    WorkerState,
+    bucket_of,
+    bucket_upper,
+    metric_name,
+    split_metric_name,
+)
+
+
+@pytest.fixture
+def page():
+    page = StatsPage.create(["host", "trainer-0"])
+    yield page
+    page.close()
+
+
+def test_another_mapping_sees_what_the_writer_wrote(page):
+    slot = page.slot("trainer-0")
+    slot.state = WorkerState.READY
+    slot.counter("rows", hook="a").add(3)
+    slot.gauge("fvu", hook="a").set(-0.25)
+    slot.histogram("latency_ns").record(1000)
+    page.run_state = RunState.DRAINING
+    page.drain_deadline_ns = 77
+
+    other = StatsPage.attach(os.dup(page.fd))
+    try:
+        metrics = other.slot("trainer-0").metrics()
+        assert metrics["rows{hook=a}"].value == 3
+        assert metrics["fvu{hook=a}"].value == -0.25
+        assert metrics["latency_ns"].snapshot().count == 1
+        assert other.slot("trainer-0").state is WorkerState.READY
+        assert (other.run_state, other.drain_deadline_ns) == (RunState.DRAINING, 77)
+        assert other.owner_pid == os.getpid()
+    finally:
+        other.close()
+
+
+def test_a_restarted_writer_goes_on_counting(page):
+    page.slot("host").counter("steps").add(5)
+    again = StatsPage.attach(os.dup(page.fd))
+    again.slot("host").counter("steps").add(2)
+    assert page.slot("host").counter("steps").value == 7
+    again.close()
+
+
+def test_a_metric_keeps_its_kind_and_a_full_slot_says_so(page):
+    slot = page.slot("host")
+    slot.counter("x")
+    with pytest.raises(StatsError, match="COUNTER"):
+        slot.gauge("x")
+    for index in range(MAX_ENTRIES - 1):
+        slot.counter(f"c{index}")
+    with pytest.raises(StatsError, match="no room"):
+        slot.counter("one too many")
+    with pytest.raises(StatsError, match="valid: host, trainer-0"):
+        page.slot("nobody")
+
+
+def test_something_else_than_a_stats_page_is_refused(tmp_path):
+    path = tmp_path / "noise"
+    path.write_bytes(os.urandom(4096))
+    fd = os.open(path, os.O_RDWR)
+    with pytest.raises(StatsError):
+        StatsPage.attach(fd)
+    os.close(fd)
+
+
+def test_nothing_is_left_open_after_close():
+    before = set(os.listdir("/proc/self/fd"))
+    page = StatsPage.create(["a", "b", "c"])
+    page.slot("a").histogram("h").record(1)
+    page.slot("b").set(SlotField.PID, 1)
+    page.close()
+    page.close()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+@given(st.integers(0, 2**43 - 1))
+def test_a_value_lies_in_its_bucket_and_the_bucket_is_narrow(value):
+    index = bucket_of(value)
+    upper = bucket_upper(index)
+    lower = bucket_upper(index - 1) + 1 if index else 0
+    assert lower <= value <= upper
+    assert upper - lower <= max(0, lower / 16)
+
+
+@given(st.lists(st.integers(0, 10**9), min_size=1, max_size=300), st.floats(0.01, 1.0))
+def test_a_quantile_is_within_a_bucket_of_the_exact_one(values, q):
+    page = StatsPage.create(["s"])
+    histogram = page.slot("s").histogram("h")
+    for value in values:
+        histogram.record(value)
+    snapshot = histogram.snapshot()
+    page.close()
+    exact = sorted(values)[max(1, -int(-q * len(values) // 1)) - 1]
+    assert exact <= snapshot.quantile(q) <= exact + exact / 16 + 1
+    assert (snapshot.count, snapshot.total) == (len(values), sum(values))
+
+
+def test_an_empty_histogram_has_no_quantile():
+    assert HistogramSnapshot(0, 0, 0, ()).quantile(0.5) != HistogramSnapshot(0, 0, 0, ()).quantile(
+        0.5
+    )
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["hook", "group", "reason"]),
+        st.text("abc.:-_0", min_size=1, max_size=10),
+    )
+)
+def test_labels_survive_a_metric_name(labels):
+    assert split_metric_name(metric_name("m", **labels)) == ("m", labels)
