@@ -1,0 +1,126 @@
+"""`hooks`: which modules are observed, what of them is captured and how it is encoded."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+)
+
+from asys_bench.config.plugin_access import Registries
+from asys_bench.config.sampling import SamplingConfig
+from asys_bench.config.section import Integer, PluginName, Section, Text, as_list
+from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin
+from asys_bench.registry import registry
+
+
+class Capture(StrEnum):
+    """What of a module is captured."""
+
+    ACTIVATION = "activation"
+    INPUT = "input"
+    GRADIENT = "gradient"
+
+
+class Phase(StrEnum):
+    """In which mode of a module (`module.training`) its hook captures."""
+
+    ANY = "any"
+    TRAIN = "train"
+    EVAL = "eval"
+
+
+class PreprocessStep(Section):
+    """One preprocessor; written as `name` or as `{name: {option: value}}`."""
+
+    name: PluginName = Field(description="preprocessor plugin (entry point group `asys.kernel`)")
+    options: dict[str, Any] = Field(default_factory=dict, description="the preprocessor's options")
+
+    @model_serializer(mode="wrap")
+    def _short_form(self, handler: SerializerFunctionWrapHandler) -> Any:
+        options = handler(self)["options"]
+        return {self.name: options} if options else self.name
+
+    def plugin(self, registries: Registries = registry) -> KernelPlugin:
+        """The preprocessor plugin. Raises PluginError if it is unknown or does not load."""
+        return registries("kernel").get(self.name, KernelPlugin)
+
+    def plugin_options(self, registries: Registries = registry) -> KernelOptions:
+        """The options as the plugin's own model."""
+        return self.plugin(registries).options.model_validate(self.options)
+
+
+def _from_short_form(value: object) -> object:
+    if isinstance(value, PreprocessStep):
+        return value
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+        if options is None or isinstance(options, dict):
+            return {"name": name, "options": options or {}}
+    raise ValueError("a preprocessor is `name` or `{name: {option: value}}`")
+
+
+ShortStep = Annotated[
+    PreprocessStep,
+    BeforeValidator(_from_short_form),
+    WithJsonSchema(
+        {
+            "description": "preprocessor: `name` or `{name: {option: value}}`",
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "minProperties": 1,
+                    "maxProperties": 1,
+                    "additionalProperties": {"type": ["object", "null"]},
+                },
+            ],
+        }
+    ),
+]
+
+
+class HookConfig(Section):
+    """One rule: every module whose name matches is hooked this way; the first matching rule wins."""
+
+    match: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = Field(
+        min_length=1,
+        description="fnmatch glob over module names, or a list of them; case-sensitive",
+    )
+    capture: Annotated[tuple[Capture, ...], BeforeValidator(as_list)] = Field(
+        default=(Capture.ACTIVATION,), min_length=1, description="what of the module is captured"
+    )
+    phase: Phase = Field(
+        default=Phase.ANY,
+        description="capture always, or only while `module.training` is true (`train`) "
+        "or false (`eval`)",
+    )
+    select: Integer | Text | None = Field(
+        default=None,
+        description="element of a tuple, list (index) or dict (key) to take; "
+        "null takes the first tensor found",
+    )
+    preprocess: Annotated[tuple[ShortStep, ...], BeforeValidator(as_list)] = Field(
+        default=(PreprocessStep(name="identity"),),
+        min_length=1,
+        description="chain of preprocessors, each `name` or `{name: {option: value}}`",
+    )
+    sampling: SamplingConfig = Field(
+        default_factory=SamplingConfig, description="sampling rate and its limits"
+    )
+
+    @field_validator("capture")
+    @classmethod
+    def _no_repeats(cls, value: tuple[Capture, ...]) -> tuple[Capture, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each kind of capture may be listed once")
+        return value
