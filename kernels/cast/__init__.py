@@ -1,0 +1,1 @@
+"""Cast: floating-point tensors in a narrower dtype."""

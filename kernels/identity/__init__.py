@@ -1,0 +1,1 @@
+"""Identity: the tensor's own bytes."""
