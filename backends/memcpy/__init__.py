@@ -1,0 +1,1 @@
+"""Instrument floor: one copy into an arena, read in place in the same process."""

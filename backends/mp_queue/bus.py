@@ -1,0 +1,143 @@
+"""`PythonQueueBus`: the bus as its owner holds it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from asys_bench.backends.mp_queue import forks
+from asys_bench.backends.mp_queue.broker import Broker
+from asys_bench.backends.mp_queue.client import Connector
+from asys_bench.backends.mp_queue.config import MpQueueOptions
+from asys_bench.backends.mp_queue.io_loop import IoLoop
+from asys_bench.backends.mp_queue.producer import QueueProducer
+from asys_bench.contracts.bus import (
+    BaseDataBus,
+    BusAccount,
+    BusError,
+    BusHandle,
+    BusRequest,
+    BusSubscription,
+    GroupSpec,
+)
+
+MAX_PAYLOAD_BYTES = 1 << 30
+
+
+class PythonQueueBus(BaseDataBus):
+    """Queues in the owner's memory, handed out over one Unix socket per consumer."""
+
+    def __init__(self, request: BusRequest) -> None:
+        """Create the counter page, listen, and start the I/O thread.
+
+        Raises:
+            BusError: a request that cannot be met.
+        """
+        super().__init__()
+        options = request.options
+        if not isinstance(options, MpQueueOptions):
+            options = MpQueueOptions(**options.model_dump())
+        if min(request.shards, request.capacity_packets, request.capacity_bytes) < 1:
+            raise BusError("a bus needs at least 1 shard, 1 packet and 1 byte of capacity")
+        self._request = request
+        self._options = options
+        self._token = secrets.token_hex(32)
+        try:
+            self._broker = Broker(request)
+        except OSError as error:
+            raise BusError(f"no memory for the bus: {error}; lower bus.capacity_bytes") from error
+        try:
+            self._loop = IoLoop(self._broker, self._token, options.socket_buffer_bytes)
+        except OSError as error:
+            self._broker.close()
+            raise BusError(f"cannot listen for consumers: {error}") from error
+        self._connector = Connector(
+            self._loop.address,
+            self._token,
+            options.prefetch,
+            options.connect_timeout_s,
+            options.socket_buffer_bytes,
+        )
+        self._producers: dict[int, QueueProducer] = {}
+        self._pid = os.getpid()
+        self._closed = False
+        forks.watch(self)
+
+    def producer(self, shard: int = 0) -> QueueProducer:
+        self._check()
+        if not 0 <= shard < self._request.shards:
+            raise BusError(f"no shard {shard}; this bus has 0..{self._request.shards - 1}")
+        if shard in self._producers:
+            raise BusError(f"the producer of shard {shard} was already handed out; a shard has one")
+        self._producers[shard] = producer = QueueProducer(
+            self._broker,
+            self._loop.wake,
+            shard,
+            self._request.source,
+            with_checksum=self._request.checksum,
+            max_payload_bytes=min(MAX_PAYLOAD_BYTES, self._request.capacity_bytes),
+        )
+        return producer
+
+    def intern(self, name: str) -> int:
+        self._check()
+        return self._broker.intern(name)
+
+    def name_of(self, name_id: int) -> str:
+        return self._broker.name_of(name_id)
+
+    def handle(self) -> BusHandle:
+        self._check()
+        params = {
+            "address": self._loop.address,
+            "token": self._token,
+            "prefetch": self._options.prefetch,
+            "connect_timeout_s": self._options.connect_timeout_s,
+            "socket_buffer_bytes": self._options.socket_buffer_bytes,
+        }
+        return BusHandle("mp_queue", params, (self._broker.page.reader_fd,))
+
+    def subscribe(self, group: str, member: str, spec: GroupSpec | None = None) -> BusSubscription:
+        self._check()
+        return self._connector.subscribe(group, member, spec)
+
+    def account(self) -> BusAccount:
+        self._check_pid()
+        return self._broker.account()
+
+    def fill_ratio(self) -> float:
+        return self._broker.fill_ratio()
+
+    def reap(self, pid: int) -> int:
+        self._check()
+        return self._loop.reap(pid)
+
+    def finish(self) -> None:
+        self._check()
+        self._broker.finish()
+        self._loop.wake()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if os.getpid() != self._pid:
+            return  # the parent's; `after_fork_in_child` closed the descriptors
+        self._broker.finish()
+        self._connector.close()
+        self._loop.stop()
+        self._broker.close()
+
+    def after_fork_in_child(self) -> None:
+        """Close inherited sockets, so that consumers see this process's death as end of file."""
+        self._loop.abandon()
+        self._connector.abandon()
+
+    def _check(self) -> None:
+        self._check_pid()
+        if self._closed:
+            raise BusError("this bus is closed; build a new one")
+
+    def _check_pid(self) -> None:
+        if os.getpid() != self._pid:
+            raise BusError("a forked child cannot use its parent's bus; attach by its handle")

@@ -1,0 +1,116 @@
+"""A process's attachment to a bus that another process owns."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import Self
+
+from asys_bench.backends.mp_queue import forks
+from asys_bench.backends.mp_queue.channel import Channel
+from asys_bench.backends.mp_queue.counters import CounterReader
+from asys_bench.backends.mp_queue.subscription import QueueSubscription
+from asys_bench.backends.mp_queue.wire import Hello
+from asys_bench.contracts.bus import (
+    BusAccount,
+    BusClient,
+    BusError,
+    BusHandle,
+    BusSubscription,
+    GroupSpec,
+)
+
+
+class Connector:
+    """Where the owner listens and how to be let in; makes subscriptions."""
+
+    def __init__(
+        self, address: str, token: str, prefetch: bool, timeout_s: float, buffer_bytes: int
+    ) -> None:
+        self._address = address
+        self._token = token
+        self._prefetch = prefetch
+        self._timeout_s = timeout_s
+        self._buffer_bytes = buffer_bytes
+        self._subscriptions: weakref.WeakSet[QueueSubscription] = weakref.WeakSet()
+
+    def subscribe(self, group: str, member: str, spec: GroupSpec | None) -> QueueSubscription:
+        """A new member. Raises BusError when the owner is gone or refuses."""
+        hello = Hello(group, member, spec)
+
+        def connect() -> Channel:
+            return Channel(self._address, self._token, hello, self._timeout_s, self._buffer_bytes)
+
+        subscription = QueueSubscription(group, member, connect, prefetch=self._prefetch)
+        self._subscriptions.add(subscription)
+        return subscription
+
+    def close(self) -> None:
+        """Leave every group."""
+        for subscription in list(self._subscriptions):
+            subscription.close()
+
+    def abandon(self) -> None:
+        """In a forked child."""
+        for subscription in list(self._subscriptions):
+            subscription.abandon()
+
+
+class QueueClient(BusClient):
+    """Attached by a handle: subscribes, reads the account and the names."""
+
+    def __init__(self, page: CounterReader, connector: Connector) -> None:
+        self._page = page
+        self._connector = connector
+        self._pid = os.getpid()
+        self._closed = False
+        forks.watch(self)
+
+    @classmethod
+    def attach(cls, handle: BusHandle) -> Self:
+        """Attach to the bus behind `handle`; its descriptor is not consumed.
+
+        Raises:
+            BusError: it is no handle of this backend.
+        """
+        try:
+            if handle.backend != "mp_queue" or len(handle.fds) != 1:
+                raise BusError(f"not an mp_queue handle: {handle.backend}, {len(handle.fds)} fds")
+            connector = Connector(
+                str(handle.params["address"]),
+                str(handle.params["token"]),
+                bool(handle.params["prefetch"]),
+                float(handle.params["connect_timeout_s"]),
+                int(handle.params["socket_buffer_bytes"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BusError(f"the handle's params are incomplete: {error!r}") from error
+        return cls(CounterReader(handle.fds[0]), connector)
+
+    def subscribe(self, group: str, member: str, spec: GroupSpec | None = None) -> BusSubscription:
+        self._check()
+        return self._connector.subscribe(group, member, spec)
+
+    def account(self) -> BusAccount:
+        self._check()
+        return self._page.account()
+
+    def name_of(self, name_id: int) -> str:
+        self._check()
+        return self._page.name_of(name_id)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._connector.close()
+            self._page.close()
+
+    def after_fork_in_child(self) -> None:
+        """Close inherited channels: an open copy would hide this reader's death from the owner."""
+        self._connector.abandon()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise BusError("this client is closed; attach again")
+        if os.getpid() != self._pid:
+            raise BusError("a forked child cannot use its parent's client; attach by the handle")

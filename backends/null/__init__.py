@@ -1,0 +1,1 @@
+"""Instrument floor: a bus that counts packets and transports nothing."""

@@ -1,0 +1,69 @@
+"""Fixtures of the bus suite: every registered backend, by its capabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from asys_bench.contracts.bus import BusPlugin
+from asys_bench.registry import registry
+
+from .processes import Nursery
+from .support import Buses
+
+
+@pytest.fixture(params=registry("backend").names())
+def any_plugin(request: pytest.FixtureRequest) -> BusPlugin:
+    """Each backend that can run here."""
+    plugin = registry("backend").get(request.param, BusPlugin)
+    reason = plugin.unavailable()
+    if reason is not None:
+        pytest.skip(f"{plugin.name}: {reason}")
+    return plugin
+
+
+@pytest.fixture
+def plugin(any_plugin: BusPlugin) -> BusPlugin:
+    """Each backend that transports payloads."""
+    if not any_plugin.capabilities.transports_payload:
+        pytest.skip(f"{any_plugin.name} transports nothing")
+    return any_plugin
+
+
+@pytest.fixture
+def make_bus(plugin: BusPlugin) -> Iterator[Buses]:
+    """Builds buses; closes them at the end."""
+    buses = Buses(plugin)
+    yield buses
+    buses.close()
+
+
+@pytest.fixture
+def shared_bus(make_bus: Buses) -> Buses:
+    """As `make_bus`, for backends that other processes can attach to."""
+    if not make_bus.plugin.capabilities.cross_process:
+        pytest.skip(f"{make_bus.plugin.name} lives in one process")
+    return make_bus
+
+
+@pytest.fixture
+def killable_bus(shared_bus: Buses) -> Buses:
+    """As `shared_bus`, for backends that survive a killed consumer."""
+    if not shared_bus.plugin.capabilities.survives_consumer_kill:
+        pytest.skip(f"{shared_bus.plugin.name} does not survive a killed consumer")
+    return shared_bus
+
+
+@pytest.fixture(scope="session")
+def _nursery() -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def nursery(_nursery: Nursery) -> Iterator[Nursery]:
+    """Starts processes in milliseconds; ends each of them by its id after the test."""
+    yield _nursery
+    _nursery.end_children()
