@@ -1,0 +1,132 @@
+#include "copy.hpp"
+
+#include <array>
+#include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define SPMC_X86 1
+#endif
+
+namespace spmc {
+
+void copy_cached(u8* to, const u8* from, u64 bytes) { std::memcpy(to, from, bytes); }
+
+#ifdef SPMC_X86
+namespace {
+
+__attribute__((target("avx512f"))) void stream_512(u8* to, const u8* from, u64 lines) {
+  for (; lines >= 4; lines -= 4, to += 256, from += 256) {
+    _mm_prefetch(reinterpret_cast<const char*>(from + 1024), _MM_HINT_T0);
+    const __m512i a = _mm512_loadu_si512(from), b = _mm512_loadu_si512(from + 64);
+    const __m512i c = _mm512_loadu_si512(from + 128), d = _mm512_loadu_si512(from + 192);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), a);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 64), b);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 128), c);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 192), d);
+  }
+  for (; lines > 0; --lines, to += 64, from += 64)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+}
+
+__attribute__((target("avx2"))) void stream_256(u8* to, const u8* from, u64 lines) {
+  for (; lines > 0; --lines, to += 64, from += 64) {
+    const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i b = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + 32));
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to), a);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(to + 32), b);
+  }
+}
+
+void stream_128(u8* to, const u8* from, u64 lines) {
+  for (; lines > 0; --lines)
+    for (int i = 0; i < 4; ++i, to += 16, from += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+__attribute__((target("sse4.2"))) u32 crc_sse42(const u8* data, u64 bytes) {
+  u64 crc = 0xFFFFFFFF;
+  for (; bytes >= 8; bytes -= 8, data += 8) {
+    u64 word;
+    std::memcpy(&word, data, 8);
+    crc = _mm_crc32_u64(crc, word);
+  }
+  for (; bytes > 0; --bytes, ++data) crc = _mm_crc32_u8(static_cast<u32>(crc), *data);
+  return static_cast<u32>(crc) ^ 0xFFFFFFFF;
+}
+
+using Stream = void (*)(u8*, const u8*, u64);
+const Stream kStream = __builtin_cpu_supports("avx512f") ? stream_512
+                       : __builtin_cpu_supports("avx2")  ? stream_256
+                                                         : stream_128;
+const bool kHasCrc = __builtin_cpu_supports("sse4.2");
+
+}  // namespace
+
+void copy_streaming(u8* to, const u8* from, u64 bytes) {
+  const u64 whole = bytes & ~63ULL;
+  kStream(to, from, whole / 64);
+  std::memcpy(to + whole, from + whole, bytes - whole);
+  _mm_sfence();
+}
+#else
+void copy_streaming(u8* to, const u8* from, u64 bytes) { std::memcpy(to, from, bytes); }
+#endif
+
+namespace {
+u32 crc_table(const u8* data, u64 bytes) {
+  static const auto table = [] {
+    std::array<u32, 256> t{};
+    for (u32 i = 0; i < 256; ++i) {
+      u32 crc = i;
+      for (int bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ ((crc & 1) != 0 ? 0x82F63B78u : 0u);
+      t[i] = crc;
+    }
+    return t;
+  }();
+  u32 crc = 0xFFFFFFFF;
+  for (; bytes > 0; --bytes, ++data) crc = (crc >> 8) ^ table[(crc ^ *data) & 0xFF];
+  return crc ^ 0xFFFFFFFF;
+}
+}  // namespace
+
+u32 crc32c(const u8* data, u64 bytes) {
+#ifdef SPMC_X86
+  if (kHasCrc) return crc_sse42(data, bytes);
+#endif
+  return crc_table(data, bytes);
+}
+
+namespace {
+// The same loop for several instruction sets. (target_clones would do this, but its resolvers run
+// before ThreadSanitizer is up.)
+#define SPMC_SUM_LOOP                \
+  u64 sum = 0;                       \
+  for (u64 i = 0; i < words; ++i) {  \
+    u64 word;                        \
+    std::memcpy(&word, data + i * 8, 8); \
+    sum += word;                     \
+  }                                  \
+  return sum;
+
+u64 sum_plain(const u8* data, u64 words) { SPMC_SUM_LOOP }
+#ifdef SPMC_X86
+__attribute__((target("avx2"))) u64 sum_256(const u8* data, u64 words) { SPMC_SUM_LOOP }
+__attribute__((target("avx512f"))) u64 sum_512(const u8* data, u64 words) { SPMC_SUM_LOOP }
+const auto kSum = __builtin_cpu_supports("avx512f") ? sum_512
+                  : __builtin_cpu_supports("avx2")  ? sum_256
+                                                    : sum_plain;
+#else
+const auto kSum = sum_plain;
+#endif
+#undef SPMC_SUM_LOOP
+}  // namespace
+
+u64 sum_u64(const u8* data, u64 bytes) {
+  u64 tail = 0;
+  std::memcpy(&tail, data + (bytes & ~7ULL), bytes & 7);
+  return kSum(data, bytes / 8) + tail;
+}
+
+}  // namespace spmc

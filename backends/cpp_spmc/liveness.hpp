@@ -1,0 +1,84 @@
+// Is that process dead? The kernel's answer (pidfd), never a timeout and never kill(pid, 0), which a
+// zombie answers and a reused pid answers for someone else.
+#pragma once
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "layout.hpp"
+
+namespace spmc {
+
+// Who a word of the owner table names: start time (clock ticks since boot, low 32 bits) and pid.
+// One word, so that registering is one compare-and-swap and a kill leaves no half-written identity.
+constexpr u64 make_identity(u64 pid, u64 start_time) {
+  return ((start_time & 0xFFFFFFFF) << 32) | ((pid & 0x3FFFFF) << 10);
+}
+constexpr u64 identity_pid(u64 identity) { return (identity >> 10) & 0x3FFFFF; }
+constexpr u64 identity_generation(u64 identity) { return identity & 0x3FF; }
+constexpr u64 identity_of(u64 word) { return word & ~0x3FFULL; }
+
+// Field 22 of /proc/<pid>/stat, or 0 when there is no such process. (comm may hold spaces and ')'.)
+inline u64 process_start_time(u64 pid) {
+  char path[64], text[1024];
+  std::snprintf(path, sizeof path, "/proc/%llu/stat", static_cast<unsigned long long>(pid));
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return 0;
+  const ssize_t n = read(fd, text, sizeof text - 1);
+  close(fd);
+  if (n <= 0) return 0;
+  text[n] = 0;
+  const char* at = std::strrchr(text, ')');
+  for (int field = 2; at != nullptr && field < 22; ++field) at = std::strchr(at + 1, ' ');
+  return at == nullptr ? 0 : std::strtoull(at + 1, nullptr, 10);
+}
+
+inline u64 own_identity() {
+  const auto pid = static_cast<u64>(getpid());
+  return make_identity(pid, process_start_time(pid));
+}
+
+// Watches one process through a pidfd, which stays right when the pid is reused.
+class ProcessWatch {
+ public:
+  ProcessWatch() = default;
+  explicit ProcessWatch(u64 identity) {
+    const u64 pid = identity_pid(identity);
+    fd_ = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0));
+    if (fd_ < 0) {
+      gone_ = errno == ESRCH;
+      return;  // anything else (EMFILE, EPERM): unknown counts as alive
+    }
+    // The pidfd may already name a later process of the same pid: the start time tells.
+    const u64 start = process_start_time(pid);
+    gone_ = start != 0 && make_identity(pid, start) != identity_of(identity);
+  }
+  ~ProcessWatch() {
+    if (fd_ >= 0) close(fd_);
+  }
+  ProcessWatch(const ProcessWatch&) = delete;
+  ProcessWatch& operator=(const ProcessWatch&) = delete;
+
+  bool dead() {
+    if (gone_ || fd_ < 0) return gone_;
+    pollfd poll_fd{fd_, POLLIN, 0};  // readable once it has terminated, zombie or not
+    if (poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & POLLIN) != 0) gone_ = true;
+    return gone_;
+  }
+
+ private:
+  int fd_ = -1;
+  std::atomic<bool> gone_ = false;  // the threads of a process share the watch of its bus's owner
+};
+
+inline bool is_dead(u64 identity) { return ProcessWatch(identity).dead(); }
+
+}  // namespace spmc

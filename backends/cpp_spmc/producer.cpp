@@ -1,0 +1,143 @@
+#include "producer.hpp"
+
+#include <time.h>
+
+namespace spmc {
+namespace {
+constexpr u64 kDeathCheckNs = 50'000'000;
+
+u64 now_ns() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<u64>(time.tv_sec) * 1'000'000'000ULL + static_cast<u64>(time.tv_nsec);
+}
+}  // namespace
+
+Producer::Producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy)
+    : segment_(std::move(segment)),
+      tables_(*segment_),
+      m_(segment_->shard(shard)),
+      shard_(shard),
+      policy_(policy),
+      arena_(segment_->geometry().arena_bytes, policy.window),
+      base_(segment_->arena(shard)),
+      slots_(segment_->geometry().slots),
+      next_(load(m_.wseq())),
+      committed_(next_),
+      tail_(next_),
+      starts_(slots_) {}
+
+u8* Producer::reserve(u64 nbytes, Refusal& refusal) {
+  refusal = Refusal::closed;
+  if (segment_->refusing()) return nullptr;
+  refusal = Refusal::too_large;
+  if (nbytes > segment_->geometry().max_payload) return nullptr;
+  const u64 need = frame_bytes(nbytes);
+  if (next_ - tail_ == slots_ || arena_.wants_reclaim(need)) reclaim();
+  std::optional<u64> offset;
+  for (int attempt = 0;; ++attempt) {
+    if (next_ - tail_ != slots_) offset = arena_.allocate(need);
+    if (offset) break;
+    if (attempt == 0) {
+      reclaim();
+      continue;
+    }
+    // Full. A dead reader may hold the oldest slot: look, but not at every refusal.
+    const u64 now = now_ns();
+    refusal = Refusal::full;
+    if (attempt > 1 || now < next_death_check_) return nullptr;
+    next_death_check_ = now + kDeathCheckNs;
+    if (tables_.reap_dead() == 0) return nullptr;
+    reclaim();
+  }
+  refusal = Refusal::none;
+  reserved_ = *offset;
+  return base_ + reserved_ + kPacketHeaderBytes;
+}
+
+void Producer::abort() { arena_.undo(reserved_); }
+
+void Producer::queue(u64 nbytes, u64 hook_id) {
+  const u64 mask = load(segment_->word(kHdrGroupMask), Order::acquire);
+  if (mask != mask_) refresh_groups(mask);
+  arena_.undo(reserved_ + frame_bytes(nbytes));  // give back what was reserved but not used
+  starts_[next_ & (slots_ - 1)] = reserved_;
+  u32 want = static_cast<u32>(mask_);
+  if (filtering_) want = wanted(hook_id);
+  ShardRing::fill(m_, next_, (reserved_ / 64) << 32 | nbytes, want);
+  bytes_ += nbytes;
+  ++next_;
+}
+
+void Producer::commit() {
+  if (next_ == committed_) return;
+  // The books of this commit go to the record that is not valid now: a kill before the store of
+  // wseq leaves the other one, whose `upto` is still the newest that does not exceed wseq.
+  const u64 record = kShPublished + published_ * kShPublishedStride;
+  store(m_.at(record + 8), bytes_);
+  if (missed_dirty_ != 0) {
+    --missed_dirty_;
+    store(m_.at(record + 16), mask_);
+    for (unsigned g = 0; g < kGroups; ++g) store(m_.at(record + 24 + g * 8), missed_[g]);
+  }
+  store(m_.at(record), next_);
+  published_ ^= 1;
+  committed_ = next_;
+  ShardRing::commit(m_, next_);
+}
+
+void Producer::reclaim() {
+  const u64 tail = ShardRing::reclaim(m_, tail_, committed_, harvest_);
+  if (tail != tail_) {
+    tail_ = tail;
+    // Same two-record scheme, selected by its own word: these slots leave the window that an
+    // account scans exactly when their totals enter the record.
+    const u64 valid = load(m_.at(kShHarvestSelect)) & 1;
+    const u64 record = kShHarvest + (valid ^ 1) * kShHarvestStride;
+    store(m_.at(record), tail);
+    for (unsigned g = 0; g < kGroups; ++g) {
+      store(m_.at(record + 8 + g * 8), harvest_.lost[g]);
+      store(m_.at(record + 64 + g * 8), harvest_.dead[g]);
+      store(m_.at(record + 120 + g * 8), harvest_.again[g]);
+    }
+    store(m_.at(kShHarvestSelect), valid ^ 1, Order::release);
+  }
+  // Frames that are queued but not committed keep the arena from being empty.
+  if (tail_ == next_) arena_.clear();
+  else arena_.free_to(starts_[tail_ & (slots_ - 1)]);
+}
+
+void Producer::refresh_groups(u64 mask) {
+  for (unsigned g = 0; g < kGroups; ++g)
+    if ((mask & ~mask_) >> g & 1) missed_[g] = next_ - segment_->initial_seq();
+  mask_ = mask;
+  missed_dirty_ = 2;
+  filters_.clear();
+  for (unsigned g = 0; g < kGroups; ++g)
+    if ((mask >> g) & 1) filters_.push_back(tables_.group(g));
+  filtering_ = false;
+  for (const GroupInfo& info : filters_) filtering_ = filtering_ || !info.hooks.empty();
+}
+
+u32 Producer::wanted(u64 hook_id) {
+  u32 want = 0;
+  for (const GroupInfo& info : filters_) {
+    const bool all = info.hooks.empty();
+    if (all || (hook_id < kNames && (info.hooks[hook_id / 64] >> (hook_id % 64)) & 1)) {
+      want |= 1u << info.index;
+    } else {
+      ++missed_[info.index];
+      missed_dirty_ = 2;
+    }
+  }
+  return want;
+}
+
+double Producer::fill_ratio() {
+  reclaim();
+  const double slots = static_cast<double>(next_ - tail_) / static_cast<double>(slots_);
+  const double bytes = static_cast<double>(arena_.used()) / static_cast<double>(arena_.bytes());
+  return slots > bytes ? slots : bytes;
+}
+
+}  // namespace spmc
