@@ -1,0 +1,130 @@
+"""The native format: a folder that SAELens's `SAE.load_from_disk` opens.
+
+    cfg.json                architecture, sizes, dtype, metadata
+    sae_weights.safetensors exactly W_enc[D,F] W_dec[F,D] b_enc[F] b_dec[D] (per architecture)
+
+The input scale is folded in, so the SAE takes raw rows and `normalize_activations` is "none". Read
+off sae-lens 6.54; other files in the folder are ignored by it and by us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from asys_bench.sae.architectures import ARCHITECTURES, build_sae
+from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.checkpoint_files import (
+    CheckpointError,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from asys_bench.sae.config import SAEConfig
+
+CFG_FILE = "cfg.json"
+WEIGHTS_FILE = "sae_weights.safetensors"
+FORMAT_VERSION = "6.54.12"
+"""sae-lens version whose layout is written; below 6.0.0 it would run its old-format converter."""
+
+
+def save_sae(
+    folder: Path, sae: SparseAutoencoder, scale: float, metadata: Mapping[str, Any]
+) -> None:
+    """Write both files into the existing `folder`; `CheckpointStore.write` makes that atomic.
+
+    metadata: JSON values; `model_name` and `hook_name` are what SAELens shows.
+
+    Raises:
+        CheckpointError: a weight (after folding) or a metadata value is not finite.
+    """
+    raw = sae.folded(scale)
+    write_tensors(folder / WEIGHTS_FILE, raw.state_dict())
+    cfg = {
+        "architecture": raw.saelens_name,
+        "d_in": raw.d_in,
+        "d_sae": raw.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        **raw.saelens_fields(),
+        "metadata": {
+            "sae_lens_version": FORMAT_VERSION,
+            "sae_lens_training_version": None,
+            **metadata,
+        },
+    }
+    write_json(folder / CFG_FILE, cfg)
+
+
+def load_sae(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
+    """The SAE (it takes raw rows) and the metadata of a SAELens folder, ours or of SAELens.
+
+    Raises:
+        CheckpointError: a missing, damaged or unsupported file; says which and why.
+    """
+    folder = Path(folder)
+    cfg_path, weights_path = folder / CFG_FILE, folder / WEIGHTS_FILE
+    cfg = read_json(cfg_path)
+    sae = _build(cfg_path, cfg)
+    assign_tensors(weights_path, sae, read_tensors(weights_path))
+    metadata = cfg.get("metadata")
+    return sae, metadata if isinstance(metadata, dict) else {}
+
+
+def _build(path: Path, cfg: Mapping[str, Any]) -> SparseAutoencoder:
+    by_saelens_name = {sae.saelens_name: sae for sae in ARCHITECTURES.values()}
+    architecture = by_saelens_name.get(str(cfg.get("architecture")))
+    if architecture is None:
+        raise CheckpointError(
+            path,
+            f"architecture {cfg.get('architecture')!r} is not supported; "
+            f"valid: {', '.join(sorted(by_saelens_name))}",
+        )
+    supported = {
+        "apply_b_dec_to_input": (True,),
+        "normalize_activations": ("none",),
+        "reshape_activations": ("none",),
+    }
+    for field, valid in supported.items():
+        if cfg.get(field, valid[0]) not in valid:
+            raise CheckpointError(
+                path, f"{field} {cfg[field]!r} is not supported; valid: {valid[0]!r}"
+            )
+    try:
+        fields = architecture.config_from_saelens(cfg)
+        config = SAEConfig(architecture=architecture.name, d_sae=cfg["d_sae"], **fields)
+        d_in = cfg["d_in"]
+        if not isinstance(d_in, int) or d_in < 1:
+            raise ValueError(f"d_in {d_in!r} is not a positive integer")
+        return build_sae(config, d_in)
+    except KeyError as error:
+        raise CheckpointError(path, f"field {error} is missing") from None
+    except (ValidationError, ValueError) as error:
+        raise CheckpointError(path, str(error)) from None
+
+
+@torch.no_grad()
+def assign_tensors(path: Path, sae: SparseAutoencoder, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy `tensors` (exactly the SAE's, same shapes) into `sae`.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    parameters = dict(sae.named_parameters())
+    if parameters.keys() != tensors.keys():
+        raise CheckpointError(path, f"has tensors {sorted(tensors)}, wanted {sorted(parameters)}")
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            raise CheckpointError(
+                path,
+                f"tensor {name!r} is {tuple(tensors[name].shape)}, wanted {tuple(parameter.shape)}",
+            )
+        parameter.copy_(tensors[name])

@@ -1,0 +1,97 @@
+"""Reading and writing single checkpoint files: safetensors and JSON, never pickle.
+
+A reader's every failure is a `CheckpointError` that names the file and the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or must not be written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write and fsync.
+
+    Raises:
+        CheckpointError: a NaN or infinity, which JSON has no literal for.
+    """
+    try:
+        text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise CheckpointError(path, f"not written: {error}") from None
+    path.write_text(text + "\n", encoding="utf-8")
+    sync(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        CheckpointError: unreadable, not JSON, or not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(path, f"holds a {type(data).__name__}, not an object")
+    return data
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write and fsync contiguous copies.
+
+    Raises:
+        CheckpointError: a tensor is not finite; nothing is written.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(path, f"not written: tensor {name!r} is not finite")
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    sync(path)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in `path`, on the CPU.
+
+    Raises:
+        CheckpointError: unreadable, truncated, not safetensors, or not finite.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(path, f"cannot be read as safetensors: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(path, f"tensor {name!r} is not finite")
+    return tensors
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON's way to say NaN or infinity."""
+    return value if math.isfinite(value) else None
+
+
+def sync(path: Path) -> None:
+    """fsync a file or folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,109 @@
+"""Versioned checkpoint folders of one hook, of which a reader finds a complete one at any moment.
+
+    <folder>/step_000001234/      complete, never changed after it got this name
+    <folder>/step_000001234.1/    written again at the same step
+    <folder>/latest -> step_...   relative symlink, replaced atomically
+    <folder>/.tmp-XXXXXXXX/       being written; a leftover of a killed writer is removed
+
+Order of a write: files and their folder are fsynced under the temporary name, renamed, the parent
+fsynced, `latest` swung, and only then older ones removed. One writer per folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from asys_bench.sae.checkpoint_files import CheckpointError, sync
+
+LATEST = "latest"
+_TEMPORARY = ".tmp-"
+_NAME = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
+
+
+class CheckpointStore:
+    """The checkpoints under `folder`; other files there are left alone."""
+
+    def __init__(self, folder: Path, keep_last: int = 2) -> None:
+        self.folder, self._keep_last = Path(folder), keep_last
+
+    def write(self, step: int, fill: Callable[[Path], None]) -> Path:
+        """Add a checkpoint whose files `fill(folder)` writes; returns its folder.
+
+        When `fill` raises, nothing has changed.
+
+        Raises:
+            CheckpointError: the disk refused (reason in the message), or `fill` raised one.
+        """
+        try:
+            return self._write(step, fill)
+        except OSError as error:
+            raise CheckpointError(self.folder, f"not written: {error}") from error
+
+    def _write(self, step: int, fill: Callable[[Path], None]) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(_TEMPORARY + "*"):
+            _remove(leftover)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
+        try:
+            temporary.chmod(0o755)
+            fill(temporary)
+            sync(temporary)
+            target = self._free_name(step)
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        sync(self.folder)
+        self._swing_latest(target)
+        for old in self.checkpoints()[self._keep_last :]:
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint, or None."""
+        try:
+            named = self.folder / (self.folder / LATEST).readlink().name
+        except OSError:
+            named = None
+        if named is not None and _NAME.fullmatch(named.name) and named.is_dir():
+            return named
+        found = self.checkpoints()
+        return found[0] if found else None
+
+    def checkpoints(self) -> list[Path]:
+        """Every complete checkpoint, newest first."""
+        if not self.folder.is_dir():
+            return []
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
+        ranked = [
+            (int(match[1]), int(match[2] or 0), path)
+            for match, path in matches
+            if match is not None and path.is_dir()
+        ]
+        return [path for _, _, path in sorted(ranked, reverse=True)]
+
+    def _free_name(self, step: int) -> Path:
+        target, again = self.folder / f"step_{step:09d}", 0
+        while target.exists():
+            again += 1
+            target = self.folder / f"step_{step:09d}.{again}"
+        return target
+
+    def _swing_latest(self, target: Path) -> None:
+        link = self.folder / f"{_TEMPORARY}{LATEST}"
+        link.symlink_to(target.name)
+        os.replace(link, self.folder / LATEST)
+        sync(self.folder)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""How good a reconstruction is. Pure functions of tensors; `weight_B` is what a row stands for.
+
+Ratios are plain fractions (0.05, not 5 %).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from asys_bench.sae.base import SparseAutoencoder
+
+DENSE_RATE = 0.1
+"""A feature active in more than this share of rows is dense (hardly a feature)."""
+CHUNK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class SAEMetrics:
+    """A measurement on held-out rows, in units of the raw rows."""
+
+    rows: int
+    loss: float
+    """Mean of ||x - x_hat||^2 / D."""
+    fvu: float
+    """Fraction of variance unexplained, sum ||x - x_hat||^2 / sum ||x - mean||^2; >= 0, best 0."""
+    l0: float
+    """Mean active features per row."""
+    dead_fraction: float
+    """Features silent for `dead_after_rows` trained rows, 0..1."""
+    dense_fraction: float
+    """Features active in over 10 % of the rows, 0..1."""
+    cosine: float
+    """Mean cosine of x and x_hat, -1..1. Near 1 for rows with a large mean: prefer fvu."""
+
+
+def mean_squared_error(x_BD: torch.Tensor, x_hat_BD: torch.Tensor, weight_B: torch.Tensor) -> float:
+    """Weighted mean over rows of ||x - x_hat||^2 / D."""
+    error_B = (x_BD.double() - x_hat_BD.double()).square().mean(1)
+    return float(weight_B.double() @ error_B / weight_B.double().sum())
+
+
+def fraction_of_variance_unexplained(
+    x_BD: torch.Tensor, x_hat_BD: torch.Tensor, weight_B: torch.Tensor
+) -> float:
+    """`sum w ||x - x_hat||^2 / sum w ||x - mean||^2`, mean weighted too.
+
+    Constant rows: 0.0 when reproduced exactly, otherwise infinity.
+    """
+    x, x_hat, weight = x_BD.double(), x_hat_BD.double(), weight_B.double()
+    mean_D = weight @ x / weight.sum()
+    residual = float(weight @ (x - x_hat).square().sum(1))
+    variance = float(weight @ (x - mean_D).square().sum(1))
+    if variance == 0.0:
+        return 0.0 if residual == 0.0 else float("inf")
+    return residual / variance
+
+
+def mean_cosine(x_BD: torch.Tensor, x_hat_BD: torch.Tensor, weight_B: torch.Tensor) -> float:
+    """Weighted mean cosine similarity; a row with a zero vector counts as 0."""
+    x, x_hat, weight = x_BD.double(), x_hat_BD.double(), weight_B.double()
+    norms_B = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(x_hat, dim=1)
+    cosine_B = torch.where(norms_B > 0, (x * x_hat).sum(1) / norms_B.clamp_min(1e-300), 0.0)
+    return float(weight @ cosine_B / weight.sum())
+
+
+def firing_rates(acts_BF: torch.Tensor, weight_B: torch.Tensor) -> torch.Tensor:
+    """float64[F]: weighted share of rows in which each feature is active."""
+    weight = weight_B.double()
+    return weight @ (acts_BF > 0).double() / weight.sum()
+
+
+def measure(
+    sae: SparseAutoencoder,
+    scale: float,
+    x_BD: torch.Tensor,
+    weight_B: torch.Tensor,
+    dead_fraction: float,
+) -> SAEMetrics:
+    """Measure `sae` (which works on scaled rows) on raw rows float32[B, D], B >= 1.
+
+    Runs in chunks of at most 4 Mi activations.
+    """
+    chunk = max(1, CHUNK_ELEMENTS // sae.d_sae)
+    x_hat_BD = torch.empty_like(x_BD)
+    fired_F = torch.zeros(sae.d_sae, dtype=torch.float64)
+    with torch.no_grad():
+        for first in range(0, len(x_BD), chunk):
+            part = slice(first, first + chunk)
+            acts_BF = sae.encode(x_BD[part] * scale)
+            x_hat_BD[part] = sae.decode(acts_BF) / scale
+            fired_F += firing_rates(acts_BF, weight_B[part]) * float(weight_B[part].double().sum())
+    rate_F = fired_F / float(weight_B.double().sum())
+    return SAEMetrics(
+        rows=len(x_BD),
+        loss=mean_squared_error(x_BD, x_hat_BD, weight_B),
+        fvu=fraction_of_variance_unexplained(x_BD, x_hat_BD, weight_B),
+        l0=float(rate_F.sum()),
+        dead_fraction=dead_fraction,
+        dense_fraction=float((rate_F > DENSE_RATE).double().mean()),
+        cosine=mean_cosine(x_BD, x_hat_BD, weight_B),
+    )

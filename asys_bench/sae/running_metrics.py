@@ -1,0 +1,35 @@
+"""The numbers that a trainer always has at hand, for gauges and log lines."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class RunningMetrics:
+    """Cheap numbers at any moment; losses are smoothed over about 50 steps of training batches."""
+
+    steps: int = 0
+    steps_skipped: int = 0
+    """Steps not taken because loss or gradient was not finite."""
+    rows_ingested: int = 0
+    rows_held_out: int = 0
+    rows_refused: int = 0
+    """Rows with NaN, infinity or entries past 1e15."""
+    rows_trained: int = 0
+    rows_over_budget: int = 0
+    """Trainable rows (budget) given up because training did not keep up."""
+    rows_waiting: int = 0
+    """Trainable rows (budget) not yet spent."""
+    buffer_fill_ratio: float = 0.0
+    loss: float = math.nan
+    """NaN before the first step."""
+    fvu: float = math.nan
+    """Error of training batches / running variance of the stream; see `evaluate` for held-out."""
+    l0: float = math.nan
+    dead_fraction: float = 0.0
+    features_resampled: int = 0
+    learning_rate: float = 0.0
+    l1_coefficient: float = 0.0
+    input_scale: float = 1.0

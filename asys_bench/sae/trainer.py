@@ -1,0 +1,300 @@
+"""The online trainer of one hook point: rows in, a better SAE and its measurements out.
+
+`ingest` only copies; `train` spends whatever the data budget allows, within a time limit; both are
+called by one thread. Equal calls give bit-equal weights on one machine and thread count, also
+across `save` and `load`. torch's global RNG is never touched.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.buffer import ShuffleBuffer
+from asys_bench.sae.checkpoint import save_sae
+from asys_bench.sae.checkpoint_files import CheckpointError
+from asys_bench.sae.checkpoint_store import CheckpointStore
+from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.held_out import HeldOut, PacketKey, is_held_out
+from asys_bench.sae.intake import Intake, split_usable
+from asys_bench.sae.learner import Learner
+from asys_bench.sae.metrics import SAEMetrics, measure
+from asys_bench.sae.normalizer import Normalizer
+from asys_bench.sae.running_metrics import RunningMetrics
+from asys_bench.sae.state import StateDict, number_of, pick, put
+from asys_bench.sae.trainer_state import TrainerState, read_state, write_state
+
+BLOCK_ROWS = 4096
+"""Rows that wait at most before they are checked and shuffled in."""
+SMOOTHING = 0.02
+"""Weight of a new step in the running loss and L0."""
+_COUNTERS = ("rows_ingested", "rows_held_out", "rows_refused", "rows_trained", "rows_over_budget")
+log = logging.getLogger(__name__)
+
+
+class _Hook:
+    """What exists once the width of the rows is known."""
+
+    def __init__(self, config: SAEConfig, d_in: int) -> None:
+        self.d_in = d_in
+        self.learner = Learner(config, d_in)
+        self.intake = Intake(d_in)
+        self.normalizer = Normalizer(d_in, config.normalize, config.normalizer_window_rows)
+        self.buffer = ShuffleBuffer(config.buffer_rows, d_in, config.seed ^ 0xB0F)
+        self.held_out = HeldOut(config.held_out_rows, d_in)
+
+    def parts(self, with_buffer: bool) -> dict[str, Any]:
+        parts = {
+            "learner": self.learner,
+            "intake": self.intake,
+            "normalizer": self.normalizer,
+            "held_out": self.held_out,
+        }
+        return parts | {"buffer": self.buffer} if with_buffer else parts
+
+
+class SAETrainer:
+    """Trains one SAE. `model_name` and `hook_name` go into the checkpoint's metadata."""
+
+    def __init__(self, config: SAEConfig, model_name: str = "", hook_name: str = "") -> None:
+        self.config = config
+        self.model_name, self.hook_name = model_name, hook_name
+        self._hook: _Hook | None = None
+        self._budget_rows = 0.0
+        self._counts = dict.fromkeys(_COUNTERS, 0)
+        self._smoothed: dict[str, float] = {}
+
+    @property
+    def d_in(self) -> int | None:
+        """Width of the rows; None before the first."""
+        return self._hook.d_in if self._hook else None
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return self._hook.learner.steps if self._hook else 0
+
+    @property
+    def sae(self) -> SparseAutoencoder | None:
+        """A copy of the SAE that takes raw rows; None before the first row."""
+        if self._hook is None:
+            return None
+        return self._hook.learner.sae.folded(self._hook.learner.scale)
+
+    def ingest(self, rows_ND: torch.Tensor, key: PacketKey, weight: float = 1.0) -> None:
+        """Take a copy of one packet's rows, for training or (decided by its key) to be held out.
+
+        rows_ND: any real dtype, [..., D] (or [D]); may be a view that dies after the call.
+        key: (source, shard, seq) of the packet.
+        weight: rows each row stands for (1 / sampling rate), finite and > 0.
+
+        Raises:
+            ValueError: another D than before, D = 0, complex rows, or a bad weight.
+        """
+        if not 0.0 < weight < math.inf:
+            raise ValueError(f"weight {weight} is not a positive finite number")
+        if rows_ND.is_complex() or rows_ND.ndim == 0 or rows_ND.shape[-1] == 0:
+            raise ValueError(
+                f"cannot train on {rows_ND.dtype} rows of shape {tuple(rows_ND.shape)}"
+            )
+        width = rows_ND.shape[-1]
+        if self._hook is None:
+            self._hook = _Hook(self.config, width)
+        hook = self._hook
+        if width != hook.d_in:
+            raise ValueError(f"rows are {width} wide; earlier ones of this hook were {hook.d_in}")
+        rows_ND = rows_ND.detach().reshape(-1, width).to("cpu", torch.float32, copy=True)
+        self._counts["rows_ingested"] += len(rows_ND)
+        if is_held_out(key, self.config.held_out_fraction):
+            self._counts["rows_held_out"] += len(rows_ND)
+            rows_ND, _, refused = split_usable(rows_ND, torch.ones(len(rows_ND)))
+            self._counts["rows_refused"] += refused
+            hook.held_out.add(rows_ND, weight)
+            return
+        hook.intake.put(rows_ND, weight)
+        if hook.intake.waiting >= BLOCK_ROWS:
+            self._absorb(hook)
+
+    def _absorb(self, hook: _Hook) -> None:
+        """Move waiting rows into the reservoir and grant their budget."""
+        if hook.intake.waiting == 0:
+            return
+        rows_ND, weight_N, refused = split_usable(*hook.intake.take())
+        self._counts["rows_refused"] += refused
+        hook.normalizer.update(rows_ND, weight_N)
+        hook.buffer.add(rows_ND, weight_N)
+        self._budget_rows += self.config.passes * len(rows_ND)
+        most = max(self.config.passes * self.config.buffer_rows, 2.0 * self.config.batch_rows)
+        if self._budget_rows > most:
+            self._counts["rows_over_budget"] += int(self._budget_rows - most)
+            self._budget_rows = most
+        if hook.learner.steps:
+            hook.learner.follow_scale(hook.normalizer.scale)
+
+    def train(
+        self,
+        budget_s: float | None = None,
+        max_steps: int | None = None,
+        *,
+        wait_for_fill: bool = True,
+        between_steps: Callable[[], None] | None = None,
+    ) -> int:
+        """Take the optimizer steps that data budget, time and `max_steps` allow; returns how many.
+
+        Skipped (non-finite) steps use up budget too but are not counted in the result.
+
+        budget_s: seconds after which no further step begins. None: no limit.
+        wait_for_fill: hold the first step back until `min_buffer_fill_ratio` is reached; pass
+            False at the end of a short stream.
+        between_steps: called before every step (a heartbeat).
+        """
+        hook = self._hook
+        if hook is None:
+            return 0
+        self._absorb(hook)
+        rows, wanted = self.config.batch_rows, self.config.min_buffer_fill_ratio
+        needed = rows
+        if wait_for_fill and hook.learner.steps == 0:
+            needed = max(rows, math.ceil(wanted * self.config.buffer_rows))
+        if len(hook.buffer) < needed:
+            return 0
+        deadline = math.inf if budget_s is None else time.monotonic() + budget_s
+        limit = math.inf if max_steps is None else max_steps
+        done = 0
+        while done < limit and self._budget_rows >= rows and time.monotonic() < deadline:
+            if between_steps is not None:
+                between_steps()
+            self._budget_rows -= rows
+            done += self._step(hook)
+        return done
+
+    def _step(self, hook: _Hook) -> bool:
+        learner = hook.learner
+        if learner.steps == 0:
+            learner.start(hook.buffer.rows, hook.normalizer.scale)
+        rows_BD, weight_B = hook.buffer.sample(self.config.batch_rows)
+        result = learner.step(rows_BD, weight_B)
+        if result is None:
+            if learner.steps_skipped in (1, 10, 100, 1000):
+                log.warning("%s: %d steps skipped", self.hook_name, learner.steps_skipped)
+            return False
+        self._counts["rows_trained"] += len(rows_BD)
+        variance = hook.normalizer.variance * learner.scale**2 / hook.d_in
+        self._smooth("loss", result.loss)
+        self._smooth("fvu", result.error / variance if variance > 0 else 0.0)
+        self._smooth("l0", float(result.fired_F.sum()) / len(rows_BD))
+        return True
+
+    def _smooth(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            before = self._smoothed.get(name, value)
+            self._smoothed[name] = before + SMOOTHING * (value - before)
+
+    @property
+    def metrics(self) -> RunningMetrics:
+        """The running numbers; costs microseconds."""
+        running = RunningMetrics(**self._counts, **self._smoothed)  # type: ignore[arg-type]
+        running.rows_waiting = int(self._budget_rows)
+        if self._hook is not None:
+            learner = self._hook.learner
+            running.steps, running.steps_skipped = learner.steps, learner.steps_skipped
+            running.buffer_fill_ratio = len(self._hook.buffer) / self.config.buffer_rows
+            running.dead_fraction = learner.dead.fraction
+            running.features_resampled = learner.features_resampled
+            running.learning_rate, running.input_scale = learner.learning_rate, learner.scale
+            if self.config.architecture == "relu":
+                running.l1_coefficient = learner.l1_coefficient
+        return running
+
+    def evaluate(self) -> SAEMetrics | None:
+        """Measure on the held-out rows; None before the first of them or before the first step."""
+        hook = self._hook
+        if hook is None or len(hook.held_out) == 0 or hook.learner.steps == 0:
+            return None
+        learner = hook.learner
+        rows_BD, weight_B = hook.held_out.rows, hook.held_out.weights
+        return measure(learner.sae, learner.scale, rows_BD, weight_B, learner.dead.fraction)
+
+    def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> Path | None:
+        """Write `folder/step_.../` (SAELens files and trainer state) and point `latest` at it.
+
+        metadata: more JSON values for cfg.json. Returns the new folder; None before any row came.
+
+        Raises:
+            CheckpointError: not written (disk, or a non-finite value); older ones stay.
+        """
+        hook = self._hook
+        if hook is None:
+            return None
+        state: StateDict = {"budget_rows": self._budget_rows}
+        put(state, "counts", dict(self._counts))
+        put(state, "smoothed", dict(self._smoothed))
+        for name, part in hook.parts(self.config.checkpoint_buffer).items():
+            put(state, name, part.state_dict())
+        about = {
+            "model_name": self.model_name,
+            "hook_name": self.hook_name,
+            "training_steps": self.steps,
+            "training_rows": self._counts["rows_trained"],
+            **(metadata or {}),
+        }
+
+        def fill(target: Path) -> None:
+            save_sae(target, hook.learner.sae, hook.learner.scale, about)
+            write_state(target, TrainerState(self.config, hook.d_in, state))
+
+        return CheckpointStore(folder, self.config.checkpoint_keep).write(self.steps, fill)
+
+    def load(self, folder: Path) -> Path | None:
+        """Go on from the newest readable checkpoint in `folder`; returns it, None if there is none.
+
+        Damaged ones are passed over with a warning.
+
+        Raises:
+            CheckpointError: there are checkpoints but none can be used (the newest one's reason).
+        """
+        store = CheckpointStore(folder)
+        latest = store.latest()
+        candidates = [latest] if latest else []
+        candidates += [path for path in store.checkpoints() if path != latest]
+        first: CheckpointError | None = None
+        for path in candidates:
+            try:
+                self._restore(path, read_state(path))
+            except CheckpointError as error:
+                log.warning("checkpoint passed over: %s", error)
+                first = first or error
+            else:
+                return path
+        if first is not None:
+            raise first
+        return None
+
+    def _restore(self, path: Path, saved: TrainerState) -> None:
+        ours, theirs = self.config, saved.config
+        same = ("architecture", "k") if ours.architecture == "topk" else ("architecture",)
+        for field in same:
+            if getattr(ours, field) != getattr(theirs, field):
+                reason = (
+                    f"{field} is {getattr(theirs, field)!r}, configured {getattr(ours, field)!r}"
+                )
+                raise CheckpointError(path, reason)
+        try:
+            hook = _Hook(ours, saved.d_in)
+            with_buffer = "buffer.rows" in saved.state
+            for name, part in hook.parts(with_buffer).items():
+                part.load_state_dict(pick(saved.state, name))
+            budget_rows = number_of(saved.state, "budget_rows")
+            counts = {name: int(number_of(saved.state, f"counts.{name}")) for name in _COUNTERS}
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(path, f"does not fit this configuration: {error}") from error
+        self._hook, self._budget_rows, self._counts = hook, budget_rows, counts
+        smoothed = pick(saved.state, "smoothed")
+        self._smoothed = {name: number_of(smoothed, name) for name in smoothed}

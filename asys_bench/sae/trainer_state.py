@@ -1,0 +1,86 @@
+"""The trainer's own files beside the SAE: what a resumed run needs to go on bit for bit.
+
+trainer_state.json         version, config, numbers
+trainer_state.safetensors  unfolded weights, Adam moments, reservoir, held-out rows, RNG states
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from asys_bench.sae.checkpoint_files import (
+    CheckpointError,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.state import StateDict
+
+STATE_JSON = "trainer_state.json"
+STATE_TENSORS = "trainer_state.safetensors"
+STATE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerState:
+    """Everything read from, or to be written to, the two files."""
+
+    config: SAEConfig
+    d_in: int
+    state: StateDict
+
+
+def write_state(folder: Path, saved: TrainerState) -> None:
+    """Write both files into `folder`.
+
+    Raises:
+        CheckpointError: something is not finite.
+    """
+    tensors = {k: v for k, v in saved.state.items() if not isinstance(v, int | float)}
+    numbers = {k: v for k, v in saved.state.items() if isinstance(v, int | float)}
+    write_tensors(folder / STATE_TENSORS, tensors)
+    write_json(
+        folder / STATE_JSON,
+        {
+            "version": STATE_VERSION,
+            "d_in": saved.d_in,
+            "config": saved.config.model_dump(mode="json"),
+            "numbers": numbers,
+        },
+    )
+
+
+def read_state(folder: Path) -> TrainerState:
+    """Read both files.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another version.
+    """
+    path = folder / STATE_JSON
+    data = read_json(path)
+    if data.get("version") != STATE_VERSION:
+        raise CheckpointError(
+            path, f"version {data.get('version')!r} is not supported; valid: {STATE_VERSION}"
+        )
+    d_in, numbers = data.get("d_in"), data.get("numbers")
+    if not isinstance(d_in, int) or d_in < 1 or not isinstance(numbers, dict):
+        raise CheckpointError(path, "d_in or numbers are missing")
+    try:
+        config = SAEConfig.model_validate(data.get("config"))
+    except ValidationError as error:
+        raise CheckpointError(path, f"config: {error}") from None
+    state: StateDict = {name: _number(path, name, value) for name, value in numbers.items()}
+    state.update(read_tensors(folder / STATE_TENSORS))
+    return TrainerState(config, d_in, state)
+
+
+def _number(path: Path, name: str, value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(path, f"number {name!r} is {value!r}")
+    return value

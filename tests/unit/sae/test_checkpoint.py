@@ -1,0 +1,187 @@
+"""Checkpoint folders: atomic, versioned, and typed errors for damaged files."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from asys_bench.sae import (
+    ARCHITECTURES,
+    CheckpointError,
+    CheckpointStore,
+    SAEConfig,
+    SAETrainer,
+    build_sae,
+    load_sae,
+    save_sae,
+)
+
+
+def _save(folder: Path, architecture: str = "topk") -> Path:
+    sae = build_sae(
+        SAEConfig.model_validate({"architecture": architecture, "d_sae": 24, "k": 3}), 6
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_sae(folder, sae, 2.5, {"model_name": "m", "hook_name": "h"})
+    return folder
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_saved_sae_comes_back_with_its_scale_folded_in(tmp_path: Path, architecture: str) -> None:
+    sae = build_sae(
+        SAEConfig.model_validate({"architecture": architecture, "d_sae": 24, "k": 3}), 6
+    )
+    save_sae(tmp_path, sae, 2.5, {"hook_name": "pi"})
+    loaded, metadata = load_sae(tmp_path)
+    x_BD = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loaded.encode(x_BD), sae.encode(2.5 * x_BD))
+    torch.testing.assert_close(loaded(x_BD), sae(2.5 * x_BD) / 2.5)
+    assert metadata["hook_name"] == "pi"
+    assert loaded.name == architecture
+
+
+def _truncate(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return damage
+
+
+def _edit(**changes: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        cfg = json.loads((folder / "cfg.json").read_text()) | changes
+        kept = {key: value for key, value in cfg.items() if value is not None}
+        (folder / "cfg.json").write_text(json.dumps(kept))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "file", "reason"),
+    [
+        (_truncate("cfg.json"), "cfg.json", "cannot be read as JSON"),
+        (_truncate("sae_weights.safetensors"), "sae_weights", "cannot be read as safetensors"),
+        (lambda f: (f / "cfg.json").unlink(), "cfg.json", "cannot be read"),
+        (lambda f: (f / "sae_weights.safetensors").unlink(), "sae_weights", "cannot be read"),
+        (lambda f: (f / "cfg.json").write_text("[]"), "cfg.json", "holds a list"),
+        (lambda f: (f / "cfg.json").write_bytes(b"\xff\xfe"), "cfg.json", "cannot be read"),
+        (_edit(architecture="gated"), "cfg.json", "valid: standard, topk"),
+        (_edit(d_in=7), "sae_weights", r"is \(24, 6\), wanted \(24, 7\)|wanted"),
+        (_edit(d_in="6"), "cfg.json", "not a positive integer"),
+        (_edit(k=None), "cfg.json", "'k' is missing"),
+        (_edit(k=-1), "cfg.json", "greater than or equal"),
+        (_edit(normalize_activations="layer_norm"), "cfg.json", "layer_norm"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_reason(
+    tmp_path: Path, damage: Callable[[Path], None], file: str, reason: str
+) -> None:
+    damage(_save(tmp_path))
+    with pytest.raises(CheckpointError, match=reason) as caught:
+        load_sae(tmp_path)
+    assert file in caught.value.path.name
+
+
+def test_non_finite_weights_or_metadata_are_not_written(tmp_path: Path) -> None:
+    sae = build_sae(SAEConfig(d_sae=24, k=3), 6)
+    with pytest.raises(CheckpointError, match="Out of range float"):
+        save_sae(tmp_path, sae, 1.0, {"fvu": math.nan})
+    with pytest.raises(CheckpointError, match="not finite"):
+        save_sae(tmp_path, sae, 1e-45, {})
+    with torch.no_grad():
+        sae.W_enc[0, 0] = math.inf
+    with pytest.raises(CheckpointError, match="W_enc"):
+        save_sae(tmp_path, sae, 1.0, {})
+
+
+def test_the_store_keeps_the_last_ones_and_latest_points_at_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep_last=2)
+    for step in (1, 5, 5, 20):
+        written = store.write(step, lambda folder: _save(folder) and None)
+        assert store.latest() == written
+    assert [path.name for path in store.checkpoints()] == ["step_000000020", "step_000000005.1"]
+    assert (tmp_path / "latest").readlink() == Path("step_000000020")
+    load_sae(tmp_path / "latest")
+
+
+def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    good = store.write(1, lambda folder: _save(folder) and None)
+
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("x")
+        raise CheckpointError(folder, "no")
+
+    with pytest.raises(CheckpointError, match="no"):
+        store.write(2, fail)
+    assert store.latest() == good
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", good.name]
+
+
+def test_a_killed_writers_leftovers_are_invisible_and_cleaned_up(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    (tmp_path / ".tmp-dead").mkdir()
+    (tmp_path / ".tmp-latest").symlink_to("nowhere")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "step_old").mkdir()
+    assert store.latest() is None
+    store.write(3, lambda folder: _save(folder) and None)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"notes.txt", "step_old", "step_000000003", "latest"}
+
+
+def test_latest_is_found_without_its_symlink(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    written = store.write(3, lambda folder: _save(folder) and None)
+    (tmp_path / "latest").unlink()
+    assert store.latest() == written
+    (tmp_path / "latest").symlink_to("step_000000099")
+    assert store.latest() == written
+
+
+def test_an_unwritable_place_is_a_checkpoint_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="not written"):
+        CheckpointStore(tmp_path / "file").write(1, lambda folder: None)
+
+
+def _trained(folder: Path) -> SAETrainer:
+    trainer = SAETrainer(SAEConfig(d_sae=24, k=3, batch_rows=32, buffer_rows=64))
+    trainer.ingest(torch.randn(200, 6, generator=torch.Generator().manual_seed(0)), (0, 0, 0))
+    trainer.train(max_steps=2, wait_for_fill=False)
+    trainer.save(folder)
+    return trainer
+
+
+@pytest.mark.parametrize("file", ["trainer_state.json", "trainer_state.safetensors"])
+def test_resume_falls_back_to_an_older_checkpoint_when_the_newest_is_damaged(
+    tmp_path: Path, file: str
+) -> None:
+    trainer = _trained(tmp_path)
+    older = CheckpointStore(tmp_path).latest()
+    trainer.train(max_steps=1)
+    newest = trainer.save(tmp_path)
+    assert newest is not None
+    _truncate(file)(newest)
+    again = SAETrainer(trainer.config)
+    assert again.load(tmp_path) == older
+    assert older is not None
+    _truncate(file)(older)
+    with pytest.raises(CheckpointError, match=file):
+        SAETrainer(trainer.config).load(tmp_path)
+
+
+def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
+    _trained(tmp_path)
+    folder = CheckpointStore(tmp_path).latest()
+    assert folder is not None
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cfg.json",
+        "sae_weights.safetensors",
+        "trainer_state.json",
+        "trainer_state.safetensors",
+    ]
