@@ -1,0 +1,1 @@
+"""Built-in sinks: what worker processes do with packets."""

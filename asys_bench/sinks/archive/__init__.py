@@ -1,0 +1,26 @@
+"""The archive: Arrow IPC stream shards with one row per token or sample. Writing, reading, repair.
+
+``<run>/archive/<hook>/<worker>-<incarnation>-<n>.arrows`` opens with `datasets.Dataset.from_file` and
+`pyarrow.ipc.open_stream`; see `layout` for the columns, `shard` for the writing protocol and `reader`
+for reading a whole run.
+"""
+
+from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.reader import (
+    Archive,
+    ShardReport,
+    open_archive,
+    read_shard,
+    repair_shard,
+)
+from asys_bench.sinks.archive.verify import verify_archive
+
+__all__ = [
+    "Archive",
+    "ArchiveError",
+    "ShardReport",
+    "open_archive",
+    "read_shard",
+    "repair_shard",
+    "verify_archive",
+]

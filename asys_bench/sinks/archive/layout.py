@@ -1,0 +1,163 @@
+"""What a row of the archive is: its columns, how tensors become rows, and the shard's schema.
+
+One row is one token or sample: the last dimension of a tensor is the row, every leading dimension is
+flattened in C order. A 1-D tensor is one row; a 0-dimensional one is one row of width 1. A tensor
+without elements has no rows.
+
+Arrow lacks some dtypes; their values are widened without loss and the schema names the original:
+
+- bfloat16, float8: float32
+- complex64: float32 pairs (real, imaginary), so a row is twice as wide
+
+`narrow` (the `values` option) converts floating-point values only; float16 overflows to infinity.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from asys_bench.contracts.packet import Kind
+from asys_bench.sinks.archive.error import ArchiveError
+
+FORMAT = "asys.archive/1"
+ARCHIVE_DIR = "archive"
+SUFFIX = ".arrows"
+KEY_COLUMNS = ("source", "shard", "seq", "row")
+"""With the run id of the schema they identify a row; a packet is (source, shard, seq)."""
+
+_WIDENED = {
+    torch.bfloat16: torch.float32,
+    torch.float8_e4m3fn: torch.float32,
+    torch.float8_e5m2: torch.float32,
+    torch.complex64: torch.float32,
+}
+ARROW_OF: dict[torch.dtype, Any] = {
+    torch.float32: pa.float32(),
+    torch.float64: pa.float64(),
+    torch.float16: pa.float16(),
+    torch.int8: pa.int8(),
+    torch.uint8: pa.uint8(),
+    torch.int16: pa.int16(),
+    torch.int32: pa.int32(),
+    torch.int64: pa.int64(),
+    torch.bool: pa.bool_(),
+}
+METADATA_COLUMNS: tuple[tuple[str, Any], ...] = (
+    ("source", pa.uint32()),
+    ("shard", pa.uint16()),
+    ("hook", pa.string()),
+    ("seq", pa.uint64()),
+    ("row", pa.uint32()),
+    ("kind", pa.uint8()),
+    ("host_step", pa.uint64()),
+    ("weights_version", pa.uint64()),
+    ("timestamp", pa.timestamp("ns")),
+    ("sampling_rate", pa.float32()),
+    ("call_index", pa.uint32()),
+    ("microbatch", pa.uint16()),
+    ("token_position", pa.int32()),
+    ("encoding", pa.string()),
+)
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """What all rows of one shard share.
+
+    width: values per row (of `stored` dtype); dtype: the packet's own dtype.
+    """
+
+    hook: str
+    width: int
+    dtype: torch.dtype
+    stored: torch.dtype
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one row's values, before packing of booleans and compression."""
+        return self.width * self.stored.itemsize
+
+    def schema(self, run_id: str) -> Any:
+        """The pyarrow schema, with the constants of the shard in its metadata."""
+        values = pa.list_(ARROW_OF[self.stored], self.width)
+        fields = [pa.field("values", values)]
+        fields += [pa.field(name, kind) for name, kind in METADATA_COLUMNS]
+        described = {
+            "format": FORMAT,
+            "run_id": run_id,
+            "hook": self.hook,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "row_shape": str(self.width),
+            "kinds": ",".join(f"{kind.value}={kind.name.lower()}" for kind in Kind),
+        }
+        return pa.schema(fields, metadata=described)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardName:
+    """A shard's file name, `<worker>-<incarnation>-<n>.arrows`; orders as it was written."""
+
+    worker: str
+    incarnation: int
+    number: int
+
+    @classmethod
+    def parse(cls, name: str) -> ShardName | None:
+        found = re.fullmatch(r"(.+)-(\d{1,9})-(\d{1,9})\.arrows", name)
+        return cls(found[1], int(found[2]), int(found[3])) if found else None
+
+    def __str__(self) -> str:
+        return f"{self.worker}-{self.incarnation}-{self.number}{SUFFIX}"
+
+    def sort_key(self) -> tuple[str, int, int]:
+        return self.worker, self.incarnation, self.number
+
+
+def rows_of(tensor: torch.Tensor) -> torch.Tensor | None:
+    """`tensor` as [rows, width], a view where its strides allow; None when it has no elements."""
+    if tensor.numel() == 0:
+        return None
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj()).flatten(-2)
+    return tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
+
+
+def stored_dtype(dtype: torch.dtype, narrow: torch.dtype | None) -> torch.dtype:
+    """The dtype that `dtype` is archived in; `narrow` replaces real floating-point dtypes."""
+    if narrow is not None and dtype.is_floating_point:
+        return narrow
+    return _WIDENED.get(dtype, dtype)
+
+
+def check_schema(schema: Any, path: Path) -> str:
+    """The hook name of a shard's schema.
+
+    Raises:
+        ArchiveError: the schema is not one that `RowLayout.schema` makes.
+    """
+    try:
+        described = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+    except UnicodeDecodeError as error:
+        raise ArchiveError(path, 0, f"schema metadata is not UTF-8 ({error})") from None
+    if described.get("format") != FORMAT:
+        raise ArchiveError(
+            path, 0, f"format {described.get('format')!r}; this reader knows {FORMAT!r}"
+        )
+    missing = {"hook", "run_id", "dtype", "row_shape"} - described.keys()
+    if missing:
+        raise ArchiveError(path, 0, f"schema metadata lacks {', '.join(sorted(missing))}")
+    actual = [(field.name, field.type) for field in schema]
+    values = actual[0][1] if actual and actual[0][0] == "values" else None
+    if values is None or not pa.types.is_fixed_size_list(values):
+        raise ArchiveError(path, 0, "first column is not a fixed-size list called 'values'")
+    if values.value_type not in ARROW_OF.values() or values.list_size < 1:
+        raise ArchiveError(path, 0, f"values of type {values} are not of this format")
+    if described["row_shape"] != str(values.list_size) or actual[1:] != list(METADATA_COLUMNS):
+        raise ArchiveError(path, 0, f"columns are not those of {FORMAT}: {actual}")
+    return str(described["hook"])

@@ -1,0 +1,39 @@
+"""The archiver's metrics in the stats page; rows, packets, bytes and shards are kept per hook."""
+
+from __future__ import annotations
+
+from asys_bench.contracts.stats import Counter, Slot, StatsError
+
+_PER_HOOK = ("archive_rows", "archive_packets", "archive_bytes", "archive_shards")
+
+
+class HookMeters:
+    """Counters of one hook: rows, packets, bytes of the files, shards started."""
+
+    def __init__(self, slot: Slot, hook: str) -> None:
+        self.rows, self.packets, self.bytes, self.shards = (
+            slot.counter(name, hook=hook) for name in _PER_HOOK
+        )
+
+
+class Meters:
+    """All counters of one archiver. A slot without room counts further hooks as `hook=other`."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self.duplicates: Counter = slot.counter("archive_duplicates_skipped")
+        """Redelivered packets that were in the archive already."""
+        self.damaged: Counter = slot.counter("archive_damaged_packets")
+        """Packets that fail their checksum or cannot be decoded; they are skipped."""
+        self._other = HookMeters(slot, "other")
+        self._hooks: dict[str, HookMeters] = {}
+
+    def hook(self, name: str) -> HookMeters:
+        found = self._hooks.get(name)
+        if found is None:
+            try:
+                found = HookMeters(self._slot, name)
+            except StatsError:
+                found = self._other
+            self._hooks[name] = found
+        return found

@@ -1,0 +1,182 @@
+"""Reading one shard, trusting nothing: every batch is validated before it is handed out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.frames import Frame, Frames, walk
+from asys_bench.sinks.archive.layout import check_schema
+
+DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, MemoryError, TypeError)
+"""What pyarrow raises for bytes that are not what they claim to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """The state of one shard. Sizes in bytes.
+
+    torn_bytes: after the last whole record batch, what a killed writer left of its open one (or, of
+    a repair, what was cut off). torn_rows: the rows it announced, None if not even that was written.
+    ended: it has its end-of-stream marker. closed: it has a sidecar that says so.
+    damage: why it is not a valid shard; None when it is. torn_copy: where a repair put the cut bytes.
+    """
+
+    path: Path
+    hook: str
+    rows: int
+    batches: int
+    size_bytes: int
+    torn_bytes: int = 0
+    torn_rows: int | None = None
+    ended: bool = False
+    closed: bool = False
+    damage: str | None = None
+    torn_copy: Path | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whole up to its end: nothing torn and nothing damaged (it may still be open)."""
+        return self.damage is None and not self.torn_bytes
+
+
+def read_shard(path: Path | str) -> tuple[Iterator[Any], ShardReport]:
+    """The record batches of a shard up to its tear, one at a time, and what the walk found.
+
+    Works on a shard that is being written: it ends with the last batch that was whole. The batches
+    own their memory.
+
+    Raises:
+        ArchiveError: missing, foreign or damaged (also while iterating); repair it to read the rest.
+    """
+    path = Path(path)
+    with open_shard(path) as (fd, frames):
+        if frames.damage is not None:
+            raise ArchiveError(path, frames.data_end, frames.damage)
+        if not frames.schema_end:
+            raise ArchiveError(path, 0, f"torn before its schema ends ({frames.size} bytes)")
+        schema = read_schema(fd, path, frames)
+    return _batches(path, schema, frames.batches), report(path, schema_hook(schema), frames)
+
+
+def report(path: Path, hook: str, frames: Frames) -> ShardReport:
+    """What a walk says about a shard, without its contents."""
+    return ShardReport(
+        path=path,
+        hook=hook,
+        rows=frames.rows,
+        batches=len(frames.batches),
+        size_bytes=frames.size,
+        torn_bytes=frames.tail_bytes,
+        torn_rows=frames.torn_rows,
+        ended=frames.ended,
+        damage=frames.damage,
+    )
+
+
+@contextmanager
+def open_shard(path: Path, flags: int = os.O_RDONLY) -> Iterator[tuple[int, Frames]]:
+    """The file's descriptor and its frames.
+
+    Raises:
+        ArchiveError: it cannot be opened.
+    """
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        raise ArchiveError(path, None, f"cannot be opened ({error.strerror})") from error
+    try:
+        yield fd, walk(fd)
+    finally:
+        os.close(fd)
+
+
+def read_schema(fd: int, path: Path, frames: Frames) -> Any:
+    """The shard's pyarrow schema.
+
+    Raises:
+        ArchiveError: it is not a schema of this format.
+    """
+    try:
+        schema = pa.ipc.read_schema(pa.py_buffer(os.pread(fd, frames.schema_end, 0)))
+        check_schema(schema, path)
+    except ArchiveError:
+        raise
+    except DAMAGE as error:
+        raise ArchiveError(path, 0, f"the schema does not parse ({_line(error)})") from None
+    return schema
+
+
+def schema_hook(schema: Any) -> str:
+    return str(schema.metadata[b"hook"].decode())
+
+
+def schema_run(schema: Any) -> str:
+    return str(schema.metadata[b"run_id"].decode())
+
+
+def read_batch(fd: int, path: Path, schema: Any, frame: Frame) -> Any:
+    """One validated record batch, in memory of its own.
+
+    Raises:
+        ArchiveError: it is damaged, or the file changed meanwhile.
+    """
+    try:
+        return parse_batch(_pread(fd, frame), path, schema, frame)
+    except OSError as error:
+        raise ArchiveError(path, frame.start, f"cannot be read ({error})") from None
+
+
+def parse_batch(raw: Any, path: Path, schema: Any, frame: Frame) -> Any:
+    """The validated record batch in the bytes `raw` of `frame`; it views them.
+
+    Raises:
+        ArchiveError: it is damaged.
+    """
+    try:
+        message = pa.ipc.read_message(pa.py_buffer(raw))
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+        nulls = sum(column.null_count for column in batch.columns)
+    except DAMAGE as error:
+        raise ArchiveError(path, frame.start, f"bad record batch ({_line(error)})") from None
+    if nulls:
+        raise ArchiveError(path, frame.start, f"{nulls} nulls, but no column has any")
+    if batch.num_rows != frame.rows:
+        raise ArchiveError(path, frame.start, f"{batch.num_rows} rows, header says {frame.rows}")
+    return batch
+
+
+def _pread(fd: int, frame: Frame) -> bytes:
+    """One frame's bytes; a single pread returns at most 2 GiB."""
+    pieces, start = [], frame.start
+    while start < frame.end:
+        piece = os.pread(fd, frame.end - start, start)
+        if not piece:
+            raise OSError(f"the file ends at {start}, inside a record batch")
+        pieces.append(piece)
+        start += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _batches(path: Path, schema: Any, frames: list[Frame]) -> Iterator[Any]:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ArchiveError(path, None, f"cannot be opened ({error.strerror})") from error
+    try:
+        for frame in frames:
+            yield read_batch(fd, path, schema, frame)
+    finally:
+        os.close(fd)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:300]

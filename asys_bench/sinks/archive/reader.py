@@ -1,0 +1,105 @@
+"""A run's whole archive: its hooks, their shards in the order written, duplicates removed.
+
+archive = open_archive("runs/2026-01-01-cartpole")
+for batch in archive.batches("policy.mlp"):
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from asys_bench.sinks.archive.dedup import SeenRows
+from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.layout import ARCHIVE_DIR, SUFFIX, ShardName
+from asys_bench.sinks.archive.read import (
+    ShardReport,
+    open_shard,
+    read_schema,
+    read_shard,
+    schema_hook,
+    schema_run,
+)
+from asys_bench.sinks.archive.repair import repair_shard
+
+__all__ = ["Archive", "ShardReport", "open_archive", "read_shard", "repair_shard", "shard_paths"]
+
+
+class Archive:
+    """The shards of one run by hook."""
+
+    def __init__(self, shards: dict[str, list[Path]]) -> None:
+        self._shards = shards
+
+    @property
+    def hooks(self) -> list[str]:
+        return sorted(self._shards)
+
+    def shards(self, hook: str) -> list[Path]:
+        """The shards of `hook`, by worker and in the order each wrote them.
+
+        Raises:
+            KeyError: the archive has no such hook; lists those it has.
+        """
+        try:
+            return list(self._shards[hook])
+        except KeyError:
+            raise KeyError(f"no hook {hook!r}; the archive has {self.hooks}") from None
+
+    def batches(self, hook: str) -> Iterator[Any]:
+        """Record batches of `hook`, each row once by (run, source, shard, hook, seq, row).
+
+        Schemas differ between shards where the hook's width or dtype changed. Rows of a torn batch
+        are not there; nothing is repaired.
+
+        Raises:
+            ArchiveError: a shard is damaged (`repair_shard` keeps what is good).
+        """
+        seen = SeenRows()
+        for path in self.shards(hook):
+            batches, _ = read_shard(path)
+            for batch in batches:
+                run_id = schema_run(batch.schema)
+                keys = (batch.column(c).to_numpy() for c in ("source", "shard", "seq", "row"))
+                fresh = seen.fresh(run_id, *keys)
+                if fresh.all():
+                    yield batch
+                elif fresh.any():
+                    yield batch.filter(pa.array(fresh))
+
+
+def open_archive(run_dir: Path | str) -> Archive:
+    """The archive of a run; `run_dir` is the run's folder.
+
+    Raises:
+        ArchiveError: there is none, or a shard's schema is damaged.
+    """
+    shards: dict[str, list[Path]] = {}
+    for path in shard_paths(run_dir):
+        with open_shard(path) as (fd, frames):
+            if not frames.schema_end:
+                raise ArchiveError(path, 0, frames.damage or "torn before its schema ends")
+            hook = schema_hook(read_schema(fd, path, frames))
+        shards.setdefault(hook, []).append(path)
+    return Archive(shards)
+
+
+def shard_paths(run_dir: Path | str) -> list[Path]:
+    """Every shard of a run: hook by hook, then by worker, incarnation and number.
+
+    Raises:
+        ArchiveError: the run has no archive folder.
+    """
+    folder = Path(run_dir) / ARCHIVE_DIR
+    if not folder.is_dir():
+        raise ArchiveError(folder, None, "no such folder; did the run have an archiver?")
+
+    def order(path: Path) -> tuple[str, str, int, int, str]:
+        name = ShardName.parse(path.name)
+        return (path.parent.name, *(name.sort_key() if name else ("", 0, 0)), path.name)
+
+    return sorted(folder.glob(f"*/[!.]*{SUFFIX}"), key=order)

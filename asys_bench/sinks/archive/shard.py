@@ -1,0 +1,176 @@
+"""The writer of one shard: record batches appended by pwritev, each whole or not at all.
+
+PROTOCOL
+1. The file is created under a dot name and locked (flock), so no repair touches a live shard.
+2. Schema and first batch are written; only then is it renamed to `*.arrows`. A shard seen under its
+   name therefore always has a schema and rows.
+3. Each batch is one gather write at a known offset. A failed write is truncated away at once.
+4. Closing appends the end-of-stream marker and then writes the sidecar.
+
+A SIGKILL loses the batch of step 3 at most. Arrow's own stream writer frames the messages; what it
+emits is collected as buffers that still point at the rows, so nothing is copied on the way to write.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from crc32c import crc32c
+
+from asys_bench.sinks.archive.frames import END_OF_STREAM
+from asys_bench.sinks.archive.sidecar import Sidecar, Tally, sync_folder
+from asys_bench.sinks.archive.space import Patience
+
+_BUFFERS_PER_WRITE = 512  # IOV_MAX is 1024
+
+
+class _Collector:
+    """The file object that Arrow writes to: it keeps the buffers instead."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.buffers: list[Any] = []
+
+    def write(self, buffer: Any) -> int:
+        self.buffers.append(buffer)
+        return len(buffer)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def take(self) -> list[Any]:
+        taken, self.buffers = self.buffers, []
+        return taken
+
+
+class ShardWriter:
+    """One open shard. Every method may pause for space (`Patience`) and raises OSError otherwise."""
+
+    def __init__(
+        self, path: Path, schema: Any, *, compression: str | None, sync: bool, patience: Patience
+    ) -> None:
+        self.path = path
+        self.size = 0
+        """Bytes of whole messages in the file."""
+        self._metadata = {k.decode(): v.decode() for k, v in schema.metadata.items()}
+        self._sync, self._patience = sync, patience
+        self._tally, self._crc = Tally(), 0
+        self._collector = _Collector()
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        self._stream = pa.ipc.new_stream(
+            pa.PythonFile(self._collector, "w"), schema, options=options
+        )
+        self._partial = path.with_name(f".{path.name}.tmp")
+        self._fd = patience.attempt(f"create {path}", self._create)
+        self._named = False
+
+    def _create(self) -> int:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        lock(fd)
+        return fd
+
+    def append(self, batch: Any, keys: tuple[Any, Any, Any]) -> int:
+        """Write one record batch; `keys` are its source, shard and seq columns. Returns bytes."""
+        self._stream.write_batch(batch)
+        buffers = self._collector.take()
+        written = self._write(buffers)
+        self._tally.add_batch(*keys)
+        if not self._named:
+            self._patience.attempt(f"name {self.path}", self._give_name)
+            self._named = True
+        return written
+
+    def _give_name(self) -> None:
+        if self._sync:
+            os.fdatasync(self._fd)
+        self._partial.rename(self.path)
+        if self._sync:
+            sync_folder(self.path.parent)
+
+    def _write(self, buffers: Sequence[Any]) -> int:
+        views = [memoryview(buffer).cast("B") for buffer in buffers if len(buffer)]
+        written = self._patience.attempt(
+            f"write {self.path}", lambda: write_all(self._fd, views, self.size)
+        )
+        for view in views:
+            self._crc = crc32c(view, self._crc)
+        self.size += written
+        return written
+
+    def sync(self) -> None:
+        """Wait until all rows are on the device."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """End the stream and write the sidecar. Idempotent; what was appended stays in any case."""
+        if self._fd < 0:
+            return
+        try:
+            if not self._named:
+                self._partial.unlink(missing_ok=True)
+                return
+            self._write([END_OF_STREAM])
+            if self._sync:
+                os.fdatasync(self._fd)
+            counts = Sidecar(
+                run_id=self._metadata["run_id"],
+                hook=self._metadata["hook"],
+                rows=self._tally.rows,
+                packets=self._tally.packets,
+                batches=self._tally.batches,
+                bytes=self.size,
+                crc32c=self._crc,
+                ranges=self._tally.seq_ranges(),
+            )
+            self._patience.attempt(
+                f"write the sidecar of {self.path}",
+                lambda: counts.write(self.path, sync=self._sync),
+            )
+        finally:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def write_all(fd: int, views: list[memoryview], offset: int) -> int:
+    """Write all `views` at `offset`; on failure the file ends at `offset` again. Returns bytes.
+
+    Raises:
+        OSError: as write(2); nothing of `views` is left in the file.
+    """
+    position = offset
+    waiting = list(views)
+    try:
+        while waiting:
+            done = os.pwritev(fd, waiting[:_BUFFERS_PER_WRITE], position)
+            if done == 0:
+                raise OSError(errno.ENOSPC, "the file takes no more bytes")
+            position += done
+            while waiting and done >= waiting[0].nbytes:
+                done -= waiting.pop(0).nbytes
+            if done:
+                waiting[0] = waiting[0][done:]
+    except OSError:
+        os.ftruncate(fd, offset)
+        raise
+    return position - offset
+
+
+def lock(fd: int) -> bool:
+    """Mark the file as in use until `fd` is closed or the process dies. False: another one has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+    return True

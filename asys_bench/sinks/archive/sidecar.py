@@ -1,0 +1,144 @@
+"""The sidecar `<shard>.json`: what a closed shard holds, so that nobody has to scan it to know.
+
+It is written atomically once, when the shard is closed or repaired. A shard without one is being
+written, or its writer died: its counts are recovered by walking its frames.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, Field, ValidationError
+
+from asys_bench.sinks.archive.error import ArchiveError
+
+FORMAT = "asys.archive.sidecar/1"
+MAX_BYTES = 8 << 20
+
+
+class SeqRange(BaseModel, extra="forbid", frozen=True):
+    """First and last packet sequence number of one bus shard in a file (gaps are possible)."""
+
+    source: int
+    shard: int
+    first_seq: int
+    last_seq: int
+
+
+class Sidecar(BaseModel, extra="forbid", frozen=True):
+    """Counts of one shard. `bytes` is the file's size; `crc32c` covers all of it (None: unknown)."""
+
+    format: str = Field(FORMAT, pattern=f"^{FORMAT}$")
+    run_id: str
+    hook: str
+    rows: int = Field(ge=0)
+    packets: int = Field(ge=0)
+    batches: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    crc32c: int | None = None
+    torn_bytes: int = Field(0, ge=0)
+    ranges: list[SeqRange] = []
+    closed: bool = True
+
+    @staticmethod
+    def path_of(shard: Path) -> Path:
+        return shard.with_suffix(".json")
+
+    @classmethod
+    def read(cls, shard: Path) -> Sidecar | None:
+        """The sidecar of `shard`; None when it has none.
+
+        Raises:
+            ArchiveError: the file is not a sidecar.
+        """
+        path = cls.path_of(shard)
+        try:
+            with path.open("rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ArchiveError(path, None, f"cannot be read ({error})") from error
+        if len(raw) > MAX_BYTES:
+            raise ArchiveError(path, MAX_BYTES, "too long for a sidecar")
+        try:
+            return cls.model_validate_json(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise ArchiveError(path, None, f"{first['loc']}: {first['msg']}") from None
+
+    def write(self, shard: Path, *, sync: bool) -> None:
+        """Write it beside `shard`, atomically; `sync` also makes it survive a power cut.
+
+        Raises:
+            OSError: no space; nothing is left behind.
+        """
+        path = self.path_of(shard)
+        partial = path.with_name(f".{path.name}.tmp")
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                file.write(self.model_dump_json(indent=1).encode() + b"\n")
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        if sync:
+            sync_folder(path.parent)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Running counts of a shard's rows and packets."""
+
+    rows: int = 0
+    packets: int = 0
+    batches: int = 0
+    ranges: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    _last: tuple[int, int, int] | None = None
+
+    def add_batch(self, source: Any, shard: Any, seq: Any) -> None:
+        """Count one record batch from its key columns (1-D arrays of one length)."""
+        self.batches += 1
+        self.rows += len(seq)
+        if not len(seq):
+            return
+        starts = packet_starts(source, shard, seq)
+        first = (int(source[0]), int(shard[0]), int(seq[0]))
+        self.packets += len(starts) - (first == self._last)
+        self._last = (int(source[-1]), int(shard[-1]), int(seq[-1]))
+        source, shard, seq = source[starts], shard[starts], seq[starts]
+        stream = source.astype(np.uint64) << np.uint64(16) | shard.astype(np.uint64)
+        for value in np.unique(stream):
+            part = seq[stream == value]
+            key = (int(value) >> 16, int(value) & 0xFFFF)
+            low, high = self.ranges.get(key, (int(part[0]), int(part[0])))
+            self.ranges[key] = min(low, int(part.min())), max(high, int(part.max()))
+
+    def seq_ranges(self) -> list[SeqRange]:
+        return [
+            SeqRange(source=source, shard=shard, first_seq=first, last_seq=last)
+            for (source, shard), (first, last) in sorted(self.ranges.items())
+        ]
+
+
+def packet_starts(source: Any, shard: Any, seq: Any) -> Any:
+    """Indices of the rows at which another packet begins (int64; non-empty 1-D key columns)."""
+    changed = (seq[1:] != seq[:-1]) | (shard[1:] != shard[:-1]) | (source[1:] != source[:-1])
+    return np.concatenate(([0], np.flatnonzero(changed) + 1))
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in `path` survive a power cut."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

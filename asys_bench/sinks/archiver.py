@@ -1,0 +1,238 @@
+"""The archiver: writes every packet of its group to Arrow shards (`asys_bench.sinks.archive`).
+
+- A lease becomes one record batch per hook and row layout (more past `rows_per_batch`); its rows are
+  in the file when `consume` returns, which acknowledges them. A SIGKILL loses the open batch at
+  most, and at_least_once delivers it again.
+- A new incarnation repairs the shards its predecessor left open and skips packets they hold. When
+  another member of the group gets a dead one's packets, rows can be in the archive twice;
+  `open_archive` removes them by key.
+- A full disk pauses it (`enospc_retry_s`); heartbeats go on and the bus counts what it must drop.
+- A packet that fails its checksum or does not decode is counted and skipped, since it would fail
+  again on every delivery.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from asys_bench.contracts.bus import Delivery, Lease
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.packet import ActivationPacket, PacketError
+from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.sinks.archive.layout import (
+    ARCHIVE_DIR,
+    RowLayout,
+    ShardName,
+    rows_of,
+    stored_dtype,
+)
+from asys_bench.sinks.archive.meters import Meters
+from asys_bench.sinks.archive.resume import PacketKey, take_over
+from asys_bench.sinks.archive.rows import BatchBuilder, Piece, split
+from asys_bench.sinks.archive.shard import ShardWriter
+from asys_bench.sinks.archive.space import Patience
+
+log = logging.getLogger(__name__)
+REMEMBERED_PACKETS = 8192
+"""Packets remembered beyond those of the last incarnation, for leases that were taken away."""
+_NARROW = {"keep": None, "float32": torch.float32, "float16": torch.float16}
+
+
+class ArchiverOptions(SinkOptions):
+    """`sinks.<name>.options` of an archiver."""
+
+    compression: Literal["none", "lz4", "zstd"] = Field(
+        "none", description="Compression of record batches; none lets readers map the file."
+    )
+    values: Literal["keep", "float32", "float16"] = Field(
+        "keep",
+        description="Dtype of archived floating-point values; keep stores bfloat16 and float8 as "
+        "float32. float16 overflows to infinity above 65504.",
+    )
+    rows_per_batch: int = Field(
+        65536, ge=1, le=1 << 24, description="Most rows of one record batch."
+    )
+    shard_rotate_mib: float = Field(
+        256, gt=0, description="A shard that has reached this many MiB is closed."
+    )
+    max_open_shards: int = Field(
+        128, ge=1, le=4096, description="Most files open; the one unused longest is closed first."
+    )
+    fsync: Literal["never", "shard", "batch"] = Field(
+        "shard",
+        description="When rows are forced to the device: never, when a shard closes, or before "
+        "each lease is acknowledged. Only a power cut makes a difference.",
+    )
+    enospc_retry_s: float = Field(
+        1.0, gt=0, le=3600, description="Seconds between attempts to write while the disk is full."
+    )
+    linger_s: float = Field(
+        0.25, ge=0, le=60, description="Seconds a pull waits for `min_packets`."
+    )
+    min_packets: int = Field(32, ge=1, description="Packets worth a record batch.")
+    max_packets: int = Field(512, ge=1, description="Most packets of one lease.")
+
+
+class ArchiverWorker(BaseSink):
+    """Writes packets as rows; one instance per worker process."""
+
+    def __init__(self, options: ArchiverOptions) -> None:
+        self._options = options
+        self.max_packets = options.max_packets
+        self.min_packets = min(options.min_packets, options.max_packets)
+        self.linger_s = options.linger_s
+        self._shards: dict[RowLayout, ShardWriter] = {}
+        """Open shards, the one unused longest first."""
+        self._next_number: dict[str, int] = {}
+
+    def open(self, context: SinkContext) -> None:
+        """Repair what an earlier incarnation left open and learn which packets it wrote."""
+        self._context = context
+        self._worker = file_slug(context.name)
+        self._meters = Meters(context.slot)
+        self._patience = Patience(context, self._options.enospc_retry_s)
+        self._builder = BatchBuilder(context.wall_offset_ns)
+        self._written: dict[PacketKey, int] = take_over(
+            context.run_dir,
+            self._worker,
+            self.max_packets,
+            self._patience,
+            context.heartbeat,
+        )
+        """Rows in the archive per recent packet."""
+        self._remember = len(self._written) + REMEMBERED_PACKETS + self.max_packets
+
+    def consume(self, lease: Lease) -> None:
+        """Append the lease's rows; they are in the files when it returns.
+
+        Raises:
+            OSError: the disk fails, or is full at the drain deadline.
+        """
+        series: dict[RowLayout, list[Piece]] = {}
+        for packet in lease:
+            self._sort_in(packet, series)
+        for layout, pieces in series.items():
+            self._append(layout, pieces, keep=series)
+            self._context.heartbeat()
+        if self._options.fsync == "batch":
+            for layout in series:
+                self._shards[layout].sync()
+        while len(self._written) > self._remember:
+            del self._written[next(iter(self._written))]
+
+    def close(self) -> None:
+        """End every shard. What a full disk keeps from being ended stays readable."""
+        while self._shards:
+            _, shard = self._shards.popitem()
+            try:
+                shard.close()
+            except OSError as error:
+                log.error("%s is complete but was not closed: %s", shard.path, error)
+            self._context.heartbeat()
+
+    def _sort_in(self, packet: ActivationPacket, series: dict[RowLayout, list[Piece]]) -> None:
+        context, key = self._context, (packet.source, packet.shard, packet.seq)
+        try:
+            if not packet.verify():
+                raise PacketError("its payload does not match its checksum")
+            rows_ND = rows_of(context.decode(packet))
+        except PacketError as error:
+            if not self._meters.damaged.value:
+                # A handler may keep the record, and the exception's frames hold views of the lease.
+                why = str(error)
+                log.error("packet %s is skipped (further ones are only counted): %s", key, why)
+            self._meters.damaged.add()
+            return
+        hook = context.name_of(packet.hook_id)
+        count = 0 if rows_ND is None else rows_ND.shape[0]
+        first = self._written.get(key, -1)
+        if first >= count:
+            self._meters.duplicates.add()
+            return
+        self._written[key] = count
+        self._meters.hook(hook).packets.add()
+        if rows_ND is None:
+            return
+        if first > 0:
+            rows_ND = rows_ND[first:]
+        first = max(first, 0)
+        stored = stored_dtype(packet.dtype, _NARROW[self._options.values])
+        layout = RowLayout(hook, rows_ND.shape[1], packet.dtype, stored)
+        piece = Piece(packet, context.name_of(packet.encoding_id), rows_ND, first)
+        series.setdefault(layout, []).append(piece)
+
+    def _append(
+        self, layout: RowLayout, pieces: list[Piece], keep: dict[RowLayout, list[Piece]]
+    ) -> None:
+        shard = self._shard(layout, keep)
+        meters = self._meters.hook(layout.hook)
+        schema = layout.schema(self._context.run_id)
+        for part in split(pieces, layout, self._options.rows_per_batch):
+            batch = self._builder.build(part, layout, schema)
+            keys = tuple(batch.column(name).to_numpy() for name in ("source", "shard", "seq"))
+            meters.bytes.add(shard.append(batch, keys))
+            meters.rows.add(batch.num_rows)
+
+    def _shard(self, layout: RowLayout, keep: dict[RowLayout, list[Piece]]) -> ShardWriter:
+        """The open shard of `layout`; shards rotate here only, so no lease spans two of a series."""
+        shard = self._shards.pop(layout, None)
+        if shard is not None and shard.size >= self._options.shard_rotate_mib * (1 << 20):
+            shard.close()
+            shard = None
+        if shard is None:
+            self._make_room(keep)
+            compression = self._options.compression
+            shard = ShardWriter(
+                self._context.run_dir
+                / ARCHIVE_DIR
+                / file_slug(layout.hook)
+                / self._name(layout.hook),
+                layout.schema(self._context.run_id),
+                compression=None if compression == "none" else compression,
+                sync=self._options.fsync != "never",
+                patience=self._patience,
+            )
+            self._meters.hook(layout.hook).shards.add()
+        self._shards[layout] = shard
+        return shard
+
+    def _make_room(self, keep: dict[RowLayout, list[Piece]]) -> None:
+        idle = [layout for layout in self._shards if layout not in keep]
+        for layout in idle[: max(0, len(self._shards) + 1 - self._options.max_open_shards)]:
+            self._shards.pop(layout).close()
+
+    def _name(self, hook: str) -> str:
+        incarnation = self._context.incarnation
+        if hook not in self._next_number:
+            folder = self._context.run_dir / ARCHIVE_DIR / file_slug(hook)
+            taken = [-1]
+            for path in folder.glob(f"{self._worker}-{incarnation}-*"):
+                name = ShardName.parse(path.name.split(".arrows")[0] + ".arrows")
+                if name is not None and (name.worker, name.incarnation) == (
+                    self._worker,
+                    incarnation,
+                ):
+                    taken.append(name.number)
+            self._next_number[hook] = max(taken) + 1
+        number = self._next_number[hook]
+        self._next_number[hook] = number + 1
+        return str(ShardName(self._worker, incarnation, number))
+
+
+def _build(options: SinkOptions) -> ArchiverWorker:
+    assert isinstance(options, ArchiverOptions)
+    return ArchiverWorker(options)
+
+
+plugin = SinkPlugin(
+    name="archiver",
+    summary="writes packets to Arrow stream shards that Hugging Face datasets opens",
+    options=ArchiverOptions,
+    build=_build,
+    default_delivery=Delivery.AT_LEAST_ONCE,
+    preload=("torch", "pyarrow"),
+)

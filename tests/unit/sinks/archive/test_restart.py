@@ -1,0 +1,258 @@
+"""Killed writers, redelivered packets and full disks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+from asys_bench.sinks.archive import open_archive, verify_archive
+
+HERE = Path(__file__).parent
+KILLS = 15
+STORM = """
+import os, random, runpy, signal, sys, time
+from pathlib import Path
+import torch
+from asys_bench.sinks.archive import verify_archive
+
+Rig, run_dir = runpy.run_path(sys.argv[1])["Rig"], Path(sys.argv[2])
+draw, acknowledged = random.Random(1), 0
+
+def write(incarnation, seq, out):
+    if incarnation:
+        assert all(found.damage is None for found in verify_archive(run_dir))
+    rig = Rig(run_dir)
+    worker = rig.start(incarnation, shard_rotate_mib=2, fsync="never")
+    acts_ND = torch.ones(64, 256)
+    while True:
+        rig.feed(worker, *(rig.packet(acts_ND * s, s, 1 + s % 2) for s in range(seq, seq + 8)))
+        seq += 8
+        os.write(out, b"%d\\n" % seq)
+
+for incarnation in range(int(sys.argv[3])):
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        try:
+            write(incarnation, acknowledged, writer)
+        finally:
+            os._exit(1)
+    os.close(writer)
+    with open(reader) as lines:
+        assert lines.readline(), "the writer failed"
+        time.sleep(draw.uniform(0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+        acknowledged = int([acknowledged + 8, *lines][-1])
+print(acknowledged)
+"""
+
+
+def test_a_writer_killed_at_random_moments_loses_its_open_batch_at_most(rig):
+    script = rig.run_dir / "storm.py"
+    script.write_text(STORM)
+    command = [sys.executable, script, HERE / "conftest.py", rig.run_dir, KILLS]
+    done = subprocess.run([*map(str, command)], stdout=subprocess.PIPE, check=True, timeout=90)
+    acknowledged = int(done.stdout)
+    worker = rig.start(KILLS)
+    worker.close()
+    assert all(found.ok and found.closed for found in verify_archive(rig.run_dir))
+    archive = open_archive(rig.run_dir)
+    for hook, parity in (("policy.mlp", 0), ("value/net:0", 1)):
+        rows = pa.Table.from_batches(archive.batches(hook))
+        assert rows["values"].combine_chunks().values[::256].to_pylist() == rows["seq"].to_pylist()
+        seqs = rows["seq"].to_numpy()[::64]
+        wanted = list(range(parity, acknowledged, 2))
+        assert seqs[: len(wanted)].tolist() == wanted, "an acknowledged packet is missing"
+        assert len(rows) % 64 == 0
+        assert len(seqs) - len(wanted) <= 4, "more than the open batch was unacknowledged"
+        assert sum(rig.table(path).num_rows for path in archive.shards(hook)) == len(rows)
+
+
+def test_redelivered_packets_are_written_once(rig):
+    first = rig.start(0, rows_per_batch=4)
+    packets = [rig.packet(torch.full((6, 2), float(seq)), seq, 1 + seq % 2) for seq in range(6)]
+    rig.feed(first, *packets)
+    rig.feed(first, *packets[:2])
+    assert rig.count("archive_duplicates_skipped") == 2
+    first.close()
+    second = rig.start(1)
+    rig.feed(second, *packets, rig.packet(torch.ones(6, 2), 6))
+    second.close()
+    assert rig.count("archive_duplicates_skipped") == 8
+    assert sum(rig.table(path).num_rows for path in rig.shards()) == 42
+
+
+def test_a_packet_torn_between_batches_is_continued_where_it_ended(rig):
+    first = rig.start(0, rows_per_batch=4)
+    packet = rig.packet(torch.arange(20.0).reshape(10, 2), 0)
+    rig.feed(first, packet)
+    (path,) = rig.shards()
+    for shard in first._shards.values():
+        os.close(shard._fd)  # as in a killed process: no end of stream, and the lock is gone
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 100)
+    second = rig.start(1)
+    assert list(path.parent.glob("*.torn"))
+    rig.feed(second, packet)
+    second.close()
+    (table,) = (
+        pa.Table.from_batches(open_archive(rig.run_dir).batches(hook)) for hook in ["policy.mlp"]
+    )
+    assert table["row"].to_pylist() == list(range(10))
+    assert [rig.table(path).num_rows for path in rig.shards()] == [8, 2]
+
+
+def test_rows_that_two_workers_archived_are_read_once(rig):
+    first, other = rig.start(), rig.start(name="archiver-1")
+    for seq in range(3):
+        rig.feed(first, rig.packet(torch.ones(4, 2), seq))
+    for seq in range(2, 5):
+        rig.feed(other, rig.packet(torch.ones(4, 2), seq))
+    first.close()
+    other.close()
+    assert sum(rig.table(path).num_rows for path in rig.shards()) == 24
+    rows = pa.Table.from_batches(open_archive(rig.run_dir).batches("policy.mlp"))
+    assert rows["seq"].to_pylist() == [seq for seq in range(5) for _ in range(4)]
+
+
+def test_a_restart_in_the_same_incarnation_never_writes_over_a_shard(rig):
+    for seq in range(3):
+        worker = rig.start(0)
+        rig.feed(worker, rig.packet(torch.ones(1, 2), seq))
+        worker.close()
+    assert [path.name for path in rig.shards()] == [f"archiver-0-0-{n}.arrows" for n in range(3)]
+
+
+def test_leftovers_of_a_killed_creation_are_removed_and_those_of_others_stay(rig):
+    folder = rig.run_dir / "archive" / "policy.mlp"
+    folder.mkdir(parents=True)
+    mine, theirs = folder / ".archiver-0-0-0.arrows.tmp", folder / ".archiver-0-x-0-0.arrows.tmp"
+    mine.touch()
+    theirs.touch()
+    rig.start(1).close()
+    assert (mine.exists(), theirs.exists()) == (False, True)
+
+
+def test_a_damaged_shard_of_the_predecessor_does_not_stop_the_next(rig, caplog):
+    first = rig.start()
+    rig.feed(first, rig.packet(torch.ones(1, 2), 0))
+    first.close()
+    path = rig.shards()[0]
+    path.with_suffix(".json").unlink()
+    path.write_bytes(path.read_bytes().replace(b"asys.archive/1", b"asys.archive/9"))
+    second = rig.start(1)
+    rig.feed(second, rig.packet(torch.ones(1, 2), 1))
+    second.close()
+    assert "cannot take over" in caplog.text
+
+
+class FullDisk:
+    """pwritev that writes a part and then finds no space, until `full` is cleared."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full, self._part, self._real = True, False, os.pwritev
+        monkeypatch.setattr(os, "pwritev", self)
+
+    def __call__(self, fd, buffers, offset):
+        if not self.full:
+            return self._real(fd, buffers, offset)
+        self._part = not self._part
+        if not self._part:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._real(fd, [buffers[0][:3]], offset)
+
+
+@pytest.mark.parametrize("packets", [1, 3])
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_full_disk_pauses_the_archiver_until_space_returns(
+    rig, monkeypatch, caplog, packets, earlier
+):
+    worker = rig.start(enospc_retry_s=0.01)
+    for seq in range(earlier):
+        rig.feed(worker, rig.packet(torch.ones(8, 4), seq))
+    disk = FullDisk(monkeypatch)
+    sizes = set()
+
+    def on_beat():
+        if disk.full:
+            sizes.update(path.stat().st_size for path in rig.shards())
+        if rig.beats > 12:
+            disk.full = False
+
+    rig.on_beat, rig.beats = on_beat, 0
+    rig.feed(worker, *(rig.packet(torch.ones(8, 4), 10 + seq) for seq in range(packets)))
+    worker.close()
+    assert rig.table(rig.shards()[0]).num_rows == 8 * (packets + earlier)
+    assert len(sizes) <= earlier, "a partial batch was left in the file during the pause"
+    assert rig.count("archive_write_errors") > 2
+    assert rig.count("archive_paused_ns") > 0
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert all(found.ok and found.closed for found in verify_archive(rig.run_dir))
+
+
+def test_a_disk_that_stays_full_gives_the_lease_back_at_the_drain_deadline(rig, monkeypatch):
+    worker = rig.start(enospc_retry_s=0.01)
+    rig.feed(worker, rig.packet(torch.ones(8, 4), 0))
+    FullDisk(monkeypatch)
+    deadline = time.monotonic() + 0.6
+    rig.time_left_s = lambda: deadline - time.monotonic()
+    with pytest.raises(OSError, match="No space left"):
+        rig.feed(worker, rig.packet(torch.ones(8, 4), 1))
+    worker.close()
+    assert rig.table(rig.shards()[0]).num_rows == 8
+    assert verify_archive(rig.run_dir)[0].ok
+
+
+def test_other_disk_errors_end_the_worker_and_leave_no_partial_batch(rig, monkeypatch):
+    worker = rig.start()
+    rig.feed(worker, rig.packet(torch.ones(8, 4), 0))
+
+    def broken(fd, buffers, offset):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "pwritev", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        rig.feed(worker, rig.packet(torch.ones(8, 4), 1))
+    assert verify_archive(rig.run_dir)[0].ok
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_real_full_filesystem_pauses_and_recovers(rig, tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mount)], capture_output=True
+    )
+    if made.returncode:
+        pytest.skip(f"mount is not permitted here: {made.stderr.decode().strip()}")
+    try:
+        ballast = mount / "ballast"
+        ballast.write_bytes(bytes(600 << 10))
+        rig.run_dir = mount
+        worker = rig.start(enospc_retry_s=0.01)
+
+        def make_space():
+            if rig.count("archive_write_errors"):
+                ballast.unlink(missing_ok=True)
+
+        rig.on_beat = make_space
+        for seq in range(12):
+            rig.feed(worker, rig.packet(torch.randn(100, 128), seq))
+        worker.close()
+        assert rig.count("archive_write_errors") >= 1
+        assert not ballast.exists()
+        assert verify_archive(mount)[0].ok
+        assert rig.table(rig.shards()[0]).num_rows == 1200
+    finally:
+        with contextlib.suppress(OSError):
+            subprocess.run(["umount", "--lazy", str(mount)], check=True, capture_output=True)
