@@ -1,0 +1,69 @@
+"""monitor.log: one JSON object per line, for `jq` and for people.
+
+Every line has `time` (UTC, ISO 8601), `time_s` (since the run's start), `level` and `event`; the
+rest depends on the event. The first line, `run_opened`, holds the start's monotonic time, by which
+a restarted monitor goes on with the same clock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from asys_bench.monitors.append_file import AppendFile
+from asys_bench.monitors.changes import Change
+
+OPENED = "run_opened"
+REOPENED = "monitor_restarted"
+
+
+class EventLog:
+    """The file, with a lowest level; the opening lines are written at any level."""
+
+    def __init__(self, path: Path, lowest: int = logging.INFO) -> None:
+        self._file = AppendFile(path)
+        self._lowest = lowest
+        self.resumed = self._file.resumed
+
+    def started_ns(self) -> int | None:
+        """The run's start (CLOCK_MONOTONIC) as the first monitor wrote it; None in a fresh file."""
+        try:
+            with self._file.path.open(encoding="utf-8") as lines:
+                found = json.loads(lines.readline()).get("started_ns")
+        except (ValueError, AttributeError, OSError):
+            return None
+        return found if isinstance(found, int) else None
+
+    def opened(self, time_s: float, wall_s: float, started_ns: int, run_id: str) -> None:
+        """Write that this monitor took up the log."""
+        event = REOPENED if self.resumed else OPENED
+        fields = {"run_id": run_id, "started_ns": started_ns}
+        self._write(time_s, wall_s, Change(event, logging.INFO, fields))
+
+    def write(self, time_s: float, wall_s: float, changes: Iterable[Change]) -> None:
+        """Append a line per change at or above the lowest level."""
+        for change in changes:
+            if change.level >= self._lowest:
+                self._write(time_s, wall_s, change)
+
+    def _write(self, time_s: float, wall_s: float, change: Change) -> None:
+        moment = datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds")
+        record = {
+            "time": moment,
+            "time_s": round(time_s, 3),
+            "level": logging.getLevelName(change.level).lower(),
+            "event": change.event,
+        }
+        record |= {key: _finite(value) for key, value in change.fields.items()}
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

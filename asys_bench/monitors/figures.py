@@ -1,0 +1,208 @@
+"""What a reading means: the host's, each hook's, each SAE's, the archive's and each worker's figures.
+
+The one place that knows the metric names of hosts, hooks, trainers and archivers; the live view, the
+plain lines, TensorBoard and the run's summary all work on these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.stats import HistogramSnapshot, RunState, WorkerState
+from asys_bench.monitors.rates import EMPTY_HISTOGRAM
+from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
+
+HOST_SLOT = "host"
+NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class HostFigures:
+    steps: int = 0
+    weights_version: int = 0
+    reported: Mapping[str, float] | None = None
+    """What the host reported of itself, e.g. {"reward_mean": 143.2}."""
+
+
+@dataclass(frozen=True, slots=True)
+class HookFigures:
+    hook: str
+    calls: int
+    captured: int
+    sampled_out: int
+    dropped: int
+    failed: int
+    nbytes: int
+    sampling_rate: float
+    latency_ns: HistogramSnapshot
+
+
+@dataclass(frozen=True, slots=True)
+class SaeFigures:
+    worker: str
+    hook: str
+    rows: int
+    rows_trained: int
+    steps: int
+    checkpoints: int
+    nonfinite_rows: int
+    loss: float
+    fvu: float
+    l0: float
+    dead_ratio: float
+    dense_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveFigures:
+    """One hook's archive, over all archive workers."""
+
+    hook: str
+    rows: int
+    packets: int
+    nbytes: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFigures:
+    name: str
+    state: WorkerState
+    pid: int
+    restarts: int
+    heartbeat_age_s: float
+
+    @property
+    def is_service(self) -> bool:
+        """A process of our own that consumes no packets: the watchdog or a monitor."""
+        return self.name == "watchdog" or self.name.split("-")[0] == "monitor"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFigures:
+    time_ns: int
+    state: RunState
+    host: HostFigures
+    hooks: tuple[HookFigures, ...]
+    saes: tuple[SaeFigures, ...]
+    archives: tuple[ArchiveFigures, ...]
+    workers: tuple[WorkerFigures, ...]
+    account: BusAccount | None
+    archive_duplicates_skipped: int = 0
+    archive_write_errors: int = 0
+
+    def hook(self, name: str) -> HookFigures | None:
+        return next((h for h in self.hooks if h.hook == name), None)
+
+    def sae(self, worker: str, hook: str) -> SaeFigures | None:
+        return next((s for s in self.saes if s.worker == worker and s.hook == hook), None)
+
+
+def figures_of(snapshot: RunSnapshot) -> RunFigures:
+    """Figures of one reading; metrics that no process has published yet are 0 or NaN."""
+    host = snapshot.slots.get(HOST_SLOT)
+    others = [slot for name, slot in snapshot.slots.items() if name != HOST_SLOT]
+    return RunFigures(
+        time_ns=snapshot.time_ns,
+        state=snapshot.state,
+        host=_host(host) if host else HostFigures(reported={}),
+        hooks=tuple(_hook(host, hook) for hook in _labelled(host, "hook_")) if host else (),
+        saes=tuple(_sae(slot, hook) for slot in others for hook in _labelled(slot, "sae_")),
+        archives=_archives(others),
+        workers=tuple(
+            WorkerFigures(s.name, s.state, s.pid, s.restarts, s.heartbeat_age_s) for s in others
+        ),
+        account=snapshot.account,
+        archive_duplicates_skipped=_sum(others, "archive_duplicates_skipped"),
+        archive_write_errors=_sum(others, "archive_write_errors"),
+    )
+
+
+def _sum(slots: list[SlotSnapshot], name: str, hook: str | None = None) -> int:
+    """A counter over all slots: of one hook, or whatever its labels are."""
+    return sum(
+        value
+        for slot in slots
+        for key, value in slot.counters.items()
+        if key.name == name and (hook is None or key.label("hook") == hook)
+    )
+
+
+def _labelled(slot: SlotSnapshot, prefix: str) -> list[str]:
+    """Hooks that have a metric whose name starts with `prefix`, in order of appearance."""
+    keys = [*slot.counters, *slot.gauges, *slot.histograms]
+    found = (key.label("hook") for key in keys if key.name.startswith(prefix))
+    return list(dict.fromkeys(hook for hook in found if hook))
+
+
+def _host(slot: SlotSnapshot) -> HostFigures:
+    reported = {
+        key.name.removeprefix("host_"): value
+        for key, value in slot.gauges.items()
+        if key.name.startswith("host_") and not key.labels
+    }
+    return HostFigures(
+        slot.counters.get(MetricKey("host_steps"), 0),
+        slot.counters.get(MetricKey("weights_version"), 0),
+        reported,
+    )
+
+
+def _key(name: str, hook: str) -> MetricKey:
+    return MetricKey(name, (("hook", hook),))
+
+
+def _hook(slot: SlotSnapshot, hook: str) -> HookFigures:
+    def count(name: str) -> int:
+        return slot.counters.get(_key(name, hook), 0)
+
+    return HookFigures(
+        hook=hook,
+        calls=count("hook_calls"),
+        captured=count("hook_captured"),
+        sampled_out=count("hook_sampled_out"),
+        dropped=count("hook_dropped"),
+        failed=count("hook_failed"),
+        nbytes=count("hook_bytes"),
+        sampling_rate=slot.gauges.get(_key("hook_sampling_rate", hook), NAN),
+        latency_ns=slot.histograms.get(_key("hook_latency_ns", hook), EMPTY_HISTOGRAM),
+    )
+
+
+def _sae(slot: SlotSnapshot, hook: str) -> SaeFigures:
+    def count(name: str) -> int:
+        return slot.counters.get(_key(name, hook), 0)
+
+    def gauge(name: str) -> float:
+        return slot.gauges.get(_key(name, hook), NAN)
+
+    return SaeFigures(
+        worker=slot.name,
+        hook=hook,
+        rows=count("sae_rows"),
+        rows_trained=count("sae_rows_trained"),
+        steps=count("sae_steps"),
+        checkpoints=count("sae_checkpoints"),
+        nonfinite_rows=count("sae_nonfinite_rows"),
+        loss=gauge("sae_loss"),
+        fvu=gauge("sae_fvu"),
+        l0=gauge("sae_l0"),
+        dead_ratio=gauge("sae_dead_ratio"),
+        dense_ratio=gauge("sae_dense_ratio"),
+    )
+
+
+def _archives(slots: list[SlotSnapshot]) -> tuple[ArchiveFigures, ...]:
+    hooks = dict.fromkeys(hook for slot in slots for hook in _labelled(slot, "archive_"))
+    return tuple(
+        ArchiveFigures(
+            hook,
+            _sum(slots, "archive_rows", hook),
+            _sum(slots, "archive_packets", hook),
+            _sum(slots, "archive_bytes", hook),
+            _sum(slots, "archive_shards", hook),
+        )
+        for hook in hooks
+    )

@@ -1,0 +1,93 @@
+"""Numbers and names for people: short, aligned, honest about what is unknown ("-")."""
+
+from __future__ import annotations
+
+import math
+
+UNKNOWN = "-"
+
+
+def count_text(n: float) -> str:
+    """12,345 below ten million, then 12.3M and 4.56G."""
+    if not math.isfinite(n):
+        return UNKNOWN
+    for limit, factor, suffix in ((1e7, 1.0, ""), (1e9, 1e6, "M"), (1e12, 1e9, "G")):
+        if abs(n) < limit:
+            return f"{n:,.0f}" if not suffix else f"{significant(n / factor)}{suffix}"
+    return f"{n:.3g}"
+
+
+def rate_text(per_second: float) -> str:
+    """Per-second figure: 0.25, 8.5, 1,234, 12.3k, 4.56M."""
+    if not math.isfinite(per_second):
+        return UNKNOWN
+    if per_second >= 1e6:
+        return f"{significant(per_second / 1e6)}M"
+    if per_second >= 1e4:
+        return f"{significant(per_second / 1e3)}k"
+    return f"{per_second:,.0f}" if per_second >= 10 or per_second == 0 else f"{per_second:.2g}"
+
+
+def bytes_text(n: float) -> str:
+    """Decimal units, as disks and networks are sold: 512 B, 3.20 MB."""
+    if not math.isfinite(n):
+        return UNKNOWN
+    if abs(n) < 1000:
+        return f"{n:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        n /= 1000
+        if abs(n) < 999.5 or unit == "TB":
+            return f"{significant(n)} {unit}"
+    raise AssertionError("unreachable")
+
+
+def significant(x: float) -> str:
+    """Three significant digits, no exponent: 1.23, 12.3, 123, 1,234."""
+    if not math.isfinite(x):
+        return UNKNOWN
+    magnitude = abs(x)
+    if magnitude >= 99.95:
+        return f"{x:,.0f}"
+    if magnitude >= 9.995:
+        return f"{x:.1f}"
+    if magnitude >= 0.0995 or magnitude == 0:
+        return f"{x:.2f}"
+    return f"{x:.3f}" if magnitude >= 0.00095 else f"{x:.1e}"
+
+
+def ratio_text(x: float, digits: int = 3) -> str:
+    """A ratio with fixed digits, so that columns line up."""
+    return f"{x:.{digits}f}" if math.isfinite(x) else UNKNOWN
+
+
+def percent_text(ratio: float) -> str:
+    """100 %, 12.5 %, 0.4 %; never rounded up to 100 %."""
+    if not math.isfinite(ratio):
+        return UNKNOWN
+    percent = ratio * 100
+    if percent == 0 or percent >= 100:
+        return f"{percent:.0f} %"
+    return f"{min(percent, 99.9):.1f} %"
+
+
+def duration_text(seconds: float) -> str:
+    """0:07, 12:34, 3:04:05."""
+    if not math.isfinite(seconds):
+        return UNKNOWN
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def age_text(seconds: float) -> str:
+    """0.2 s, 12 s, 3:04; "never" for a slot that never beat."""
+    if math.isinf(seconds):
+        return "never"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    return f"{seconds:.0f} s" if seconds < 100 else duration_text(seconds)
+
+
+def tail_text(name: str, width: int) -> str:
+    """`name` in at most `width` columns; its end is kept, because module paths differ at the end."""
+    return name if len(name) <= width else "…" + name[len(name) - max(1, width - 1) :]

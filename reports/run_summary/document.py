@@ -1,0 +1,57 @@
+"""`RunSummary` as JSON and back, and the file `summary.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from asys_bench.contracts.reporter import ReportError
+from asys_bench.reports.run_summary.summary import SCHEMA, RunSummary
+
+FILE_NAME = "summary.json"
+
+
+def to_dict(summary: RunSummary) -> dict[str, Any]:
+    """Plain data; the derived `balanced` and `dropped_total` are added for readers of the JSON."""
+    data = {"schema": summary.schema, "balanced": summary.balanced, **asdict(summary)}
+    if summary.bus is not None:
+        data["bus"]["dropped_total"] = summary.bus.dropped_total
+    return data
+
+
+def to_json(summary: RunSummary) -> str:
+    """Strict JSON (no NaN), indented, ending in a newline."""
+    return json.dumps(to_dict(summary), indent=2, allow_nan=False) + "\n"
+
+
+def from_dict(data: Mapping[str, Any]) -> RunSummary:
+    """The inverse of `to_dict`.
+
+    Raises:
+        ReportError: another schema, or fields that do not fit it.
+    """
+    if data.get("schema") != SCHEMA:
+        raise ReportError(f"schema is {data.get('schema')!r}; this reads {SCHEMA!r}")
+    try:
+        return TypeAdapter(RunSummary).validate_python(dict(data))
+    except ValidationError as error:
+        raise ReportError(f"not a run summary: {error}") from error
+
+
+def write_json(summary: RunSummary, run_dir: Path) -> Path:
+    """Write `<run_dir>/summary.json`, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = run_dir / FILE_NAME
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(to_json(summary), encoding="utf-8")
+    os.replace(partial, path)
+    return path

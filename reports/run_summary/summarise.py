@@ -1,0 +1,191 @@
+"""`summarise`: a run's last reading and what its host returned -> `RunSummary`. No I/O.
+
+It reads the page's memory and nothing else; files come in as a list (`files.list_files`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.host import HostResult
+from asys_bench.contracts.stats import StatsPage, WorkerState
+from asys_bench.monitors.figures import (
+    HookFigures,
+    HostFigures,
+    RunFigures,
+    SaeFigures,
+    figures_of,
+)
+from asys_bench.monitors.rates import quantiles
+from asys_bench.monitors.snapshot import take_snapshot
+from asys_bench.reports.run_summary.next_steps import next_steps
+from asys_bench.reports.run_summary.summary import (
+    ArchiveSummary,
+    BusSummary,
+    FileEntry,
+    GroupSummary,
+    HookSummary,
+    HostSummary,
+    RunSummary,
+    SaeSummary,
+    WorkerSummary,
+)
+
+
+def summarise(
+    page: StatsPage,
+    account: Callable[[], BusAccount] | BusAccount | None,
+    host_result: HostResult | None,
+    files: Sequence[FileEntry],
+    *,
+    run_id: str,
+    run_dir: Path,
+    step_unit: str = "step",
+    outcome: str | None = None,
+    elapsed_s: float | None = None,
+    configured_l0: Mapping[str, float] | None = None,
+) -> RunSummary:
+    """The summary of a run whose workers have stopped.
+
+    Args:
+        account: the bus's counters; None (or a bus that is gone) leaves the bus unknown.
+        host_result: None when the host did not return (it failed).
+        outcome: by default "finished" or "interrupted", by what the host said.
+        elapsed_s: wall time of the whole run, start-up and draining included.
+        configured_l0: hook -> k, to show beside the measured L0.
+    """
+    figures = figures_of(take_snapshot(page, account))
+    if outcome is None:
+        early = host_result is None or host_result.stopped_early
+        outcome = "interrupted" if early else "finished"
+    targets = configured_l0 or {}
+    order = {hook.hook: index for index, hook in enumerate(figures.hooks)}
+    saes = sorted(figures.saes, key=lambda s: (order.get(s.hook, len(order)), s.worker))
+    bus = _bus(figures.account)
+    return RunSummary(
+        run_id=run_id,
+        run_dir=str(run_dir),
+        outcome=outcome,
+        elapsed_s=elapsed_s,
+        host=_host(figures.host, host_result, step_unit),
+        bus=bus,
+        hooks=tuple(_hook(hook) for hook in figures.hooks),
+        saes=tuple(_sae(sae, targets.get(sae.hook)) for sae in saes),
+        archives=tuple(
+            ArchiveSummary(a.hook, a.rows, a.packets, a.nbytes, a.shards) for a in figures.archives
+        ),
+        workers=tuple(
+            WorkerSummary(w.name, w.state.name.lower(), w.restarts)
+            for w in figures.workers
+            if w.state is not WorkerState.EMPTY
+        ),
+        files=tuple(files),
+        next_steps=next_steps(run_dir, files),
+        warnings=tuple(_warnings(figures, bus)),
+    )
+
+
+def known(value: float) -> float | None:
+    """None for NaN and infinity, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def _host(figures: HostFigures, result: HostResult | None, step_unit: str) -> HostSummary:
+    told = {**(figures.reported or {}), **(result.figures if result else {})}
+    steps = result.steps if result else figures.steps
+    seconds = result.seconds if result else 0.0
+    return HostSummary(
+        steps=steps,
+        step_unit=step_unit,
+        seconds=seconds,
+        steps_per_s=steps / seconds if seconds > 0 else None,
+        stopped_early=result.stopped_early if result else True,
+        weights_version=figures.weights_version,
+        figures={name: known(value) for name, value in told.items()},
+    )
+
+
+def _bus(account: BusAccount | None) -> BusSummary | None:
+    if account is None:
+        return None
+    return BusSummary(
+        produced=account.produced,
+        produced_bytes=account.produced_bytes,
+        dropped={str(reason): n for reason, n in account.dropped.items()},
+        groups=tuple(
+            GroupSummary(
+                group=g.group,
+                delivered=g.delivered,
+                lost_in_flight=g.lost_in_flight,
+                dead_lettered=g.dead_lettered,
+                redelivered=g.redelivered,
+                ready=g.ready,
+                missed=g.missed,
+                imbalance=account.imbalance(g),
+            )
+            for g in account.groups
+        ),
+    )
+
+
+def _hook(hook: HookFigures) -> HookSummary:
+    latency_us = quantiles(hook.latency_ns, 1e-3)
+    return HookSummary(
+        hook=hook.hook,
+        calls=hook.calls,
+        captured=hook.captured,
+        sampled_out=hook.sampled_out,
+        dropped=hook.dropped,
+        failed=hook.failed,
+        captured_bytes=hook.nbytes,
+        final_sampling_rate=known(hook.sampling_rate),
+        latency_p50_us=known(latency_us.p50),
+        latency_p90_us=known(latency_us.p90),
+        latency_p99_us=known(latency_us.p99),
+        latency_max_us=known(latency_us.max),
+    )
+
+
+def _sae(sae: SaeFigures, target: float | None) -> SaeSummary:
+    return SaeSummary(
+        hook=sae.hook,
+        worker=sae.worker,
+        rows=sae.rows,
+        rows_trained=sae.rows_trained,
+        steps=sae.steps,
+        checkpoints=sae.checkpoints,
+        nonfinite_rows=sae.nonfinite_rows,
+        loss=known(sae.loss),
+        fvu=known(sae.fvu),
+        l0=known(sae.l0),
+        configured_l0=target,
+        dead_ratio=known(sae.dead_ratio),
+        dense_ratio=known(sae.dense_ratio),
+    )
+
+
+def _warnings(figures: RunFigures, bus: BusSummary | None) -> Iterable[str]:
+    """What a person should look into, worst first."""
+    if bus is None:
+        yield "the bus's counters could not be read: packets are not accounted for"
+    for group in bus.groups if bus else ():
+        if group.imbalance:
+            yield f"group {group.group!r}: {group.imbalance:+,} packets are not accounted for"
+        if group.ready:
+            yield f"group {group.group!r}: {group.ready:,} packets were left unread"
+        if group.dead_lettered:
+            yield f"group {group.group!r}: {group.dead_lettered:,} packets were given up on"
+    for worker in figures.workers:
+        if worker.state in (WorkerState.QUARANTINED, WorkerState.FAILED):
+            yield f"worker {worker.name!r} ended {worker.state.name.lower()}: see monitor.log"
+    if figures.archive_write_errors:
+        yield f"the archive had {figures.archive_write_errors:,} write errors"
+    for hook in figures.hooks:
+        if hook.failed:
+            yield f"hook {hook.hook!r} failed {hook.failed:,} times"
+    for sae in figures.saes:
+        if sae.nonfinite_rows:
+            yield f"SAE {sae.hook!r}: {sae.nonfinite_rows:,} rows were NaN or infinite, not trained on"

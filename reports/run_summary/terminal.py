@@ -1,0 +1,221 @@
+"""`RunSummary` as tables for a terminal. Readable at 80 columns; no I/O."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import defaultdict
+from pathlib import PurePosixPath
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from asys_bench.monitors.readable import (
+    bytes_text,
+    count_text,
+    duration_text,
+    percent_text,
+    rate_text,
+    ratio_text,
+    significant,
+    tail_text,
+)
+from asys_bench.reports.run_summary.summary import BusSummary, FileEntry, HostSummary, RunSummary
+
+NAN = float("nan")
+BESIDE_NAME = 56
+"""Columns of the numbers beside a hook's name in the widest table."""
+
+
+def render_terminal(summary: RunSummary, width: int = 100) -> RenderableType:
+    """The whole summary for a console of `width` columns (hook names are cut to fit)."""
+    names = max(12, width - BESIDE_NAME)
+    parts: list[RenderableType] = [_title(summary), _host(summary.host)]
+    sections = (
+        _packets(summary.bus),
+        _hooks(summary, names),
+        _saes(summary, names),
+        _archive(summary, names),
+    )
+    for section in (*sections, _workers(summary), _files(summary)):
+        if section is not None:
+            parts += [Text(), section]
+    if summary.warnings:
+        parts += [Text(), *(Text(f"! {w}", "bold yellow") for w in summary.warnings)]
+    if summary.next_steps:
+        parts += [Text(), Text("what to type next", "bold")]
+        for step in summary.next_steps:
+            # Not wrapped by us: a command must survive being copied from the screen.
+            command = Text(f"  {step.command}", "cyan", no_wrap=True, overflow="ignore")
+            parts += [Text(f"# {step.what}", "dim"), command]
+    return Group(*parts)
+
+
+def render_text(summary: RunSummary, width: int = 100) -> str:
+    """Plain text without escape codes."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, color_system=None, force_terminal=False)
+    console.print(render_terminal(summary, width), crop=False, soft_wrap=False)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+
+
+def _title(summary: RunSummary) -> RenderableType:
+    good = summary.outcome == "finished" and summary.balanced
+    style = "bold green" if good else "bold yellow"
+    title = Text.assemble(("A-Sys-I  ", "bold cyan"), summary.run_id, "  ")
+    title.append(summary.outcome, style)
+    if summary.elapsed_s is not None:
+        title.append(f" after {duration_text(summary.elapsed_s)}")
+    return Group(Rule(style="dim"), title, Rule(style="dim"))
+
+
+def _host(host: HostSummary) -> Text:
+    text = Text.assemble(
+        ("host     ", "bold"), (count_text(host.steps), "bold"), f" {host.step_unit}s"
+    )
+    if host.steps_per_s is not None:
+        text.append(f" in {duration_text(host.seconds)}").append(
+            f"  {rate_text(host.steps_per_s)}/s", "cyan"
+        )
+    if host.weights_version:
+        text.append("  weight updates ", "dim").append(count_text(host.weights_version))
+    figures = sorted(host.figures.items(), key=lambda item: "reward" not in item[0])
+    for name, value in figures[:6]:
+        text.append(f"  {name} ", "dim").append(significant(_number(value)), "bold")
+    return text
+
+
+def _packets(bus: BusSummary | None) -> RenderableType | None:
+    if bus is None:
+        return None
+    line = Text.assemble(
+        ("packets  ", "bold"),
+        (count_text(bus.produced), "bold"),
+        f" produced ({bytes_text(bus.produced_bytes)})  ",
+    )
+    line.append(f"{bus.dropped_total:,} dropped", "yellow" if bus.dropped_total else "")
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in bus.dropped.items() if n)
+    line.append(f" ({reasons})" if reasons else "")
+    titles = ("delivered", "dropped", "lost", "dead letter", "ready", "missed", "account")
+    made = _table("group", *titles)
+    for g in bus.groups:
+        verdict = Text("OK", "bold green")
+        if g.imbalance:
+            verdict = Text(f"off by {g.imbalance:+,}", "bold red")
+        numbers = (g.delivered, bus.dropped_total, g.lost_in_flight, g.dead_lettered, g.ready)
+        made.add_row(g.group, *(f"{n:,}" for n in (*numbers, g.missed)), verdict)
+    identity = "account: produced = delivered + dropped + lost + dead letter + ready + missed"
+    return Group(line, made, Text(identity, "dim")) if bus.groups else line
+
+
+def _hooks(summary: RunSummary, names: int) -> Table | None:
+    if not summary.hooks:
+        return None
+    made = _table("hook", "captured", "sampled out", "dropped", "p50 us", "p99 us", "max us")
+    for hook in summary.hooks:
+        latencies = (hook.latency_p50_us, hook.latency_p99_us, hook.latency_max_us)
+        made.add_row(
+            tail_text(hook.hook, names),
+            count_text(hook.captured),
+            count_text(hook.sampled_out),
+            Text(count_text(hook.dropped), "yellow" if hook.dropped else ""),
+            *(significant(_number(us)) for us in latencies),
+        )
+    return made
+
+
+def _saes(summary: RunSummary, names: int) -> Table | None:
+    if not summary.saes:
+        return None
+    made = _table("SAE", "rows", "steps", "loss", "FVU", "L0 (k)", "dead", "saved")
+    for sae in summary.saes:
+        l0 = ratio_text(_number(sae.l0), 1)
+        if sae.configured_l0 is not None:
+            l0 += f" ({sae.configured_l0:g})"
+        made.add_row(
+            tail_text(sae.hook, names),
+            count_text(sae.rows),
+            count_text(sae.steps),
+            significant(_number(sae.loss)),
+            Text(ratio_text(_number(sae.fvu)), "bold"),
+            l0,
+            percent_text(_number(sae.dead_ratio)),
+            f"{sae.checkpoints}",
+        )
+    return made
+
+
+def _archive(summary: RunSummary, names: int) -> Table | None:
+    archives = [a for a in summary.archives if a.packets]
+    if not archives:
+        return None
+    made = _table("archive", "rows", "packets", "data", "shards")
+    for a in archives:
+        made.add_row(
+            tail_text(a.hook, names),
+            count_text(a.rows),
+            count_text(a.packets),
+            bytes_text(a.data_bytes),
+            count_text(a.shards),
+        )
+    return made
+
+
+def _workers(summary: RunSummary) -> Text:
+    text = Text.assemble(("workers  ", "bold"))
+    for index, worker in enumerate(summary.workers):
+        bad = worker.state in ("failed", "quarantined")
+        text.append("   " if index else "").append(f"{worker.name} ")
+        text.append(worker.state, "bold red" if bad else "green")
+        if worker.restarts:
+            plural = "s" if worker.restarts > 1 else ""
+            text.append(f", {worker.restarts} restart{plural}", "yellow")
+    return text
+
+
+def _files(summary: RunSummary) -> RenderableType | None:
+    if not summary.files:
+        return None
+    total = bytes_text(sum(f.nbytes for f in summary.files))
+    head = Text.assemble(("files    ", "bold"), f"{summary.run_dir}  ", (f"{total} in all", "dim"))
+    made = Table.grid(padding=(0, 2, 0, 0))
+    made.add_column()
+    made.add_column(justify="right")
+    made.add_column(style="dim")
+    for name, count, nbytes in by_folder(summary.files):
+        what = f"{count:,} files" if name.endswith("/") and count > 1 else ""
+        made.add_row(f"  {name}", bytes_text(nbytes), what)
+    return Group(head, made)
+
+
+def by_folder(files: tuple[FileEntry, ...]) -> list[tuple[str, int, int]]:
+    """(name, files, bytes) of each file at the top and of each folder at the top ("name/")."""
+    totals: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for entry in files:
+        parts = PurePosixPath(entry.path).parts
+        name = parts[0] + ("/" if len(parts) > 1 else "")
+        totals[name][0] += 1
+        totals[name][1] += entry.nbytes
+    return [(name, count, nbytes) for name, (count, nbytes) in sorted(totals.items())]
+
+
+def _table(name: str, *columns: str) -> Table:
+    made = Table(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+        border_style="dim",
+    )
+    made.add_column(name, overflow="fold")
+    for column in columns:
+        made.add_column(column, justify="right", no_wrap=True)
+    return made
+
+
+def _number(value: float | None) -> float:
+    return NAN if value is None or not math.isfinite(value) else value

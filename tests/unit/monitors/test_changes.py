@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from typing import Any
+
+from asys_bench.contracts.stats import RunState, WorkerState
+from asys_bench.monitors.changes import Change, ChangeDetector
+from asys_bench.monitors.snapshot import take_snapshot
+
+SECOND = 1_000_000_000
+
+
+def names(changes: list[Change]) -> list[str]:
+    return [change.event for change in changes]
+
+
+def test_a_life_of_a_worker_is_logged_event_by_event(run: Any) -> None:
+    detector = ChangeDetector()
+    run.set_worker("trainer-0", WorkerState.STARTING)
+    assert names(detector.observe(take_snapshot(run.page, None))) == ["run_state"]
+    seen = []
+    for state, restarts in (
+        (WorkerState.READY, 0),
+        (WorkerState.FAILED, 0),
+        (WorkerState.READY, 1),
+        (WorkerState.READY, 1),
+        (WorkerState.READY, 2),
+        (WorkerState.QUARANTINED, 2),
+    ):
+        run.set_worker("trainer-0", state, restarts)
+        seen.append(names(detector.observe(take_snapshot(run.page, None))))
+    assert seen == [
+        ["worker_ready"],
+        ["worker_failed"],
+        ["worker_restarted", "worker_ready"],
+        [],
+        ["worker_restarted", "worker_ready"],
+        ["worker_quarantined"],
+    ]
+
+
+def test_a_restarted_monitor_does_not_repeat_what_the_first_one_logged(run: Any) -> None:
+    run.set_worker("trainer-0", WorkerState.READY, restarts=1)
+    run.dropped["full"] = 5
+    detector = ChangeDetector(resumed=True)
+    assert detector.observe(take_snapshot(run.page, run.account)) == []
+    run.page.run_state = RunState.DRAINING
+    assert names(detector.observe(take_snapshot(run.page, run.account))) == ["run_state"]
+
+
+def test_a_halved_sampling_rate_is_logged_and_so_is_its_recovery(run: Any) -> None:
+    run.host_steps(1)
+    detector = ChangeDetector()
+    rate = run.page.slot("host").gauge("hook_sampling_rate", hook="policy.net.0")
+    detector.observe(take_snapshot(run.page, None))
+    seen = {}
+    for value in (0.5, 0.51, 0.6, 0.3, 0.4, 0.9, 1.0, 1.0):
+        rate.set(value)
+        found = detector.observe(take_snapshot(run.page, None))
+        seen[value] = names(found) or seen.get(value, [])
+    assert seen[0.5] == ["sampling_rate_lowered"]
+    assert seen[0.51] == seen[0.6] == seen[0.4] == []
+    assert seen[0.3] == ["sampling_rate_lowered"]
+    assert seen[0.9] == ["sampling_rate_recovered"]
+    assert seen[1.0] == ["sampling_rate_recovered"]
+    del rate
+
+
+def test_drops_begin_once_and_end_after_three_quiet_seconds(run: Any) -> None:
+    detector = ChangeDetector()
+    seen = []
+    for second, total in enumerate((0, 4, 9, 9, 9, 9, 9, 10)):
+        run.dropped["full"] = total
+        snapshot = take_snapshot(run.page, run.account, second * SECOND)
+        seen.append([n for n in names(detector.observe(snapshot)) if "drops" in n])
+    assert seen == [[], ["drops_began"], [], [], [], ["drops_ended"], [], ["drops_began"]]
+
+
+def test_failing_hooks_and_bad_rows_and_write_errors_are_logged_with_how_many(run: Any) -> None:
+    detector = ChangeDetector()
+    detector.observe(take_snapshot(run.page, None))
+    run.page.slot("host").counter("hook_failed", hook="h").add(2)
+    run.page.slot("trainer-0").counter("sae_nonfinite_rows", hook="h").add(3)
+    run.page.slot("archive-0").counter("archive_write_errors").add(4)
+    found = detector.observe(take_snapshot(run.page, None))
+    assert [(c.event, c.fields["new"]) for c in found] == [
+        ("hook_failed", 2),
+        ("nonfinite_rows", 3),
+        ("archive_write_errors", 4),
+    ]
+    assert detector.observe(take_snapshot(run.page, None)) == []

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import io
+import math
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from asys_bench.contracts.bus import BusAccount, BusError
+from asys_bench.contracts.stats import WorkerState
+from asys_bench.monitors.figures import figures_of
+from asys_bench.monitors.live_view import LiveModel, live_view
+from asys_bench.monitors.plain_line import plain_line
+from asys_bench.monitors.snapshot import take_snapshot
+from asys_bench.monitors.tensorboard_files import raw_histogram, scalars_of
+
+
+def frame(run: Any, width: int, **changes: Any) -> str:
+    before = figures_of(take_snapshot(run.page, run.account))
+    run.host_steps(100)
+    now = figures_of(take_snapshot(run.page, run.account))
+    model = LiveModel("run", "env step", 65.0, now, before, 1.0, **changes)
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(live_view(model, width))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 200])
+def test_the_live_view_shows_everything_within_its_width(run: Any, width: int) -> None:
+    run.host_steps(100)
+    run.train()
+    run.set_worker("trainer-0", WorkerState.READY, restarts=1)
+    run.dropped["full"] = 9
+    text = frame(run, width, capacity_packets=1000)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= min(width, 120)
+    for wanted in ("200 env steps", "100/s", "1:05", "policy.net.0", "0.150", "9 full", "0.2 %"):
+        assert wanted in text
+    assert "…" not in text
+    assert "reward_mean 150" in " ".join(text.split())
+
+
+def test_the_live_view_of_a_run_that_has_not_begun_is_not_an_error(run: Any) -> None:
+    figures = figures_of(take_snapshot(run.page, None))
+    out = io.StringIO()
+    Console(file=out, width=80).print(
+        live_view(LiveModel("run", "step", 0.0, figures, figures, 0.0), 80)
+    )
+    assert "0 steps" in out.getvalue()
+
+
+def test_the_plain_line_is_one_line_without_escape_codes(run: Any) -> None:
+    run.host_steps(100)
+    before = figures_of(take_snapshot(run.page, run.account))
+    run.host_steps(100)
+    run.train()
+    run.set_worker("trainer-0", WorkerState.READY, restarts=2)
+    line = plain_line(figures_of(take_snapshot(run.page, run.account)), before, 5.0, 65, "env step")
+    assert line == (
+        "[1:05] 200 env steps (20/s) | reward_mean 150 | packets 200 dropped 0"
+        " | hook p99 20.0 us | FVU 0.150 | workers 1/2 (2 restarts)"
+    )
+
+
+def test_a_bus_that_is_gone_leaves_the_account_unknown(run: Any) -> None:
+    def gone() -> BusAccount:
+        raise BusError("the owner is dead")
+
+    assert take_snapshot(run.page, gone).account is None
+
+
+def test_figures_of_metrics_not_yet_published_are_unknown_not_zero(run: Any) -> None:
+    run.page.slot("trainer-0").counter("sae_rows", hook="h").add(5)
+    (sae,) = figures_of(take_snapshot(run.page, None)).saes
+    assert sae.rows == 5
+    assert math.isnan(sae.fvu)
+
+
+def test_archives_of_several_workers_add_up(run: Any) -> None:
+    for worker in ("archive-0", "trainer-0"):
+        run.page.slot(worker).counter("archive_rows", hook="h").add(5)
+    (archive,) = figures_of(take_snapshot(run.page, None)).archives
+    assert archive.rows == 10
+
+
+def test_scalars_leave_out_what_is_unknown(run: Any) -> None:
+    run.host_steps(100)
+    run.train()
+    tags = scalars_of(figures_of(take_snapshot(run.page, run.account)), None)
+    assert tags["sae_fvu/policy.net.0"] == 0.15
+    assert tags["host/reward_mean"] == 150.5
+    assert "host/steps_per_s" not in tags
+    assert "sae_dense_ratio/policy.net.0" not in tags
+    assert all(map(math.isfinite, tags.values()))
+
+
+def test_bars_of_the_latency_histogram_hold_every_count(run: Any) -> None:
+    run.host_steps(100, latency_ns=20_000)
+    run.host_steps(50, latency_ns=90_000)
+    (hook,) = figures_of(take_snapshot(run.page, None)).hooks
+    raw = raw_histogram(hook.latency_ns, 1e-3)
+    assert sum(raw["bucket_counts"]) == raw["num"] == 150
+    assert len(raw["bucket_counts"]) == len(raw["bucket_limits"]) < 20
+    assert raw["bucket_limits"] == sorted(raw["bucket_limits"])
