@@ -1,0 +1,1 @@
+"""The pipeline: host -> hooks -> bus -> workers, under the watchdog."""

@@ -1,0 +1,59 @@
+"""Is that process alive? Asked of the kernel by pidfd, never guessed from a timeout.
+
+A zombie answers ``kill(pid, 0)`` and a reused pid answers for a stranger; a pidfd does neither.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+
+def start_time(pid: int) -> int:
+    """Start time of `pid` in clock ticks since boot (proc(5), field 22); 0 when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rsplit(b")", 1)[1].split()[19])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+class ProcessHandle:
+    """A process that cannot be confused with a later one of the same pid."""
+
+    def __init__(self, pid: int, started: int | None = None) -> None:
+        """`started`: what `start_time` said of it; None takes whatever has the pid now.
+
+        Raises:
+            ProcessLookupError: it is gone (or the pid is someone else's by now).
+        """
+        self.pid = pid
+        self.fd = os.pidfd_open(pid)
+        found = start_time(pid)
+        if started is not None and found != started:
+            os.close(self.fd)
+            raise ProcessLookupError(f"pid {pid} is not the process that was asked for")
+        self.started = found
+
+    def alive(self) -> bool:
+        return not self.wait(0.0)
+
+    def wait(self, timeout_s: float) -> bool:
+        """True once it has exited."""
+        poller = select.poll()
+        poller.register(self.fd, select.POLLIN)
+        forever = timeout_s == float("inf")
+        return bool(poller.poll(None if forever else max(0.0, timeout_s) * 1000))
+
+    def kill(self, sig: int = signal.SIGKILL) -> None:
+        """Send `sig`; a process that is already gone is fine."""
+        try:
+            signal.pidfd_send_signal(self.fd, sig)
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

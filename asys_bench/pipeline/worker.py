@@ -1,0 +1,220 @@
+"""What runs inside a worker process: attach, pull, consume, acknowledge, drain, leave.
+
+A worker leaves in order when its stream has ended or the run drains, and by itself within
+`HOST_DEATH_GRACE_S` when the host is gone.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from multiprocessing import reduction
+from pathlib import Path
+from typing import Any
+
+from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
+from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
+from asys_bench.pipeline.liveness import ProcessHandle, start_time
+
+log = logging.getLogger(__name__)
+
+HOST_DEATH_GRACE_S = 4.5
+"""After the host's death a worker drains and writes this long, then leaves regardless."""
+CLOSE_SHARE = 0.5
+"""Share of the drain time kept for writing; the rest goes to consuming what is left."""
+DUMP_SIGNAL = signal.SIGUSR1
+"""Makes a worker write where it is to its log; the watchdog sends it before it kills a hung one."""
+
+
+class PassedFds:
+    """Descriptors on their way to a child of the fork server."""
+
+    def __init__(self, fds: tuple[int, ...]) -> None:
+        self.fds = fds
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _receive, ([reduction.DupFd(fd) for fd in self.fds],)
+
+
+def _receive(passed: list[Any]) -> PassedFds:
+    return PassedFds(tuple(one.detach() for one in passed))
+
+
+def worker_main(launch_json: str, worker_json: str, passed: PassedFds) -> None:
+    """Entry point of every worker process. The exit code is 0 only after an orderly end."""
+    launch = LaunchSpec.from_dict(json.loads(launch_json))
+    spec = WorkerSpec(**json.loads(worker_json))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's business
+    _log_to_file(Path(launch.run_dir), spec)
+    process = WorkerProcess(launch, spec, passed.fds)
+    try:
+        process.run()
+    except Exception:
+        log.exception("worker %s failed", spec.name)
+        process.slot.state = WorkerState.FAILED
+        logging.shutdown()
+        os._exit(1)
+    logging.shutdown()
+    os._exit(0)  # no atexit or destructors of preloaded libraries: the files are closed
+
+
+def _log_to_file(run_dir: Path, spec: WorkerSpec) -> None:
+    """Send this process's log (and a sink's output) to `logs/<name>.log`."""
+    folder = run_dir / "logs"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(folder / f"{spec.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 2)
+    if spec.role == "sink":  # a monitor draws on the terminal
+        os.dup2(descriptor, 1)
+    os.close(descriptor)
+    faulthandler.register(DUMP_SIGNAL, file=2, all_threads=True)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        force=True,
+    )
+
+
+class WorkerProcess:
+    """One incarnation of a worker."""
+
+    def __init__(self, launch: LaunchSpec, spec: WorkerSpec, fds: tuple[int, ...]) -> None:
+        self._launch, self._spec = launch, spec
+        self._page = StatsPage.attach(fds[0])
+        self._bus_fds = fds[1:]
+        self.slot = self._page.slot(spec.name)
+        self._host_died_at: float | None = None
+        self.slot.set(SlotField.PID, os.getpid())
+        self.slot.set(SlotField.PROCESS_START, start_time(os.getpid()))
+        self.slot.beat()
+        self.slot.state = WorkerState.STARTING
+
+    def run(self) -> None:
+        threading.Thread(target=self._watch_host, name="host-watch", daemon=True).start()
+        if self._spec.nice:
+            os.nice(self._spec.nice)
+        import torch
+
+        torch.set_num_threads(self._spec.threads)
+        if self._spec.role == "sink":
+            self._run_sink()
+        else:
+            self._run_monitor()
+        self.slot.state = WorkerState.DONE
+
+    def time_left_s(self) -> float:
+        """Seconds until this process must be gone; infinity while the run goes on."""
+        left = float("inf")
+        if self._page.drain_deadline_ns:
+            left = (self._page.drain_deadline_ns - time.monotonic_ns()) / 1e9
+        if self._host_died_at is not None:
+            left = min(left, self._host_died_at + HOST_DEATH_GRACE_S - time.monotonic())
+        return left
+
+    def _run_sink(self) -> None:
+        from asys_bench.contracts.bus import BusHandle, BusPlugin
+        from asys_bench.contracts.sink import SinkContext, SinkPlugin
+        from asys_bench.pipeline.decoding import Decoder
+        from asys_bench.registry import registry
+
+        spec = self._spec
+        handle = BusHandle.from_dict(self._launch.bus, self._bus_fds)
+        client = registry("backend").get(handle.backend, BusPlugin).attach(handle)
+        plugin = registry("sink").get(spec.plugin, SinkPlugin)
+        sink = plugin.build(plugin.options.model_validate(spec.options))
+        sink.open(
+            SinkContext(
+                name=spec.name,
+                run_dir=Path(self._launch.run_dir),
+                run_id=self._launch.run_id,
+                seed=self._launch.seed,
+                slot=self.slot,
+                wall_offset_ns=self._page.wall_offset_ns,
+                incarnation=self.slot.get(SlotField.INCARNATION),
+                name_of=client.name_of,
+                decode=Decoder(client.name_of),
+                heartbeat=self.slot.beat,
+                time_left_s=self.time_left_s,
+            )
+        )
+        subscription = client.subscribe(spec.group, spec.name)
+        self.slot.beat()
+        self.slot.set(SlotField.READY_NS, time.monotonic_ns())
+        self.slot.state = WorkerState.READY
+        reserve_s: float | None = None
+        while not subscription.ended:
+            self.slot.beat()
+            left = self.time_left_s()
+            if left != float("inf"):
+                reserve_s = left * CLOSE_SHARE if reserve_s is None else reserve_s
+                if left < reserve_s:
+                    log.warning("drain time is running out: leaving packets unread")
+                    break
+            with subscription.pull_batch(
+                sink.max_packets, sink.linger_s, sink.min_packets
+            ) as lease:
+                if len(lease):
+                    sink.consume(lease)
+            self.slot.beat()
+            sink.idle()
+        self.slot.beat()
+        sink.close()
+        subscription.close()
+        client.close()
+
+    def _run_monitor(self) -> None:
+        from asys_bench.contracts.bus import BusHandle, BusPlugin
+        from asys_bench.contracts.monitor import MonitorContext, MonitorPlugin
+        from asys_bench.registry import registry
+
+        spec = self._spec
+        handle = BusHandle.from_dict(self._launch.bus, self._bus_fds)
+        client = registry("backend").get(handle.backend, BusPlugin).attach(handle)
+        plugin = registry("monitor").get(spec.plugin, MonitorPlugin)
+        monitor = plugin.build(plugin.options.model_validate(spec.options))
+        monitor.open(
+            MonitorContext(
+                run_dir=Path(self._launch.run_dir),
+                run_id=self._launch.run_id,
+                page=self._page,
+                account=client.account,
+                config=self._launch.config,
+                step_unit=self._launch.step_unit,
+                terminal=self._launch.terminal,
+            )
+        )
+        self.slot.set(SlotField.READY_NS, time.monotonic_ns())
+        self.slot.state = WorkerState.READY
+        while self._page.run_state is not RunState.STOPPED and self.time_left_s() > 0.5:
+            self.slot.beat()
+            monitor.tick(self._page.run_state)
+            self._sleep(monitor.interval_s)
+        monitor.tick(RunState.STOPPED)
+        monitor.close()
+        client.close()
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep, but notice within 50 ms that the run has stopped."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if self._page.run_state is RunState.STOPPED:
+                return
+            time.sleep(min(0.05, left))
+            self.slot.beat()
+
+    def _watch_host(self) -> None:
+        try:
+            host = ProcessHandle(self._launch.host_pid)
+            host.wait(float("inf"))
+        except ProcessLookupError:
+            pass
+        self._host_died_at = time.monotonic()
+        time.sleep(HOST_DEATH_GRACE_S)
+        os._exit(75)
