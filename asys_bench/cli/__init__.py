@@ -1,0 +1,1 @@
+"""The commands: asys-run and asys-bench."""

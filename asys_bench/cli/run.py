@@ -1,0 +1,209 @@
+"""`asys-run --config FILE`: train the configured host under observation.
+
+Exit codes: 0 the run ended in order · 1 something failed (it says what) · 2 the configuration or
+the command line is wrong · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from asys_bench.config import ConfigError, LoadedConfig, dump_yaml, load_config
+
+if TYPE_CHECKING:
+    from asys_bench.config import MasterConfig
+    from asys_bench.pipeline.experiment import ExperimentPipeline, RunOutcome
+
+SHOW_CURSOR = b"\x1b[?25h"
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `asys-run`."""
+    arguments = _parser().parse_args(argv)
+    console = Console(stderr=True, highlight=False)
+    try:
+        loaded = load_config(arguments.config, arguments.set)
+    except ConfigError as error:
+        console.print(str(error), style="red", markup=False)
+        return EXIT_USAGE
+    if arguments.print_config:
+        sys.stdout.write(dump_yaml(loaded.config, loaded.provenance))
+        return EXIT_OK
+    if arguments.check:
+        files = " <- ".join(str(path) for path in reversed(loaded.sources))
+        print(f"{files}: valid")
+        return EXIT_OK
+    return _Command(loaded, console).run()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asys-run",
+        description="Train the configured host while SAEs are trained on its activations.",
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="YAML file, or the name of a shipped one"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override one field, e.g. --set bus.backend=mp_queue (repeatable)",
+    )
+    parser.add_argument("--check", action="store_true", help="check the configuration, run nothing")
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="print the resolved configuration with the origin of each value, run nothing",
+    )
+    return parser
+
+
+class _Command:
+    """One `asys-run`, with its signals."""
+
+    def __init__(self, loaded: LoadedConfig, console: Console) -> None:
+        self._loaded, self._console = loaded, console
+        self._pipeline: ExperimentPipeline | None = None
+        self._signals = 0
+        self._running = False
+
+    def run(self) -> int:
+        # Imported here: --check and --print-config should not wait for torch.
+        from asys_bench.pipeline.experiment import ExperimentPipeline
+
+        logging.basicConfig(
+            level=logging.WARNING, format="asys-run: %(message)s", stream=sys.stderr
+        )
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        started = time.monotonic()
+        self._pipeline = pipeline = ExperimentPipeline(
+            self._loaded.config,
+            terminal=sys.stdout.isatty(),
+            config_text=dump_yaml(self._loaded.config, self._loaded.provenance),
+            announce=lambda path: print(f"run directory: {_shown(path)}", flush=True),
+        )
+        try:
+            try:
+                print("setting up: building the host, starting the workers ...", flush=True)
+                pipeline.setup()
+            except KeyboardInterrupt:
+                pipeline.abort()
+                return EXIT_INTERRUPTED
+            except (RuntimeError, ValueError, OSError) as error:
+                pipeline.abort()
+                self._console.print(
+                    f"asys-run: setup failed: {error}", style="red", markup=False, soft_wrap=True
+                )
+                return EXIT_FAILED
+            return self._observe(pipeline, started)
+        finally:
+            pipeline.close()
+
+    def _observe(self, pipeline: ExperimentPipeline, started: float) -> int:
+        self._running = True
+        failure: Exception | None = None
+        try:
+            pipeline.run()
+        except Exception as error:  # noqa: BLE001 - the host is anyone's code; we still drain and report
+            failure = error
+        outcome = pipeline.shutdown()
+        self._report(outcome, pipeline.session.step_unit, time.monotonic() - started, failure)
+        return self._verdict(outcome, failure)
+
+    def _report(
+        self, outcome: RunOutcome, step_unit: str, elapsed_s: float, failure: Exception | None
+    ) -> None:
+        from asys_bench.reports.run_summary.document import write_json
+        from asys_bench.reports.run_summary.files import list_files
+        from asys_bench.reports.run_summary.summarise import summarise
+        from asys_bench.reports.run_summary.terminal import render_terminal
+
+        run_dir = outcome.run_dir
+        summary = summarise(
+            outcome.page,
+            outcome.account,
+            outcome.host,
+            list_files(run_dir.path),
+            run_id=run_dir.run_id,
+            run_dir=run_dir.path,
+            step_unit=step_unit,
+            outcome="failed" if failure is not None else None,
+            elapsed_s=elapsed_s,
+            configured_l0=configured_l0(self._loaded.config, outcome),
+        )
+        write_json(summary, run_dir.path)
+        console = Console(width=None if sys.stdout.isatty() else 100)
+        console.print(render_terminal(summary, console.width))
+
+    def _verdict(self, outcome: RunOutcome, failure: Exception | None) -> int:
+        problems = []
+        if failure is not None:
+            logging.getLogger(__name__).error("the host failed", exc_info=failure)
+            problems.append(f"the host raised {type(failure).__name__}: {failure}")
+        if not outcome.orderly:
+            problems.append(
+                f"not every worker finished in order; see {_shown(outcome.run_dir.path)}/logs/"
+            )
+        for group, off in outcome.imbalances.items():
+            problems.append(f"group {group}: {off:+d} packets unaccounted for")
+        for problem in problems:
+            self._console.print(f"asys-run: {problem}", style="red", markup=False, soft_wrap=True)
+        if problems:
+            return EXIT_FAILED
+        return EXIT_INTERRUPTED if self._signals else EXIT_OK
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 1 and self._pipeline is not None:
+            # No locks, no I/O buffers: the main thread may be inside anything.
+            os.write(2, b"\nasys-run: ended at once; files up to the last flush are kept\n")
+            self._pipeline.abort()
+            if os.isatty(1):
+                os.write(1, SHOW_CURSOR)  # the live view hid it
+            os._exit(EXIT_INTERRUPTED)
+        if not self._running:
+            raise KeyboardInterrupt
+        assert self._pipeline is not None
+        self._pipeline.request_stop()
+        os.write(2, b"\nasys-run: stopping: draining and writing (once more to end at once)\n")
+
+
+def configured_l0(config: MasterConfig, outcome: RunOutcome) -> Mapping[str, float]:
+    """Hook -> the L0 its SAE was configured for, where one was."""
+    from asys_bench.sinks.sae_trainer import SAETrainerOptions
+
+    document = json.loads((outcome.run_dir.path / "run.json").read_text())
+    targets: dict[str, float] = {}
+    for sink in config.enabled_sinks.values():
+        options = sink.plugin_options()
+        if isinstance(options, SAETrainerOptions):
+            for hook in document["hooks"]:
+                sae = options.for_hook(hook)
+                target = sae.k if sae.architecture == "topk" else sae.target_l0
+                if target is not None:
+                    targets[hook] = float(target)
+    return targets
+
+
+def _shown(path: os.PathLike[str]) -> str:
+    relative = os.path.relpath(path)
+    return os.fspath(path) if relative.startswith("..") else relative
+
+
+if __name__ == "__main__":
+    sys.exit(main())
