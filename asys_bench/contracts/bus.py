@@ -13,7 +13,10 @@ Every backend does all of this and passes `tests/conformance/test_bus.py`:
 - A producer killed mid-write leaves no half packet.
 - Consumers that wait use (almost) no CPU and re-check at least every 50 ms.
 - The account is exact at every quiet moment, for every group:
-  ``produced = delivered + dropped + lost_in_flight + dead_lettered + ready + missed``.
+  ``produced = delivered + dropped + lost_in_flight + dead_lettered + ready + missed``. `ready`
+  includes claimed packets; an acknowledgement may settle a moment after `release` returned.
+- A group that joined late ends with its last member: what it had not read counts as lost, and it
+  holds nothing up. A declared group waits for its members to come back.
 
 Sequence numbers start at 0 in every shard and count offered packets that were *accepted*, so a gap
 in `seq` seen by a group is a packet that the group lost (or never selected), never a drop.
@@ -111,8 +114,10 @@ class BusAccount:
     """Every packet offered since the bus was created."""
 
     produced: int
+    """Offered packets, accepted or not."""
     dropped: Mapping[str, int]
     produced_bytes: int
+    """Payload bytes of accepted packets."""
     groups: tuple[GroupAccount, ...]
 
     @property
@@ -304,7 +309,8 @@ class BusClient(ABC):
         """Join `group`. `spec` creates a group that was not declared; it sees packets from now on.
 
         Raises:
-            BusError: unknown group without `spec`; the bus is gone; no room for another member.
+            BusError: unknown group without `spec`, or a `spec` that contradicts the group; the bus is
+                gone; no room for another member.
         """
 
     @abstractmethod

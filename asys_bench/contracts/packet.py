@@ -85,6 +85,9 @@ _CARRIER: dict[int, np.dtype[np.generic]] = {
 """numpy has no bfloat16 or float8: bytes travel as integers of the same width, torch views them back."""
 
 
+_NUMPY_KNOWS = frozenset(DTYPES) - {torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+
+
 class PacketMeta(NamedTuple):
     """What the hook knows about a packet; the producer adds shard, source, sequence and checksum."""
 
@@ -291,8 +294,11 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     Raises:
         PacketError: the tensor is not contiguous, not dense or not on the CPU.
     """
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+    if not tensor.is_cpu or not tensor.is_contiguous():
         raise PacketError(f"needs a contiguous CPU tensor, got {tensor.device}, {tensor.stride()}")
     if tensor.numel() == 0:
         return memoryview(b"")
-    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data.cast("B")
+    tensor = tensor.detach()
+    if tensor.dtype not in _NUMPY_KNOWS:
+        tensor = tensor.reshape(-1).view(torch.uint8)
+    return tensor.numpy().data.cast("B")
