@@ -8,6 +8,7 @@ the run's main process. Hook `mlp_extractor.policy_net` and `mlp_extractor.value
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,10 @@ class PPOOptions(HostOptions):
     gamma: float = Field(default=0.98, gt=0, le=1, description="discount factor per step")
     gae_lambda: float = Field(default=0.8, ge=0, le=1, description="GAE lambda")
     clip_range: float = Field(default=0.2, gt=0, description="PPO clip range")
+    anneal: bool = Field(
+        default=True,
+        description="learning rate and clip range fall linearly to 0 over `total_timesteps`",
+    )
     ent_coef: float = Field(default=0.0, ge=0, description="entropy bonus coefficient")
     device: str = Field(default="cpu", description='torch device of the policy, e.g. "cpu", "cuda"')
 
@@ -81,10 +86,10 @@ class PPOHostProcess(BaseHost):
             n_steps=options.n_steps,
             batch_size=options.batch_size,
             n_epochs=options.n_epochs,
-            learning_rate=options.learning_rate,
+            learning_rate=_schedule(options.learning_rate, options.anneal),
             gamma=options.gamma,
             gae_lambda=options.gae_lambda,
-            clip_range=options.clip_range,
+            clip_range=_schedule(options.clip_range, options.anneal),
             ent_coef=options.ent_coef,
             device=options.device,
             seed=self._seed,
@@ -120,6 +125,11 @@ class PPOHostProcess(BaseHost):
             environments = self._model.get_env()
             if environments is not None:
                 environments.close()
+
+
+def _schedule(value: float, anneal: bool) -> float | Callable[[float], float]:
+    """SB3 calls a schedule with the share of the run that is left, 1 -> 0."""
+    return (lambda left: left * value) if anneal else value
 
 
 def _mean_reward(model: BaseAlgorithm) -> float:

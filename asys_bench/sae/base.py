@@ -1,13 +1,14 @@
-# ruff: noqa: N815 - fields carry shape suffixes like every tensor here
+
 """What every sparse autoencoder here is, and what a trainer may ask of it.
 
 - `encode(x_BD) -> acts_BF`, `decode(acts_BF) -> x_BD`, `forward = decode(encode(x))`.
 - Parameters: W_enc[D,F], W_dec[F,D], b_enc[F], b_dec[D], float32. W_enc is stored feature-major
   (a transposed view of [F,D] memory), so that one feature's weights lie together.
 - Decoder rows have unit norm; the encoder starts as their transpose, b_dec at the data's centre.
-- It works on scaled rows `s * x`. `folded(s)` is the same function of raw rows.
+- It works on centred and scaled rows (`scaling.InputScaling`). `folded` is the same function of raw
+  rows.
 - It is homogeneous: scaling the input and its `_scale_units` tensors by r scales the output by r.
-  That lets the scale follow a drifting input without changing the learned function (`rescale_`).
+  That lets the scale change without changing the function of raw rows (`rescale_`).
 - `training_step` leaves gradients in `.grad` and changes nothing else. The default runs autograd
   over `loss`; an architecture may write its gradient by hand (see `topk`).
 
@@ -26,6 +27,7 @@ import torch
 from torch import nn
 
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.scaling import InputScaling
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +155,14 @@ class SparseAutoencoder(nn.Module, ABC):
             self.get_parameter(tensor_name).mul_(ratio)
 
     @torch.no_grad()
-    def folded(self, scale: float) -> Self:
-        """A copy that acts on raw rows: W_enc *= s, W_dec /= s, b_dec /= s."""
+    def folded(self, scaling: InputScaling) -> Self:
+        """A copy that acts on raw rows: W_enc *= s, W_dec /= s, b_dec = b_dec / s + center.
+
+        Exact, because every architecture subtracts b_dec from its input.
+        """
         raw = copy.deepcopy(self)
         raw.zero_grad(set_to_none=True)
-        raw.W_enc.mul_(scale)
-        raw.W_dec.div_(scale)
-        raw.b_dec.div_(scale)
+        raw.W_enc.mul_(scaling.scale)
+        raw.W_dec.div_(scaling.scale)
+        raw.b_dec.copy_(scaling.undo(raw.b_dec))
         return raw

@@ -3,7 +3,7 @@
     cfg.json                architecture, sizes, dtype, metadata
     sae_weights.safetensors exactly W_enc[D,F] W_dec[F,D] b_enc[F] b_dec[D] (per architecture)
 
-The input scale is folded in, so the SAE takes raw rows and `normalize_activations` is "none". Read
+The input scaling is folded in, so the SAE takes raw rows and `normalize_activations` is "none". Read
 off sae-lens 6.54; other files in the folder are ignored by it and by us.
 """
 
@@ -26,6 +26,7 @@ from asys_bench.sae.checkpoint_files import (
     write_tensors,
 )
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.scaling import InputScaling
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -34,7 +35,7 @@ FORMAT_VERSION = "6.54.12"
 
 
 def save_sae(
-    folder: Path, sae: SparseAutoencoder, scale: float, metadata: Mapping[str, Any]
+    folder: Path, sae: SparseAutoencoder, scaling: InputScaling, metadata: Mapping[str, Any]
 ) -> None:
     """Write both files into the existing `folder`; `CheckpointStore.write` makes that atomic.
 
@@ -43,7 +44,7 @@ def save_sae(
     Raises:
         CheckpointError: a weight (after folding) or a metadata value is not finite.
     """
-    raw = sae.folded(scale)
+    raw = sae.folded(scaling)
     write_tensors(folder / WEIGHTS_FILE, raw.state_dict())
     cfg = {
         "architecture": raw.saelens_name,

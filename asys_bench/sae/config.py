@@ -100,13 +100,14 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     )
     normalize: Literal["none", "std", "norm"] = Field(
         "std",
-        description="Input scale. std: E||x - mean||^2 = d_in; norm: E||x|| = sqrt(d_in) (SAELens's "
+        description="What the SAE sees. std: rows centred and scaled to E||x - mean||^2 = d_in, "
+        "following the drift of the host; norm: scaled to E||x|| = sqrt(d_in) (SAELens's "
         "expected_average_only_in); none: rows as they come. Folded into the weights on export.",
     )
     normalizer_window_rows: int = Field(
-        100_000,
+        65_536,
         ge=1,
-        description="Memory of the running mean and scale in rows, >= 1; a plain average before.",
+        description="The running mean and scale are of about this many most recent rows, >= 1.",
     )
     gradient_clip_norm: float | None = Field(
         1.0,

@@ -15,12 +15,13 @@ from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.dead_features import DeadFeatures
 from asys_bench.sae.geometric_median import geometric_median
 from asys_bench.sae.resampling import resample_
+from asys_bench.sae.scaling import InputScaling
 from asys_bench.sae.schedule import peak_rate, rate_at
 from asys_bench.sae.sparsity_controller import SparsityController
 from asys_bench.sae.state import StateDict, number_of, pick, put, tensor_of
 
 RESCALE_BEYOND = 1.05
-"""The input scale follows the normaliser once they differ by this factor."""
+"""`normalize: norm`: the scale follows the normaliser once they differ by this factor."""
 MEDIAN_ROWS = 8192
 
 
@@ -30,8 +31,8 @@ class Learner:
     def __init__(self, config: SAEConfig, d_in: int) -> None:
         self.config = config
         self.sae = build_sae(config, d_in)
-        self.scale = 1.0
-        """The SAE works on `scale * x`."""
+        self.scaling = InputScaling.identity(d_in)
+        """From raw rows to what the SAE works on."""
         self.steps = 0
         self.steps_skipped = 0
         self.features_resampled = 0
@@ -50,17 +51,26 @@ class Learner:
             }
 
     @torch.no_grad()
-    def start(self, rows_ND: torch.Tensor, scale: float) -> None:
-        """Set the input scale and put b_dec at the geometric median of the first raw rows."""
-        self.scale = scale
-        self.sae.b_dec.copy_(geometric_median(rows_ND[:MEDIAN_ROWS]) * scale)
+    def start(self, rows_ND: torch.Tensor, scaling: InputScaling) -> None:
+        """Set the input scaling and put b_dec at the geometric median of the first raw rows."""
+        self.scaling = scaling
+        self.sae.b_dec.copy_(scaling.apply(geometric_median(rows_ND[:MEDIAN_ROWS])))
 
-    def follow_scale(self, scale: float) -> None:
-        """Adopt a drifted input scale without changing the function of raw rows."""
-        ratio = scale / self.scale
+    def follow(self, scaling: InputScaling) -> None:
+        """Adopt the scaling of an input that has drifted.
+
+        `std`: the weights stay as they are in the SAE's units, so the function moves and shrinks
+        with the data. A host's layer can saturate within seconds (seen: variance / 60,000, mean
+        moved by hundreds of the new standard deviations); Adam would need 1e5 steps to follow.
+        `norm`: the function of raw rows stays.
+        """
+        if self.config.normalize == "std":
+            self.scaling = scaling
+            return
+        ratio = scaling.scale / self.scaling.scale
         if math.isfinite(ratio) and not 1 / RESCALE_BEYOND <= ratio <= RESCALE_BEYOND:
             self.sae.rescale_(ratio)
-            self.scale = scale
+            self.scaling = scaling
 
     @property
     def l1_coefficient(self) -> float:
@@ -72,7 +82,7 @@ class Learner:
 
     def step(self, rows_BD: torch.Tensor, weight_B: torch.Tensor) -> StepResult | None:
         """One optimizer step on raw rows; None when it was skipped."""
-        x_BD = rows_BD * self.scale
+        x_BD = self.scaling.apply(rows_BD)
         policy = self.config.resolved_dead_policy
         revive = policy == "auxk" and self.dead.count > 0 and self.config.aux_k_coefficient > 0
         context = StepContext(
@@ -125,7 +135,8 @@ class Learner:
 
     def state_dict(self) -> StateDict:
         state: StateDict = {
-            "scale": self.scale,
+            "scale": self.scaling.scale,
+            "center": self.scaling.center_D,
             "steps": self.steps,
             "steps_skipped": self.steps_skipped,
             "features_resampled": self.features_resampled,
@@ -145,7 +156,7 @@ class Learner:
             parameter.copy_(tensor_of(state, f"sae.{name}"))
             for key, moment in self._optimizer.state[parameter].items():
                 moment.copy_(tensor_of(state, f"adam.{name}.{key}"))
-        self.scale = number_of(state, "scale")
+        self.scaling = InputScaling(number_of(state, "scale"), tensor_of(state, "center").clone())
         self.steps = int(number_of(state, "steps"))
         self.steps_skipped = int(number_of(state, "steps_skipped"))
         self.features_resampled = int(number_of(state, "features_resampled"))

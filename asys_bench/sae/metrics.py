@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.scaling import InputScaling
 
 DENSE_RATE = 0.1
 """A feature active in more than this share of rows is dense (hardly a feature)."""
@@ -73,7 +74,7 @@ def firing_rates(acts_BF: torch.Tensor, weight_B: torch.Tensor) -> torch.Tensor:
 
 def measure(
     sae: SparseAutoencoder,
-    scale: float,
+    scaling: InputScaling,
     x_BD: torch.Tensor,
     weight_B: torch.Tensor,
     dead_fraction: float,
@@ -88,8 +89,8 @@ def measure(
     with torch.no_grad():
         for first in range(0, len(x_BD), chunk):
             part = slice(first, first + chunk)
-            acts_BF = sae.encode(x_BD[part] * scale)
-            x_hat_BD[part] = sae.decode(acts_BF) / scale
+            acts_BF = sae.encode(scaling.apply(x_BD[part]))
+            x_hat_BD[part] = scaling.undo(sae.decode(acts_BF))
             fired_F += firing_rates(acts_BF, weight_B[part]) * float(weight_B[part].double().sum())
     rate_F = fired_F / float(weight_B.double().sum())
     return SAEMetrics(

@@ -1,4 +1,4 @@
-# ruff: noqa: N815 - fields carry shape suffixes like every tensor here
+
 """Feature activations that are mostly zero, as (feature, value) pairs, and their cheap products.
 
 With K of F features active per row, decode and the weight gradients cost B K D instead of B F D

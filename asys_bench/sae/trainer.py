@@ -86,7 +86,7 @@ class SAETrainer:
         """A copy of the SAE that takes raw rows; None before the first row."""
         if self._hook is None:
             return None
-        return self._hook.learner.sae.folded(self._hook.learner.scale)
+        return self._hook.learner.sae.folded(self._hook.learner.scaling)
 
     def ingest(self, rows_ND: torch.Tensor, key: PacketKey, weight: float = 1.0) -> None:
         """Take a copy of one packet's rows, for training or (decided by its key) to be held out.
@@ -136,7 +136,7 @@ class SAETrainer:
             self._counts["rows_over_budget"] += int(self._budget_rows - most)
             self._budget_rows = most
         if hook.learner.steps:
-            hook.learner.follow_scale(hook.normalizer.scale)
+            hook.learner.follow(hook.normalizer.scaling)
 
     def train(
         self,
@@ -178,7 +178,7 @@ class SAETrainer:
     def _step(self, hook: _Hook) -> bool:
         learner = hook.learner
         if learner.steps == 0:
-            learner.start(hook.buffer.rows, hook.normalizer.scale)
+            learner.start(hook.buffer.rows, hook.normalizer.scaling)
         rows_BD, weight_B = hook.buffer.sample(self.config.batch_rows)
         result = learner.step(rows_BD, weight_B)
         if result is None:
@@ -186,7 +186,7 @@ class SAETrainer:
                 log.warning("%s: %d steps skipped", self.hook_name, learner.steps_skipped)
             return False
         self._counts["rows_trained"] += len(rows_BD)
-        variance = hook.normalizer.variance * learner.scale**2 / hook.d_in
+        variance = hook.normalizer.variance * learner.scaling.scale**2 / hook.d_in
         self._smooth("loss", result.loss)
         self._smooth("fvu", result.error / variance if variance > 0 else 0.0)
         self._smooth("l0", float(result.fired_F.sum()) / len(rows_BD))
@@ -208,7 +208,10 @@ class SAETrainer:
             running.buffer_fill_ratio = len(self._hook.buffer) / self.config.buffer_rows
             running.dead_fraction = learner.dead.fraction
             running.features_resampled = learner.features_resampled
-            running.learning_rate, running.input_scale = learner.learning_rate, learner.scale
+            running.learning_rate, running.input_scale = (
+                learner.learning_rate,
+                learner.scaling.scale,
+            )
             if self.config.architecture == "relu":
                 running.l1_coefficient = learner.l1_coefficient
         return running
@@ -220,7 +223,7 @@ class SAETrainer:
             return None
         learner = hook.learner
         rows_BD, weight_B = hook.held_out.rows, hook.held_out.weights
-        return measure(learner.sae, learner.scale, rows_BD, weight_B, learner.dead.fraction)
+        return measure(learner.sae, learner.scaling, rows_BD, weight_B, learner.dead.fraction)
 
     def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> Path | None:
         """Write `folder/step_.../` (SAELens files and trainer state) and point `latest` at it.
@@ -247,7 +250,7 @@ class SAETrainer:
         }
 
         def fill(target: Path) -> None:
-            save_sae(target, hook.learner.sae, hook.learner.scale, about)
+            save_sae(target, hook.learner.sae, hook.learner.scaling, about)
             write_state(target, TrainerState(self.config, hook.d_in, state))
 
         return CheckpointStore(folder, self.config.checkpoint_keep).write(self.steps, fill)

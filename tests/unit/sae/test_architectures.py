@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from asys_bench.sae import ARCHITECTURES, SAEConfig, SparseAutoencoder, StepContext, build_sae
+from asys_bench.sae.scaling import InputScaling
 
 D, F, B = 12, 40, 64
 
@@ -79,9 +80,10 @@ def test_rescaling_keeps_the_function_of_raw_rows(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_folding_gives_the_same_activations_and_reconstruction(architecture: str) -> None:
     sae, x_BD = _sae(architecture), _rows()
-    raw = sae.folded(0.37)
-    torch.testing.assert_close(raw.encode(x_BD), sae.encode(0.37 * x_BD))
-    torch.testing.assert_close(raw(x_BD), sae(0.37 * x_BD) / 0.37)
+    scaling = InputScaling(0.37, torch.linspace(-1, 1, sae.d_in))
+    raw = sae.folded(scaling)
+    torch.testing.assert_close(raw.encode(x_BD), sae.encode(scaling.apply(x_BD)))
+    torch.testing.assert_close(raw(x_BD), scaling.undo(sae(scaling.apply(x_BD))))
 
 
 def test_projected_gradient_is_orthogonal_to_the_decoder_rows() -> None:

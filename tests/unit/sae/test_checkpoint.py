@@ -14,10 +14,16 @@ from asys_bench.sae import (
     CheckpointStore,
     SAEConfig,
     SAETrainer,
+    SparseAutoencoder,
     build_sae,
     load_sae,
     save_sae,
 )
+from asys_bench.sae.scaling import InputScaling
+
+
+def _scaling(sae: SparseAutoencoder, scale: float) -> InputScaling:
+    return InputScaling(scale, torch.linspace(-0.5, 0.5, sae.d_in))
 
 
 def _save(folder: Path, architecture: str = "topk") -> Path:
@@ -25,7 +31,7 @@ def _save(folder: Path, architecture: str = "topk") -> Path:
         SAEConfig.model_validate({"architecture": architecture, "d_sae": 24, "k": 3}), 6
     )
     folder.mkdir(parents=True, exist_ok=True)
-    save_sae(folder, sae, 2.5, {"model_name": "m", "hook_name": "h"})
+    save_sae(folder, sae, _scaling(sae, 2.5), {"model_name": "m", "hook_name": "h"})
     return folder
 
 
@@ -34,11 +40,12 @@ def test_a_saved_sae_comes_back_with_its_scale_folded_in(tmp_path: Path, archite
     sae = build_sae(
         SAEConfig.model_validate({"architecture": architecture, "d_sae": 24, "k": 3}), 6
     )
-    save_sae(tmp_path, sae, 2.5, {"hook_name": "pi"})
+    save_sae(tmp_path, sae, _scaling(sae, 2.5), {"hook_name": "pi"})
     loaded, metadata = load_sae(tmp_path)
     x_BD = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(loaded.encode(x_BD), sae.encode(2.5 * x_BD))
-    torch.testing.assert_close(loaded(x_BD), sae(2.5 * x_BD) / 2.5)
+    scaling = _scaling(sae, 2.5)
+    torch.testing.assert_close(loaded.encode(x_BD), sae.encode(scaling.apply(x_BD)))
+    torch.testing.assert_close(loaded(x_BD), scaling.undo(sae(scaling.apply(x_BD))))
     assert metadata["hook_name"] == "pi"
     assert loaded.name == architecture
 
@@ -89,13 +96,13 @@ def test_a_damaged_file_is_named_with_the_reason(
 def test_non_finite_weights_or_metadata_are_not_written(tmp_path: Path) -> None:
     sae = build_sae(SAEConfig(d_sae=24, k=3), 6)
     with pytest.raises(CheckpointError, match="Out of range float"):
-        save_sae(tmp_path, sae, 1.0, {"fvu": math.nan})
+        save_sae(tmp_path, sae, _scaling(sae, 1.0), {"fvu": math.nan})
     with pytest.raises(CheckpointError, match="not finite"):
-        save_sae(tmp_path, sae, 1e-45, {})
+        save_sae(tmp_path, sae, _scaling(sae, 1e-45), {})
     with torch.no_grad():
         sae.W_enc[0, 0] = math.inf
     with pytest.raises(CheckpointError, match="W_enc"):
-        save_sae(tmp_path, sae, 1.0, {})
+        save_sae(tmp_path, sae, _scaling(sae, 1.0), {})
 
 
 def test_the_store_keeps_the_last_ones_and_latest_points_at_the_newest(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from asys_bench.sae.metrics import (
     mean_squared_error,
     measure,
 )
+from asys_bench.sae.scaling import InputScaling
 
 
 @settings(max_examples=30, deadline=None)
@@ -62,9 +63,10 @@ def test_firing_rates_weigh_rows() -> None:
 def test_measuring_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     sae = build_sae(SAEConfig(d_sae=32, k=4), 8)
     x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
-    whole = measure(sae, 2.0, x, torch.ones(50), 0.25)
+    scaling = InputScaling(2.0, torch.full((8,), 0.5))
+    whole = measure(sae, scaling, x, torch.ones(50), 0.25)
     monkeypatch.setattr("asys_bench.sae.metrics.CHUNK_ELEMENTS", 32 * 7)
-    parts = measure(sae, 2.0, x, torch.ones(50), 0.25)
+    parts = measure(sae, scaling, x, torch.ones(50), 0.25)
     assert parts.fvu == pytest.approx(whole.fvu, rel=1e-5)
     assert parts.l0 == pytest.approx(whole.l0)
     assert whole.rows == 50

@@ -44,6 +44,20 @@ def test_the_window_forgets_what_the_host_no_longer_does() -> None:
     assert float(norm.mean_D.mean()) == pytest.approx(3.0, abs=0.5)
 
 
+def test_rows_before_the_window_leave_no_trace_and_state_survives() -> None:
+    norm = Normalizer(8, "std", window_rows=1000)
+    norm.update(_rows(5000, 100.0, 10.0), torch.ones(5000))
+    for seed in range(40):
+        norm.update(_rows(50, 7.0, 1e-3, seed), torch.ones(50))
+    assert norm.scale == pytest.approx(1e3, rel=0.05)
+    again = Normalizer(8, "std", window_rows=1000)
+    again.load_state_dict(norm.state_dict())
+    for one in (norm, again):
+        one.update(_rows(50, 7.0, 2e-3, 99), torch.ones(50))
+    assert again.scale == norm.scale
+    assert torch.equal(again.scaling.center_D, norm.scaling.center_D)
+
+
 @pytest.mark.parametrize("mode", ["none", "std", "norm"])
 def test_constant_zero_rows_are_not_scaled(mode: str) -> None:
     norm = Normalizer(8, mode, 100)  # type: ignore[arg-type]

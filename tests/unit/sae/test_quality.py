@@ -5,6 +5,7 @@ import torch
 
 from asys_bench.sae import SAEConfig, SAEMetrics, SAETrainer
 from asys_bench.sae.learner import Learner
+from asys_bench.sae.scaling import InputScaling
 
 
 def _train(config: SAEConfig, rows_ND: torch.Tensor) -> tuple[SAETrainer, SAEMetrics]:
@@ -63,6 +64,21 @@ def test_topk_explains_a_small_policys_tanh_units(k: int) -> None:
     assert measured.cosine > 0.97
 
 
+def test_a_layer_that_saturates_within_seconds_is_followed() -> None:
+    """As a PPO value network did: units go to +-1 and the variance falls by 60,000."""
+    before_ND = _policy_rows(100_000)
+    saturated_D = torch.sign(torch.randn(64, generator=torch.Generator().manual_seed(5)))
+    after_ND = saturated_D * (1 - 0.004 * (before_ND + 1))
+    config = SAEConfig(k=16, buffer_rows=8192, normalizer_window_rows=16384)
+    trainer, _ = _train(config, before_ND)
+    for index, chunk in enumerate(torch.cat([after_ND] * 2).split(256)):
+        trainer.ingest(chunk, (0, 0, 10**6 + index))
+        trainer.train()
+    measured = trainer.evaluate()
+    assert measured is not None
+    assert measured.fvu < 0.1
+
+
 def test_relu_reaches_the_configured_l0_on_a_small_policys_tanh_units() -> None:
     config = SAEConfig(architecture="relu", target_l0=12)
     _, measured = _train(config, _policy_rows(100_000))
@@ -78,7 +94,7 @@ def _error_after_killing_features(dead_policy: str) -> tuple[float, float]:
         ),
         32,
     )
-    learner.start(rows_ND, 3.0)
+    learner.start(rows_ND, InputScaling(3.0, torch.zeros(32)))
     with torch.no_grad():
         learner.sae.b_enc[:96] = -4.0
     learner.dead.silent_rows_F[:96] = 10**6
