@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -140,7 +141,7 @@ class _Command:
             outcome.host,
             list_files(run_dir.path),
             run_id=run_dir.run_id,
-            run_dir=run_dir.path,
+            run_dir=Path(_shown(run_dir.path)),
             step_unit=step_unit,
             outcome="failed" if failure is not None else None,
             elapsed_s=elapsed_s,
@@ -148,7 +149,7 @@ class _Command:
         )
         write_json(summary, run_dir.path)
         console = Console(width=None if sys.stdout.isatty() else 100)
-        console.print(render_terminal(summary, console.width))
+        console.print(render_terminal(summary, console.width), crop=False)  # commands stay whole
 
     def _verdict(self, outcome: RunOutcome, failure: Exception | None) -> int:
         problems = []
