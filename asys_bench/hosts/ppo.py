@@ -68,6 +68,7 @@ class PPOHostProcess(BaseHost):
         import gymnasium
         from stable_baselines3 import PPO
         from stable_baselines3.common.env_util import make_vec_env
+        from stable_baselines3.common.logger import Logger
 
         options = self._options
         rollout = options.n_envs * options.n_steps
@@ -95,6 +96,7 @@ class PPOHostProcess(BaseHost):
             seed=self._seed,
             verbose=0,
         )
+        self._model.set_logger(Logger(folder=None, output_formats=[]))  # its default litters /tmp
         return self._model.policy
 
     def run(self, clock: HostClock) -> HostResult:

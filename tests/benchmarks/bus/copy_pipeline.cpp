@@ -1,0 +1,128 @@
+// The reference of the bus benchmark: two processes, one memcpy in, one sum out, over one arena.
+//
+//   copy_pipeline BYTES PACKETS cached|streaming WINDOW_BYTES   -> GB/s on standard output
+//   copy_pipeline ping                                           -> one-way cache-line time in ns
+//
+// Payloads rotate through random sources larger than the cache, as the contenders' do.
+#include <immintrin.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+#include <vector>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Cursor = std::atomic<std::uint64_t>;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::uint64_t sum(const std::uint64_t* words, std::size_t count) {
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < count; ++i) total += words[i];
+  return total;
+}
+
+void stream(std::uint8_t* to, const std::uint8_t* from, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+  _mm_sfence();
+}
+
+std::uint8_t* shared(std::size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+  if (memory == MAP_FAILED) std::exit(1);
+  return static_cast<std::uint8_t*>(memory);
+}
+
+int ping() {
+  constexpr std::uint64_t rounds = 20'000;
+  auto* word = new (shared(4096)) Cursor(0);
+  const pid_t child = fork();
+  if (child == 0) {
+    for (std::uint64_t i = 0; i < rounds; ++i) {
+      while (word->load() != 2 * i + 1) _mm_pause();
+      word->store(2 * i + 2);
+    }
+    _exit(0);
+  }
+  const auto start = Clock::now();
+  for (std::uint64_t i = 0; i < rounds; ++i) {
+    word->store(2 * i + 1);
+    while (word->load() != 2 * i + 2) _mm_pause();
+  }
+  std::printf("%.0f\n", seconds_since(start) / rounds / 2 * 1e9);
+  waitpid(child, nullptr, 0);
+  return 0;
+}
+
+int pipeline(std::size_t bytes, std::uint64_t packets, bool streaming, std::size_t window) {
+  const std::uint64_t slots = std::clamp<std::uint64_t>(window / bytes, 2, 4096);
+  std::uint8_t* control = shared(8192);
+  auto* written = new (control) Cursor(0);
+  auto* read = new (control + 4096) Cursor(0);
+  std::uint8_t* arena = shared(slots * bytes);
+  const std::uint64_t sources =
+      std::max<std::uint64_t>(2, std::clamp<std::size_t>(bytes * 8, 8 << 20, 64 << 20) / bytes);
+  std::vector<std::uint64_t> random(sources * bytes / 8);
+  std::uint64_t state = 88172645463325252ULL;
+  for (auto& word : random) {
+    state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+    word = state;
+  }
+  const auto* source = reinterpret_cast<const std::uint8_t*>(random.data());
+  const auto start = Clock::now();
+  const pid_t child = fork();
+  if (child == 0) {
+    volatile std::uint64_t total = 0;
+    for (std::uint64_t next = 0; next < packets;) {
+      const std::uint64_t until = written->load(std::memory_order_acquire);
+      if (until == next) _mm_pause();
+      for (; next < until; ++next) {
+        const auto* slot = reinterpret_cast<std::uint64_t*>(arena + next % slots * bytes);
+        total = total + sum(slot, bytes / 8);
+        read->store(next + 1, std::memory_order_release);
+      }
+    }
+    _exit(0);
+  }
+  for (std::uint64_t next = 0; next < packets; ++next) {
+    while (next - read->load(std::memory_order_acquire) >= slots) _mm_pause();
+    std::uint8_t* slot = arena + next % slots * bytes;
+    const std::uint8_t* from = source + next % sources * bytes;
+    if (streaming)
+      stream(slot, from, bytes);
+    else
+      std::memcpy(slot, from, bytes);
+    written->store(next + 1, std::memory_order_release);
+  }
+  waitpid(child, nullptr, 0);
+  std::printf("%.3f\n", static_cast<double>(bytes) * packets / seconds_since(start) / 1e9);
+  return 0;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count == 2 && std::string_view(arguments[1]) == "ping") return ping();
+  if (count != 5) {
+    std::fprintf(stderr, "usage: copy_pipeline BYTES PACKETS cached|streaming WINDOW_BYTES | ping\n");
+    return 2;
+  }
+  return pipeline(std::strtoull(arguments[1], nullptr, 10), std::strtoull(arguments[2], nullptr, 10),
+                  std::string_view(arguments[3]) == "streaming",
+                  std::strtoull(arguments[4], nullptr, 10));
+}
