@@ -36,7 +36,8 @@ void read_shard(Segment& s, const ShardMemory& m, u64 mask, Books& books,
     }
     const u64 lost = load(m.at(harvest + 8 + g * 8)) + tally.lost[g];
     const u64 dead = load(m.at(harvest + 64 + g * 8)) + tally.dead[g];
-    const u64 missed = (known >> g) & 1 ? load(m.at(record + 24 + g * 8)) : accepted;
+    const u64 left = load(m.at(harvest + 176 + g * 8)) + tally.left[g];
+    const u64 missed = left + ((known >> g) & 1 ? load(m.at(record + 24 + g * 8)) : accepted);
     group.lost += lost;
     group.dead += dead;
     group.again += load(m.at(harvest + 120 + g * 8)) + tally.again[g];

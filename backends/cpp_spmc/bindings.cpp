@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include "account.hpp"
+#include "calibrate.hpp"
 #include "py_bridge.hpp"
 
 namespace pyb = pybind11;
@@ -69,8 +70,10 @@ pyb::dict layout() {
   put("hdr_waiters", kHdrWaiters);
   put("hdr_doorbell", kHdrDoorbell);
   put("hdr_name_count", kHdrNameCount);
+  put("active_shift", kActiveShift);
   put("state_live", kLive);
   put("state_finished", kFinished);
+  put("state_closing", kClosing);
   put("owners_offset", kOwnersOffset);
   put("owner_stride", kOwnerStride);
   put("groups_offset", kGroupsOffset);
@@ -102,6 +105,7 @@ pyb::dict layout() {
   put("state_lost", kLost);
   put("state_dead", kDead);
   put("state_missed", kMissed);
+  put("state_left", kLeft);
   return d;
 }
 
@@ -116,9 +120,9 @@ pyb::tuple account(const SegmentPtr& segment) {
 }
 
 Group add_group(const SegmentPtr& segment, const std::string& name, bool at_least_once,
-                const std::optional<std::vector<u64>>& hooks) {
+                bool temporary, const std::optional<std::vector<u64>>& hooks) {
   const GroupInfo info =
-      Tables(*segment).add_group(name, at_least_once, hooks ? &*hooks : nullptr);
+      Tables(*segment).add_group(name, at_least_once, temporary, hooks ? &*hooks : nullptr);
   return {info.index, info.name, info.at_least_once};
 }
 
@@ -147,7 +151,13 @@ pyb::object subscribe(const SegmentPtr& segment, const std::string& name, u64 sp
   return steal(new_consumer(segment, *info, spin_us * 1000));
 }
 
-pyb::object producer(const SegmentPtr& segment, u64 shard, u64 threshold, u64 window) {
+pyb::object producer(const SegmentPtr& segment, u64 shard, u64 threshold, u64 window,
+                     u64 calibrate_ms) {
+  if (calibrate_ms != 0) {
+    pyb::gil_scoped_release unlocked;  // nothing was published yet: the arena is scratch space
+    threshold = calibrate_streaming(segment->arena(shard), segment->geometry().arena_bytes,
+                                    calibrate_ms * 1'000'000);
+  }
   return steal(new_producer(segment, shard, CopyPolicy{threshold, window}));
 }
 
@@ -202,11 +212,12 @@ PYBIND11_MODULE(_spmc, m) {
       .def("intern", [](const SegmentPtr& s, const std::string& n) { return Tables(*s).intern(n); })
       .def("name_of", [](const SegmentPtr& s, u64 id) { return Tables(*s).name_of(id); })
       .def("name_count", [](const SegmentPtr& s) { return Tables(*s).name_count(); })
-      .def("add_group", &add_group, pyb::arg("name"), pyb::arg("at_least_once"), pyb::arg("hooks"))
+      .def("add_group", &add_group, pyb::arg("name"), pyb::arg("at_least_once"), pyb::arg("temporary"), pyb::arg("hooks"))
       .def("find_group", &find_group)
       .def("group_names", &group_names)
       .def("subscribe", &subscribe, pyb::arg("name"), pyb::arg("spin_us"))
-      .def("producer", &producer, pyb::arg("shard"), pyb::arg("streaming_threshold"), pyb::arg("window"))
+      .def("producer", &producer, pyb::arg("shard"), pyb::arg("streaming_threshold"), pyb::arg("window"),
+           pyb::arg("calibrate_ms"))
       .def("refuse", &Segment::refuse)
       .def("finish", &Segment::finish)
       .def("unlink", &Segment::unlink)

@@ -120,7 +120,7 @@ class _Attached:
     def is_open(self) -> bool:
         return self._segment is not None and os.getpid() == self._pid
 
-    def add_group(self, spec: GroupSpec) -> None:
+    def add_group(self, spec: GroupSpec, temporary: bool) -> None:
         hooks: list[int] | None = None
         if spec.hooks is not None:
             ids = {self.segment.name_of(i): i for i in range(self.segment.name_count())}
@@ -132,7 +132,7 @@ class _Attached:
                 )
             hooks = [ids[name] for name in spec.hooks]
         again = spec.delivery is Delivery.AT_LEAST_ONCE
-        group = self.segment.add_group(spec.name, again, hooks)
+        group = self.segment.add_group(spec.name, again, temporary, hooks)
         if group.at_least_once != again:
             raise BusError(
                 f"group {spec.name!r} exists with the other delivery mode; join it without a spec"
@@ -147,7 +147,7 @@ class _Attached:
                 )
             if spec.name != group:
                 raise BusError(f"the spec is of group {spec.name!r}, not {group!r}")
-            self.add_group(spec)
+            self.add_group(spec, temporary=True)
         core = self.segment.subscribe(group, self.spin_us)
         subscription = CppSpmcSubscription(core, group, member)
         self.subscriptions.append(subscription)
@@ -243,7 +243,7 @@ class CppShardedSPMCBus(BaseDataBus):
         for spec in request.groups:
             for hook in spec.hooks or ():
                 segment.intern(hook)
-            self._attached.add_group(spec)
+            self._attached.add_group(spec, temporary=False)
 
     def producer(self, shard: int = 0) -> BusProducer:
         segment = self._attached.segment
@@ -251,12 +251,13 @@ class CppShardedSPMCBus(BaseDataBus):
             raise BusError(f"no shard {shard}; this bus has shards 0..{segment.shards - 1}")
         if shard in self._producers:
             raise BusError(
-                f"the producer of shard {shard} was handed out before; one writes a shard"
+                f"the producer of shard {shard} was already handed out; one writes a shard"
             )
         core = segment.producer(
             shard,
             streaming_threshold=self._options.streaming_threshold_bytes,
             window=self._options.window_bytes,
+            calibrate_ms=self._options.calibrate_ms,
         )
         self._producers[shard] = CppSpmcProducer(core, shard)
         return self._producers[shard]

@@ -139,6 +139,7 @@ void Consumer::close() {
   tables_.reap_owner(owner_, group_);
   std::atomic_ref<u64>(segment_->word(kHdrWaiters)).fetch_and(~(1ULL << (owner_ >> 10)));
   tables_.free_owner(owner_);
+  tables_.let_go_of_empty_groups();
   owner_ = 0;
 }
 

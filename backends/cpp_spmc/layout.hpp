@@ -57,11 +57,13 @@ inline constexpr u64 kHdrOwnerIdentity = 96;  // start time:32 | pid:22 | 0:10
 inline constexpr u64 kHdrInitialSeq = 104;
 // ---- header words: mutable, a line each ---------------------------------------------------------
 inline constexpr u64 kHdrState = 1024;      // BusState
-inline constexpr u64 kHdrGroupMask = 1152;  // bit g: group g is active
+inline constexpr u64 kHdrGroupMask = 1152;  // bit g: group g exists; bit 8 + g: it gets packets
 inline constexpr u64 kHdrTableLock = 1280;  // identity of who edits the group or name table, or 0
 inline constexpr u64 kHdrWaiters = 1408;    // bit i: owner i sleeps, or is about to
 inline constexpr u64 kHdrDoorbell = 1536;   // futex on its low half; rises with every ring
 inline constexpr u64 kHdrNameCount = 1664;
+
+inline constexpr unsigned kActiveShift = 8;
 
 enum BusState : u64 { kStarting = 0, kLive = 1, kFinished = 2, kClosing = 3 };
 
@@ -71,7 +73,8 @@ inline constexpr u64 kOwnerStride = 64;
 // ---- group table --------------------------------------------------------------------------------
 inline constexpr u64 kGroupsOffset = 8192;
 inline constexpr u64 kGroupStride = 512;
-inline constexpr u64 kGrpFlags = 0;  // bit 0: at_least_once; bit 1: only the hooks in the bitmap
+// bit 0: at_least_once; bit 1: only the hooks in the bitmap; bit 2: made late, let go when empty
+inline constexpr u64 kGrpFlags = 0;
 inline constexpr u64 kGrpNameLength = 8;
 inline constexpr u64 kGrpName = 16;
 inline constexpr u64 kGrpHooks = 256;  // kNames bits
@@ -87,7 +90,7 @@ inline constexpr u64 kShDropped = 128;      // 4 words: full, timeout, too_large
 inline constexpr u64 kShPublished = 256;    // 2 records of 128: upto, bytes, known mask, missed[7]
 inline constexpr u64 kShPublishedStride = 128;
 inline constexpr u64 kShHarvestSelect = 512;  // which harvest record is valid: 0 or 1
-inline constexpr u64 kShHarvest = 640;        // 2 records of 256: upto, lost[7], dead[7], again[7]
+inline constexpr u64 kShHarvest = 640;        // 2 records of 256: upto, lost, dead, again, left (7 words each)
 inline constexpr u64 kShHarvestStride = 256;
 inline constexpr u64 kShHints = 1152;  // 7 lines of 128: epoch:24 | seq:40
 inline constexpr u64 kShHintStride = 128;
@@ -106,6 +109,8 @@ static_assert(kGrpName + kGroupNameBytes <= kGrpHooks, "a group's name must not 
 static_assert(kNamText + kNameBytes <= kNameStride, "a name must fit its table entry");
 static_assert(kShHints + kGroups * kShHintStride <= kShSlots, "hints overlap the slots");
 static_assert(kShHarvest + 2 * kShHarvestStride <= kShHints, "harvest records overlap the hints");
+static_assert(8 + 4 * kGroups * 8 <= kShHarvestStride, "a harvest record holds four counters per group");
+static_assert(24 + kGroups * 8 <= kShPublishedStride, "a publish record holds one counter per group");
 static_assert(kOwners <= 64, "sleeping owners are bits of one 64-bit word");
 static_assert(kShardsOffset % kPage == 0, "shards start on a page: mappings are page-granular");
 

@@ -33,13 +33,14 @@ u8* Producer::reserve(u64 nbytes, Refusal& refusal) {
   refusal = Refusal::too_large;
   if (nbytes > segment_->geometry().max_payload) return nullptr;
   const u64 need = frame_bytes(nbytes);
-  if (next_ - tail_ == slots_ || arena_.wants_reclaim(need)) reclaim();
+  const bool hot = nbytes < policy_.streaming_threshold;
+  if (next_ - tail_ == slots_ || arena_.wants_reclaim(need, hot)) reclaim();
   std::optional<u64> offset;
   for (int attempt = 0;; ++attempt) {
-    if (next_ - tail_ != slots_) offset = arena_.allocate(need);
+    if (next_ - tail_ != slots_) offset = arena_.allocate(need, hot);
     if (offset) break;
     if (attempt == 0) {
-      reclaim();
+      reclaim(true);
       continue;
     }
     // Full. A dead reader may hold the oldest slot: look, but not at every refusal.
@@ -47,8 +48,9 @@ u8* Producer::reserve(u64 nbytes, Refusal& refusal) {
     refusal = Refusal::full;
     if (attempt > 1 || now < next_death_check_) return nullptr;
     next_death_check_ = now + kDeathCheckNs;
-    if (tables_.reap_dead() == 0) return nullptr;
-    reclaim();
+    tables_.reap_dead();
+    tables_.let_go_of_empty_groups();
+    reclaim(true);
   }
   refusal = Refusal::none;
   reserved_ = *offset;
@@ -62,7 +64,7 @@ void Producer::queue(u64 nbytes, u64 hook_id) {
   if (mask != mask_) refresh_groups(mask);
   arena_.undo(reserved_ + frame_bytes(nbytes));  // give back what was reserved but not used
   starts_[next_ & (slots_ - 1)] = reserved_;
-  u32 want = static_cast<u32>(mask_);
+  u32 want = static_cast<u32>(mask_ & 0xFF);
   if (filtering_) want = wanted(hook_id);
   ShardRing::fill(m_, next_, (reserved_ / 64) << 32 | nbytes, want);
   bytes_ += nbytes;
@@ -86,8 +88,13 @@ void Producer::commit() {
   ShardRing::commit(m_, next_);
 }
 
-void Producer::reclaim() {
-  const u64 tail = ShardRing::reclaim(m_, tail_, committed_, harvest_);
+void Producer::reclaim(bool full) {
+  u32 abandoned = 0;
+  if (full) {
+    const u64 mask = load(segment_->word(kHdrGroupMask), Order::acquire);
+    abandoned = static_cast<u32>(mask & ~(mask >> kActiveShift)) & 0xFF;
+  }
+  const u64 tail = ShardRing::reclaim(m_, tail_, committed_, harvest_, abandoned);
   if (tail != tail_) {
     tail_ = tail;
     // Same two-record scheme, selected by its own word: these slots leave the window that an
@@ -99,6 +106,7 @@ void Producer::reclaim() {
       store(m_.at(record + 8 + g * 8), harvest_.lost[g]);
       store(m_.at(record + 64 + g * 8), harvest_.dead[g]);
       store(m_.at(record + 120 + g * 8), harvest_.again[g]);
+      store(m_.at(record + 176 + g * 8), harvest_.left[g]);
     }
     store(m_.at(kShHarvestSelect), valid ^ 1, Order::release);
   }
@@ -109,21 +117,22 @@ void Producer::reclaim() {
 
 void Producer::refresh_groups(u64 mask) {
   for (unsigned g = 0; g < kGroups; ++g)
-    if ((mask & ~mask_) >> g & 1) missed_[g] = next_ - segment_->initial_seq();
+    if (((mask & ~mask_) >> g) & 1) missed_[g] = next_ - segment_->initial_seq();
   mask_ = mask;
   missed_dirty_ = 2;
   filters_.clear();
   for (unsigned g = 0; g < kGroups; ++g)
     if ((mask >> g) & 1) filters_.push_back(tables_.group(g));
-  filtering_ = false;
+  filtering_ = (mask & 0xFF) != mask >> kActiveShift;
   for (const GroupInfo& info : filters_) filtering_ = filtering_ || !info.hooks.empty();
 }
 
 u32 Producer::wanted(u64 hook_id) {
   u32 want = 0;
   for (const GroupInfo& info : filters_) {
+    const bool active = (mask_ >> kActiveShift >> info.index) & 1;
     const bool all = info.hooks.empty();
-    if (all || (hook_id < kNames && (info.hooks[hook_id / 64] >> (hook_id % 64)) & 1)) {
+    if (active && (all || (hook_id < kNames && (info.hooks[hook_id / 64] >> (hook_id % 64)) & 1))) {
       want |= 1u << info.index;
     } else {
       ++missed_[info.index];

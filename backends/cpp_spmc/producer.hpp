@@ -44,7 +44,7 @@ class Producer {
   const std::shared_ptr<Segment>& segment() const { return segment_; }
 
  private:
-  void reclaim();
+  void reclaim(bool full = false);
   void refresh_groups(u64 mask);
   u32 wanted(u64 hook_id);
   void bump(u64 offset) { store(m_.at(offset), load(m_.at(offset)) + 1); }
@@ -65,7 +65,7 @@ class Producer {
   u64 missed_[kGroups] = {};
   unsigned missed_dirty_ = 0;  // published records that still hold old `missed` numbers
   unsigned published_ = 0;     // record that the next commit writes
-  bool filtering_ = false;
+  bool filtering_ = false;     // some group does not get every packet
   std::vector<GroupInfo> filters_;
   Tally harvest_;
   u64 next_death_check_ = 0;

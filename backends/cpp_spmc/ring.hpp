@@ -80,7 +80,8 @@ enum State : u64 {
   kDelivered = 3,  // from here on: final
   kLost = 4,
   kDead = 5,
-  kMissed = 6,
+  kMissed = 6,     // never meant for this group
+  kLeft = 7,       // its group had no member left when the ring was full
 };
 
 inline constexpr u64 kSeqMask = (1ULL << 40) - 1;
@@ -113,14 +114,13 @@ constexpr u64 returned(u64 word, bool at_least_once) {
 }
 
 struct Tally {
-  u64 lost[kGroups] = {}, dead[kGroups] = {}, again[kGroups] = {};
-  bool changed = false;
+  u64 lost[kGroups] = {}, dead[kGroups] = {}, again[kGroups] = {}, left[kGroups] = {};
   void add(unsigned group, u64 word) {
     const u64 state = word_state(word);
     if (state == kLost) ++lost[group];
     if (state == kDead) ++dead[group];
+    if (state == kLeft) ++left[group];
     again[group] += word_redeliveries(word);
-    changed = true;
   }
 };
 
@@ -128,11 +128,16 @@ template <class M>
 struct Ring {
   // ---- producer -----------------------------------------------------------------------------
   // Step 1: the new tail after passing every slot whose words are all final, at most to `end`.
-  static u64 reclaim(M& m, u64 tail, u64 end, Tally& tally) {
+  // Packets that wait for one of `abandoned` (groups without members) are passed over.
+  static u64 reclaim(M& m, u64 tail, u64 end, Tally& tally, u32 abandoned = 0) {
     for (; tail != end; ++tail) {
       u64 words[kGroups];
       for (unsigned g = 0; g < m.groups(); ++g) {
         words[g] = M::load(m.word(tail, g), site<4>(Order::acquire));  // S4: pairs with S3
+        if (word_state(words[g]) == kPending && (abandoned >> g & 1) != 0) {
+          const u64 left = with_state(words[g], kLeft);
+          if (M::cas(m.word(tail, g), words[g], left, Order::acq_rel)) words[g] = left;
+        }
         if (SPMC_MUTANT != 20 && !is_final(words[g])) return tail;
       }
       for (unsigned g = 0; g < m.groups(); ++g) {

@@ -1,6 +1,6 @@
 #include "tables.hpp"
 
-#include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -13,20 +13,28 @@ namespace {
 // when complete, so a half-made one is simply overwritten.
 class TableLock {
  public:
-  explicit TableLock(Segment& s) : word_(s.word(kHdrTableLock)), identity_(s.identity()) {
-    for (unsigned spins = 0;; ++spins) {
+  enum class Wait { yes, no };
+  explicit TableLock(Segment& s, Wait wait = Wait::yes) : word_(s.word(kHdrTableLock)) {
+    for (unsigned spins = 0; !held_; ++spins) {
       u64 holder = 0;
-      if (cas(word_, holder, identity_)) return;
-      if (spins % 1024 == 1023 && holder != 0 && is_dead(holder) && cas(word_, holder, identity_))
-        return;
-      sched_yield();
+      held_ = cas(word_, holder, s.identity());
+      if (held_ || wait == Wait::no) return;
+      if (spins % 1024 == 1023) held_ = is_dead(holder) && cas(word_, holder, s.identity());
+      if (spins > kPatience)
+        throw Error("the bus's tables are locked by process " +
+                    std::to_string(identity_pid(holder)) + ", which is stopped: continue or kill it");
+      if (!held_) usleep(spins < 100 ? 0 : 100);
     }
   }
-  ~TableLock() { store(word_, 0, Order::release); }
+  ~TableLock() {
+    if (held_) store(word_, 0, Order::release);
+  }
+  bool held() const { return held_; }
 
  private:
+  static constexpr unsigned kPatience = 30'000;  // at 100 us or more: a few seconds
   u64& word_;
-  u64 identity_;
+  bool held_ = false;
 };
 
 // Text in shared memory goes word by word: every access to the segment is an atomic word.
@@ -83,7 +91,7 @@ GroupInfo Tables::group(unsigned index) const {
   const u64 flags = load(s_.word(base + kGrpFlags));
   GroupInfo info{index, read_text(s_, base + kGrpName, load(s_.word(base + kGrpNameLength)),
                                   kGroupNameBytes),
-                 (flags & 1) != 0, {}};
+                 (flags & 1) != 0, (flags & 4) != 0, {}};
   if ((flags & 2) != 0)
     for (u64 i = 0; i < kNames / 64; ++i)
       info.hooks.push_back(load(s_.word(base + kGrpHooks + i * 8)));
@@ -100,7 +108,7 @@ std::optional<GroupInfo> Tables::find_group(const std::string& name) const {
   return std::nullopt;
 }
 
-GroupInfo Tables::add_group(const std::string& name, bool at_least_once,
+GroupInfo Tables::add_group(const std::string& name, bool at_least_once, bool temporary,
                             const std::vector<u64>* hooks) {
   if (name.empty() || name.size() > kGroupNameBytes)
     throw Error("a group's name must have 1.." + std::to_string(kGroupNameBytes) + " bytes, not " +
@@ -108,14 +116,14 @@ GroupInfo Tables::add_group(const std::string& name, bool at_least_once,
   TableLock lock(s_);
   if (auto found = find_group(name)) return *found;
   const u64 mask = group_mask();
-  const auto index = static_cast<unsigned>(std::countr_one(mask));
+  const auto index = static_cast<unsigned>(std::countr_one(mask & 0xFF));
   if (index >= kGroups)
     throw Error("no room for group " + name + ": a bus has at most " + std::to_string(kGroups) +
                 " groups; let its readers join an existing one");
   const u64 base = group_base(index);
   write_text(s_, base + kGrpName, name);
   store(s_.word(base + kGrpNameLength), name.size());
-  store(s_.word(base + kGrpFlags), (at_least_once ? 1 : 0) | (hooks != nullptr ? 2 : 0));
+  store(s_.word(base + kGrpFlags), (at_least_once ? 1 : 0) | (hooks != nullptr ? 2 : 0) | (temporary ? 4 : 0));
   for (u64 i = 0; i < kNames / 64; ++i) store(s_.word(base + kGrpHooks + i * 8), 0);
   if (hooks != nullptr)
     for (const u64 hook : *hooks) {
@@ -126,24 +134,41 @@ GroupInfo Tables::add_group(const std::string& name, bool at_least_once,
     const ShardMemory m = s_.shard(shard);
     store(m.hint(index), load(m.wseq(), Order::acquire) & kSeqMask);
   }
-  std::atomic_ref<u64>(s_.word(kHdrGroupMask)).fetch_or(1ULL << index);  // from now on it is seen
+  // From now on it is seen.
+  std::atomic_ref<u64>(s_.word(kHdrGroupMask)).fetch_or((1ULL | 1ULL << kActiveShift) << index);
   return group(index);
 }
 
 u64 Tables::register_owner(unsigned group) {
   for (int attempt = 0; attempt < 2; ++attempt) {
+    std::optional<TableLock> lock(std::in_place, s_);  // the group is not let go in between
     for (u64 index = 1; index < kOwners; ++index) {
       u64 word = load(owner_word(index), Order::acquire);
       if (identity_pid(word) != 0) continue;
       const u64 generation = (identity_generation(word) + 1) & 0x3FF;
       if (!cas(owner_word(index), word, s_.identity() | generation)) continue;
       store(s_.word(kOwnersOffset + index * kOwnerStride + 8), group);
+      std::atomic_ref<u64>(s_.word(kHdrGroupMask)).fetch_or(1ULL << kActiveShift << group);
       return make_owner(index, generation);
     }
+    lock.reset();
     reap_dead();
   }
   throw Error("no room for another member: " + std::to_string(kOwners - 1) +
               " live subscriptions hold this bus; close some");
+}
+
+void Tables::let_go_of_empty_groups() {
+  TableLock lock(s_, TableLock::Wait::no);  // a push must not wait; the next one tries again
+  if (!lock.held()) return;
+  u64 empty = group_mask() & 0xFF;
+  for (unsigned g = 0; g < kGroups; ++g)
+    if ((empty >> g) & 1 && (load(s_.word(group_base(g) + kGrpFlags)) & 4) == 0) empty &= ~(1ULL << g);
+  for (u64 index = 1; index < kOwners; ++index)
+    if (identity_pid(load(owner_word(index), Order::acquire)) != 0)
+      empty &= ~(1ULL << (load(s_.word(kOwnersOffset + index * kOwnerStride + 8)) & 63));
+  if (empty != 0)
+    std::atomic_ref<u64>(s_.word(kHdrGroupMask)).fetch_and(~(empty << kActiveShift));
 }
 
 void Tables::free_owner(u64 owner) {

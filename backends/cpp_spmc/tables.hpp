@@ -13,6 +13,7 @@ struct GroupInfo {
   unsigned index;
   std::string name;
   bool at_least_once;
+  bool temporary;          // made late: it may be let go when it has no members
   std::vector<u64> hooks;  // kNames bits; empty: every hook
 };
 
@@ -29,9 +30,12 @@ class Tables {
   GroupInfo group(unsigned index) const;
   u64 group_mask() const { return load(s_.word(kHdrGroupMask), Order::seq_cst); }
   // Find or make. A new group sees what is published after this returns.
-  GroupInfo add_group(const std::string& name, bool at_least_once, const std::vector<u64>* hooks);
+  GroupInfo add_group(const std::string& name, bool at_least_once, bool temporary,
+                      const std::vector<u64>* hooks);
+  // Temporary groups that have no member left get no more packets, until someone joins again.
+  void let_go_of_empty_groups();
 
-  // An owner id (index | generation) for a member of `group`.
+  // An owner id (index | generation) for a member of `group`, which gets packets from now on.
   u64 register_owner(unsigned group);
   // Give back an id; its claims must be settled first.
   void free_owner(u64 owner);

@@ -25,7 +25,7 @@ const std::vector<u8>& good_segment() {
     const auto segment = Segment::create(request);
     Tables tables(*segment);
     tables.intern("identity");
-    tables.add_group("train", true, nullptr);
+    tables.add_group("train", true, false, nullptr);
     std::vector<u8> copy(segment->geometry().segment_bytes);
     std::memcpy(copy.data(), segment->bytes(0), copy.size());
     return copy;

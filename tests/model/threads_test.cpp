@@ -69,8 +69,8 @@ int main(int argc, char** argv) {
   request.max_payload = 1 << 16;
   const auto segment = Segment::create(request);
   Tables tables(*segment);
-  const GroupInfo groups[] = {tables.add_group("once", false, nullptr),
-                              tables.add_group("again", true, nullptr)};
+  const GroupInfo groups[] = {tables.add_group("once", false, false, nullptr),
+                              tables.add_group("again", true, true, nullptr)};
   u64 got[4] = {}, torn[4] = {};
   std::vector<std::thread> threads;
   for (unsigned i = 0; i < 4; ++i)

@@ -21,7 +21,7 @@ from pathlib import Path
 from contenders import CAPACITY_BYTES, CONTENDERS
 
 HERE = Path(__file__).parent
-PEERS = ("mp.Queue", "pyzmq", "iceoryx2")
+PEERS = ("mp.Queue", "pyzmq", "iceoryx2", "zenoh shm")
 TIMEOUT_S = 120
 
 
@@ -102,9 +102,8 @@ def main() -> None:
 def report(found: dict[int, dict[str, list[float]]], names: list[str]) -> None:
     """Markdown tables."""
     for nbytes, row in found.items():
-        print(
-            f"\n### {nbytes} bytes\n\n| | GB/s median (interval) | x copy_pipeline | x best peer | x mp.Queue |"
-        )
+        print(f"\n### {nbytes} bytes\n")
+        print("| | GB/s median (interval) | x copy_pipeline | x best peer | x mp.Queue |")
         print("|---|---|---|---|---|")
         best = [
             max(values)

@@ -245,6 +245,57 @@ class Iceoryx2(Contender):
         return got
 
 
+class ZenohShm(Contender):
+    """zenoh peer to peer over a Unix socket with shared-memory buffers, reliable and blocking."""
+
+    KEY = "asys/bench"
+
+    def _session(self, **settings: str):
+        import zenoh
+
+        config = zenoh.Config()
+        for key, value in {
+            "scouting/multicast/enabled": "false",
+            "transport/shared_memory/enabled": "true",
+            **settings,
+        }.items():
+            config.insert_json5(key, value)
+        return zenoh.open(config)
+
+    def open(self):
+        import zenoh
+        from zenoh import shm
+
+        endpoint = f"unixsock-stream//tmp/asys-bench-{os.getpid()}.sock"
+        self.session = self._session(**{"listen/endpoints": json.dumps([endpoint])})
+        self.provider = shm.ShmProvider.default_backend(max(CAPACITY_BYTES, 8 * self.nbytes))
+        self.policy = shm.BlockOn(shm.GarbageCollect())
+        self.publisher = self.session.declare_publisher(
+            self.KEY, congestion_control=zenoh.CongestionControl.BLOCK
+        )
+        return {"endpoint": endpoint}, ()
+
+    def produce(self, rows):
+        each, count = [row.view(np.uint8) for row in rows], len(rows)
+        for index in range(self.packets):
+            buffer = self.provider.alloc(self.nbytes, policy=self.policy)
+            buffer[:] = each[index % count].tobytes()
+            self.publisher.put(buffer)
+
+    def attach(self, data, fds):
+        self.session = self._session(**{"connect/endpoints": json.dumps([data["endpoint"]])})
+        self.subscriber = self.session.declare_subscriber(self.KEY)
+        time.sleep(0.5)
+
+    def consume(self):
+        for _ in range(self.packets):
+            total(self.subscriber.recv().payload.to_bytes())
+        return self.packets
+
+    def close(self):
+        self.session.close()
+
+
 CONTENDERS: dict[str, Any] = {
     "cpp_spmc": lambda n, p: Ours(n, p, "cpp_spmc"),
     "cpp_spmc batch 64": lambda n, p: Ours(n, p, "cpp_spmc", 64),
@@ -255,6 +306,7 @@ CONTENDERS: dict[str, Any] = {
     "mp.Queue": MpQueue,
     "pyzmq": Zmq,
     "iceoryx2": Iceoryx2,
+    "zenoh shm": ZenohShm,
 }
 
 
