@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/profile_consumer.yaml
 ARGS ?=
+EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard backends/*/CMakeLists.txt backends/*/*.cpp backends/*/*.hpp)
 
-.PHONY: help run test lint types check soak docs clean
+.PHONY: help run test lint types check model sanitize soak docs clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,8 +45,14 @@ types: $(VENV)/.test
 check: $(VENV)/.run ## the configuration of CONFIG, checked and not run
 	$(BIN)/asys-run --check --config $(CONFIG) $(ARGS)
 
+model: ## the ring's protocol under a model checker, with mutants (needs relacy: apt-get install relacy-dev)
+	tests/model/run_model.sh $(EXECUTIONS)
+
+sanitize: ## the ring's C++ under ThreadSanitizer and AddressSanitizer
+	tests/model/run_sanitizers.sh
+
 soak: $(VENV)/.test ## long storms; minutes to an hour, by hand
-	ASYS_SOAK=1 $(BIN)/pytest -m stress --timeout 3600 $(ARGS)
+	ASYS_SOAK=1 $(BIN)/pytest -m stress -s --timeout 3600 $(ARGS)
 
 docs: $(VENV)/.test ## regenerate the configuration reference and the editor schema
 	$(BIN)/python -m asys_bench.config.reference
