@@ -25,6 +25,7 @@ from asys_bench.pipeline.hookpoints import resolve
 from asys_bench.pipeline.liveness import start_time
 from asys_bench.pipeline.rundir import RunDir, environment
 from asys_bench.pipeline.supervisor import Supervisor
+from asys_bench.pipeline.trainer_manager import SAETrainerManager
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class ObservationSession:
         names = [point.name for point in self.points]
         groups, workers = plan_workers(config, names)
         self.page = StatsPage.create(["host", "watchdog", *(worker.name for worker in workers)])
+        self.trainers = SAETrainerManager(self.page, workers, groups, names)
         self.bus: BaseDataBus | None = None
         self.hooker: ActivationHooker | None = None
         self._supervisor: Supervisor | None = None

@@ -172,13 +172,14 @@ class WorkerProcess:
     def _run_monitor(self) -> None:
         from asys_bench.contracts.bus import BusHandle, BusPlugin
         from asys_bench.contracts.monitor import MonitorContext, MonitorPlugin
+        from asys_bench.pipeline.assembly import create_monitor
         from asys_bench.registry import registry
 
         spec = self._spec
         handle = BusHandle.from_dict(self._launch.bus, self._bus_fds)
         client = registry("backend").get(handle.backend, BusPlugin).attach(handle)
         plugin = registry("monitor").get(spec.plugin, MonitorPlugin)
-        monitor = plugin.build(plugin.options.model_validate(spec.options))
+        monitor = create_monitor(plugin, plugin.options.model_validate(spec.options))
         monitor.open(
             MonitorContext(
                 run_dir=Path(self._launch.run_dir),

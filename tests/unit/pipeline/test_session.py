@@ -1,0 +1,97 @@
+"""A session around any module: real workers, restart on demand, orderly end."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+import torch
+
+from asys_bench.config import config_from_data
+from asys_bench.contracts.stats import WorkerState
+from asys_bench.pipeline.assembly import AssemblyError, plan_workers
+from asys_bench.pipeline.hookpoints import HookError
+from asys_bench.pipeline.rundir import RunDir
+from asys_bench.pipeline.session import ObservationSession
+
+SAE = {"k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.5}
+
+
+def config(tmp_path, **changes):
+    data = {
+        "host": {"kind": "ppo"},
+        "run": {"dir": str(tmp_path), "name": "session"},
+        "hooks": [{"match": "*"}],
+        "sinks": {
+            "trainer": {"kind": "sae_trainer", "workers": 2, "options": {"sae": SAE}},
+            "archive": {"kind": "archiver"},
+        },
+        **changes,
+    }
+    return config_from_data(data)
+
+
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 4))
+
+
+def feed(session, module, calls):
+    for _ in range(calls):
+        module(torch.randn(64, 8))
+        session.clock.step()
+
+
+def test_two_trainers_share_the_hooks_and_one_is_restarted_on_demand(tmp_path):
+    module = model()
+    before = set(os.listdir("/proc/self/fd"))
+    run_dir = RunDir.create(tmp_path, "session")
+    session = ObservationSession(config(tmp_path), module, run_dir)
+    try:
+        session.start()
+        assert session.trainers.hooks == {"trainer-0": ("0", "2"), "trainer-1": ("1",)}
+        feed(session, module, 100)
+        old = session.page.slot("trainer-0").get(1)
+        new = session.trainers.restart_worker("trainer-0", 30)
+        assert new != old
+        assert session.trainers.state("trainer-0") is WorkerState.READY
+        with pytest.raises(KeyError):
+            session.trainers.restart_worker("archive-0")
+        feed(session, module, 100)
+        end = session.stop({"steps": 200})
+    finally:
+        session.abort()
+        session.close()
+    assert end.orderly
+    assert end.account is not None
+    assert end.account.produced == 600
+    for group in end.account.groups:
+        assert end.account.imbalance(group) == 0
+    assert end.account.group("archive").delivered == 600
+    assert end.account.group("trainer-1").missed == 400
+    assert {path.name for path in (run_dir.path / "sae").iterdir()} == {"0", "1", "2"}
+    assert json.loads((run_dir.path / "run.json").read_text())["result"] == {"steps": 200}
+    del session
+    time.sleep(0.05)
+    assert set(os.listdir("/proc/self/fd")) - before == set()
+
+
+def test_a_sink_whose_globs_match_no_hook_is_refused(tmp_path):
+    sinks = {"archive": {"kind": "archiver", "hooks": ["nothing*"]}}
+    with pytest.raises(AssemblyError, match="match none of the hooks"):
+        plan_workers(config(tmp_path, sinks=sinks), ["0", "1"])
+
+
+def test_a_session_that_cannot_be_built_leaves_no_process_or_descriptor(tmp_path):
+    before = set(os.listdir("/proc/self/fd"))
+    bad = config(tmp_path, hooks=[{"match": "no.such.module"}])
+    with pytest.raises(HookError, match="matches no module"):
+        ObservationSession(bad, model(), RunDir.create(tmp_path, "bad"))
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_run_directories_never_collide_and_are_private(tmp_path):
+    first, second = (RunDir.create(tmp_path / "runs", "same") for _ in range(2))
+    assert first.path != second.path
+    assert first.path.stat().st_mode & 0o777 == 0o700
