@@ -15,8 +15,8 @@ Every backend does all of this and passes `tests/conformance/test_bus.py`:
 - The account is exact at every quiet moment, for every group:
   ``produced = delivered + dropped + lost_in_flight + dead_lettered + ready + missed``. `ready`
   includes claimed packets; an acknowledgement may settle a moment after `release` returned.
-- A group that joined late ends with its last member: what it had not read counts as lost, and it
-  holds nothing up. A declared group waits for its members to come back.
+- A group that joined late ends with its last member: what it had not read counts as missed, and it
+  holds nothing up. A declared group waits for its members to come back, until it is retired.
 
 Sequence numbers start at 0 in every shard and count offered packets that were *accepted*, so a gap
 in `seq` seen by a group is a packet that the group lost (or never selected), never a drop.
@@ -98,7 +98,10 @@ class BusCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class GroupAccount:
-    """Counters of one group, in packets. `missed`: offered before it joined, or not selected."""
+    """Counters of one group, in packets.
+
+    `missed`: offered before it joined, not selected, or left unread when it ended.
+    """
 
     group: str
     delivered: int
@@ -332,6 +335,17 @@ class BusClient(ABC):
         """
         del pid
         return 0
+
+    @abstractmethod
+    def retire(self, group: str) -> None:
+        """Give up on a declared group whose workers will not come back.
+
+        Once it has no members it ends as a late one does, so a dead archiver cannot fill the bus
+        for everybody else. Someone who subscribes to it again revives it from then on.
+
+        Raises:
+            BusError: unknown group, or the owner is gone.
+        """
 
     @abstractmethod
     def close(self) -> None:

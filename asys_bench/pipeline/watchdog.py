@@ -222,8 +222,9 @@ class WatchdogProcess:
         delay = worker.budget.next_delay_s(time.monotonic()) if enabled else None
         if delay is None:
             slot.state = WorkerState.QUARANTINED
+            self._retire_group_of(worker)
             log.error(
-                "%s died again (%s): %d deaths within %.0f s, quarantined; its packets wait on the bus. "
+                "%s died again (%s): %d deaths within %.0f s, quarantined. "
                 "See logs/%s.log, fix the cause and start the run again",
                 worker.spec.name,
                 how,
@@ -237,6 +238,21 @@ class WatchdogProcess:
         slot.set(SlotField.INCARNATION, slot.get(SlotField.INCARNATION) + 1)
         worker.start_at = time.monotonic() + delay
         log.warning("%s died (%s); starts again in %.2f s", worker.spec.name, how, delay)
+
+    def _retire_group_of(self, worker: _Supervised) -> None:
+        """When nobody is left to read a group, it must not fill the bus for the others."""
+        group = worker.spec.group
+        if not group or any(
+            other.spec.group == group and other.slot.state is not WorkerState.QUARANTINED
+            for other in self._workers
+        ):
+            return
+        try:
+            self._bus_client().retire(group)
+        except Exception as error:  # noqa: BLE001 - the bus may be gone with the host
+            log.warning("group %s could not be retired: %s", group, error)
+            return
+        log.error("nobody reads group %s any more: it no longer holds up the others", group)
 
     def _bus_client(self) -> BusClient:
         if self._client is None:

@@ -221,6 +221,7 @@ PYBIND11_MODULE(_spmc, m) {
       .def("refuse", &Segment::refuse)
       .def("finish", &Segment::finish)
       .def("unlink", &Segment::unlink)
+      .def("retire", [](const SegmentPtr& s, const std::string& name) { Tables(*s).retire(name); })
       .def("reap", [](const SegmentPtr& s, u64 pid) { return Tables(*s).reap_pid(pid); })
       .def("reap_dead", [](const SegmentPtr& s) { return Tables(*s).reap_dead(); });
   if (!add_producer_types(m.ptr()) || !add_consumer_types(m.ptr())) throw pyb::error_already_set();

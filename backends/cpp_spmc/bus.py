@@ -206,6 +206,9 @@ class CppSpmcClient(BusClient):
     def reap(self, pid: int) -> int:
         return self._attached.segment.reap(pid)
 
+    def retire(self, group: str) -> None:
+        self._attached.segment.retire(group)
+
     def close(self) -> None:
         if self._attached.is_open:
             self._attached.close()
@@ -301,6 +304,9 @@ class CppShardedSPMCBus(BaseDataBus):
 
     def reap(self, pid: int) -> int:
         return self._attached.segment.reap(pid)
+
+    def retire(self, group: str) -> None:
+        self._attached.segment.retire(group)
 
     def close(self) -> None:
         if not self._attached.is_open:

@@ -171,6 +171,13 @@ void Tables::let_go_of_empty_groups() {
     std::atomic_ref<u64>(s_.word(kHdrGroupMask)).fetch_and(~(empty << kActiveShift));
 }
 
+void Tables::retire(const std::string& name) {
+  const auto found = find_group(name);
+  if (!found) throw Error("no group " + name + " to retire");
+  std::atomic_ref<u64>(s_.word(group_base(found->index) + kGrpFlags)).fetch_or(4);
+  let_go_of_empty_groups();
+}
+
 void Tables::free_owner(u64 owner) {
   const u64 index = owner >> 10;
   u64 word = load(owner_word(index), Order::acquire);

@@ -35,6 +35,9 @@ class Tables {
   // Temporary groups that have no member left get no more packets, until someone joins again.
   void let_go_of_empty_groups();
 
+  // From now on this group is temporary too. Throws Error when there is none of that name.
+  void retire(const std::string& name);
+
   // An owner id (index | generation) for a member of `group`, which gets packets from now on.
   u64 register_owner(unsigned group);
   // Give back an id; its claims must be settled first.

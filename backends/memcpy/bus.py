@@ -57,6 +57,9 @@ class MemcpyBus(BaseDataBus):
         self._check()
         return self._broker.intern(name)
 
+    def retire(self, group: str) -> None:
+        self._broker.retire(group)
+
     def name_of(self, name_id: int) -> str:
         return self._broker.name_of(name_id)
 

@@ -31,7 +31,7 @@ class Group:
 
     __slots__ = (
         "active", "attempts", "cell", "declared", "hooks",
-        "in_flight", "members", "pending", "retry", "spec", "wake_at",
+        "in_flight", "members", "pending", "retired", "retry", "spec", "wake_at",
     )  # fmt: skip
 
     def __init__(self, spec: GroupSpec, cell: int, *, declared: bool) -> None:
@@ -40,6 +40,7 @@ class Group:
         self.retry = spec.delivery is Delivery.AT_LEAST_ONCE
         self.cell = cell
         self.declared = declared
+        self.retired = False
         self.active = True
         self.members = 0
         self.pending: deque[Slot] = deque()
@@ -142,7 +143,7 @@ class Broker:
             group = self.groups.get(name)
             if spec is not None and spec.name != name:
                 raise BusError(f"spec is for group {spec.name!r}, not {name!r}")
-            if group is None or not (group.active or spec is not None):
+            if group is None or not (group.active or group.declared or spec is not None):
                 if spec is None:
                     known = sorted(name for name, group in self.groups.items() if group.active)
                     raise BusError(f"no group {name!r}; valid: {known}, or pass a GroupSpec")
@@ -160,16 +161,16 @@ class Broker:
         """One member fewer; a late-joined group without members is dropped."""
         with self.lock:
             group.members -= 1
-            if group.members or group.declared:
-                return
-            group.active = False
-            group.wake_at = _NOBODY_WAITS
-            group.attempts.clear()
-            self._routes.clear()
-            items = list(group.pending)
-            group.pending.clear()
-            self._resolve(group, items, c.LOST)
-            self.page.publish()
+            self._end_if_empty(group)
+
+    def retire(self, name: str) -> None:
+        """The declared group `name` ends once it has no members. Raises BusError: no such group."""
+        with self.lock:
+            group = self.groups.get(name)
+            if group is None:
+                raise BusError(f"no group {name!r}; the bus has {sorted(self.groups)}")
+            group.retired = True
+            self._end_if_empty(group)
 
     def take(self, group: Group, most: int, least: int) -> list[Slot] | None:
         """Claim up to `most` packets; None (nothing claimed) when fewer than `least` are there."""
@@ -258,6 +259,19 @@ class Broker:
                 arena.close()
 
     # Under the lock.
+
+    def _end_if_empty(self, group: Group) -> None:
+        waits = group.declared and not group.retired
+        if group.members or waits or not group.active:
+            return
+        group.active = False
+        group.wake_at = _NOBODY_WAITS
+        group.attempts.clear()
+        self._routes.clear()
+        items = list(group.pending)
+        group.pending.clear()
+        self._resolve(group, items, c.MISSED)
+        self.page.publish()
 
     def _find_route(self, hook_id: int) -> Route:
         name = next((name for name, index in self.names.items() if index == hook_id), None)

@@ -112,6 +112,10 @@ class PythonQueueBus(BaseDataBus):
         self._check()
         return self._loop.reap(pid)
 
+    def retire(self, group: str) -> None:
+        self._check()
+        self._broker.retire(group)
+
     def finish(self) -> None:
         self._check()
         self._broker.finish()

@@ -10,7 +10,7 @@ from asys_bench.backends.mp_queue import forks
 from asys_bench.backends.mp_queue.channel import Channel
 from asys_bench.backends.mp_queue.counters import CounterReader
 from asys_bench.backends.mp_queue.subscription import QueueSubscription
-from asys_bench.backends.mp_queue.wire import Hello
+from asys_bench.backends.mp_queue.wire import Frame, Hello
 from asys_bench.contracts.bus import (
     BusAccount,
     BusClient,
@@ -44,6 +44,14 @@ class Connector:
         subscription = QueueSubscription(group, member, connect, prefetch=self._prefetch)
         self._subscriptions.add(subscription)
         return subscription
+
+    def retire(self, group: str) -> None:
+        """Join just to say that nobody else will. Raises BusError when the owner is gone."""
+        hello = Hello(group, "retirer", None)
+        channel = Channel(self._address, self._token, hello, self._timeout_s, self._buffer_bytes)
+        channel.send(Frame.RETIRE)
+        channel.send(Frame.BYE)
+        channel.close()
 
     def close(self) -> None:
         """Leave every group."""
@@ -90,6 +98,10 @@ class QueueClient(BusClient):
     def subscribe(self, group: str, member: str, spec: GroupSpec | None = None) -> BusSubscription:
         self._check()
         return self._connector.subscribe(group, member, spec)
+
+    def retire(self, group: str) -> None:
+        self._check()
+        self._connector.retire(group)
 
     def account(self) -> BusAccount:
         self._check()

@@ -195,6 +195,8 @@ class IoLoop:
             self._broker.take_back(group, member.settle(value), seen=True)
         elif kind == Frame.RETURN:
             self._broker.take_back(group, member.settle(value), seen=False)
+        elif kind == Frame.RETIRE:
+            self._broker.retire(group.spec.name)
         elif kind == Frame.BYE:
             self._drop(member, last_seen=value)
         else:

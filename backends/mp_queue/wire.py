@@ -54,6 +54,7 @@ class Frame(IntEnum):
     GIVE_BACK = 6
     RETURN = 7
     BYE = 8
+    RETIRE = 9
     WELCOME = 16
     BATCH = 17
     END = 18

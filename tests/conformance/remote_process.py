@@ -126,6 +126,9 @@ class Puppet:
         unbalanced = [g.group for g in account.groups if account.imbalance(g)]
         return {"produced": account.produced, "groups": groups, "unbalanced": unbalanced}
 
+    def retire(self, fds: list[int], group: str) -> None:
+        self.client.retire(group)
+
     def name_of(self, fds: list[int], name_id: int) -> str:
         return self.client.name_of(name_id)
 

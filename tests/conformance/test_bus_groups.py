@@ -7,13 +7,22 @@ from collections import Counter
 
 import pytest
 
-from asys_bench.contracts.bus import BusError, BusSubscription, Delivery, GroupSpec
+from asys_bench.contracts.bus import (
+    BaseDataBus,
+    BusError,
+    BusProducer,
+    BusSubscription,
+    Delivery,
+    GroupSpec,
+)
 
+from .processes import Nursery
 from .support import (
     Buses,
     balanced,
     body_of,
     drain,
+    eventually,
     meta_of,
     pull_numbers,
     pull_some,
@@ -113,6 +122,72 @@ def test_a_late_group_needs_a_spec(make_bus: Buses) -> None:
     bus = make_bus()
     with pytest.raises(BusError):
         bus.subscribe("late", "a")
+
+
+def _fill(bus: BaseDataBus, producer: BusProducer) -> int:
+    """Push until refused; returns how many went in."""
+    count = 0
+    while producer.try_push(meta_of(count, 8), body_of(count, 8)):
+        count += 1
+    return count
+
+
+def _can_push_again(producer: BusProducer, first: int) -> bool:
+    return producer.try_push(meta_of(first, 8), body_of(first, 8))
+
+
+def test_a_late_group_that_everybody_left_holds_nothing_up(make_bus: Buses) -> None:
+    bus = make_bus(GroupSpec("train"), packets=8)
+    producer = bus.producer()
+    bus.subscribe("late", "a", GroupSpec("late")).close()
+    with bus.subscribe("train", "a") as reader:
+        for first in range(0, 64, 4):
+            push_numbers(producer, first, 4)
+            assert pull_numbers(reader, 4) == list(range(first, first + 4))
+    assert balanced(bus)
+
+
+def test_a_retired_group_holds_nothing_up_and_its_packets_count_as_missed(make_bus: Buses) -> None:
+    bus = make_bus(GroupSpec("train"), GroupSpec("dead", Delivery.AT_LEAST_ONCE), packets=8)
+    producer = bus.producer()
+    with bus.subscribe("train", "a") as reader:
+        count = _fill(bus, producer)
+        assert pull_numbers(reader, count) == list(range(count))
+        assert not _can_push_again(producer, count), "a declared group waits for its readers"
+        bus.retire("dead")
+        eventually(lambda: _can_push_again(producer, count), "room after the retirement")
+        assert pull_numbers(reader, 1) == [count]
+        push_numbers(producer, count + 1, 5)
+        assert pull_numbers(reader, 5) == list(range(count + 1, count + 6))
+    settled(
+        bus,
+        "dead",
+        delivered=0,
+        ready=0,
+        missed=bus.account().produced - bus.account().dropped_total,
+    )
+    with bus.subscribe("dead", "back") as back:
+        push_numbers(producer, count + 6, 3)
+        assert pull_numbers(back, 3) == list(range(count + 6, count + 9))
+    assert balanced(bus)
+
+
+def test_a_group_is_retired_from_another_process(shared_bus: Buses, nursery: Nursery) -> None:
+    bus = shared_bus(GroupSpec("train"), GroupSpec("dead"), packets=8)
+    producer = bus.producer()
+    watchdog = nursery.child().attach(bus.handle())
+    with bus.subscribe("train", "a") as reader:
+        count = _fill(bus, producer)
+        pull_numbers(reader, count)
+        watchdog.call("retire", group="dead")
+        eventually(lambda: _can_push_again(producer, count), "room after the retirement")
+        assert pull_numbers(reader, 1) == [count]
+    assert balanced(bus)
+
+
+def test_retiring_an_unknown_group_is_a_typed_error(make_bus: Buses) -> None:
+    with pytest.raises(BusError, match="nobody"):
+        make_bus(GroupSpec("train")).retire("nobody")
 
 
 def test_order_within_each_shard_is_kept(make_bus: Buses) -> None:

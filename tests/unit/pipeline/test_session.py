@@ -77,6 +77,42 @@ def test_two_trainers_share_the_hooks_and_one_is_restarted_on_demand(tmp_path):
     assert set(os.listdir("/proc/self/fd")) - before == set()
 
 
+def test_an_archiver_that_cannot_work_is_quarantined_and_holds_nobody_up(tmp_path):
+    module = model()
+    run_dir = RunDir.create(tmp_path, "session")
+    (run_dir.path / "archive").write_text("a file where its folder should be")
+    hopeless = config(
+        tmp_path,
+        hooks=[{"match": "0"}],
+        bus={"capacity_packets": 64, "on_full": "drop"},
+        watchdog={"restart_limit": 1, "backoff_initial_s": 0.01, "backoff_max_s": 0.01},
+    )
+    session = ObservationSession(hopeless, module, run_dir)
+    try:
+        session.start()
+        deadline = time.monotonic() + 30
+        while session.page.slot("archive-0").state is not WorkerState.QUARANTINED:
+            feed(session, module, 1)
+            time.sleep(0.01)
+            assert time.monotonic() < deadline
+        time.sleep(0.3)
+        before = session.bus.account().dropped_total
+        for _ in range(200):
+            feed(session, module, 1)
+            time.sleep(0.003)
+        after = session.bus.account()
+        end = session.stop()
+    finally:
+        session.abort()
+        session.close()
+    assert after.dropped_total == before, "a dead group still fills the bus"
+    assert not end.orderly
+    assert end.account is not None
+    assert all(end.account.imbalance(group) == 0 for group in end.account.groups)
+    assert end.account.group("archive").missed >= 200
+    assert "nobody reads group archive" in (run_dir.path / "logs" / "watchdog.log").read_text()
+
+
 def test_a_sink_whose_globs_match_no_hook_is_refused(tmp_path):
     sinks = {"archive": {"kind": "archiver", "hooks": ["nothing*"]}}
     with pytest.raises(AssemblyError, match="match none of the hooks"):
