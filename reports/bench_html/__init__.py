@@ -1,0 +1,1 @@
+"""A bench result as one HTML file that opens offline."""

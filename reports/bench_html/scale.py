@@ -1,0 +1,100 @@
+"""Axes: from values to places in a drawing, and the ticks that a person would choose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+LOG_FROM = 15.0
+"""A range this wide (largest over smallest) is drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Values `low`..`high` at places `start`..`end`; those outside are placed at the edge."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def place(self, value: float) -> float:
+        value = min(max(value, self.low), self.high)
+        share = (self._axis(value) - self._axis(self.low)) / (
+            self._axis(self.high) - self._axis(self.low)
+        )
+        return self.start + share * (self.end - self.start)
+
+    def holds(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def ticks(self, wanted: int = 4) -> list[float]:
+        """About `wanted` round values inside the range."""
+        if self.log:
+            return _log_ticks(self.low, self.high, wanted)
+        step = _round_step((self.high - self.low) / max(1, wanted))
+        first = math.ceil(self.low / step - 1e-9)
+        last = math.floor(self.high / step + 1e-9)
+        return [round(index * step, 12) for index in range(first, last + 1)]
+
+    def _axis(self, value: float) -> float:
+        return math.log(value) if self.log else value
+
+
+def value_scale(values: Iterable[float], start: float, end: float, pad: float = 0.08) -> Scale:
+    """A scale that holds all values, with some air; logarithmic when they span `LOG_FROM`."""
+    found = [value for value in values if math.isfinite(value)]
+    if not found:
+        return Scale(0.0, 1.0, start, end)
+    low, high = min(found), max(found)
+    if low > 0 and high / low > LOG_FROM:
+        factor = (high / low) ** pad
+        return Scale(low / factor, high * factor, start, end, log=True)
+    if low == high:
+        pad, span = 0.5, abs(high) or 1.0
+    else:
+        span = high - low
+    bottom = low - pad * span
+    return Scale(0.0 if low >= 0 > bottom else bottom, high + pad * span, start, end)
+
+
+def percentile_scale(n: int, start: float, end: float, reach: float = 1.0) -> Scale:
+    """Of `nines`, as far as n samples reach and at least to `reach`: as in HdrHistogram plots, each
+    further nine takes the same room."""
+    return Scale(0.0, max(reach, math.log10(max(n, 1))), start, end)
+
+
+def nines(share: float) -> float:
+    """0 for the 0th percentile, 1 for the 90th, 2 for the 99th, 3 for the 99.9th."""
+    return -math.log10(1.0 - share) if share < 1.0 else math.inf
+
+
+PERCENTILES: Sequence[tuple[float, str]] = (
+    (0.0, "0"),
+    (0.5, "50"),
+    (0.9, "90"),
+    (0.99, "99"),
+    (0.999, "99.9"),
+    (0.9999, "99.99"),
+    (0.99999, "99.999"),
+    (0.999999, "99.9999"),
+)
+
+
+def _round_step(rough: float) -> float:
+    """1, 2 or 5 times a power of ten, at least `rough`."""
+    if rough <= 0 or not math.isfinite(rough):
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(rough))
+    return float(next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999))
+
+
+def _log_ticks(low: float, high: float, wanted: int) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 3), (1,)):
+        found = [m * 10.0**d for d in decades for m in steps if low <= m * 10.0**d <= high]
+        if len(found) <= wanted + 2:
+            return found
+    return found[:: math.ceil(len(found) / (wanted + 2))]

@@ -1,0 +1,1 @@
+"""A bench result as canonical JSON."""

@@ -1,0 +1,1 @@
+"""A bench result as JUnit XML, for the test tab of a CI system."""

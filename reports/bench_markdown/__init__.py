@@ -1,0 +1,1 @@
+"""A bench result as Markdown, to paste in a pull request."""

@@ -1,0 +1,153 @@
+"""`render_markdown`: what a reviewer wants to see of a run, as one comment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asys_bench.harness.result import Result
+from asys_bench.harness.words import Verdict
+from asys_bench.reports.bench_findings.document import displayable
+from asys_bench.reports.bench_findings.finding import SYMBOLS, Finding, findings, unmeasured
+from asys_bench.reports.bench_findings.headline import (
+    check_word,
+    checks_in_order,
+    commit_text,
+    exit_text,
+    headline,
+    reason_text,
+    rounds_text,
+)
+from asys_bench.reports.bench_findings.quantity import duration, number, with_unit
+from asys_bench.reports.bench_findings.reproduce import shell_lines
+from asys_bench.reports.bench_markdown.escape import block, code, prose, row
+
+
+def render_markdown(result: Result) -> str:
+    """GitHub-flavoured Markdown: verdict, targets worst first, why, floor, checks, how to repeat."""
+    result = displayable(result)
+    sections = [
+        _head(result),
+        _invalid(result),
+        _targets(result),
+        _why(result),
+        _unmeasured(result),
+        _notes(result),
+        _instrument(result),
+        _checks(result),
+        _reproduce(result),
+    ]
+    return "\n\n".join("\n".join(lines) for found in sections if (lines := list(found))) + "\n"
+
+
+def _head(result: Result) -> Iterator[str]:
+    run = result.run
+    symbol = SYMBOLS.get(result.verdict, "")
+    yield f"## {symbol} {result.verdict}: {prose(run.suite.name)}"
+    yield ""
+    yield f"**{prose(headline(result))}**"
+    yield ""
+    yield (
+        f"Commit {code(commit_text(result))}, machine class {code(result.machine.machine_class)}, "
+        f"{rounds_text(result)}, {duration(run.elapsed_s)}, exit code {exit_text(result)}."
+    )
+
+
+def _invalid(result: Result) -> Iterator[str]:
+    if result.validity.reasons:
+        yield "**Not valid because**"
+        yield ""
+    for reason in result.validity.reasons:
+        yield f"- {prose(reason_text(reason))}"
+
+
+def _targets(result: Result) -> Iterator[str]:
+    found = findings(result)
+    if not found:
+        return
+    yield row("verdict", "case", "target", "value", "interval", "margin", "rounds still needed")
+    yield row(*["---"] * 3, *["---:"] * 4)
+    for finding in found:
+        yield row(
+            _verdict(finding),
+            code(finding.case.id),
+            code(finding.target.expr),
+            prose(finding.value),
+            prose(finding.interval),
+            prose(finding.margin),
+            finding.rounds_needed,
+        )
+    if any(not finding.gated for finding in found):
+        yield ""
+        yield "Verdicts in parentheses are measured, not judged."
+
+
+def _verdict(finding: Finding) -> str:
+    text = f"{SYMBOLS.get(finding.verdict, '')} {finding.verdict}"
+    return f"**{text}**" if finding.gated else f"({text})"
+
+
+def _why(result: Result) -> Iterator[str]:
+    found = [finding for finding in findings(result) if finding.verdict is not Verdict.PASS]
+    if found:
+        yield "**Why**"
+        yield ""
+    for finding in found:
+        needs = f" Needs {finding.needs}." if finding.needs else ""
+        yield (
+            f"- {finding.verdict} {code(finding.case.id)} {code(finding.what)}: "
+            f"{prose(finding.target.reason)}.{prose(needs) and ' ' + prose(needs)}"
+        )
+
+
+def _unmeasured(result: Result) -> Iterator[str]:
+    found = unmeasured(result)
+    if found:
+        yield "**Cases without a measurement**"
+        yield ""
+    for case in found:
+        yield f"- {code(case.id)} {prose(str(case.status))}: {prose(case.reason or 'no reason given')}"
+
+
+def _notes(result: Result) -> Iterator[str]:
+    if result.notes:
+        yield "**Notes**"
+        yield ""
+    for note in result.notes:
+        yield f"- {prose(note)}"
+
+
+def _instrument(result: Result) -> Iterator[str]:
+    found = result.instrument
+    yield (
+        f"**Instrument**: {code(found.timer)}, {number(found.timer_cost_ns)} ns a reading, "
+        f"{number(found.timer_resolution_ns)} ns resolution."
+    )
+    if found.floors:
+        yield ""
+        yield row("metric", "floor", "found by")
+        yield row("---", "---:", "---")
+    for floor in found.floors:
+        value = with_unit(number(floor.value), floor.unit)
+        yield row(code(floor.metric), prose(value), prose(floor.source))
+
+
+def _checks(result: Result) -> Iterator[str]:
+    if not result.checks:
+        return
+    yield row("environment check", "", "wanted", "found", "fix")
+    yield row(*["---"] * 5)
+    for check in checks_in_order(result):
+        word = check_word(check)
+        yield row(
+            code(check.name),
+            word if check.ok else f"**{word}**",
+            prose(check.want),
+            prose(check.got),
+            prose(check.fix) if not check.ok else "",
+        )
+
+
+def _reproduce(result: Result) -> Iterator[str]:
+    yield "**How to reproduce**"
+    yield ""
+    yield block("\n".join(shell_lines(result)), "sh")
