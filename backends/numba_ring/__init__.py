@@ -1,0 +1,1 @@
+"""NumbaRingBus: the shared-memory ring of cpp_spmc, byte for byte, compiled by numba."""

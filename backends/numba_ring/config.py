@@ -1,0 +1,49 @@
+"""Options of the numba_ring bus (`bus.options.numba_ring` in YAML)."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from asys_bench.contracts.bus import BusOptions
+
+
+class NumbaRingOptions(BusOptions):
+    """The same knobs as `cpp_spmc`; the defaults are what measured best for it."""
+
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$",
+        description="Publish the segment as /dev/shm/asys-<name> so that processes attach by name "
+        "(same user only). Default: anonymous memory, passed on by file descriptor.",
+    )
+    spin_us: int = Field(
+        default=20,
+        ge=0,
+        le=1_000_000,
+        description="Microseconds that an idle consumer spins before it sleeps. More lowers latency "
+        "and burns that much of a core per wait.",
+    )
+    streaming_threshold_bytes: int = Field(
+        default=16 << 10,
+        ge=0,
+        lt=1 << 62,
+        description="Payloads of at least this many bytes are copied with streaming stores, which "
+        "pass by the cache: better when the reader's core is far or the payload is large.",
+    )
+    window_bytes: int = Field(
+        default=4 << 20,
+        ge=4096,
+        lt=1 << 62,
+        description="Bytes of the arena that are reused while consumers keep up, so that they stay "
+        "in cache; the rest is used when consumers fall behind.",
+    )
+    prefault: bool = Field(
+        default=True,
+        description="Fill the page tables at start, so that no first touch faults on the hot path.",
+    )
+    initial_seq: int = Field(
+        default=0,
+        ge=0,
+        lt=1 << 64,
+        description="First sequence number of every shard; tests of wraparound set it.",
+    )

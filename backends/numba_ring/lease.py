@@ -1,0 +1,157 @@
+"""A batch of claimed packets, in the producer's memory.
+
+Its payloads are slices of one memoryview over one numpy array (the "owner"). Whatever is made from a
+payload (slices, arrays, tensors) keeps that owner alive, also where it is a sibling of the memoryview
+and no export of it. So: close our memoryviews, then see whether the owner is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from asys_bench.backends.numba_ring import consumer_core, forks
+from asys_bench.backends.numba_ring.packets import build_packet, set_payload
+from asys_bench.contracts.bus import BusError, Lease
+from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket
+
+if TYPE_CHECKING:
+    from asys_bench.backends.numba_ring.claims import ClaimBuffer
+    from asys_bench.backends.numba_ring.subscription import RingSubscription
+
+_Owner = weakref.ref[npt.NDArray[Any]]
+
+
+class RingLease(Lease):
+    """Claimed packets; their payloads are views of the shared arena."""
+
+    def __init__(self, subscription: RingSubscription, claims: ClaimBuffer, count: int) -> None:
+        self._subscription = subscription
+        self._claims = claims
+        self._count = count
+        self._packets: tuple[ActivationPacket, ...] | None = None
+        self._owner: _Owner | None = None
+        self._root: memoryview | None = None
+        self._roots: list[_Owner] = []
+        self._delivered = 0
+        self._open = True
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def packets(self) -> Sequence[ActivationPacket]:
+        if self._packets is None:
+            self._must_be_open()
+            self._packets = self._build()
+        return self._packets
+
+    def release(self) -> int:
+        if self._open:
+            if self._subscription.generation != forks.generation:
+                raise forks.refuse()
+            self._close_views()
+            self._delivered = self._subscription.settle(self._claims, self._count, delivered=True)
+            self._open = False
+        return self._delivered
+
+    def give_back(self) -> None:
+        if not self._open:
+            return
+        for packet in self._packets or ():
+            with contextlib.suppress(BufferError):  # a traceback may hold arrays; they are invalid
+                packet.payload.release()
+        self._open = False
+        if self._subscription.generation == forks.generation:
+            self._subscription.settle(self._claims, self._count, delivered=False)
+
+    def payload_matrix(self) -> npt.NDArray[np.uint8] | None:
+        self._must_be_open()
+        rows = self._claims.rows(self._count)
+        starts, sizes = rows[:, 2], rows[:, 3]
+        if self._count == 0 or sizes[0] == 0 or starts[0] < 0 or (sizes != sizes[0]).any():
+            return None
+        step = int(starts[1] - starts[0]) if self._count > 1 else int(sizes[0])
+        if step < sizes[0] or (np.diff(starts) != step).any() or (rows[:, 4] != rows[0, 4]).any():
+            return None
+        # Over an array of its own, which numpy makes the base of every view of the matrix.
+        span = step * (self._count - 1) + int(sizes[0])
+        root = np.frombuffer(self._subscription.segment.payloads, np.uint8, span, int(starts[0]))
+        self._roots.append(weakref.ref(root))
+        return np.ndarray((self._count, int(sizes[0])), np.uint8, root, 0, (step, 1))
+
+    def sum_u64(self) -> int:
+        """Sum of the payloads' little-endian 64-bit words: reads every byte, for benchmarks."""
+        self._must_be_open()
+        segment = self._subscription.segment
+        rows = self._claims.address
+        return consumer_core.sum_words(rows, self._count, segment.arena_base) & (1 << 64) - 1
+
+    def __del__(self) -> None:
+        # Dropped without a release: the reader gave up, unless views are alive. Then the packets stay
+        # claimed until the subscription closes, because handing them on would allow their reuse.
+        if getattr(self, "_open", False) and self._count:
+            with contextlib.suppress(BufferError):
+                self._close_views()
+                self.give_back()
+
+    def _build(self) -> tuple[ActivationPacket, ...]:
+        arena = self._subscription.segment.payloads
+        root = self._open_root()
+        packets = []
+        for seq, _, start, nbytes, shard in self._claims.rows(self._count).tolist():
+            if start < 0:
+                raise BusError(
+                    f"packet {seq} of shard {shard} points outside its arena: the segment is damaged"
+                )
+            packets.append(build_packet(arena, start - HEADER_BYTES, root[start : start + nbytes]))
+        return tuple(packets)
+
+    def _open_root(self) -> memoryview:
+        """All arenas through an owner of this lease's own.
+
+        The owner's base is a memoryview: numpy bases a view of an array on that array's base, where
+        the base is an array, and the owner would not see it.
+        """
+        arena = self._subscription.segment.payloads
+        owner = np.frombuffer(arena, np.uint8)
+        self._owner = weakref.ref(owner)
+        self._root = owner.data
+        return self._root
+
+    def _close_views(self) -> None:
+        """Close our payload views; put them back and raise BufferError while any other view lives."""
+        alive = any(root() is not None for root in self._roots)
+        if self._packets is not None and self._root is not None and self._owner is not None:
+            for packet in self._packets:
+                try:
+                    packet.payload.release()
+                except BufferError:
+                    alive = True
+            self._root.release()
+            alive = alive or self._owner() is not None
+        if alive:
+            self._restore_views()
+            raise BufferError(
+                f"views of this lease's payloads ({self._count} packets) are alive (arrays, tensors, "
+                "slices): drop or copy them, then release again"
+            )
+        self._root = None
+
+    def _restore_views(self) -> None:
+        if self._packets is None or self._owner is None:
+            return
+        owner = self._owner()
+        root = self._open_root() if owner is None else owner.data
+        self._root = root
+        for packet, row in zip(self._packets, self._claims.rows(self._count).tolist(), strict=True):
+            set_payload(packet, root[row[2] : row[2] + row[3]])
+
+    def _must_be_open(self) -> None:
+        if not self._open:
+            raise BusError("the lease was released: its payloads are gone")
