@@ -16,7 +16,8 @@ MAX_FILES = 64
 
 def shipped_names() -> list[str]:
     """Names of the shipped configurations, as `--config` takes them."""
-    return sorted(path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.yaml"))
+    found = (path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.yaml"))
+    return sorted(name for name in found if name != "benchmark.yaml")  # that one is a bench's
 
 
 def find_config(name: str | os.PathLike[str], folder: Path | None = None) -> Path | None:

@@ -100,6 +100,8 @@ class IntegrityCount:
     """Losses that a kill planned by the scenario explains (at_most_once)."""
     allowed_duplicated: int = 0
     """Redeliveries that a kill planned by the scenario explains (at_least_once)."""
+    allowed_reordered: int = 0
+    """Steps back in sequence that such redeliveries explain."""
 
     @property
     def faults(self) -> list[str]:
@@ -108,7 +110,7 @@ class IntegrityCount:
             "lost": self.lost - self.allowed_lost,
             "duplicated": self.duplicated - self.allowed_duplicated,
             "torn": self.torn,
-            "reordered": self.reordered,
+            "reordered": self.reordered - self.allowed_reordered,
             "unaccounted": abs(self.unaccounted),
         }
         return [f"{word} {count}" for word, count in excess.items() if count > 0]

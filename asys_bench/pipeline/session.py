@@ -9,7 +9,7 @@ import logging
 import os
 import time
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -88,6 +88,9 @@ class ObservationSession:
                     ],
                 )
                 handle = self.bus.handle()
+                # The fork server imports the bus once, so that no restart waits for it.
+                bus_module = type(self.bus).__module__
+                workers = [replace(w, preload=(*w.preload, bus_module)) for w in workers]
                 launch = LaunchSpec(
                     run_id=run_dir.run_id,
                     run_dir=str(run_dir.path),

@@ -1,13 +1,18 @@
 // Where the next frame goes in a shard's arena. Private to the producer; rebuilt by nobody, because
 // a shard has one producer for its life.
 //
-// Frames are freed in the order of their sequence numbers, so this is a ring, with one change: once
-// the head has passed `window` and the readers are done with the start, it wraps early. While the
+// Frames are freed in the order of their sequence numbers. Live frames lie in a few runs of
+// contiguous bytes, oldest run first; the newest grows. A run ends where another lies in its way, at
+// the end of the arena, or early: once it has passed `window` and the start is free. While the
 // readers keep up, only the first `window` bytes are ever touched and stay in cache; when they fall
-// behind, the whole arena is used. Streaming stores want the opposite (`hot` = false): they pass by
-// the cache, and would only find lines that a reader's cache still holds.
+// behind, a run is begun in whatever gap is left, so the whole arena is used. (A plain ring that
+// wrapped early would be full at `window` bytes until its readers had caught up.) Streaming stores
+// want no early wrap (`hot` = false): they pass by the cache, and would only find lines that a
+// reader's cache still holds.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <optional>
 
 #include "layout.hpp"
@@ -20,44 +25,70 @@ class Arena {
 
   // Byte offset of `need` free bytes (a multiple of 64), or nothing. `hot`: wrap early if possible.
   std::optional<u64> allocate(u64 need, bool hot) {
-    if (wrapped_) {
-      if (head_ + need > tail_) return std::nullopt;
-    } else if (need <= tail_ && head_ + need > (hot ? window_ : bytes_)) {
-      wrapped_ = true;
-      head_ = 0;
-    } else if (head_ + need > bytes_) {
-      return std::nullopt;
+    if (count_ != 0) {
+      Run& newest = runs_[count_ - 1];
+      const bool early = hot && newest.end + need > window_ && count_ < kRuns && fits(0, need);
+      if (!early && fits(newest.end, need)) {
+        newest.end += need;
+        return newest.end - need;
+      }
     }
-    const u64 offset = head_;
-    head_ += need;
-    return offset;
+    if (count_ == kRuns) return std::nullopt;
+    u64 start = 0;
+    for (unsigned i = 0; !fits(start, need); ++i) {
+      if (i == count_) return std::nullopt;
+      start = runs_[i].end;
+    }
+    runs_[count_++] = {start, start + need};
+    return start;
   }
 
   // An early wrap could be possible if only we knew what the readers have finished.
   bool wants_reclaim(u64 need, bool hot) const {
-    return hot && !wrapped_ && head_ + need > window_;
+    return hot && count_ == 1 && runs_[0].end + need > window_;
   }
 
-  void undo(u64 offset) { head_ = offset; }  // of the last allocation, still unpublished
+  // Give back the end of the last allocation, still unpublished, from `offset` on.
+  void undo(u64 offset) {
+    Run& newest = runs_[count_ - 1];
+    newest.end = offset;
+    if (newest.end == newest.start) --count_;
+  }
 
   // The oldest live frame starts here now.
   void free_to(u64 start) {
-    if (wrapped_ && start < tail_) wrapped_ = false;
-    tail_ = start;
+    unsigned gone = 0;
+    while (gone < count_ && !(runs_[gone].start <= start && start < runs_[gone].end)) ++gone;
+    std::copy(runs_.begin() + gone, runs_.begin() + count_, runs_.begin());
+    count_ -= gone;
+    if (count_ != 0) runs_[0].start = start;
   }
 
-  void clear() {
-    head_ = tail_ = 0;
-    wrapped_ = false;
-  }
+  void clear() { count_ = 0; }
 
-  u64 used() const { return wrapped_ ? bytes_ - tail_ + head_ : head_ - tail_; }
+  u64 used() const {
+    u64 total = 0;
+    for (unsigned i = 0; i < count_; ++i) total += runs_[i].end - runs_[i].start;
+    return total;
+  }
   u64 bytes() const { return bytes_; }
 
  private:
+  struct Run {
+    u64 start, end;
+  };
+  static constexpr unsigned kRuns = 4;
+
+  bool fits(u64 start, u64 need) const {
+    if (start + need > bytes_) return false;
+    for (unsigned i = 0; i < count_; ++i)
+      if (start < runs_[i].end && runs_[i].start < start + need) return false;
+    return true;
+  }
+
   u64 bytes_, window_;
-  u64 head_ = 0, tail_ = 0;
-  bool wrapped_ = false;
+  std::array<Run, kRuns> runs_{};  // oldest first
+  unsigned count_ = 0;
 };
 
 }  // namespace spmc

@@ -1,9 +1,11 @@
 """Where the next frame goes in a shard's arena, for compiled producers: `cpp_spmc/arena.hpp` in numba.
 
-Frames are freed in the order of their sequence numbers, so this is a ring, with one change: once the
-head has passed the window and the readers are done with the start, it wraps early. While the readers
-keep up, only the first `window` bytes are touched and stay in cache. Streaming stores want the
-opposite (`hot` = 0): they pass by the cache, and would only find lines that a reader's cache holds.
+Frames are freed in the order of their sequence numbers. Live frames lie in a few runs of contiguous
+bytes, oldest run first; the newest grows. A run ends where another lies in its way, at the end of
+the arena, or early: once it has passed the window and the start is free. While the readers keep up,
+only the first `window` bytes are touched and stay in cache; when they fall behind, a run is begun in
+whatever gap is left, so the whole arena is used. Streaming stores want no early wrap (`hot` = 0):
+they pass by the cache, and would only find lines that a reader's cache holds.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from asys_bench.backends.numba_ring import layout as at
 from asys_bench.backends.numba_ring.compiled import inner
 from asys_bench.backends.numba_ring.copy import get, put
 from asys_bench.backends.numba_ring.producer_state import (
+    MOST_RUNS,
     P_ARENA_BYTES,
-    P_FREED,
-    P_HEAD,
+    P_RUN_COUNT,
+    P_RUNS,
     P_WINDOW,
-    P_WRAPPED,
 )
 
 HEADER_BYTES = at.PACKET_HEADER_BYTES
@@ -29,43 +31,80 @@ def frame_bytes(nbytes: int) -> int:
 
 
 @inner
-def wrap_at(p: int, hot: int) -> int:
-    return get(p + P_WINDOW) if hot != 0 else get(p + P_ARENA_BYTES)
+def fits(p: int, start: int, need: int) -> bool:
+    """Whether these bytes are in the arena and in no run."""
+    if start + need > get(p + P_ARENA_BYTES):
+        return False
+    for i in range(get(p + P_RUN_COUNT)):
+        run = p + P_RUNS + i * 16
+        if start < get(run + 8) and get(run) < start + need:
+            return False
+    return True
 
 
 @inner
 def allocate(p: int, need: int, hot: int) -> int:
     """Offset of `need` free bytes, or -1. `hot`: wrap early if possible."""
-    head = get(p + P_HEAD)
-    if get(p + P_WRAPPED) != 0:
-        if head + need > get(p + P_FREED):
-            return -1
-    elif need <= get(p + P_FREED) and head + need > wrap_at(p, hot):
-        put(p + P_WRAPPED, 1)
-        head = 0
-    elif head + need > get(p + P_ARENA_BYTES):
+    count = get(p + P_RUN_COUNT)
+    if count != 0:
+        newest = p + P_RUNS + (count - 1) * 16
+        end = get(newest + 8)
+        early = (
+            hot != 0 and end + need > get(p + P_WINDOW) and count < MOST_RUNS and fits(p, 0, need)
+        )
+        if not early and fits(p, end, need):
+            put(newest + 8, end + need)
+            return end
+    if count == MOST_RUNS:
         return -1
-    put(p + P_HEAD, head + need)
-    return head
+    start = 0
+    tried = 0
+    while not fits(p, start, need):
+        if tried == count:
+            return -1
+        start = get(p + P_RUNS + tried * 16 + 8)
+        tried += 1
+    put(p + P_RUNS + count * 16, start)
+    put(p + P_RUNS + count * 16 + 8, start + need)
+    put(p + P_RUN_COUNT, count + 1)
+    return start
+
+
+@inner
+def undo(p: int, offset: int) -> None:
+    """Give back the end of the last allocation, still unpublished, from `offset` on."""
+    count = get(p + P_RUN_COUNT)
+    newest = p + P_RUNS + (count - 1) * 16
+    put(newest + 8, offset)
+    if get(newest) == offset:
+        put(p + P_RUN_COUNT, count - 1)
 
 
 @inner
 def free_to(p: int, start: int) -> None:
     """The oldest live frame starts here now."""
-    if get(p + P_WRAPPED) != 0 and start < get(p + P_FREED):
-        put(p + P_WRAPPED, 0)
-    put(p + P_FREED, start)
+    count = get(p + P_RUN_COUNT)
+    gone = 0
+    while gone < count:
+        run = p + P_RUNS + gone * 16
+        if get(run) <= start and start < get(run + 8):
+            break
+        gone += 1
+    if gone != 0:
+        for word in range(2 * (count - gone)):
+            put(p + P_RUNS + word * 8, get(p + P_RUNS + (gone * 2 + word) * 8))
+        put(p + P_RUN_COUNT, count - gone)
+    if count != gone:
+        put(p + P_RUNS, start)
 
 
 @inner
 def wants_reclaim(p: int, need: int, hot: int) -> bool:
     """An early wrap could be possible if only we knew what the readers have finished."""
-    return hot != 0 and get(p + P_WRAPPED) == 0 and get(p + P_HEAD) + need > get(p + P_WINDOW)
+    return hot != 0 and get(p + P_RUN_COUNT) == 1 and get(p + P_RUNS + 8) + need > get(p + P_WINDOW)
 
 
 @inner
 def clear(p: int) -> None:
     """Nothing lives in the arena."""
-    put(p + P_HEAD, 0)
-    put(p + P_FREED, 0)
-    put(p + P_WRAPPED, 0)
+    put(p + P_RUN_COUNT, 0)

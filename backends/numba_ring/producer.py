@@ -18,12 +18,12 @@ from asys_bench.backends.numba_ring.producer_state import (
     P_ARENA,
     P_ARENA_BYTES,
     P_COMMITTED,
-    P_FREED,
-    P_HEAD,
     P_HEADER,
     P_INITIAL_SEQ,
     P_MAX_PAYLOAD,
     P_NEXT,
+    P_RUN_COUNT,
+    P_RUNS,
     P_SHARD,
     P_SLOTS,
     P_STARTS,
@@ -31,7 +31,6 @@ from asys_bench.backends.numba_ring.producer_state import (
     P_STREAMING,
     P_TAIL,
     P_WINDOW,
-    P_WRAPPED,
 )
 from asys_bench.backends.numba_ring.reservation import RingReservation
 from asys_bench.backends.numba_ring.segment import Segment
@@ -156,11 +155,9 @@ class RingProducer(BusProducer):
         if self.pushing or self.reserved:
             return None
         slots = producer_core.harvest(self.state_address)
-        head, freed, wrapped, arena_bytes = (
-            int(self._state[offset // 8]) for offset in (P_HEAD, P_FREED, P_WRAPPED, P_ARENA_BYTES)
-        )
-        used = arena_bytes - freed + head if wrapped else head - freed
-        return max(slots / self.segment.geometry.slots, used / arena_bytes)
+        runs = self._state[P_RUNS // 8 :][: 2 * int(self._state[P_RUN_COUNT // 8])]
+        used = int(runs[1::2].sum()) - int(runs[::2].sum())
+        return max(slots / self.segment.geometry.slots, used / int(self._state[P_ARENA_BYTES // 8]))
 
     # For reservations, too.
 

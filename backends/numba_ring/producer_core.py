@@ -11,6 +11,7 @@ from asys_bench.backends.numba_ring.arena import (
     clear,
     frame_bytes,
     free_to,
+    undo,
     wants_reclaim,
 )
 from asys_bench.backends.numba_ring.atomics import (
@@ -26,7 +27,6 @@ from asys_bench.backends.numba_ring.producer_state import (
     P_BYTES,
     P_COMMITTED,
     P_FILTERING,
-    P_HEAD,
     P_HEADER,
     P_MASK,
     P_MAX_PAYLOAD,
@@ -123,7 +123,7 @@ def queue(p: int, nbytes: int, hook_id: int) -> None:
     if mask != get(p + P_MASK):
         refresh_groups(p, mask)
     reserved = get(p + P_RESERVED)
-    put(p + P_HEAD, reserved + frame_bytes(nbytes))  # give back what was reserved but not used
+    undo(p, reserved + frame_bytes(nbytes))  # give back what was reserved but not used
     seq = get(p + P_NEXT)
     slots = get(p + P_SLOTS)
     put(get(p + P_STARTS) + (seq & (slots - 1)) * 8, reserved)
@@ -240,7 +240,7 @@ def reserve(p: int, nbytes: int) -> int:
 @entry(1)
 def abort(p: int) -> int:
     """Forget the last reserve."""
-    put(p + P_HEAD, get(p + P_RESERVED))
+    undo(p, get(p + P_RESERVED))
     return 0
 
 
@@ -248,7 +248,7 @@ def abort(p: int) -> int:
 def commit(p: int, template: int, nbytes: int, hook_id: int) -> int:
     """Publish the reserved payload, which is written; ACCEPTED or CLOSED (and then aborted)."""
     if load_acquire(get(p + P_HEADER) + STATE) != LIVE:
-        put(p + P_HEAD, get(p + P_RESERVED))
+        undo(p, get(p + P_RESERVED))
         return CLOSED
     write_header(p, template)
     queue(p, nbytes, hook_id)

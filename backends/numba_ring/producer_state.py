@@ -1,6 +1,6 @@
 """What a compiled producer remembers: words in memory of its process, by byte offset.
 
-tail <= committed <= next, modulo 2^64. `head`, `freed` and `wrapped` are the arena's.
+tail <= committed <= next, modulo 2^64. The runs are the arena's: start and end, oldest first.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ P_HEADER, P_SHARD, P_ARENA, P_STARTS = 0, 8, 16, 24  # addresses; starts: frame 
 P_SLOTS, P_ARENA_BYTES, P_WINDOW, P_MAX_PAYLOAD = 32, 40, 48, 56
 P_STREAMING, P_INITIAL_SEQ = 64, 72
 P_NEXT, P_COMMITTED, P_TAIL = 80, 88, 96  # tail <= committed <= next, modulo 2^64
-P_HEAD, P_FREED, P_WRAPPED = 104, 112, 120  # of the arena
+P_RUN_COUNT = 104
 P_RESERVED, P_BYTES, P_MASK, P_FILTERING = 128, 136, 144, 152
 P_MISSED_DIRTY, P_PUBLISHED = 160, 168
 P_MISSED = 176  # a word per group
 P_TALLY = P_MISSED + at.GROUPS * 8  # four words per group
-P_STATE_BYTES = P_TALLY + 4 * at.GROUPS * 8
+P_RUNS = P_TALLY + 4 * at.GROUPS * 8
+MOST_RUNS = 4
+P_STATE_BYTES = P_RUNS + MOST_RUNS * 16

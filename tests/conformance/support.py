@@ -92,6 +92,14 @@ def drain(subscription: BusSubscription, timeout_s: float = 10.0) -> list[int]:
     return numbers
 
 
+def read_all(subscription: BusSubscription) -> None:
+    """Acknowledge everything that is there now."""
+    while True:
+        with subscription.pull_batch(64, 0.1) as lease:
+            if not len(lease):
+                return
+
+
 def balanced(client: BusClient) -> bool:
     """The identity holds for every group."""
     account = client.account()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from asys_bench.contracts.bus import BusError, BusPlugin, DropReason, GroupSpec
+from asys_bench.contracts.bus import BusError, BusPlugin, BusRequest, DropReason, GroupSpec
 from asys_bench.contracts.packet import DTYPES, PacketError, PacketMeta
 
 from .support import (
@@ -21,6 +21,7 @@ from .support import (
     pull_numbers,
     pull_some,
     push_numbers,
+    read_all,
     settled,
 )
 
@@ -164,6 +165,37 @@ def test_a_full_bus_refuses_and_counts_and_recovers(make_bus: Buses) -> None:
         assert pull_numbers(reader, 1) == [accepted]
         settled(bus, "train", delivered=accepted + 1)
     assert bus.account().produced == accepted + 2
+
+
+def test_the_capacity_is_there_whatever_was_sent_before(plugin: BusPlugin) -> None:
+    """Small and large packets in turn, as a rollout and its training batches are."""
+    capacity = 4 << 20
+    request = BusRequest(
+        groups=(GroupSpec("train"),), capacity_bytes=capacity, options=plugin.options()
+    )
+    with plugin.build(request) as bus:
+        producer = bus.producer(0)
+        small, large = np.zeros(2048, np.uint8), np.zeros(65536, np.uint8)
+        with bus.subscribe("train", "a") as reader:
+            for turn in range(12):
+                for payload in [small] * 64 + [large] * 20:
+                    meta = PacketMeta(0, 0, U8, payload.shape)
+                    if not producer.try_push(meta, payload):
+                        assert turn % 3 == 2, "full although everything had been read"
+                        break
+                if turn % 3 != 1:  # sometimes the reader lags a whole turn behind
+                    read_all(reader)
+            read_all(reader)
+        while producer.try_push(PacketMeta(0, 0, U8, large.shape), large):
+            pass
+        settled(bus, "train")
+        held = bus.account().group("train").ready * large.nbytes
+        assert held >= 0.8 * capacity, f"full at {held} of {capacity} bytes"
+        assert bus.fill_ratio() >= 0.8
+        with bus.subscribe("train", "a") as reader:
+            read_all(reader)
+            eventually(lambda: bus.fill_ratio() < 0.1, "an empty bus")
+        assert balanced(bus)
 
 
 def test_sequence_numbers_count_accepted_packets_only(make_bus: Buses) -> None:

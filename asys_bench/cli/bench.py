@@ -1,0 +1,65 @@
+"""`asys-bench`: measure, judge, report.
+
+Exit codes: 0 pass · 1 fail · 2 usage or configuration · 3 inconclusive · 4 invalid (a crash, a
+timeout, broken integrity, noise) · 5 environment refused · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from types import ModuleType
+
+from rich.console import Console
+
+from asys_bench.config.problems import ConfigError
+
+USAGE = 2
+_COMMANDS = (
+    "run",
+    "check",
+    "list",
+    "doctor",
+    "report",
+    "explain",
+    "compare",
+    "history",
+    "selftest",
+    "export",
+)
+"""Each is `asys_bench.cli.bench_<name>` with `add(parser)` and `main(arguments, console)`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `asys-bench` and `asys-i-bench`; returns the exit code."""
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["--config"] or (words[:1] and words[0].startswith("--config=")):
+        words = ["run", *words]  # asys-i-bench --config configs/benchmark.yaml
+    parser = argparse.ArgumentParser(
+        prog="asys-bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in _COMMANDS:
+        module = importlib.import_module(f"asys_bench.cli.bench_{name}")
+        own = commands.add_parser(name, help=_first_line(module))
+        module.add(own)
+    arguments = parser.parse_args(words)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    module = importlib.import_module(f"asys_bench.cli.bench_{arguments.command}")
+    try:
+        code: int = module.main(arguments, console)
+    except ConfigError as error:
+        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
+        return USAGE
+    return code
+
+
+def _first_line(module: ModuleType) -> str:
+    return (module.__doc__ or "").split("\n", 1)[0].split("`: ", 1)[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""The runner: carries out a suite's plan, one round after another, and keeps the result up to date.
+
+After each round the whole result is on disk, so that nothing is lost to Ctrl-C or a power cut. A
+contender that crashes, hangs or breaks integrity is reported and left out; the others go on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asys_bench
+from asys_bench.harness.contender import Contender
+from asys_bench.harness.environment import run_checks
+from asys_bench.harness.judge import CaseRecord, judge, undecided
+from asys_bench.harness.launch import Launcher, RoundEnd, launcher_for
+from asys_bench.harness.machine import capture_machine
+from asys_bench.harness.noise import judge_noise
+from asys_bench.harness.outcome import counts_of, power_notes, validity_of
+from asys_bench.harness.plan import block_order, replacement_budget, seed_of
+from asys_bench.harness.plugins import backend_plugin, metrics_of, scenario_plugin
+from asys_bench.harness.progress import Progress, Silent
+from asys_bench.harness.provenance import build_hashes, commit
+from asys_bench.harness.result import (
+    Case,
+    Instrument,
+    Noise,
+    Result,
+    Round,
+    RunInfo,
+    Subject,
+    SuiteInfo,
+)
+from asys_bench.harness.round import RoundSpec
+from asys_bench.harness.store import RESULT_FILE, write_result
+from asys_bench.harness.suite_file import LoadedSuite
+from asys_bench.harness.suite_verdict import suite_verdict
+from asys_bench.harness.words import CaseStatus, Level, Role, RoundStatus
+from asys_bench.registry import PluginError
+
+
+@dataclass
+class SuiteRunner:
+    """One run of one suite.
+
+    out: folder in which the run makes its own.
+    launcher: for tests; None takes what the suite asks for.
+    """
+
+    loaded: LoadedSuite
+    out: Path
+    command: list[str]
+    progress: Progress = field(default_factory=Silent)
+    launcher: Launcher | None = None
+    instrument: Callable[[], Instrument] | None = None
+
+    def run(self) -> Result:
+        """Measure and judge; the result is in `<out>/<id>/result.json` at every moment.
+
+        Raises:
+            OSError: the output folder cannot be written.
+        """
+        self._prepare()
+        if self._refused:
+            return self._finish(refused=True)
+        try:
+            self._blocks()
+        except KeyboardInterrupt:
+            return self._finish(interrupted=True)
+        finally:
+            for launcher in self._launchers.values():
+                launcher.close()
+        return self._finish()
+
+    def _prepare(self) -> None:
+        suite = self.loaded.suite
+        self._started = time.monotonic()
+        now = datetime.now(UTC)
+        self._info = RunInfo(
+            id=f"{now:%Y%m%d-%H%M%S}-{suite.name}",
+            started=now.isoformat(timespec="seconds"),
+            elapsed_s=0.0,
+            command=self.command,
+            version=asys_bench.__version__,
+            commit=(head := commit())[0],
+            dirty=head[1],
+            seed=suite.seed,
+            suite=SuiteInfo(
+                name=suite.name,
+                path=self.loaded.shown,
+                sha256=self.loaded.sha256,
+                resolved=suite.to_plain(),
+            ),
+        )
+        folder, attempt = self.out / self._info.id, 1
+        while folder.exists():
+            attempt += 1
+            folder = self.out / f"{self._info.id}-{attempt}"
+        self._info.id = folder.name
+        self.path = folder / RESULT_FILE
+        self._machine = capture_machine(suite.machine_class)
+        self.progress.message("checking the environment and the instrument")
+        self._checks = run_checks(suite.environment)
+        if self.instrument is None:
+            from asys_bench.harness.instrument import measure_instrument
+
+            self.instrument = measure_instrument
+        self._instrument = self.instrument()
+        self._floors = {floor.metric: floor.value for floor in self._instrument.floors}
+        self._refused = any(not c.ok and c.level is Level.ERROR for c in self._checks)
+        self.records = {c.id: self._record(c) for c in self.loaded.contenders}
+        self._order = 0
+        self._notes = power_notes(self.loaded)
+        self._replacements: dict[str, int] = {}
+        self._launchers: dict[str | None, Launcher] = {}
+        self._limit = {name: self._first_limit(r.contender) for name, r in self.records.items()}
+
+    def _record(self, contender: Contender) -> CaseRecord:
+        plugin = scenario_plugin(contender.scenario)
+        hashes = build_hashes(plugin)
+        if contender.backend is not None:
+            try:
+                hashes = build_hashes(backend_plugin(contender.backend))
+            except PluginError:
+                hashes = {}
+        name = contender.backend or contender.pipeline or contender.scenario
+        subject = Subject(
+            kind="scenario" if plugin.takes == "nothing" else plugin.takes,
+            name=name,
+            backend=contender.backend,
+            params=contender.params,
+            pipeline_sha256=contender.pipeline_sha256,
+            build_hashes=hashes,
+        )
+        return CaseRecord(contender, metrics_of(plugin), subject)
+
+    def _first_limit(self, contender: Contender) -> int:
+        judged = contender.gated or contender.role is not Role.CASE
+        return contender.looks[0].rounds if judged and contender.looks else contender.rounds
+
+    def _blocks(self) -> None:
+        """Block after block, until nothing asks for another round."""
+        self.progress.plan(self._planned(), len(self.records))
+        block = 0
+        while True:
+            self._raise_limits()
+            due = [name for name in self._able() if self._counted(name) < self._limit[name]]
+            if not due:
+                return
+            for name in block_order(due, block, self.loaded.suite.seed):
+                self._one_round(name, block)
+                if self.records[name].rounds[-1].replaced:
+                    self._one_round(name, block)  # in the same block, so that ratios stay paired
+            block += 1
+
+    def _able(self) -> list[str]:
+        return [n for n, r in self.records.items()
+                if r.status in (CaseStatus.MEASURED, CaseStatus.NOT_RUN)]  # fmt: skip
+
+    def _counted(self, name: str) -> int:
+        return sum(not r.replaced for r in self.records[name].rounds)
+
+    def _raise_limits(self) -> None:
+        """Whoever reached a look undecided goes on to the next, with the references it needs."""
+        for name, record in self.records.items():
+            contender = record.contender
+            if contender.role is not Role.CASE or not contender.gated:
+                continue
+            if self._counted(name) < self._limit[name] or name not in self._able():
+                continue
+            later = [look.rounds for look in contender.looks if look.rounds > self._limit[name]]
+            if later and undecided(record, self.records):
+                needed = [name, *(p.reference_id for p in contender.targets if p.reference_id)]
+                for other in needed:
+                    self._limit[other] = max(self._limit[other], later[0])
+                self.progress.plan(self._planned(), len(self.records))
+
+    def _planned(self) -> int:
+        return sum(self._limit[name] for name in self._able())
+
+    def _one_round(self, name: str, block: int) -> None:
+        record = self.records[name]
+        contender = record.contender
+        seed = seed_of(self.loaded.suite.seed, "round", contender.family, str(block))
+        done = sum(len(r.rounds) for r in self.records.values())
+        self.progress.round(name, done, self._planned(), self._left_s(done))
+        started_s = time.monotonic() - self._started
+        end = self._launcher(contender).run(self._spec(contender, seed), contender.timeout_s)
+        found = self._round_of(record, end, block, seed, started_s)
+        record.rounds.append(found)
+        if end.samples is not None:
+            record.samples[found.order] = end.samples
+        if found.status is not RoundStatus.OK:
+            record.reason = f"round {found.index}: {end.error}"
+            record.log = end.log
+            self.progress.message(f"{name}: {found.status.value} in {record.reason}")
+        self._order += 1
+        self._write(complete=False)
+
+    def _spec(self, contender: Contender, seed: int) -> RoundSpec:
+        warmup = contender.warmup
+        return RoundSpec(
+            folder="",
+            scenario=contender.scenario,
+            backend=contender.backend,
+            pipeline=contender.pipeline_file,
+            sets=list(contender.sets),
+            params=contender.params,
+            samples=contender.samples,
+            seed=seed,
+            warmup_max_s=warmup.max_s if warmup.until == "steady" else 0.0,
+            bounds=contender.bounds,
+            plugins={str(k): list(v) for k, v in self.loaded.suite.plugins.items()},
+        )
+
+    def _launcher(self, contender: Contender) -> Launcher:
+        if self.launcher is not None:
+            return self.launcher
+        if contender.python not in self._launchers:
+            self._launchers[contender.python] = launcher_for(
+                self.loaded.suite.defaults.process, contender.python
+            )
+        return self._launchers[contender.python]
+
+    def _round_of(
+        self, record: CaseRecord, end: RoundEnd, block: int, seed: int, started_s: float
+    ) -> Round:
+        contender = record.contender
+        document = dict(end.document or {})
+        timed_s = document.pop("timed_s", end.wall_s)
+        for unused in ("faults", "pid"):
+            document.pop(unused, None)
+        noise = Noise.model_validate(document.pop("noise", {}))
+        noise = judge_noise(noise, timed_s, contender.noise)
+        replaced = self._replace(contender, noise, end.status)
+        return Round.model_validate(
+            {
+                **document,
+                "index": block,
+                "order": self._order,
+                "pid": end.pid,
+                "seed": seed,
+                "started_s": started_s,
+                "wall_s": end.wall_s,
+                "status": end.status,
+                "error": end.error,
+                "noise": noise,
+                "replaced": replaced,
+            }
+        )
+
+    def _replace(self, contender: Contender, noise: Noise, status: RoundStatus) -> bool:
+        """Leave the round out: only on noise evidence, never on its latency, at most 10 %."""
+        if not noise.noisy or status is not RoundStatus.OK:
+            return False
+        used = self._replacements.get(contender.id, 0)
+        if used >= replacement_budget(self._limit[contender.id]):
+            return False
+        self._replacements[contender.id] = used + 1
+        self._notes.append(f"{contender.id}: a round was replaced: {', '.join(noise.evidence)}")
+        return True
+
+    def _left_s(self, done: int) -> float | None:
+        if not done:
+            return None
+        spent = sum(r.wall_s for record in self.records.values() for r in record.rounds)
+        return spent / done * max(0, self._planned() - done)
+
+    def _write(self, complete: bool, cases: list[Case] | None = None) -> Result:
+        """Judge what there is and put it on disk."""
+        suite = self.loaded.suite
+        cases = cases or judge(self.records, self._floors, suite.defaults.confidence)
+        result = self._result(cases, complete)
+        write_result(result, self.path)
+        return result
+
+    def _result(self, cases: list[Case], complete: bool, *, interrupted: bool = False) -> Result:
+        suite = self.loaded.suite
+        validity = validity_of(cases, self._checks, self.loaded.suite.defaults.noise.max_share)
+        verdicts = [t.verdict for c in cases if c.gated for t in c.targets]
+        verdict, code = suite_verdict(
+            verdicts,
+            valid=validity.valid,
+            interrupted=interrupted or (not complete and not self._refused),
+            refused=self._refused,
+            inconclusive_fails=suite.defaults.on_inconclusive == "fail",
+        )
+        info = self._info.model_copy(
+            update={"elapsed_s": time.monotonic() - self._started, "complete": complete}
+        )
+        return Result(
+            run=info,
+            machine=self._machine,
+            instrument=self._instrument,
+            checks=self._checks,
+            validity=validity,
+            cases=cases,
+            verdict=verdict,
+            exit_code=code,
+            counts=counts_of(cases, verdicts),
+            notes=self._notes,
+        )
+
+    def _finish(self, *, interrupted: bool = False, refused: bool = False) -> Result:
+        cases = judge(self.records, self._floors, self.loaded.suite.defaults.confidence)
+        complete = not interrupted and not refused
+        result = self._result(cases, complete, interrupted=interrupted)
+        write_result(result, self.path)
+        return result

@@ -1,0 +1,166 @@
+"""closed: what a hook and everything behind it costs a model that really waits for it.
+
+The pipeline is built by `ExperimentPipeline`, as `asys-run` builds it. A hook's latency is what lies
+between two hooks of ours on either side of it, so it holds all that the host sees of it. Calls that
+the sampler left out are not counted: they would make a congested pipeline look fast.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import Field
+
+from asys_bench.contracts.packet import Kind
+from asys_bench.contracts.scenario import (
+    MetricKind,
+    MetricSpec,
+    Recorder,
+    RoundContext,
+    ScenarioError,
+    ScenarioOptions,
+    ScenarioPlugin,
+)
+from asys_bench.harness.scenarios.pipeline_account import add_account
+from asys_bench.pipeline.experiment import ExperimentPipeline
+from asys_bench.pipeline.hookpoints import HookPoint
+from asys_bench.pipeline.session import ObservationSession
+
+
+class ClosedOptions(ScenarioOptions):
+    """`params` of a closed case."""
+
+    warmup_steps: int = Field(default=50, ge=0, description="host steps before anything counts")
+    max_s: float = Field(default=20, gt=0, le=600, description="longest timed part, in seconds")
+    host_cpu: int | None = Field(
+        default=None, ge=0, description="run the host's thread on this CPU, once workers are up"
+    )
+    stop_workers: bool = Field(
+        default=False, description="SIGSTOP every sink's worker after the warm-up"
+    )
+
+
+class _HostWatch:
+    """Counts the host's steps, times them, and asks it to stop when there is enough."""
+
+    def __init__(
+        self, pipeline: ExperimentPipeline, context: RoundContext, options: ClosedOptions
+    ) -> None:
+        self.step_ms = context.recorder("step_ms")
+        self.slowdown = context.recorder("model_slowdown")
+        self.hook_ms = context.recorder("hook_latency_ms")
+        self.counting = False
+        self._pipeline, self._options, self._samples = pipeline, options, context.samples
+        self._steps = 0
+        self._last_ns = 0
+        self._deadline = float("inf")
+        clock = pipeline.session.clock
+        self._own_step: Callable[[int], None] = clock.step
+        setattr(clock, "step", self.step)  # noqa: B010 - an instance's own method, on purpose
+
+    def step(self, n: int = 1) -> None:
+        """In place of the clock's `step`: one host step has passed."""
+        now = time.perf_counter_ns()
+        if self.counting:
+            self.step_ms.record(now - self._last_ns)
+            self.slowdown.record(now - self._last_ns)
+            done = self._steps - self._options.warmup_steps
+            if done >= self._samples or time.monotonic() > self._deadline:
+                self._pipeline.request_stop()
+        self._own_step(n)
+        self._steps += 1
+        if not self.counting and self._steps >= self._options.warmup_steps:
+            self.counting = True
+            self._deadline = time.monotonic() + self._options.max_s
+            if self._options.stop_workers:
+                _stop_workers(self._pipeline.session)
+        self._last_ns = time.perf_counter_ns()
+
+
+def _stop_workers(session: ObservationSession) -> None:
+    import signal
+
+    from asys_bench.contracts.stats import SlotField
+
+    for name, slot in session.page.slots():
+        pid = slot.get(SlotField.PID)
+        if name not in ("host", "watchdog") and pid and pid != os.getpid():
+            os.kill(pid, signal.SIGSTOP)
+
+
+def _bracket(point: HookPoint, session: ObservationSession, watch: _HostWatch,
+             recorder: Recorder) -> None:  # fmt: skip
+    """Hooks of ours right before and right after the product's hook on `point`."""
+    slot = session.page.slot("host")
+    captured = slot.counter("hook_captured", hook=point.name)
+    dropped = slot.counter("hook_dropped", hook=point.name)
+    state = [0, 0]
+    clock = time.perf_counter_ns
+
+    def before(*_: Any) -> None:
+        state[1] = captured.value + dropped.value
+        state[0] = clock()
+
+    def after(*_: Any) -> None:
+        now = clock()
+        if watch.counting and captured.value + dropped.value != state[1]:
+            recorder.record(now - state[0])
+
+    module = point.module
+    if point.kind is Kind.ACTIVATION:
+        module.register_forward_hook(before, prepend=True)
+        module.register_forward_hook(after)
+    elif point.kind is Kind.INPUT:
+        module.register_forward_pre_hook(before, prepend=True)
+        module.register_forward_pre_hook(after)
+
+
+def run(context: RoundContext) -> None:
+    """Set up, warm up, time `samples` host steps, drain, check the account."""
+    options = context.options
+    assert isinstance(options, ClosedOptions)
+    pipeline = ExperimentPipeline(context.config)
+    try:
+        pipeline.setup()
+        watch = _HostWatch(pipeline, context, options)
+        if options.host_cpu is not None:
+            os.sched_setaffinity(0, {options.host_cpu})
+        for point in pipeline.session.points:
+            _bracket(point, pipeline.session, watch, watch.hook_ms)
+        with context.timed():
+            started = time.monotonic()
+            result = pipeline.run()
+            elapsed = time.monotonic() - started
+        if options.stop_workers:
+            pipeline.abort()  # what is stopped cannot drain
+        else:
+            outcome = pipeline.shutdown()
+            add_account(context, outcome)
+            if not outcome.orderly:
+                raise ScenarioError("not every worker drained in time; see its log")
+        context.value("host_steps_per_s", result.steps / max(elapsed, 1e-9))
+    except BaseException:
+        pipeline.abort()
+        raise
+    finally:
+        pipeline.close()
+
+
+plugin = ScenarioPlugin(
+    name="closed",
+    summary="hook latency and host slowdown, in the production pipeline, in a closed loop",
+    options=ClosedOptions,
+    takes="pipeline",
+    metrics={
+        "hook_latency_ms": MetricSpec("lower", MetricKind.SAMPLES, "one capturing hook call"),
+        "step_ms": MetricSpec("lower", MetricKind.SAMPLES, "one host step"),
+        "model_slowdown": MetricSpec(
+            "lower", MetricKind.SAMPLES, "host step against a reference", relative_only=True
+        ),
+        "host_steps_per_s": MetricSpec("higher", MetricKind.ROUND, "host steps, warm-up included"),
+    },
+    run=run,
+)

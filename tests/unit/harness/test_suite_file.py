@@ -1,0 +1,118 @@
+"""Suites: what they expand to, and every error by file and line before anything is measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from asys_bench.config.problems import ConfigError
+from asys_bench.harness.suite_file import load_suite, shipped_suites
+
+HEAD = "schema: asys.suite/1\nname: test\n"
+
+
+def problems(suite_file, text, sets=()):
+    with pytest.raises(ConfigError) as caught:
+        load_suite(suite_file(text), sets)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("name", shipped_suites())
+def test_a_shipped_suite_is_valid(name):
+    assert load_suite(f"suites/{name}").contenders
+
+
+def test_a_matrix_expands_and_the_gate_judges_some_of_it(suite_file):
+    text = (
+        HEAD
+        + """\
+references:
+  memcpy: {backend: memcpy}
+cases:
+  - id: bus.throughput
+    scenario: offline
+    backend: {matrix: [mp_queue, memcpy]}
+    gate: mp_queue
+    params: {payload_bytes: {matrix: [4096, 65536]}}
+    targets: [throughput_gbps.median >= 0.1 x memcpy]
+"""
+    )
+    found = {c.id: c for c in load_suite(suite_file(text)).contenders}
+    cases = {name: c for name, c in found.items() if c.role == "case"}
+    assert set(cases) == {
+        f"bus.throughput[{b},payload_bytes={n}]"
+        for b in ("mp_queue", "memcpy") for n in (4096, 65536)
+    }  # fmt: skip
+    assert {c.backend for c in cases.values() if c.gated} == {"mp_queue"}
+    references = [c for c in found.values() if c.role == "reference"]
+    assert len(references) == 2, "one per payload, shared by the backends"
+
+
+def test_a_reference_that_names_no_backend_takes_the_cases_own(suite_file):
+    text = (
+        HEAD
+        + """\
+references:
+  one_group: {params: {groups: 1}}
+cases:
+  - id: bus.three
+    scenario: offline
+    backend: mp_queue
+    params: {groups: 3}
+    targets: [throughput_gbps.median >= 0.8 x one_group]
+"""
+    )
+    reference = load_suite(suite_file(text)).contenders[-1]
+    assert (reference.backend, reference.params["groups"]) == ("mp_queue", 1)
+
+
+CASE = """\
+cases:
+  - id: bus.latency
+    scenario: open_constant
+    backend: mp_queue
+    targets:
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (CASE + "      - push_latency_ms.p99 <= 5\n", 8, "unknown metric"),
+        (CASE + "      - push_latency_us.p99 >= 5\n", 8, "wrong direction"),
+        (CASE + "      - torn_frames.count == 0\n      - push_latency_us.p99.999 <= 5\n", 9,
+         "can never decide"),
+        (CASE + "      - push_latency_us.p99 <= 5 x nothing\n", 8, "unknown reference"),
+        ("cases:\n  - {id: a, scenario: offlin, backend: mp_queue}\n", 4, "no scenario named"),
+        ("cases:\n  - {id: a, scenario: offline, backend: mp_quue}\n", 4, "no backend named"),
+        ("cases:\n  - {id: a, scenario: offline}\n", 4, "needs a backend"),
+        ("cases:\n  - {id: a, scenario: closed, pipeline: nowhere.yaml}\n", 4, "no such file"),
+        ("cases:\n  - {id: a, scenario: offline, backend: mp_queue, params: {grops: 2}}\n", 4,
+         "Extra inputs"),
+        ("cases:\n  - {id: a, scenario: offline, backend: mp_queue, gate: numba}\n", 4,
+         "is no member"),
+        ("cases:\n  - {id: a, scenario: trainer_rows, rounds: 3,"
+         " targets: [rows_per_s.median >= 1]}\n", 4, "can never decide"),
+        ("environment: {temperature: {max: 60}}\n"
+         "cases: [{id: a, scenario: trainer_rows}]\n", 3, "no such check"),
+        ("casess: []\ncases: [{id: a, scenario: trainer_rows}]\n", 3, "unknown key"),
+        ("cases: [{id: a, scenario: trainer_rows}, {id: a, scenario: archiver}]\n", 3, "used twice"),
+    ],
+)  # fmt: skip
+def test_errors_have_file_and_line(suite_file, text, line, says):
+    found = problems(suite_file, HEAD + text)
+    assert any(says in p.message and p.line == line for p in found), "\n".join(map(str, found))
+    assert all(p.file.endswith("suite.yaml") for p in found)
+
+
+def test_overrides_reach_every_field(suite_file):
+    text = HEAD + "cases: [{id: a, scenario: trainer_rows}]\n"
+    loaded = load_suite(suite_file(text), ["defaults.rounds=3", "seed=9"])
+    assert loaded.contenders[0].rounds == 3
+    assert loaded.suite.seed == 9
+    assert loaded.sha256 != load_suite(suite_file(text)).sha256
+
+
+def test_a_plugin_that_is_no_entry_point_is_named_in_the_suite(suite_file):
+    text = HEAD + "plugins: {scenario: ['nowhere.at_all:plugin']}\ncases: [{id: a, scenario: x}]\n"
+    (problem,) = problems(suite_file, text)
+    assert "nowhere.at_all" in problem.message
