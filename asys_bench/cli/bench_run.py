@@ -10,13 +10,13 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from asys_bench.cli.bench_config import read_bench_config
-from asys_bench.cli.bench_files import render_report, write_reports
-from asys_bench.harness.progress import Silent
+from asys_bench.cli.bench_files import write_reports
 from asys_bench.harness.runner import SuiteRunner
 from asys_bench.harness.suite_file import load_suite
+from asys_bench.reports.bench_terminal.progress import BenchProgress
+from asys_bench.reports.bench_terminal.verdicts import render_terminal
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -47,12 +47,11 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     folder = Path(out or "runs/bench")
     signal.signal(signal.SIGTERM, _interrupt)
     command = ["asys-bench", *sys.argv[1:]]
-    with _Shown(console) as shown:
-        progress = shown if console.is_terminal else _Lines(console)
+    with BenchProgress(console) as progress:
         result = SuiteRunner(loaded, folder, command, progress).run()
     path = folder / result.run.id / "result.json"
     data = result.to_plain()
-    console.print(render_report("terminal", data), markup=False, soft_wrap=True)
+    console.print(render_terminal(result, console.width))
     for written in write_reports(data, path.parent, formats):
         console.print(f"wrote {written}", markup=False, soft_wrap=True)
     console.print(f"result: {shlex.quote(str(path))}", markup=False, soft_wrap=True)
@@ -61,45 +60,3 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-class _Lines(Silent):
-    """Progress where there is no terminal: one line per event worth reading."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-
-    def message(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
-
-
-class _Shown(Silent):
-    """A live bar with the time left."""
-
-    def __init__(self, console: Console) -> None:
-        self._bar = Progress(
-            TextColumn("{task.fields[case]}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"), console=console, transient=True,
-        )  # fmt: skip
-        self._console = console
-        self._task = self._bar.add_task("", total=None, case="", left="")
-
-    def __enter__(self) -> _Shown:
-        if self._console.is_terminal:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._console.is_terminal:
-            self._bar.stop()
-
-    def plan(self, rounds: int, cases: int) -> None:
-        self._bar.update(self._task, total=rounds)
-
-    def round(self, case: str, done: int, planned: int, left_s: float | None) -> None:
-        left = "" if left_s is None else f"about {left_s:.0f} s left"
-        name = case.replace("[", r"\[")
-        self._bar.update(self._task, completed=done, total=planned, case=name, left=left)
-
-    def message(self, text: str) -> None:
-        self._bar.console.print(text, markup=False, soft_wrap=True)

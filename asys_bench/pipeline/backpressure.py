@@ -13,18 +13,21 @@ from asys_bench.config.sampling import SamplingConfig
 
 HOLD_NS = 250_000_000
 """After a decrease the bus gets this long to show its effect before the next decrease."""
+FILL_STEP = 0.05
+"""... unless it has filled by this much more in the meantime: then the next one comes at once."""
 
 
 class AdaptiveSampler:
     """Bernoulli sampling whose rate follows the bus. All times are CLOCK_MONOTONIC nanoseconds."""
 
-    __slots__ = ("_grown_ns", "_lowered_ns", "_policy", "_random", "decreases", "rate")
+    __slots__ = ("_fill", "_grown_ns", "_lowered_ns", "_policy", "_random", "decreases", "rate")
 
     def __init__(self, policy: SamplingConfig, seed: int) -> None:
         self._policy = policy
         self._random = random.Random(seed).random
         self._lowered_ns = -HOLD_NS
         self._grown_ns = 0
+        self._fill = 0.0  # of the bus at the last decrease
         self.rate = policy.max_rate
         self.decreases = 0
 
@@ -51,8 +54,13 @@ class AdaptiveSampler:
     def observe_fill(self, fill: float, now_ns: int) -> None:
         """Feed the bus's fill ratio (0..1). Between the watermarks the rate stays."""
         if fill >= self._policy.high_watermark:
+            if fill >= self._fill + FILL_STEP:
+                self._lowered_ns = now_ns - HOLD_NS
             self.congested(now_ns)
+            if self._lowered_ns == now_ns:
+                self._fill = fill
         elif fill <= self._policy.low_watermark:
+            self._fill = 0.0
             self.clear(now_ns)
         else:
             self._grown_ns = now_ns

@@ -1,4 +1,3 @@
-
 """What every sparse autoencoder here is, and what a trainer may ask of it.
 
 - `encode(x_BD) -> acts_BF`, `decode(acts_BF) -> x_BD`, `forward = decode(encode(x))`.

@@ -1,4 +1,3 @@
-
 """Feature activations that are mostly zero, as (feature, value) pairs, and their cheap products.
 
 With K of F features active per row, decode and the weight gradients cost B K D instead of B F D

@@ -44,9 +44,10 @@ def run(context: RoundContext) -> None:
     consumers = [ConsumerSpec(GROUP, f"reader-{i}", options.max_packets) for i in range(2)]
     with transport(context, options.transport_of(consumers, options.packets)) as moving:
         with context.timed():
-            for number in range(options.packets):
-                if number == at:
-                    context.recorder("takeover_ms").extend([_kill(moving)])
+            while moving.offered < at:
+                moving.push(0, PATIENCE_S)
+            context.recorder("takeover_ms").extend([_kill(moving, options.packets)])
+            while moving.offered < options.packets:
                 moving.push(0, PATIENCE_S)
         victim = moving.consumers[0].tally
         moving.finish(context)
@@ -59,15 +60,16 @@ def run(context: RoundContext) -> None:
         context.integrity.delivered += max(0, int(victim.seen.sum()) - victim.delivered)
 
 
-def _kill(moving: Transport) -> int:
-    """Nanoseconds from the kill to the survivor's next packet."""
+def _kill(moving: Transport, most: int) -> int:
+    """Nanoseconds from the kill to the survivor's next packet; at most `most` packets in all."""
     victim, survivor = moving.consumers
     killed_ns = time.monotonic_ns()
     victim.kill()
     moving.bus.reap(victim.pid)
     deadline = time.monotonic() + PATIENCE_S
     while survivor.tally.last_ns <= killed_ns:
-        moving.push(0)
+        if moving.offered < most:
+            moving.push(0)
         if time.monotonic() > deadline:
             raise ScenarioError(f"the survivor read nothing for {PATIENCE_S:g} s after the kill")
         time.sleep(0.0002)

@@ -45,6 +45,21 @@ def test_the_rate_stays_between_the_watermarks():
     assert sampler.rate == pytest.approx(0.55)
 
 
+def test_a_bus_that_goes_on_filling_is_answered_at_once_and_never_gets_full():
+    """A reader that stalls: the bus fills by what is let through; nothing may be refused."""
+    sampler = AdaptiveSampler(SamplingConfig(), seed=1)
+    fill, now = 0.0, 0
+    for _ in range(3000):  # three seconds in which an unsampled stream would fill the bus thrice
+        now += SECOND // 1000
+        fill += 0.001 * sampler.rate
+        sampler.observe_fill(fill, now)
+    assert fill < 1.0
+    assert sampler.rate < 0.1
+    before = sampler.decreases
+    sampler.observe_fill(fill, now + 1)
+    assert sampler.decreases == before, "the same fill again is no news"
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 10**9)), max_size=200))
 def test_the_rate_never_leaves_its_limits(events):
     config = SamplingConfig(min_rate=0.05, max_rate=0.9)
