@@ -13,6 +13,7 @@ from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from asys_bench.contracts.bus import BusPlugin
 from asys_bench.registry import KINDS, PluginError, registry
@@ -159,6 +160,8 @@ def print_report(console: Console) -> int:
     checks = diagnose()
     for check in checks:
         colour = colours[check.level]
-        table.add_row(f"[{colour}]{check.level}[/]", check.name, check.found, check.fix)
+        # Text, not markup: a fix such as asys-i[rl] has brackets of its own.
+        cells = (Text(check.level, colour), check.name, Text(check.found), Text(check.fix))
+        table.add_row(*cells)
     console.print(table)
     return 1 if any(check.level == "missing" for check in checks) else 0
