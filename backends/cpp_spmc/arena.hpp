@@ -27,7 +27,7 @@ class Arena {
   std::optional<u64> allocate(u64 need, bool hot) {
     if (count_ != 0) {
       Run& newest = runs_[count_ - 1];
-      const bool early = hot && newest.end + need > window_ && count_ < kRuns && fits(0, need);
+      const bool early = hot && newest.end + need > window_ && count_ < kEarlyRuns && fits(0, need);
       if (!early && fits(newest.end, need)) {
         newest.end += need;
         return newest.end - need;
@@ -77,7 +77,8 @@ class Arena {
   struct Run {
     u64 start, end;
   };
-  static constexpr unsigned kRuns = 4;
+  static constexpr unsigned kRuns = 16;
+  static constexpr unsigned kEarlyRuns = 3;  // the others are for the gaps that early wraps leave
 
   bool fits(u64 start, u64 need) const {
     if (start + need > bytes_) return false;

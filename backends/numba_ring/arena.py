@@ -14,6 +14,7 @@ from asys_bench.backends.numba_ring import layout as at
 from asys_bench.backends.numba_ring.compiled import inner
 from asys_bench.backends.numba_ring.copy import get, put
 from asys_bench.backends.numba_ring.producer_state import (
+    EARLY_RUNS,
     MOST_RUNS,
     P_ARENA_BYTES,
     P_RUN_COUNT,
@@ -50,7 +51,7 @@ def allocate(p: int, need: int, hot: int) -> int:
         newest = p + P_RUNS + (count - 1) * 16
         end = get(newest + 8)
         early = (
-            hot != 0 and end + need > get(p + P_WINDOW) and count < MOST_RUNS and fits(p, 0, need)
+            hot != 0 and end + need > get(p + P_WINDOW) and count < EARLY_RUNS and fits(p, 0, need)
         )
         if not early and fits(p, end, need):
             put(newest + 8, end + need)

@@ -17,5 +17,6 @@ P_MISSED_DIRTY, P_PUBLISHED = 160, 168
 P_MISSED = 176  # a word per group
 P_TALLY = P_MISSED + at.GROUPS * 8  # four words per group
 P_RUNS = P_TALLY + 4 * at.GROUPS * 8
-MOST_RUNS = 4
+MOST_RUNS = 16
+EARLY_RUNS = 3  # the others are for the gaps that early wraps leave
 P_STATE_BYTES = P_RUNS + MOST_RUNS * 16
