@@ -256,13 +256,11 @@ class WatchdogProcess:
 
     def _bus_client(self) -> BusClient:
         if self._client is None:
-            from asys_bench.contracts.bus import BusHandle, BusPlugin
-            from asys_bench.registry import registry
+            from asys_bench.pipeline.attachment import attach_bus
 
             # Attaching may close or map the descriptors: workers still need the originals.
             fds = tuple(os.dup(fd) for fd in self._launch.fds[1:])
-            handle = BusHandle.from_dict(self._launch.bus, fds)
-            self._client = registry("backend").get(handle.backend, BusPlugin).attach(handle)
+            self._client = attach_bus(self._launch, fds)
         return self._client
 
     def _all_done(self) -> bool:

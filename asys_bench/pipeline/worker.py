@@ -119,14 +119,13 @@ class WorkerProcess:
         return left
 
     def _run_sink(self) -> None:
-        from asys_bench.contracts.bus import BusHandle, BusPlugin
         from asys_bench.contracts.sink import SinkContext, SinkPlugin
+        from asys_bench.pipeline.attachment import attach_bus
         from asys_bench.pipeline.decoding import Decoder
         from asys_bench.registry import registry
 
         spec = self._spec
-        handle = BusHandle.from_dict(self._launch.bus, self._bus_fds)
-        client = registry("backend").get(handle.backend, BusPlugin).attach(handle)
+        client = attach_bus(self._launch, self._bus_fds)
         plugin = registry("sink").get(spec.plugin, SinkPlugin)
         sink = plugin.build(plugin.options.model_validate(spec.options))
         sink.open(
@@ -170,14 +169,13 @@ class WorkerProcess:
         client.close()
 
     def _run_monitor(self) -> None:
-        from asys_bench.contracts.bus import BusHandle, BusPlugin
         from asys_bench.contracts.monitor import MonitorContext, MonitorPlugin
         from asys_bench.pipeline.assembly import create_monitor
+        from asys_bench.pipeline.attachment import attach_bus
         from asys_bench.registry import registry
 
         spec = self._spec
-        handle = BusHandle.from_dict(self._launch.bus, self._bus_fds)
-        client = registry("backend").get(handle.backend, BusPlugin).attach(handle)
+        client = attach_bus(self._launch, self._bus_fds)
         plugin = registry("monitor").get(spec.plugin, MonitorPlugin)
         monitor = create_monitor(plugin, plugin.options.model_validate(spec.options))
         monitor.open(
