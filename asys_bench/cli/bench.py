@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _first_line(module: ModuleType) -> str:
-    return (module.__doc__ or "").split("\n", 1)[0].split("`: ", 1)[-1]
+    """The help line: argparse formats it, so a per cent sign is doubled."""
+    return (module.__doc__ or "").split("\n", 1)[0].split("`: ", 1)[-1].replace("%", "%%")
 
 
 if __name__ == "__main__":
