@@ -23,6 +23,7 @@ _COMMANDS = (
     "doctor",
     "report",
     "explain",
+    "judge",
     "compare",
     "history",
     "selftest",

@@ -14,13 +14,14 @@ from rich.console import Console
 from asys_bench.cli.bench_config import read_bench_config
 from asys_bench.cli.bench_files import write_reports
 from asys_bench.harness.runner import SuiteRunner
+from asys_bench.harness.selection import select
 from asys_bench.harness.suite_file import load_suite
 from asys_bench.reports.bench_terminal.progress import BenchProgress
 from asys_bench.reports.bench_terminal.verdicts import render_terminal
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """A suite (or `--config FILE` that names one), `--set` and `--out`."""
+    """A suite (or `--config FILE` that names one), `--set`, `--only` and `--out`."""
     parser.add_argument(
         "suite", metavar="SUITE", nargs="?", help="YAML file, or the name of a shipped one"
     )
@@ -28,6 +29,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE",
         help="override one field of the suite, e.g. --set defaults.rounds=12 (repeatable)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="GLOB",
+        help="measure only the cases that match, with their references (repeatable)",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="results go to DIR/<timestamp>-<suite>/")
 
@@ -43,7 +48,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         config = read_bench_config(arguments.config)
         suite, out = config.suite_path, out or str(config.out)
         sets, formats = [*config.set, *sets], config.reports
-    loaded = load_suite(suite, sets)
+    loaded = select(load_suite(suite, sets), arguments.only)
     folder = Path(out or "runs/bench")
     signal.signal(signal.SIGTERM, _interrupt)
     command = ["asys-bench", *sys.argv[1:]]

@@ -1,8 +1,10 @@
 """asv benchmark classes from a suite: asv remembers what the harness measures.
 
-asv judges by a factor on one number and knows only "lower is better". So each class takes the median
-over rounds inside, and a rate is turned into ns per byte or per op. `version` is the hash of the
-case: when what is measured changes, asv starts a new series instead of showing a jump.
+asv's timing benchmarks are the only kind that it decides about with statistics, and whose rounds it
+interleaves between two commits. So each metric is one of them, timed by a clock of ours that moves
+by what the harness measured: the median of one round. asv knows only "lower is better", so a rate
+becomes seconds per byte or per operation. `version` is the hash of the case: when what is measured
+changes, asv starts a new series instead of showing a jump.
 """
 
 from __future__ import annotations
@@ -10,100 +12,128 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from asys_bench.contracts.scenario import MetricKind, unit_of
 from asys_bench.harness.contender import Contender
-from asys_bench.harness.export import lower_is_better
-from asys_bench.harness.launch import FreshProcess
+from asys_bench.harness.export import seconds_each
+from asys_bench.harness.launch import Launcher, launcher_for
 from asys_bench.harness.plan import seed_of
 from asys_bench.harness.plugins import metrics_of, scenario_plugin
 from asys_bench.harness.round import RoundSpec
-from asys_bench.harness.suite_file import load_suite
+from asys_bench.harness.suite_file import LoadedSuite, load_suite
 from asys_bench.harness.words import Role, RoundStatus
 
-ROUNDS = 7
+ROUNDS, REPEAT = 4, 2
+"""asv processes, which alternate between the commits, and harness rounds in each: with fewer than
+eight samples asv's 99 % interval is unbounded and nothing is ever different."""
 
 
-def benchmark_classes(suite: str, rounds: int = ROUNDS) -> dict[str, type]:
-    """Class name -> asv class, one per contender that can run here."""
+class MeasuredClock:
+    """A timer for asv that shows what was measured instead of the time."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def benchmark_classes(suite: str) -> dict[str, type]:
+    """Class name -> asv class, one per case that can run here."""
+    loaded = load_suite(suite)
     found = {}
-    for contender in load_suite(suite).contenders:
+    for contender in loaded.contenders:
         if contender.role is Role.CASE and contender.unavailable is None:
             name = "".join(word.capitalize() for word in re.findall(r"[a-zA-Z0-9]+", contender.id))
-            found[name] = _class(name, contender, rounds)
+            found[name] = _class(name, contender, loaded)
     return found
 
 
-def _class(name: str, contender: Contender, rounds: int) -> type:
+def _class(name: str, contender: Contender, loaded: LoadedSuite) -> type:
     identity = [contender.scenario, contender.backend, contender.pipeline_sha256,
-                contender.params, contender.samples, rounds]  # fmt: skip
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-
-    # No setup_cache: asv names a cache by the line its function stands in, so all would share one.
-    cache: dict[str, dict[str, float]] = {}
+                contender.params, contender.samples]  # fmt: skip
+    clock = MeasuredClock()
     members: dict[str, Any] = {
-        "timeout": rounds * contender.timeout_s + 60,
-        "__doc__": f"{contender.id}, median of {rounds} rounds",
+        "__doc__": f"{contender.id}: the median of a round",
         "__module__": "benchmarks",
+        "version": hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16],
+        "timeout": (REPEAT + 1) * contender.timeout_s + 60,
+        "timer": clock,
+        "rounds": ROUNDS,
+        "repeat": REPEAT,
+        "number": 1,
+        "min_run_count": 1,
+        "warmup_time": 0,
     }
-    for metric, spec in metrics_of(scenario_plugin(contender.scenario)).items():
-        turned = lower_is_better(1.0, unit_of(metric))
-        if spec.kind is MetricKind.COUNT or spec.relative_only or turned is None:
-            continue
-
-        def track(self: Any, metric: str = metric) -> float:
-            if not cache:
-                cache["values"] = dict(_measure(contender, rounds))
-            return cache["values"].get(metric, float("nan"))
-
-        track.version = digest  # type: ignore[attr-defined]
-        track.unit = turned[1]  # type: ignore[attr-defined]
-        track.timeout = members["timeout"]  # type: ignore[attr-defined]
-        members[f"track_{metric}"] = track
+    for metric in _metrics(contender):
+        members[f"time_{metric}"] = _benchmark(contender, loaded, metric, clock)
     return type(name, (), members)
 
 
-def _measure(contender: Contender, rounds: int) -> Iterator[tuple[str, float]]:
-    """(metric, median over rounds of the round medians, lower is better).
+def _metrics(contender: Contender) -> list[str]:
+    """What the case's targets judge, as far as it has a lower-is-better form; else all that has."""
+    able = [
+        name
+        for name, spec in metrics_of(scenario_plugin(contender.scenario)).items()
+        if spec.kind is not MetricKind.COUNT
+        and not spec.relative_only
+        and seconds_each(1.0, unit_of(name)) is not None
+    ]
+    judged = {placed.target.metric for placed in contender.targets}
+    return [name for name in able if name in judged] or able
+
+
+def _benchmark(
+    contender: Contender, loaded: LoadedSuite, metric: str, clock: MeasuredClock
+) -> Callable[[Any], None]:
+    rounds = 0
+
+    def measure(self: Any) -> None:
+        nonlocal rounds
+        launcher = launcher_for(loaded.suite.defaults.process)
+        try:
+            clock.now_s += _round(launcher, contender, metric, rounds)
+        finally:
+            launcher.close()
+        rounds += 1
+
+    return measure
+
+
+def _round(launcher: Launcher, contender: Contender, metric: str, index: int) -> float:
+    """The metric's median in one round, in seconds (per byte or operation, for a rate).
 
     Raises:
-        RuntimeError: a round crashed or broke integrity; asv shows the benchmark as failed.
+        RuntimeError: the round crashed, broke integrity or has no such sample; asv then shows the
+            benchmark as failed.
     """
-    medians: dict[str, list[float]] = {}
-    launcher = FreshProcess()
-    for index in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            warmup = contender.warmup
-            end = launcher.run(
-                RoundSpec(
-                    folder=folder,
-                    scenario=contender.scenario,
-                    backend=contender.backend,
-                    pipeline=contender.pipeline_file,
-                    sets=list(contender.sets),
-                    params=contender.params,
-                    samples=contender.samples,
-                    seed=seed_of(0, contender.id, str(index)),
-                    warmup_max_s=warmup.max_s if warmup.until == "steady" else 0.0,
-                ),
-                contender.timeout_s,
-            )
-        if end.status is not RoundStatus.OK or end.document is None:
-            raise RuntimeError(f"{contender.id}: {end.status}: {end.error}")
-        for metric, summary in end.document["values"].items():
-            if summary["median"] is not None:
-                medians.setdefault(metric, []).append(summary["median"])
-    for metric, values in medians.items():
-        turned = lower_is_better(statistics.median(values), unit_of(metric))
-        if turned is not None and np.isfinite(turned[0]):
-            yield metric, turned[0]
+    with tempfile.TemporaryDirectory() as folder:
+        warmup = contender.warmup
+        end = launcher.run(
+            RoundSpec(
+                folder=folder,
+                scenario=contender.scenario,
+                backend=contender.backend,
+                pipeline=contender.pipeline_file,
+                sets=list(contender.sets),
+                params=contender.params,
+                samples=contender.samples,
+                seed=seed_of(0, contender.id, str(index)),
+                warmup_max_s=warmup.max_s if warmup.until == "steady" else 0.0,
+            ),
+            contender.timeout_s,
+        )
+    if end.status is not RoundStatus.OK or end.document is None:
+        raise RuntimeError(f"{contender.id}: {end.status}: {end.error}")
+    median = end.document["values"].get(metric, {}).get("median")
+    turned = None if median is None else seconds_each(median, unit_of(metric))
+    if turned is None:
+        raise RuntimeError(f"{contender.id}: no sample of {metric}")
+    return turned
 
 
 def install(namespace: dict[str, Any], suite: str | Path) -> None:

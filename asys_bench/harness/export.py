@@ -28,6 +28,14 @@ def lower_is_better(value: float, unit: str) -> tuple[float, str] | None:
     return None
 
 
+def seconds_each(value: float, unit: str) -> float | None:
+    """`lower_is_better` in seconds: per byte, per operation, or as it is."""
+    turned = lower_is_better(value, unit)
+    if turned is None:
+        return None
+    return turned[0] if turned[1] == "seconds" else turned[0] * 1e-9
+
+
 def to_asv(result: Result) -> dict[str, Any]:
     """`{"commit", "machine", "results": {name: {"value", "unit", "samples", "version"}}}`."""
     found: dict[str, Any] = {}

@@ -100,14 +100,6 @@ def judge(
     ]
 
 
-def undecided(record: CaseRecord, records: Mapping[str, CaseRecord]) -> bool:
-    """Some target of it still asks for rounds."""
-    return any(
-        _decide(record, placed, records, {}).verdict is Verdict.INCONCLUSIVE
-        for placed in record.contender.targets
-    )
-
-
 def _decide(
     record: CaseRecord,
     placed: PlacedTarget,

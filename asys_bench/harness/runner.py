@@ -15,7 +15,7 @@ from pathlib import Path
 import asys_bench
 from asys_bench.harness.contender import Contender
 from asys_bench.harness.environment import run_checks
-from asys_bench.harness.judge import CaseRecord, judge, undecided
+from asys_bench.harness.judge import CaseRecord, judge
 from asys_bench.harness.launch import Launcher, RoundEnd, launcher_for
 from asys_bench.harness.machine import capture_machine
 from asys_bench.harness.noise import judge_noise
@@ -38,7 +38,7 @@ from asys_bench.harness.round import RoundSpec
 from asys_bench.harness.store import RESULT_FILE, write_result
 from asys_bench.harness.suite_file import LoadedSuite
 from asys_bench.harness.suite_verdict import suite_verdict
-from asys_bench.harness.words import CaseStatus, Level, Role, RoundStatus
+from asys_bench.harness.words import CaseStatus, Level, Role, RoundStatus, Verdict
 from asys_bench.registry import PluginError
 
 
@@ -113,7 +113,10 @@ class SuiteRunner:
         self._refused = any(not c.ok and c.level is Level.ERROR for c in self._checks)
         self.records = {c.id: self._record(c) for c in self.loaded.contenders}
         self._order = 0
+        self._cases: list[Case] = []
         self._notes = power_notes(self.loaded)
+        if self.loaded.only:
+            self._notes.append(f"a part of the suite: --only {' '.join(self.loaded.only)}")
         self._replacements: dict[str, int] = {}
         self._launchers: dict[str | None, Launcher] = {}
         self._limit = {name: self._first_limit(r.contender) for name, r in self.records.items()}
@@ -172,11 +175,18 @@ class SuiteRunner:
             if self._counted(name) < self._limit[name] or name not in self._able():
                 continue
             later = [look.rounds for look in contender.looks if look.rounds > self._limit[name]]
-            if later and undecided(record, self.records):
+            if later and self._undecided(name):
                 needed = [name, *(p.reference_id for p in contender.targets if p.reference_id)]
                 for other in needed:
                     self._limit[other] = max(self._limit[other], later[0])
                 self.progress.plan(self._planned(), len(self.records))
+
+    def _undecided(self, name: str) -> bool:
+        """Some target of it asks for rounds, a miss that does not stand after Holm among them."""
+        found = next((case for case in self._cases if case.id == name), None)
+        return found is not None and any(
+            target.verdict is Verdict.INCONCLUSIVE for target in found.targets
+        )
 
     def _planned(self) -> int:
         return sum(self._limit[name] for name in self._able())
@@ -269,11 +279,11 @@ class SuiteRunner:
         spent = sum(r.wall_s for record in self.records.values() for r in record.rounds)
         return spent / done * max(0, self._planned() - done)
 
-    def _write(self, complete: bool, cases: list[Case] | None = None) -> Result:
+    def _write(self, complete: bool) -> Result:
         """Judge what there is and put it on disk."""
         suite = self.loaded.suite
-        cases = cases or judge(self.records, self._floors, suite.defaults.confidence)
-        result = self._result(cases, complete)
+        self._cases = judge(self.records, self._floors, suite.defaults.confidence)
+        result = self._result(self._cases, complete)
         write_result(result, self.path)
         return result
 

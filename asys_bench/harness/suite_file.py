@@ -39,6 +39,8 @@ class LoadedSuite:
     shown: str
     contenders: tuple[Contender, ...]
     """Cases, then references and baselines."""
+    only: tuple[str, ...] = ()
+    """Globs that left a part of the cases; empty: all of them."""
 
     @property
     def sha256(self) -> str:

@@ -59,7 +59,11 @@ class Question:
 def decide(
     question: Question, data: Sequence[RoundData], reference: Sequence[RoundData] = ()
 ) -> Decision:
-    """The decision at the first planned look that decides, or else at the last one reached."""
+    """The decision at the first planned look that decides, or else at the last one reached.
+
+    Only a FAIL is looked at again: rounds go on when it does not stand after Holm's correction, and
+    the look with the smallest p-value counts (`holm_keeps` pays for all looks).
+    """
     target, looks = question.target, question.looks
     if target.kind is TargetKind.INVARIANT:
         return replace(_invariant(question, data), look=_reached(looks, len(data)))
@@ -70,6 +74,7 @@ def decide(
         )
         return Decision(Verdict.INCONCLUSIVE, reason, "none", look=0)
     decision: Decision | None = None
+    failed: Decision | None = None
     for look in looks:
         if len(data) < look.rounds and decision is not None:
             break
@@ -82,10 +87,18 @@ def decide(
             return replace(
                 decision, verdict=Verdict.INCONCLUSIVE, reason=reason, look=0, needs_rounds=missing
             )
-        if decision.verdict is not Verdict.INCONCLUSIVE:
+        if decision.verdict is Verdict.PASS and failed is None:
             return decision
+        if decision.verdict is Verdict.FAIL and (
+            failed is None or _evidence(decision) < _evidence(failed)
+        ):
+            failed = decision
     assert decision is not None
-    return decision
+    return failed or decision
+
+
+def _evidence(decision: Decision) -> float:
+    return 1.0 if decision.p_value is None else decision.p_value
 
 
 def _at_look(

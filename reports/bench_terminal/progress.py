@@ -35,6 +35,7 @@ class BenchProgress:
         self._console = console or Console(stderr=True)
         self._live = self._console.is_terminal
         self._lines = 0
+        self._done = 0
         self._bar = Progress(
             TextColumn("{task.fields[case]}", markup=False),
             TextColumn("{task.fields[round]}", style="dim", markup=False),
@@ -65,10 +66,12 @@ class BenchProgress:
     def plan(self, rounds: int, cases: int) -> None:
         """So many rounds are planned in all, more after a look that did not decide."""
         self._bar.update(self._task, total=rounds)
+        self._lines = self._done * LOG_LINES // max(1, rounds)
         self._refresh()
 
     def round(self, case: str, done: int, planned: int, left_s: float | None) -> None:
         """The next round, of `case`, is about to start; `done` of `planned` are over."""
+        self._done = done
         left = "" if left_s is None else f"about {duration(left_s)} left"
         number = f"round {done + 1}/{max(planned, done + 1)}"
         name = tail_text(case, max(12, self._console.width - BESIDE_NAME))

@@ -126,6 +126,7 @@ def test_a_run_passes_writes_a_valid_result_and_every_command_reads_it(bench):
         (("export", path), "bus.throughput,throughput_gbps"),
         (("export", path, "--format", "asv"), "ns per byte"),
         (("report", path), "PASS"),
+        (("judge", path), "judged again"),
     ]:
         code, output = bench(*words)
         assert code == 0, output
@@ -141,6 +142,18 @@ def test_a_missed_target_exits_1_and_names_itself(bench):
         t["expr"] for case in data["cases"] for t in case["targets"] if t["verdict"] == "FAIL"
     ]
     assert failed == ["throughput_gbps.median >= 1000"]
+    path, _ = bench.result()
+    code, output = bench("judge", path, "--suite", bench.suite(rounds=9), "--out", "again.json")
+    assert code == 0, output
+    assert "PASS" in output
+
+
+def test_a_part_of_a_suite_is_measured_and_says_so(bench):
+    code, output = bench("run", bench.suite(), "--only", "oth*", "--out", "out")
+    assert code == 0, output
+    _, data = bench.result()
+    assert [case["id"] for case in data["cases"]] == ["other"]
+    assert "a part of the suite: --only oth*" in data["notes"]
 
 
 @pytest.mark.parametrize("process", ["fresh", "forked"])
@@ -205,6 +218,8 @@ def _processes(module, parent):
         (("run", "nowhere.yaml"), "no such suite"),
         (("run", "SUITE", "--set", "defaults.rounds=two"), "defaults.rounds"),
         (("run", "SUITE", "--set", "cases.0.targets=[speed.p99 <= 1]"), "unknown metric"),
+        (("run", "SUITE", "--only", "nothing"), "matches no case"),
+        (("judge", "nowhere.json"), "cannot be read"),
         (("report", "nowhere.json"), "cannot be read"),
         (("explain", "nowhere.json", "x"), "cannot be read"),
         (("history", "."), "no result.json"),

@@ -7,11 +7,14 @@ the sampler left out are not counted: they would make a congested pipeline look 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from pydantic import Field
 
 from asys_bench.contracts.packet import Kind
@@ -24,6 +27,7 @@ from asys_bench.contracts.scenario import (
     ScenarioOptions,
     ScenarioPlugin,
 )
+from asys_bench.contracts.stats import SlotField
 from asys_bench.harness.scenarios.pipeline_account import add_account
 from asys_bench.pipeline.experiment import ExperimentPipeline
 from asys_bench.pipeline.hookpoints import HookPoint
@@ -38,8 +42,14 @@ class ClosedOptions(ScenarioOptions):
     host_cpu: int | None = Field(
         default=None, ge=0, description="run the host's thread on this CPU, once workers are up"
     )
-    stop_workers: bool = Field(
-        default=False, description="SIGSTOP every sink's worker after the warm-up"
+    workers: Literal["running", "stopped", "killed"] = Field(
+        default="running",
+        description="what happens to every sink's worker after the warm-up: SIGSTOP or SIGKILL",
+    )
+    hook: Literal["product", "memcpy"] = Field(
+        default="product",
+        description="memcpy: a plain copy of the tensor into rotating memory of the bus's size "
+        "stands where the product's hook would; what any hook that copies must cost",
     )
 
 
@@ -75,25 +85,45 @@ class _HostWatch:
         if not self.counting and self._steps >= self._options.warmup_steps:
             self.counting = True
             self._deadline = time.monotonic() + self._options.max_s
-            if self._options.stop_workers:
-                _stop_workers(self._pipeline.session)
+            if self._options.workers != "running":
+                signal_workers(
+                    self._pipeline.session,
+                    signal.SIGSTOP if self._options.workers == "stopped" else signal.SIGKILL,
+                )
         self._last_ns = time.perf_counter_ns()
 
 
-def _stop_workers(session: ObservationSession) -> None:
-    import signal
-
-    from asys_bench.contracts.stats import SlotField
-
+def signal_workers(session: ObservationSession, number: signal.Signals) -> None:
+    """Send a signal to every worker of the run; not to the host or the watchdog."""
     for name, slot in session.page.slots():
         pid = slot.get(SlotField.PID)
         if name not in ("host", "watchdog") and pid and pid != os.getpid():
-            os.kill(pid, signal.SIGSTOP)
+            os.kill(pid, number)
 
 
-def _bracket(point: HookPoint, session: ObservationSession, watch: _HostWatch,
-             recorder: Recorder) -> None:  # fmt: skip
-    """Hooks of ours right before and right after the product's hook on `point`."""
+class _Memcpy:
+    """Copies a tensor into the next piece of `nbytes` of prefaulted memory, as a ring would."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = torch.zeros(nbytes, dtype=torch.uint8)
+        self._at = 0
+
+    def __call__(self, module: torch.nn.Module, args: Any, output: torch.Tensor) -> None:
+        nbytes = output.nbytes
+        if self._at + nbytes > self._memory.numel():
+            self._at = 0
+        ctypes.memmove(self._memory.data_ptr() + self._at, output.data_ptr(), nbytes)
+        self._at += -(-nbytes // 64) * 64
+
+
+def _bracket(
+    point: HookPoint,
+    session: ObservationSession,
+    watch: _HostWatch,
+    recorder: Recorder,
+    stand_in: bool,
+) -> None:
+    """Hooks of ours right before and right after the product's hook (or its stand-in) on `point`."""
     slot = session.page.slot("host")
     captured = slot.counter("hook_captured", hook=point.name)
     dropped = slot.counter("hook_dropped", hook=point.name)
@@ -106,7 +136,7 @@ def _bracket(point: HookPoint, session: ObservationSession, watch: _HostWatch,
 
     def after(*_: Any) -> None:
         now = clock()
-        if watch.counting and captured.value + dropped.value != state[1]:
+        if watch.counting and (stand_in or captured.value + dropped.value != state[1]):
             recorder.record(now - state[0])
 
     module = point.module
@@ -128,17 +158,22 @@ def run(context: RoundContext) -> None:
         watch = _HostWatch(pipeline, context, options)
         if options.host_cpu is not None:
             os.sched_setaffinity(0, {options.host_cpu})
+        stand_in = options.hook == "memcpy"
+        if stand_in and pipeline.session.hooker is not None:
+            pipeline.session.hooker.detach()
+            for point in pipeline.session.points:
+                point.module.register_forward_hook(_Memcpy(context.config.bus.capacity_bytes))
         for point in pipeline.session.points:
-            _bracket(point, pipeline.session, watch, watch.hook_ms)
+            _bracket(point, pipeline.session, watch, watch.hook_ms, stand_in)
         with context.timed():
             started = time.monotonic()
             result = pipeline.run()
             elapsed = time.monotonic() - started
-        if options.stop_workers:
+        if options.workers == "stopped":
             pipeline.abort()  # what is stopped cannot drain
         else:
             outcome = pipeline.shutdown()
-            add_account(context, outcome)
+            add_account(context, outcome, kills=options.workers == "killed")
             if not outcome.orderly:
                 raise ScenarioError("not every worker drained in time; see its log")
         context.value("host_steps_per_s", result.steps / max(elapsed, 1e-9))

@@ -242,6 +242,23 @@ cases:
     assert len(undecided.rounds) in (8, 16)
 
 
+def test_a_miss_that_does_not_stand_after_holm_goes_on_to_the_next_look(run_suite):
+    scenario("holm_constant", constant)  # 1 ms in every round
+    cases = "".join(
+        f"""\
+  - id: miss.{index}
+    scenario: holm_constant
+    targets: [thing_ms.median <= 0.5]
+"""
+        for index in range(8)
+    )
+    runner = run_suite(HEAD.replace("rounds: 6", "looks: [8, 16]") + "cases:\n" + cases)
+    result = runner.run()
+    assert {len(case.rounds) for case in result.cases} == {16}
+    assert {case.targets[0].verdict for case in result.cases} == {Verdict.FAIL}
+    assert result.exit_code == 1
+
+
 def test_a_refused_environment_measures_nothing(run_suite):
     scenario("steady", constant)
     launcher = InlineLauncher()

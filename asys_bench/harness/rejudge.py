@@ -1,0 +1,65 @@
+"""A stored result judged again: by its own suite, or by one whose limits have moved."""
+
+from __future__ import annotations
+
+from asys_bench.harness.contender import Contender
+from asys_bench.harness.judge import CaseRecord, judge
+from asys_bench.harness.outcome import counts_of, validity_of
+from asys_bench.harness.plugins import metrics_of, scenario_plugin
+from asys_bench.harness.result import Case, Result, Subject
+from asys_bench.harness.result_run import SuiteInfo
+from asys_bench.harness.suite_file import LoadedSuite
+from asys_bench.harness.suite_verdict import suite_verdict
+
+
+def rejudge(result: Result, loaded: LoadedSuite) -> Result:
+    """The rounds of `result` under the targets of `loaded`. Nothing is measured.
+
+    A case that `result` did not measure comes out without data, hence without a pass. A quantile
+    whose limit moved has no exact count of exceedances any more and cannot be decided.
+    """
+    measured = {case.id: case for case in result.cases}
+    records = {c.id: _record(c, measured.get(c.id)) for c in loaded.contenders}
+    defaults = loaded.suite.defaults
+    floors = {floor.metric: floor.value for floor in result.instrument.floors}
+    cases = judge(records, floors, defaults.confidence)
+    validity = validity_of(cases, result.checks, defaults.noise.max_share)
+    verdicts = [target.verdict for case in cases if case.gated for target in case.targets]
+    verdict, code = suite_verdict(
+        verdicts,
+        valid=validity.valid,
+        interrupted=not result.run.complete,
+        refused=False,
+        inconclusive_fails=defaults.on_inconclusive == "fail",
+    )
+    unused = sorted(measured.keys() - records.keys())
+    notes = [*result.notes, f"judged again by {loaded.shown}; measured {result.run.started}"]
+    if unused:
+        notes.append(f"not in the suite any more, left out: {', '.join(unused)}")
+    suite = SuiteInfo(
+        name=loaded.suite.name,
+        path=loaded.shown,
+        sha256=loaded.sha256,
+        resolved=loaded.suite.to_plain(),
+    )
+    return result.model_copy(
+        update={
+            "run": result.run.model_copy(update={"suite": suite}),
+            "cases": cases,
+            "validity": validity,
+            "verdict": verdict,
+            "exit_code": code,
+            "counts": counts_of(cases, verdicts),
+            "notes": notes,
+        }
+    )
+
+
+def _record(contender: Contender, case: Case | None) -> CaseRecord:
+    metrics = metrics_of(scenario_plugin(contender.scenario))
+    if case is None:
+        name = contender.backend or contender.pipeline or contender.scenario
+        return CaseRecord(contender, metrics, Subject(kind="scenario", name=name))
+    return CaseRecord(
+        contender, metrics, case.subject, list(case.rounds), reason=case.reason, log=case.log
+    )
