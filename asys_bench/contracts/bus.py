@@ -29,7 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -94,6 +94,8 @@ class BusCapabilities:
     """Groups not declared at start may subscribe later and see packets from then on."""
     max_payload_bytes: int = 1 << 62
     survives_consumer_kill: bool = True
+    shares_producers: bool = False
+    """A client may take the producer of a shard (`BusClient.attach_producer`): one bus, many ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,48 @@ class Reservation(ABC):
         """Give the slot back; nothing was produced and nothing is counted."""
 
 
+class CapturePort(Protocol):
+    """A backend's shortcut for the commonest hook call; `BusProducer.capture_port` makes it.
+
+    It takes a plain contiguous CPU tensor of at most about a mebibyte as it is (encoding "identity"),
+    pushes it without waiting, and keeps the hook's counters and latency histogram itself.
+    """
+
+    def __call__(
+        self,
+        tensor: torch.Tensor,
+        host_step: int,
+        weights_version: int,
+        call_index: int,
+        microbatch: int,
+        token_position: int,
+        sampling_rate: float,
+        /,
+    ) -> int:
+        """PORT_ACCEPTED, PORT_REFUSED (counted on the bus and for the hook), or PORT_NOT_MINE:
+        nothing was done or counted, the general path must take this call."""
+
+    def close(self) -> None:
+        """Let go of the stats page; from then on every call is PORT_NOT_MINE. Idempotent."""
+
+
+PORT_ACCEPTED, PORT_REFUSED, PORT_NOT_MINE = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class PortCells:
+    """Where a port counts: cells of the hook's slot of the stats page."""
+
+    cells: memoryview
+    """int64, writable."""
+    calls: int
+    captured: int
+    dropped: int
+    nbytes: int
+    latency: int
+    """First cell of a histogram (nanoseconds)."""
+
+
 class BusProducer(ABC):
     """The single writer of one shard. Not thread-safe: one producer per thread."""
 
@@ -213,10 +257,34 @@ class BusProducer(ABC):
                 return index
         return len(payloads)
 
+    def capture_port(self, meta: PacketMeta, cells: PortCells) -> CapturePort | None:
+        """A shortcut for a hook whose packets have the hook, kind and encoding of `meta`, or None."""
+        del meta, cells
+        return None
+
     @property
     @abstractmethod
     def last_refusal(self) -> DropReason | None:
         """Why the last offer was refused; None when it was accepted."""
+
+
+class AttachedProducer(BusProducer):
+    """The writer of one shard in a process that does not own the bus (another rank of a node).
+
+    Its death loses the packet that it was writing and nothing else: consumers and the other shards go
+    on. A shard has one producer for its life, so nobody can take it over.
+    """
+
+    @abstractmethod
+    def fill_ratio(self) -> float:
+        """How full this shard is, 0..1. Cheap enough for every packet."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """No more packets from here; everything accepted has reached the bus. Idempotent.
+
+        Do it before the owner finishes the bus: whoever pushes later is refused (`CLOSED`).
+        """
 
 
 class Lease(ABC):
@@ -335,6 +403,20 @@ class BusClient(ABC):
         """
         del pid
         return 0
+
+    def attach_producer(self, shard: int, source: int) -> AttachedProducer:
+        """The one writer of `shard`, here; its packets carry `source` (the rank of this process).
+
+        Only backends with `shares_producers` can.
+
+        Raises:
+            BusError: no such shard, it was taken before, or this backend's producers live with its owner.
+        """
+        raise BusError(
+            f"{type(self).__name__} cannot take the producer of shard {shard} for rank {source}: its "
+            "producers live in the owner's process; choose a backend that shares producers "
+            "(bus.backend: cpp_spmc, numba_ring or mp_queue)"
+        )
 
     @abstractmethod
     def retire(self, group: str) -> None:

@@ -51,11 +51,18 @@ class PacketError(ValueError):
 
 
 class Kind(IntEnum):
-    """What the hook captured."""
+    """What the hook captured (append only)."""
 
     ACTIVATION = 0
+    """A module's output."""
     INPUT = 1
+    """What a module was called with."""
     GRADIENT = 2
+    """d(loss)/d(output)."""
+    INPUT_GRADIENT = 3
+    """d(loss)/d(input), through the module alone."""
+    PARAMETER_GRADIENT = 4
+    """d(loss)/d(parameter) as it stands in `.grad` after a backward pass: accumulated."""
 
 
 DTYPES: tuple[torch.dtype, ...] = (

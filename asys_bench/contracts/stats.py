@@ -28,10 +28,10 @@ from typing import Self
 
 MAGIC = 0x4753_5953_4101
 PAGE_CELLS = 64
-SLOT_BYTES = 512 * 1024
+SLOT_BYTES = 2 * 1024 * 1024
 SLOT_CELLS = SLOT_BYTES // 8
 NAME_CELL, NAME_BYTES = 24, 64
-DIRECTORY_CELL, ENTRY_CELLS, MAX_ENTRIES = 32, 32, 384
+DIRECTORY_CELL, ENTRY_CELLS, MAX_ENTRIES = 32, 32, 2048
 DATA_CELL = DIRECTORY_CELL + ENTRY_CELLS * MAX_ENTRIES
 METRIC_NAME_BYTES = 8 * (ENTRY_CELLS - 2)
 
@@ -150,6 +150,11 @@ class Counter:
         self._cells[self._cell] = value
 
     @property
+    def cell(self) -> int:
+        """Its cell in the slot."""
+        return self._cell
+
+    @property
     def value(self) -> int:
         return int(self._cells[self._cell])
 
@@ -185,6 +190,11 @@ class Histogram:
         if value > cells[first + 2]:
             cells[first + 2] = value
         cells[self._buckets + bucket_of(value)] += 1
+
+    @property
+    def cell(self) -> int:
+        """Its first cell in the slot: count, sum, maximum, then the buckets."""
+        return self._first
 
     def snapshot(self) -> HistogramSnapshot:
         cells, first = self._cells, self._first
@@ -227,6 +237,11 @@ class Slot:
         self._cells = page[base : base + SLOT_CELLS]
         self._known: dict[str, tuple[MetricKind, Metric]] = {}
         self._entries_read = 0
+
+    @property
+    def cells(self) -> memoryview:
+        """The slot's int64 cells, for a writer outside Python; let go of it before the page closes."""
+        return self._cells
 
     def get(self, which: SlotField) -> int:
         return int(self._cells[which])

@@ -15,10 +15,34 @@ class Producer:
     def reserve(self, nbytes: int) -> Reservation | None: ...
     def fill_ratio(self) -> float | None:
         """None while a push is under way in another thread."""
+    def capture_port(
+        self,
+        meta: PacketMeta,
+        cells: memoryview,
+        calls: int,
+        captured: int,
+        dropped: int,
+        nbytes: int,
+        latency: int,
+    ) -> CapturePort: ...
     @property
     def pushing(self) -> bool: ...
     @property
     def last_refusal(self) -> bus.DropReason | None: ...
+
+class CapturePort:
+    def __call__(
+        self,
+        tensor: torch.Tensor,
+        host_step: int,
+        weights_version: int,
+        call_index: int,
+        microbatch: int,
+        token_position: int,
+        sampling_rate: float,
+        /,
+    ) -> int: ...
+    def close(self) -> None: ...
 
 # At run time these two are registered as virtual subclasses (native.py).
 class Reservation(bus.Reservation):
@@ -68,10 +92,16 @@ class Segment:
     ) -> Group: ...
     def find_group(self, name: str) -> Group | None: ...
     def group_names(self) -> list[str]: ...
-    def subscribe(self, name: str, spin_us: int) -> Consumer: ...
+    def subscribe(self, name: str, spin_us: int, poll_us: int) -> Consumer: ...
     def producer(
-        self, shard: int, streaming_threshold: int, window: int, calibrate_ms: int
-    ) -> Producer: ...
+        self,
+        shard: int,
+        streaming_threshold: int,
+        window: int,
+        calibrate_ms: int,
+        source: int | None = None,
+    ) -> Producer:
+        """Takes the shard for this process, once."""
     def refuse(self) -> None: ...
     def finish(self) -> None: ...
     def unlink(self) -> None: ...

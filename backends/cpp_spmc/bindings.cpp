@@ -96,6 +96,7 @@ pyb::dict layout() {
   put("sh_harvest_stride", kShHarvestStride);
   put("sh_hints", kShHints);
   put("sh_hint_stride", kShHintStride);
+  put("sh_producer", kShProducer);
   put("sh_slots", kShSlots);
   put("slot_stride", kSlotStride);
   put("slot_descriptor", kSlotDescriptor);
@@ -145,20 +146,22 @@ pyb::object steal(PyObject* object) {
   return pyb::reinterpret_steal<pyb::object>(object);
 }
 
-pyb::object subscribe(const SegmentPtr& segment, const std::string& name, u64 spin_us) {
+pyb::object subscribe(const SegmentPtr& segment, const std::string& name, u64 spin_us,
+                      u64 poll_us) {
   const auto info = Tables(*segment).find_group(name);
   if (!info) throw Error("no group " + name);
-  return steal(new_consumer(segment, *info, spin_us * 1000));
+  return steal(new_consumer(segment, *info, spin_us * 1000, poll_us * 1000));
 }
 
 pyb::object producer(const SegmentPtr& segment, u64 shard, u64 threshold, u64 window,
-                     u64 calibrate_ms) {
+                     u64 calibrate_ms, const std::optional<u64>& source) {
+  segment->take_shard(shard);
   if (calibrate_ms != 0) {
     pyb::gil_scoped_release unlocked;  // nothing was published yet: the arena is scratch space
     threshold = calibrate_streaming(segment->arena(shard), segment->geometry().arena_bytes,
                                     calibrate_ms * 1'000'000);
   }
-  return steal(new_producer(segment, shard, CopyPolicy{threshold, window}));
+  return steal(new_producer(segment, shard, CopyPolicy{threshold, window}, source));
 }
 
 SegmentPtr create(u64 shards, u64 slots, u64 arena_bytes, u64 max_payload, u64 source,
@@ -215,14 +218,16 @@ PYBIND11_MODULE(_spmc, m) {
       .def("add_group", &add_group, pyb::arg("name"), pyb::arg("at_least_once"), pyb::arg("temporary"), pyb::arg("hooks"))
       .def("find_group", &find_group)
       .def("group_names", &group_names)
-      .def("subscribe", &subscribe, pyb::arg("name"), pyb::arg("spin_us"))
+      .def("subscribe", &subscribe, pyb::arg("name"), pyb::arg("spin_us"),
+           pyb::arg("poll_us"))
       .def("producer", &producer, pyb::arg("shard"), pyb::arg("streaming_threshold"), pyb::arg("window"),
-           pyb::arg("calibrate_ms"))
+           pyb::arg("calibrate_ms"), pyb::arg("source") = pyb::none())
       .def("refuse", &Segment::refuse)
       .def("finish", &Segment::finish)
       .def("unlink", &Segment::unlink)
       .def("retire", [](const SegmentPtr& s, const std::string& name) { Tables(*s).retire(name); })
       .def("reap", [](const SegmentPtr& s, u64 pid) { return Tables(*s).reap_pid(pid); })
       .def("reap_dead", [](const SegmentPtr& s) { return Tables(*s).reap_dead(); });
-  if (!add_producer_types(m.ptr()) || !add_consumer_types(m.ptr())) throw pyb::error_already_set();
+  if (!add_producer_types(m.ptr()) || !add_consumer_types(m.ptr()) || !add_capture_types(m.ptr()))
+    throw pyb::error_already_set();
 }

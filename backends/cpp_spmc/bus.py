@@ -22,6 +22,7 @@ from asys_bench.backends.cpp_spmc.native import (
     layout,
 )
 from asys_bench.contracts.bus import (
+    AttachedProducer,
     BaseDataBus,
     BusAccount,
     BusClient,
@@ -30,12 +31,14 @@ from asys_bench.contracts.bus import (
     BusProducer,
     BusRequest,
     BusSubscription,
+    CapturePort,
     Delivery,
     DropReason,
     GroupAccount,
     GroupSpec,
     Lease,
     Payload,
+    PortCells,
     Reservation,
 )
 from asys_bench.contracts.packet import HEADER_BYTES, PacketMeta
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
     from asys_bench.backends.cpp_spmc import _spmc as stub
 
 BACKEND = "cpp_spmc"
+PASSED_ON = ("spin_us", "poll_us", "streaming_threshold_bytes", "window_bytes")
+"""Options that a process that attaches needs, too."""
 _PAGE = 4096
 
 
@@ -70,9 +75,61 @@ class CppSpmcProducer(BusProducer):
     def try_push_many(self, meta: PacketMeta, payloads: npt.NDArray[Any] | torch.Tensor) -> int:
         return self.core.try_push_many(meta, payloads)
 
+    def capture_port(self, meta: PacketMeta, cells: PortCells) -> CapturePort | None:
+        return self.core.capture_port(
+            meta,
+            cells=cells.cells,
+            calls=cells.calls,
+            captured=cells.captured,
+            dropped=cells.dropped,
+            nbytes=cells.nbytes,
+            latency=cells.latency,
+        )
+
     @property
     def last_refusal(self) -> DropReason | None:
         return self.core.last_refusal
+
+
+class CppSpmcAttachedProducer(CppSpmcProducer, AttachedProducer):
+    """The writer of one shard of a segment that another process owns."""
+
+    def __init__(self, core: stub.Producer, shard: int) -> None:
+        super().__init__(core, shard)
+        self._closed = False
+        self._fill = 0.0
+
+    def fill_ratio(self) -> float:
+        ratio = self.core.fill_ratio()
+        if ratio is not None:  # else its thread is inside a push: the last answer is recent
+            self._fill = ratio
+        return self._fill
+
+    def close(self) -> None:
+        self._closed = True
+        # What was accepted is published already; only later offers are turned away.
+        self.try_push = self._refuse  # type: ignore[method-assign]
+        self.try_push_many = self._refuse_many  # type: ignore[method-assign]
+        self.reserve = self._refuse_room  # type: ignore[method-assign]
+
+    def push(self, meta: PacketMeta, payload: Payload, timeout_s: float) -> bool:
+        return False if self._closed else self.core.push(meta, payload, timeout_s)
+
+    def capture_port(self, meta: PacketMeta, cells: PortCells) -> CapturePort | None:
+        return None if self._closed else super().capture_port(meta, cells)
+
+    @property
+    def last_refusal(self) -> DropReason | None:
+        return DropReason.CLOSED if self._closed else self.core.last_refusal
+
+    def _refuse(self, meta: PacketMeta, payload: Payload) -> bool:
+        return False
+
+    def _refuse_many(self, meta: PacketMeta, payloads: npt.NDArray[Any] | torch.Tensor) -> int:
+        return 0
+
+    def _refuse_room(self, nbytes: int) -> Reservation | None:
+        return None
 
 
 class CppSpmcSubscription(BusSubscription):
@@ -100,8 +157,8 @@ class CppSpmcSubscription(BusSubscription):
 class _Attached:
     """What owner and client have in common: an open segment."""
 
-    def __init__(self, segment: stub.Segment, spin_us: int) -> None:
-        self.spin_us = spin_us
+    def __init__(self, segment: stub.Segment, options: CppSpmcOptions) -> None:
+        self._options = options
         self.subscriptions: list[CppSpmcSubscription] = []
         self._segment: stub.Segment | None = segment
         self._pid = os.getpid()
@@ -148,7 +205,9 @@ class _Attached:
             if spec.name != group:
                 raise BusError(f"the spec is of group {spec.name!r}, not {group!r}")
             self.add_group(spec, temporary=True)
-        core = self.segment.subscribe(group, self.spin_us)
+        core = self.segment.subscribe(
+            group, spin_us=self._options.spin_us, poll_us=self._options.poll_us
+        )
         subscription = CppSpmcSubscription(core, group, member)
         self.subscriptions.append(subscription)
         return subscription
@@ -172,8 +231,9 @@ class _Attached:
 class CppSpmcClient(BusClient):
     """Another process's attachment: reads everything, writes only claims."""
 
-    def __init__(self, segment: stub.Segment, spin_us: int) -> None:
-        self._attached = _Attached(segment, spin_us)
+    def __init__(self, segment: stub.Segment, options: CppSpmcOptions) -> None:
+        self._options = options
+        self._attached = _Attached(segment, options)
 
     @classmethod
     def attach(cls, handle: BusHandle) -> CppSpmcClient:
@@ -192,7 +252,8 @@ class CppSpmcClient(BusClient):
                 f"a {handle.backend} handle has a name or one file descriptor, this one has "
                 f"{len(handle.fds)}; pass the descriptor with the handle (pass_fds)"
             )
-        return cls(segment, int(handle.params.get("spin_us", CppSpmcOptions().spin_us)))
+        known = {name: handle.params[name] for name in PASSED_ON if name in handle.params}
+        return cls(segment, CppSpmcOptions(**known))
 
     def subscribe(self, group: str, member: str, spec: GroupSpec | None = None) -> BusSubscription:
         return self._attached.subscribe(group, member, spec)
@@ -205,6 +266,17 @@ class CppSpmcClient(BusClient):
 
     def reap(self, pid: int) -> int:
         return self._attached.segment.reap(pid)
+
+    def attach_producer(self, shard: int, source: int) -> AttachedProducer:
+        _check_shard(self._attached.segment, shard)
+        core = self._attached.segment.producer(
+            shard,
+            streaming_threshold=self._options.streaming_threshold_bytes,
+            window=self._options.window_bytes,
+            calibrate_ms=0,
+            source=source,
+        )
+        return CppSpmcAttachedProducer(core, shard)
 
     def retire(self, group: str) -> None:
         self._attached.segment.retire(group)
@@ -238,7 +310,7 @@ class CppShardedSPMCBus(BaseDataBus):
             prefault=options.prefault,
             name=options.name or "",
         )
-        self._attached = _Attached(segment, options.spin_us)
+        self._attached = _Attached(segment, options)
         self._producers: dict[int, CppSpmcProducer] = {}
         self._fill: dict[int, float] = {}
         for name in ("identity", *request.names):
@@ -250,8 +322,7 @@ class CppShardedSPMCBus(BaseDataBus):
 
     def producer(self, shard: int = 0) -> BusProducer:
         segment = self._attached.segment
-        if not 0 <= shard < segment.shards:
-            raise BusError(f"no shard {shard}; this bus has shards 0..{segment.shards - 1}")
+        _check_shard(segment, shard)
         if shard in self._producers:
             raise BusError(
                 f"the producer of shard {shard} was already handed out; one writes a shard"
@@ -270,7 +341,7 @@ class CppShardedSPMCBus(BaseDataBus):
 
     def handle(self) -> BusHandle:
         segment = self._attached.segment
-        params: dict[str, Any] = {"spin_us": self._options.spin_us}
+        params: dict[str, Any] = {name: getattr(self._options, name) for name in PASSED_ON}
         if self._options.name is not None:
             return BusHandle(BACKEND, {**params, "name": self._options.name})
         return BusHandle(BACKEND, params, (segment.fd,))
@@ -315,6 +386,11 @@ class CppShardedSPMCBus(BaseDataBus):
         self._attached.segment.unlink()
         self._local_subscriptions.clear()
         self._attached.close()
+
+
+def _check_shard(segment: stub.Segment, shard: int) -> None:
+    if not 0 <= shard < segment.shards:
+        raise BusError(f"no shard {shard}; this bus has shards 0..{segment.shards - 1}")
 
 
 def _name_of(segment: stub.Segment, name_id: int) -> str:

@@ -10,6 +10,7 @@ namespace spmc {
 namespace {
 
 constexpr u64 kLookNs = 50'000'000;
+constexpr u64 kLongestNap = 8;  // times poll_ns, after a while without a packet
 
 void relax() {
 #if defined(__x86_64__)
@@ -25,12 +26,15 @@ u64 monotonic_ns() {
   return static_cast<u64>(time.tv_sec) * 1'000'000'000ULL + static_cast<u64>(time.tv_nsec);
 }
 
-Consumer::Consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64 spin_ns)
+Consumer::Consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64 spin_ns,
+                   u64 poll_ns)
     : segment_(std::move(segment)),
       tables_(*segment_),
       group_(group.index),
       at_least_once_(group.at_least_once),
       spin_ns_(spin_ns),
+      poll_ns_(poll_ns),
+      nap_ns_(poll_ns),
       owner_(tables_.register_owner(group.index)) {
   for (u64 i = 0; i < segment_->geometry().shards; ++i) shards_.push_back(segment_->shard(i));
   tables_.reap_dead();
@@ -78,16 +82,22 @@ bool Consumer::wait(u64 deadline_ns) {
   if (now >= deadline_ns) return !segment_->finished() || news();
   ShardMemory& m = shards_[0];
   const u64 bit = 1ULL << (owner_ >> 10);
-  const u64 bell = ShardRing::begin_wait(m, bit);
+  // A poller does not say that it waits: no producer pays a system call to wake it.
+  const u64 bell = poll_ns_ != 0 ? load(m.doorbell(), Order::acquire) : ShardRing::begin_wait(m, bit);
   const bool finished = segment_->finished();  // before the look: what came earlier is seen below
   if (!finished && !news()) {
-    const u64 sleep = std::min(deadline_ns - now, kLookNs);
+    const u64 sleep = std::min(deadline_ns - now, poll_ns_ != 0 ? nap_ns_ : kLookNs);
     const timespec timeout{static_cast<time_t>(sleep / 1'000'000'000),
                            static_cast<long>(sleep % 1'000'000'000)};
     futex(m.doorbell(), FUTEX_WAIT, static_cast<u32>(bell), &timeout);
   }
-  std::atomic_ref<u64>(m.waiters()).fetch_and(~bit);  // spare the producer a needless wake-up
-  if (news()) return true;
+  if (poll_ns_ == 0)
+    std::atomic_ref<u64>(m.waiters()).fetch_and(~bit);  // spare the producer a needless wake-up
+  if (news()) {
+    nap_ns_ = poll_ns_;
+    return true;
+  }
+  nap_ns_ = std::min(nap_ns_ * 2, poll_ns_ * kLongestNap);
   if (finished) return false;
   now = monotonic_ns();
   if (now >= next_look_) {

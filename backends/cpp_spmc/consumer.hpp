@@ -17,7 +17,8 @@ struct Claim {
 
 class Consumer {
  public:
-  Consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64 spin_ns);
+  // poll_ns: 0 sleeps until a producer rings; otherwise look every poll_ns, less often while idle.
+  Consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64 spin_ns, u64 poll_ns);
   ~Consumer() { close(); }
   Consumer(const Consumer&) = delete;
   Consumer& operator=(const Consumer&) = delete;
@@ -43,7 +44,8 @@ class Consumer {
   Tables tables_;
   unsigned group_;
   bool at_least_once_;
-  u64 spin_ns_;
+  u64 spin_ns_, poll_ns_;
+  u64 nap_ns_;
   u64 owner_;
   std::vector<ShardMemory> shards_;
   u64 turn_ = 0;

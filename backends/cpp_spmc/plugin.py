@@ -16,6 +16,7 @@ plugin = BusPlugin(
         zero_copy=True,
         shares_layout_with=("numba_ring",),
         max_payload_bytes=(1 << 32) - 1,
+        shares_producers=True,
     ),
     options=CppSpmcOptions,
     build=CppShardedSPMCBus,

@@ -13,11 +13,13 @@ u64 now_ns() {
 }
 }  // namespace
 
-Producer::Producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy)
+Producer::Producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy,
+                   std::optional<u64> source)
     : segment_(std::move(segment)),
       tables_(*segment_),
       m_(segment_->shard(shard)),
       shard_(shard),
+      source_(source.value_or(segment_->source())),
       policy_(policy),
       arena_(segment_->geometry().arena_bytes, policy.window),
       base_(segment_->arena(shard)),

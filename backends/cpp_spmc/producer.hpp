@@ -18,7 +18,9 @@ struct CopyPolicy {
 
 class Producer {
  public:
-  Producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy);
+  // `source`: the rank in its packets; the segment's own where there is none.
+  Producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy,
+           std::optional<u64> source = std::nullopt);
 
   // Room for one payload: its 64-byte-aligned address, or nullptr with `refusal` set (not counted).
   // The packet header goes to the kPacketHeaderBytes before it.
@@ -34,7 +36,7 @@ class Producer {
   u64 next_seq() const { return next_; }
   u64 shard() const { return shard_; }
   bool checksum() const { return segment_->checksum(); }
-  u64 source() const { return segment_->source(); }
+  u64 source() const { return source_; }
   // Harvest what the readers finished; then 0 (empty) .. 1 (slots or arena used up).
   double fill_ratio();
   void copy(u8* to, const u8* from, u64 bytes) const {
@@ -53,6 +55,7 @@ class Producer {
   Tables tables_;
   ShardMemory m_;
   u64 shard_;
+  u64 source_;
   CopyPolicy policy_;
   Arena arena_;
   u8* base_;

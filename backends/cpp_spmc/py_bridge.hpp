@@ -60,11 +60,25 @@ class Payload {
   bool held_ = false;
 };
 
+// A contiguous CPU tensor of a plain dtype, read without a call into Python.
+struct TensorView {
+  const u8* data;
+  u64 nbytes;
+  u8 dtype;  // code in the packet header
+  u8 ndim;
+  const std::int64_t* shape;  // owned by the tensor
+};
+// False, with no error set: not such a tensor (another class, device or layout, an unusual dtype).
+bool view_tensor(PyObject* object, TensorView& out);
+
 // ---- types --------------------------------------------------------------------------------------
 bool add_producer_types(PyObject* module);
 bool add_consumer_types(PyObject* module);
-PyObject* new_producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy);
-PyObject* new_consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64 spin_ns);
+bool add_capture_types(PyObject* module);
+PyObject* new_producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy,
+                       std::optional<u64> source);
+PyObject* new_consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64 spin_ns,
+                       u64 poll_ns);
 
 // CPython's method tables hold one function type and mean several.
 template <class F>

@@ -414,8 +414,9 @@ PyType_Spec consumer_spec = {"asys_bench.backends.cpp_spmc._spmc.Consumer", size
 
 }  // namespace
 
-PyObject* new_consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64 spin_ns) {
-  auto core = std::make_unique<Consumer>(std::move(segment), group, spin_ns);
+PyObject* new_consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64 spin_ns,
+                       u64 poll_ns) {
+  auto core = std::make_unique<Consumer>(std::move(segment), group, spin_ns, poll_ns);
   auto* object = PyObject_New(ConsumerObject, consumer_type);
   if (object == nullptr) return nullptr;
   object->core = core.release();

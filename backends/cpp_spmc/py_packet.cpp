@@ -67,6 +67,21 @@ struct DlExchange {
 };
 const DlExchange* exchange = nullptr;
 constexpr std::int32_t kDlCpu = 1;
+constexpr u8 kDlInt = 0, kDlUInt = 1, kDlFloat = 2, kDlBfloat = 4, kDlBool = 6;
+constexpr u8 kOtherDtype = 0xFF;
+
+// The packet's dtype code (index in contracts.packet.DTYPES) of a DLPack type.
+u8 dtype_code(u8 code, u8 bits, u16 lanes) {
+  if (lanes != 1) return kOtherDtype;
+  switch (code) {
+    case kDlFloat: return bits == 32 ? 0 : bits == 64 ? 1 : bits == 16 ? 2 : kOtherDtype;
+    case kDlBfloat: return bits == 16 ? 3 : kOtherDtype;
+    case kDlInt: return bits == 8 ? 4 : bits == 16 ? 6 : bits == 32 ? 7 : bits == 64 ? 8 : kOtherDtype;
+    case kDlUInt: return bits == 8 ? 5 : kOtherDtype;
+    case kDlBool: return bits == 8 ? 9 : kOtherDtype;
+    default: return kOtherDtype;
+  }
+}
 
 void find_exchange() {
   PyObject* capsule = PyObject_GetAttrString(contract.tensor, "__dlpack_c_exchange_api__");
@@ -244,6 +259,33 @@ PyObject* build_packet(const u8* h, u64 nbytes, PyObject* payload) {
   set(Py_NewRef(payload));
   if (!ok) Py_CLEAR(packet);
   return packet;
+}
+
+bool view_tensor(PyObject* object, TensorView& out) {
+  // The exact class: a subclass (a fake, a distributed or a quantised tensor) may hold no bytes.
+  if (exchange == nullptr || Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(contract.tensor))
+    return false;
+  DlTensor t{};
+  if (exchange->view(object, &t) != 0) {
+    PyErr_Clear();
+    return false;
+  }
+  if (t.device_type != kDlCpu || t.ndim > 8) return false;
+  u64 count = 1;
+  for (std::int32_t i = t.ndim; i-- > 0;) {
+    if (t.strides != nullptr && t.shape[i] != 1 && t.strides[i] != static_cast<std::int64_t>(count))
+      return false;
+    if (t.shape[i] > 0xFFFFFFFF) return false;
+    count *= static_cast<u64>(t.shape[i]);
+  }
+  out.dtype = dtype_code(t.code, t.bits, t.lanes);
+  // One element: its strides cannot show a lazily negated view (conj().imag), so ask the general path.
+  if (out.dtype == kOtherDtype || count <= 1) return false;
+  out.data = static_cast<const u8*>(t.data) + t.byte_offset;
+  out.nbytes = count * (t.bits / 8);
+  out.ndim = static_cast<u8>(t.ndim);
+  out.shape = t.shape;
+  return true;
 }
 
 bool Payload::from_tensor(PyObject* object, bool matrix) {

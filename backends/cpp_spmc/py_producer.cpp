@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "py_bridge.hpp"
+#include "py_producer.hpp"
 
 namespace spmc::py {
 namespace {
@@ -11,17 +11,6 @@ namespace {
 constexpr u64 kUnlockBytes = 64 << 10;    // copies of at least this many bytes release the GIL
 constexpr u64 kCommitBytes = 64 << 10;    // a batch is published in pieces, so that readers overlap
 constexpr long kRoomPollNs = 50'000;
-
-// Pushing: inside a call that may have released the GIL. Reserved: a reservation is out.
-enum class Use { idle, pushing, reserved };
-
-struct ProducerObject {
-  PyObject_HEAD
-  Producer* core;
-  unsigned refusal;
-  int generation;
-  Use use;
-};
 
 struct ReservationObject {
   PyObject_HEAD
@@ -56,18 +45,6 @@ void seal(const Producer& producer, u8* payload, u64 nbytes) {
   const u32 crc = crc32c(payload, nbytes);
   std::memcpy(payload - kPacketHeaderBytes + 72, &crc, 4);
   payload[6 - static_cast<std::int64_t>(kPacketHeaderBytes)] = 1;
-}
-
-void place(Producer& producer, const Header& header, u8* to, const u8* from, u64 nbytes) {
-  write_header(header, to, nbytes, producer);
-  if (producer.checksum()) {
-    // From the source, which is in cache: streaming stores left the copy in memory.
-    const u32 crc = crc32c(from, nbytes);
-    std::memcpy(to - kPacketHeaderBytes + 72, &crc, 4);
-    to[6 - static_cast<std::int64_t>(kPacketHeaderBytes)] = 1;
-  }
-  producer.copy(to, from, nbytes);
-  producer.queue(nbytes, header.hook_id);
 }
 
 PyObject* offer(ProducerObject* self, PyObject* meta, PyObject* object, double timeout_s) {
@@ -369,6 +346,7 @@ PyMethodDef producer_methods[] = {
     {"try_push_many", as_c(try_push_many), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"reserve", as_c(reserve), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"fill_ratio", fill_ratio, METH_NOARGS, nullptr},
+    {"capture_port", as_c(new_capture_port), METH_VARARGS | METH_KEYWORDS, nullptr},
     {}};
 PyGetSetDef producer_getters[] = {{"last_refusal", get_refusal, nullptr, nullptr, nullptr},
                                   {"pushing", get_pushing, nullptr, nullptr, nullptr},
@@ -397,8 +375,21 @@ PyType_Spec reservation_spec = {"asys_bench.backends.cpp_spmc._spmc.Reservation"
 
 }  // namespace
 
-PyObject* new_producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy) {
-  auto core = std::make_unique<Producer>(std::move(segment), shard, policy);
+void place(Producer& producer, const Header& header, u8* to, const u8* from, u64 nbytes) {
+  write_header(header, to, nbytes, producer);
+  if (producer.checksum()) {
+    // From the source, which is in cache: streaming stores left the copy in memory.
+    const u32 crc = crc32c(from, nbytes);
+    std::memcpy(to - kPacketHeaderBytes + 72, &crc, 4);
+    to[6 - static_cast<std::int64_t>(kPacketHeaderBytes)] = 1;
+  }
+  producer.copy(to, from, nbytes);
+  producer.queue(nbytes, header.hook_id);
+}
+
+PyObject* new_producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy,
+                       std::optional<u64> source) {
+  auto core = std::make_unique<Producer>(std::move(segment), shard, policy, source);
   auto* object = PyObject_New(ProducerObject, producer_type);
   if (object == nullptr) return nullptr;
   object->core = core.release();

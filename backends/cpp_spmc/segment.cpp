@@ -245,6 +245,27 @@ void Segment::ring() const {
   ShardRing::ring(m);
 }
 
+void Segment::take_shard(u64 index) {
+  if (index >= geometry_.shards)
+    throw Error("no shard " + std::to_string(index) + "; this bus has shards 0.." +
+                std::to_string(geometry_.shards - 1));
+  u64& producer = shard(index).at(kShProducer);
+  u64 found = 0;
+  if (!cas(producer, found, identity_))
+    throw Error("the producer of shard " + std::to_string(index) +
+                " was already handed out (to process " + std::to_string(identity_pid(found)) +
+                "); one writes a shard, for as long as the bus lives");
+  if (owner_) return;
+  u8* const begin = arena(index);
+  if (mprotect(begin, geometry_.arena_bytes, PROT_READ | PROT_WRITE) != 0) {
+    const int why = errno;
+    store(producer, 0);
+    fail("cannot open the arena of shard " + std::to_string(index) + " for writing", why,
+         "report this kernel");
+  }
+  madvise(begin, geometry_.arena_bytes, MADV_POPULATE_WRITE);
+}
+
 void Segment::unlink() {
   if (name_.empty()) return;
   const std::string path = path_of(name_);

@@ -55,6 +55,9 @@ class Segment {
   // Nothing will be published any more.
   void finish();
   void ring() const;
+  // From now on this process is the one that writes `shard`, whose arena it may write. A shard is
+  // taken once: after its writer's death nobody knows which frames of the arena are live.
+  void take_shard(u64 shard);
   // Unlink a named segment; the memory lives until the last process lets go.
   void unlink();
 

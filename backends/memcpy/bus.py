@@ -32,26 +32,22 @@ class MemcpyBus(BaseDataBus):
         self._request = request
         self._broker = Broker(request)
         self._bell = Bell()
-        self._producers: dict[int, QueueProducer] = {}
         self._subscriptions: list[MemcpySubscription] = []
         self._pid = os.getpid()
         self._closed = False
 
     def producer(self, shard: int = 0) -> QueueProducer:
         self._check()
-        if not 0 <= shard < self._request.shards:
-            raise BusError(f"no shard {shard}; this bus has 0..{self._request.shards - 1}")
-        if shard in self._producers:
-            raise BusError(f"the producer of shard {shard} was already handed out; a shard has one")
-        self._producers[shard] = producer = QueueProducer(
+        self._broker.take_shard(shard)
+        return QueueProducer(
             self._broker,
+            self._broker.arenas[shard],
             self._bell.ring,
             shard,
             self._request.source,
             with_checksum=self._request.checksum,
             max_payload_bytes=min(MAX_PAYLOAD_BYTES, self._request.capacity_bytes),
         )
-        return producer
 
     def intern(self, name: str) -> int:
         self._check()

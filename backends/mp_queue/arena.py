@@ -2,13 +2,16 @@
 
 Only the shard's producer places frames; slots are freed from the oldest on, as soon as no group
 holds them. The mapping is shared (not copy-on-write), so that a host that forks does not pay a page
-fault per push afterwards; nobody else has a name or descriptor for it.
+fault per push afterwards. Nobody else has a name or descriptor for it, unless it is `shared` with the
+shard's producer in another process, which then keeps the same books of it (`far_ledger.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
+import os
 import sys
 from collections import deque
 
@@ -18,6 +21,7 @@ from asys_bench.backends.mp_queue.wire import padded
 from asys_bench.contracts.packet import HEADER_BYTES
 
 NO_ROOM = -1
+MAX_PAYLOAD_BYTES = 1 << 30
 
 
 class Slot:
@@ -39,14 +43,37 @@ class Slot:
 class Arena:
     """The ring of one shard. The bus lock guards `slots`; `place` needs no lock."""
 
-    def __init__(self, capacity_packets: int, capacity_bytes: int) -> None:
-        """Map `capacity_bytes` plus room for the headers of `capacity_packets`. Raises OSError."""
+    def __init__(
+        self,
+        capacity_packets: int,
+        capacity_bytes: int,
+        *,
+        shared: bool = False,
+        of: int | None = None,
+    ) -> None:
+        """Map `capacity_bytes` plus room for the headers of `capacity_packets`.
+
+        shared: another process may map it, through `fd`. of: map the shared one behind this descriptor
+        (which is not consumed).
+
+        Raises:
+            OSError: no memory or descriptors, or `of` is smaller than that.
+        """
         self.capacity_packets = capacity_packets
         self.size = padded(capacity_bytes) + capacity_packets * padded(HEADER_BYTES + 1)
+        self.fd = _memory(self.size) if shared else -1
+        self.freed = 0
+        """Slots freed since `take_freed` (under the bus lock)."""
         flags = mmap.MAP_SHARED
         if sys.platform == "linux":
             flags |= mmap.MAP_POPULATE
-        self._map = mmap.mmap(-1, self.size, flags=flags)
+        try:
+            if of is not None and os.fstat(of).st_size < self.size:
+                raise OSError("the shared arena is smaller than its owner says")
+            self._map = mmap.mmap(self.fd if of is None else of, self.size, flags=flags)
+        except (OSError, ValueError) as error:
+            self._close_fd()
+            raise OSError(f"the arena cannot be mapped: {error}") from error
         self.view = memoryview(self._map)
         self.array = np.frombuffer(self._map, np.uint8)
         self.slots: deque[Slot] = deque()
@@ -81,6 +108,12 @@ class Arena:
         slots = self.slots
         while slots and not slots[0].refs:
             slots.popleft()
+            self.freed += 1
+
+    def take_freed(self) -> int:
+        """How many slots were freed since the last call (under the bus lock)."""
+        count, self.freed = self.freed, 0
+        return count
 
     def fill_ratio(self) -> float:
         """0..1, of packets or of bytes, whichever is fuller."""
@@ -99,3 +132,25 @@ class Arena:
         self.view.release()
         with contextlib.suppress(BufferError):
             self._map.close()
+        self._close_fd()
+
+    def abandon(self) -> None:
+        """In a forked child: an inherited descriptor is of no use."""
+        self._close_fd()
+
+    def _close_fd(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _memory(nbytes: int) -> int:
+    """A descriptor of `nbytes` of memory, reserved and sealed against a change of its size."""
+    fd = os.memfd_create("asys-mp-queue-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd

@@ -6,6 +6,7 @@ for `take`, `settle` and the like. Nobody holds it while copying, sending or wai
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections import deque
@@ -64,8 +65,15 @@ class Broker:
     def __init__(self, request: BusRequest) -> None:
         self.lock = threading.Lock()
         self.arenas = [
-            Arena(request.capacity_packets, request.capacity_bytes) for _ in range(request.shards)
+            Arena(
+                request.capacity_packets,
+                request.capacity_bytes,
+                shared=request.shards > 1 and hasattr(os, "memfd_create"),
+            )
+            for _ in range(request.shards)
         ]
+        self.request = request
+        self._taken: set[int] = set()
         self.page = c.CounterWriter()
         self.groups: dict[str, Group] = {}
         self.names: dict[str, int] = {}
@@ -95,27 +103,44 @@ class Broker:
                 route = self._find_route(hook_id)
         return route
 
-    def accept(self, hook_id: int, shard: int, offset: int, size: int, nbytes: int) -> bool | None:
+    def take_shard(self, shard: int) -> None:
+        """Its one producer is made now. Raises BusError: no such shard, or it was taken."""
+        with self.lock:
+            if not 0 <= shard < len(self.arenas):
+                raise BusError(f"no shard {shard}; this bus has 0..{len(self.arenas) - 1}")
+            if shard in self._taken:
+                raise BusError(
+                    f"the producer of shard {shard} was already handed out; one writes a shard, for "
+                    "as long as the bus lives"
+                )
+            self._taken.add(shard)
+
+    def accept(
+        self, hook_id: int, shard: int, offset: int, size: int, nbytes: int
+    ) -> bool | DropReason:
         """Queue the frame that lies at `offset` of the shard's arena for every group that selects it.
 
-        True: wake the I/O thread. None: closed, nothing was done.
+        True: wake the I/O thread. A reason: it was not taken, and is not counted yet.
         """
         with self.lock:
             if self.finished:
-                return None
+                return DropReason.CLOSED
             takers, missed = self._routes.get(hook_id) or self._find_route(hook_id)
             cells = self.page.cells
             wake = False
-            if takers:
+            arena = self.arenas[shard]
+            if takers or arena.fd >= 0:  # a far producer's books hold every frame
                 self._order += 1
                 slot = Slot(self._order, shard, offset, size, nbytes, len(takers))
-                self.arenas[shard].add(slot)
+                arena.add(slot)
                 for group in takers:
                     group.pending.append(slot)
                     cells[group.cell + c.READY] += 1
                     if len(group.pending) >= group.wake_at:
                         group.wake_at = _NOBODY_WAITS
                         wake = True
+                if not takers:
+                    arena.free_oldest()
             for cell in missed:
                 cells[cell] += 1
             cells[c.PRODUCED] += 1
@@ -123,13 +148,19 @@ class Broker:
             self.page.publish()
             return wake
 
-    def refuse(self, reason: DropReason) -> None:
-        """Count one offered packet as dropped."""
+    def refuse(self, reason: DropReason, count: int = 1) -> None:
+        """Count offered packets as dropped."""
         with self.lock:
             cells = self.page.cells
-            cells[c.PRODUCED] += 1
-            cells[c.DROPPED + c.REASON_INDEX[reason]] += 1
+            cells[c.PRODUCED] += count
+            cells[c.DROPPED + c.REASON_INDEX[reason]] += count
             self.page.publish()
+
+    def catch_up(self, timeout_s: float = 0.0) -> None:
+        """Wait for packets to be settled, at most `timeout_s`."""
+        if timeout_s > 0:
+            self.room.wait(timeout_s)
+            self.room.clear()
 
     # The I/O thread.
 
@@ -207,6 +238,11 @@ class Broker:
             else:
                 self._requeue(group, items, seen=seen)
             self.page.publish()
+
+    def take_freed(self, shard: int) -> int:
+        """Frames of `shard` that were freed since the last call."""
+        with self.lock:
+            return self.arenas[shard].take_freed()
 
     def exhausted(self, group: Group) -> bool:
         """True when nothing will ever come for `group`."""

@@ -6,6 +6,7 @@ import os
 import secrets
 
 from asys_bench.backends.mp_queue import forks
+from asys_bench.backends.mp_queue.arena import MAX_PAYLOAD_BYTES
 from asys_bench.backends.mp_queue.broker import Broker
 from asys_bench.backends.mp_queue.client import Connector
 from asys_bench.backends.mp_queue.config import MpQueueOptions
@@ -20,8 +21,6 @@ from asys_bench.contracts.bus import (
     BusSubscription,
     GroupSpec,
 )
-
-MAX_PAYLOAD_BYTES = 1 << 30
 
 
 class PythonQueueBus(BaseDataBus):
@@ -58,26 +57,22 @@ class PythonQueueBus(BaseDataBus):
             options.connect_timeout_s,
             options.socket_buffer_bytes,
         )
-        self._producers: dict[int, QueueProducer] = {}
         self._pid = os.getpid()
         self._closed = False
         forks.watch(self)
 
     def producer(self, shard: int = 0) -> QueueProducer:
         self._check()
-        if not 0 <= shard < self._request.shards:
-            raise BusError(f"no shard {shard}; this bus has 0..{self._request.shards - 1}")
-        if shard in self._producers:
-            raise BusError(f"the producer of shard {shard} was already handed out; a shard has one")
-        self._producers[shard] = producer = QueueProducer(
+        self._broker.take_shard(shard)
+        return QueueProducer(
             self._broker,
+            self._broker.arenas[shard],
             self._loop.wake,
             shard,
             self._request.source,
             with_checksum=self._request.checksum,
             max_payload_bytes=min(MAX_PAYLOAD_BYTES, self._request.capacity_bytes),
         )
-        return producer
 
     def intern(self, name: str) -> int:
         self._check()
@@ -115,6 +110,7 @@ class PythonQueueBus(BaseDataBus):
     def retire(self, group: str) -> None:
         self._check()
         self._broker.retire(group)
+        self._loop.wake()  # a far producer may have room now
 
     def finish(self) -> None:
         self._check()

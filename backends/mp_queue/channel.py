@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import select
-import socket
 import struct
 import time
 
@@ -158,21 +157,11 @@ class Channel:
     def _greet(self, token: str, hello: Hello) -> None:
         try:
             self.sock.sendall(wire.encode_hello(token, hello), wire.NO_SIGNAL)
-            kind, count, _ = HEAD.unpack(_receive_exactly(self.sock, HEAD.size))
+            kind, count, _ = HEAD.unpack(wire.receive_exactly(self.sock, HEAD.size))
             if kind != Frame.WELCOME:
                 raise BusError(f"the bus owner answered with frame type {kind}, not WELCOME")
-            error = json.loads(_receive_exactly(self.sock, count))["error"]
+            error = json.loads(wire.receive_exactly(self.sock, count))["error"]
         except (OSError, ValueError) as reason:
             raise BusError(f"the bus owner did not welcome this consumer: {reason}") from reason
         if error is not None:
             raise BusError(str(error))
-
-
-def _receive_exactly(sock: socket.socket, nbytes: int) -> bytes:
-    data = bytearray()
-    while len(data) < nbytes:
-        piece = sock.recv(nbytes - len(data))
-        if not piece:
-            raise ConnectionResetError("it hung up")
-        data += piece
-    return bytes(data)

@@ -7,11 +7,14 @@ import weakref
 from typing import Self
 
 from asys_bench.backends.mp_queue import forks
+from asys_bench.backends.mp_queue.attached_producer import QueueAttachedProducer
 from asys_bench.backends.mp_queue.channel import Channel
 from asys_bench.backends.mp_queue.counters import CounterReader
+from asys_bench.backends.mp_queue.far_ledger import FarLedger
 from asys_bench.backends.mp_queue.subscription import QueueSubscription
 from asys_bench.backends.mp_queue.wire import Frame, Hello
 from asys_bench.contracts.bus import (
+    AttachedProducer,
     BusAccount,
     BusClient,
     BusError,
@@ -33,6 +36,7 @@ class Connector:
         self._timeout_s = timeout_s
         self._buffer_bytes = buffer_bytes
         self._subscriptions: weakref.WeakSet[QueueSubscription] = weakref.WeakSet()
+        self._producers: weakref.WeakSet[QueueAttachedProducer] = weakref.WeakSet()
 
     def subscribe(self, group: str, member: str, spec: GroupSpec | None) -> QueueSubscription:
         """A new member. Raises BusError when the owner is gone or refuses."""
@@ -53,8 +57,17 @@ class Connector:
         channel.send(Frame.BYE)
         channel.close()
 
+    def attach_producer(self, shard: int, source: int) -> QueueAttachedProducer:
+        """Take a shard's producer. Raises BusError when the owner is gone or refuses."""
+        ledger = FarLedger(self._address, self._token, shard, self._timeout_s, self._buffer_bytes)
+        producer = QueueAttachedProducer(ledger, shard, source)
+        self._producers.add(producer)
+        return producer
+
     def close(self) -> None:
         """Leave every group."""
+        for producer in list(self._producers):
+            producer.close()
         for subscription in list(self._subscriptions):
             subscription.close()
 
@@ -98,6 +111,10 @@ class QueueClient(BusClient):
     def subscribe(self, group: str, member: str, spec: GroupSpec | None = None) -> BusSubscription:
         self._check()
         return self._connector.subscribe(group, member, spec)
+
+    def attach_producer(self, shard: int, source: int) -> AttachedProducer:
+        self._check()
+        return self._connector.attach_producer(shard, source)
 
     def retire(self, group: str) -> None:
         self._check()

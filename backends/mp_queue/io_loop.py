@@ -9,15 +9,18 @@ import selectors
 import shutil
 import socket
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable
 
 from asys_bench.backends.mp_queue import wire
 from asys_bench.backends.mp_queue.arena import Slot
 from asys_bench.backends.mp_queue.broker import Broker, Group
+from asys_bench.backends.mp_queue.counters import REASONS
 from asys_bench.backends.mp_queue.member import Member, ProtocolError
 from asys_bench.backends.mp_queue.wire import Frame
-from asys_bench.contracts.bus import BusError
+from asys_bench.contracts.bus import BusError, DropReason
+from asys_bench.contracts.packet import HEADER_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class IoLoop:
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(self._wake_out, selectors.EVENT_READ)
         self._members: dict[int, Member] = {}
+        self._far_producers: list[Member] = []
         self._waiting: dict[Group, deque[Member]] = {}
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -83,6 +87,8 @@ class IoLoop:
             sock.close()
         for member in list(self._members.values()):
             member.sock.close()
+        for arena in self._broker.arenas:
+            arena.abandon()
         os.close(self._spare_fd)
 
     # The thread.
@@ -123,6 +129,8 @@ class IoLoop:
             for member in list(self._members.values()):
                 if member.group is not None and not member.ended:
                     self._guarded(member, self._end_if_exhausted)
+        for member in list(self._far_producers):
+            self._guarded(member, self._tell_producer)
 
     def _guarded(self, member: Member, action: Callable[..., None], *args: object) -> None:
         """One channel's trouble ends that channel only."""
@@ -173,8 +181,11 @@ class IoLoop:
             self._flush(member)
 
     def _handle(self, member: Member, kind: int, count: int, value: int, body: bytes) -> None:
-        if kind == Frame.HELLO and member.group is None:
+        if kind == Frame.HELLO and member.group is None and member.shard is None:
             self._welcome(member, body)
+            return
+        if member.shard is not None:
+            self._book(member, member.shard, kind, count, value)
             return
         group = member.group
         if group is None:
@@ -206,6 +217,9 @@ class IoLoop:
         try:
             hello = wire.decode_hello(body, self._token)
             member.name = hello.member
+            if hello.shard is not None:
+                self._admit_producer(member, hello.shard)
+                return
             member.group = self._broker.join(hello.group, hello.spec)
         except BusError as error:
             member.send(wire.encode_welcome(str(error)))
@@ -213,6 +227,54 @@ class IoLoop:
             raise
         member.send(wire.encode_welcome(None))
         self._flush(member)
+
+    def _admit_producer(self, member: Member, shard: int) -> None:
+        request = self._broker.request
+        if not 0 <= shard < request.shards or self._broker.arenas[shard].fd < 0:
+            raise BusError(f"no shard {shard} for other processes; this bus has {request.shards}")
+        self._broker.take_shard(shard)
+        welcome = wire.encode_welcome(
+            None,
+            capacity_packets=request.capacity_packets,
+            capacity_bytes=request.capacity_bytes,
+            checksum=int(request.checksum),
+        )
+        member.shard = shard
+        self._far_producers.append(member)
+        # Some dozen bytes on a fresh socket: they go out whole.
+        rights = array("i", [self._broker.arenas[shard].fd])
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        member.sock.sendmsg([welcome], passed, wire.NO_SIGNAL)
+
+    def _book(self, member: Member, shard: int, kind: int, count: int, value: int) -> None:
+        """What the producer of a shard in another process says."""
+        if kind == Frame.PUBLISH:
+            offset, nbytes = wire.decode_publish(value)
+            size = wire.padded(HEADER_BYTES + nbytes)
+            if offset + size > self._broker.arenas[shard].size:
+                raise ProtocolError(f"a frame of {size} bytes at {offset}, past the arena's end")
+            outcome = self._broker.accept(count, shard, offset, size, nbytes)
+            if isinstance(outcome, DropReason):
+                self._broker.refuse(outcome)
+        elif kind == Frame.REFUSED:
+            if count >= len(REASONS):
+                raise ProtocolError(f"no drop reason {count}")
+            self._broker.refuse(REASONS[count], value)
+        elif kind == Frame.BYE:
+            self._drop(member)
+        else:
+            raise ProtocolError(f"unexpected frame type {kind} from a producer")
+
+    def _tell_producer(self, member: Member) -> None:
+        assert member.shard is not None
+        freed = self._broker.take_freed(member.shard)
+        if freed:
+            member.send(wire.HEAD.pack(Frame.FREED, 0, freed))
+        if self._broker.finished and not member.ended:
+            member.ended = True
+            member.send(wire.HEAD.pack(Frame.END, 0, 0))
+        if member.outgoing:
+            self._flush(member)
 
     def _dispatch(self, group: Group) -> None:
         """Answer the waiting members of `group` in the order in which they asked."""
@@ -260,6 +322,8 @@ class IoLoop:
         self._members.pop(member.sock.fileno(), None)
         member.sock.close()
         member.outgoing.clear()
+        if member in self._far_producers:
+            self._far_producers.remove(member)
         group = member.group
         if group is None:
             return

@@ -30,6 +30,8 @@ class Member:
         self.pid = pid
         self.name = "?"
         self.group: Group | None = None
+        self.shard: int | None = None
+        """Of a producer's channel; it has no group."""
         self.batches: dict[int, list[Slot]] = {}
         self.wants = 0
         self.least = 0
@@ -41,6 +43,8 @@ class Member:
         self._next_batch = 0
 
     def __repr__(self) -> str:
+        if self.shard is not None:
+            return f"the producer of shard {self.shard} (process {self.pid})"
         group = None if self.group is None else self.group.spec.name
         return f"member {self.name!r} of group {group!r} (process {self.pid})"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from asys_bench.backends.mp_queue.bus import MAX_PAYLOAD_BYTES, PythonQueueBus
+from asys_bench.backends.mp_queue.arena import MAX_PAYLOAD_BYTES
+from asys_bench.backends.mp_queue.bus import PythonQueueBus
 from asys_bench.backends.mp_queue.client import QueueClient
 from asys_bench.backends.mp_queue.config import MpQueueOptions
 from asys_bench.contracts.bus import BusCapabilities, BusPlugin
@@ -19,7 +20,7 @@ def _unavailable() -> str | None:
 plugin = BusPlugin(
     name="mp_queue",
     summary="Pure-Python queues over one Unix socket per consumer: runs anywhere, copies twice",
-    capabilities=BusCapabilities(max_payload_bytes=MAX_PAYLOAD_BYTES),
+    capabilities=BusCapabilities(max_payload_bytes=MAX_PAYLOAD_BYTES, shares_producers=True),
     options=MpQueueOptions,
     build=PythonQueueBus,
     attach=QueueClient.attach,

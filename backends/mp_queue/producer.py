@@ -6,12 +6,12 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from asys_bench.backends.mp_queue.arena import NO_ROOM
-from asys_bench.backends.mp_queue.broker import Broker
+from asys_bench.backends.mp_queue.arena import NO_ROOM, Arena
 from asys_bench.backends.mp_queue.wire import padded
 from asys_bench.contracts.bus import BusError, BusProducer, DropReason, Payload, Reservation
 from asys_bench.contracts.packet import (
@@ -27,12 +27,31 @@ _POLL_S = 0.05
 _NUMPY_COPY_BYTES = 1 << 20
 
 
+class Ledger(Protocol):
+    """Where offers are booked: the broker, or its far end in another process."""
+
+    @property
+    def finished(self) -> bool: ...
+
+    def accept(
+        self, hook_id: int, shard: int, offset: int, size: int, nbytes: int
+    ) -> bool | DropReason:
+        """See `Broker.accept`."""
+
+    def refuse(self, reason: DropReason, count: int = 1) -> None:
+        """Count offered packets as dropped."""
+
+    def catch_up(self, timeout_s: float = 0.0) -> None:
+        """Learn what was settled meanwhile; wait for it, at most `timeout_s`."""
+
+
 class QueueProducer(BusProducer):
     """The single writer of one shard."""
 
     def __init__(
         self,
-        broker: Broker,
+        ledger: Ledger,
+        arena: Arena,
         wake: Callable[[], None],
         shard: int,
         source: int,
@@ -41,13 +60,13 @@ class QueueProducer(BusProducer):
         max_payload_bytes: int,
     ) -> None:
         self.shard = shard
-        self._broker = broker
+        self._ledger = ledger
         self._wake = wake
         self._source = source
         self._with_checksum = with_checksum
         self._max_payload_bytes = max_payload_bytes
         self._seq = 0
-        self._arena = broker.arenas[shard]
+        self._arena = arena
         self._reserved = False
         self._refusal: DropReason | None = None
         self._pid = os.getpid()
@@ -67,7 +86,7 @@ class QueueProducer(BusProducer):
         if self._reserved:
             raise BusError("a reservation is open; commit or abort it first")
         size = padded(HEADER_BYTES + nbytes)
-        offset = self._arena.place(size)
+        offset = self._place(size)
         refusal = self._limits(nbytes) or (DropReason.FULL if offset == NO_ROOM else None)
         if refusal is not None:
             self._refuse(refusal)
@@ -81,7 +100,7 @@ class QueueProducer(BusProducer):
             self._reserved = False
             return False
         self._check_pid()
-        if self._broker.finished:
+        if self._ledger.finished:
             self._reserved = False
             return self._refuse(DropReason.CLOSED)
         self._pack(offset, meta, nbytes)
@@ -99,19 +118,19 @@ class QueueProducer(BusProducer):
         if refusal is not None:
             return self._refuse(refusal)
         size = padded(HEADER_BYTES + nbytes)
-        offset = self._arena.place(size)
+        offset = self._place(size)
         if offset == NO_ROOM:
             if timeout_s is None:
                 return self._refuse(DropReason.FULL)
             offset = self._wait_for_room(size, timeout_s)
             if offset == NO_ROOM:
-                closed = self._broker.finished
+                closed = self._ledger.finished
                 return self._refuse(DropReason.CLOSED if closed else DropReason.TIMEOUT)
         try:
             self._copy(payload, offset + HEADER_BYTES, nbytes)
             self._pack(offset, meta, nbytes)
         except (ValueError, AttributeError) as error:
-            if self._broker.finished and not isinstance(error, PacketError):
+            if self._ledger.finished and not isinstance(error, PacketError):
                 return self._refuse(DropReason.CLOSED)  # unmapped by another thread's close()
             raise
         return self._accept(meta, offset, nbytes)
@@ -124,13 +143,13 @@ class QueueProducer(BusProducer):
 
     def _accept(self, meta: PacketMeta, offset: int, nbytes: int) -> bool:
         size = padded(HEADER_BYTES + nbytes)
-        wake = self._broker.accept(meta.hook_id, self.shard, offset, size, nbytes)
-        if wake is None:
-            return self._refuse(DropReason.CLOSED)
+        wake = self._ledger.accept(meta.hook_id, self.shard, offset, size, nbytes)
+        if wake is not False:
+            if wake is not True:
+                return self._refuse(wake)
+            self._wake()
         self._seq += 1
         self._refusal = None
-        if wake:
-            self._wake()
         return True
 
     def _pack(self, offset: int, meta: PacketMeta, nbytes: int) -> None:
@@ -143,25 +162,30 @@ class QueueProducer(BusProducer):
         )  # fmt: skip
 
     def _limits(self, nbytes: int) -> DropReason | None:
-        if self._broker.finished:
+        if self._ledger.finished:
             return DropReason.CLOSED
         return DropReason.TOO_LARGE if nbytes > self._max_payload_bytes else None
 
     def _refuse(self, reason: DropReason) -> bool:
-        self._broker.refuse(reason)
+        self._ledger.refuse(reason)
         self._refusal = reason
         return False
 
+    def _place(self, size: int) -> int:
+        offset = self._arena.place(size)
+        if offset == NO_ROOM:
+            self._ledger.catch_up()
+            offset = self._arena.place(size)
+        return offset
+
     def _wait_for_room(self, size: int, timeout_s: float) -> int:
-        room = self._broker.room
         deadline = time.monotonic() + timeout_s
         while True:
-            room.clear()
             offset = self._arena.place(size)
             left_s = deadline - time.monotonic()
-            if offset != NO_ROOM or left_s <= 0 or self._broker.finished:
+            if offset != NO_ROOM or left_s <= 0 or self._ledger.finished:
                 return offset
-            room.wait(min(left_s, _POLL_S))
+            self._ledger.catch_up(min(left_s, _POLL_S))
 
     def _check_pid(self) -> None:
         if os.getpid() != self._pid:

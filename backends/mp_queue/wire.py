@@ -15,6 +15,15 @@ Both directions carry 16-byte heads ``u8 type, 3 pad, u32 count, u64 value`` (li
 Every PULL is answered by exactly one BATCH (possibly of 0 packets, after CANCEL) or by END.
 After a BATCH head come ``count`` u64 frame sizes, then the frames (packet header + payload), each
 padded to a multiple of 64 bytes. HELLO's JSON holds the token that the handle carries.
+
+A producer in another process names its ``shard`` in HELLO. WELCOME brings the descriptor of that
+shard's arena; it writes frames there and says where they lie::
+
+    producer -> owner                          owner -> producer
+      PUBLISH    count = hook id,                FREED    value = frames, oldest first
+                 value = offset/64 << 32 | payload bytes
+      REFUSED    count = reason, value = packets END      the bus takes no more
+      BYE        answered by end of file
 """
 
 from __future__ import annotations
@@ -55,18 +64,22 @@ class Frame(IntEnum):
     RETURN = 7
     BYE = 8
     RETIRE = 9
+    PUBLISH = 10
+    REFUSED = 11
     WELCOME = 16
     BATCH = 17
     END = 18
+    FREED = 19
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Who joins which group."""
+    """Who joins which group, or takes the producer of which shard."""
 
     group: str
     member: str
     spec: GroupSpec | None
+    shard: int | None = None
 
 
 def padded(nbytes: int) -> int:
@@ -151,6 +164,7 @@ def encode_hello(token: str, hello: Hello) -> bytes:
             "token": token,
             "group": hello.group,
             "member": hello.member,
+            "shard": hello.shard,
             "spec": None
             if spec is None
             else {
@@ -178,12 +192,34 @@ def decode_hello(body: bytes, token: str) -> Hello:
         if raw is not None:
             hooks = None if raw["hooks"] is None else tuple(str(hook) for hook in raw["hooks"])
             spec = GroupSpec(str(raw["name"]), Delivery(raw["delivery"]), hooks)
-        return Hello(str(fields["group"]), str(fields["member"]), spec)
+        shard = None if fields["shard"] is None else int(fields["shard"])
+        return Hello(str(fields["group"]), str(fields["member"]), spec, shard)
     except (KeyError, TypeError, ValueError) as error:
         raise BusError(f"malformed HELLO: {error!r}") from error
 
 
-def encode_welcome(error: str | None) -> bytes:
-    """The WELCOME frame; `error` is why the consumer may not join."""
-    body = json.dumps({"error": error}).encode()
+def encode_welcome(error: str | None, **facts: int) -> bytes:
+    """The WELCOME frame; `error` is why it may not join, `facts` what a producer must know."""
+    body = json.dumps({"error": error, **facts}).encode()
     return HEAD.pack(Frame.WELCOME, len(body), 0) + body
+
+
+def encode_publish(hook_id: int, offset: int, nbytes: int) -> bytes:
+    """The PUBLISH frame of a packet that lies at `offset` of its shard's arena."""
+    return HEAD.pack(Frame.PUBLISH, hook_id, offset // ALIGN << 32 | nbytes)
+
+
+def decode_publish(value: int) -> tuple[int, int]:
+    """(offset, payload bytes) of a PUBLISH."""
+    return (value >> 32) * ALIGN, value & 0xFFFFFFFF
+
+
+def receive_exactly(sock: socket.socket, nbytes: int) -> bytes:
+    """`nbytes` from a blocking socket. Raises OSError: it hung up, or its timeout passed."""
+    data = bytearray()
+    while len(data) < nbytes:
+        piece = sock.recv(nbytes - len(data))
+        if not piece:
+            raise ConnectionResetError("it hung up")
+        data += piece
+    return bytes(data)

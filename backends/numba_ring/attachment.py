@@ -17,10 +17,10 @@ from asys_bench.contracts.bus import BusAccount, BusError, Delivery, GroupAccoun
 class Attachment:
     """An open segment and the subscriptions made through it."""
 
-    def __init__(self, segment: Segment, spin_us: int) -> None:
+    def __init__(self, segment: Segment, spin_us: int, poll_us: int) -> None:
         self._segment: Segment | None = segment
         self._tables = Tables(segment)
-        self._spin_us = spin_us
+        self._spin_us, self._poll_us = spin_us, poll_us
         self._subscriptions: list[RingSubscription] = []
         self._generation = forks.generation
 
@@ -71,7 +71,7 @@ class Attachment:
             self.add_group(spec, temporary=True)
             group = self.tables.find_group(name)
             assert group is not None
-        subscription = RingSubscription(self.segment, group, member, self._spin_us)
+        subscription = RingSubscription(self.segment, group, member, self._spin_us, self._poll_us)
         self._subscriptions = [known for known in self._subscriptions if not known.closed]
         self._subscriptions.append(subscription)
         return subscription

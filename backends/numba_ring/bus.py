@@ -11,9 +11,10 @@ from asys_bench.backends.numba_ring.attachment import Attachment
 from asys_bench.backends.numba_ring.config import NumbaRingOptions
 from asys_bench.backends.numba_ring.header import SegmentRequest
 from asys_bench.backends.numba_ring.layout import MAX_PAYLOAD_BYTES, PAGE
-from asys_bench.backends.numba_ring.producer import RingProducer
-from asys_bench.backends.numba_ring.segment import attach_fd, attach_name, create
+from asys_bench.backends.numba_ring.producer import RingAttachedProducer, RingProducer
+from asys_bench.backends.numba_ring.segment import Segment, attach_fd, attach_name, create
 from asys_bench.contracts.bus import (
+    AttachedProducer,
     BaseDataBus,
     BusAccount,
     BusClient,
@@ -27,6 +28,8 @@ from asys_bench.contracts.bus import (
 from asys_bench.contracts.packet import HEADER_BYTES
 
 BACKEND = "numba_ring"
+PASSED_ON = ("spin_us", "poll_us", "streaming_threshold_bytes", "window_bytes")
+"""Options that a process that attaches needs, too."""
 _FINISH_POLL_S = 0.0001
 
 logger = logging.getLogger(__name__)
@@ -35,8 +38,9 @@ logger = logging.getLogger(__name__)
 class NumbaRingClient(BusClient):
     """Another process's attachment: reads everything, writes only claims."""
 
-    def __init__(self, attachment: Attachment) -> None:
-        self._attachment = attachment
+    def __init__(self, segment: Segment, options: NumbaRingOptions) -> None:
+        self._options = options
+        self._attachment = Attachment(segment, options.spin_us, options.poll_us)
 
     @classmethod
     def attach(cls, handle: BusHandle) -> NumbaRingClient:
@@ -56,8 +60,8 @@ class NumbaRingClient(BusClient):
                 f"{len(handle.fds)}; pass the descriptor with the handle (pass_fds)"
             )
         logger.info("numba_ring: %s", compiled.log)
-        spin_us = int(handle.params.get("spin_us", NumbaRingOptions().spin_us))
-        return cls(Attachment(segment, spin_us))
+        known = {name: handle.params[name] for name in PASSED_ON if name in handle.params}
+        return cls(segment, NumbaRingOptions(**known))
 
     def subscribe(self, group: str, member: str, spec: GroupSpec | None = None) -> BusSubscription:
         return self._attachment.subscribe(group, member, spec)
@@ -70,6 +74,9 @@ class NumbaRingClient(BusClient):
 
     def reap(self, pid: int) -> int:
         return self._attachment.tables.reap_pid(pid)
+
+    def attach_producer(self, shard: int, source: int) -> AttachedProducer:
+        return RingAttachedProducer(self._attachment.segment, shard, self._options, source)
 
     def retire(self, group: str) -> None:
         self._attachment.retire(group)
@@ -106,7 +113,7 @@ class NumbaRingBus(BaseDataBus):
             )
         )
         logger.info("numba_ring: %s", compiled.log)
-        self._attachment = Attachment(segment, options.spin_us)
+        self._attachment = Attachment(segment, options.spin_us, options.poll_us)
         self._producers: dict[int, RingProducer] = {}
         self._fill: dict[int, float] = {}
         for name in ("identity", *request.names):
@@ -117,15 +124,7 @@ class NumbaRingBus(BaseDataBus):
             self._attachment.add_group(spec, temporary=False)
 
     def producer(self, shard: int = 0) -> BusProducer:
-        segment = self._attachment.segment
-        shards = segment.geometry.shards
-        if not 0 <= shard < shards:
-            raise BusError(f"no shard {shard}; this bus has shards 0..{shards - 1}")
-        if shard in self._producers:
-            raise BusError(
-                f"the producer of shard {shard} was already handed out; one writes a shard"
-            )
-        self._producers[shard] = RingProducer(segment, shard, self._options)
+        self._producers[shard] = RingProducer(self._attachment.segment, shard, self._options)
         return self._producers[shard]
 
     def intern(self, name: str) -> int:
@@ -133,7 +132,7 @@ class NumbaRingBus(BaseDataBus):
 
     def handle(self) -> BusHandle:
         segment = self._attachment.segment
-        params: dict[str, Any] = {"spin_us": self._options.spin_us}
+        params: dict[str, Any] = {name: getattr(self._options, name) for name in PASSED_ON}
         if self._options.name is not None:
             return BusHandle(BACKEND, {**params, "name": self._options.name})
         return BusHandle(BACKEND, params, (segment.fd,))

@@ -36,11 +36,13 @@ from asys_bench.backends.numba_ring.ring import (
 C_HEADER, C_SHARDS, C_STRIDE, C_SLOTS = 0, 8, 16, 24  # stride: from shard to shard
 C_ARENA_BYTES, C_GROUP, C_OWNER, C_TURN = 32, 40, 48, 56
 C_AT_LEAST_ONCE, C_SPIN_NS = 64, 72
-C_STATE_BYTES = 80
+C_POLL_NS, C_NAP_NS = 80, 88
+C_STATE_BYTES = 96
 
 CLAIM_WORDS = 5
 CLAIM_BYTES = CLAIM_WORDS * 8
 LOOK_NS = 50_000_000
+LONGEST_NAP = 8  # times the polling interval, after a while without a packet
 NEWS, NOTHING, FINISHED = 1, 0, 2  # what `wait` found
 
 HEADER_BYTES, SHARDS_OFFSET = at.PACKET_HEADER_BYTES, at.SHARDS_OFFSET
@@ -158,13 +160,19 @@ def wait(c: int, deadline_ns: int) -> int:
             return NEWS
         return FINISHED if finished else NOTHING
     bit = 1 << (get(c + C_OWNER) >> 10)
-    bell = begin_wait(header, bit)
+    # A poller does not say that it waits: no producer pays a system call to wake it.
+    poll = get(c + C_POLL_NS)
+    bell = load_acquire(header + DOORBELL) if poll != 0 else begin_wait(header, bit)
     finished = load_seq_cst(header + STATE) == STATE_FINISHED  # before the look: see below
     if not finished and not any_news(c):
-        futex_wait(header + DOORBELL, bell & 0xFFFFFFFF, min(deadline_ns - now, LOOK_NS))
-    fetch_and_seq_cst(header + WAITERS, ~bit)  # spare the producer a needless wake-up
+        longest = get(c + C_NAP_NS) if poll != 0 else LOOK_NS
+        futex_wait(header + DOORBELL, bell & 0xFFFFFFFF, min(deadline_ns - now, longest))
+    if poll == 0:
+        fetch_and_seq_cst(header + WAITERS, ~bit)  # spare the producer a needless wake-up
     if any_news(c):
+        put(c + C_NAP_NS, poll)
         return NEWS
+    put(c + C_NAP_NS, min(get(c + C_NAP_NS) * 2, poll * LONGEST_NAP))
     return FINISHED if finished else NOTHING  # what came before `finish` was seen by that look
 
 

@@ -78,6 +78,7 @@ SH_HARVEST = 640  # 2 records: upto, lost[7], dead[7], again[7], left[7]
 SH_HARVEST_STRIDE = 256
 SH_HINTS = 1152
 SH_HINT_STRIDE = 128
+SH_PRODUCER = 2048  # identity of the one process that writes this shard, or 0
 SH_SLOTS = 4096
 SLOT_STRIDE = 64
 SLOT_DESCRIPTOR = 56  # (frame offset / 64):32 | payload bytes:32

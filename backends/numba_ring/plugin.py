@@ -48,6 +48,7 @@ plugin = BusPlugin(
         zero_copy=True,
         shares_layout_with=("cpp_spmc",),
         max_payload_bytes=(1 << 32) - 1,
+        shares_producers=True,
     ),
     options=NumbaRingOptions,
     build=_build,

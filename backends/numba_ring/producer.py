@@ -36,7 +36,14 @@ from asys_bench.backends.numba_ring.reservation import RingReservation
 from asys_bench.backends.numba_ring.segment import Segment
 from asys_bench.backends.numba_ring.tables import Tables
 from asys_bench.backends.numba_ring.words import signed
-from asys_bench.contracts.bus import BusError, BusProducer, DropReason, Payload, Reservation
+from asys_bench.contracts.bus import (
+    AttachedProducer,
+    BusError,
+    BusProducer,
+    DropReason,
+    Payload,
+    Reservation,
+)
 from asys_bench.contracts.packet import (
     HEADER_BYTES,
     PacketMeta,
@@ -57,14 +64,22 @@ _DEATH_CHECK_NS = 50_000_000
 class RingProducer(BusProducer):
     """The single writer of one shard."""
 
-    def __init__(self, segment: Segment, shard: int, options: NumbaRingOptions) -> None:
+    def __init__(
+        self, segment: Segment, shard: int, options: NumbaRingOptions, source: int | None = None
+    ) -> None:
+        """Takes the shard. `source`: the rank in its packets; None: the segment's own.
+
+        Raises:
+            BusError: no such shard, or it was taken.
+        """
         self.shard = shard
+        self._arena = segment.take_shard(shard)
         self.pushing = False
         """A call that may have released the GIL is under way."""
         self.reserved = False
         """A reservation is out."""
         self.segment = segment
-        self._source = segment.source
+        self._source = segment.source if source is None else source
         self._checksum = segment.checksum
         self._tables = Tables(segment)
         self._generation = forks.generation
@@ -82,7 +97,7 @@ class RingProducer(BusProducer):
         for offset, value in {
             P_HEADER: segment.base,
             P_SHARD: segment.shard_address(shard),
-            P_ARENA: segment.arena_address(shard),
+            P_ARENA: int(np.frombuffer(self._arena, np.uint8).__array_interface__["data"][0]),
             P_STARTS: int(self._starts.__array_interface__["data"][0]),
             P_SLOTS: geometry.slots,
             P_ARENA_BYTES: geometry.arena_bytes,
@@ -115,9 +130,7 @@ class RingProducer(BusProducer):
             return None
         self._refusal = None
         self.reserved = True
-        start = self.shard * self.segment.geometry.arena_bytes + offset
-        view = self.segment.writable_arena()[start : start + nbytes]
-        return RingReservation(self, view)
+        return RingReservation(self, self._arena[offset : offset + nbytes])
 
     def try_push_many(self, meta: PacketMeta, payloads: npt.NDArray[Any] | torch.Tensor) -> int:
         self._check()
@@ -240,6 +253,38 @@ class RingProducer(BusProducer):
                 "the producer is in use: by another thread (take one shard per thread), or by a "
                 "reservation that was neither committed nor aborted"
             )
+
+
+class RingAttachedProducer(RingProducer, AttachedProducer):
+    """The writer of one shard of a segment that another process owns."""
+
+    _closed = False
+    _fill = 0.0
+
+    def fill_ratio(self) -> float:
+        ratio = super().fill_ratio()
+        if ratio is not None:  # else its thread is inside a push: the last answer is recent
+            self._fill = ratio
+        return self._fill
+
+    def close(self) -> None:
+        self._closed = True  # what was accepted is published already
+
+    def try_push(self, meta: PacketMeta, payload: Payload) -> bool:
+        return not self._closed and super().try_push(meta, payload)
+
+    def push(self, meta: PacketMeta, payload: Payload, timeout_s: float) -> bool:
+        return not self._closed and super().push(meta, payload, timeout_s)
+
+    def reserve(self, nbytes: int) -> Reservation | None:
+        return None if self._closed else super().reserve(nbytes)
+
+    def try_push_many(self, meta: PacketMeta, payloads: npt.NDArray[Any] | torch.Tensor) -> int:
+        return 0 if self._closed else super().try_push_many(meta, payloads)
+
+    @property
+    def last_refusal(self) -> DropReason | None:
+        return DropReason.CLOSED if self._closed else super().last_refusal
 
 
 def _content(keep: Any, nbytes: int) -> memoryview | bytes:

@@ -15,7 +15,7 @@ from asys_bench.backends.numba_ring import header, names_in_shm
 from asys_bench.backends.numba_ring import layout as at
 from asys_bench.backends.numba_ring.header import SegmentRequest
 from asys_bench.backends.numba_ring.layout import Geometry
-from asys_bench.backends.numba_ring.liveness import ProcessWatch, own_identity
+from asys_bench.backends.numba_ring.liveness import ProcessWatch, identity_pid, own_identity
 from asys_bench.backends.numba_ring.words import Words, ring_doorbell
 from asys_bench.contracts.bus import BusError
 
@@ -64,15 +64,37 @@ class Segment:
         self.payloads = memoryview(self._arena).toreadonly()
         """All arenas, one after the other: what leases view."""
 
-    def writable_arena(self) -> memoryview:
-        """All arenas, for the owner's producers."""
-        return memoryview(self._arena)
+    def take_shard(self, shard: int) -> memoryview:
+        """The writable arena of `shard`, of which this process is the one writer from now on.
+
+        A shard is taken once: after its writer's death nobody knows which frames are live.
+
+        Raises:
+            BusError: no such shard, or it was taken.
+        """
+        shards, nbytes = self.geometry.shards, self.geometry.arena_bytes
+        if not 0 <= shard < shards:
+            raise BusError(f"no shard {shard}; this bus has shards 0..{shards - 1}")
+        word = self.shard_address(shard) - self.base + at.SH_PRODUCER
+        if not self.words.swap(word, 0, self.identity):
+            raise BusError(
+                f"the producer of shard {shard} was already handed out (to process "
+                f"{identity_pid(self.words.load(word))}); one writes a shard, for as long as the bus "
+                "lives"
+            )
+        if self.is_owner:
+            return memoryview(self._arena)[shard * nbytes : (shard + 1) * nbytes]
+        try:
+            own = mmap.mmap(self.fd, nbytes, offset=self.geometry.arena_offset + shard * nbytes)
+        except OSError as error:
+            self.words.store(word, 0)
+            raise _failure(f"cannot map {_mib(nbytes)}", error, _limits_hint(error)) from error
+        with contextlib.suppress(OSError):  # an older kernel: first touches fault instead
+            own.madvise(_POPULATE_WRITE)
+        return memoryview(own)
 
     def shard_address(self, shard: int) -> int:
         return self.base + at.SHARDS_OFFSET + shard * self.geometry.shard_stride
-
-    def arena_address(self, shard: int) -> int:
-        return self.arena_base + shard * self.geometry.arena_bytes
 
     @property
     def finished(self) -> bool:

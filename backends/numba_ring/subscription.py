@@ -14,7 +14,9 @@ from asys_bench.backends.numba_ring.consumer_core import (
     C_AT_LEAST_ONCE,
     C_GROUP,
     C_HEADER,
+    C_NAP_NS,
     C_OWNER,
+    C_POLL_NS,
     C_SHARDS,
     C_SLOTS,
     C_SPIN_NS,
@@ -34,7 +36,9 @@ _MOST = 1 << 22
 class RingSubscription(BusSubscription):
     """A member; it holds an owner id in the segment until it closes or its process dies."""
 
-    def __init__(self, segment: Segment, group: Group, member: str, spin_us: int) -> None:
+    def __init__(
+        self, segment: Segment, group: Group, member: str, spin_us: int, poll_us: int
+    ) -> None:
         self.group = group.name
         self.member = member
         self.segment = segment
@@ -59,6 +63,8 @@ class RingSubscription(BusSubscription):
             C_OWNER: self._owner,
             C_AT_LEAST_ONCE: int(group.at_least_once),
             C_SPIN_NS: spin_us * 1000,
+            C_POLL_NS: poll_us * 1000,
+            C_NAP_NS: poll_us * 1000,
         }.items():
             state[offset // 8] = value
         self._tables.reap_dead()
