@@ -17,6 +17,8 @@ from asys_bench.config.node import Node
 from asys_bench.config.paths import Path, format_path
 from asys_bench.config.plugin_access import Registries, options_model
 from asys_bench.config.problems import Problem, did_you_mean
+from asys_bench.contracts.chain import refusal
+from asys_bench.contracts.preprocessor import KernelPlugin
 from asys_bench.registry import PluginError
 
 
@@ -38,6 +40,8 @@ class OptionCheck:
         self._entries("monitors", "monitor")
         for path, node in self._steps():
             self._step(path, node)
+        for index, hook in enumerate(_items(self.root.child("hooks"))):
+            self._chain(index, _items(hook.child("preprocess")))
 
     def _selected(self, section: str, key: str, kind: str, default: str = "") -> None:
         """`host` and `bus`: the chosen plugin and a mapping of options by plugin name."""
@@ -85,6 +89,32 @@ class OptionCheck:
         elif isinstance(node.content, dict) and len(node.content) == 1:
             (name,) = node.content
             self._check("kernel", name, (*path, name), (*path, name), True)
+
+    def _chain(self, hook: int, steps: list[Node]) -> None:
+        """A hook's preprocessors, in order; one that does not load is reported elsewhere."""
+        names = [name for node in steps if (name := _step_name(node)) is not None]
+        if len(names) != len(steps):
+            return
+        try:
+            plugins = [self.registries("kernel").get(name, KernelPlugin) for name in names]
+        except PluginError:
+            return
+        refused = refusal([(plugin.name, plugin.role) for plugin in plugins])
+        if refused is None:
+            return
+        path: Path = ("hooks", hook, "preprocess")
+        match = _at(self.root, ("hooks", hook, "match"))
+        globs = match.to_data() if match is not None else None
+        rule = f" of the hook on {globs}" if globs else ""
+        self.problems.append(
+            Problem.at(
+                locate(self.root, path)[1],
+                f"the chain{rule} {refused[0]}",
+                path=format_path(path),
+                value=" -> ".join(names),
+                fix=refused[1],
+            )
+        )
 
     def _check(self, kind: str, name: str, name_path: Path, path: Path, needed: bool) -> None:
         """Check the options at `path`; the plugin's name stands at `name_path`."""
@@ -140,6 +170,14 @@ class OptionCheck:
 
 def _items(node: Node | None) -> list[Node]:
     return list(node.content) if node is not None and isinstance(node.content, list) else []
+
+
+def _step_name(node: Node) -> str | None:
+    if isinstance(node.content, str):
+        return node.content
+    if isinstance(node.content, dict) and len(node.content) == 1:
+        return str(next(iter(node.content)))
+    return None
 
 
 def _at(root: Node, path: Path) -> Node | None:

@@ -13,6 +13,7 @@ from asys_bench.config.hooks import HookConfig
 from asys_bench.config.run import RunProfile
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BaseDataBus, BusPlugin, BusRequest, GroupSpec
+from asys_bench.contracts.chain import link, refusal
 from asys_bench.contracts.launch import WorkerSpec
 from asys_bench.contracts.monitor import BaseMonitor, MonitorOptions, MonitorPlugin
 from asys_bench.contracts.preprocessor import Preprocessor
@@ -98,20 +99,24 @@ def create_monitor(plugin: MonitorPlugin, options: MonitorOptions) -> BaseMonito
 
 
 def build_preprocessor(hook: HookConfig) -> Preprocessor:
-    """The encoder of a hook.
+    """The encoder of a hook: its one preprocessor, or the chain of several.
 
     Raises:
-        AssemblyError: a chain of several (not supported), or one that cannot run here.
+        AssemblyError: a chain that makes no sense, or a step that cannot run here; names the hook,
+            the chain and the fix.
     """
-    if len(hook.preprocess) > 1:
-        chain = " -> ".join(step.name for step in hook.preprocess)
-        raise AssemblyError(f"hooks[].preprocess: chains ({chain}) are not supported; name one")
-    step = hook.preprocess[0]
-    plugin = step.plugin()
-    reason = plugin.unavailable()
-    if reason is not None:
-        raise AssemblyError(f"preprocessor {plugin.name!r} cannot run here: {reason}")
-    return plugin.build(step.plugin_options())
+    names = " -> ".join(step.name for step in hook.preprocess)
+    where = f"the hook on {', '.join(hook.match)}: preprocess {names}"
+    plugins = [step.plugin() for step in hook.preprocess]
+    refused = refusal([(plugin.name, plugin.role) for plugin in plugins])
+    if refused is not None:
+        raise AssemblyError(f"{where} {refused[0]}; {refused[1]}")
+    for plugin in plugins:
+        reason = plugin.unavailable()
+        if reason is not None:
+            raise AssemblyError(f"{where}: {plugin.name!r} cannot run here: {reason}")
+    steps = zip(plugins, hook.preprocess, strict=True)
+    return link([plugin.build(step.plugin_options()) for plugin, step in steps])
 
 
 def plan_workers(

@@ -1,4 +1,4 @@
-"""From a packet to its tensor: the right decoder for each interned encoding."""
+"""From a packet to its tensor: the right decoder for each interned encoding, chains included."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import torch
 
+from asys_bench.contracts.chain import chain_decoder
 from asys_bench.contracts.packet import ActivationPacket, PacketError
-from asys_bench.contracts.preprocessor import KernelPlugin, Preprocessor
+from asys_bench.contracts.preprocessor import KernelPlugin, Positions, Preprocessor
 from asys_bench.registry import registry
 
 
@@ -22,23 +23,36 @@ class Decoder:
         """The packet's tensor; it may view the lease's memory.
 
         Raises:
-            PacketError: no loaded kernel decodes this encoding.
+            PacketError: no loaded kernel decodes this encoding, or the payload does not fit it.
         """
+        return self._kernel(packet).decode(packet)
+
+    def rows(self, packet: ActivationPacket) -> Positions | None:
+        """Which row of the captured tensor each decoded row is; None: all of them, in order.
+
+        Raises:
+            PacketError: as for a call, or the packet's parameters do not fit its shape.
+        """
+        return self._kernel(packet).rows(packet)
+
+    def _kernel(self, packet: ActivationPacket) -> Preprocessor:
         kernel = self._by_id.get(packet.encoding_id)
         if kernel is None:
-            kernel = self._find(self._name_of(packet.encoding_id))
+            kernel = chain_decoder(self._name_of(packet.encoding_id), _find)
             self._by_id[packet.encoding_id] = kernel
-        return kernel.decode(packet)
+        return kernel
 
-    def _find(self, encoding: str) -> Preprocessor:
-        kernels = registry("kernel")
-        failures = kernels.failures()
-        for name in kernels.names():
-            if name not in failures:
-                decoder = kernels.get(name, KernelPlugin).decoder(encoding)
-                if decoder is not None:
-                    return decoder
-        raise PacketError(
-            f"no kernel decodes {encoding!r}; loaded: {', '.join(kernels.names())}"
-            + "".join(f"; {name} failed: {reason}" for name, reason in failures.items())
-        )
+
+def _find(encoding: str) -> Preprocessor:
+    """The decoder of one encoding that is no chain."""
+    kernels = registry("kernel")
+    failures = kernels.failures()
+    for name in kernels.names():
+        if name not in failures:
+            decoder = kernels.get(name, KernelPlugin).decoder(encoding)
+            if decoder is not None:
+                return decoder
+    raise PacketError(
+        f"no kernel decodes {encoding!r}; loaded: {', '.join(kernels.names())}"
+        + "".join(f"; {name} failed: {reason}" for name, reason in failures.items())
+    )

@@ -2,24 +2,45 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import torch
 
-from asys_bench.contracts.packet import ActivationPacket, tensor_view
-from asys_bench.contracts.preprocessor import Encoded, Preprocessor
+from asys_bench.contracts.packet import ActivationPacket
+from asys_bench.contracts.preprocessor import (
+    Encoded,
+    Positions,
+    Preprocessor,
+    rows_and_width,
+)
+from asys_bench.kernels.identity.reference import write
+from asys_bench.kernels.simd.implementations import Implementations
+
+IMPLEMENTATIONS = Implementations("gather", "asys_bench.kernels.identity.twin", write)
 
 
 class IdentityPreprocessor(Preprocessor):
+    """The tensor's own bytes; `implementation` None takes the best one here.
+
+    The hook pushes contiguous tensors without calling this; `encode` serves the others and, in
+    chains, the rows that a sampler kept.
+    """
+
     encoding = "identity"
     is_identity = True
 
-    def encoded_bytes(self, tensor: torch.Tensor) -> int:
-        return tensor.numel() * tensor.element_size()
+    def __init__(self, implementation: str | None = None) -> None:
+        self._write = IMPLEMENTATIONS.writer(implementation)
+
+    def payload_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return prod(shape) * dtype.itemsize
 
     def encode(self, tensor: torch.Tensor, out: memoryview) -> Encoded:
-        shape = tuple(tensor.shape)
-        if tensor.numel():
-            tensor_view(out, tensor.dtype, shape).copy_(tensor)
-        return Encoded(self.encoded_bytes(tensor), tensor.dtype, shape)
+        return Encoded(self._write(tensor, out), tensor.dtype, tensor.shape)
+
+    def encode_rows(self, tensor: torch.Tensor, out: memoryview, positions: Positions) -> Encoded:
+        shape = (len(positions), rows_and_width(tensor.shape)[1])
+        return Encoded(self._write(tensor, out, positions), tensor.dtype, shape)
 
     def decode(self, packet: ActivationPacket) -> torch.Tensor:
         return packet.raw_tensor()

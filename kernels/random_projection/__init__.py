@@ -1,0 +1,1 @@
+"""random_projection: each row times a random matrix."""

@@ -1,0 +1,7 @@
+#include "lanes_avx2.hpp"
+
+#include "table.hpp"
+
+namespace asys::simd {
+const Kernels kAvx2 = kTable;
+}

@@ -1,0 +1,1 @@
+"""token_sample: some of a tensor's rows."""

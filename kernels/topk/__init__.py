@@ -1,0 +1,1 @@
+"""topk: the largest magnitudes of each row, as values and indices."""
