@@ -1,0 +1,43 @@
+"""The Triton kernels write the references' bytes, shown in Triton's interpreter (no GPU needed)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from .triton_check import ENCODINGS
+
+pytestmark = [
+    pytest.mark.skipif(
+        find_spec("triton") is None,
+        reason="Triton is not installed: pip install -c constraints.txt -e '.[gpu]'",
+    ),
+    pytest.mark.timeout(600),
+]
+
+
+@pytest.fixture(scope="module")
+def results():
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("triton_check.py"))],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("encoding", [*ENCODINGS, "the whole path"])
+def test_the_interpreted_kernel_writes_the_bytes_of_the_reference(results, encoding):
+    result = results[encoding]
+    assert result["different"] == []
+    assert result["cases"] > 0
+    assert result["bytes"] > 0
