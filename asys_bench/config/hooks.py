@@ -22,11 +22,13 @@ from asys_bench.registry import registry
 
 
 class Capture(StrEnum):
-    """What of a module is captured."""
+    """What of a module is captured; the names of `contracts.packet.Kind`."""
 
     ACTIVATION = "activation"
     INPUT = "input"
     GRADIENT = "gradient"
+    INPUT_GRADIENT = "input_gradient"
+    PARAMETER_GRADIENT = "parameter_gradient"
 
 
 class Phase(StrEnum):
@@ -89,6 +91,13 @@ ShortStep = Annotated[
 ]
 
 
+def _refuse_float(value: object) -> object:
+    """YAML reads an unquoted `0.10` as a number that has forgotten its zero."""
+    if isinstance(value, float):
+        raise ValueError(f'a path of indices must be quoted: write "{value}" if that is the path')
+    return value
+
+
 class HookConfig(Section):
     """One rule: every module whose name matches is hooked this way; the first matching rule wins."""
 
@@ -97,17 +106,22 @@ class HookConfig(Section):
         description="fnmatch glob over module names, or a list of them; case-sensitive",
     )
     capture: Annotated[tuple[Capture, ...], BeforeValidator(as_list)] = Field(
-        default=(Capture.ACTIVATION,), min_length=1, description="what of the module is captured"
+        default=(Capture.ACTIVATION,),
+        min_length=1,
+        description="what of the module is captured: its outputs (`activation`), its inputs, the "
+        "loss's gradient with respect to its outputs (`gradient`) or inputs (`input_gradient`), or "
+        "the accumulated gradients of its parameters, one stream `<module>.<parameter>:grad` each",
     )
     phase: Phase = Field(
         default=Phase.ANY,
         description="capture always, or only while `module.training` is true (`train`) "
         "or false (`eval`)",
     )
-    select: Integer | Text | None = Field(
+    select: Annotated[Integer | Text | None, BeforeValidator(_refuse_float)] = Field(
         default=None,
-        description="element of a tuple, list (index) or dict (key) to take; "
-        "null takes the first tensor found",
+        description="which tensor of a tuple, list, dict, dataclass or model output is taken: an "
+        'index, a name, or a path of both such as `hidden_states.3` or `"0.1"`; of inputs, the '
+        "position or name of an argument. null takes the first tensor found",
     )
     preprocess: Annotated[tuple[ShortStep, ...], BeforeValidator(as_list)] = Field(
         default=(PreprocessStep(name="identity"),),
@@ -117,6 +131,13 @@ class HookConfig(Section):
     sampling: SamplingConfig = Field(
         default_factory=SamplingConfig, description="sampling rate and its limits"
     )
+
+    @field_validator("select")
+    @classmethod
+    def _no_empty_parts(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str) and "" in value.split("."):
+            raise ValueError("a path is indices and names with single dots between them")
+        return value
 
     @field_validator("capture")
     @classmethod

@@ -1,66 +1,80 @@
-"""What a hook does when the bus fills up: its sampling rate, controlled by AIMD.
+"""What a hook does when the bus fills up: the sampling rate that follows the bus's fill ratio.
 
-Multiplicative decrease on congestion and additive recovery (Chiu & Jain 1989), per hook. The rate
-that was in force travels with each packet, so that ``1 / sampling_rate`` weights keep statistics
-unbiased. The sampler owns its generator: the host's random state is never touched.
+Two parts, so that it answers at once and still settles without swinging (f is the fill ratio):
+
+- a brake, in force only while the bus is fuller than the low watermark::
+
+      rate = base * 10 ** -((f - low) / (high - low))
+
+- a base that moves slowly to where the brake is not needed: additive increase below the low
+  watermark, exponential decrease above it (time constant BASE_SETTLES_S), and a multiplicative
+  decrease whenever a packet was refused after all (as in Chiu & Jain 1989).
+
+The brake is proportional control of ln(rate) on f, the base its integral. A bus that its readers
+empty in T seconds answers d f / dt = (rate / ideal - 1) / T, so the rate comes within 20 % of the
+ideal in a few T / G with G = ln(10) / (high - low) = 9.2, and the loop is overdamped while
+BASE_SETTLES_S * G > 4 * T, that is for T < 276 s. Where it is measured: tests/unit/pipeline/
+test_backpressure.py. Rejected: halving at the high watermark and adding below the low one, which
+swings between half of the ideal and more than it for ever.
+
+The rate in force travels with each packet, so that ``1 / sampling_rate`` weights keep statistics
+unbiased: it never depends on the coin that is tossed with it.
 """
 
 from __future__ import annotations
 
-import random
+import math
 
 from asys_bench.config.sampling import SamplingConfig
 
 HOLD_NS = 250_000_000
-"""After a decrease the bus gets this long to show its effect before the next decrease."""
-FILL_STEP = 0.05
-"""... unless it has filled by this much more in the meantime: then the next one comes at once."""
+"""After a decrease for a refused packet, the bus gets this long to show the effect."""
+BASE_SETTLES_S = 120.0
+_BRAKE_AT_HIGH = 10.0
+_RELAXED_CALLS, _CLOSE_CALLS = 16, 4
+"""Calls of the hook between two looks at the bus, with a nearly empty and with a filling bus."""
 
 
-class AdaptiveSampler:
-    """Bernoulli sampling whose rate follows the bus. All times are CLOCK_MONOTONIC nanoseconds."""
+class FillController:
+    """The rate that the bus allows one hook. All times are CLOCK_MONOTONIC nanoseconds."""
 
-    __slots__ = ("_fill", "_grown_ns", "_lowered_ns", "_policy", "_random", "decreases", "rate")
+    __slots__ = ("_base", "_gain", "_policy", "_refused_ns", "_seen_ns", "calls_to_next", "rate")
 
-    def __init__(self, policy: SamplingConfig, seed: int) -> None:
+    def __init__(self, policy: SamplingConfig) -> None:
         self._policy = policy
-        self._random = random.Random(seed).random
-        self._lowered_ns = -HOLD_NS
-        self._grown_ns = 0
-        self._fill = 0.0  # of the bus at the last decrease
+        span = max(policy.high_watermark - policy.low_watermark, 1e-3)
+        self._gain = math.log(_BRAKE_AT_HIGH) / span
+        self._base = policy.max_rate
+        self._seen_ns: int | None = None
+        self._refused_ns = -HOLD_NS
         self.rate = policy.max_rate
-        self.decreases = 0
+        self.calls_to_next = _RELAXED_CALLS
 
-    def take(self) -> bool:
-        """Whether to capture this call."""
-        rate = self.rate
-        return rate >= 1.0 or self._random() < rate
-
-    def congested(self, now_ns: int) -> None:
-        """The bus refused a packet or is past the high watermark."""
-        if now_ns - self._lowered_ns >= HOLD_NS:
-            self.rate = max(self._policy.min_rate, self.rate * self._policy.decrease_factor)
-            self._lowered_ns = self._grown_ns = now_ns
-            self.decreases += 1
-
-    def clear(self, now_ns: int) -> None:
-        """The bus is under the low watermark: recover by `increase_per_s`."""
+    def observe(self, fill: float, now_ns: int) -> None:
+        """Feed the bus's fill ratio (0..1)."""
         policy = self._policy
-        if self.rate < policy.max_rate:
-            gained = policy.increase_per_s * (now_ns - self._grown_ns) / 1e9
-            self.rate = min(policy.max_rate, self.rate + max(0.0, gained))
-        self._grown_ns = now_ns
-
-    def observe_fill(self, fill: float, now_ns: int) -> None:
-        """Feed the bus's fill ratio (0..1). Between the watermarks the rate stays."""
-        if fill >= self._policy.high_watermark:
-            if fill >= self._fill + FILL_STEP:
-                self._lowered_ns = now_ns - HOLD_NS
-            self.congested(now_ns)
-            if self._lowered_ns == now_ns:
-                self._fill = fill
-        elif fill <= self._policy.low_watermark:
-            self._fill = 0.0
-            self.clear(now_ns)
+        passed_s = 0.0 if self._seen_ns is None else max(0, now_ns - self._seen_ns) / 1e9
+        self._seen_ns = now_ns
+        over = fill - policy.low_watermark
+        if over <= 0:
+            room = -over / policy.low_watermark if policy.low_watermark > 0 else 1.0
+            self._base = min(policy.max_rate, self._base + policy.increase_per_s * passed_s * room)
+            rate = self._base
         else:
-            self._grown_ns = now_ns
+            # A host that paused tells nothing about the bus in the meantime: at most a second.
+            exponent = self._gain / BASE_SETTLES_S * over * min(passed_s, 1.0)
+            self._base = max(policy.min_rate, self._base * math.exp(-exponent))
+            rate = self._base * math.exp(-self._gain * over)
+        self.rate = max(policy.min_rate, rate)
+        near = fill > 0.5 * policy.low_watermark
+        self.calls_to_next = _CLOSE_CALLS if near else _RELAXED_CALLS
+
+    def refused(self, now_ns: int) -> None:
+        """The bus refused a packet: the brake alone does not hold (or came too late)."""
+        self.calls_to_next = _CLOSE_CALLS
+        if now_ns - self._refused_ns < HOLD_NS:
+            return
+        self._refused_ns = now_ns
+        policy = self._policy
+        self._base = max(policy.min_rate, self._base * policy.decrease_factor)
+        self.rate = max(policy.min_rate, min(self.rate, self._base))

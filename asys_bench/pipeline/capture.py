@@ -1,0 +1,265 @@
+"""Capture: what a hook does with one tensor. This is the hot path; everything else is set-up.
+
+`observe` is the path of activations and inputs: decide, copy, count. A gradient is decided on when
+its forward call is made (`draw` gives a ticket) and copied when it arrives (`send`).
+
+All that stays the same for a hook is a local variable of `build_capture`: a closure cell costs a
+tenth of what an attribute of an attribute does. A contiguous CPU tensor with the identity encoding
+is taken whole by the backend's port, where it has one, which counts and times for itself; `push` is
+the general path. Tensors of other devices leave through `send_away`, without the lock.
+
+Nothing raises: a hook that fails switches itself off (`HookStream.fail`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+
+from asys_bench.contracts.bus import PORT_ACCEPTED, PORT_NOT_MINE, PORT_REFUSED
+from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
+from asys_bench.contracts.preprocessor import Encoded, rows_and_width
+from asys_bench.pipeline.clock import StepClock, Tags
+from asys_bench.pipeline.hook_stream import HookStream
+from asys_bench.pipeline.host_state import is_bare, undisturbed
+from asys_bench.pipeline.offload import Offload
+from asys_bench.pipeline.readability import is_plain, plain, unreadable
+from asys_bench.pipeline.writer import Writer
+
+Ticket = tuple[Tags, int, float]
+"""(tags, call_index, sampling rate) of the forward call that a tensor belongs to."""
+
+_AWAY, _SKIPPED = 3, 4
+"""Outcomes beside the port's: on another device; nothing there to copy."""
+
+_NO_BACKWARD = -1
+_CALLS_BETWEEN_LOOKS = 16
+
+
+class Capture(NamedTuple):
+    """The entries to a stream; any thread may use them."""
+
+    observe: Callable[[torch.Tensor | None, bool | None], None]
+    """(tensor or nothing, module.training): capture it now."""
+    draw: Callable[[torch.Tensor | None, bool | None], Ticket | None]
+    """(a tensor of the shape to come, module.training): a ticket if this call is to be captured."""
+    send: Callable[[torch.Tensor, Ticket], None]
+    """Capture the tensor of a ticket."""
+    close: Callable[[], None]
+    """Switch the stream off and let go of the stats page. Idempotent."""
+
+
+def build_capture(
+    stream: HookStream, writer: Writer, clock: StepClock, offload: Offload
+) -> Capture:
+    """The capture functions of `stream`, which they switch on; they are its only writers."""
+    hook_id, kind, encoding_id = stream.hook_id, int(stream.point.kind), stream.encoding_id
+    kernel, phase, is_identity = stream.kernel, stream.phase, stream.kernel.is_identity
+    fill, budget, random = stream.fill, stream.budget, stream.random
+    producer, timeout_s, adapts = writer.producer, writer.block_timeout_s, writer.adapts
+    acquire, release, patience_s = writer.lock.acquire, writer.lock.release, writer.patience_s
+    count_call, count_skipped = stream.calls.add, stream.skipped.add
+    count_sampled_out, count_recomputed = stream.sampled_out.add, stream.recomputed.add
+    now = time.perf_counter_ns
+    backward_task = torch._C._current_graph_task_id
+    own_port = None
+    if is_identity and not timeout_s:
+        own_port = producer.capture_port(stream.meta, stream.port_cells)
+    port = own_port if own_port is not None else _no_port
+
+    seen: Tags | None = None
+    call_index = countdown = 0
+    rate = fill.rate
+    kept = 1.0  # share of a tensor's rows that the encoder leaves
+
+    def observe(tensor: torch.Tensor | None, training: bool | None) -> None:
+        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
+            return
+        try:
+            if backward_task() != _NO_BACKWARD:  # activation checkpointing computes it again
+                count_recomputed()
+                return
+            ticket = decide(tensor, training)
+            if ticket is None or tensor is None or deliver(tensor, ticket) != _AWAY:
+                return
+        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
+            stream.fail(error)
+            return
+        finally:
+            release()
+        send_away(tensor, ticket)
+
+    def draw(tensor: torch.Tensor | None, training: bool | None) -> Ticket | None:
+        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
+            return None
+        try:
+            return decide(tensor, training)
+        except Exception as error:  # noqa: BLE001 - as above
+            stream.fail(error)
+            return None
+        finally:
+            release()
+
+    def send(tensor: torch.Tensor, ticket: Ticket) -> None:
+        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
+            return
+        try:
+            if deliver(tensor, ticket) != _AWAY:
+                return
+        except Exception as error:  # noqa: BLE001 - as above
+            stream.fail(error)
+            return
+        finally:
+            release()
+        send_away(tensor, ticket)
+
+    # With the lock held:
+
+    def decide(tensor: torch.Tensor | None, training: bool | None) -> Ticket | None:
+        """Whether to capture, and with which tags. A call that gets no ticket is counted here."""
+        nonlocal seen, call_index, countdown
+        if tensor is None or (phase is not None and phase is not training):
+            count_call()
+            count_skipped()
+            return None
+        tags = clock.tags
+        if tags is seen:
+            call_index += 1
+        else:
+            seen, call_index = tags, 0
+        if budget is not None and budget.offer(rows_and_width(tensor.shape)[0] * kept, now()):
+            choose_rate()
+        countdown -= 1
+        if countdown <= 0:
+            look_at_bus()
+        if rate < 1.0 and random() >= rate:
+            count_call()
+            count_sampled_out()
+            return None
+        return tags, call_index, rate
+
+    def deliver(tensor: torch.Tensor, ticket: Ticket) -> int:
+        (step, version, microbatch, position), index, chance = ticket
+        outcome = port(tensor, step, version, index, microbatch, position, chance)
+        if outcome == PORT_NOT_MINE:
+            outcome = push(tensor, ticket)
+        if outcome == PORT_REFUSED:
+            refused()
+        elif budget is not None and outcome == PORT_ACCEPTED:
+            budget.take(rows_and_width(tensor.shape)[0] * kept)
+        return outcome
+
+    def push(tensor: torch.Tensor, ticket: Ticket) -> int:
+        """Any readable CPU tensor, any encoding, any backend."""
+        began = now()
+        reason = unreadable(tensor)
+        if reason is not None:
+            count_call()
+            count_skipped()
+            stream.explain(reason)
+            return _SKIPPED
+        if not tensor.is_cpu:
+            return _AWAY
+        count_call()
+        nbytes: int | None
+        if is_identity and is_plain(tensor):
+            whole = Encoded(tensor.nbytes, tensor.dtype, tensor.shape)
+            nbytes = whole.nbytes if push_whole(tensor, header(whole, ticket, began)) else None
+        elif is_bare():
+            nbytes = encode(plain(tensor), ticket, began)
+        else:
+            with undisturbed():
+                nbytes = encode(plain(tensor), ticket, began)
+        if nbytes is None:
+            stream.dropped.add()
+        else:
+            stream.captured.add()
+            stream.bytes.add(nbytes)
+        stream.latency.record(now() - began)
+        return PORT_REFUSED if nbytes is None else PORT_ACCEPTED
+
+    def push_whole(tensor: torch.Tensor, meta: PacketMeta) -> bool:
+        if timeout_s:
+            return producer.push(meta, tensor, timeout_s)
+        return producer.try_push(meta, tensor)
+
+    def encode(tensor: torch.Tensor, ticket: Ticket, began: int) -> int | None:
+        """Payload bytes, or None when the bus refused it."""
+        nonlocal kept
+        room = kernel.encoded_bytes(tensor)
+        if timeout_s:  # a reservation cannot wait for room
+            scratch = memoryview(bytearray(room))
+            encoded = kernel.encode(tensor, scratch)
+            kept = encoded.row_rate
+            meta, payload = header(encoded, ticket, began), scratch[: encoded.nbytes]
+            return encoded.nbytes if producer.push(meta, payload, timeout_s) else None
+        slot = producer.reserve(room)
+        if slot is None:
+            return None
+        try:
+            encoded = kernel.encode(tensor, slot.view)
+            kept = encoded.row_rate
+            meta = header(encoded, ticket, began)
+        except BaseException:
+            slot.abort()
+            raise
+        return encoded.nbytes if slot.commit(meta, encoded.nbytes) else None
+
+    def header(encoded: Encoded, ticket: Ticket, began: int) -> PacketMeta:
+        (step, version, microbatch, position), index, chance = ticket
+        return PacketMeta(
+            hook_id, kind, DTYPE_CODE[encoded.dtype], encoded.shape, step, began, version,
+            encoding_id, encoded.params, chance * encoded.row_rate, index, microbatch, position,
+        )  # fmt: skip
+
+    def look_at_bus() -> None:
+        nonlocal countdown
+        countdown = _CALLS_BETWEEN_LOOKS
+        if adapts:
+            fill.observe(max(writer.bus.fill_ratio(), offload.fill_ratio), now())
+            countdown = fill.calls_to_next
+            choose_rate()
+
+    def refused() -> None:
+        if adapts:
+            fill.refused(now())
+            choose_rate()
+
+    def choose_rate() -> None:
+        nonlocal rate
+        chosen = fill.rate if budget is None else min(fill.rate, budget.rate)
+        if chosen != rate:
+            rate = chosen
+            stream.rate.set(rate)
+
+    # Without it:
+
+    def send_away(tensor: torch.Tensor, ticket: Ticket) -> None:
+        """A tensor on another device: its copy is put on the device's queue, nobody waits."""
+        try:
+            if not offload.serves(tensor.device):
+                send(offload.fetch(tensor), ticket)
+                return
+            make_header = partial(header, ticket=ticket, began=now())
+            if not offload.submit(stream, tensor, make_header):
+                with writer.lock:
+                    refused()
+        except Exception as error:  # noqa: BLE001 - as above
+            stream.fail(error)
+
+    def close() -> None:
+        with writer.lock:
+            stream.off = True
+            if own_port is not None:
+                own_port.close()
+
+    stream.off = False
+    return Capture(observe, draw, send, close)
+
+
+def _no_port(*_: object) -> int:
+    return PORT_NOT_MINE

@@ -1,0 +1,89 @@
+"""`asys::capture`: the operator that a hook becomes in a graph that torch.compile makes.
+
+A hook that torch.compile traces cannot run our Python: it leaves one call of this operator in the
+graph, which stays one graph. The operator is declared to have an effect, so it is not dead code though
+it returns nothing, captures keep their order, and activation checkpointing does not repeat it. It is
+transparent to autograd and takes any layout, so that neither the backward graph nor the strides of
+`x` depend on it.
+
+Rejected: a tensor that the operator "mutates" to stay alive. A graph saves it for its backward graph,
+and the next capture anywhere else changes its version: the host's second forward pass before a
+backward pass raised "modified by an inplace operation".
+
+Beside numbers, a receiver is what the operator calls with the tensor when the graph runs. Numbers are
+never reused, so that a graph compiled with a detached hook in it calls nobody.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._library.effects import EffectType
+
+Receiver = Callable[[torch.Tensor], None]
+
+log = logging.getLogger(__name__)
+
+_rounding_is_explained = False
+_receivers: dict[int, Receiver] = {}
+_numbers = itertools.count()
+
+
+def reserve_number() -> int:
+    """A number for one hook; it has no receiver yet."""
+    return next(_numbers)
+
+
+def receive(number: int, receiver: Receiver) -> None:
+    """Call `receiver` with what the hook `number` captures. It must not raise."""
+    _receivers[number] = receiver
+
+
+def stop_receiving(number: int) -> None:
+    """Idempotent."""
+    _receivers.pop(number, None)
+
+
+def _capture(x: torch.Tensor, hook: int) -> None:
+    receiver = _receivers.get(hook)
+    if receiver is None:
+        return
+    # The compiler plans memory: the next kernel may write over `x`, which host memory does not
+    # mind (it is copied now) and a device's side stream would not notice.
+    receiver(x if x.is_cpu else x.clone())
+
+
+def _capture_fake(x: torch.Tensor, hook: int) -> None:
+    """Runs while a graph is traced."""
+    global _rounding_is_explained
+    if x.dtype not in (torch.bfloat16, torch.float16) or _rounding_is_explained:
+        return
+    inductor = sys.modules.get("torch._inductor.config")
+    if inductor is not None and not getattr(inductor, "emulate_precision_casts", True):
+        _rounding_is_explained = True
+        log.warning(
+            "a compiled model is captured in %s: inductor keeps intermediate results of such models "
+            "in float32 where it can fuse, and a captured one is rounded as an uncompiled model "
+            "would round it, so the last bit may differ from a run without hooks. To rule that out "
+            "set torch._inductor.config.emulate_precision_casts = True, with and without hooks",
+            str(x.dtype).removeprefix("torch."),
+        )
+
+
+_LIBRARY: Any = torch.library.Library("asys", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define(
+    "capture(Tensor x, int hook) -> ()",
+    # A CUDA graph would replay the copy without calling us: keep it out of one.
+    tags=(torch.Tag.flexible_layout, torch.Tag.cudagraph_unsafe),
+)
+_LIBRARY.impl("capture", _capture, "CompositeExplicitAutograd")
+_LIBRARY.impl("capture", torch.library.fallthrough_kernel, "Autograd")
+torch.library.register_fake("asys::capture", _capture_fake, lib=_LIBRARY)
+torch.library._register_effectful_op("asys::capture", EffectType.ORDERED, lib=_LIBRARY)
+
+capture_op = torch.ops.asys.capture.default

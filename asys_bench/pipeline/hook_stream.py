@@ -1,0 +1,113 @@
+"""HookStream: the state of one hook point, and its metrics."""
+
+from __future__ import annotations
+
+import logging
+import random
+from typing import Any
+
+from asys_bench.contracts.bus import PortCells
+from asys_bench.contracts.packet import PacketMeta
+from asys_bench.contracts.preprocessor import Preprocessor
+from asys_bench.contracts.stats import Slot
+from asys_bench.pipeline import graph_op
+from asys_bench.pipeline.backpressure import FillController
+from asys_bench.pipeline.hookpoints import HookPoint
+from asys_bench.pipeline.row_budget import RowBudget
+from asys_bench.pipeline.selection import describe, parse_path
+from asys_bench.pipeline.writer import Writer
+
+log = logging.getLogger(__name__)
+
+
+class HookStream:
+    """One stream of packets.
+
+    number: names the stream in graphs of torch.compile.
+    off: captures nothing any more: not attached, failed, or in a forked child.
+
+    Every call of the hook ends in exactly one of these counters, once it is over::
+
+        hook_calls = hook_captured + hook_sampled_out + hook_dropped + hook_skipped
+
+    hook_skipped: wrong phase, or no tensor with bytes where `select` points. hook_recomputed counts
+    forward calls of activation checkpointing, which are no calls of the model's and not in hook_calls.
+    """
+
+    def __init__(
+        self, point: HookPoint, writer: Writer, slot: Slot, kernel: Preprocessor, seed: int
+    ) -> None:
+        self.point = point
+        self.kernel = kernel
+        self.name = point.name
+        self.number = graph_op.reserve_number()
+        self.hook_id = writer.bus.intern(point.name)
+        self.encoding_id = writer.bus.intern(kernel.encoding)
+        sampling = point.config.sampling
+        self.random = random.Random(seed).random  # the host's generators are never drawn from
+        self.fill = FillController(sampling)
+        budget = sampling.max_rows_per_s
+        self.budget = RowBudget(budget) if budget is not None else None
+        self.phase = {"any": None, "train": True, "eval": False}[point.config.phase]
+        self.path = parse_path(point.config.select)
+        self.off = True
+        hook = point.name
+        self.cells = slot.cells
+        self.calls = slot.counter("hook_calls", hook=hook)
+        self.captured = slot.counter("hook_captured", hook=hook)
+        self.sampled_out = slot.counter("hook_sampled_out", hook=hook)
+        self.dropped = slot.counter("hook_dropped", hook=hook)
+        self.skipped = slot.counter("hook_skipped", hook=hook)
+        self.recomputed = slot.counter("hook_recomputed", hook=hook)
+        self.failures = slot.counter("hook_failed", hook=hook)
+        self.bytes = slot.counter("hook_bytes", hook=hook)
+        self.rate = slot.gauge("hook_sampling_rate", hook=hook)
+        self.latency = slot.histogram("hook_latency_ns", hook=hook)
+        self.rate.set(self.fill.rate)
+        self._explained: set[str] = set()
+
+    @property
+    def meta(self) -> PacketMeta:
+        """What all packets of the stream have in common."""
+        return PacketMeta(self.hook_id, int(self.point.kind), 0, (), encoding_id=self.encoding_id)
+
+    @property
+    def port_cells(self) -> PortCells:
+        return PortCells(
+            self.cells,
+            calls=self.calls.cell,
+            captured=self.captured.cell,
+            dropped=self.dropped.cell,
+            nbytes=self.bytes.cell,
+            latency=self.latency.cell,
+        )
+
+    def fail(self, error: Exception) -> None:
+        """Switch off, count and log once; the host goes on. Never raises."""
+        self.off = True
+        try:
+            self.failures.add()
+            log.warning(
+                "hook %s switched itself off after %s: %s (the host goes on unobserved there)",
+                self.name,
+                type(error).__name__,
+                error,
+            )
+        except Exception:  # noqa: BLE001 - a closed stats page or a broken logging handler, no more
+            return
+
+    def nothing_at(self, value: Any) -> None:
+        """Say, once, that `select` found no tensor in `value`."""
+        wanted = self.point.config.select
+        what = "a tensor" if wanted is None else f"select {wanted!r}"
+        self.explain(f"{what} is not in {describe(value)}")
+
+    def explain(self, why: str) -> None:
+        """Say, once per reason, why calls are skipped."""
+        if why not in self._explained and len(self._explained) < 8:
+            self._explained.add(why)
+            log.warning(
+                "hook %s: %s; such calls are counted in hook_skipped and not captured",
+                self.name,
+                why,
+            )
