@@ -1,15 +1,18 @@
 """What every sparse autoencoder here is, and what a trainer may ask of it.
 
-- `encode(x_BD) -> acts_BF`, `decode(acts_BF) -> x_BD`, `forward = decode(encode(x))`.
-- Parameters: W_enc[D,F], W_dec[F,D], b_enc[F], b_dec[D], float32. W_enc is stored feature-major
-  (a transposed view of [F,D] memory), so that one feature's weights lie together.
-- Decoder rows have unit norm; the encoder starts as their transpose, b_dec at the data's centre.
+- `encode(x_BD) -> acts_BF`, `decode(acts_BF) -> x_BD`, `forward = decode(encode(x))`: the function
+  that a checkpoint computes.
+- Parameters: W_enc[D,F], W_dec[F,D], b_enc[F], b_dec[D], float32, and the architecture's own. W_enc
+  is stored feature-major (a transposed view of [F,D] memory): one feature's weights lie together.
+- Decoder rows have unit norm, so penalties weighted by that norm are what they are without it; the
+  encoder starts as the decoder's transpose, b_dec at the data's centre.
 - It works on centred and scaled rows (`scaling.InputScaling`). `folded` is the same function of raw
   rows.
-- It is homogeneous: scaling the input and its `_scale_units` tensors by r scales the output by r.
+- It is homogeneous: scaling the input and its `scale_units` tensors by r scales the output by r.
   That lets the scale change without changing the function of raw rows (`rescale_`).
 - `training_step` leaves gradients in `.grad` and changes nothing else. The default runs autograd
-  over `loss`; an architecture may write its gradient by hand (see `topk`).
+  over `loss`, which is what an architecture minimises; each one has a sparse gradient written by
+  hand, checked against that in tests/unit/sae/test_gradients.py.
 
 Shapes: B rows of a batch, D = d_in, F = d_sae, K = active features per row.
 """
@@ -19,45 +22,14 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
 from asys_bench.sae.config import SAEConfig
-from asys_bench.sae.scaling import InputScaling
-
-
-@dataclass(frozen=True, slots=True)
-class StepContext:
-    """What a training step needs besides its rows."""
-
-    weight_B: torch.Tensor | None = None
-    """How many rows each row stands for (1 / sampling rate); None: all alike."""
-    dead_F: torch.Tensor | None = None
-    """Features (int64 indices) that AuxK shall revive; None: none."""
-    l1_coefficient: float = 0.0
-
-    def row_share(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """Each row's share of the batch loss, summing to 1."""
-        if self.weight_B is None:
-            return x_BD.new_full((x_BD.shape[0],), 1.0 / x_BD.shape[0])
-        return self.weight_B / self.weight_B.sum()
-
-
-@dataclass(frozen=True, slots=True)
-class StepResult:
-    """What a training step found; gradients are in the parameters."""
-
-    loss: float
-    """Everything that was minimised, in units of ||s x||^2 / D."""
-    error: float
-    """Reconstruction part: weighted mean of ||s x - s x_hat||^2 / D."""
-    error_B: torch.Tensor
-    """||s x - s x_hat||^2 of each row."""
-    fired_F: torch.Tensor
-    """int64: rows of the batch in which each feature was active."""
+from asys_bench.sae.scaling import RowScaling
+from asys_bench.sae.step import StepContext, StepResult
 
 
 class SparseAutoencoder(nn.Module, ABC):
@@ -66,16 +38,26 @@ class SparseAutoencoder(nn.Module, ABC):
     name: ClassVar[str]
     """The `architecture` in `SAEConfig`."""
     saelens_name: ClassVar[str]
-    """The `architecture` in SAELens's cfg.json."""
-    _scale_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
+    """The `architecture` in SAELens's cfg.json. Several of ours may share one; the class that has
+    `reads_saelens` opens it."""
+    reads_saelens: ClassVar[bool] = True
+    subtracts_b_dec: ClassVar[bool] = True
+    """The encoder sees x - b_dec."""
+    scale_units: ClassVar[tuple[str, ...]] = ("b_enc", "b_dec")
     """Tensors in units of the scaled input."""
+    rate_scales: ClassVar[Mapping[str, float]] = {"b_enc": 1.0}
+    """Name -> its learning rate as a multiple of sqrt(D) times that of the weights. Adam moves all
+    entries alike, but biases are of the size of pre-activations, about 1, where weights are of size
+    1 / sqrt(D). (FVU after 1M synthetic rows, b_enc without -> with: topk 0.1054 -> 0.1020,
+    batchtopk 0.0965 -> 0.0939.)"""
+    encoder_bias_name: ClassVar[str] = "b_enc"
+    """The bias that decides whether a feature fires."""
 
     W_enc: nn.Parameter
     W_dec: nn.Parameter
-    b_enc: nn.Parameter
     b_dec: nn.Parameter
 
-    def __init__(self, d_in: int, config: SAEConfig) -> None:
+    def __init__(self, d_in: int, config: SAEConfig, d_out: int | None = None) -> None:
         """Random unit decoder rows from `config.seed`, encoder tied to them, zero biases.
 
         Raises:
@@ -83,14 +65,14 @@ class SparseAutoencoder(nn.Module, ABC):
         """
         super().__init__()
         self.config = config
-        self.d_in, self.d_sae = d_in, config.features(d_in)
+        self.d_in, self.d_sae, self.d_out = d_in, config.features(d_in), d_out or d_in
         generator = torch.Generator().manual_seed(config.seed)
-        W_dec_FD = torch.randn(self.d_sae, d_in, generator=generator)
-        W_dec_FD /= torch.linalg.vector_norm(W_dec_FD, dim=1, keepdim=True).clamp_min(1e-12)
+        W_dec_FD = _unit_rows(self.d_sae, self.d_out, generator)
+        W_enc_FD = W_dec_FD.clone() if d_out is None else _unit_rows(self.d_sae, d_in, generator)
         self.W_dec = nn.Parameter(W_dec_FD)
-        self.W_enc = nn.Parameter(W_dec_FD.clone().t())
-        self.b_enc = nn.Parameter(torch.zeros(self.d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.W_enc = nn.Parameter(W_enc_FD.t())
+        self.register_parameter(self.encoder_bias_name, nn.Parameter(torch.zeros(self.d_sae)))
+        self.b_dec = nn.Parameter(torch.zeros(self.d_out))
 
     @abstractmethod
     def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
@@ -111,13 +93,34 @@ class SparseAutoencoder(nn.Module, ABC):
     def config_from_saelens(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
         """The `SAEConfig` fields that `saelens_fields` came from; KeyError when one is missing."""
 
+    def training_details(self) -> dict[str, Any]:
+        """What SAELens calls `training_architecture_details`: needed to train, not to run."""
+        return {}
+
+    @property
+    def encoder_bias(self) -> nn.Parameter:
+        """b_enc, or what stands for it."""
+        return self.get_parameter(self.encoder_bias_name)
+
+    def centered(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """What the encoder multiplies: x - b_dec."""
+        return x_BD - self.b_dec if self.subtracts_b_dec else x_BD
+
     def decode(self, acts_BF: torch.Tensor) -> torch.Tensor:
         """Rows from dense activations: acts W_dec + b_dec."""
         return acts_BF @ self.W_dec + self.b_dec
 
+    def reconstruct(self, x_BD: torch.Tensor, acts_BF: torch.Tensor) -> torch.Tensor:
+        """What these activations say about the rows they came from."""
+        return self.decode(acts_BF)
+
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The reconstruction of `x_BD`."""
-        return self.decode(self.encode(x_BD))
+        return self.reconstruct(x_BD, self.encode(x_BD))
+
+    def split(self, rows_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(what is encoded, what is to be reconstructed) of a trainer's rows."""
+        return rows_BD, rows_BD
 
     def training_step(self, x_BD: torch.Tensor, context: StepContext) -> StepResult:
         """Set every parameter's `.grad` for one batch of scaled rows float32[B, D]."""
@@ -126,9 +129,33 @@ class SparseAutoencoder(nn.Module, ABC):
             total, error_B, acts_BF = self.loss(x_BD, context)
             torch.autograd.backward(total)
         error_B = error_B.detach()
-        error = float(torch.dot(context.row_share(x_BD), error_B)) / self.d_in
+        error = float(torch.dot(context.row_share(x_BD), error_B)) / self.d_out
         fired_F = (acts_BF.detach() > 0).sum(0)
         return StepResult(float(total.detach()), error, error_B, fired_F)
+
+    @torch.no_grad()
+    def start_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:
+        """Data-driven initialisation from the first scaled rows, b_dec being set already."""
+
+    @torch.no_grad()
+    def after_step_(self, result: StepResult) -> None:
+        """What the optimizer does not know of: constraints, running thresholds."""
+
+    @torch.no_grad()
+    def reset_features_(
+        self, index_M: torch.Tensor, direction_MD: torch.Tensor, encoder_norm: float
+    ) -> None:
+        """Make features read and write `direction` (unit rows), without bias."""
+        self.W_dec[index_M] = direction_MD
+        self.W_enc.t()[index_M] = direction_MD * encoder_norm
+        self.encoder_bias[index_M] = 0.0
+
+    def feature_major(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
+        """`tensor`, shaped like parameter `name`, as a view with the features first; None when the
+        parameter is not per feature."""
+        if name == "W_enc":
+            return tensor.t()
+        return None if name in ("b_dec", "W_skip") else tensor
 
     @torch.no_grad()
     def project_decoder_gradient_(self) -> None:
@@ -150,14 +177,15 @@ class SparseAutoencoder(nn.Module, ABC):
     @torch.no_grad()
     def rescale_(self, ratio: float) -> None:
         """The input scale became `ratio` times larger: keep the same function of raw rows."""
-        for tensor_name in self._scale_units:
-            self.get_parameter(tensor_name).mul_(ratio)
+        tensors = self.state_dict()
+        for tensor_name in self.scale_units:
+            tensors[tensor_name].mul_(ratio)
 
     @torch.no_grad()
-    def folded(self, scaling: InputScaling) -> Self:
+    def folded(self, scaling: RowScaling) -> Self:
         """A copy that acts on raw rows: W_enc *= s, W_dec /= s, b_dec = b_dec / s + center.
 
-        Exact, because every architecture subtracts b_dec from its input.
+        Exact, because these architectures subtract b_dec from their input.
         """
         raw = copy.deepcopy(self)
         raw.zero_grad(set_to_none=True)
@@ -165,3 +193,9 @@ class SparseAutoencoder(nn.Module, ABC):
         raw.W_dec.div_(scaling.scale)
         raw.b_dec.copy_(scaling.undo(raw.b_dec))
         return raw
+
+
+def _unit_rows(count: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    rows_FD = torch.randn(count, width, generator=generator)
+    norms_F1: torch.Tensor = torch.linalg.vector_norm(rows_FD, dim=1, keepdim=True)
+    return rows_FD / norms_F1.clamp_min(1e-12)

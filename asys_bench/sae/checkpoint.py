@@ -1,7 +1,9 @@
 """The native format: a folder that SAELens's `SAE.load_from_disk` opens.
 
     cfg.json                architecture, sizes, dtype, metadata
-    sae_weights.safetensors exactly W_enc[D,F] W_dec[F,D] b_enc[F] b_dec[D] (per architecture)
+    sae_weights.safetensors exactly the architecture's tensors: W_enc[D,F] W_dec[F,D] b_dec[D], and
+                            b_enc[F]; threshold[F] (jumprelu, batchtopk, matryoshka, transcoder);
+                            b_gate, b_mag, r_mag[F] instead of b_enc (gated); W_skip[D_out,D]
 
 The input scaling is folded in, so the SAE takes raw rows and `normalize_activations` is "none". Read
 off sae-lens 6.54; other files in the folder are ignored by it and by us.
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from asys_bench.sae.architectures import ARCHITECTURES, build_sae
+from asys_bench.sae.architectures import BY_SAELENS_NAME, build_sae
 from asys_bench.sae.base import SparseAutoencoder
 from asys_bench.sae.checkpoint_files import (
     CheckpointError,
@@ -26,7 +28,7 @@ from asys_bench.sae.checkpoint_files import (
     write_tensors,
 )
 from asys_bench.sae.config import SAEConfig
-from asys_bench.sae.scaling import InputScaling
+from asys_bench.sae.scaling import RowScaling
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -35,7 +37,7 @@ FORMAT_VERSION = "6.54.12"
 
 
 def save_sae(
-    folder: Path, sae: SparseAutoencoder, scaling: InputScaling, metadata: Mapping[str, Any]
+    folder: Path, sae: SparseAutoencoder, scaling: RowScaling, metadata: Mapping[str, Any]
 ) -> None:
     """Write both files into the existing `folder`; `CheckpointStore.write` makes that atomic.
 
@@ -59,6 +61,8 @@ def save_sae(
         "metadata": {
             "sae_lens_version": FORMAT_VERSION,
             "sae_lens_training_version": None,
+            "training_architecture": raw.name,
+            "training_architecture_details": raw.training_details(),
             **metadata,
         },
     }
@@ -81,16 +85,15 @@ def load_sae(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
 
 
 def _build(path: Path, cfg: Mapping[str, Any]) -> SparseAutoencoder:
-    by_saelens_name = {sae.saelens_name: sae for sae in ARCHITECTURES.values()}
-    architecture = by_saelens_name.get(str(cfg.get("architecture")))
+    architecture = BY_SAELENS_NAME.get(str(cfg.get("architecture")))
     if architecture is None:
         raise CheckpointError(
             path,
             f"architecture {cfg.get('architecture')!r} is not supported; "
-            f"valid: {', '.join(sorted(by_saelens_name))}",
+            f"valid: {', '.join(sorted(BY_SAELENS_NAME))}",
         )
     supported = {
-        "apply_b_dec_to_input": (True,),
+        "apply_b_dec_to_input": (architecture.subtracts_b_dec,),
         "normalize_activations": ("none",),
         "reshape_activations": ("none",),
     }
@@ -102,10 +105,12 @@ def _build(path: Path, cfg: Mapping[str, Any]) -> SparseAutoencoder:
     try:
         fields = architecture.config_from_saelens(cfg)
         config = SAEConfig(architecture=architecture.name, d_sae=cfg["d_sae"], **fields)
-        d_in = cfg["d_in"]
+        d_in, d_out = cfg["d_in"], cfg.get("d_out")
         if not isinstance(d_in, int) or d_in < 1:
             raise ValueError(f"d_in {d_in!r} is not a positive integer")
-        return build_sae(config, d_in)
+        if d_out is not None and (not isinstance(d_out, int) or d_out < 1):
+            raise ValueError(f"d_out {d_out!r} is not a positive integer")
+        return build_sae(config, d_in, d_out)
     except KeyError as error:
         raise CheckpointError(path, f"field {error} is missing") from None
     except (ValidationError, ValueError) as error:
@@ -119,7 +124,7 @@ def assign_tensors(path: Path, sae: SparseAutoencoder, tensors: Mapping[str, tor
     Raises:
         CheckpointError: names or shapes differ.
     """
-    parameters = dict(sae.named_parameters())
+    parameters = sae.state_dict()
     if parameters.keys() != tensors.keys():
         raise CheckpointError(path, f"has tensors {sorted(tensors)}, wanted {sorted(parameters)}")
     for name, parameter in parameters.items():

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, model_validator
 
+from asys_bench.sae.native import kernels
+
+TOPK_FAMILY = ("topk", "batchtopk", "matryoshka", "skip_transcoder")
+"""Architectures whose sparsity is k."""
+PENALISED = ("relu", "jumprelu", "gated")
+"""Architectures whose sparsity a penalty leaves."""
+AUXK_WORKS = (*TOPK_FAMILY, "jumprelu")
+MATRYOSHKA_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
 
 class SAEConfig(BaseModel, extra="forbid", frozen=True):
     """One SAE and how it is trained. Rows are activation vectors (one per token or sample)."""
 
-    architecture: Literal["topk", "relu"] = Field(
-        "topk", description="topk: exactly k active features per row; relu: L1-penalised ReLU."
+    architecture: Literal[
+        "topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "skip_transcoder"
+    ] = Field(
+        "topk",
+        description="topk: exactly k active features per row; batchtopk: k on average; matryoshka: "
+        "batchtopk over nested dictionaries; jumprelu: learnt thresholds, L0 penalty; gated: "
+        "separate gates, L1 penalty; relu: L1 penalty; skip_transcoder: batchtopk from one hook to "
+        "another with a linear skip (needs `transcoders`).",
     )
     d_sae: int | None = Field(
         None,
@@ -25,23 +41,48 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         8.0, gt=0, le=1024, description="d_sae / d_in when d_sae is unset, (0, 1024]."
     )
     k: int = Field(
-        16, ge=1, le=4096, description="topk: active features per row, 1..min(4096, d_sae)."
+        16,
+        ge=1,
+        le=4096,
+        description="topk: active features per row; batchtopk, matryoshka, skip_transcoder: their "
+        "mean. 1..min(4096, d_sae).",
+    )
+    matryoshka_widths: tuple[int, ...] | None = Field(
+        None,
+        description="matryoshka: features of each nested dictionary, ascending to d_sae. Unset: "
+        "1/16, 1/8, 1/4, 1/2 and all of d_sae.",
     )
     l1_coefficient: float = Field(
         1.0,
         ge=0,
         le=1e6,
-        description="relu: weight of sum(f) against the squared error of a row of "
+        description="relu, gated: weight of sum(f) against the squared error of a row of "
         "squared norm ~d_in, 0..1e6. With target_l0: where the controller starts.",
     )
-    l1_warmup_steps: int = Field(
-        200, ge=0, description="relu: steps over which the L1 weight rises linearly from 0."
+    l0_coefficient: float = Field(
+        1.0,
+        ge=0,
+        le=1e6,
+        description="jumprelu: weight of each active feature against the squared error of a row of "
+        "squared norm ~d_in, 0..1e6. With target_l0: where the controller starts.",
+    )
+    bandwidth: float = Field(
+        1.0,
+        gt=0,
+        le=100,
+        description="jumprelu: width of the window around a threshold whose rows move it, (0, 100]; "
+        "pre-activations have unit variance at the start. Narrower is less biased and noisier.",
+    )
+    sparsity_warmup_steps: int = Field(
+        50,
+        ge=0,
+        description="relu, jumprelu, gated: steps over which the penalty rises linearly from 0.",
     )
     target_l0: float | None = Field(
         None,
         gt=0,
-        description="relu: mean active features per row that a controller steers l1_coefficient "
-        "to, (0, d_sae]. Unset: l1_coefficient is constant.",
+        description="relu, jumprelu, gated: mean active features per row that a controller steers "
+        "the penalty to, (0, d_sae]. Unset: the coefficient is constant.",
     )
     learning_rate: float | None = Field(
         None,
@@ -58,7 +99,13 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         description="Steps after warm-up over which the rate falls linearly to lr_min_ratio of its "
         "peak, >= 1. Unset: constant, as a stream without an end wants it.",
     )
-    lr_min_ratio: float = Field(0.1, ge=0, le=1, description="Final rate / peak rate, 0..1.")
+    lr_min_ratio: float = Field(0.1, ge=0, le=1, description="Lowest rate / peak rate, 0..1.")
+    lr_tracking: bool = Field(
+        False,
+        description="Follow the stream: the rate falls towards lr_min_ratio while the FVU of windows "
+        "stops improving, and returns to its peak when drift makes it rise. Instead of "
+        "lr_decay_steps.",
+    )
     batch_rows: int = Field(1024, ge=1, le=1 << 20, description="Rows per optimizer step, 1..2^20.")
     buffer_rows: int = Field(
         32768,
@@ -68,6 +115,12 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     )
     min_buffer_fill_ratio: float = Field(
         0.25, ge=0, le=1, description="Share of buffer_rows present before the first step, 0..1."
+    )
+    max_row_age_versions: int | None = Field(
+        None,
+        ge=0,
+        description="Rows captured more than this many weight updates of the host ago are dropped "
+        "from the reservoir instead of trained on. Unset: any age.",
     )
     passes: float = Field(
         4.0,
@@ -81,19 +134,24 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     held_out_rows: int = Field(
         4096, ge=1, le=1 << 22, description="Most recent held-out rows kept, 1..2^22."
     )
+    window_rows: int = Field(
+        65_536,
+        ge=1,
+        description="Trained rows per window of the windowed FVU (and of lr_tracking), >= 1.",
+    )
     dead_after_rows: int = Field(
         50_000, ge=1, description="A feature silent for this many trained rows is dead, >= 1 row."
     )
     dead_policy: Literal["auto", "auxk", "resample", "none"] = Field(
         "auto",
-        description="What is done for dead features. auto: auxk for topk, resample for relu. "
-        "auxk works for topk only.",
+        description="What is done for dead features. auto: auxk where sparsity is k, else resample. "
+        "auxk works for all but relu and gated.",
     )
     aux_k_coefficient: float = Field(
-        1 / 32, ge=0, le=10, description="topk: weight of the AuxK loss against the error, 0..10."
+        1 / 32, ge=0, le=10, description="auxk: weight of the AuxK loss against the error, 0..10."
     )
     aux_k: int | None = Field(
-        None, ge=1, description="topk: dead features per row in the AuxK loss. Unset: d_in / 2."
+        None, ge=1, description="auxk: dead features per row in the AuxK loss. Unset: d_in / 2."
     )
     resample_every_steps: int = Field(
         500, ge=1, description="Steps between two resamplings of dead features, >= 1."
@@ -114,18 +172,35 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         gt=0,
         description="Global L2 norm that gradients are scaled down to. Unset: no clipping.",
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32",
-        description="Type of the encoder product that selects features in training. bfloat16 is "
-        "faster with AMX or AVX512-BF16, slower elsewhere; weights and values stay float32.",
+    rollback_after_skips: int = Field(
+        5,
+        ge=1,
+        description="Steps in a row without a finite loss and gradient after which the SAE goes back "
+        "to its last good state, >= 1. Non-finite weights go back at once.",
+    )
+    good_state_steps: int = Field(
+        200, ge=1, description="Steps between two copies of the last good state, >= 1 (in memory)."
+    )
+    survival_cosine: float = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="A feature has survived since the last checkpoint when some decoder row has at "
+        "least this cosine with its old one, (0, 1).",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Type of the encoder product that proposes features in training. bfloat16 is "
+        "several times as fast with AMX, and the values it is decided by are float32 all the same. "
+        "auto: bfloat16 where the CPU has AMX. Weights, gradients and checkpoints are float32.",
     )
     seed: int = Field(0, ge=0, lt=1 << 63, description="Seed of initialisation and shuffling.")
     threads: int | None = Field(
         1,
         ge=1,
         le=1024,
-        description="torch threads of the worker, 1..1024; null: torch's own choice. More than the "
-        "cores left free by the host slows both: the threads spin at barriers.",
+        description="Threads of a training step, 1..1024; null: torch's own choice. More than the "
+        "cores left free by the host slows both.",
     )
     checkpoint_interval_s: float = Field(
         30.0,
@@ -142,23 +217,43 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _relations(self) -> Self:
+        name = self.architecture
         if self.buffer_rows < self.batch_rows:
             raise ValueError(
                 f"buffer_rows {self.buffer_rows} is less than batch_rows {self.batch_rows}; "
                 "a batch is drawn from the buffer without replacement"
             )
-        if self.d_sae is not None and self.architecture == "topk" and self.k > self.d_sae:
+        if self.d_sae is not None and name in TOPK_FAMILY and self.k > self.d_sae:
             raise ValueError(f"k {self.k} is more than d_sae {self.d_sae}")
-        if self.dead_policy == "auxk" and self.architecture != "topk":
+        if self.dead_policy == "auxk" and name not in AUXK_WORKS:
             raise ValueError(
-                f"dead_policy auxk needs architecture topk, not {self.architecture!r}; "
+                f"dead_policy auxk needs one of {', '.join(AUXK_WORKS)}, not {name!r}; "
                 "valid here: auto, resample, none"
             )
-        if self.target_l0 is not None and self.architecture != "relu":
+        if self.target_l0 is not None and name not in PENALISED:
             raise ValueError(
-                f"target_l0 steers the L1 weight of relu; {self.architecture!r} is sparse by k"
+                f"target_l0 steers the penalty of {', '.join(PENALISED)}; {name!r} is sparse by k"
+            )
+        if self.matryoshka_widths is not None:
+            self._check_widths(self.matryoshka_widths)
+        if self.lr_tracking and self.lr_decay_steps is not None:
+            raise ValueError("lr_tracking and lr_decay_steps both move the rate; set one of them")
+        if name == "skip_transcoder" and self.normalize == "norm":
+            raise ValueError(
+                "normalize norm keeps one scale for input and output; skip_transcoder has two: use "
+                "std or none"
             )
         return self
+
+    def _check_widths(self, widths: tuple[int, ...]) -> None:
+        if self.architecture != "matryoshka":
+            raise ValueError(f"matryoshka_widths needs matryoshka, not {self.architecture!r}")
+        ascending = all(a < b for a, b in itertools.pairwise(widths))
+        if not widths or widths[0] < 1 or not ascending or self.d_sae != widths[-1]:
+            raise ValueError(
+                f"matryoshka_widths {list(widths)} must ascend from at least 1 to d_sae "
+                f"{self.d_sae}; set d_sae too"
+            )
 
     def features(self, d_in: int) -> int:
         """d_sae for rows of width `d_in`.
@@ -167,19 +262,53 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
             ValueError: fewer features than k.
         """
         d_sae = self.d_sae or max(2, math.ceil(self.expansion_factor * d_in))
-        if self.architecture == "topk" and self.k > d_sae:
+        if self.architecture in TOPK_FAMILY and self.k > d_sae:
             raise ValueError(
                 f"k {self.k} is more than d_sae {d_sae} (d_in {d_in}); lower k or raise d_sae"
             )
         return d_sae
 
+    def prefix_widths(self, d_sae: int) -> tuple[int, ...]:
+        """matryoshka: the cumulative widths for `d_sae` features, the last one d_sae."""
+        if self.matryoshka_widths is not None:
+            return self.matryoshka_widths
+        return tuple(sorted({max(1, round(share * d_sae)) for share in MATRYOSHKA_SHARES}))
+
+    @property
+    def sparsity_coefficient(self) -> float:
+        """Where the weight of the penalty starts."""
+        return self.l0_coefficient if self.architecture == "jumprelu" else self.l1_coefficient
+
+    @property
+    def wanted_l0(self) -> float | None:
+        """Mean active features per row that this configuration asks for, where it does."""
+        return float(self.k) if self.architecture in TOPK_FAMILY else self.target_l0
+
     @property
     def resolved_dead_policy(self) -> Literal["auxk", "resample", "none"]:
         if self.dead_policy == "auto":
-            return "auxk" if self.architecture == "topk" else "resample"
+            return "auxk" if self.architecture in TOPK_FAMILY else "resample"
         return self.dead_policy
 
+    @property
+    def rough_products(self) -> bool:
+        """Whether the encoder's product is bfloat16 here."""
+        return self.dtype == "bfloat16" or (self.dtype == "auto" and cpu_has_amx())
+
+    @property
+    def work_threads(self) -> int:
+        """Threads of a training step."""
+        return torch.get_num_threads() if self.threads is None else self.threads
+
     def apply_threads(self) -> None:
-        """Set torch's thread count (process-wide); for the owner of the process to call."""
+        """Set torch's thread count (process-wide); for the owner of the process to call.
+
+        The compiled kernels bring their own threads, beside which torch's team would only spin.
+        """
         if self.threads is not None:
-            torch.set_num_threads(self.threads)
+            torch.set_num_threads(self.threads if kernels() is None else 1)
+
+
+def cpu_has_amx() -> bool:
+    """Whether bfloat16 matrix products run on AMX tiles."""
+    return torch.cpu._is_amx_tile_supported()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from asys_bench.sae.state import StateDict, tensor_of
+from asys_bench.sae.row_block import RowBlock
+from asys_bench.sae.state import StateDict
 
 LARGEST = 1e15
 """Rows with larger entries are refused like non-finite ones: their squares overflow float32."""
@@ -20,49 +21,56 @@ class Intake:
 
     def __init__(self, d_in: int) -> None:
         self._d_in = d_in
+        self._restored = RowBlock.empty(d_in)
         self._rows: list[torch.Tensor] = []
-        self._weights: list[float | torch.Tensor] = []
+        self._about: list[tuple[float, int, int]] = []
         self.waiting = 0
 
-    def put(self, rows_ND: torch.Tensor, weight: float) -> None:
+    def put(
+        self, rows_ND: torch.Tensor, weight: float, host_step: int = 0, weights_version: int = 0
+    ) -> None:
         """Queue rows that the caller no longer changes."""
         self._rows.append(rows_ND)
-        self._weights.append(weight)
+        self._about.append((weight, host_step, weights_version))
         self.waiting += len(rows_ND)
 
-    def _merged(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _merged(self) -> RowBlock:
         if not self._rows:
-            return torch.zeros(0, self._d_in), torch.zeros(0)
-        weights = [
-            weight if isinstance(weight, torch.Tensor) else torch.full((len(rows),), weight)
-            for rows, weight in zip(self._rows, self._weights, strict=True)
-        ]
-        return torch.cat(self._rows), torch.cat(weights)
+            return self._restored
+        counts = torch.tensor([len(rows) for rows in self._rows])
+        weights, steps, versions = zip(*self._about, strict=True)
+        fresh = RowBlock(
+            torch.cat(self._rows),
+            torch.tensor(weights, dtype=torch.float32).repeat_interleave(counts),
+            torch.tensor(steps, dtype=torch.int64).repeat_interleave(counts),
+            torch.tensor(versions, dtype=torch.int64).repeat_interleave(counts),
+        )
+        return (
+            RowBlock.joined([self._restored, fresh], self._d_in) if len(self._restored) else fresh
+        )
 
-    def take(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """All queued rows and their weights; the queue is empty afterwards."""
+    def take(self) -> RowBlock:
+        """All queued rows; the queue is empty afterwards."""
         merged = self._merged()
-        self._rows, self._weights, self.waiting = [], [], 0
+        self._restored = RowBlock.empty(self._d_in)
+        self._rows, self._about, self.waiting = [], [], 0
         return merged
 
     def state_dict(self) -> StateDict:
-        rows_ND, weight_N = self._merged()
-        return {"rows": rows_ND, "weight": weight_N}
+        return self._merged().state_dict()
 
     def load_state_dict(self, state: StateDict) -> None:
-        rows_ND = tensor_of(state, "rows")
-        if rows_ND.shape[1:] != (self._d_in,):
-            raise ValueError(f"rows {tuple(rows_ND.shape)} are not {self._d_in} wide")
-        self._rows, self._weights = [rows_ND], [tensor_of(state, "weight")]
-        self.waiting = len(rows_ND)
+        """Raises ValueError when the state is not of rows of this width."""
+        self._restored = RowBlock.from_state(state, self._d_in)
+        self._rows, self._about, self.waiting = [], [], len(self._restored)
 
 
-def split_usable(
-    rows_ND: torch.Tensor, weight_N: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The finite rows of sane size, their weights, and how many were refused."""
-    usable_N = (rows_ND.abs() <= LARGEST).all(1)
-    refused = len(rows_ND) - int(usable_N.sum())
-    if refused:
-        rows_ND, weight_N = rows_ND[usable_N], weight_N[usable_N]
-    return rows_ND, weight_N, refused
+def split_usable(block: RowBlock) -> tuple[RowBlock, int]:
+    """The finite rows of sane size, and how many were refused."""
+    if len(block) == 0:
+        return block, 0
+    lowest, highest = torch.aminmax(block.rows_ND)  # NaN where there is any
+    if float(lowest) >= -LARGEST and float(highest) <= LARGEST:
+        return block, 0
+    usable_N = (block.rows_ND.abs() <= LARGEST).all(1)
+    return block[usable_N], len(block) - int(usable_N.sum())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from asys_bench.sae.base import SparseAutoencoder
-from asys_bench.sae.scaling import InputScaling
+from asys_bench.sae.scaling import RowScaling
 
 DENSE_RATE = 0.1
 """A feature active in more than this share of rows is dense (hardly a feature)."""
@@ -74,27 +74,29 @@ def firing_rates(acts_BF: torch.Tensor, weight_B: torch.Tensor) -> torch.Tensor:
 
 def measure(
     sae: SparseAutoencoder,
-    scaling: InputScaling,
-    x_BD: torch.Tensor,
+    scaling: RowScaling,
+    rows_BD: torch.Tensor,
     weight_B: torch.Tensor,
     dead_fraction: float,
 ) -> SAEMetrics:
     """Measure `sae` (which works on scaled rows) on raw rows float32[B, D], B >= 1.
 
-    Runs in chunks of at most 4 Mi activations.
+    rows_BD: a trainer's rows ([x | y] for a transcoder). Runs in chunks of at most 4 Mi activations.
     """
     chunk = max(1, CHUNK_ELEMENTS // sae.d_sae)
+    _, x_BD = sae.split(rows_BD)
     x_hat_BD = torch.empty_like(x_BD)
     fired_F = torch.zeros(sae.d_sae, dtype=torch.float64)
     with torch.no_grad():
-        for first in range(0, len(x_BD), chunk):
+        for first in range(0, len(rows_BD), chunk):
             part = slice(first, first + chunk)
-            acts_BF = sae.encode(scaling.apply(x_BD[part]))
-            x_hat_BD[part] = scaling.undo(sae.decode(acts_BF))
+            input_BD, _ = sae.split(scaling.apply(rows_BD[part]))
+            acts_BF = sae.encode(input_BD)
+            x_hat_BD[part] = scaling.undo(sae.reconstruct(input_BD, acts_BF))
             fired_F += firing_rates(acts_BF, weight_B[part]) * float(weight_B[part].double().sum())
     rate_F = fired_F / float(weight_B.double().sum())
     return SAEMetrics(
-        rows=len(x_BD),
+        rows=len(rows_BD),
         loss=mean_squared_error(x_BD, x_hat_BD, weight_B),
         fvu=fraction_of_variance_unexplained(x_BD, x_hat_BD, weight_B),
         l0=float(rate_F.sum()),

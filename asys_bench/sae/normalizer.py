@@ -7,6 +7,7 @@ hard end: with an exponential one, a variance that falls by 1e5 would take 12 wi
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -96,6 +97,20 @@ class Normalizer:
             merged = chunk if merged is None else merged.merged(chunk)
         if merged is not None:
             self._all = merged
+
+    @property
+    def drift(self) -> float:
+        """How far the mean has moved within the window, in standard deviations of the window:
+        ||mean of the newer half - mean of the older half|| / sqrt(variance). 0 for one chunk."""
+        chunks = list(self._chunks)
+        half = len(chunks) // 2
+        if half == 0 or self.variance <= LEAST_SQUARE:
+            return 0.0
+        older, newer = (
+            functools.reduce(_Summary.merged, part) for part in (chunks[:half], chunks[half:])
+        )
+        moved = float(torch.linalg.vector_norm(newer.mean_D - older.mean_D))
+        return moved / math.sqrt(self.variance)
 
     @property
     def scale(self) -> float:

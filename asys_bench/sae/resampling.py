@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.row_adam import RowAdam
 
 ENCODER_SCALE = 0.2
 MOST_PER_ROUND = 256
@@ -19,15 +20,16 @@ MOST_PER_ROUND = 256
 @torch.no_grad()
 def resample_(
     sae: SparseAutoencoder,
-    optimizer: torch.optim.Optimizer,
+    adam: RowAdam,
     dead_N: torch.Tensor,
-    x_BD: torch.Tensor,
+    input_BD: torch.Tensor,
     error_B: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor:
     """Re-initialise (some of) the dead features in place; returns the indices of those revived.
 
-    x_BD: a batch of scaled rows; error_B: their squared errors. Nothing is done without loss.
+    input_BD: what the encoder multiplies, of a batch of scaled rows; error_B: their squared
+    errors. Nothing is done without loss.
     """
     chance_B = error_B.double().square()
     count = min(len(dead_N), MOST_PER_ROUND, int((chance_B > 0).sum()))
@@ -35,7 +37,7 @@ def resample_(
         return dead_N[:0]
     revived_M = dead_N[torch.randperm(len(dead_N), generator=generator)[:count]]
     chosen_M = torch.multinomial(chance_B, count, replacement=False, generator=generator)
-    direction_MD = x_BD[chosen_M] - sae.b_dec
+    direction_MD = input_BD[chosen_M]
     norm_M1 = torch.linalg.vector_norm(direction_MD, dim=1, keepdim=True)
     usable_M = norm_M1.squeeze(1) > 1e-8
     revived_M, direction_MD = revived_M[usable_M], (direction_MD / norm_M1)[usable_M]
@@ -44,21 +46,6 @@ def resample_(
     living_F[dead_N] = False
     encoder_norm_F = torch.linalg.vector_norm(sae.W_enc, dim=0)
     living_norm = float(encoder_norm_F[living_F].mean()) if bool(living_F.any()) else 1.0
-    sae.W_dec[revived_M] = direction_MD
-    sae.W_enc.t()[revived_M] = direction_MD * (ENCODER_SCALE * living_norm)
-    sae.b_enc[revived_M] = 0.0
-    for parameter, per_feature in ((sae.W_dec, sae.W_dec), (sae.W_enc, sae.W_enc.t())):
-        _forget(optimizer, parameter, per_feature is not parameter, revived_M)
-    _forget(optimizer, sae.b_enc, False, revived_M)
+    sae.reset_features_(revived_M, direction_MD, ENCODER_SCALE * living_norm)
+    adam.forget(revived_M)
     return revived_M
-
-
-def _forget(
-    optimizer: torch.optim.Optimizer,
-    parameter: torch.nn.Parameter,
-    transposed: bool,
-    index_M: torch.Tensor,
-) -> None:
-    for key, moment in optimizer.state[parameter].items():
-        if key != "step":
-            (moment.t() if transposed else moment)[index_M] = 0.0

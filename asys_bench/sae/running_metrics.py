@@ -13,6 +13,8 @@ class RunningMetrics:
     steps: int = 0
     steps_skipped: int = 0
     """Steps not taken because loss or gradient was not finite."""
+    rollbacks: int = 0
+    """Times that the SAE went back to its last good state."""
     rows_ingested: int = 0
     rows_held_out: int = 0
     rows_refused: int = 0
@@ -31,5 +33,18 @@ class RunningMetrics:
     dead_fraction: float = 0.0
     features_resampled: int = 0
     learning_rate: float = 0.0
-    l1_coefficient: float = 0.0
+    sparsity_coefficient: float = 0.0
+    """Weight of the L1 or L0 penalty; 0 where sparsity is k."""
     input_scale: float = 1.0
+    windows: int = 0
+    """Complete windows of `window_rows` trained rows."""
+    window_fvu: float = math.nan
+    """FVU of the last complete window; NaN before."""
+    input_drift: float = 0.0
+    """How far the input's mean moved within the normaliser's window, in standard deviations."""
+    mixing_autocorrelation: float = math.nan
+    """Of the host steps in a batch's order: 1 for time order, 0 for a perfect shuffle."""
+    row_age_versions: float = math.nan
+    """Mean weight updates of the host since the trained rows were captured."""
+    feature_survival: float = math.nan
+    """Share of the features of the checkpoint before the last one that the last one still has."""

@@ -1,83 +1,85 @@
-"""Feature activations that are mostly zero, as (feature, value) pairs, and their cheap products.
+"""The (row, feature, value) triples of a batch whose activations are mostly zero.
 
-With K of F features active per row, decode and the weight gradients cost B K D instead of B F D
-multiplications. All three products run on torch's `embedding_bag` kernels, which stream rows of a
-feature-major [F, D] table. Measured on 2 cores, B=4096 D=256 F=2048 K=16, fp32, milliseconds
-(rejected -> used): decode dense 20 -> 0.6; values' gradient, gather + bmm 24 -> 1.8; weight
-gradient, dense product 19 -> 1.1 (sparse CSR product 1.3) plus one sort of 0.6 for both weights.
+With K of F features active per row, decoding and the weight gradients cost B K D instead of B F D
+multiplications; `sparse_kernels` has the products. Shapes: B rows, F features, N pairs in all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch.nn import functional
-
-
-def gather_dot(
-    index_BK: torch.Tensor, left_BD: torch.Tensor, table_FD: torch.Tensor
-) -> torch.Tensor:
-    """`out[b, j] = left[b] . table[index[b, j]]`, float32[B, K], without building [B, K, D].
-
-    It is the gradient of a weighted bag with respect to its weights.
-    """
-    with torch.enable_grad():
-        probe_BK = left_BD.new_zeros(index_BK.shape).requires_grad_()
-        bag_BD = functional.embedding_bag(
-            index_BK, table_FD.detach(), per_sample_weights=probe_BK, mode="sum"
-        )
-    (out_BK,) = torch.autograd.grad(bag_BD, probe_BK, left_BD)
-    return out_BK
 
 
 @dataclass(frozen=True, slots=True)
 class SparseCodes:
-    """K active features per row: index_BK int64 (distinct within a row), value_BK float32."""
+    """Row-major pairs (CSR); features ascend within a row."""
 
-    index_BK: torch.Tensor
-    value_BK: torch.Tensor
+    offset_B: torch.Tensor
+    """int32[B + 1]: where each row's pairs begin, and N."""
+    feature_N: torch.Tensor
+    """int32[N]."""
+    value_N: torch.Tensor
+    """float[N]: whatever the pairs carry; as a kernel finds them, exact pre-activations."""
+    d_sae: int
 
-    def decode(self, W_dec_FD: torch.Tensor) -> torch.Tensor:
-        """`sum_j value[b, j] W_dec[index[b, j]]`, float32[B, D], no bias."""
-        return functional.embedding_bag(
-            self.index_BK, W_dec_FD, per_sample_weights=self.value_BK, mode="sum"
+    @property
+    def rows(self) -> int:
+        return len(self.offset_B) - 1
+
+    @property
+    def row_N(self) -> torch.Tensor:
+        """int64[N]: the batch row of each pair."""
+        return self.of_row(torch.arange(self.rows))
+
+    def of_row(self, quantity_B: torch.Tensor) -> torch.Tensor:
+        """A quantity of each row, per pair."""
+        return torch.repeat_interleave(quantity_B, self.offset_B.diff())
+
+    def of_feature(self, quantity_F: torch.Tensor) -> torch.Tensor:
+        """A quantity of each feature, per pair."""
+        return quantity_F.index_select(0, self.feature_N)
+
+    def with_values(self, value_N: torch.Tensor) -> SparseCodes:
+        return replace(self, value_N=value_N)
+
+    def kept(self, mask_N: torch.Tensor) -> SparseCodes:
+        """Only the pairs where `mask_N` holds."""
+        before = torch.zeros(len(mask_N) + 1, dtype=torch.int32)
+        torch.cumsum(mask_N, 0, dtype=torch.int32, out=before[1:])
+        return SparseCodes(
+            before.index_select(0, self.offset_B),
+            self.feature_N[mask_N],
+            self.value_N[mask_N],
+            self.d_sae,
         )
 
-    def dense(self, d_sae: int) -> torch.Tensor:
+    def dense(self) -> torch.Tensor:
         """acts_BF."""
-        out_BF = self.value_BK.new_zeros(self.index_BK.shape[0], d_sae)
-        return out_BF.scatter_(1, self.index_BK, self.value_BK)
-
-    def by_feature(self, d_sae: int) -> FeatureMajor:
-        """The same pairs grouped by feature."""
-        flat = self.index_BK.reshape(-1)
-        key = flat.to(torch.int16 if d_sae <= 1 << 15 else torch.int32)
-        order = torch.sort(key, stable=True).indices
-        count_F = torch.bincount(flat, minlength=d_sae)
-        offset_F = torch.zeros_like(count_F)
-        torch.cumsum(count_F[:-1], 0, out=offset_F[1:])
-        rows = torch.div(order, self.index_BK.shape[1], rounding_mode="floor")
-        return FeatureMajor(order, rows, offset_F)
+        out_BF = self.value_N.new_zeros(self.rows, self.d_sae)
+        out_BF[self.row_N, self.feature_N.long()] = self.value_N
+        return out_BF
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureMajor:
-    """A permutation of a batch's (row, feature) pairs that groups them by feature."""
+    """The pairs of a batch grouped by feature, in the order of their rows."""
 
-    order: torch.Tensor
-    """int64[B*K]: positions in the flattened [B, K]."""
-    row: torch.Tensor
-    """int64[B*K]: the batch row of each."""
     offset_F: torch.Tensor
-    """int64[F]: where each feature's group begins."""
+    """int32[F + 1]: where each feature's group begins, and N."""
+    order_N: torch.Tensor
+    """int32[N]: places in the row-major arrays."""
+    row_N: torch.Tensor
+    """int32[N]: the batch row of each."""
 
-    def accumulate(self, coefficient_BK: torch.Tensor, rows_BD: torch.Tensor) -> torch.Tensor:
-        """`out[f] = sum over pairs (b, j) of f of coefficient[b, j] rows[b]`, float32[F, D]."""
-        return functional.embedding_bag(
-            self.row,
-            rows_BD,
-            self.offset_F,
-            per_sample_weights=coefficient_BK.reshape(-1)[self.order],
-            mode="sum",
-        )
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """What decoding a batch gave. The tensors are overwritten by the next step."""
+
+    error_B: torch.Tensor
+    """||x_hat - x||^2 of each row; [M, B] for nested prefixes."""
+    gradient_BD: torch.Tensor
+    """d loss / d x_hat; [M, B, D] for nested prefixes, each with those of all wider ones added."""
+    code_gradient_N: torch.Tensor
+    """d loss / d activation of each pair."""

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 
 from asys_bench.sae.base import SparseAutoencoder
-from asys_bench.sae.buffer import ShuffleBuffer
 from asys_bench.sae.checkpoint import save_sae
 from asys_bench.sae.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint_store import CheckpointStore
 from asys_bench.sae.config import SAEConfig
-from asys_bench.sae.held_out import HeldOut, PacketKey, is_held_out
-from asys_bench.sae.intake import Intake, split_usable
-from asys_bench.sae.learner import Learner
+from asys_bench.sae.held_out import PacketKey, is_held_out
+from asys_bench.sae.intake import split_usable
 from asys_bench.sae.metrics import SAEMetrics, measure
-from asys_bench.sae.normalizer import Normalizer
+from asys_bench.sae.row_block import RowBlock
 from asys_bench.sae.running_metrics import RunningMetrics
 from asys_bench.sae.state import StateDict, number_of, pick, put
+from asys_bench.sae.survival import feature_survival
+from asys_bench.sae.trainer_parts import TrainerParts
 from asys_bench.sae.trainer_state import TrainerState, read_state, write_state
 
 BLOCK_ROWS = 4096
@@ -39,41 +39,22 @@ _COUNTERS = ("rows_ingested", "rows_held_out", "rows_refused", "rows_trained", "
 log = logging.getLogger(__name__)
 
 
-class _Hook:
-    """What exists once the width of the rows is known."""
-
-    def __init__(self, config: SAEConfig, d_in: int) -> None:
-        self.d_in = d_in
-        self.learner = Learner(config, d_in)
-        self.intake = Intake(d_in)
-        self.normalizer = Normalizer(d_in, config.normalize, config.normalizer_window_rows)
-        self.buffer = ShuffleBuffer(config.buffer_rows, d_in, config.seed ^ 0xB0F)
-        self.held_out = HeldOut(config.held_out_rows, d_in)
-
-    def parts(self, with_buffer: bool) -> dict[str, Any]:
-        parts = {
-            "learner": self.learner,
-            "intake": self.intake,
-            "normalizer": self.normalizer,
-            "held_out": self.held_out,
-        }
-        return parts | {"buffer": self.buffer} if with_buffer else parts
-
-
 class SAETrainer:
     """Trains one SAE. `model_name` and `hook_name` go into the checkpoint's metadata."""
 
     def __init__(self, config: SAEConfig, model_name: str = "", hook_name: str = "") -> None:
         self.config = config
         self.model_name, self.hook_name = model_name, hook_name
-        self._hook: _Hook | None = None
+        self._hook: TrainerParts | None = None
         self._budget_rows = 0.0
         self._counts = dict.fromkeys(_COUNTERS, 0)
         self._smoothed: dict[str, float] = {}
+        self._saved_W_dec: torch.Tensor | None = None
+        self._survival = math.nan
 
     @property
     def d_in(self) -> int | None:
-        """Width of the rows; None before the first."""
+        """Width of the rows that are encoded; None before the first."""
         return self._hook.d_in if self._hook else None
 
     @property
@@ -88,49 +69,78 @@ class SAETrainer:
             return None
         return self._hook.learner.sae.folded(self._hook.learner.scaling)
 
-    def ingest(self, rows_ND: torch.Tensor, key: PacketKey, weight: float = 1.0) -> None:
+    def ingest(
+        self,
+        rows_ND: torch.Tensor,
+        key: PacketKey,
+        weight: float = 1.0,
+        *,
+        target_ND: torch.Tensor | None = None,
+        host_step: int = 0,
+        weights_version: int = 0,
+    ) -> None:
         """Take a copy of one packet's rows, for training or (decided by its key) to be held out.
 
         rows_ND: any real dtype, [..., D] (or [D]); may be a view that dies after the call.
         key: (source, shard, seq) of the packet.
         weight: rows each row stands for (1 / sampling rate), finite and > 0.
+        target_ND: for a transcoder (and only there) the other hook's rows, [..., D_out].
+        host_step, weights_version: when the packet was captured.
 
         Raises:
-            ValueError: another D than before, D = 0, complex rows, or a bad weight.
+            ValueError: another D than before, D = 0, complex rows, a bad weight, or a target that is
+                missing, not wanted, or of another number of rows.
         """
         if not 0.0 < weight < math.inf:
             raise ValueError(f"weight {weight} is not a positive finite number")
-        if rows_ND.is_complex() or rows_ND.ndim == 0 or rows_ND.shape[-1] == 0:
+        rows_ND = _flat(rows_ND)
+        width, width_out = rows_ND.shape[1], None
+        if (target_ND is not None) != (self.config.architecture == "skip_transcoder"):
             raise ValueError(
-                f"cannot train on {rows_ND.dtype} rows of shape {tuple(rows_ND.shape)}"
+                f"architecture {self.config.architecture!r} "
+                + (
+                    "needs the rows of a second hook"
+                    if target_ND is None
+                    else "takes one hook's rows"
+                )
             )
-        width = rows_ND.shape[-1]
+        if target_ND is not None:
+            target_ND = _flat(target_ND)
+            width_out = target_ND.shape[1]
+            if len(target_ND) != len(rows_ND):
+                raise ValueError(
+                    f"{len(rows_ND)} input rows cannot be paired with {len(target_ND)} output rows"
+                )
         if self._hook is None:
-            self._hook = _Hook(self.config, width)
+            self._hook = TrainerParts(self.config, width, width_out)
         hook = self._hook
-        if width != hook.d_in:
-            raise ValueError(f"rows are {width} wide; earlier ones of this hook were {hook.d_in}")
-        rows_ND = rows_ND.detach().reshape(-1, width).to("cpu", torch.float32, copy=True)
-        self._counts["rows_ingested"] += len(rows_ND)
+        if (width, width_out) != (hook.d_in, hook.d_out):
+            now, before = _widths(width, width_out), _widths(hook.d_in, hook.d_out)
+            raise ValueError(f"rows are {now} wide; earlier ones of this hook were {before}")
+        if target_ND is not None:
+            owned_ND = torch.cat([rows_ND.float(), target_ND.float()], 1)
+        else:
+            owned_ND = rows_ND.to("cpu", torch.float32, copy=True)
+        self._counts["rows_ingested"] += len(owned_ND)
         if is_held_out(key, self.config.held_out_fraction):
-            self._counts["rows_held_out"] += len(rows_ND)
-            rows_ND, _, refused = split_usable(rows_ND, torch.ones(len(rows_ND)))
+            self._counts["rows_held_out"] += len(owned_ND)
+            block, refused = split_usable(RowBlock.uniform(owned_ND))
             self._counts["rows_refused"] += refused
-            hook.held_out.add(rows_ND, weight)
+            hook.held_out.add(block.rows_ND, weight)
             return
-        hook.intake.put(rows_ND, weight)
+        hook.intake.put(owned_ND, weight, host_step, weights_version)
         if hook.intake.waiting >= BLOCK_ROWS:
             self._absorb(hook)
 
-    def _absorb(self, hook: _Hook) -> None:
+    def _absorb(self, hook: TrainerParts) -> None:
         """Move waiting rows into the reservoir and grant their budget."""
         if hook.intake.waiting == 0:
             return
-        rows_ND, weight_N, refused = split_usable(*hook.intake.take())
+        block, refused = split_usable(hook.intake.take())
         self._counts["rows_refused"] += refused
-        hook.normalizer.update(rows_ND, weight_N)
-        hook.buffer.add(rows_ND, weight_N)
-        self._budget_rows += self.config.passes * len(rows_ND)
+        hook.normalizer.update(block.rows_ND, block.weight_N)
+        hook.buffer.add(block)
+        self._budget_rows += self.config.passes * len(block)
         most = max(self.config.passes * self.config.buffer_rows, 2.0 * self.config.batch_rows)
         if self._budget_rows > most:
             self._counts["rows_over_budget"] += int(self._budget_rows - most)
@@ -163,7 +173,7 @@ class SAETrainer:
         needed = rows
         if wait_for_fill and hook.learner.steps == 0:
             needed = max(rows, math.ceil(wanted * self.config.buffer_rows))
-        if len(hook.buffer) < needed:
+        if len(hook.buffer) < needed or hook.buffer.drawable < rows:
             return 0
         deadline = math.inf if budget_s is None else time.monotonic() + budget_s
         limit = math.inf if max_steps is None else max_steps
@@ -175,21 +185,25 @@ class SAETrainer:
             done += self._step(hook)
         return done
 
-    def _step(self, hook: _Hook) -> bool:
+    def _step(self, hook: TrainerParts) -> bool:
         learner = hook.learner
         if learner.steps == 0:
             learner.start(hook.buffer.rows, hook.normalizer.scaling)
-        rows_BD, weight_B = hook.buffer.sample(self.config.batch_rows)
-        result = learner.step(rows_BD, weight_B)
+        batch = hook.buffer.sample(self.config.batch_rows)
+        hook.mixing.observe(batch.step_N, batch.version_N, hook.buffer.newest_version)
+        result = learner.step(batch.rows_ND, batch.weight_N)
         if result is None:
             if learner.steps_skipped in (1, 10, 100, 1000):
                 log.warning("%s: %d steps skipped", self.hook_name, learner.steps_skipped)
             return False
-        self._counts["rows_trained"] += len(rows_BD)
-        variance = hook.normalizer.variance * learner.scaling.scale**2 / hook.d_in
+        self._counts["rows_trained"] += len(batch)
+        variance = hook.normalizer.variance * learner.scaling.scale**2 / learner.sae.d_out
         self._smooth("loss", result.loss)
         self._smooth("fvu", result.error / variance if variance > 0 else 0.0)
-        self._smooth("l0", float(result.fired_F.sum()) / len(rows_BD))
+        self._smooth("l0", float(result.fired_F.sum()) / len(batch))
+        if hook.window.add(len(batch), result.error, variance):
+            learner.tracker.observe(hook.window.last)
+            self._smoothed["input_drift"] = hook.normalizer.drift
         return True
 
     def _smooth(self, name: str, value: float) -> None:
@@ -202,18 +216,21 @@ class SAETrainer:
         """The running numbers; costs microseconds."""
         running = RunningMetrics(**self._counts, **self._smoothed)  # type: ignore[arg-type]
         running.rows_waiting = int(self._budget_rows)
+        running.feature_survival = self._survival
         if self._hook is not None:
-            learner = self._hook.learner
+            hook, learner = self._hook, self._hook.learner
             running.steps, running.steps_skipped = learner.steps, learner.steps_skipped
-            running.buffer_fill_ratio = len(self._hook.buffer) / self.config.buffer_rows
+            running.rollbacks = learner.rollbacks
+            running.buffer_fill_ratio = len(hook.buffer) / self.config.buffer_rows
             running.dead_fraction = learner.dead.fraction
             running.features_resampled = learner.features_resampled
-            running.learning_rate, running.input_scale = (
-                learner.learning_rate,
-                learner.scaling.scale,
-            )
-            if self.config.architecture == "relu":
-                running.l1_coefficient = learner.l1_coefficient
+            running.learning_rate = learner.learning_rate
+            running.input_scale = learner.scaling.scale
+            running.windows, running.window_fvu = hook.window.count, hook.window.last
+            running.mixing_autocorrelation = hook.mixing.autocorrelation
+            running.row_age_versions = hook.mixing.age_versions
+            if learner.controller.steers:
+                running.sparsity_coefficient = learner.sparsity_coefficient
         return running
 
     def evaluate(self) -> SAEMetrics | None:
@@ -236,24 +253,37 @@ class SAETrainer:
         hook = self._hook
         if hook is None:
             return None
-        state: StateDict = {"budget_rows": self._budget_rows}
-        put(state, "counts", dict(self._counts))
-        put(state, "smoothed", dict(self._smoothed))
-        for name, part in hook.parts(self.config.checkpoint_buffer).items():
-            put(state, name, part.state_dict())
+        W_dec_FD = hook.learner.sae.W_dec.detach()
+        survival = math.nan
+        if self._saved_W_dec is not None and bool(torch.isfinite(W_dec_FD).all()):
+            cosine = self.config.survival_cosine
+            survival = feature_survival(self._saved_W_dec, W_dec_FD, cosine)
         about = {
             "model_name": self.model_name,
             "hook_name": self.hook_name,
             "training_steps": self.steps,
             "training_rows": self._counts["rows_trained"],
+            **({} if math.isnan(survival) else {"feature_survival": survival}),
             **(metadata or {}),
         }
 
         def fill(target: Path) -> None:
             save_sae(target, hook.learner.sae, hook.learner.scaling, about)
-            write_state(target, TrainerState(self.config, hook.d_in, state))
+            write_state(target, TrainerState(self.config, hook.d_in, self._state(), hook.d_out))
 
-        return CheckpointStore(folder, self.config.checkpoint_keep).write(self.steps, fill)
+        written = CheckpointStore(folder, self.config.checkpoint_keep).write(self.steps, fill)
+        self._saved_W_dec, self._survival = W_dec_FD.clone(), survival
+        hook.learner.mark_good()
+        return written
+
+    def _state(self) -> StateDict:
+        assert self._hook is not None
+        state: StateDict = {"budget_rows": self._budget_rows}
+        put(state, "counts", dict(self._counts))
+        put(state, "smoothed", dict(self._smoothed))
+        for name, part in self._hook.stateful(self.config.checkpoint_buffer).items():
+            put(state, name, part.state_dict())
+        return state
 
     def load(self, folder: Path) -> Path | None:
         """Go on from the newest readable checkpoint in `folder`; returns it, None if there is none.
@@ -290,9 +320,9 @@ class SAETrainer:
                 )
                 raise CheckpointError(path, reason)
         try:
-            hook = _Hook(ours, saved.d_in)
+            hook = TrainerParts(ours, saved.d_in, saved.d_out)
             with_buffer = "buffer.rows" in saved.state
-            for name, part in hook.parts(with_buffer).items():
+            for name, part in hook.stateful(with_buffer).items():
                 part.load_state_dict(pick(saved.state, name))
             budget_rows = number_of(saved.state, "budget_rows")
             counts = {name: int(number_of(saved.state, f"counts.{name}")) for name in _COUNTERS}
@@ -301,3 +331,19 @@ class SAETrainer:
         self._hook, self._budget_rows, self._counts = hook, budget_rows, counts
         smoothed = pick(saved.state, "smoothed")
         self._smoothed = {name: number_of(smoothed, name) for name in smoothed}
+        self._saved_W_dec = hook.learner.sae.W_dec.detach().clone()
+
+
+def _flat(rows: torch.Tensor) -> torch.Tensor:
+    """As [N, D], detached, not copied.
+
+    Raises:
+        ValueError: these are no rows of real numbers.
+    """
+    if rows.is_complex() or rows.ndim == 0 or rows.shape[-1] == 0:
+        raise ValueError(f"cannot train on {rows.dtype} rows of shape {tuple(rows.shape)}")
+    return rows.detach().reshape(-1, rows.shape[-1])
+
+
+def _widths(d_in: int, d_out: int | None) -> str:
+    return f"{d_in}" if d_out is None else f"{d_in} -> {d_out}"

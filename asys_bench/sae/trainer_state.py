@@ -24,7 +24,7 @@ from asys_bench.sae.state import StateDict
 
 STATE_JSON = "trainer_state.json"
 STATE_TENSORS = "trainer_state.safetensors"
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,8 @@ class TrainerState:
     config: SAEConfig
     d_in: int
     state: StateDict
+    d_out: int | None = None
+    """Width of a transcoder's target; None for autoencoders."""
 
 
 def write_state(folder: Path, saved: TrainerState) -> None:
@@ -50,6 +52,7 @@ def write_state(folder: Path, saved: TrainerState) -> None:
         {
             "version": STATE_VERSION,
             "d_in": saved.d_in,
+            "d_out": saved.d_out,
             "config": saved.config.model_dump(mode="json"),
             "numbers": numbers,
         },
@@ -68,16 +71,18 @@ def read_state(folder: Path) -> TrainerState:
         raise CheckpointError(
             path, f"version {data.get('version')!r} is not supported; valid: {STATE_VERSION}"
         )
-    d_in, numbers = data.get("d_in"), data.get("numbers")
+    d_in, d_out, numbers = data.get("d_in"), data.get("d_out"), data.get("numbers")
     if not isinstance(d_in, int) or d_in < 1 or not isinstance(numbers, dict):
         raise CheckpointError(path, "d_in or numbers are missing")
+    if d_out is not None and (not isinstance(d_out, int) or d_out < 1):
+        raise CheckpointError(path, f"d_out is {d_out!r}")
     try:
         config = SAEConfig.model_validate(data.get("config"))
     except ValidationError as error:
         raise CheckpointError(path, f"config: {error}") from None
     state: StateDict = {name: _number(path, name, value) for name, value in numbers.items()}
     state.update(read_tensors(folder / STATE_TENSORS))
-    return TrainerState(config, d_in, state)
+    return TrainerState(config, d_in, state, d_out)
 
 
 def _number(path: Path, name: str, value: Any) -> int | float:

@@ -103,7 +103,7 @@ class ArchiverWorker(BaseSink):
             self._patience,
             context.heartbeat,
         )
-        """Rows in the archive per recent packet."""
+        """Per recent packet, one past the last of its rows in the archive."""
         self._remember = len(self._written) + REMEMBERED_PACKETS + self.max_packets
 
     def consume(self, lease: Lease) -> None:
@@ -140,6 +140,7 @@ class ArchiverWorker(BaseSink):
             if not packet.verify():
                 raise PacketError("its payload does not match its checksum")
             rows_ND = rows_of(context.decode(packet))
+            places = context.rows(packet) if rows_ND is not None else None
         except PacketError as error:
             if not self._meters.damaged.value:
                 # A handler may keep the record, and the exception's frames hold views of the lease.
@@ -148,21 +149,24 @@ class ArchiverWorker(BaseSink):
             self._meters.damaged.add()
             return
         hook = context.name_of(packet.hook_id)
-        count = 0 if rows_ND is None else rows_ND.shape[0]
+        end = 0 if rows_ND is None else rows_ND.shape[0]
+        if places is not None:
+            end = int(places[-1]) + 1
         first = self._written.get(key, -1)
-        if first >= count:
+        if first >= end:
             self._meters.duplicates.add()
             return
-        self._written[key] = count
+        self._written[key] = end
         self._meters.hook(hook).packets.add()
         if rows_ND is None:
             return
-        if first > 0:
-            rows_ND = rows_ND[first:]
         first = max(first, 0)
+        written = first if places is None else int(places.searchsorted(first))
+        rows_ND = rows_ND[written:]
+        places = None if places is None else places[written:]
         stored = stored_dtype(packet.dtype, _NARROW[self._options.values])
         layout = RowLayout(hook, rows_ND.shape[1], packet.dtype, stored)
-        piece = Piece(packet, context.name_of(packet.encoding_id), rows_ND, first)
+        piece = Piece(packet, context.name_of(packet.encoding_id), rows_ND, first, places)
         series.setdefault(layout, []).append(piece)
 
     def _append(

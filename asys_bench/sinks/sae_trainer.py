@@ -1,137 +1,46 @@
-"""`SAETrainerWorker`: one worker process that trains one SAE per hook point of its group.
+"""`SAETrainerWorker`: one worker process that trains the SAEs of its hook points.
 
 It takes packets as they come, trains in short slices between two pulls (so that heartbeats go on
 and the bus is emptied first), measures on held-out packets and writes checkpoints that SAELens
-loads. A new incarnation resumes each SAE from its newest readable checkpoint.
+loads. A packet is decoded once for all SAEs of its hook. A new incarnation resumes each SAE from
+its newest readable checkpoint.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-import zlib
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Self
+from dataclasses import dataclass, field
 
-from pydantic import Field, model_validator
+import torch
 
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.packet import ActivationPacket
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
-from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
+from asys_bench.sae.allocator import keep_freed_memory
+from asys_bench.sae.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sinks.sae.options import SAETrainerOptions
+from asys_bench.sinks.sae.training import Training
 
-log = logging.getLogger(__name__)
-
-
-class SAETrainerOptions(SinkOptions):
-    """Options of the `sae_trainer` sink."""
-
-    sae: SAEConfig = Field(default_factory=SAEConfig, description="the SAE of every hook")
-    overrides: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description="fnmatch glob over hook names -> fields of `sae` that differ there; "
-        "the last glob that matches wins, field by field",
-    )
-    max_packets: int = Field(default=256, ge=1, le=65536, description="most packets of one pull")
-    linger_s: float = Field(
-        default=0.05, gt=0, le=1, description="longest wait of one pull, in seconds"
-    )
-    train_slice_s: float = Field(
-        default=0.1,
-        gt=0,
-        le=2,
-        description="longest training of one SAE between two pulls, in seconds",
-    )
-    evaluate_interval_s: float = Field(
-        default=2.0,
-        gt=0,
-        description="time between two held-out measurements of an SAE, in seconds",
-    )
-    final_train_s: float = Field(
-        default=2.0,
-        ge=0,
-        description="training left over at the end may take this long, in seconds",
-    )
-
-    @model_validator(mode="after")
-    def _overrides_fit(self) -> Self:
-        for glob in self.overrides:
-            self.for_hook(glob)
-        return self
-
-    def for_hook(self, hook: str) -> SAEConfig:
-        """The configuration of one hook's SAE. Raises ValueError when an override does not fit."""
-        merged = self.sae.model_dump(exclude_unset=True)
-        for glob, fields in self.overrides.items():
-            if glob == hook or fnmatchcase(hook, glob):
-                merged.update(fields)
-        return SAEConfig.model_validate(merged)
+__all__ = ["SAETrainerOptions", "SAETrainerWorker", "plugin"]
 
 
-class _Training:
-    """One hook's trainer, its folder and its metrics."""
+@dataclass
+class _Transcoding:
+    """A transcoder and the packets that wait to be its rows."""
 
-    def __init__(self, hook: str, options: SAETrainerOptions, context: SinkContext) -> None:
-        self.hook = hook
-        config = options.for_hook(hook)
-        config = config.model_copy(
-            update={"seed": config.seed ^ context.seed ^ zlib.crc32(hook.encode())}
-        )
-        self.trainer = SAETrainer(config, model_name=context.run_id, hook_name=hook)
-        self.folder = Path(context.run_dir) / "sae" / file_slug(hook)
-        self.rejected = False
-        now = time.monotonic()
-        self.evaluated_at = self.saved_at = now
-        slot = context.slot
-        self.loss = slot.gauge("sae_loss", hook=hook)
-        self.fvu = slot.gauge("sae_fvu", hook=hook)
-        self.l0 = slot.gauge("sae_l0", hook=hook)
-        self.dead = slot.gauge("sae_dead_ratio", hook=hook)
-        self.dense = slot.gauge("sae_dense_ratio", hook=hook)
-        self.steps = slot.counter("sae_steps", hook=hook)
-        self.rows = slot.counter("sae_rows", hook=hook)
-        self.trained = slot.counter("sae_rows_trained", hook=hook)
-        self.checkpoints = slot.counter("sae_checkpoints", hook=hook)
-        self.nonfinite = slot.counter("sae_nonfinite_rows", hook=hook)
-        self.rejected_packets = slot.counter("sae_rejected_packets", hook=hook)
-        if self.folder.exists():
-            self._resume()
+    training: Training
+    pairs: PairMatcher
 
-    def _resume(self) -> None:
-        try:
-            path = self.trainer.load(self.folder)
-        except CheckpointError as error:
-            log.error("%s: no checkpoint can be used, training starts anew: %s", self.hook, error)
-            return
-        if path is not None:
-            log.info("%s: resumed at step %d from %s", self.hook, self.trainer.steps, path.name)
 
-    def publish(self) -> None:
-        running = self.trainer.metrics
-        self.loss.set(running.loss)
-        self.l0.set(running.l0)
-        self.dead.set(running.dead_fraction)
-        self.steps.set(running.steps)
-        self.rows.set(running.rows_ingested)
-        self.trained.set(running.rows_trained)
-        self.nonfinite.set(running.rows_refused)
+@dataclass
+class _Route:
+    """Who gets a hook's packets."""
 
-    def evaluate(self) -> None:
-        self.evaluated_at = time.monotonic()
-        found = self.trainer.evaluate()
-        if found is not None:
-            self.fvu.set(found.fvu)
-            self.l0.set(found.l0)
-            self.dense.set(found.dense_fraction)
+    trainings: list[Training] = field(default_factory=list)
+    transcodings: list[tuple[_Transcoding, Side]] = field(default_factory=list)
 
-    def save(self) -> None:
-        self.saved_at = time.monotonic()
-        try:
-            if self.trainer.save(self.folder) is not None:
-                self.checkpoints.add()
-        except CheckpointError as error:
-            log.error("%s: checkpoint not written, the last one stays: %s", self.hook, error)
+    def everyone(self) -> list[Training]:
+        return [*self.trainings, *(coding.training for coding, _ in self.transcodings)]
 
 
 class SAETrainerWorker(BaseSink):
@@ -141,40 +50,113 @@ class SAETrainerWorker(BaseSink):
         self._options = options
         self.max_packets = options.max_packets
         self.linger_s = options.linger_s
-        self._trainings: dict[int, _Training] = {}
+        self._routes: dict[int, _Route] = {}
+        self._trainings: dict[str, Training] = {}
+        self._transcodings: dict[str, _Transcoding] = {}
 
     def open(self, context: SinkContext) -> None:
         self._context = context
         self._options.sae.apply_threads()
+        torch.set_flush_denormal(True)  # Adam's moments of silent features fade into denormals
+        keep_freed_memory()
 
     def consume(self, lease: Lease) -> None:
+        draining = self._context.time_left_s() != float("inf")
+        oldest_ns = time.monotonic_ns() - int(1e9 * self._options.max_lag_s)
         for packet in lease:
-            training = self._trainings.get(packet.hook_id)
-            if training is None:
-                hook = self._context.name_of(packet.hook_id)
-                training = _Training(hook, self._options, self._context)
-                self._trainings[packet.hook_id] = training
+            route = self._routes.get(packet.hook_id)
+            if route is None:
+                route = self._routes[packet.hook_id] = self._route(packet.hook_id)
+            # A packet without a time is of no known age.
+            if 0 < packet.timestamp_ns < oldest_ns and not draining:
+                for training in route.everyone():
+                    training.skipped_packets.add()
+            else:
+                self._take(packet, route)
+
+    def _take(self, packet: ActivationPacket, route: _Route) -> None:
+        rows = self._context.decode(packet)
+        key = (packet.source, packet.shard, packet.seq)
+        weight = 1.0 / packet.sampling_rate
+        for training in route.trainings:
             if training.rejected:
                 training.rejected_packets.add()
                 continue
             try:
                 training.trainer.ingest(
-                    self._context.decode(packet),
-                    (packet.source, packet.shard, packet.seq),
-                    1.0 / packet.sampling_rate,
+                    rows,
+                    key,
+                    weight,
+                    host_step=packet.host_step,
+                    weights_version=packet.weights_version,
                 )
             except ValueError as error:
-                training.rejected = True
                 training.rejected_packets.add()
-                log.error("%s: not trained any more: %s", training.hook, error)
+                training.reject(error)
+        for coding, side in route.transcodings:
+            if coding.training.rejected:
+                coding.training.rejected_packets.add()
+                continue
+            half = Half(rows.detach().clone(), key, weight, packet.weights_version)
+            moment = Moment(
+                packet.source, packet.shard, packet.host_step, packet.microbatch, packet.call_index
+            )
+            self._pair_up(coding, side, moment, half)
+
+    def _pair_up(self, coding: _Transcoding, side: Side, moment: Moment, half: Half) -> None:
+        pair = coding.pairs.offer(side, moment, half)
+        training = coding.training
+        if training.unpaired_packets is not None:
+            training.unpaired_packets.set(coding.pairs.unmatched)
+        if pair is None:
+            if coding.pairs.problem is not None:
+                training.reject(coding.pairs.problem)
+            return
+        try:
+            training.trainer.ingest(
+                pair.input.rows,
+                pair.input.key,
+                pair.weight,
+                target_ND=pair.output.rows,
+                host_step=moment.host_step,
+                weights_version=pair.input.weights_version,
+            )
+        except ValueError as error:
+            training.rejected_packets.add()
+            training.reject(error)
+
+    def _route(self, hook_id: int) -> _Route:
+        """The SAEs of a hook, made (and resumed) when its first packet comes."""
+        hook = self._context.name_of(hook_id)
+        route = _Route()
+        for label, config in self._options.saes_of(hook).items():
+            training = Training(label, hook, config, self._context)
+            self._trainings[label] = training
+            route.trainings.append(training)
+        for transcoder in self._options.transcoders:
+            for side, name in ((Side.INPUT, transcoder.input), (Side.OUTPUT, transcoder.output)):
+                if name != hook:
+                    continue
+                coding = self._transcodings.get(transcoder.label)
+                if coding is None:
+                    config = self._options.for_transcoder(transcoder)
+                    training = Training(transcoder.label, transcoder.input, config, self._context)
+                    coding = _Transcoding(
+                        training, PairMatcher(transcoder.input, transcoder.output)
+                    )
+                    self._trainings[transcoder.label] = training
+                    self._transcodings[transcoder.label] = coding
+                route.transcodings.append((coding, side))
+        return route
 
     def idle(self) -> None:
         now = time.monotonic()
+        slice_s = self._options.train_slice_s / max(1, len(self._options.variants))
         for training in self._trainings.values():
             if training.rejected:
                 continue
             trained = training.trainer.train(
-                budget_s=self._options.train_slice_s, between_steps=self._context.heartbeat
+                budget_s=slice_s, between_steps=self._context.heartbeat
             )
             if trained:
                 training.publish()
@@ -197,6 +179,7 @@ class SAETrainerWorker(BaseSink):
             training.evaluate()
             self._context.heartbeat()
             training.save()
+            training.publish()
 
 
 def _build(options: SinkOptions) -> BaseSink:
@@ -206,10 +189,10 @@ def _build(options: SinkOptions) -> BaseSink:
 
 plugin = SinkPlugin(
     name="sae_trainer",
-    summary="trains one sparse autoencoder per hook point, online",
+    summary="trains sparse autoencoders on every hook point, online",
     options=SAETrainerOptions,
     build=_build,
     default_delivery=Delivery.AT_MOST_ONCE,
-    preload=("asys_bench.sae", "torch._dynamo"),  # the first optimizer imports it: over a second
+    preload=("asys_bench.sae", "torch._dynamo"),
     partition=True,
 )

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from asys_bench.contracts.packet import ActivationPacket, tensor_bytes
+from asys_bench.contracts.preprocessor import Positions
 from asys_bench.sinks.archive.layout import ARROW_OF, RowLayout
 
 BATCH_BYTES = 64 << 20
@@ -26,12 +27,13 @@ _INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of one packet: `rows` [n, width] starts at row `first` of it."""
+    """Rows of one packet: `rows` [n, width] starts at row `first` of it, or they are those at `places`."""
 
     packet: ActivationPacket
     encoding: str
     rows: torch.Tensor
     first: int
+    places: Positions | None = None
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -51,7 +53,8 @@ def split(pieces: Sequence[Piece], layout: RowLayout, rows_per_batch: int) -> It
         while start < count:
             taken = min(room, count - start)
             rows = piece.rows[start : start + taken]
-            batch.append(Piece(piece.packet, piece.encoding, rows, piece.first + start))
+            places = None if piece.places is None else piece.places[start : start + taken]
+            batch.append(Piece(piece.packet, piece.encoding, rows, piece.first + start, places))
             start, room = start + taken, room - taken
             if not room:
                 yield batch
@@ -82,6 +85,9 @@ class BatchBuilder:
         begins = np.cumsum(counts) - counts
         row = np.arange(total) - np.repeat(begins, counts)
         row += column([piece.first for piece in pieces], np.int64)
+        for begin, piece in zip(begins, pieces, strict=True):
+            if piece.places is not None:
+                row[begin : begin + len(piece)] = piece.places
         position = column([p.token_position for p in packets], np.int64)
         position = np.where(position >= 0, np.minimum(position + row, _INT32_MAX), -1)
         offset = self._wall_offset_ns

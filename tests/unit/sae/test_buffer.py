@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asys_bench.sae.buffer import ShuffleBuffer
+from asys_bench.sae.row_block import RowBlock
 
 
 def _numbered(first: int, count: int) -> torch.Tensor:
@@ -13,13 +14,17 @@ def _numbered(first: int, count: int) -> torch.Tensor:
 
 
 def _add(buffer: ShuffleBuffer, first: int, count: int) -> None:
-    buffer.add(_numbered(first, count), torch.ones(count))
+    buffer.add(RowBlock.uniform(_numbered(first, count)))
+
+
+def _draw(buffer: ShuffleBuffer, count: int) -> torch.Tensor:
+    return buffer.sample(count).rows_ND.squeeze(1)
 
 
 def test_no_row_is_drawn_twice_within_a_pass() -> None:
     buffer = ShuffleBuffer(100, 1, seed=0)
     _add(buffer, 0, 100)
-    drawn = torch.cat([buffer.sample(10)[0] for _ in range(10)]).squeeze(1)
+    drawn = torch.cat([_draw(buffer, 10) for _ in range(10)])
     assert sorted(drawn.tolist()) == list(range(100))
     assert drawn.tolist() != list(range(100))
 
@@ -27,7 +32,7 @@ def test_no_row_is_drawn_twice_within_a_pass() -> None:
 def test_new_rows_replace_used_ones_first() -> None:
     buffer = ShuffleBuffer(100, 1, seed=0)
     _add(buffer, 0, 100)
-    used = set(buffer.sample(30)[0].squeeze(1).tolist())
+    used = set(_draw(buffer, 30).tolist())
     _add(buffer, 1000, 30)
     present = set(buffer.rows.squeeze(1).tolist())
     assert present == (set(range(100)) - used) | set(range(1000, 1030))
@@ -38,7 +43,7 @@ def test_with_one_pass_of_budget_nearly_every_row_is_used_once() -> None:
     _add(buffer, 0, 512)
     drawn: list[float] = []
     for block in range(1, 60):
-        drawn += buffer.sample(64)[0].squeeze(1).tolist()
+        drawn += _draw(buffer, 64).tolist()
         _add(buffer, block * 1000, 64)
     assert len(set(drawn)) > 0.85 * len(drawn)
 
@@ -59,7 +64,7 @@ def test_it_always_holds_distinct_known_rows_and_the_newest_chunk(
             newest = set(range(max(count - size, count - capacity), count))
             assert newest <= {int(v) for v in buffer.rows.squeeze(1)}
         elif len(buffer):
-            drawn = buffer.sample(min(size, len(buffer)))[0].squeeze(1)
+            drawn = _draw(buffer, min(size, len(buffer)))
             assert all(0 <= v < count for v in drawn.tolist())
         values = buffer.rows.squeeze(1).tolist()
         assert len(set(values)) == len(values) == min(count, capacity)
@@ -78,16 +83,35 @@ def test_a_restored_buffer_draws_what_the_original_would_have_drawn() -> None:
         for buffer in (original, restored):
             _add(buffer, first, 23)
         for _ in range(3):
-            assert torch.equal(original.sample(13)[0], restored.sample(13)[0])
+            assert torch.equal(_draw(original, 13), _draw(restored, 13))
 
 
-def test_weights_travel_with_their_rows() -> None:
+def test_what_is_known_of_a_row_travels_with_it() -> None:
     buffer = ShuffleBuffer(64, 1, seed=0)
     for first in (0, 40, 80):
         rows = _numbered(first, 40)
-        buffer.add(rows, rows.squeeze(1) + 0.5)
-        drawn, weight = buffer.sample(20)
-        assert torch.equal(drawn.squeeze(1) + 0.5, weight)
+        number = rows.squeeze(1)
+        buffer.add(RowBlock(rows, number + 0.5, number.long() + 1, number.long() * 2))
+        drawn = buffer.sample(20)
+        number = drawn.rows_ND.squeeze(1)
+        assert torch.equal(number + 0.5, drawn.weight_N)
+        assert torch.equal(number.long() + 1, drawn.step_N)
+        assert torch.equal(number.long() * 2, drawn.version_N)
+
+
+def test_rows_of_too_old_weights_are_not_drawn_and_are_replaced_first() -> None:
+    buffer = ShuffleBuffer(100, 1, seed=0, max_age=2)
+    for version in range(10):
+        buffer.add(RowBlock.uniform(_numbered(10 * version, 10), version=version))
+    assert buffer.newest_version == 9
+    assert buffer.drawable == 30
+    drawn = torch.cat([_draw(buffer, 15) for _ in range(4)])
+    assert set(drawn.tolist()) == set(range(70, 100))
+    buffer.add(RowBlock.uniform(_numbered(1000, 60), version=9))
+    assert set(range(70, 100)) <= set(buffer.rows.squeeze(1).tolist()) | set(drawn.tolist())
+    assert buffer.drawable > 30
+    with pytest.raises(ValueError, match="cannot draw 101"):
+        buffer.sample(101)
 
 
 def test_drawing_more_than_there_is_and_foreign_state_are_refused() -> None:

@@ -19,7 +19,7 @@ from asys_bench.sae import (
     load_sae,
     save_sae,
 )
-from asys_bench.sae.scaling import InputScaling
+from asys_bench.sae.scaling import InputScaling, PairScaling, RowScaling
 
 
 def _scaling(sae: SparseAutoencoder, scale: float) -> InputScaling:
@@ -37,17 +37,26 @@ def _save(folder: Path, architecture: str = "topk") -> Path:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_saved_sae_comes_back_with_its_scale_folded_in(tmp_path: Path, architecture: str) -> None:
-    sae = build_sae(
-        SAEConfig.model_validate({"architecture": architecture, "d_sae": 24, "k": 3}), 6
-    )
-    save_sae(tmp_path, sae, _scaling(sae, 2.5), {"hook_name": "pi"})
+    config = SAEConfig.model_validate({"architecture": architecture, "d_sae": 24, "k": 3})
+    transcodes = architecture == "skip_transcoder"
+    sae = build_sae(config, 6, 5 if transcodes else None)
+    with torch.no_grad():
+        for name, tensor in sae.state_dict().items():
+            if name != "W_dec":
+                tensor.add_(0.3 * torch.rand(tensor.shape))
+    scaling: RowScaling = _scaling(sae, 2.5)
+    if transcodes:
+        scaling = PairScaling(scaling, InputScaling(0.4, torch.linspace(1, 2, 5)))
+    save_sae(tmp_path, sae, scaling, {"hook_name": "pi"})
     loaded, metadata = load_sae(tmp_path)
     x_BD = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
-    scaling = _scaling(sae, 2.5)
-    torch.testing.assert_close(loaded.encode(x_BD), sae.encode(scaling.apply(x_BD)))
-    torch.testing.assert_close(loaded(x_BD), scaling.undo(sae(scaling.apply(x_BD))))
+    rows_BD = torch.cat([x_BD, torch.zeros(10, 5)], 1) if transcodes else x_BD
+    input_BD, _ = sae.split(scaling.apply(rows_BD))
+    torch.testing.assert_close(loaded.encode(x_BD), sae.encode(input_BD))
+    torch.testing.assert_close(loaded(x_BD), scaling.undo(sae(input_BD)))
     assert metadata["hook_name"] == "pi"
-    assert loaded.name == architecture
+    assert metadata["training_architecture"] == architecture
+    assert loaded.saelens_name == sae.saelens_name
 
 
 def _truncate(name: str) -> Callable[[Path], None]:
@@ -76,7 +85,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (lambda f: (f / "sae_weights.safetensors").unlink(), "sae_weights", "cannot be read"),
         (lambda f: (f / "cfg.json").write_text("[]"), "cfg.json", "holds a list"),
         (lambda f: (f / "cfg.json").write_bytes(b"\xff\xfe"), "cfg.json", "cannot be read"),
-        (_edit(architecture="gated"), "cfg.json", "valid: standard, topk"),
+        (_edit(architecture="temporal"), "cfg.json", "valid: gated, jumprelu, jumprelu_skip"),
         (_edit(d_in=7), "sae_weights", r"is \(24, 6\), wanted \(24, 7\)|wanted"),
         (_edit(d_in="6"), "cfg.json", "not a positive integer"),
         (_edit(k=None), "cfg.json", "'k' is missing"),

@@ -18,7 +18,16 @@ def test_every_field_is_described() -> None:
         ({"batch_rows": 100, "buffer_rows": 50}, "buffer_rows 50 is less than batch_rows 100"),
         ({"k": 20, "d_sae": 10}, "k 20 is more than d_sae 10"),
         ({"architecture": "relu", "dead_policy": "auxk"}, "valid here: auto, resample, none"),
-        ({"target_l0": 5}, "target_l0 steers"),
+        ({"architecture": "gated", "dead_policy": "auxk"}, "needs one of topk, batchtopk"),
+        ({"target_l0": 5}, "target_l0 steers the penalty of relu, jumprelu, gated"),
+        ({"architecture": "batchtopk", "k": 20, "d_sae": 10}, "k 20 is more than d_sae 10"),
+        ({"matryoshka_widths": [8, 16]}, "needs matryoshka, not 'topk'"),
+        (
+            {"architecture": "matryoshka", "d_sae": 32, "matryoshka_widths": [8, 16]},
+            r"\[8, 16\] must ascend from at least 1 to d_sae 32",
+        ),
+        ({"lr_tracking": True, "lr_decay_steps": 5}, "set one of them"),
+        ({"architecture": "skip_transcoder", "normalize": "norm"}, "use std or none"),
         ({"nonsense": 1}, "Extra inputs"),
         ({"passes": 0}, "greater than 0"),
         ({"learning_rate": float("nan")}, "learning_rate"),
@@ -27,6 +36,20 @@ def test_every_field_is_described() -> None:
 def test_wrong_values_are_named(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         SAEConfig.model_validate(fields)
+
+
+def test_matryoshka_widths_are_powers_of_two_of_the_dictionary_unless_given() -> None:
+    config = SAEConfig(architecture="matryoshka", k=4)
+    assert config.prefix_widths(2048) == (128, 256, 512, 1024, 2048)
+    assert config.prefix_widths(5) == (1, 2, 5)
+    given = SAEConfig(architecture="matryoshka", k=4, d_sae=32, matryoshka_widths=(8, 32))
+    assert given.prefix_widths(32) == (8, 32)
+
+
+def test_what_sparsity_is_asked_for() -> None:
+    assert SAEConfig(k=7).wanted_l0 == 7
+    assert SAEConfig(architecture="gated", target_l0=9).wanted_l0 == 9
+    assert SAEConfig(architecture="relu").wanted_l0 is None
 
 
 def test_features_come_from_the_expansion_factor_unless_given() -> None:

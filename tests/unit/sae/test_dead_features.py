@@ -27,7 +27,7 @@ def _learner(**fields: object) -> Learner:
 
 def _kill(learner: Learner, index_N: torch.Tensor) -> None:
     with torch.no_grad():
-        learner.sae.b_enc[index_N] = -50.0
+        learner.sae.encoder_bias[index_N] = -50.0
     learner.dead.silent_rows_F[index_N] = 10**6
     learner.dead.revive(torch.zeros(0, dtype=torch.int64))
 
@@ -36,7 +36,7 @@ def test_auxk_gives_dead_features_a_gradient_while_others_reconstruct() -> None:
     learner = _learner()
     dead_N = torch.arange(32)
     with torch.no_grad():
-        learner.sae.b_enc[dead_N] = -1.0
+        learner.sae.encoder_bias[dead_N] = -1.0
     learner.dead.silent_rows_F[dead_N] = 10**6
     learner.dead.revive(torch.zeros(0, dtype=torch.int64))
     before_ND = learner.sae.W_dec.detach()[dead_N].clone()
@@ -52,16 +52,16 @@ def test_resampling_points_dead_features_at_badly_reconstructed_rows() -> None:
     x_BD = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     error_B = torch.zeros(32)
     error_B[[4, 5]] = 1.0
-    for state in learner._optimizer.state.values():
-        state["exp_avg"].fill_(1.0)
+    for mean, _ in learner.adam.moments.values():
+        mean.fill_(1.0)
     generator = torch.Generator().manual_seed(0)
-    revived = resample_(learner.sae, learner._optimizer, dead_N, x_BD, error_B, generator)
+    revived = resample_(learner.sae, learner.adam, dead_N, x_BD, error_B, generator)
     assert sorted(revived.tolist()) == [3, 9]
     targets = x_BD[[4, 5]] / x_BD[[4, 5]].norm(dim=1, keepdim=True)
     similarity = learner.sae.W_dec.detach()[dead_N] @ targets.t()
     assert similarity.max(1).values.min() > 0.9999
-    assert learner.sae.b_enc.detach()[dead_N].tolist() == [0.0, 0.0]
-    moment = learner._optimizer.state[learner.sae.W_enc]["exp_avg"]
+    assert learner.sae.encoder_bias.detach()[dead_N].tolist() == [0.0, 0.0]
+    moment, _ = learner.adam.moments["W_enc"]
     assert moment[:, dead_N].abs().max() == 0
     assert moment[:, 0].min() == 1
 
@@ -71,7 +71,7 @@ def test_resampling_without_any_loss_does_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     none = resample_(
         learner.sae,
-        learner._optimizer,
+        learner.adam,
         torch.tensor([1]),
         torch.ones(4, 16),
         torch.zeros(4),
@@ -80,19 +80,20 @@ def test_resampling_without_any_loss_does_nothing() -> None:
     assert len(none) == 0
 
 
-def test_the_relu_trainer_resamples_on_its_own() -> None:
-    learner = _learner(architecture="relu", resample_every_steps=2, dead_after_rows=10)
+@pytest.mark.parametrize("architecture", ["relu", "jumprelu", "gated"])
+def test_a_trainer_resamples_on_its_own(architecture: str) -> None:
+    learner = _learner(architecture=architecture, resample_every_steps=2, dead_after_rows=10)
     _kill(learner, torch.arange(8))
     x_BD = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         learner.step(x_BD, torch.ones(64))
     assert learner.features_resampled >= 8
-    assert learner.sae.b_enc.min() > -1
+    assert learner.sae.encoder_bias.min() > -1
 
 
 def test_the_controller_finds_the_weight_of_a_power_law() -> None:
     control = SparsityController(
-        SAEConfig(architecture="relu", target_l0=20, l1_coefficient=0.1, l1_warmup_steps=10)
+        SAEConfig(architecture="relu", target_l0=20, l1_coefficient=0.1, sparsity_warmup_steps=10)
     )
     assert control.coefficient(0) == pytest.approx(0.01)
     for step in range(2000):

@@ -1,13 +1,16 @@
 """The online trainer: budget, intake, faults, resume."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
+from asys_bench.sae import AUTOENCODERS, CheckpointError, SAEConfig, SAETrainer
+from asys_bench.sae.config import PENALISED
 from asys_bench.sae.held_out import is_held_out
+from asys_bench.sae.sparse_codes import SparseCodes
 
 D = 16
 
@@ -36,8 +39,14 @@ def _packet(seq: int, rows: int = 48) -> torch.Tensor:
 
 def _feed(trainer: SAETrainer, first: int, last: int) -> None:
     for seq in range(first, last):
-        trainer.ingest(_packet(seq), (0, 0, seq), weight=1.0 + seq % 3)
+        _ingest(trainer, seq)
         trainer.train(max_steps=3)
+
+
+def _ingest(trainer: SAETrainer, seq: int) -> None:
+    trainer.ingest(
+        _packet(seq), (0, 0, seq), weight=1.0 + seq % 3, host_step=2 * seq, weights_version=seq
+    )
 
 
 def _weights(trainer: SAETrainer) -> dict[str, torch.Tensor]:
@@ -45,20 +54,22 @@ def _weights(trainer: SAETrainer) -> dict[str, torch.Tensor]:
     return trainer.sae.state_dict()
 
 
-@pytest.mark.parametrize("architecture", ["topk", "relu"])
+@pytest.mark.parametrize("architecture", AUTOENCODERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resumed_training_is_bitwise_the_uninterrupted_one(
     tmp_path: Path, architecture: str, dtype: str
 ) -> None:
-    extra = {"target_l0": 3.0, "l1_coefficient": 20.0} if architecture == "relu" else {}
-    config = _config(architecture=architecture, dtype=dtype, **extra)
+    extra: dict[str, object] = {"max_row_age_versions": 25, "window_rows": 1000}
+    if architecture in PENALISED:
+        extra |= {"target_l0": 3.0, "l1_coefficient": 20.0, "l0_coefficient": 20.0}
+    config = _config(architecture=architecture, dtype=dtype, lr_tracking=True, **extra)
     straight = SAETrainer(config)
     _feed(straight, 0, 80)
     assert straight.metrics.dead_fraction > 0 or straight.metrics.features_resampled > 0
 
     first = SAETrainer(config)
     _feed(first, 0, 40)
-    first.ingest(_packet(40), (0, 0, 40), weight=1.0 + 40 % 3)
+    _ingest(first, 40)
     first.save(tmp_path)
     torch.manual_seed(1234)
     second = SAETrainer(config)
@@ -173,13 +184,13 @@ def test_non_finite_rows_are_dropped_counted_and_never_reach_a_checkpoint(tmp_pa
 
 
 def test_a_step_with_non_finite_gradients_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = SAETrainer(_config(held_out_fraction=0.0))
+    trainer = SAETrainer(_config(held_out_fraction=0.0, rollback_after_skips=1000))
     trainer.ingest(_packet(0, 400), (0, 0, 0))
     trainer.train(max_steps=2)
     before, hook = _weights(trainer), trainer._hook
     assert hook is not None
     with monkeypatch.context() as patch:
-        patch.setattr(hook.learner.sae, "_select", _poisoned(hook.learner.sae._select))
+        patch.setattr(hook.learner.kernels, "top_k", _poisoned(hook.learner.kernels.top_k))
         assert trainer.train(max_steps=1) == 0
     for name, tensor in _weights(trainer).items():
         assert torch.equal(tensor, before[name])
@@ -188,10 +199,10 @@ def test_a_step_with_non_finite_gradients_changes_nothing(monkeypatch: pytest.Mo
     assert trainer.train(max_steps=2) == 2
 
 
-def _poisoned(select):  # type: ignore[no-untyped-def]
-    def wrapper(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        index_BK, value_BK = select(*arguments)
-        return index_BK, value_BK.fill_(math.inf)
+def _poisoned(top_k: Callable[..., SparseCodes]) -> Callable[..., SparseCodes]:
+    def wrapper(*arguments: object) -> SparseCodes:
+        codes = top_k(*arguments)
+        return codes.with_values(torch.full_like(codes.value_N, math.inf))
 
     return wrapper
 

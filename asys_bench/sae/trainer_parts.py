@@ -1,0 +1,61 @@
+"""What a trainer consists of once the width of its rows is known."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from asys_bench.sae.buffer import ShuffleBuffer
+from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.fvu_window import FVUWindow
+from asys_bench.sae.held_out import HeldOut
+from asys_bench.sae.intake import Intake
+from asys_bench.sae.learner import Learner
+from asys_bench.sae.mixing import MixingMeter
+from asys_bench.sae.normalizer import Normalizer
+from asys_bench.sae.pair_normalizer import PairNormalizer
+from asys_bench.sae.state import StateDict
+
+
+class Stateful(Protocol):
+    """A part that a checkpoint contains."""
+
+    def state_dict(self) -> StateDict: ...
+
+    def load_state_dict(self, state: StateDict) -> None: ...
+
+
+class TrainerParts:
+    """Intake -> normaliser, reservoir -> learner; held-out rows and meters beside.
+
+    d_out: width of a transcoder's target, whose rows are [x | y]; None for autoencoders.
+    """
+
+    def __init__(self, config: SAEConfig, d_in: int, d_out: int | None = None) -> None:
+        self.d_in, self.d_out = d_in, d_out
+        width = d_in + (d_out or 0)
+        self.learner = Learner(config, d_in, d_out)
+        self.intake = Intake(width)
+        mode, window = config.normalize, config.normalizer_window_rows
+        self.normalizer: Normalizer | PairNormalizer = (
+            Normalizer(d_in, mode, window)
+            if d_out is None
+            else PairNormalizer(d_in, d_out, mode, window)
+        )
+        self.buffer = ShuffleBuffer(
+            config.buffer_rows, width, config.seed ^ 0xB0F, config.max_row_age_versions
+        )
+        self.held_out = HeldOut(config.held_out_rows, width)
+        self.window = FVUWindow(config.window_rows)
+        self.mixing = MixingMeter()
+
+    def stateful(self, with_buffer: bool) -> dict[str, Stateful]:
+        """The parts by their name in a checkpoint."""
+        parts: dict[str, Stateful] = {
+            "learner": self.learner,
+            "intake": self.intake,
+            "normalizer": self.normalizer,
+            "held_out": self.held_out,
+            "window": self.window,
+            "mixing": self.mixing,
+        }
+        return parts | {"buffer": self.buffer} if with_buffer else parts

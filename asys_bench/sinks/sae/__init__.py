@@ -1,0 +1,1 @@
+"""Parts of the `sae_trainer` sink: its options, and one SAE's training inside a worker."""

@@ -1,0 +1,136 @@
+"""What can be set for the `sae_trainer` sink, and which SAEs that means for a hook."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from asys_bench.contracts.sink import SinkOptions
+from asys_bench.sae import SAEConfig
+
+TRANSCODER = "skip_transcoder"
+
+
+class TranscoderOptions(BaseModel, extra="forbid", frozen=True):
+    """One transcoder: from the rows of one hook to those of another."""
+
+    input: str = Field(description="name of the hook whose rows go in")
+    output: str = Field(description="name of the hook whose rows are to come out")
+    sae: dict[str, Any] = Field(
+        default_factory=dict,
+        description="fields of `sae` that differ for it; architecture is skip_transcoder",
+    )
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics and folders."""
+        return f"{self.input}->{self.output}"
+
+
+class SAETrainerOptions(SinkOptions):
+    """Options of the `sae_trainer` sink."""
+
+    sae: SAEConfig = Field(default_factory=SAEConfig, description="the SAE of every hook")
+    overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="fnmatch glob over hook names -> fields of `sae` that differ there; "
+        "the last glob that matches wins, field by field",
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="several SAEs on every hook, fed by one pull: name -> fields of `sae` that "
+        "differ (over `overrides`). They appear as <hook>#<name>. Empty: one SAE per hook",
+    )
+    transcoders: list[TranscoderOptions] = Field(
+        default_factory=list,
+        description="skip transcoders between two hooks of this sink; both hooks must be with one "
+        "worker",
+    )
+    plain_saes: bool = Field(
+        default=True, description="train SAEs of the single hooks (false: transcoders only)"
+    )
+    max_packets: int = Field(default=256, ge=1, le=65536, description="most packets of one pull")
+    linger_s: float = Field(
+        default=0.05, gt=0, le=1, description="longest wait of one pull, in seconds"
+    )
+    max_lag_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="packets older than this when pulled are skipped and counted, in seconds: a "
+        "trainer that cannot keep up stays at the present",
+    )
+    train_slice_s: float = Field(
+        default=0.1,
+        gt=0,
+        le=2,
+        description="longest training on one hook between two pulls, in seconds; its variants "
+        "share it",
+    )
+    evaluate_interval_s: float = Field(
+        default=2.0,
+        gt=0,
+        description="time between two held-out measurements of an SAE, in seconds",
+    )
+    final_train_s: float = Field(
+        default=2.0,
+        ge=0,
+        description="training left over at the end may take this long, in seconds",
+    )
+
+    @model_validator(mode="after")
+    def _all_fit(self) -> Self:
+        """Every combination that can be asked for is valid before anything runs."""
+        if self.sae.architecture == TRANSCODER:
+            raise ValueError(
+                "sae.architecture skip_transcoder needs two hooks: list it under `transcoders` and "
+                "choose another architecture for `sae` (or plain_saes: false)"
+            )
+        for glob in self.overrides:
+            self._check_plain(f"overrides[{glob!r}]", self.for_hook(glob))
+            for variant in self.variants:
+                self._check_plain(f"variants[{variant!r}]", self.for_hook(glob, variant))
+        for variant in self.variants:
+            self._check_plain(f"variants[{variant!r}]", self.for_hook("", variant))
+        for transcoder in self.transcoders:
+            self.for_transcoder(transcoder)
+        return self
+
+    @staticmethod
+    def _check_plain(place: str, config: SAEConfig) -> None:
+        if config.architecture == TRANSCODER:
+            raise ValueError(f"{place}: skip_transcoder needs two hooks; list it in `transcoders`")
+
+    def for_hook(self, hook: str, variant: str | None = None) -> SAEConfig:
+        """The configuration of one hook's SAE.
+
+        Raises:
+            ValueError: an override does not fit.
+        """
+        merged = self.sae.model_dump(exclude_unset=True)
+        for glob, fields in self.overrides.items():
+            if glob == hook or fnmatchcase(hook, glob):
+                merged.update(fields)
+        if variant is not None:
+            merged.update(self.variants[variant])
+        return SAEConfig.model_validate(merged)
+
+    def saes_of(self, hook: str) -> dict[str, SAEConfig]:
+        """Label in metrics and folders -> configuration, of every SAE on this hook alone."""
+        if not self.plain_saes:
+            return {}
+        if not self.variants:
+            return {hook: self.for_hook(hook)}
+        return {f"{hook}#{name}": self.for_hook(hook, name) for name in self.variants}
+
+    def for_transcoder(self, transcoder: TranscoderOptions) -> SAEConfig:
+        """The configuration of one transcoder.
+
+        Raises:
+            ValueError: its fields do not fit.
+        """
+        merged = self.sae.model_dump(exclude_unset=True)
+        for only_plain in ("architecture", "target_l0", "matryoshka_widths"):
+            merged.pop(only_plain, None)
+        return SAEConfig.model_validate(merged | {"architecture": TRANSCODER} | transcoder.sae)

@@ -1,0 +1,126 @@
+"""One SAE inside a worker: its trainer, its folder, its clocks and its metrics."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.sink import SinkContext
+from asys_bench.contracts.stats import Counter, Gauge, StatsError
+from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
+
+log = logging.getLogger(__name__)
+M = TypeVar("M", Gauge, Counter)
+
+
+class Training:
+    """label: the hook's name, `<hook>#<variant>` or `<input>-><output>`."""
+
+    def __init__(self, label: str, hook: str, config: SAEConfig, context: SinkContext) -> None:
+        self.label = label
+        config = config.model_copy(
+            update={"seed": config.seed ^ context.seed ^ zlib.crc32(label.encode())}
+        )
+        self.trainer = SAETrainer(config, model_name=context.run_id, hook_name=hook)
+        self.folder = Path(context.run_dir) / "sae" / file_slug(label)
+        self.rejected = False
+        self.evaluated_at = self.saved_at = time.monotonic()
+        slot = context.slot
+        self._loss = slot.gauge("sae_loss", hook=label)
+        self._fvu = slot.gauge("sae_fvu", hook=label)
+        self._l0 = slot.gauge("sae_l0", hook=label)
+        self._dead = slot.gauge("sae_dead_ratio", hook=label)
+        self._dense = slot.gauge("sae_dense_ratio", hook=label)
+        self._steps = slot.counter("sae_steps", hook=label)
+        self._rows = slot.counter("sae_rows", hook=label)
+        self._trained = slot.counter("sae_rows_trained", hook=label)
+        self._checkpoints = slot.counter("sae_checkpoints", hook=label)
+        self._nonfinite = slot.counter("sae_nonfinite_rows", hook=label)
+        self.rejected_packets = slot.counter("sae_rejected_packets", hook=label)
+
+        def gauge(name: str) -> Gauge:
+            return _or_private(lambda: slot.gauge(name, hook=label), Gauge)
+
+        def counter(name: str) -> Counter:
+            return _or_private(lambda: slot.counter(name, hook=label), Counter)
+
+        self.skipped_packets = counter("sae_skipped_packets")
+        self.unpaired_packets = counter("sae_unpaired_packets") if "->" in label else None
+        self._rollbacks = counter("sae_rollbacks")
+        self._over_budget = counter("sae_over_budget_rows")
+        self._window_fvu = gauge("sae_window_fvu")
+        self._survival = gauge("sae_feature_survival_ratio")
+        self._drift = gauge("sae_input_drift")
+        self._mixing = gauge("sae_mixing_autocorrelation")
+        self._age = gauge("sae_row_age_versions")
+        if self.folder.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        try:
+            path = self.trainer.load(self.folder)
+        except CheckpointError as error:
+            log.error("%s: no checkpoint can be used, training starts anew: %s", self.label, error)
+            return
+        if path is not None:
+            log.info("%s: resumed at step %d from %s", self.label, self.trainer.steps, path.name)
+
+    def reject(self, reason: object) -> None:
+        """Stop training this one; the worker's others go on."""
+        self.rejected = True
+        # As text: a kept log record would keep the error's frames, and with them views of the lease.
+        log.error("%s: not trained any more: %s", self.label, str(reason))
+
+    def publish(self) -> None:
+        """Bring the metrics up to date."""
+        running = self.trainer.metrics
+        self._loss.set(running.loss)
+        self._l0.set(running.l0)
+        self._dead.set(running.dead_fraction)
+        self._steps.set(running.steps)
+        self._rows.set(running.rows_ingested)
+        self._trained.set(running.rows_trained)
+        self._nonfinite.set(running.rows_refused)
+        self._rollbacks.set(running.rollbacks)
+        self._over_budget.set(running.rows_over_budget)
+        for metric, value in (
+            (self._window_fvu, running.window_fvu),
+            (self._survival, running.feature_survival),
+            (self._drift, running.input_drift),
+            (self._mixing, running.mixing_autocorrelation),
+            (self._age, running.row_age_versions),
+        ):
+            if math.isfinite(value):
+                metric.set(value)
+
+    def evaluate(self) -> None:
+        """Measure on held-out rows."""
+        self.evaluated_at = time.monotonic()
+        found = self.trainer.evaluate()
+        if found is not None:
+            self._fvu.set(found.fvu)
+            self._l0.set(found.l0)
+            self._dense.set(found.dense_fraction)
+
+    def save(self) -> None:
+        """Write a checkpoint; a failure is logged and the last one stays."""
+        self.saved_at = time.monotonic()
+        try:
+            if self.trainer.save(self.folder) is not None:
+                self._checkpoints.add()
+        except CheckpointError as error:
+            log.error("%s: checkpoint not written, the last one stays: %s", self.label, error)
+
+
+def _or_private(make: Callable[[], M], kind: type[M]) -> M:
+    """A metric of the stats page, or one that nobody sees when the page has no room left."""
+    try:
+        return make()
+    except StatsError:
+        return kind(memoryview(bytearray(8)).cast("q"), 0)

@@ -1,0 +1,210 @@
+"""`SAEWatchWorker`: watches a live model through SAEs that exist already; it trains nothing.
+
+Each hook's rows go through its SAE (a SAELens folder, ours or anyone's). Gauges tell how well the
+SAE fits the model now, over a window of recent rows, and the densities of its features are written
+to `<run>/watch/<hook>-<incarnation>.json` at the end. An SAE that stops fitting is a model that has moved on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from asys_bench.contracts.bus import Delivery, Lease
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.packet import ActivationPacket
+from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.contracts.stats import Counter, Gauge
+from asys_bench.sae import CheckpointError, SparseAutoencoder
+from asys_bench.sae.evaluation import ReconstructionMeter, ReconstructionReport
+from asys_bench.sae.exchange import ExchangeError, import_saelens
+
+log = logging.getLogger(__name__)
+WATCH_DIR = "watch"
+
+
+class SAEWatchOptions(SinkOptions):
+    """Options of the `sae_watch` sink."""
+
+    saes: dict[str, str] = Field(
+        min_length=1,
+        description="fnmatch glob over hook names -> SAELens folder of the SAE to watch it with; "
+        "the last glob that matches wins, hooks without one are passed over",
+    )
+    window_rows: int = Field(
+        default=8192, ge=1, le=1 << 24, description="rows of one measurement, >= 1"
+    )
+    threads: int = Field(default=1, ge=1, le=1024, description="torch threads of the worker")
+    max_packets: int = Field(default=256, ge=1, le=65536, description="most packets of one pull")
+    linger_s: float = Field(
+        default=0.05, gt=0, le=1, description="longest wait of one pull, in seconds"
+    )
+
+    def folder_of(self, hook: str) -> str | None:
+        """The SAE's folder for `hook`; None for a hook that is not watched."""
+        matching = [f for glob, f in self.saes.items() if glob == hook or fnmatchcase(hook, glob)]
+        return matching[-1] if matching else None
+
+
+@dataclass
+class _Watched:
+    """One hook with its SAE: the window that fills up, and everything so far."""
+
+    hook: str
+    sae: SparseAutoencoder
+    rows: Counter
+    refused: Counter
+    fvu: Gauge
+    l0: Gauge
+    dense: Gauge
+    window: ReconstructionMeter
+    total: ReconstructionMeter
+    in_window: int = 0
+    history: list[dict[str, float | None]] = field(default_factory=list)
+
+
+class SAEWatchWorker(BaseSink):
+    """See the module docstring."""
+
+    def __init__(self, options: SAEWatchOptions) -> None:
+        self._options = options
+        self.max_packets, self.linger_s = options.max_packets, options.linger_s
+        self._watched: dict[int, _Watched | None] = {}
+
+    def open(self, context: SinkContext) -> None:
+        self._context = context
+        torch.set_num_threads(self._options.threads)
+
+    def consume(self, lease: Lease) -> None:
+        for packet in lease:
+            if packet.hook_id not in self._watched:
+                self._watched[packet.hook_id] = self._load(self._context.name_of(packet.hook_id))
+            watched = self._watched[packet.hook_id]
+            if watched is not None:
+                self._measure(watched, packet)
+
+    def close(self) -> None:
+        """Write each hook's report."""
+        for watched in self._watched.values():
+            if watched is None or not watched.rows.value:
+                continue
+            if watched.in_window:
+                self._publish(watched)
+            self._write(watched)
+            self._context.heartbeat()
+
+    def _load(self, hook: str) -> _Watched | None:
+        folder = self._options.folder_of(hook)
+        if folder is None:
+            return None
+        try:
+            sae, _ = import_saelens(folder)
+        except (CheckpointError, ExchangeError) as error:
+            log.error("%s is not watched: %s", hook, error)
+            return None
+        if sae.name == "skip_transcoder":
+            log.error("%s is not watched: a transcoder needs the rows of a second hook", hook)
+            return None
+        slot = self._context.slot
+        return _Watched(
+            hook,
+            sae,
+            rows=slot.counter("sae_watch_rows", hook=hook),
+            refused=slot.counter("sae_watch_refused_rows", hook=hook),
+            fvu=slot.gauge("sae_watch_fvu", hook=hook),
+            l0=slot.gauge("sae_watch_l0", hook=hook),
+            dense=slot.gauge("sae_watch_dense_ratio", hook=hook),
+            window=ReconstructionMeter(sae.d_in, sae.d_sae),
+            total=ReconstructionMeter(sae.d_in, sae.d_sae),
+        )
+
+    @torch.no_grad()
+    def _measure(self, watched: _Watched, packet: ActivationPacket) -> None:
+        tensor = self._context.decode(packet)
+        if tensor.numel() == 0 or tensor.ndim == 0 or tensor.is_complex():
+            return
+        rows_ND = tensor.reshape(-1, tensor.shape[-1]).to(torch.float32, copy=True)
+        sae = watched.sae
+        if rows_ND.shape[1] != sae.d_in:
+            watched.refused.add(len(rows_ND))
+            return
+        finite_N = torch.isfinite(rows_ND).all(1)
+        watched.refused.add(int((~finite_N).sum()))
+        rows_ND = rows_ND[finite_N]
+        weight_N = torch.full((len(rows_ND),), 1.0 / packet.sampling_rate)
+        acts_NF = sae.encode(rows_ND)
+        x_hat_ND = sae.decode(acts_NF)
+        for meter in (watched.window, watched.total):
+            meter.update(rows_ND, x_hat_ND, acts_NF, weight_N)
+        watched.rows.add(len(rows_ND))
+        watched.in_window += len(rows_ND)
+        if watched.in_window >= self._options.window_rows:
+            self._publish(watched)
+
+    def _publish(self, watched: _Watched) -> None:
+        report = watched.window.report()
+        watched.fvu.set(report.fvu)
+        watched.l0.set(report.l0)
+        watched.dense.set(report.dense_fraction)
+        watched.history.append(
+            {"unix_s": round(time.time(), 3), "rows": report.rows, **_figures(report)}
+        )
+        watched.window = ReconstructionMeter(watched.sae.d_in, watched.sae.d_sae)
+        watched.in_window = 0
+
+    def _write(self, watched: _Watched) -> None:
+        report = watched.total.report()
+        document: dict[str, Any] = {
+            "schema": "asys.watch/1",
+            "hook": watched.hook,
+            "sae": self._options.folder_of(watched.hook),
+            "rows": report.rows,
+            **_figures(report),
+            "density": report.density.to_plain(),
+            "windows": watched.history,
+        }
+        folder = self._context.run_dir / WATCH_DIR
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # A restarted worker begins anew: what an earlier one saw stays in its own file.
+        name = f"{file_slug(watched.hook)}-{self._context.incarnation}.json"
+        temporary = folder / f".{name}.tmp"
+        try:
+            temporary.write_text(json.dumps(document, indent=2) + "\n")
+            os.replace(temporary, folder / name)
+        except OSError as error:
+            log.error("%s: report not written: %s", watched.hook, error)
+
+
+def _figures(report: ReconstructionReport) -> dict[str, float | None]:
+    """Plain figures; JSON has no infinity."""
+    finite = report.fvu if report.fvu != float("inf") else None
+    return {
+        "fvu": finite,
+        "mse": report.mse,
+        "l0": report.l0,
+        "dead_fraction": report.dead_fraction,
+        "dense_fraction": report.dense_fraction,
+    }
+
+
+def _build(options: SinkOptions) -> BaseSink:
+    assert isinstance(options, SAEWatchOptions)
+    return SAEWatchWorker(options)
+
+
+plugin = SinkPlugin(
+    name="sae_watch",
+    summary="watches a live model through SAEs that exist already",
+    options=SAEWatchOptions,
+    build=_build,
+    default_delivery=Delivery.AT_MOST_ONCE,
+    preload=("asys_bench.sae",),
+)

@@ -1,0 +1,63 @@
+"""Which SAEs the sink's options mean for a hook, and which combinations are refused."""
+
+import pytest
+from pydantic import ValidationError
+
+from asys_bench.sinks.sae.options import SAETrainerOptions
+
+
+def _options(**fields: object) -> SAETrainerOptions:
+    return SAETrainerOptions.model_validate(fields)
+
+
+def test_without_variants_a_hook_has_one_sae_named_like_it() -> None:
+    assert list(_options().saes_of("layer.0")) == ["layer.0"]
+
+
+def test_variants_are_several_saes_on_one_hook() -> None:
+    options = _options(
+        sae={"k": 4},
+        overrides={"layer.*": {"d_sae": 128}},
+        variants={"narrow": {"k": 8}, "jump": {"architecture": "jumprelu", "target_l0": 9}},
+    )
+    saes = options.saes_of("layer.0")
+    assert list(saes) == ["layer.0#narrow", "layer.0#jump"]
+    assert (saes["layer.0#narrow"].k, saes["layer.0#narrow"].d_sae) == (8, 128)
+    assert saes["layer.0#jump"].architecture == "jumprelu"
+    assert saes["layer.0#jump"].wanted_l0 == 9
+
+
+def test_a_transcoder_takes_the_saes_settings_but_not_its_kind_of_sparsity() -> None:
+    options = _options(
+        sae={"architecture": "relu", "target_l0": 5, "d_sae": 64},
+        transcoders=[{"input": "a", "output": "b", "sae": {"k": 3}}],
+    )
+    config = options.for_transcoder(options.transcoders[0])
+    assert (config.architecture, config.k, config.d_sae) == ("skip_transcoder", 3, 64)
+    assert options.transcoders[0].label == "a->b"
+
+
+def test_plain_saes_can_be_left_out() -> None:
+    options = _options(plain_saes=False, transcoders=[{"input": "a", "output": "b"}])
+    assert options.saes_of("a") == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sae": {"architecture": "skip_transcoder"}}, "list it under `transcoders`"),
+        ({"variants": {"x": {"k": 0}}}, "greater than or equal"),
+        ({"variants": {"x": {"nonsense": 1}}}, "nonsense"),
+        ({"variants": {"x": {"architecture": "skip_transcoder"}}}, "needs two hooks"),
+        ({"overrides": {"a*": {"architecture": "skip_transcoder"}}}, "needs two hooks"),
+        ({"overrides": {"a*": {"d_sae": 4, "k": 2}}, "variants": {"x": {"k": 5}}}, "k 5 is more than"),
+        ({"transcoders": [{"input": "a"}]}, "output"),
+        ({"transcoders": [{"input": "a", "output": "b", "sae": {"k": 0}}]}, "greater than"),
+        ({"max_lag_s": 0}, "greater than 0"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_anything_runs(
+    fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        _options(**fields)

@@ -1,0 +1,131 @@
+"""The trainer worker: several SAEs from one pull, transcoders from two hooks, and staying present."""
+
+import time
+
+import torch
+
+from asys_bench.contracts.stats import MAX_ENTRIES
+from asys_bench.sae import load_sae
+
+
+def _train(rig, worker, first, last, hooks=(1,)):
+    for seq in range(first, last):
+        rig.feed(worker, *(rig.packet(rig.rows(seq + 100 * hook), seq, hook) for hook in hooks))
+        worker.idle()
+
+
+def test_every_variant_of_a_hook_is_trained_from_the_same_packets(rig) -> None:
+    worker = rig.start(variants={"a": {"k": 2}, "b": {"architecture": "batchtopk", "k": 4}})
+    _train(rig, worker, 0, 30)
+    worker.close()
+    assert rig.labels("sae_steps") == {"layer.0#a", "layer.0#b"}
+    for label in ("layer.0#a", "layer.0#b"):
+        assert rig.figure("sae_rows", label) == 30 * 64
+        assert rig.figure("sae_steps", label) > 5
+        assert rig.figure("sae_checkpoints", label) == 1
+    folders = [path / "latest" for path in (rig.run_dir / "sae").iterdir()]
+    names = {load_sae(folder)[1]["training_architecture"] for folder in folders}
+    assert names == {"topk", "batchtopk"}
+    assert {load_sae(folder)[1]["hook_name"] for folder in folders} == {"layer.0"}
+
+
+def test_a_new_incarnation_resumes_each_variant(rig) -> None:
+    variants = {"a": {}, "b": {"k": 3}}
+    worker = rig.start(variants=variants)
+    _train(rig, worker, 0, 20)
+    worker.close()
+    steps = {label: rig.figure("sae_steps", label) for label in rig.labels("sae_steps")}
+    again = rig.start(incarnation=1, variants=variants)
+    _train(rig, again, 20, 24)
+    again.close()
+    for label, before in steps.items():
+        assert rig.figure("sae_steps", label) > before > 0
+
+
+def test_packets_that_are_too_old_are_skipped_and_counted(rig) -> None:
+    worker = rig.start(max_lag_s=1.0)
+    old_ns = time.monotonic_ns() - 5_000_000_000
+    rig.feed(worker, *(rig.packet(rig.rows(n), n, timestamp_ns=old_ns) for n in range(3)))
+    rig.feed(worker, rig.packet(rig.rows(9), 9))
+    worker.idle()
+    worker.close()
+    assert rig.figure("sae_skipped_packets", "layer.0") == 3
+    assert rig.figure("sae_rows", "layer.0") == 64
+
+
+def test_what_is_left_at_the_end_of_a_run_is_taken_however_old(rig) -> None:
+    worker = rig.start(max_lag_s=1.0)
+    rig.left_s = 3.0
+    old_ns = time.monotonic_ns() - 5_000_000_000
+    rig.feed(worker, rig.packet(rig.rows(0), 0, timestamp_ns=old_ns))
+    worker.close()
+    assert rig.figure("sae_skipped_packets", "layer.0") == 0
+    assert rig.figure("sae_rows", "layer.0") == 64
+
+
+def _transcoder(**more: object) -> dict[str, object]:
+    return {"transcoders": [{"input": "layer.0", "output": "layer.1"}], "plain_saes": False} | more
+
+
+def test_a_transcoder_is_trained_from_the_packets_of_two_hooks(rig) -> None:
+    worker = rig.start(**_transcoder())
+    _train(rig, worker, 0, 30, hooks=(1, 2))
+    worker.close()
+    label = "layer.0->layer.1"
+    assert rig.labels("sae_steps") == {label}
+    assert rig.figure("sae_rows", label) == 30 * 64
+    assert rig.figure("sae_steps", label) > 5
+    (folder,) = (rig.run_dir / "sae").iterdir()
+    sae, _ = load_sae(folder / "latest")
+    assert sae.name == "skip_transcoder"
+    assert sae(torch.zeros(3, 8)).shape == (3, 8)
+
+
+def test_plain_saes_and_a_transcoder_share_a_pull(rig) -> None:
+    worker = rig.start(**_transcoder(plain_saes=True))
+    _train(rig, worker, 0, 10, hooks=(1, 2))
+    worker.close()
+    assert rig.labels("sae_rows") == {"layer.0", "layer.1", "layer.0->layer.1"}
+
+
+def test_hooks_whose_rows_do_not_match_are_refused_with_the_reason(rig, caplog) -> None:
+    worker = rig.start(**_transcoder())
+    rig.feed(
+        worker,
+        rig.packet(rig.rows(0, count=64), 0, hook=1),
+        rig.packet(rig.rows(0, count=32), 0, hook=2),
+    )
+    assert "64 input rows cannot be paired with 32 output rows" in caplog.text
+    _train(rig, worker, 1, 3, hooks=(1, 2))
+    worker.close()
+    assert rig.figure("sae_rejected_packets", "layer.0->layer.1") > 1
+
+
+def test_one_sae_that_cannot_be_trained_does_not_stop_the_others(rig, caplog) -> None:
+    worker = rig.start(variants={"fits": {"k": 2}, "too_small": {"d_sae": 2, "k": 2}})
+    _train(rig, worker, 0, 4)
+    rig.feed(worker, rig.packet(rig.rows(0, width=5), 4))
+    assert "not trained any more" in caplog.text
+    worker.idle()
+    worker.close()
+
+
+def test_the_new_figures_of_a_stream_are_published(rig) -> None:
+    worker = rig.start(sae={"window_rows": 256})
+    _train(rig, worker, 0, 30)
+    worker.close()
+    assert 0 < rig.figure("sae_window_fvu", "layer.0") < 2
+    assert abs(rig.figure("sae_mixing_autocorrelation", "layer.0")) < 0.5
+    assert rig.figure("sae_row_age_versions", "layer.0") > 0
+    assert rig.figure("sae_rollbacks", "layer.0") == 0
+
+
+def test_a_full_stats_page_costs_figures_and_not_the_training(rig) -> None:
+    slot = rig.page.slot("trainer-0")
+    for number in range(MAX_ENTRIES - 11):  # room for what every SAE must report, and no more
+        slot.counter(f"other_{number}")
+    worker = rig.start()
+    _train(rig, worker, 0, 20)
+    worker.close()
+    assert rig.figure("sae_steps", "layer.0") > 5
+    assert rig.labels("sae_window_fvu") == set()
