@@ -1,30 +1,84 @@
-"""Load a run's SAEs in SAELens and its archive in Hugging Face datasets, and compare with ours.
+"""Load a run's SAEs in other tools and its archive in Hugging Face datasets, and compare with ours.
 
 ``RUN=runs/<run> python -m asys_bench.cli.check_interop`` (or the run directory as an argument).
-Exit code 0 when everything opens and every reconstruction differs by less than 1e-5.
+SAELens opens the checkpoints as they are; sparsify and dictionary_learning, where installed, open
+exports of them. Exit code 0 when everything opens and every reconstruction differs by less than
+1e-5 of the rows' size.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from asys_bench.sae import load_sae
+from asys_bench.sae.exchange import FORMATS, ExchangeError, export
 
 TOLERANCE = 1e-5
 
 
-def compare_sae(folder: Path, rows_BD: torch.Tensor) -> float:
-    """The largest difference between SAELens's reconstruction of raw rows and ours."""
+def _saelens(folder: Path, rows_BD: torch.Tensor) -> torch.Tensor:
     from sae_lens import SAE
 
-    theirs = SAE.load_from_disk(str(folder), device="cpu")
-    ours, _ = load_sae(folder)
-    with torch.no_grad():
-        return float((theirs(rows_BD) - ours(rows_BD)).abs().max())
+    out_BD: torch.Tensor = SAE.load_from_disk(str(folder), device="cpu")(rows_BD)
+    return out_BD
+
+
+def _sparsify(folder: Path, rows_BD: torch.Tensor) -> torch.Tensor:
+    if not torch.cuda.is_available():
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read when it is imported
+    from sparsify import SparseCoder
+
+    out_BD: torch.Tensor = SparseCoder.load_from_disk(folder)(rows_BD).sae_out
+    return out_BD
+
+
+def _dictionary_learning(folder: Path, rows_BD: torch.Tensor) -> torch.Tensor:
+    from dictionary_learning.utils import load_dictionary
+
+    theirs, _ = load_dictionary(str(folder / "trainer_0"), "cpu")
+    out_BD: torch.Tensor = theirs.decode(theirs.encode(rows_BD))
+    return out_BD
+
+
+READERS: Mapping[str, Callable[[Path, torch.Tensor], torch.Tensor]] = {
+    "saelens": _saelens,
+    "sparsify": _sparsify,
+    "dictionary_learning": _dictionary_learning,
+}
+"""Format -> its own package's reconstruction of raw rows from an exported folder."""
+PACKAGES = {"saelens": "sae_lens"}
+
+
+@torch.no_grad()
+def differences(folder: Path, rows_BD: torch.Tensor) -> dict[str, float | str]:
+    """Format -> largest difference from our reconstruction over the rows' largest entry, or why
+    there is none."""
+    ours_BD = load_sae(folder)[0](rows_BD)
+    size = max(1.0, float(rows_BD.abs().max()))
+    found: dict[str, float | str] = {}
+    for name, read in READERS.items():
+        package = PACKAGES.get(name, name)
+        if find_spec(package) is None:
+            found[name] = f"{package} is not installed"
+            continue
+        with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                made = export(folder, FORMATS[name], Path(out)).folder
+            except ExchangeError as error:
+                found[name] = error.reason
+                continue
+            theirs_BD = read(folder if name == "saelens" else made, rows_BD)
+        found[name] = float((theirs_BD - ours_BD).abs().max()) / size
+    return found
 
 
 def archived_rows(run: Path, hook: str, most: int) -> tuple[int, torch.Tensor]:
@@ -44,17 +98,22 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point; prints one line per SAE."""
     arguments = sys.argv[1:] if argv is None else argv
     run = Path(arguments[0] if arguments else os.environ["RUN"])
-    worst = 0.0
+    worst, compared = 0.0, 0
     folders = sorted(path for path in (run / "sae").iterdir() if (path / "latest").exists())
     for folder in folders:
         total, rows_BD = archived_rows(run, folder.name, 4096)
-        difference = compare_sae(folder / "latest", rows_BD)
-        worst = max(worst, difference)
-        print(f"{folder.name}: {total} rows in datasets, SAELens differs by {difference:.1e}")
+        found = differences(folder / "latest", rows_BD)
+        compared += sum(isinstance(value, float) for value in found.values())
+        worst = max([worst, *(value for value in found.values() if isinstance(value, float))])
+        said = ", ".join(
+            f"{name} differs by {value:.1e}" if isinstance(value, float) else f"{name}: {value}"
+            for name, value in found.items()
+        )
+        print(f"{folder.name}: {total} rows in datasets; {said}")
     if not folders:
         print(f"no SAEs in {run}/sae")
         return 1
-    return 0 if worst < TOLERANCE else 1
+    return 0 if compared and worst < TOLERANCE else 1
 
 
 if __name__ == "__main__":

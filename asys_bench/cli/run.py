@@ -1,4 +1,4 @@
-"""`asys-run --config FILE`: train the configured host under observation.
+"""`asys-run --config FILE`: train the configured host under observation. `asys-run COMMAND`: more.
 
 Exit codes: 0 the run ended in order · 1 something failed (it says what) · 2 the configuration or
 the command line is wrong · 130 interrupted.
@@ -7,20 +7,22 @@ the command line is wrong · 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from asys_bench.config import ConfigError, LoadedConfig, dump_yaml, load_config
+from asys_bench.config.problems import did_you_mean
 
 if TYPE_CHECKING:
     from asys_bench.config import MasterConfig
@@ -28,11 +30,22 @@ if TYPE_CHECKING:
 
 SHOW_CURSOR = b"\x1b[?25h"
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+_COMMANDS = (
+    "train",
+    "export",
+    "plan",
+    "top",
+    "report",
+)
+"""Each is `asys_bench.cli.run_<name>` with `add(parser)` and `main(arguments, console)`."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asys-run`."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and not words[0].startswith("-"):
+        return _command(words[0], words[1:])
+    arguments = _parser().parse_args(words)
     console = Console(stderr=True, highlight=False)
     try:
         loaded = load_config(arguments.config, arguments.set)
@@ -49,8 +62,56 @@ def main(argv: list[str] | None = None) -> int:
     return _Command(loaded, console).run()
 
 
-def _parser() -> argparse.ArgumentParser:
+def _command(name: str, words: Sequence[str]) -> int:
+    """`asys-run NAME ...`; returns the command's exit code."""
+    if name not in _COMMANDS:
+        hint = did_you_mean(name, _COMMANDS)
+        _parser().error(
+            f"no command {name!r}{'; ' + hint if hint else ''} "
+            f"(commands: {', '.join(_COMMANDS)}; to start a run: asys-run --config FILE)"
+        )
+    module = _module(name)
     parser = argparse.ArgumentParser(
+        prog=f"asys-run {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add(parser)
+    arguments = parser.parse_args(words)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=140)
+    try:
+        code: int = module.main(arguments, console)
+    except ConfigError as error:
+        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
+        return EXIT_USAGE
+    return code
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"asys_bench.cli.run_{name}")
+
+
+def _command_lines() -> str:
+    """What `--help` says about the commands: the first line of each one's module."""
+    summaries = {
+        name: (_module(name).__doc__ or "").split("\n", 1)[0].split("`: ", 1)[-1]
+        for name in _COMMANDS
+    }
+    lines = [f"  {name:<10} {summary}" for name, summary in summaries.items()]
+    return "\n".join(["commands (asys-run COMMAND --help explains one):", *lines])
+
+
+class _HelpWithCommands(argparse.ArgumentParser):
+    """Looks the commands up when help is asked for, and not at every start."""
+
+    def format_help(self) -> str:
+        return f"{super().format_help()}\n{_command_lines()}\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _HelpWithCommands(
         prog="asys-run",
         description="Train the configured host while SAEs are trained on its activations.",
     )
@@ -185,7 +246,7 @@ class _Command:
 
 
 def configured_l0(config: MasterConfig, outcome: RunOutcome) -> Mapping[str, float]:
-    """Hook -> the L0 its SAE was configured for, where one was."""
+    """Label (hook, variant or transcoder) -> the L0 its SAE was configured for, where one was."""
     from asys_bench.sinks.sae_trainer import SAETrainerOptions
 
     document = json.loads((outcome.run_dir.path / "run.json").read_text())
@@ -193,11 +254,10 @@ def configured_l0(config: MasterConfig, outcome: RunOutcome) -> Mapping[str, flo
     for sink in config.enabled_sinks.values():
         options = sink.plugin_options()
         if isinstance(options, SAETrainerOptions):
+            saes = {c.label: options.for_transcoder(c) for c in options.transcoders}
             for hook in document["hooks"]:
-                sae = options.for_hook(hook)
-                target = sae.k if sae.architecture == "topk" else sae.target_l0
-                if target is not None:
-                    targets[hook] = float(target)
+                saes |= options.saes_of(hook)
+            targets |= {k: sae.wanted_l0 for k, sae in saes.items() if sae.wanted_l0 is not None}
     return targets
 
 

@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from asys_bench.sae import ARCHITECTURES, SAEConfig, SAETrainer, load_sae
+from asys_bench.sae import AUTOENCODERS, SAEConfig, SAETrainer, load_sae
 
 pytestmark = pytest.mark.interop
 
@@ -29,7 +29,7 @@ def _rows(count: int) -> torch.Tensor:
     )
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", AUTOENCODERS)
 def test_saelens_computes_what_we_compute_from_raw_rows(
     tmp_path: Path, sae_lens: ModuleType, architecture: str
 ) -> None:
@@ -78,3 +78,28 @@ def test_we_open_what_saelens_saved(
     with torch.no_grad():
         assert float((theirs.encode(rows_ND) - ours.encode(rows_ND)).abs().max()) < 1e-5
         assert float((theirs(rows_ND) - ours(rows_ND)).abs().max()) < 1e-5
+
+
+def test_saelens_runs_our_skip_transcoder(tmp_path: Path, sae_lens: ModuleType) -> None:
+    config = SAEConfig.model_validate(
+        {"architecture": "skip_transcoder", "k": 6, "batch_rows": 256, "buffer_rows": 2048}
+    )
+    trainer = SAETrainer(config, hook_name="mlp:input")
+    x_ND = _rows(4000)
+    y_ND = torch.cat([torch.relu(x_ND), x_ND[:, :7]], 1)
+    for seq, (x, y) in enumerate(zip(x_ND.split(400), y_ND.split(400), strict=True)):
+        trainer.ingest(x, (0, 0, seq), target_ND=y)
+        trainer.train()
+    folder = trainer.save(tmp_path)
+    assert folder is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = sae_lens.SAE.load_from_disk(folder)
+    again, _ = load_sae(folder)
+    ours = trainer.sae
+    assert ours is not None
+    with torch.no_grad():
+        assert theirs(x_ND).shape == y_ND.shape
+        assert float((theirs.encode(x_ND) - ours.encode(x_ND)).abs().max()) < 1e-5
+        assert float((theirs(x_ND) - ours(x_ND)).abs().max()) < 1e-5
+        assert float((theirs(x_ND) - again(x_ND)).abs().max()) < 1e-5

@@ -1,0 +1,119 @@
+"""The packets of a hook as they were captured, from the archive's record batches.
+
+Rows, key, weight and moment are those that a live trainer got, so the same packets are held out, the
+same weights count and the same packets of two hooks belong together.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from asys_bench.sae.held_out import PacketKey
+from asys_bench.sae.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sinks.archive import Archive, read_shard
+
+_COLUMNS = ("source", "shard", "seq", "sampling_rate", "host_step", "microbatch", "call_index",
+            "weights_version")  # fmt: skip
+PAIRS_WAITING = 4096
+"""Packets that may wait for their partner; several archivers write a hook's shards out of step."""
+
+
+@dataclass(frozen=True, slots=True)
+class PacketRows:
+    """One packet, or two of one moment (`target_ND`)."""
+
+    rows_ND: torch.Tensor
+    """float32[N, D]; of a dtype that Arrow lacks, the widened values."""
+    key: PacketKey
+    weight: float
+    """Rows that each row stands for: 1 / sampling rate (of a pair: the product)."""
+    moment: Moment
+    weights_version: int
+    target_ND: torch.Tensor | None = None
+
+
+def archive_packets(archive: Archive, hook: str) -> Iterator[PacketRows]:
+    """Every packet of `hook` once, shard by shard in the order written.
+
+    Raises:
+        KeyError: the archive has no such hook.
+        ArchiveError: a shard is damaged.
+    """
+    held: PacketRows | None = None
+    for batch in archive.batches(hook):
+        for packet in _packets(batch):
+            if held is not None and held.key == packet.key:  # a record batch ended inside it
+                held = replace(held, rows_ND=torch.cat([held.rows_ND, packet.rows_ND]))
+                continue
+            if held is not None:
+                yield held
+            held = packet
+    if held is not None:
+        yield held
+
+
+def paired_packets(archive: Archive, input_hook: str, output_hook: str) -> Iterator[PacketRows]:
+    """Packets of two hooks that saw the same forward pass; those without a partner are left out.
+
+    Raises:
+        KeyError, ArchiveError: as `archive_packets`.
+        ValueError: no two of many packets belong together; says why.
+    """
+    matcher = PairMatcher(input_hook, output_hook, most_waiting=PAIRS_WAITING)
+    inputs = ((Side.INPUT, packet) for packet in archive_packets(archive, input_hook))
+    outputs = ((Side.OUTPUT, packet) for packet in archive_packets(archive, output_hook))
+    for side, packet in heapq.merge(inputs, outputs, key=lambda one: one[1].moment):
+        half = Half(packet.rows_ND, packet.key, packet.weight, packet.weights_version)
+        pair = matcher.offer(side, packet.moment, half)
+        if pair is None:
+            if matcher.problem is not None:
+                raise ValueError(matcher.problem)
+            continue
+        yield PacketRows(
+            pair.input.rows,
+            pair.input.key,
+            pair.weight,
+            packet.moment,
+            pair.input.weights_version,
+            pair.output.rows,
+        )
+
+
+def archived_rows(archive: Archive, hook: str) -> int:
+    """Rows of `hook` in all shards, from their headers alone (a packet stored twice counts twice).
+
+    Raises:
+        KeyError, ArchiveError: as `archive_packets`.
+    """
+    return sum(read_shard(path)[1].rows for path in archive.shards(hook))
+
+
+def _packets(batch: Any) -> Iterator[PacketRows]:
+    flat = batch.column("values").flatten().to_numpy(zero_copy_only=False)
+    # A copy of its own: Arrow's memory is read-only, and goes with the batch.
+    rows_ND = torch.from_numpy(np.array(flat, dtype=np.float32).reshape(batch.num_rows, -1))
+    column = {name: batch.column(name).to_numpy() for name in _COLUMNS}
+    changes = [np.diff(column[name].astype(np.int64)) != 0 for name in ("source", "shard", "seq")]
+    borders = [0, *(np.flatnonzero(np.any(changes, axis=0)) + 1).tolist(), batch.num_rows]
+    for begin, end in pairwise(borders):
+        if begin == end:
+            continue
+        source, shard, seq, step, microbatch, call, version = (
+            int(column[name][begin])
+            for name in ("source", "shard", "seq", "host_step", "microbatch", "call_index",
+                         "weights_version")
+        )  # fmt: skip
+        yield PacketRows(
+            rows_ND[begin:end],
+            (source, shard, seq),
+            1.0 / float(column["sampling_rate"][begin]),
+            Moment(source, shard, step, microbatch, call),
+            version,
+        )

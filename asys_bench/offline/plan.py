@@ -1,0 +1,152 @@
+"""What an offline training is to do: read from a file, a run's own configuration and `--set`.
+
+A file is either a plan (the fields of `OfflinePlan`) or a run's configuration, of which the first
+enabled `sae_trainer` sink is taken. Without a file the run's own configuration is, so that the same
+SAEs are trained again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from asys_bench.config.diagnosis import diagnose
+from asys_bench.config.node import Node
+from asys_bench.config.overrides import apply_sets
+from asys_bench.config.problems import ConfigError, Origin
+from asys_bench.config.section import Integer, Section, Text, as_list
+from asys_bench.config.sources import read_layers
+from asys_bench.sae import SAEConfig
+from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
+
+RUN_CONFIG = "config.yaml"
+_TRAINER = "sae_trainer"
+_SHARED = ("sae", "overrides", "variants", "transcoders", "plain_saes")
+"""Fields that mean what they mean for the live trainer."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One SAE to train."""
+
+    label: str
+    """The hook's name, `<hook>#<variant>` or `<input>-><output>`, as in a live run."""
+    hook: str
+    config: SAEConfig
+    output: str | None = None
+    """A transcoder's second hook."""
+
+
+class OfflinePlan(Section):
+    """SAEs to train from an archive."""
+
+    hooks: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = Field(
+        default=("*",), min_length=1, description="fnmatch globs over the archive's hook names"
+    )
+    epochs: Integer = Field(default=1, ge=1, le=10_000, description="times through the archive")
+    seed: Integer = Field(
+        default=0, ge=0, lt=1 << 32, description="as `run.seed`: each hook's SAE gets its own"
+    )
+    sae: SAEConfig = Field(default_factory=SAEConfig, description="the SAE of every hook")
+    overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="hook glob -> fields of `sae` that differ there"
+    )
+    variants: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="several SAEs per hook: name -> fields that differ"
+    )
+    transcoders: list[TranscoderOptions] = Field(
+        default_factory=list, description="skip transcoders between two hooks of the archive"
+    )
+    plain_saes: bool = Field(default=True, description="false: transcoders only")
+    start_from: dict[str, Text] = Field(
+        default_factory=dict,
+        description="hook (or label) glob -> SAELens folder (ours or anyone's) whose weights "
+        "training goes on from; the last glob that matches wins",
+    )
+
+    @model_validator(mode="after")
+    def _overrides_fit(self) -> Self:
+        self.trainer_options()
+        return self
+
+    def trainer_options(self) -> SAETrainerOptions:
+        """The same choice of configurations as the live trainer's."""
+        return SAETrainerOptions(**{name: getattr(self, name) for name in _SHARED})
+
+    def jobs(self, hooks: Sequence[str]) -> list[Job]:
+        """Every SAE to train, given the archive's hooks.
+
+        Raises:
+            ValueError: a transcoder names a hook that is not there, or nothing is to be trained.
+        """
+        options = self.trainer_options()
+        found = []
+        for hook in hooks:
+            if any(hook == glob or fnmatchcase(hook, glob) for glob in self.hooks):
+                found += [Job(label, hook, sae) for label, sae in options.saes_of(hook).items()]
+        for coder in self.transcoders:
+            missing = [name for name in (coder.input, coder.output) if name not in hooks]
+            if missing:
+                raise ValueError(
+                    f"transcoder {coder.label}: the archive has no {', '.join(missing)}; it has "
+                    f"{', '.join(hooks)}"
+                )
+            found.append(Job(coder.label, coder.input, options.for_transcoder(coder), coder.output))
+        if not found:
+            raise ValueError(
+                f"hooks {list(self.hooks)} match none of the archive's: {', '.join(hooks)}"
+            )
+        return found
+
+    def start_of(self, label: str) -> Path | None:
+        """The folder that a training goes on from; None: from scratch."""
+        matching = [f for g, f in self.start_from.items() if label == g or fnmatchcase(label, g)]
+        return Path(matching[-1]) if matching else None
+
+
+def read_plan(run_dir: Path, config: str | None, sets: Sequence[str]) -> OfflinePlan:
+    """The plan from `config` or else from the run's own configuration, and `sets` over it.
+
+    Raises:
+        ConfigError: everything that is wrong, each with its place and a fix.
+    """
+    root = Node({}, Origin("--set"))
+    if config is not None:
+        root = read_layers(config)[0]
+    elif (run_dir / RUN_CONFIG).is_file():
+        root = read_layers(run_dir / RUN_CONFIG)[0]
+    if root.child("sinks") is not None:
+        root = _of_run(root)
+    problems = apply_sets(root, sets)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return OfflinePlan.model_validate(root.to_data())
+    except ValidationError as error:
+        raise ConfigError(diagnose(error, OfflinePlan, root)) from None
+
+
+def _of_run(root: Node) -> Node:
+    """The plan's fields in a run's configuration, with their places in its file."""
+    found: dict[str, Node] = {}
+    run = root.child("run")
+    seed = run.child("seed") if run is not None else None
+    if seed is not None:
+        found["seed"] = seed
+    sinks = root.child("sinks")
+    for sink in sinks.content.values() if sinks is not None and sinks.content else ():
+        kind, enabled = sink.child("kind"), sink.child("enabled")
+        if kind is None or kind.content != _TRAINER or (enabled and enabled.content is False):
+            continue
+        options = sink.child("options")
+        parts = {"hooks": sink.child("hooks")}
+        for name in _SHARED:
+            parts[name] = options.child(name) if options is not None else None
+        found |= {name: node for name, node in parts.items() if node is not None}
+        break
+    return Node(found, root.origin)

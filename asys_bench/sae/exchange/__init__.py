@@ -1,0 +1,28 @@
+"""SAEs in and out: other tools' checkpoint formats, and known SAEs as the start of a training.
+
+    native checkpoint (a SAELens folder) -> saelens.read_saelens -> SAEWeights -> a Format's writer
+
+`SAEWeights` is what every format is written from: tensors of an SAE of raw rows under SAELens's
+names, whoever trained it. A new format is one file with one `Format` and one line in `formats`.
+"""
+
+from asys_bench.sae.exchange.adoption import adopt, rebased
+from asys_bench.sae.exchange.error import ExchangeError
+from asys_bench.sae.exchange.export import ExportedSAE, export, find_saes
+from asys_bench.sae.exchange.formats import FORMATS, Format
+from asys_bench.sae.exchange.saelens import import_saelens, read_saelens
+from asys_bench.sae.exchange.weights import SAEWeights
+
+__all__ = [
+    "FORMATS",
+    "ExchangeError",
+    "ExportedSAE",
+    "Format",
+    "SAEWeights",
+    "adopt",
+    "export",
+    "find_saes",
+    "import_saelens",
+    "read_saelens",
+    "rebased",
+]

@@ -1,0 +1,110 @@
+"""Exporting: which SAEs a path means, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from asys_bench.contracts.names import file_slug
+from asys_bench.sae.checkpoint import CFG_FILE
+from asys_bench.sae.checkpoint_files import CheckpointError, sync
+from asys_bench.sae.checkpoint_store import LATEST, CheckpointStore
+from asys_bench.sae.exchange.error import ExchangeError
+from asys_bench.sae.exchange.formats import Format
+from asys_bench.sae.exchange.saelens import read_saelens
+
+SAE_DIR = "sae"
+"""Where a run keeps its trainers' checkpoints, one folder per hook."""
+_TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class ExportedSAE:
+    """One SAE that was written."""
+
+    hook: str
+    architecture: str
+    source: Path
+    folder: Path
+
+
+def find_saes(path: Path | str) -> list[Path]:
+    """The SAE folders (with a cfg.json) that `path` means.
+
+    path: an SAE folder, a checkpoint store (its newest complete one is taken), a folder of stores
+        (one per hook), or a run, whose `sae/` is such a folder.
+
+    Raises:
+        ExchangeError: there is none.
+    """
+    path = Path(path)
+    if (path / CFG_FILE).is_file():
+        return [path]
+    newest = CheckpointStore(path).latest()
+    if newest is not None:
+        return [newest]
+    parent = path / SAE_DIR if (path / SAE_DIR).is_dir() else path
+    found = []
+    for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
+        if folder.name.startswith(".") or not folder.is_dir():
+            continue
+        sae = folder if (folder / CFG_FILE).is_file() else CheckpointStore(folder).latest()
+        if sae is not None:
+            found.append(sae)
+    if not found:
+        raise ExchangeError(
+            str(path),
+            "no SAE is there: neither cfg.json, nor checkpoints, nor a folder of them",
+            "name a run, its `sae` folder, or one checkpoint",
+        )
+    return found
+
+
+def export(source: Path, format_: Format, out: Path, *, overwrite: bool = False) -> ExportedSAE:
+    """Write the SAE in `source` to `out/<name>/`, which appears complete or not at all.
+
+    name: the folder of its checkpoint store (a run's is named after the hook), else the hook of its
+        metadata, else the name of `source`.
+
+    Raises:
+        CheckpointError: the SAE cannot be read, or the disk refuses.
+        ExchangeError: the format cannot express it, or the target exists and `overwrite` is False.
+    """
+    weights = read_saelens(source)
+    stored = source.name.startswith("step_") or source.name == LATEST
+    name = source.parent.name if stored else file_slug(weights.hook_name or source.name)
+    target = out / name
+    if target.exists() and not overwrite:
+        raise ExchangeError(str(target), "exists", "choose another --out, or add --overwrite")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=out))
+        try:
+            temporary.chmod(0o755)
+            format_.write(weights, temporary)
+            sync(temporary)
+            _put(temporary, target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        sync(out)
+    except OSError as error:
+        raise CheckpointError(target, f"not written: {error}") from error
+    return ExportedSAE(weights.hook_name or name, weights.architecture, source, target)
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; an old target is moved away first and removed after."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
+    target.rename(old / "old")
+    try:
+        temporary.rename(target)
+    except OSError:
+        (old / "old").rename(target)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,107 @@
+"""SAE trainings as scenarios: real ones, small, in processes of their own."""
+
+import json
+
+import numpy as np
+import pytest
+
+from asys_bench.contracts.scenario import ScenarioError
+from asys_bench.harness.plugins import scenario_plugin
+from asys_bench.harness.round import RoundRunner, RoundSpec
+from asys_bench.harness.scenarios import bus_peer, sae_peer, sae_trainers
+from asys_bench.harness.scenarios.sae_data import SyntheticOptions, write_synthetic
+from asys_bench.harness.scenarios.sae_training import (
+    Stopwatch,
+    TrainerSpec,
+    TrainingError,
+    train_in_process,
+)
+
+SMALL = {
+    "features": 32, "width": 16, "mean_l0": 3.0, "rows": 40_960, "batch_rows": 256,
+    "d_sae": 64, "k": 3, "threads": 1, "timeout_s": 100,
+}  # fmt: skip
+
+
+def round_of(name, params, tmp_path):
+    plugin = scenario_plugin(name)
+    spec = RoundSpec(
+        folder=str(tmp_path), scenario=name, backend=None, pipeline=None, sets=[], params=params,
+        samples=1, seed=5, warmup_max_s=0.0,
+    )  # fmt: skip
+    runner = RoundRunner(spec, plugin, tmp_path)
+    plugin.run(runner)
+    document, _ = runner.results()
+    return {metric: value["median"] for metric, value in document["values"].items()}
+
+
+def test_a_round_on_known_features_recovers_them(tmp_path):
+    found = round_of("sae_synthetic", {**SMALL, "sae": {"learning_rate": 0.01}}, tmp_path)
+    assert found["rows_per_s"] > 0
+    assert found["mmcs"] > 0.7
+    assert found["recovered_ratio"] > 0.2
+    assert found["fvu"] < 0.5
+    assert found["l0"] <= 3.001
+    assert found.keys() == scenario_plugin("sae_synthetic").metrics.keys()
+
+
+def test_equal_options_make_equal_files(tmp_path):
+    options = SyntheticOptions(**SMALL)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_synthetic(tmp_path / name, options)
+    for file in ("train.npy", "held_out.npy", "truth.npy"):
+        one, two = (np.load(tmp_path / name / file) for name in ("one", "two"))
+        assert np.array_equal(one, two)
+    assert np.load(tmp_path / "one/train.npy").shape == (40_960, 16)
+
+
+def test_a_training_that_fails_says_what_it_said(tmp_path):
+    spec = TrainerSpec("asys", str(tmp_path), rows=10, batch_rows=5, d_sae=8, k=2)
+    with pytest.raises(TrainingError, match=r"(?s)asys: exit 1: .*train\.npy"):
+        train_in_process(spec, 100)
+    with pytest.raises(TrainingError, match=r"not done in 0\.1 s; raise the time or lower rows"):
+        train_in_process(spec, 0.1)
+
+
+def test_a_scenario_passes_the_failure_on(tmp_path):
+    with pytest.raises(ScenarioError, match="architecture"):
+        round_of("sae_synthetic", {**SMALL, "architecture": "none"}, tmp_path)
+
+
+def test_the_warm_up_does_not_count():
+    watch = Stopwatch(warm_rows=10)
+    for rows in (0, 5, 10, 20, 40):
+        watch.tick(rows)
+    assert watch.measured[1] == 30
+    short = Stopwatch(warm_rows=100)
+    short.tick(0)
+    assert short.measured == (1e-9, 0)
+
+
+def test_peers_that_are_not_installed_are_unavailable_with_the_way_to_get_them(monkeypatch):
+    monkeypatch.setattr(sae_trainers, "find_spec", lambda name: None)
+    for plugin in (sae_peer.sae_lens, sae_peer.dictionary_learning, sae_peer.sparsify):
+        assert "is not installed; make test-interop installs it" in plugin.unavailable()
+    monkeypatch.setattr(bus_peer, "find_spec", lambda name: None)
+    assert bus_peer.pyzmq.unavailable() == "pyzmq is not installed; pip install pyzmq"
+
+
+def test_a_bus_peer_moves_the_same_bytes(tmp_path):
+    params = {"ours": "mp_queue", "payload_bytes": 65_536, "total_mib": 8}
+    found = round_of("bus_peer_mp_queue", params, tmp_path)
+    assert found["throughput_gbps"] > 0
+    assert found["speed_over_peer"] == pytest.approx(
+        found["throughput_gbps"] / found["peer_throughput_gbps"]
+    )
+    with pytest.raises(ScenarioError, match=r"backend 'no_bus' cannot run here"):
+        round_of("bus_peer_mp_queue", {**params, "ours": "no_bus"}, tmp_path)
+
+
+def test_the_shipped_suites_name_scenarios_that_exist():
+    from asys_bench.harness.suite_file import load_suite
+
+    for name in ("peers.yaml", "synthetic_sae.yaml"):
+        loaded = load_suite(name)
+        assert loaded.suite.defaults.on_inconclusive == "warn"
+        assert json.dumps(loaded.suite.to_plain())

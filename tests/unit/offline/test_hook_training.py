@@ -1,0 +1,131 @@
+"""Offline training: as good as it should be, and the same however often it was stopped."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from asys_bench.offline import HookTraining, Job, Position
+from asys_bench.sae import SAEConfig, load_sae
+from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sinks.archive import open_archive
+
+HOOK = "policy.mlp"
+
+
+def config(**more):
+    base = {"d_sae": 24, "k": 3, "batch_rows": 256, "buffer_rows": 2048, "passes": 2, "threads": 1}
+    return SAEConfig.model_validate({**base, **more})
+
+
+def job(**more):
+    return Job(HOOK, HOOK, config(**more))
+
+
+def train(archive, folder, *, epochs=2, **more):
+    return HookTraining(archive, job(), folder, epochs=epochs, **more).run()
+
+
+def test_it_learns_and_writes_a_checkpoint_that_says_where_it_came_from(archive, tmp_path):
+    seen = []
+    result = train(archive, tmp_path / "out", model_name="run-1", on_progress=seen.append)
+    assert result.finished
+    assert result.held_out is not None
+    assert result.held_out.fvu < 0.2
+    assert result.held_out.l0 < 3.001
+    assert seen[-1].rows_ingested == 24_000
+    assert result.running.rows_over_budget == 0
+    _, metadata = load_sae(result.checkpoint)
+    assert metadata["hook_name"] == HOOK
+    assert metadata["model_name"] == "run-1"
+    assert metadata["offline"] == {"epoch": 2, "packets": 0}
+    assert metadata["held_out_fvu"] == pytest.approx(result.held_out.fvu)
+
+
+def test_a_training_stopped_anywhere_ends_with_the_weights_of_one_that_ran_through(
+    archive, tmp_path
+):
+    whole = train(archive, tmp_path / "whole")
+    calls = 0
+
+    def stop_now_and_then():
+        nonlocal calls
+        calls += 1
+        return calls % 3 == 0
+
+    runs = 0
+    while True:
+        runs += 1
+        part = train(archive, tmp_path / "parts", should_stop=stop_now_and_then)
+        if part.finished:
+            break
+        assert runs < 50
+    assert runs > 2
+    one, other = (load_file(r.checkpoint / "sae_weights.safetensors") for r in (whole, part))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert part.steps == whole.steps
+
+
+def test_more_epochs_go_on_and_the_same_number_changes_nothing(archive, tmp_path):
+    once = train(archive, tmp_path / "out", epochs=1)
+    again = train(archive, tmp_path / "out", epochs=1)
+    assert again.finished
+    assert again.checkpoint == once.checkpoint
+    assert again.steps == once.steps
+    more = train(archive, tmp_path / "out", epochs=2)
+    assert more.steps == train(archive, tmp_path / "two", epochs=2).steps > once.steps
+
+
+def test_it_can_go_on_from_a_known_sae(archive, tmp_path):
+    good = train(archive, tmp_path / "good", epochs=3)
+    assert good.checkpoint is not None
+    begun = HookTraining(
+        archive, job(learning_rate=1e-9), tmp_path / "begun",
+        epochs=1, start_from=good.checkpoint,
+    )  # fmt: skip
+    result = begun.run()
+    assert result.held_out is not None
+    assert good.held_out is not None
+    assert result.held_out.fvu < good.held_out.fvu * 1.2 + 0.01
+    wrong = HookTraining(
+        archive, job(d_sae=30), tmp_path / "wrong", epochs=1, start_from=good.checkpoint
+    )
+    with pytest.raises(ExchangeError, match="set architecture: topk and d_sae: 24"):
+        wrong.run()
+
+
+def test_the_position_survives_in_the_checkpoint(archive, tmp_path):
+    stops = iter([False, True])
+    HookTraining(
+        archive, job(), tmp_path / "out", epochs=2, should_stop=lambda: next(stops, True)
+    ).run()
+    resumed = HookTraining(archive, job(), tmp_path / "out", epochs=2)
+    assert resumed.position.epoch == 0
+    assert Position(0, 0) != resumed.position
+
+
+def test_a_transcoder_is_trained_on_packets_of_one_moment(make_run, tmp_path):
+    run = make_run("pair", rows=9_000, hooks=(1, 3))
+    coder = Job(f"{HOOK}->encoder", HOOK, config(architecture="skip_transcoder"), output="encoder")
+    result = HookTraining(open_archive(run), coder, tmp_path / "out", epochs=1).run()
+    assert result.running.rows_ingested == 9_000
+    assert result.held_out is not None
+    assert result.held_out.fvu < 0.2
+    sae, metadata = load_sae(result.checkpoint)
+    assert sae.name == "skip_transcoder"
+    assert metadata["hook_name"] == HOOK
+
+
+def test_a_packet_larger_than_the_reservoir_is_trained_on_whole(tmp_path, rig_class):
+    rig = rig_class(tmp_path / "large")
+    worker = rig.start()
+    generator = torch.Generator().manual_seed(0)
+    for seq in range(3):
+        rig.feed(worker, rig.packet(torch.randn(9000, 12, generator=generator), seq))
+    worker.close()
+    rig.page.close()
+    archive = open_archive(tmp_path / "large")
+    training = HookTraining(archive, job(held_out_fraction=0.0), tmp_path / "out", epochs=1)
+    result = training.run()
+    assert result.running.rows_ingested == 27_000
+    assert result.running.rows_over_budget == 0
+    assert result.running.rows_trained == 2 * 27_000 // 256 * 256

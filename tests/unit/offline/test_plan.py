@@ -1,0 +1,78 @@
+"""Where an offline training's settings come from, and what is said when they are wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from asys_bench.config import ConfigError
+from asys_bench.offline import read_plan
+
+RUN = """\
+run: {seed: 5}
+sinks:
+  archive: {kind: archiver}
+  spare: {kind: sae_trainer, enabled: false, options: {sae: {k: 2}}}
+  trainer:
+    kind: sae_trainer
+    hooks: ["policy.*"]
+    options:
+      sae: {architecture: topk, k: 8}
+      overrides: {"policy.big": {k: 32}}
+"""
+
+
+def test_the_runs_own_trainer_is_the_default(tmp_path):
+    (tmp_path / "config.yaml").write_text(RUN)
+    plan = read_plan(tmp_path, None, ["epochs=3", "sae.expansion_factor=16"])
+    assert (plan.epochs, plan.seed, plan.sae.k, plan.sae.expansion_factor) == (3, 5, 8, 16)
+    jobs = {job.label: job.config for job in plan.jobs(["policy.mlp", "policy.big", "value.mlp"])}
+    assert {label: sae.k for label, sae in jobs.items()} == {"policy.mlp": 8, "policy.big": 32}
+
+
+def test_a_file_may_be_a_plan_or_another_runs_configuration(tmp_path):
+    (tmp_path / "plan.yaml").write_text("epochs: 2\nsae: {k: 4}\nstart_from: {'*': old/sae}\n")
+    plan = read_plan(tmp_path, str(tmp_path / "plan.yaml"), [])
+    assert (plan.epochs, plan.sae.k) == (2, 4)
+    assert plan.start_of("anything") == Path("old/sae")
+    (tmp_path / "other.yaml").write_text(RUN)
+    assert read_plan(tmp_path, str(tmp_path / "other.yaml"), []).sae.k == 8
+
+
+def test_without_any_file_the_defaults_stand(tmp_path):
+    plan = read_plan(tmp_path, None, [])
+    assert plan.epochs == 1
+    assert plan.start_of("x") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "said"),
+    [
+        ("epochz: 2\n", [], r"plan.yaml:1:1: epochz: unknown key.*valid:.*epochs"),
+        ("epochs: 0\n", [], r"plan.yaml:1:9: epochs: .*greater than or equal to 1"),
+        ("sae: {k: many}\n", [], r"plan.yaml:1:10: sae.k: "),
+        ("epochs: 1\n", ["sae.architecture=none"], r"--set .*one of the valid words.*topk"),
+        ("overrides: {h: {k: 0}}\n", [], "plan.yaml"),
+    ],
+)
+def test_a_mistake_is_reported_at_its_place(tmp_path, text, sets, said):
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        read_plan(tmp_path, str(tmp_path / "plan.yaml"), sets)
+
+
+def test_variants_and_transcoders_are_jobs_of_their_own(tmp_path):
+    (tmp_path / "plan.yaml").write_text(
+        "variants: {small: {k: 4}, wide: {k: 16}}\ntranscoders: [{input: a, output: b}]\n"
+    )
+    plan = read_plan(tmp_path, str(tmp_path / "plan.yaml"), ["hooks=a"])
+    jobs = plan.jobs(["a", "b"])
+    assert [(job.label, job.hook, job.output) for job in jobs] == [
+        ("a#small", "a", None),
+        ("a#wide", "a", None),
+        ("a->b", "a", "b"),
+    ]
+    assert jobs[2].config.architecture == "skip_transcoder"
+    with pytest.raises(ValueError, match="transcoder a->b: the archive has no b; it has a"):
+        plan.jobs(["a"])
+    with pytest.raises(ValueError, match="match none of the archive's: c"):
+        read_plan(tmp_path, None, ["hooks=x"]).jobs(["c"])
