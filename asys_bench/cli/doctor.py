@@ -49,6 +49,7 @@ _OPTIONAL = (
     ("stable_baselines3", "rl", "host `ppo`"),
     ("tensorboard", "tensorboard", "TensorBoard files"),
     ("numba", "numba", "backend numba_ring"),
+    ("prometheus_client", "prometheus", "monitor `prometheus`"),
     ("sae_lens", "interop", "loading checkpoints in SAELens"),
     ("datasets", "interop", "opening the archive with Hugging Face datasets"),
 )

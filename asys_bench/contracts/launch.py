@@ -6,7 +6,7 @@ The host writes one `LaunchSpec` to the watchdog's standard input; the watchdog 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
@@ -43,6 +43,8 @@ class LaunchSpec:
     workers: tuple[WorkerSpec, ...]
     watchdog: dict[str, Any]
     config: dict[str, Any]
+    placements: dict[str, Any] = field(default_factory=dict)
+    """Process name -> where it runs (`resource_manager.plan.Placement`); absent: anywhere."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

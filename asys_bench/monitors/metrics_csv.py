@@ -35,6 +35,7 @@ from typing import NamedTuple
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import HistogramSnapshot
 from asys_bench.monitors.append_file import AppendFile
+from asys_bench.monitors.published_account import PUBLISHED
 from asys_bench.monitors.rates import EMPTY_HISTOGRAM, quantiles, subtract
 from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
 
@@ -63,7 +64,8 @@ def rows_of(now: RunSnapshot, before: RunSnapshot | None) -> Iterator[Row]:
         yield Row(name, "worker_restarts", slot.restarts)
         yield Row(name, "worker_heartbeat_age_s", slot.heartbeat_age_s, window="now")
         for key, total in slot.counters.items():
-            yield Row(name, key.name, total, key.labels)
+            if not key.name.startswith(PUBLISHED):  # the bus's own rows say it
+                yield Row(name, key.name, total, key.labels)
         for key, value in slot.gauges.items():
             yield Row(name, key.name, value, key.labels, window="now")
         earlier = before.slots.get(name) if before else None

@@ -1,0 +1,62 @@
+"""`asys-run report`: a run as one HTML page that opens offline: what the SAEs found, curves, cost."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from rich.console import Console
+
+from asys_bench.cli.run_attach import RunGoneError, find_run
+from asys_bench.contracts.reporter import ReportError
+
+OK, FAILED, USAGE = 0, 1, 2
+FILE_NAME = "report.html"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """RUN and `--out`."""
+    parser.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="directory or id of a run; default: the newest one under runs/",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help=f"default: {FILE_NAME} in the run's directory"
+    )
+
+
+def main(arguments: argparse.Namespace, console: Console) -> int:
+    """0; 1 when the file cannot be written; 2 when there is no such run."""
+    import torch
+
+    from asys_bench.reports.run_report.analysis import analyse
+    from asys_bench.reports.run_report.page import render_run
+    from asys_bench.reports.run_report.record import read_run
+    from asys_bench.reports.run_report.vocabulary import read_vocabulary
+
+    # Beside a live run, torch's team of threads would wait for the one that has no core.
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    try:
+        run_dir = find_run(arguments.run)
+        record = read_run(run_dir)
+    except (RunGoneError, ReportError) as error:
+        console.print(f"asys-run report: {error}", style="red", markup=False, soft_wrap=True)
+        return USAGE
+    analyses = analyse(run_dir, record.saes)
+    document = render_run(record, analyses, read_vocabulary(run_dir))
+    target = Path(arguments.out) if arguments.out else run_dir / FILE_NAME
+    partial = target.with_suffix(target.suffix + ".partial")
+    try:
+        partial.write_text(document, encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        console.print(f"asys-run report: {target}: {error}", style="red", markup=False)
+        return FAILED
+    console.print(f"{target}: {len(document) / 1e6:.1f} MB", markup=False, soft_wrap=True)
+    for found in analyses:
+        if found.problem:
+            console.print(f"{found.hook}: {found.problem}", markup=False, soft_wrap=True)
+    return OK

@@ -1,0 +1,289 @@
+"""Every metric that the exporter knows: its name, type, labels and meaning. Plain data.
+
+The names of the stats page (`hook_calls`) become Prometheus's (`asys_hook_calls_total`): base units,
+`_total` for counters, shares as `_ratio`. What is not in these tables is not exported, so that a
+plugin's metric cannot surprise anyone's time-series database; labels take values that are fixed when
+a run starts (hooks, workers, groups, reasons, states).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from asys_bench.contracts.stats import bucket_of
+
+
+class Kind(StrEnum):
+    """The Prometheus type of a metric."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    """One metric family. `name` has no `_total`; `factor` turns the source's unit into the base unit."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    factor: float = 1.0
+
+    @property
+    def exposed(self) -> str:
+        """The name in PromQL (of a histogram: without `_bucket`, `_sum`, `_count`)."""
+        return f"{self.name}_total" if self.kind is Kind.COUNTER else self.name
+
+    @property
+    def series(self) -> tuple[str, ...]:
+        """Every name that PromQL can ask for."""
+        if self.kind is Kind.HISTOGRAM:
+            return tuple(f"{self.name}_{part}" for part in ("bucket", "sum", "count"))
+        return (self.exposed,)
+
+
+def _counter(name: str, text: str, *labels: str, factor: float = 1.0) -> MetricSpec:
+    return MetricSpec(name, Kind.COUNTER, text, labels, factor)
+
+
+def _gauge(name: str, text: str, *labels: str) -> MetricSpec:
+    return MetricSpec(name, Kind.GAUGE, text, labels)
+
+
+PAGE: dict[str, MetricSpec] = {
+    # host
+    "host_steps": _counter("asys_host_steps", "Steps that the host has made."),
+    "weights_version": _counter("asys_host_weight_updates", "Optimizer steps of the host."),
+    # hooks
+    "hook_calls": _counter("asys_hook_calls", "Calls of a hooked module.", "hook"),
+    "hook_captured": _counter("asys_hook_captured", "Calls whose tensor went on the bus.", "hook"),
+    "hook_sampled_out": _counter(
+        "asys_hook_sampled_out", "Calls not captured because the sampling rate is below 1.", "hook"
+    ),
+    "hook_dropped": _counter("asys_hook_dropped", "Captures that the bus refused.", "hook"),
+    "hook_skipped": _counter(
+        "asys_hook_skipped", "Calls of another phase, or without a tensor to capture.", "hook"
+    ),
+    "hook_recomputed": _counter(
+        "asys_hook_recomputed", "Calls repeated by activation checkpointing, not captured.", "hook"
+    ),
+    "hook_failed": _counter(
+        "asys_hook_failed", "Failures inside a hook; the first one switches it off.", "hook"
+    ),
+    "hook_bytes": _counter("asys_hook_captured_bytes", "Bytes of captured tensors.", "hook"),
+    "hook_sampling_rate": _gauge(
+        "asys_hook_sampling_ratio", "Probability with which a call is captured now.", "hook"
+    ),
+    "hook_latency_ns": MetricSpec(
+        "asys_hook_latency_seconds",
+        Kind.HISTOGRAM,
+        "Time that a capture held up the host.",
+        ("hook",),
+        1e-9,
+    ),
+    # SAEs
+    "sae_rows": _counter("asys_sae_rows", "Rows that reached the SAE.", "hook", "worker"),
+    "sae_rows_trained": _counter(
+        "asys_sae_rows_trained", "Rows that the SAE was trained on.", "hook", "worker"
+    ),
+    "sae_steps": _counter("asys_sae_steps", "Optimizer steps of the SAE.", "hook", "worker"),
+    "sae_checkpoints": _counter(
+        "asys_sae_checkpoints", "Checkpoints written by this incarnation.", "hook", "worker"
+    ),
+    "sae_nonfinite_rows": _counter(
+        "asys_sae_nonfinite_rows", "Rows refused because of a NaN or infinity.", "hook", "worker"
+    ),
+    "sae_rejected_packets": _counter(
+        "asys_sae_rejected_packets", "Packets that do not fit the SAE.", "hook", "worker"
+    ),
+    "sae_loss": _gauge("asys_sae_loss", "Training loss, smoothed.", "hook", "worker"),
+    "sae_fvu": _gauge(
+        "asys_sae_fvu_ratio", "Fraction of variance unexplained on held-out rows.", "hook", "worker"
+    ),
+    "sae_l0": _gauge("asys_sae_l0_features", "Active features per row.", "hook", "worker"),
+    "sae_dead_ratio": _gauge(
+        "asys_sae_dead_ratio", "Share of features that have not fired for long.", "hook", "worker"
+    ),
+    "sae_dense_ratio": _gauge(
+        "asys_sae_dense_ratio",
+        "Share of features active in over 10 % of the rows.",
+        "hook",
+        "worker",
+    ),
+    "sae_skipped_packets": _counter(
+        "asys_sae_skipped_packets", "Packets not read to catch up.", "hook", "worker"
+    ),
+    "sae_unpaired_packets": _counter(
+        "asys_sae_unpaired_packets", "Packets whose other half never came.", "hook", "worker"
+    ),
+    "sae_rollbacks": _counter(
+        "asys_sae_rollbacks", "Times the SAE went back to its last good state.", "hook", "worker"
+    ),
+    "sae_over_budget_rows": _counter(
+        "asys_sae_over_budget_rows", "Rows given up because training lags.", "hook", "worker"
+    ),
+    "sae_window_fvu": _gauge(
+        "asys_sae_window_fvu_ratio", "FVU over the newest window of rows.", "hook", "worker"
+    ),
+    "sae_feature_survival_ratio": _gauge(
+        "asys_sae_feature_survival_ratio",
+        "Share of features that kept their direction since the last window.",
+        "hook",
+        "worker",
+    ),
+    "sae_input_drift": _gauge(
+        "asys_sae_input_drift_ratio", "How far the input's statistics have moved.", "hook", "worker"
+    ),
+    "sae_mixing_autocorrelation": _gauge(
+        "asys_sae_mixing_autocorrelation_ratio",
+        "Similarity of rows that are trained on one after the other.",
+        "hook",
+        "worker",
+    ),
+    "sae_row_age_versions": _gauge(
+        "asys_sae_row_age_versions", "Age of trained rows in host weight updates.", "hook", "worker"
+    ),
+    "sae_watch_rows": _counter(
+        "asys_sae_watch_rows", "Rows that a watched SAE was applied to.", "hook", "worker"
+    ),
+    "sae_watch_refused_rows": _counter(
+        "asys_sae_watch_refused_rows", "Rows that a watched SAE cannot take.", "hook", "worker"
+    ),
+    "sae_watch_fvu": _gauge(
+        "asys_sae_watch_fvu_ratio", "FVU of the watched SAE, of late.", "hook", "worker"
+    ),
+    "sae_watch_l0": _gauge(
+        "asys_sae_watch_l0_features",
+        "Active features per row of the watched SAE.",
+        "hook",
+        "worker",
+    ),
+    "sae_watch_dense_ratio": _gauge(
+        "asys_sae_watch_dense_ratio",
+        "Share of dense features of the watched SAE.",
+        "hook",
+        "worker",
+    ),
+    # device path
+    "device_committed": _counter("asys_device_committed_packets", "Packets copied off a device."),
+    "device_committed_bytes": _counter("asys_device_committed_bytes", "Bytes copied off a device."),
+    "device_dropped": _counter(
+        "asys_device_dropped_packets", "Captures on a device that were given up.", "reason"
+    ),
+    "device_pin_failed": _counter(
+        "asys_device_pin_failures", "Times that memory could not be pinned: copies are slow."
+    ),
+    "device_in_flight": _gauge("asys_device_in_flight_packets", "Copies under way."),
+    "device_latency_ns": MetricSpec(
+        "asys_device_latency_seconds",
+        Kind.HISTOGRAM,
+        "Time from capture to commit of a device tensor.",
+        (),
+        1e-9,
+    ),
+    "device_copy_gbps": MetricSpec(
+        "asys_device_copy_bytes_per_second",
+        Kind.GAUGE,
+        "Copy bandwidth measured at the start.",
+        ("device", "memory"),
+        1e9,
+    ),
+    # archive
+    "archive_rows": _counter("asys_archive_rows", "Rows written.", "hook", "worker"),
+    "archive_packets": _counter("asys_archive_packets", "Packets written.", "hook", "worker"),
+    "archive_bytes": _counter("asys_archive_bytes", "Bytes written to shards.", "hook", "worker"),
+    "archive_shards": _counter("asys_archive_shards", "Shards begun.", "hook", "worker"),
+    "archive_duplicates_skipped": _counter(
+        "asys_archive_duplicates_skipped", "Redelivered packets that were already there.", "worker"
+    ),
+    "archive_write_errors": _counter("asys_archive_write_errors", "Failed writes.", "worker"),
+    "archive_damaged_packets": _counter(
+        "asys_archive_damaged_packets", "Packets that did not decode or verify.", "worker"
+    ),
+    "archive_paused_ns": _counter(
+        "asys_archive_paused_seconds", "Time spent waiting for disk space.", "worker", factor=1e-9
+    ),
+}
+"""Metric of the stats page -> what it becomes."""
+
+RUN_INFO = _gauge("asys_run_info", "Always 1; its labels name the run.", "run_id", "version")
+RUN_STATE = _gauge("asys_run_state", "1 for the state that the run is in.", "state")
+RUN_START = _gauge("asys_run_start_time_seconds", "When the run started, since the epoch.")
+HOST_FIGURE = _gauge(
+    "asys_host_figure", "What the host reports of itself, e.g. reward_mean, in its own unit.", "figure"
+)  # fmt: skip
+OFFERED = _counter("asys_bus_offered_packets", "Packets offered to the bus, accepted or not.")
+ACCEPTED_BYTES = _counter("asys_bus_accepted_bytes", "Payload bytes of accepted packets.")
+DROPPED = _counter("asys_bus_dropped_packets", "Packets that the bus refused.", "reason")
+DELIVERED = _counter("asys_group_delivered_packets", "Packets acknowledged by the group.", "group")
+LOST = _counter("asys_group_lost_packets", "Packets lost with a dead reader.", "group")
+DEAD_LETTERED = _counter(
+    "asys_group_dead_lettered_packets", "Packets given up on after repeated deliveries.", "group"
+)
+REDELIVERED = _counter(
+    "asys_group_redelivered_packets", "Deliveries of a packet that had been delivered before.", "group"
+)  # fmt: skip
+MISSED = _counter(
+    "asys_group_missed_packets", "Packets not selected, or offered before the group joined.", "group"
+)  # fmt: skip
+READY = _gauge(
+    "asys_group_ready_packets", "Packets waiting for the group, claimed ones too.", "group"
+)
+FILL = _gauge("asys_group_fill_ratio", "Waiting packets over the bus's capacity.", "group")
+WORKER_STATE = _gauge("asys_worker_state", "1 for the state of the worker.", "worker", "state")
+RESTARTS = _counter("asys_worker_restarts", "Restarts of the worker.", "worker")
+HEARTBEAT_AGE = _gauge(
+    "asys_worker_heartbeat_age_seconds", "Time since its last heartbeat, while it runs.", "worker"
+)
+CPU = _counter("asys_process_cpu_seconds", "CPU time of the process, all threads.", "worker")
+RESIDENT = _gauge(
+    "asys_process_resident_memory_bytes", "Memory in RAM, shared pages too.", "worker"
+)
+SCRAPES = _counter("asys_exporter_scrapes", "Times that this exporter was read.")
+SCRAPE_SECONDS = _gauge(
+    "asys_exporter_last_scrape_duration_seconds", "Time that the previous scrape took to collect."
+)
+OMITTED = _gauge(
+    "asys_exporter_omitted_label_values", "Label values left out because there were too many."
+)
+
+DERIVED: tuple[MetricSpec, ...] = (
+    *(RUN_INFO, RUN_STATE, RUN_START, HOST_FIGURE),
+    *(OFFERED, ACCEPTED_BYTES, DROPPED),
+    *(DELIVERED, LOST, DEAD_LETTERED, REDELIVERED, MISSED, READY, FILL),
+    *(WORKER_STATE, RESTARTS, HEARTBEAT_AGE, CPU, RESIDENT),
+    *(SCRAPES, SCRAPE_SECONDS, OMITTED),
+)
+"""What is not a single metric of the page."""
+
+
+def all_metrics() -> tuple[MetricSpec, ...]:
+    """Everything that can be exported, each name once."""
+    return (*PAGE.values(), *DERIVED)
+
+
+def _edges() -> Iterator[int]:
+    for power in range(10, 31):
+        yield 1 << power
+        if 12 <= power < 20:
+            yield 3 << (power - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A histogram boundary: the first bucket of the page's histogram that is above it."""
+
+    le: str
+    """Seconds, as Prometheus writes them; the largest value that is still counted."""
+    index: int
+
+
+LATENCY_EDGES: tuple[Edge, ...] = tuple(
+    Edge(repr((edge - 1) / 1e9), bucket_of(edge)) for edge in _edges()
+)
+"""From 1 us to 1.07 s: an octave each, half of one from 4 us to 1 ms, where hooks are. Each lies on an
+edge of the page's own buckets (its last nanosecond), so that cumulative counts are exact."""

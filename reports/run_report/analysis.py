@@ -1,0 +1,217 @@
+"""One hook's SAE, looked into: its newest checkpoint applied to the newest archived rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from asys_bench.contracts.names import file_slug
+from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, newest_rows
+from asys_bench.reports.run_report.decoder_map import DecoderMap, decoder_map
+from asys_bench.reports.run_report.features import (
+    Candidate,
+    FeatureStats,
+    activations,
+    candidates,
+    feature_stats,
+    spread_out,
+)
+from asys_bench.reports.run_report.fields import Field, receptive_field
+from asys_bench.reports.run_report.inputs import (
+    Tokens,
+    beside,
+    input_hook,
+    observations,
+    tokens,
+)
+from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.checkpoint import load_sae
+from asys_bench.sae.checkpoint_files import CheckpointError
+from asys_bench.sae.checkpoint_store import CheckpointStore
+from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.reader import Archive, open_archive
+
+MOST_ROWS = 60_000
+MOST_BYTES = 256 << 20
+"""Rows of one hook that are looked at: at most these many and this much memory."""
+EVERY = 4
+"""One record batch in so many is looked at, over as many times the rows."""
+FEATURES, EXAMPLES = 12, 6
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row that activates a feature, and what the model was given there, when it is archived."""
+
+    activation: float
+    host_step: int
+    values: npt.NDArray[np.float32]
+    observation: npt.NDArray[np.float32] | None = None
+    tokens: Tokens | None = None
+
+
+@dataclass(frozen=True)
+class FeatureCard:
+    """One of the most active features."""
+
+    feature: int
+    density: float
+    mean: float
+    highest: float
+    examples: tuple[Example, ...]
+    field: Field | None = None
+    """Where in the space of observations it fires, when that can be mapped."""
+
+
+@dataclass(frozen=True)
+class HookAnalysis:
+    """What the report shows of one SAE; `problem` says why a part is missing."""
+
+    hook: str
+    architecture: str = ""
+    d_in: int = 0
+    d_sae: int = 0
+    stats: FeatureStats | None = None
+    plane: DecoderMap | None = None
+    cards: tuple[FeatureCard, ...] = ()
+    problem: str = ""
+    look_range: tuple[float, float] = (0.0, 0.0)
+    """Smallest and largest value over everything drawn as an observation or a row."""
+
+
+def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
+    """Every SAE that has a checkpoint. Nothing of a run is too damaged to say so.
+
+    labels: names of SAEs: a hook, `<hook>#<variant>` or `<input>-><output>` (a transcoder, which is
+    looked at by the rows it reads).
+    """
+    try:
+        archive: Archive | None = open_archive(run_dir)
+        missing = ""
+    except ArchiveError as error:
+        archive, missing = None, str(error)
+    found = []
+    for label in labels:
+        latest = CheckpointStore(run_dir / "sae" / file_slug(label)).latest()
+        if latest is None:
+            continue
+        try:
+            sae, _ = load_sae(latest)
+        except CheckpointError as error:
+            found.append(HookAnalysis(label, problem=str(error)))
+            continue
+        found.append(_look(label, sae, archive, missing))
+    return found
+
+
+def _look(
+    label: str, sae: SparseAutoencoder, archive: Archive | None, missing: str
+) -> HookAnalysis:
+    hook = label.partition("->")[0].partition("#")[0]
+    basis = HookAnalysis(
+        label, sae.config.architecture, sae.d_in, sae.d_sae, plane=decoder_map(sae)
+    )
+    if archive is None or hook not in archive.hooks:
+        why = missing or "this hook was not archived"
+        return _with(basis, problem=f"no activations to look at: {why}")
+    try:
+        most = min(MOST_ROWS, max(1, MOST_BYTES // (8 * sae.d_in)))
+        found = newest_rows(archive, hook, most * EVERY, EVERY)
+        blocks = [block for block in found if block.values.shape[1] == sae.d_in]
+        if not blocks:
+            return _with(basis, problem=f"the archive has no rows of {sae.d_in} values")
+        stats = feature_stats(sae, blocks)
+        cards = _cards(archive, hook, sae, stats, blocks)
+    except ArchiveError as error:
+        return _with(basis, problem=f"the archive cannot be read: {error}")
+    return _with(basis, stats=stats, cards=cards, look_range=_range(cards))
+
+
+def _with(basis: HookAnalysis, **changes: object) -> HookAnalysis:
+    return replace(basis, **changes)  # type: ignore[arg-type]
+
+
+def _cards(
+    archive: Archive,
+    hook: str,
+    sae: SparseAutoencoder,
+    stats: FeatureStats,
+    blocks: list[RowBlock],
+) -> tuple[FeatureCard, ...]:
+    tops = candidates(stats, blocks, stats.most_active(FEATURES))
+    keys = {row.key for rows in tops.values() for row in rows}
+    rows_read = 2 * EVERY * stats.rows  # the streams are sampled apart: this one may be denser
+    source = input_hook(archive, hook)
+    inputs = list(newest_rows(archive, source, rows_read)) if source is not None else []
+    seen = observations(inputs, keys)
+    texts = tokens(archive, keys, rows_read)
+    joined = beside(inputs, blocks)
+    fields = _fields(sae, blocks, list(tops), joined) if joined is not None and tops else {}
+    cards = []
+    for feature, rows in tops.items():
+        known = [row for row in rows if row.key in texts or row.key in seen] or rows
+        looks = [seen.get(row.key, row.values) for row in known]
+        picked = (
+            _first_of_each_text(known, texts)
+            if any(row.key in texts for row in known)
+            else spread_out(known, looks, EXAMPLES)
+        )
+        cards.append(
+            FeatureCard(
+                feature,
+                float(stats.density_F[feature]),
+                float(stats.mean_F[feature]),
+                rows[0].activation if rows else 0.0,
+                tuple(_example(known[index], seen, texts) for index in picked),
+                fields.get(feature),
+            )
+        )
+    return tuple(cards)
+
+
+def _fields(
+    sae: SparseAutoencoder,
+    blocks: list[RowBlock],
+    features: list[int],
+    joined: npt.NDArray[np.float32],
+) -> dict[int, Field]:
+    """Receptive fields of the features that have one, over the rows whose input is known."""
+    known_N = np.isfinite(joined).all(1)
+    acts_NF = activations(sae, blocks, features)[known_N]
+    found = {
+        feature: receptive_field(acts_NF[:, column], joined[known_N])
+        for column, feature in enumerate(features)
+    }
+    return {feature: one for feature, one in found.items() if one is not None}
+
+
+def _first_of_each_text(rows: list[Candidate], texts: Mapping[RowKey, Tokens]) -> list[int]:
+    """The strongest rows whose contexts differ."""
+    chosen: dict[object, int] = {}
+    for index, row in enumerate(rows):
+        context = texts.get(row.key)
+        chosen.setdefault(context.ids if context else row.key, index)
+    return list(chosen.values())[:EXAMPLES]
+
+
+def _example(
+    row: Candidate,
+    seen: Mapping[RowKey, npt.NDArray[np.float32]],
+    texts: Mapping[RowKey, Tokens],
+) -> Example:
+    return Example(row.activation, row.key[1], row.values, seen.get(row.key), texts.get(row.key))
+
+
+def _range(cards: tuple[FeatureCard, ...]) -> tuple[float, float]:
+    looks = [
+        example.values if example.observation is None else example.observation
+        for card in cards
+        for example in card.examples
+    ]
+    finite = [look[np.isfinite(look)] for look in looks]
+    joined = np.concatenate(finite) if finite else np.zeros(1)
+    return (float(joined.min()), float(joined.max())) if joined.size else (0.0, 0.0)

@@ -1,0 +1,98 @@
+"""The eyepiece: the most active features of an SAE, each with what it fires on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from asys_bench.reports.bench_findings.quantity import number, share
+from asys_bench.reports.bench_html.markup import Markup, flat, name, tag
+from asys_bench.reports.run_report.analysis import Example, FeatureCard, HookAnalysis
+from asys_bench.reports.run_report.feature_figures import decoder_picture, density_histogram
+from asys_bench.reports.run_report.looks import field_map, observation, row, sentence
+
+HOW_TO_INPUTS = (
+    "Observations were not archived, so the activations themselves are drawn. "
+    "`capture: [activation, input]` in the hook's configuration archives what the module was given."
+)
+
+
+def sae_section(found: HookAnalysis, environment_id: str, vocabulary: Mapping[int, str]) -> Markup:
+    """One SAE: densities, map and feature cards."""
+    about = (
+        f"{found.architecture}, {found.d_in} values in, {found.d_sae:,} features"
+        if found.d_sae
+        else ""
+    )
+    head = tag("h3", name(found.hook), tag("span", about, class_="unit") if about else None)
+    parts: list[Markup] = [head]
+    if found.problem:
+        parts.append(tag("p", found.problem, class_="callout"))
+    labelled = [card.feature for card in found.cards]
+    figures = [density_histogram(found.stats)] if found.stats is not None else []
+    if found.plane is not None:
+        figures.append(decoder_picture(found.plane, found.stats, labelled))
+    if figures:
+        parts.append(tag("div", *figures, class_="figures level"))
+    if found.cards:
+        parts.append(tag("p", _how(found), class_="how"))
+        cards = [_card(card, found, environment_id, vocabulary) for card in found.cards]
+        parts.append(tag("div", *cards, class_="cards"))
+    return tag("section", *parts, class_="family")
+
+
+def _how(found: HookAnalysis) -> Markup:
+    examples = [example for card in found.cards for example in card.examples]
+    if any(example.tokens is not None for example in examples):
+        words = "The token that a feature fires on, in its text: the stronger, the deeper the mark."
+    elif any(example.observation is not None for example in examples):
+        words = (
+            "What the model saw when each feature fired most, the strongest first; rows that look "
+            "alike are shown once."
+        )
+        if any(card.field is not None for card in found.cards):
+            words += (
+                " The map shows where it fires: mean activation over the two coordinates that "
+                "explain it best."
+            )
+    else:
+        return tag("span", HOW_TO_INPUTS)
+    return tag("span", words)
+
+
+def _card(
+    card: FeatureCard, found: HookAnalysis, environment_id: str, vocabulary: Mapping[int, str]
+) -> Markup:
+    facts = tag(
+        "p",
+        tag("span", f"{share(card.density)} of rows"),
+        tag("span", f"mean {number(card.mean)}"),
+        tag("span", f"max {number(card.highest)}"),
+        class_="facts-line",
+    )
+    texts = [example for example in card.examples if example.tokens is not None]
+    if texts:
+        body = flat(
+            sentence(example.tokens, vocabulary, example.activation, card.highest)
+            for example in texts
+            if example.tokens is not None
+        )
+    else:
+        body = tag(
+            "ul",
+            *(_look(example, card, found, environment_id) for example in card.examples),
+            class_="looks",
+        )
+    if card.field is not None:
+        body = tag("div", field_map(card.field, environment_id), body, class_="eyepiece")
+    return tag("article", tag("h4", f"feature {card.feature}"), facts, body, class_="card feature")
+
+
+def _look(example: Example, card: FeatureCard, found: HookAnalysis, environment_id: str) -> Markup:
+    if example.observation is not None:
+        picture = observation(example.observation, environment_id, found.look_range)
+    else:
+        picture = row(example.values, found.look_range)
+    strength = max(2.0, 100 * example.activation / card.highest) if card.highest > 0 else 2.0
+    bar = tag("span", style=f"width:{strength:.0f}%", class_="strength")
+    under = tag("span", number(example.activation), title=f"host step {example.host_step:,}")
+    return tag("li", picture, tag("span", bar, class_="gauge"), under)

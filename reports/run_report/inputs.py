@@ -1,0 +1,115 @@
+"""What the model was given when a feature fired, found in the archive.
+
+- An RL host's observation is the input of the hooked module: `capture: [activation, input]` archives
+  it as `<hook>:input`. Both captures see the same calls, so the row's key identifies it exactly.
+- A text host's side stream `tokens` has a row (token id, position) per activation row of the same
+  forward call, in the same order; source, host step, weights version and microbatch say which call that was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, hash_keys, newest_rows
+from asys_bench.sinks.archive.reader import Archive
+
+INPUT_SUFFIX = ":input"
+TOKENS = "tokens"
+"""The stream's name, as `pipeline.text_inputs` has it; its rows are two integers."""
+CONTEXT_BEFORE, CONTEXT_AFTER = 24, 8
+MOST_WIDE = 64
+
+_Call = tuple[int, int, int, int]
+"""(source, host step, weights version, microbatch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A token in its context. `at`: index of the token itself in `ids`."""
+
+    ids: tuple[int, ...]
+    at: int
+
+
+def input_hook(archive: Archive, hook: str) -> str | None:
+    """The archived inputs of the very module that `hook` is of; None when there are none."""
+    wanted = hook.partition(":")[0] + INPUT_SUFFIX
+    return wanted if wanted != hook and wanted in archive.hooks else None
+
+
+def observations(
+    inputs: Sequence[RowBlock], keys: Iterable[RowKey]
+) -> dict[RowKey, npt.NDArray[np.float32]]:
+    """The input rows of `keys`, those that are there."""
+    wanted = set(keys)
+    if not wanted:
+        return {}
+    hashes = hash_keys(np.array(sorted(wanted), dtype=np.int64))
+    found: dict[RowKey, npt.NDArray[np.float32]] = {}
+    for block in inputs:
+        for at in np.flatnonzero(np.isin(block.hashes, hashes)).tolist():
+            key = block.key(at)
+            if key in wanted and key not in found:
+                found[key] = np.array(block.values[at], dtype=np.float32)
+    return found
+
+
+def beside(
+    inputs: Sequence[RowBlock], blocks: Sequence[RowBlock]
+) -> npt.NDArray[np.float32] | None:
+    """The input row of every row of `blocks`, float32[N, W], NaN where it was not archived.
+
+    None for inputs wider than `MOST_WIDE` (images, texts), of which nothing is mapped.
+    """
+    if not inputs or not blocks or inputs[0].values.shape[1] > MOST_WIDE:
+        return None
+    rows = np.concatenate([np.asarray(block.values, dtype=np.float32) for block in inputs])
+    known = np.concatenate([block.hashes for block in inputs])
+    order = np.argsort(known)
+    wanted = np.concatenate([block.hashes for block in blocks])
+    at = np.minimum(np.searchsorted(known, wanted, sorter=order), len(known) - 1)
+    found = known[order[at]] == wanted
+    joined = np.full((len(wanted), rows.shape[1]), np.nan, dtype=np.float32)
+    joined[found] = rows[order[at[found]]]
+    return joined
+
+
+def tokens(archive: Archive, keys: Iterable[RowKey], most_rows: int) -> dict[RowKey, Tokens]:
+    """The token of each activation row with its context; empty when no tokens were archived."""
+    if TOKENS not in archive.hooks:
+        return {}
+    wanted = list(keys)
+    calls: dict[_Call, dict[int, tuple[int, int]]] = {key[:4]: {} for key in wanted}
+    steps = np.array(sorted({key[1] for key in wanted}), dtype=np.int64)
+    for block in newest_rows(archive, TOKENS, most_rows):
+        if block.values.shape[1] != 2 or block.values.dtype.kind not in "iu":
+            continue
+        for at in np.flatnonzero(np.isin(block.keys["host_step"], steps)).tolist():
+            key = block.key(at)
+            rows = calls.get(key[:4])
+            if rows is not None:
+                rows[key[5]] = int(block.values[at, 0]), int(block.values[at, 1])
+    found = {key: _context(calls[key[:4]], key[5]) for key in wanted}
+    return {key: context for key, context in found.items() if context is not None}
+
+
+def _context(rows: dict[int, tuple[int, int]], row: int) -> Tokens | None:
+    """The rows around `row` that belong to its sequence: positions go on one by one."""
+    if row not in rows:
+        return None
+    first = last = row
+    while row - first < CONTEXT_BEFORE and _follows(rows, first - 1):
+        first -= 1
+    while last - row < CONTEXT_AFTER and _follows(rows, last):
+        last += 1
+    return Tokens(tuple(rows[at][0] for at in range(first, last + 1)), row - first)
+
+
+def _follows(rows: dict[int, tuple[int, int]], row: int) -> bool:
+    """Rows `row` and `row + 1` are there and next to each other in one sequence."""
+    here, there = rows.get(row), rows.get(row + 1)
+    return here is not None and there is not None and there[1] == here[1] + 1

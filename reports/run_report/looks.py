@@ -1,0 +1,237 @@
+"""An input as a small picture: the scene where we know it, bars where we know only the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from asys_bench.reports.bench_findings.quantity import number, share
+from asys_bench.reports.bench_html.frame import text
+from asys_bench.reports.bench_html.markup import Markup, tag
+from asys_bench.reports.run_report.fields import Field
+from asys_bench.reports.run_report.inputs import Tokens
+
+WIDTH, HEIGHT = 120.0, 64.0
+MOST_BARS = 64
+"""Wider vectors are drawn as a strip of averages."""
+Vector = npt.NDArray[np.float32]
+
+OBSERVATION_NAMES: Mapping[str, Sequence[str]] = {
+    "CartPole": ("position", "speed", "angle", "angular speed"),
+    "Acrobot": ("cos 1", "sin 1", "cos 2", "sin 2", "speed 1", "speed 2"),
+    "MountainCar": ("position", "speed"),
+    "MountainCarContinuous": ("position", "speed"),
+    "Pendulum": ("cos", "sin", "angular speed"),
+}
+"""gymnasium's classic control environments: what each number of an observation is."""
+
+
+def observation(values: Vector, environment_id: str, bounds: tuple[float, float]) -> Markup:
+    """An observation drawn in WIDTH x HEIGHT; its numbers are in the picture's title."""
+    kind = environment_id.partition("-")[0]
+    names = OBSERVATION_NAMES.get(kind, ())
+    scene = _SCENES.get(kind)
+    finite = bool(np.isfinite(values).all())
+    if scene is not None and finite and len(values) == len(names):
+        parts = scene([float(value) for value in values])
+    else:
+        parts = bars(values, bounds)
+    return _picture(parts, _told(values, names))
+
+
+def row(values: Vector, bounds: tuple[float, float]) -> Markup:
+    """An activation row as bars."""
+    return _picture(bars(values, bounds), f"{len(values)} activations")
+
+
+def bars(values: Vector, bounds: tuple[float, float]) -> list[Markup]:
+    """A bar per value around a zero line; NaN leaves a gap."""
+    if len(values) > MOST_BARS:
+        values = np.array([np.nanmean(p) for p in np.array_split(values, MOST_BARS)], np.float32)
+    low, high = min(bounds[0], 0.0), max(bounds[1], 0.0)
+    span = (high - low) or 1.0
+    inside = HEIGHT - 8
+    zero = 4 + inside * high / span
+    step = (WIDTH - 8) / len(values)
+    parts = [tag("path", d=f"M4 {zero:.1f}H{WIDTH - 4:g}", class_="ground-line")]
+    for index, value in enumerate(values.tolist()):
+        if not math.isfinite(value):
+            continue
+        size = min(inside, abs(value) / span * inside)
+        top = zero - size if value >= 0 else zero
+        parts.append(
+            tag(
+                "rect",
+                x=4 + index * step + step * 0.1,
+                y=top,
+                width=max(0.4, step * 0.8),
+                height=max(0.3, size),
+                class_="plus" if value >= 0 else "minus",
+            )
+        )
+    return parts
+
+
+def field_map(field: Field, environment_id: str) -> Markup:
+    """Where in two coordinates of the observation a feature fires: the warmer, the more."""
+    names = OBSERVATION_NAMES.get(environment_id.partition("-")[0], ())
+
+    def called(column: int) -> str:
+        return names[column] if column < len(names) else f"input {column}"
+
+    cells = field.mean_YX.shape[0]
+    most = float(np.nanmax(field.mean_YX))
+    left, top, side = 14.0, 4.0, 132.0
+    step = side / cells
+    parts: list[Markup] = []
+    for y in range(cells):
+        levels = [_level(float(value), most) for value in field.mean_YX[cells - 1 - y]]
+        start = 0
+        for x in range(1, cells + 1):  # cells of one level side by side are one rectangle
+            if x == cells or levels[x] != levels[start]:
+                if levels[start] is not None:
+                    box = {"x": left + start * step, "y": top + y * step}
+                    parts.append(
+                        tag("rect", width=(x - start) * step + 0.3, height=step + 0.3,
+                            class_=f"cell c{levels[start]}", **box)
+                    )  # fmt: skip
+                start = x
+    parts.append(tag("rect", x=left, y=top, width=side, height=side, class_="border"))
+    bottom = top + side
+    (x0, x1), (y0, y1) = field.x_range, field.y_range
+    parts += [
+        text(number(x0, 2), left, bottom + 11, "start", "tick"),
+        text(called(field.x), left + side / 2, bottom + 11, "middle", "strong"),
+        text(number(x1, 2), left + side, bottom + 11, "end", "tick"),
+        tag("text", called(field.y), transform=f"translate(9 {top + side / 2:g}) rotate(-90)",
+            text_anchor="middle", class_="strong"),
+        tag("text", number(y0, 2), transform=f"translate(9 {bottom:g}) rotate(-90)",
+            text_anchor="start", class_="tick"),
+        tag("text", number(y1, 2), transform=f"translate(9 {top:g}) rotate(-90)",
+            text_anchor="end", class_="tick"),
+    ]  # fmt: skip
+    told = (
+        f"mean activation over {called(field.x)} and {called(field.y)}; they explain "
+        f"{share(field.explained)} of it"
+    )
+    return tag("svg", tag("title", told), *parts, viewBox="0 0 148 150", class_="field", role="img")
+
+
+def _level(value: float, most: float) -> int | None:
+    """0..7 of the warmest cell; None where the agent hardly was."""
+    if not math.isfinite(value):
+        return None
+    return min(7, int(8 * value / most)) if most > 0 else 0
+
+
+def sentence(
+    tokens: Tokens, vocabulary: Mapping[int, str], activation: float, most: float
+) -> Markup:
+    """A token in its context, marked by how strongly the feature fires on it."""
+    pieces: list[Markup | str] = []
+    strength = min(4, 1 + int(4 * activation / most)) if most > 0 else 1
+    for index, token in enumerate(tokens.ids):
+        shown = vocabulary.get(token, f" {token}").replace("\n", "↵")
+        if index == tokens.at:
+            told = f"activation {number(activation)}"
+            pieces.append(tag("mark", shown, class_=f"hit h{strength}", title=told))
+        else:
+            pieces.append(shown)
+    return tag("p", *pieces, class_="sentence")
+
+
+def _picture(parts: Sequence[Markup], told: str) -> Markup:
+    view = f"0 0 {WIDTH:g} {HEIGHT:g}"
+    return tag("svg", tag("title", told), *parts, viewBox=view, class_="look", role="img")
+
+
+def _told(values: Vector, names: Sequence[str]) -> str:
+    if len(values) > 16:
+        return f"{len(values)} values"
+    labels = names if len(names) == len(values) else [f"[{i}]" for i in range(len(values))]
+    pairs = zip(labels, values.tolist(), strict=True)
+    return ", ".join(f"{label} {number(value)}" for label, value in pairs if math.isfinite(value))
+
+
+def _cart_pole(values: Sequence[float]) -> list[Markup]:
+    """gymnasium's CartPole: track of +-2.4, pole upright at 0, positive angles to the right.
+
+    The arrow above the cart is its speed, the arc of the pole's tip its angular speed.
+    """
+    position, speed, angle, turning = values
+    ground = HEIGHT - 12
+    middle = WIDTH / 2 + max(-1.0, min(1.0, position / 2.4)) * (WIDTH / 2 - 16)
+    cart_top = ground - 9
+    length = 36.0
+    # Angles end the episode at 12 degrees: they are drawn three times as large.
+    drawn = max(-1.2, min(1.2, 3 * angle))
+    tip_x, tip_y = middle + length * math.sin(drawn), cart_top - length * math.cos(drawn)
+    swing = max(-18.0, min(18.0, 8 * turning))
+    parts = [
+        tag("path", d=f"M8 {ground:g}H{WIDTH - 8:g}", class_="ground-line"),
+        tag("path", d=f"M{WIDTH / 2:g} {ground:g}v4", class_="ground-line"),
+        tag("rect", x=middle - 11, y=cart_top, width=22, height=9, rx=2, class_="cart"),
+        tag("path", d=f"M{middle:.1f} {cart_top:.1f}L{tip_x:.1f} {tip_y:.1f}", class_="pole"),
+        tag("circle", cx=middle, cy=cart_top, r=2, class_="axle"),
+    ]
+    if abs(swing) > 1:
+        side_x, side_y = math.cos(drawn) * swing, math.sin(drawn) * swing
+        parts.append(_arrow(tip_x, tip_y, tip_x + side_x, tip_y + side_y, "turning"))
+    if abs(speed) > 0.05:
+        reach = max(-30.0, min(30.0, 12 * speed))
+        parts.append(_arrow(middle, ground + 7, middle + reach, ground + 7, "speed"))
+    return parts
+
+
+def _mountain_car(values: Sequence[float]) -> list[Markup]:
+    """gymnasium's MountainCar: height sin(3 x) over x in -1.2..0.6, goal at 0.5."""
+    position, speed = values
+
+    def place(x: float) -> tuple[float, float]:
+        return 6 + (x + 1.2) / 1.8 * (WIDTH - 12), HEIGHT - 10 - (math.sin(3 * x) + 1) * 22
+
+    hill = [place(-1.2 + 1.8 * i / 40) for i in range(41)]
+    path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in hill)
+    at_x, at_y = place(max(-1.2, min(0.6, position)))
+    goal_x, goal_y = place(0.5)
+    parts = [
+        tag("path", d=path, class_="ground-line"),
+        tag("path", d=f"M{goal_x:.1f} {goal_y:.1f}v-12", class_="pole"),
+        tag("circle", cx=at_x, cy=at_y - 5, r=5, class_="cart"),
+    ]
+    if abs(speed) > 0.002:
+        parts.append(_arrow(at_x, at_y - 15, at_x + 350 * speed, at_y - 15, "speed"))
+    return parts
+
+
+def _pendulum(values: Sequence[float]) -> list[Markup]:
+    """gymnasium's Pendulum: (cos, sin, angular speed), upright is (1, 0)."""
+    cosine, sine, turning = values
+    x, y, length = WIDTH / 2, HEIGHT / 2, 24.0
+    tip_x, tip_y = x - length * sine, y - length * cosine
+    swing = max(-16.0, min(16.0, 2 * turning))
+    return [
+        tag("path", d=f"M{x:g} {y:g}L{tip_x:.1f} {tip_y:.1f}", class_="pole"),
+        tag("circle", cx=x, cy=y, r=3, class_="axle"),
+        _arrow(tip_x, tip_y, tip_x - cosine * swing, tip_y + sine * swing, "turning"),
+    ]
+
+
+def _arrow(x0: float, y0: float, x1: float, y1: float, kind: str) -> Markup:
+    angle = math.atan2(y1 - y0, x1 - x0)
+    head = "".join(
+        f"M{x1:.1f} {y1:.1f}L{x1 - 4 * math.cos(angle + turn):.1f} {y1 - 4 * math.sin(angle + turn):.1f}"
+        for turn in (0.5, -0.5)
+    )
+    return tag("path", d=f"M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}{head}", class_=f"arrow {kind}")
+
+
+_SCENES: Mapping[str, Callable[[Sequence[float]], list[Markup]]] = {
+    "CartPole": _cart_pole,
+    "MountainCar": _mountain_car,
+    "MountainCarContinuous": _mountain_car,
+    "Pendulum": _pendulum,
+}

@@ -1,0 +1,154 @@
+"""Everything a run left in its directory, read once. What is missing is empty, not an error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from asys_bench.contracts.reporter import ReportError
+from asys_bench.contracts.stats import HISTOGRAM_BUCKETS, HistogramSnapshot
+from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
+from asys_bench.monitors.snapshot import parse_key
+from asys_bench.reports.run_report.series import Metrics, read_metrics
+from asys_bench.reports.run_summary.document import FILE_NAME, from_dict
+from asys_bench.reports.run_summary.summary import RunSummary
+
+RUN_SCHEMA = "asys.run/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A line of monitor.log."""
+
+    time_s: float
+    level: str
+    name: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as its files tell it."""
+
+    path: Path
+    run: Mapping[str, Any]
+    """run.json."""
+    config: Mapping[str, Any]
+    summary: RunSummary | None
+    """None while the run goes on, or when its host was killed."""
+    metrics: Metrics
+    events: tuple[Event, ...]
+    latencies: Mapping[str, HistogramSnapshot]
+    """Hook -> the whole run's latency in ns; empty for a run that did not end in order."""
+
+    @property
+    def run_id(self) -> str:
+        return str(self.run.get("run_id", self.path.name))
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return tuple(map(str, self.run.get("hooks", ())))
+
+    @property
+    def saes(self) -> tuple[str, ...]:
+        """Names of the SAEs: what metrics and summary say, and hooks, each once."""
+        told = [key.hook for key in self.metrics.find("sae_steps")]
+        told += [sae.hook for sae in self.summary.saes] if self.summary is not None else []
+        order = {hook: index for index, hook in enumerate(self.hooks)}
+        names = dict.fromkeys([*told, *self.hooks])
+        return tuple(sorted(names, key=lambda name: order.get(name.partition("#")[0], len(order))))
+
+    @property
+    def step_unit(self) -> str:
+        return str(self.run.get("step_unit", "step"))
+
+    @property
+    def environment_id(self) -> str:
+        """The gymnasium environment of an RL host, or an empty string."""
+        host = self.config.get("host")
+        options = host.get("options", {}) if isinstance(host, dict) else {}
+        mine = options.get(host.get("kind"), {}) if isinstance(host, dict) else {}
+        return str(mine.get("env_id", "")) if isinstance(mine, dict) else ""
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a run's directory.
+
+    Raises:
+        ReportError: there is no run of a known schema.
+    """
+    try:
+        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReportError(
+            f"{path}: not a run's directory, run.json cannot be read: {error}"
+        ) from error
+    if not isinstance(run, dict) or run.get("schema") != RUN_SCHEMA:
+        found = run.get("schema") if isinstance(run, dict) else type(run).__name__
+        raise ReportError(f"{path}/run.json: schema is {found!r}; this reads {RUN_SCHEMA!r}")
+    return RunRecord(
+        path,
+        run,
+        _config(path),
+        _summary(path),
+        read_metrics(path / "metrics.csv"),
+        _events(path / "monitor.log"),
+        _latencies(path / HISTOGRAMS_FILE),
+    )
+
+
+def _summary(path: Path) -> RunSummary | None:
+    try:
+        return from_dict(json.loads((path / FILE_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        found = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _events(path: Path) -> tuple[Event, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    found = []
+    for line in lines:
+        try:
+            data = json.loads(line)
+            event = Event(
+                float(data.pop("time_s")), str(data.pop("level", "")), str(data.pop("event")), data
+            )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the last line of a killed monitor
+        found.append(event)
+    return tuple(found)
+
+
+def _latencies(path: Path) -> Mapping[str, HistogramSnapshot]:
+    """Of the host's slot; see `monitors.histograms_json`."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = {}
+        for name, one in data["host"].items():
+            key = parse_key(name)
+            if key.name == "hook_latency_ns" and key.label("hook"):
+                buckets = [0] * HISTOGRAM_BUCKETS
+                for index, count in one["buckets"]:
+                    buckets[int(index)] = int(count)
+                found[key.label("hook")] = HistogramSnapshot(
+                    sum(buckets), int(one["sum"]), int(one["max"]), tuple(buckets)
+                )
+        return found
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return {}

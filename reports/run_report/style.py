@@ -1,0 +1,74 @@
+"""What the run report adds to the look of the bench's pages (`bench_html`)."""
+
+STYLE = """
+:root{--heat1:#7d93ad;--heat2:#4f86c6;--heat3:#1f9d94;--heat4:#d88a1d;--heat5:#d1462f;
+ --track:#c9d0d9;--cart:#1464c0;--pole:#b85600;--motion:#007a66}
+@media (prefers-color-scheme:dark){:root{--heat1:#5d7390;--heat2:#6ca8f0;--heat3:#4fd0c0;
+ --heat4:#f3b24d;--heat5:#ff7a5c;--track:#3a4450;--cart:#6cb2ff;--pole:#f5a04b;--motion:#5fd0b0}}
+@media print{:root{--heat1:#7d93ad;--heat2:#4f86c6;--heat3:#1f9d94;--heat4:#d88a1d;--heat5:#d1462f;
+ --track:#c9d0d9;--cart:#1464c0;--pole:#b85600;--motion:#007a66}}
+.hero.run{--v:var(--neutral)}.hero.run.good{--v:var(--pass)}.hero.run.bad{--v:var(--fail)}
+.hero.run.live{--v:var(--inconclusive)}
+.tiles{display:grid;grid-template-columns:repeat(4,1fr);gap:10px;margin-top:16px}
+.tile{background:var(--ground);border:1px solid var(--line);border-radius:10px;padding:10px 14px}
+.tile b{display:block;font-size:1.5rem;letter-spacing:-.02em;line-height:1.25}
+.tile span{color:var(--soft);font-size:.8rem}
+.hero .tiles{padding-bottom:22px}
+h3 .unit{font-weight:400;margin-left:.8em;white-space:normal}
+h4{margin:0;font-size:.95rem}
+.moment{stroke:var(--soft);stroke-width:1;stroke-dasharray:2 3;fill:none}
+.moment.bad{stroke:var(--limit)}
+.lane{overflow:visible}
+.state.ready{fill:var(--pass)}.state.done{fill:var(--line)}
+.state.starting{fill:var(--inconclusive)}.state.failed{fill:var(--fail)}
+.state.quarantined{fill:none;stroke:var(--fail);stroke-width:2}
+.clock{position:relative;height:1.3em;margin-left:272px;color:var(--soft);font-size:.8rem}
+.clock span{position:absolute;transform:translateX(-50%)}
+.clock span:first-child{transform:none}
+.events{margin-top:12px;max-height:15em;overflow-y:auto}
+.events li{display:grid;grid-template-columns:5em 1fr;gap:10px;font-size:.87rem;overflow-wrap:anywhere}
+.events li.bad code{color:var(--fail)}
+.events code{color:var(--soft)}
+.column{stroke:var(--card);stroke-width:.5}
+.column.firing{fill:var(--s0)}.column.dense{fill:var(--heat5)}.column.silent{fill:var(--track)}
+.point{stroke:var(--card);stroke-width:.6;fill-opacity:.88}
+.p0{fill:none;stroke:var(--track);stroke-width:1}
+.p1{fill:var(--heat1)}.p2{fill:var(--heat2)}.p3{fill:var(--heat3)}.p4{fill:var(--heat4)}
+.p5{fill:var(--heat5)}
+.family>.how{margin-top:14px}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,350px),1fr));gap:12px;
+ margin-top:12px}
+.cards .card{margin:0}
+.feature h4{display:inline-block;margin-right:.8em}
+.facts-line{display:inline-flex;flex-wrap:wrap;gap:0 .9em;color:var(--soft);font-size:.8rem}
+.looks{display:grid;grid-template-columns:repeat(3,1fr);gap:8px;margin-top:8px}
+.looks li{min-width:0;text-align:right;color:var(--soft);font-size:.75rem;line-height:1.4}
+.eyepiece{display:grid;grid-template-columns:minmax(0,11fr) minmax(0,14fr);gap:12px;align-items:start;
+ margin-top:8px}
+.eyepiece .looks{grid-template-columns:repeat(2,1fr);margin-top:0;gap:5px 8px}
+.field{display:block;width:100%;height:auto}
+.field text{font-size:8px}
+.cell{fill:var(--heat5)}
+.c0{fill:var(--grid)}.c1{fill-opacity:.16}.c2{fill-opacity:.28}.c3{fill-opacity:.4}.c4{fill-opacity:.54}
+.c5{fill-opacity:.68}.c6{fill-opacity:.84}
+.look{display:block;width:100%;height:auto;background:var(--ground);border-radius:6px}
+.gauge{display:block;height:3px;background:var(--grid);border-radius:2px;margin-top:3px}
+.strength{display:block;height:3px;background:var(--heat4);border-radius:2px}
+.ground-line{fill:none;stroke:var(--track);stroke-width:1.2}
+.plus{fill:var(--s0)}.minus{fill:var(--s1)}
+.cart{fill:var(--cart)}.axle{fill:var(--card)}
+.pole{fill:none;stroke:var(--pole);stroke-width:4;stroke-linecap:round}
+.arrow{fill:none;stroke:var(--motion);stroke-width:1.6;stroke-linecap:round}
+.sentence{margin-top:8px;font-size:.9rem;line-height:1.5;white-space:pre-wrap;overflow-wrap:anywhere;
+ border-top:1px solid var(--grid);padding-top:6px}
+.hit{color:var(--ink);border-radius:3px;padding:0 1px}
+.h1{background:color-mix(in srgb,var(--heat4) 22%,transparent)}
+.h2{background:color-mix(in srgb,var(--heat4) 40%,transparent)}
+.h3{background:color-mix(in srgb,var(--heat4) 60%,transparent)}
+.h4{background:color-mix(in srgb,var(--heat4) 80%,transparent)}
+.figures.level{align-items:stretch}
+.spaced{margin-top:12px}
+@media (max-width:620px){.clock{margin-left:0}.tile b{font-size:1.25rem}
+ .tiles{grid-template-columns:repeat(2,1fr)}.field text{font-size:9px}}
+@media print{.cards .card{break-inside:avoid}.events{max-height:none}}
+"""
