@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/profile_consumer.yaml
 ARGS ?=
 EXECUTIONS ?= 50000
-SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard backends/*/CMakeLists.txt backends/*/*.cpp backends/*/*.hpp)
+SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp asys_bench/sae/native/*)
 
-.PHONY: help run test lint types check model sanitize soak docs clean
+.PHONY: help run test test-interop lint types check model sanitize soak bench-micro docs clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,15 @@ run: $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs o
 test: $(VENV)/.test lint types ## set up everything, then linter, types and all quick tests
 	$(BIN)/pytest $(ARGS)
 
+# What dictionary_learning really imports: what it declares would bring a second torchvision's worth of
+# packages, built for CUDA.
+$(VENV)/.interop: $(VENV)/.test
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt dictionary-learning nnsight python-socketio python-engineio bidict zstandard
+	@touch $@
+
+test-interop: $(VENV)/.interop ## our SAEs and archives in the real SAELens, sparsify, dictionary_learning and datasets
+	$(BIN)/pytest -m interop tests/interop $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,8 +63,12 @@ sanitize: ## the ring's C++ under ThreadSanitizer and AddressSanitizer
 soak: $(VENV)/.test ## long storms; minutes to an hour, by hand
 	ASYS_SOAK=1 $(BIN)/pytest -m stress -s --timeout 3600 $(ARGS)
 
+bench-micro: $(VENV)/.test ## micro-benchmarks of encode, push, pull, hook and SAE step (pytest-benchmark); judges nothing
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
+	$(BIN)/pytest tests/benchmarks/micro --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname $(ARGS)
+
 docs: $(VENV)/.test ## regenerate the configuration reference and the editor schema
 	$(BIN)/python -m asys_bench.config.reference
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.interop
