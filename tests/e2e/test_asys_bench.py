@@ -68,6 +68,11 @@ PLUGINS = """\
 """
 
 
+def _listen_to_ctrl_c():
+    """A background job inherits that SIGINT is ignored, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def bench(tmp_path):
     (tmp_path / "bench_plugins.py").write_text(textwrap.dedent(PLUGINS))
@@ -85,7 +90,7 @@ def bench(tmp_path):
         command = [sys.executable, "-P", "-m", "asys_bench.cli.bench", *map(str, words)]
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_listen_to_ctrl_c,
         )  # fmt: skip
         started.append(process)
         return process
