@@ -33,7 +33,7 @@ run: $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs o
 	$(BIN)/asys-run --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.test lint types ## set up everything, then linter, types and all quick tests
-	$(BIN)/pytest $(ARGS)
+	PYTEST=$(BIN)/pytest tests/run_tests.sh $(ARGS)
 
 # What dictionary_learning really imports: what it declares would bring a second torchvision's worth of
 # packages, built for CUDA.

@@ -28,8 +28,10 @@ _COMMANDS = (
     "history",
     "selftest",
     "export",
+    "new-plugin",
 )
-"""Each is `asys_bench.cli.bench_<name>` with `add(parser)` and `main(arguments, console)`."""
+"""Each is `asys_bench.cli.bench_<name>` (dashes as underscores) with `add(parser)` and
+`main(arguments, console)`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,20 +44,24 @@ def main(argv: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in _COMMANDS:
-        module = importlib.import_module(f"asys_bench.cli.bench_{name}")
+        module = importlib.import_module(_module_name(name))
         own = commands.add_parser(name, help=_first_line(module))
         module.add(own)
     arguments = parser.parse_args(words)
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
-    module = importlib.import_module(f"asys_bench.cli.bench_{arguments.command}")
+    module = importlib.import_module(_module_name(arguments.command))
     try:
         code: int = module.main(arguments, console)
     except ConfigError as error:
         Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
         return USAGE
     return code
+
+
+def _module_name(command: str) -> str:
+    return f"asys_bench.cli.bench_{command.replace('-', '_')}"
 
 
 def _first_line(module: ModuleType) -> str:

@@ -7,9 +7,9 @@ It knows nothing of hooks, buses or workers, so that it trains bit-identically w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel
@@ -36,6 +36,29 @@ class HostClock(Protocol):
         """A figure of the host itself (reward, loss) for monitors; not on a hot path."""
 
 
+class LateClock(HostClock, Protocol):
+    """The clock of a host whose model exists only once it runs (`BaseHost.build` returned None)."""
+
+    host_step: int
+    """Steps so far; 0 before `observe`."""
+
+    def misfit(self, model: torch.nn.Module) -> str | None:
+        """Why `model` cannot be the one that is meant: a hook's glob matches none of its modules."""
+
+    def observe(self, model: torch.nn.Module, *, called: bool = False) -> None:
+        """Start observing `model`, once; blocks until the workers consume.
+
+        Steps are then counted from its forward calls, until the host calls `step`; versions of the
+        weights from steps of its optimizers. called: its first forward call is under way.
+
+        Raises:
+            HookError, AssemblyError, BusError, SupervisorError: it cannot start; says why and the fix.
+        """
+
+    def end(self) -> None:
+        """The host's loop is over, and with it the last counted step. Idempotent."""
+
+
 @dataclass(frozen=True)
 class HostResult:
     """What a finished run says of itself; figures go in the run's summary."""
@@ -53,16 +76,31 @@ class BaseHost(ABC):
     """What one step is ("env step", "batch"); shown beside rates."""
 
     @abstractmethod
-    def build(self) -> torch.nn.Module:
+    def build(self) -> torch.nn.Module | None:
         """Construct the model and return the module whose submodules hooks match.
+
+        None: the model comes up while the host runs, which then calls `LateClock.observe`.
 
         Raises:
             HostError: an option that cannot work; names the option and the fix.
         """
 
     @abstractmethod
-    def run(self, clock: HostClock) -> HostResult:
-        """Run to the end or until `clock.should_stop`; blocks."""
+    def run(self, clock: Any) -> HostResult:
+        """Run to the end or until `clock.should_stop`; blocks.
+
+        clock: a `HostClock`; a `LateClock` if `build` returned None.
+        """
+
+    def documents(self) -> Mapping[str, Mapping[str, Any]]:
+        """JSON documents to keep in the run's folder, by file name (a vocabulary); after `build`."""
+        return {}
+
+    def request_stop(self) -> None:
+        """The user asked to stop, beyond `clock.should_stop`; called in a signal handler.
+
+        For hosts that cannot look at the clock. It may raise KeyboardInterrupt into `run`.
+        """
 
     def close(self) -> None:
         """Release what `build` took (environments). Idempotent."""

@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.packet import ActivationPacket
+from asys_bench.contracts.preprocessor import Positions
 from asys_bench.contracts.stats import Slot
 
 
@@ -51,6 +52,8 @@ class SinkContext:
     """Call it inside work that may outlast the heartbeat timeout."""
     time_left_s: Callable[[], float]
     """Seconds until the drain deadline; infinity while the run goes on."""
+    rows: Callable[[ActivationPacket], Positions | None] = lambda packet: None
+    """Which row of the captured tensor each decoded row is; None: all of them, in order."""
 
 
 class BaseSink(ABC):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -12,8 +13,12 @@ from asys_bench.config import MasterConfig, dump_yaml
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.host import BaseHost, HostError, HostResult
 from asys_bench.contracts.stats import StatsPage
+from asys_bench.pipeline.clock import StepClock
+from asys_bench.pipeline.late_clock import LateStepClock
+from asys_bench.pipeline.resource_manager.manager import ResourceManager
 from asys_bench.pipeline.rundir import RunDir
 from asys_bench.pipeline.session import ObservationSession
+from asys_bench.pipeline.wrapped import unwrap
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class ExperimentPipeline:
         self._host: BaseHost | None = None
         self._session: ObservationSession | None = None
         self._result: HostResult | None = None
+        self._late_clock: LateStepClock | None = None
         self._stop_requested = False
+        self._resources: ResourceManager | None = None
         self.run_dir: RunDir | None = None
 
     @property
@@ -74,8 +81,11 @@ class ExperimentPipeline:
     def setup(self) -> None:
         """Build the host, the bus and the workers; attach the hooks.
 
+        A host whose model comes later (a script) is only prepared; the rest follows in `run`.
+
         Raises:
-            HostError, HookError, AssemblyError, BusError, SupervisorError: with setting and fix.
+            HostError, HookError, AssemblyError, BusError, ResourceError, SupervisorError: with
+                setting and fix.
         """
         config = self.config
         plugin = config.host.plugin()
@@ -84,34 +94,71 @@ class ExperimentPipeline:
             raise HostError(f"host.kind {plugin.name!r} cannot run here: {reason}")
         if config.resources.host_threads is not None:
             torch.set_num_threads(config.resources.host_threads)
+        self._resources = ResourceManager(config, torch.get_num_threads())
+        self._resources.pin_host()  # before the model is built: its memory lands beside its CPUs
         self._host = plugin.build(config.host.plugin_options(), config.run.seed)
         model = self._host.build()
         self.run_dir = RunDir.create(config.run.dir, config.run.name)
         (self.run_dir.path / "config.yaml").write_text(self._config_text)
+        for name, document in self._host.documents().items():
+            self.run_dir.write_json(name, dict(document))
         if self._announce is not None:
             self._announce(self.run_dir.path)
-        self._session = ObservationSession(
-            config,
-            model,
+        if model is None:
+            self._late_clock = LateStepClock(config.hooks, self._observe)
+        else:
+            self._observe(model)
+
+    def _observe(self, model: torch.nn.Module, config: MasterConfig | None = None) -> StepClock:
+        assert self._host is not None
+        assert self.run_dir is not None
+        session = ObservationSession(
+            config or self.config,
+            unwrap(model),
             self.run_dir,
             step_unit=self._host.step_unit,
             terminal=self._terminal,
+            resources=self._resources,
+            root=model,
         )
-        self._session.start()
-        self._session.clock.should_stop = self._stop_requested
+        try:
+            session.start()
+        except BaseException:
+            session.abort()
+            session.close()
+            raise
+        self._session = session
+        session.clock.should_stop = self._stop_requested
+        return session.clock
 
     def run(self) -> HostResult:
         """The host's own loop; blocks until it ends or `request_stop` was called."""
         if self._host is None:
             raise RuntimeError("setup() has not run")
-        self._result = self._host.run(self.session.clock)
+        if self._late_clock is None:
+            self._result = self._host.run(self.session.clock)
+            return self._result
+        try:
+            self._result = self._host.run(self._late_clock)
+        finally:
+            self._late_clock.end()
+            if self._session is None:  # it ended without a model: an empty run, but one with an end
+                nothing: dict[str, Any] = {"hooks": (), "sinks": {}, "monitors": {}}
+                self._observe(torch.nn.Module(), self.config.model_copy(update=nothing))
         return self._result
 
     def request_stop(self) -> None:
-        """Ask the host to leave its loop at the next step; safe in a signal handler."""
+        """Ask the host to leave its loop at the next step; safe in a signal handler.
+
+        It may raise KeyboardInterrupt, into a host that cannot be asked.
+        """
         self._stop_requested = True
+        if self._late_clock is not None:
+            self._late_clock.should_stop = True
         if self._session is not None:
             self._session.clock.should_stop = True
+        if self._host is not None:
+            self._host.request_stop()
 
     def shutdown(self) -> RunOutcome:
         """Detach, drain, flush, join: at most `run.drain_timeout_s` and about a second."""
@@ -143,3 +190,5 @@ class ExperimentPipeline:
         if self._host is not None:
             self._host.close()
             self._host = None
+        if self._resources is not None:
+            self._resources.release()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +18,18 @@ from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BaseDataBus, BusAccount
 from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
-from asys_bench.pipeline.assembly import build_preprocessor, create_data_bus, plan_workers
+from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
+from asys_bench.monitors.histograms_json import histograms
+from asys_bench.pipeline.assembly import create_data_bus, plan_workers
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.hooker import ActivationHooker
-from asys_bench.pipeline.hookpoints import resolve
+from asys_bench.pipeline.live_run import RUN_FILE, descriptor_paths
 from asys_bench.pipeline.liveness import start_time
+from asys_bench.pipeline.local_ranks import LocalRanks
+from asys_bench.pipeline.rank_session import wait_for_ranks
+from asys_bench.pipeline.resource_manager.manager import PLAN_FILE, ResourceManager
 from asys_bench.pipeline.rundir import RunDir, environment
+from asys_bench.pipeline.streams import plan_streams, sampler_seeds
 from asys_bench.pipeline.supervisor import Supervisor
 from asys_bench.pipeline.trainer_manager import SAETrainerManager
 
@@ -44,6 +50,9 @@ class ObservationSession:
     """Starts everything around `model`; see the module docstring.
 
     terminal: a monitor may draw on standard output.
+    resources: where the run's processes go; None leaves it to the scheduler.
+    ranks: this process is local rank 0 of these, and the others push to the same bus.
+    root: what the user calls, where that is a wrapper around `model` (DistributedDataParallel).
     """
 
     def __init__(
@@ -54,14 +63,24 @@ class ObservationSession:
         *,
         step_unit: str = "step",
         terminal: bool = False,
+        resources: ResourceManager | None = None,
+        ranks: LocalRanks | None = None,
+        root: torch.nn.Module | None = None,
     ) -> None:
         self.config, self.run_dir = config, run_dir
+        self._resources = resources
+        self._ranks = ranks
         self.step_unit = step_unit
-        self.points = resolve(model, config.hooks)
-        kernels = [build_preprocessor(point.config) for point in self.points]
-        names = [point.name for point in self.points]
+        streams = plan_streams(config, model, root)
+        self.points, self._text = streams.points, streams.text
+        self.hooks, self._side = tuple(streams.trained), tuple(streams.side)
+        names = streams.trained
         groups, workers = plan_workers(config, names)
-        self.page = StatsPage.create(["host", "watchdog", *(worker.name for worker in workers)])
+        groups = streams.with_side_streams(config, groups)
+        others = ranks.slots if ranks is not None else []
+        self.page = StatsPage.create(
+            ["host", "watchdog", *(worker.name for worker in workers), *others]
+        )
         self.trainers = SAETrainerManager(self.page, workers, groups, names)
         self.bus: BaseDataBus | None = None
         self.hooker: ActivationHooker | None = None
@@ -71,21 +90,24 @@ class ObservationSession:
         self.clock = StepClock(self.page.slot("host"))
         try:
             if self.points:
-                self.bus = create_data_bus(
-                    config.bus, groups, profile=config.run_profile, names=names
-                )
+                with resources.bus_memory() if resources else nullcontext():
+                    self.bus = create_data_bus(
+                        config.bus,
+                        groups,
+                        profile=config.run_profile,
+                        names=[point.name for point in self.points],
+                        shards=ranks.local_world_size if ranks is not None else 1,
+                        source=ranks.rank if ranks is not None else 0,
+                    )
                 self.hooker = ActivationHooker(
                     self.bus,
                     self.points,
-                    kernels,
+                    streams.preprocessors(),
                     self.page.slot("host"),
                     self.clock,
                     on_full=config.bus.on_full,
                     block_timeout_s=config.bus.block_timeout_s,
-                    seeds=[
-                        self._sampler_seed(point.name, point.config.sampling.seed)
-                        for point in self.points
-                    ],
+                    seeds=sampler_seeds(config, self.points),
                 )
                 handle = self.bus.handle()
                 # The fork server imports the bus once, so that no restart waits for it.
@@ -103,18 +125,12 @@ class ObservationSession:
                     workers=tuple(workers),
                     watchdog=config.watchdog.model_dump(mode="json"),
                     config=config.to_plain(),
+                    placements=resources.placements() if resources else {},
                 )
                 self._supervisor = Supervisor(launch, self.page)
         except BaseException:
             self._release()
             raise
-
-    def _sampler_seed(self, hook: str, configured: int | None) -> int:
-        return (
-            configured
-            if configured is not None
-            else self.config.run.seed ^ zlib.crc32(hook.encode())
-        )
 
     def start(self) -> None:
         """Start the workers, wait until they consume, then attach the hooks.
@@ -136,14 +152,23 @@ class ObservationSession:
                 self._supervisor.end()
                 raise
             self.hooker.attach()
+            if self._text is not None:
+                self._text.attach(self.clock)
+        if self._resources is not None:
+            self.run_dir.write_json(PLAN_FILE, self._resources.to_dict())
+            self._resources.check(self.page)
         self.page.run_state = RunState.RUNNING
 
     def stop(self, result: dict[str, Any] | None = None) -> SessionEnd:
-        """Detach, drain, join; idempotent. Takes at most `drain_timeout_s` and about a second."""
+        """Detach, drain, join; idempotent. Takes at most `drain_timeout_s` and about a second.
+
+        Other ranks of the node get that long as well to detach by themselves, before all that.
+        """
         orderly = True
         restarts = 0
-        if self.hooker is not None:
-            self.hooker.detach()
+        self._detach()
+        if self._ranks is not None:
+            wait_for_ranks(self.page, self._ranks, self.config.run.drain_timeout_s)
         if self.bus is not None:
             self.bus.finish()
         self.page.slot("host").state = WorkerState.DONE
@@ -153,18 +178,24 @@ class ObservationSession:
         if self.bus is not None:
             self._account = self.bus.account()
         self._write_run_json(result or {})
+        self.run_dir.write_json(HISTOGRAMS_FILE, histograms(self.page))
         return SessionEnd(orderly, self._account, restarts)
 
     def abort(self) -> None:
         """End everything at once (second Ctrl-C): no draining."""
-        if self.hooker is not None:
-            self.hooker.detach()
+        self._detach()
         if self._supervisor is not None:
             self._supervisor.end()
 
     def close(self) -> None:
         """Release shared memory and descriptors; call after `stop` once nothing reads the page."""
         self._release()
+
+    def _detach(self) -> None:
+        if self.hooker is not None:
+            self.hooker.detach()
+        if self._text is not None:
+            self._text.detach()
 
     def _release(self) -> None:
         if self.bus is not None:
@@ -173,16 +204,24 @@ class ObservationSession:
         self.page.close()
 
     def _write_run_json(self, result: dict[str, Any] | None) -> None:
+        bus = None
+        if self.bus is not None and result is None:
+            handle = self.bus.handle()
+            bus = {"handle": handle.to_dict(), "fds": descriptor_paths(handle.fds)}
         self.run_dir.write_json(
-            "run.json",
+            RUN_FILE,
             {
                 "schema": "asys.run/1",
                 "run_id": self.run_dir.run_id,
                 "started_unix_ns": self._started_unix_ns,
                 "host_pid": os.getpid(),
-                "stats_page": f"/proc/{os.getpid()}/fd/{self.page.fd}",
+                "host_start": start_time(os.getpid()),
+                "stats_page": descriptor_paths([self.page.fd])[0],
+                "bus": bus,
+                "ranks": self._ranks.local_world_size if self._ranks is not None else 1,
                 "step_unit": self.step_unit,
-                "hooks": [point.name for point in self.points],
+                "hooks": list(self.hooks),
+                "side_streams": list(self._side),
                 "environment": environment(),
                 "result": result,
             },

@@ -18,6 +18,7 @@ from pathlib import Path
 from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.pipeline.liveness import ProcessHandle
+from asys_bench.pipeline.resource_manager.apply import thread_environment
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +55,15 @@ class Supervisor:
                 stdin=subprocess.PIPE,
                 stderr=errors,
                 pass_fds=self._launch.fds,
+                env={**os.environ, **thread_environment(self._worker_threads())},
                 start_new_session=True,
             )
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
             pipe.write(json.dumps(self._launch.to_dict()).encode())
+
+    def _worker_threads(self) -> int:
+        return max((spec.threads for spec in self._launch.workers), default=1)
 
     def _watch(self) -> None:
         while True:

@@ -30,6 +30,8 @@ from asys_bench.config.watchdog import WatchdogConfig
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.stats import RunState, Slot, SlotField, StatsPage, WorkerState
 from asys_bench.pipeline.liveness import ProcessHandle, start_time
+from asys_bench.pipeline.resource_manager.apply import settle
+from asys_bench.pipeline.resource_manager.plan import WATCHDOG, Placement
 from asys_bench.pipeline.restart import RestartBudget
 from asys_bench.pipeline.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
 
@@ -298,6 +300,8 @@ def main() -> None:
         format="%(asctime)s %(levelname)s %(message)s",
     )
     page = StatsPage.attach(os.dup(launch.fds[0]))
+    for problem in settle(Placement.from_dict(launch.placements.get(WATCHDOG, {}))):
+        log.warning("%s", problem)
     try:
         WatchdogProcess(launch, page).run()
     except Exception:

@@ -18,9 +18,12 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
+from asys_bench.config.resources import IoPriority
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.pipeline.liveness import ProcessHandle, start_time
+from asys_bench.pipeline.resource_manager.apply import settle
+from asys_bench.pipeline.resource_manager.plan import Placement
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +100,8 @@ class WorkerProcess:
         self.slot.state = WorkerState.STARTING
 
     def run(self) -> None:
+        self._settle()  # first, because threads inherit it
         threading.Thread(target=self._watch_host, name="host-watch", daemon=True).start()
-        if self._spec.nice:
-            os.nice(self._spec.nice)
         import torch
 
         torch.set_num_threads(self._spec.threads)
@@ -108,6 +110,14 @@ class WorkerProcess:
         else:
             self._run_monitor()
         self.slot.state = WorkerState.DONE
+
+    def _settle(self) -> None:
+        """Take the CPUs, memory node and priorities that the run's plan gives this worker."""
+        placement = Placement.from_dict(self._launch.placements.get(self._spec.name, {}))
+        resources = self._launch.config.get("resources") or {}
+        io = IoPriority(resources.get("worker_io", IoPriority.NORMAL))
+        for problem in settle(placement, self._spec.nice, io):
+            log.warning("%s", problem)
 
     def time_left_s(self) -> float:
         """Seconds until this process must be gone; infinity while the run goes on."""
@@ -128,6 +138,7 @@ class WorkerProcess:
         client = attach_bus(self._launch, self._bus_fds)
         plugin = registry("sink").get(spec.plugin, SinkPlugin)
         sink = plugin.build(plugin.options.model_validate(spec.options))
+        decoder = Decoder(client.name_of)
         sink.open(
             SinkContext(
                 name=spec.name,
@@ -138,7 +149,8 @@ class WorkerProcess:
                 wall_offset_ns=self._page.wall_offset_ns,
                 incarnation=self.slot.get(SlotField.INCARNATION),
                 name_of=client.name_of,
-                decode=Decoder(client.name_of),
+                decode=decoder,
+                rows=decoder.rows,
                 heartbeat=self.slot.beat,
                 time_left_s=self.time_left_s,
             )
@@ -170,6 +182,7 @@ class WorkerProcess:
 
     def _run_monitor(self) -> None:
         from asys_bench.contracts.monitor import MonitorContext, MonitorPlugin
+        from asys_bench.monitors.published_account import publish_account
         from asys_bench.pipeline.assembly import create_monitor
         from asys_bench.pipeline.attachment import attach_bus
         from asys_bench.registry import registry
@@ -193,8 +206,10 @@ class WorkerProcess:
         self.slot.state = WorkerState.READY
         while self._page.run_state is not RunState.STOPPED and self.time_left_s() > 0.5:
             self.slot.beat()
+            publish_account(self.slot, client)
             monitor.tick(self._page.run_state)
             self._sleep(monitor.interval_s)
+        publish_account(self.slot, client)
         monitor.tick(RunState.STOPPED)
         monitor.close()
         client.close()

@@ -9,11 +9,12 @@ import pytest
 from asys_bench.contracts.bus import BusPlugin
 from asys_bench.registry import registry
 
+from .chosen import backends
 from .processes import Nursery
 from .support import Buses
 
 
-@pytest.fixture(params=registry("backend").names())
+@pytest.fixture(params=backends())
 def any_plugin(request: pytest.FixtureRequest) -> BusPlugin:
     """Each backend that can run here."""
     plugin = registry("backend").get(request.param, BusPlugin)

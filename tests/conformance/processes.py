@@ -57,10 +57,10 @@ class Remote:
             self.call("subscribe", group=group, member=member)
         return self
 
-    def own(self, backend: str, *groups: GroupSpec) -> BusHandle:
+    def own(self, backend: str, *groups: GroupSpec, shards: int = 1) -> BusHandle:
         """Build a bus over there; the caller closes the handle's descriptors."""
         specs = [{"name": g.name, "delivery": g.delivery.value, "hooks": g.hooks} for g in groups]
-        data = self.call("own", backend=backend, groups=specs)
+        data = self.call("own", backend=backend, groups=specs, shards=shards)
         return BusHandle.from_dict(data, self.fds)
 
     def signal(self, number: int) -> None:

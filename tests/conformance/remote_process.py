@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from asys_bench.contracts.bus import (
+    AttachedProducer,
     BaseDataBus,
     BusClient,
     BusHandle,
@@ -51,6 +52,7 @@ class Puppet:
         self.client: BusClient
         self.bus: BaseDataBus
         self.producer: BusProducer
+        self.attached: AttachedProducer
         self.subscription: BusSubscription
         self.lease: Lease
         self.reply_fds: tuple[int, ...] = ()
@@ -60,11 +62,14 @@ class Puppet:
         self.client = plugin.attach(BusHandle.from_dict(handle, fds))
         return os.getpid()
 
-    def own(self, fds: list[int], backend: str, groups: list[dict[str, Any]]) -> dict[str, Any]:
+    def own(
+        self, fds: list[int], backend: str, groups: list[dict[str, Any]], shards: int
+    ) -> dict[str, Any]:
         plugin = registry("backend").get(backend, BusPlugin)
         specs = tuple(spec_of(group) for group in groups)
         options = plugin.options()
-        self.bus = plugin.build(BusRequest(specs, capacity_packets=256, options=options))
+        request = BusRequest(specs, shards=shards, capacity_packets=256, options=options)
+        self.bus = plugin.build(request)
         self.producer = self.bus.producer()
         handle = self.bus.handle()
         self.reply_fds = handle.fds
@@ -83,6 +88,24 @@ class Puppet:
         reservation.view[: nbytes // 2] = bytes(nbytes // 2)
         self.reservation = reservation
         return nbytes
+
+    def produce(self, fds: list[int], shard: int, source: int) -> int:
+        self.attached = self.client.attach_producer(shard, source)
+        self.producer = self.attached
+        return os.getpid()
+
+    def refusal(self, fds: list[int]) -> str | None:
+        return self.producer.last_refusal
+
+    def push_waiting(self, fds: list[int], number: int, nbytes: int, timeout_s: float) -> bool:
+        meta = PacketMeta(0, 0, 5, (nbytes,), host_step=number)
+        return self.producer.push(meta, body_of(number, nbytes), timeout_s)
+
+    def fill_ratio(self, fds: list[int]) -> float:
+        return self.attached.fill_ratio()
+
+    def end_production(self, fds: list[int]) -> None:
+        self.attached.close()
 
     def subscribe(self, fds: list[int], group: str, member: str) -> str:
         self.subscription = self.client.subscribe(group, member)

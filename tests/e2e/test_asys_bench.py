@@ -223,7 +223,7 @@ def _processes(module, parent):
         (("run", "nowhere.yaml"), "no such suite"),
         (("run", "SUITE", "--set", "defaults.rounds=two"), "defaults.rounds"),
         (("run", "SUITE", "--set", "cases.0.targets=[speed.p99 <= 1]"), "unknown metric"),
-        (("run", "SUITE", "--only", "nothing"), "matches no case"),
+        (("run", "SUITE", "--only", "nothing"), "--only 'nothing'"),
         (("judge", "nowhere.json"), "cannot be read"),
         (("report", "nowhere.json"), "cannot be read"),
         (("explain", "nowhere.json", "x"), "cannot be read"),

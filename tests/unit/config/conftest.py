@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from asys_bench.contracts.bus import BusCapabilities, BusOptions, BusPlugin, Delivery
 from asys_bench.contracts.host import HostOptions, HostPlugin
 from asys_bench.contracts.monitor import MonitorOptions, MonitorPlugin
-from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin
+from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin, Role
 from asys_bench.contracts.sink import SinkOptions, SinkPlugin
 from asys_bench.registry import Registry
 
@@ -67,7 +67,9 @@ def registries() -> Callable[[str], Registry]:
         found["backend"].register(
             BusPlugin(name, "a bus", capabilities, FakeBusOptions, _never, _never)
         )
-    found["kernel"].register(KernelPlugin("identity", "raw", KernelOptions, _never, _never))
+    found["kernel"].register(
+        KernelPlugin("identity", "raw", KernelOptions, _never, _never, role=Role.STAGE)
+    )
     found["kernel"].register(KernelPlugin("cast", "cast", FakeKernelOptions, _never, _never))
     found["sink"].register(
         SinkPlugin("trainer", "trains", FakeSinkOptions, _never, Delivery.AT_MOST_ONCE)

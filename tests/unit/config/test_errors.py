@@ -76,6 +76,10 @@ def test_a_wrong_field_is_named_with_file_line_and_column(
             3, 27, "hooks[0].preprocess[0]", "no kernel", "`cast`",
         ),
         (
+            HEAD + "hooks:\n- match: a\n  preprocess: [cast, identity]\n",
+            4, 15, "hooks[0].preprocess", "the hook on a goes on after the encoder cast", "move cast",
+        ),
+        (
             HEAD + "hooks:\n- match: a\n  preprocess: [{cast: {dtype: float61}}]\n",
             4, 31, "hooks[0].preprocess[0].cast.dtype", "valid words", "`float16`",
         ),

@@ -50,7 +50,10 @@ def test_plain_saes_can_be_left_out() -> None:
         ({"variants": {"x": {"nonsense": 1}}}, "nonsense"),
         ({"variants": {"x": {"architecture": "skip_transcoder"}}}, "needs two hooks"),
         ({"overrides": {"a*": {"architecture": "skip_transcoder"}}}, "needs two hooks"),
-        ({"overrides": {"a*": {"d_sae": 4, "k": 2}}, "variants": {"x": {"k": 5}}}, "k 5 is more than"),
+        (
+            {"overrides": {"a*": {"d_sae": 4, "k": 2}}, "variants": {"x": {"k": 5}}},
+            "k 5 is more than",
+        ),
         ({"transcoders": [{"input": "a"}]}, "output"),
         ({"transcoders": [{"input": "a", "output": "b", "sae": {"k": 0}}]}, "greater than"),
         ({"max_lag_s": 0}, "greater than 0"),

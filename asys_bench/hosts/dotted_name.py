@@ -1,0 +1,35 @@
+"""A function by its dotted name, for hosts whose options name one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from asys_bench.contracts.host import HostError
+
+
+def load_function(name: str, option: str) -> Callable[..., Any]:
+    """The function `package.module:function`.
+
+    option: the configuration field that named it, for the message.
+
+    Raises:
+        HostError: it is not of that form, cannot be imported, or is not callable.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise HostError(f"{option}: {name!r} must be `package.module:function`")
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise HostError(
+            f"{option}: {name!r} cannot be loaded ({error}); install its package, or run from the "
+            "folder that it is in with PYTHONPATH=."
+        ) from error
+    if not callable(found):
+        raise HostError(f"{option}: {name!r} is a {type(found).__name__}, not a function")
+    function: Callable[..., Any] = found
+    return function

@@ -1,0 +1,175 @@
+"""Real text from files, as blocks of token ids of a fixed length; the last block of a file is padded."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asys_bench.contracts.host import HostError
+
+CHUNK_CHARACTERS = 1 << 16
+"""Text is tokenised in pieces of about this size, cut at line ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """input_ids_BT: int64; mask_BT: int64, 0 where there is padding."""
+
+    input_ids_BT: torch.Tensor
+    mask_BT: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are no padding."""
+        return int(self.mask_BT.sum())
+
+
+class TextCorpus:
+    """Files by glob or folder, in sorted order. `.jsonl` files hold one text per line.
+
+    Every block begins and ends with the tokenizer's special tokens, where it has them.
+    """
+
+    def __init__(
+        self,
+        patterns: Sequence[str],
+        tokenizer: Any,
+        *,
+        block_tokens: int,
+        text_field: str = "text",
+    ) -> None:
+        """Raises HostError: a pattern that matches no file, or blocks too short for special tokens."""
+        self._files = [path for pattern in patterns for path in _files_of(pattern)]
+        self._tokenizer, self._field = tokenizer, text_field
+        self._head, self._tail = _around(tokenizer)
+        specials = [*self._head, *self._tail]
+        self._room = block_tokens - len(specials)
+        if self._room < 1:
+            raise HostError(
+                f"host.options.transformers.block_tokens: {block_tokens} leaves no room beside "
+                f"{len(specials)} special tokens"
+            )
+        self._block_tokens = block_tokens
+        self.pad_id = _pad_id(tokenizer)
+
+    def batches(self, batch_size: int, *, repeat: bool) -> Iterator[TextBatch]:
+        """Batches of up to `batch_size` blocks; without end if `repeat`.
+
+        Raises:
+            HostError: the files hold no text.
+        """
+        while True:
+            held: list[list[int]] = []
+            served = False
+            for block in self._blocks():
+                held.append(block)
+                if len(held) == batch_size:
+                    served = True
+                    yield self._batch(held)
+                    held = []
+            if held:
+                served = True
+                yield self._batch(held)
+            if not served:
+                raise HostError("host.options.transformers.texts: the files hold no text")
+            if not repeat:
+                return
+
+    def _blocks(self) -> Iterator[list[int]]:
+        for path in self._files:
+            for text in self._texts(path):
+                for ids in self._pieces(text):
+                    yield [*self._head, *ids, *self._tail]
+
+    def _pieces(self, text: str) -> Iterator[list[int]]:
+        held: list[int] = []
+        for chunk in _chunks(text):
+            encoded = self._tokenizer(chunk, add_special_tokens=False, verbose=False)
+            held += encoded["input_ids"]
+            while len(held) >= self._room:
+                yield held[: self._room]
+                held = held[self._room :]
+        if held:
+            yield held
+
+    def _texts(self, path: Path) -> Iterator[str]:
+        try:
+            if path.suffix != ".jsonl":
+                yield path.read_text(encoding="utf-8", errors="replace")
+                return
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                for number, line in enumerate(lines, 1):
+                    if line.strip():
+                        yield self._field_of(line, path, number)
+        except OSError as error:
+            raise HostError(f"{path} cannot be read: {error}") from error
+
+    def _field_of(self, line: str, path: Path, number: int) -> str:
+        try:
+            return str(json.loads(line)[self._field])
+        except (ValueError, KeyError, TypeError) as error:
+            raise HostError(
+                f"{path}:{number}: no text under {self._field!r} ({error!r}); set "
+                "host.options.transformers.text_field"
+            ) from error
+
+    def _batch(self, blocks: Sequence[list[int]]) -> TextBatch:
+        length = max(len(block) for block in blocks)
+        ids_BT = torch.full((len(blocks), length), self.pad_id, dtype=torch.int64)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, block in enumerate(blocks):
+            ids_BT[row, : len(block)] = torch.tensor(block)
+            mask_BT[row, : len(block)] = 1
+        return TextBatch(ids_BT, mask_BT)
+
+
+def _files_of(pattern: str) -> list[Path]:
+    path = Path(os.path.expanduser(pattern))
+    if path.is_dir():
+        found = [
+            file for file in sorted(path.rglob("*")) if file.suffix in (".txt", ".md", ".jsonl")
+        ]
+    else:
+        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        found = [file for file in found if file.is_file()]
+    if not found:
+        raise HostError(
+            f"host.options.transformers.texts: {pattern!r} matches no file (a folder is searched for "
+            ".txt, .md and .jsonl; a glob may have **)"
+        )
+    return found
+
+
+def _chunks(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        end = start + CHUNK_CHARACTERS
+        if end < len(text):
+            end = (text.find("\n", end) + 1) or len(text)
+        yield text[start:end]
+        start = end
+
+
+def _around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens before and after a sequence, found by encoding a word with and without."""
+    for word in ("the", "a", "1", "."):
+        bare = list(tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"])
+        built = list(tokenizer(word, add_special_tokens=True, verbose=False)["input_ids"])
+        for at in range(len(built) - len(bare) + 1):
+            if bare and built[at : at + len(bare)] == bare:
+                return built[:at], built[at + len(bare) :]
+    return [], []
+
+
+def _pad_id(tokenizer: Any) -> int:
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    return 0  # never looked at: the mask says so

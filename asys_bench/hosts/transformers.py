@@ -1,0 +1,234 @@
+"""The `transformers` host: a Hugging Face model over real text, encoding, training or generating.
+
+Any `AutoModel` from a local folder or a hub name (the hub's own cache and `HF_HUB_OFFLINE` apply; code
+from the hub is never run). Padding is left out of what is captured, and the stream `tokens` says which
+token and position each row is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+
+from asys_bench.contracts.host import (
+    BaseHost,
+    HostClock,
+    HostError,
+    HostOptions,
+    HostPlugin,
+    HostResult,
+)
+from asys_bench.hosts.text_corpus import TextBatch, TextCorpus
+from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
+
+_AUTO = {
+    "encode": "AutoModel",
+    "train": "AutoModelForCausalLM",
+    "generate": "AutoModelForCausalLM",
+}
+
+
+class TransformersOptions(HostOptions):
+    """Options of the `transformers` host."""
+
+    model: str = Field(default="", description="folder of the model, or its name on the hub")
+    revision: str | None = Field(
+        default=None, description="commit or tag on the hub; null: its main branch"
+    )
+    tokenizer: str | None = Field(default=None, description="null: the model's own")
+    texts: tuple[str, ...] = Field(
+        default=(),
+        description="files, globs (** for all folders below) or folders of .txt, .md and .jsonl",
+    )
+    text_field: str = Field(
+        default="text", description="field of a .jsonl line that holds the text"
+    )
+    task: Literal["encode", "train", "generate"] = Field(
+        default="encode",
+        description="encode: forward passes; train: causal language modelling with AdamW; generate: "
+        "continue the beginning of each block, with a key-value cache",
+    )
+    auto_class: str | None = Field(
+        default=None,
+        description="transformers class that loads the model, such as AutoModelForMaskedLM; null: "
+        "AutoModel to encode, AutoModelForCausalLM to train and generate",
+    )
+    total_tokens: int = Field(
+        default=1_000_000, ge=1, description="tokens (padding not counted) after which it ends"
+    )
+    repeat: bool = Field(default=True, description="begin the texts again when they are over")
+    block_tokens: int = Field(
+        default=128, ge=2, description="tokens per sequence, special tokens included"
+    )
+    batch_size: int = Field(default=16, ge=1, description="sequences per step")
+    prompt_tokens: int = Field(
+        default=16, ge=1, description="generate: tokens of each block that are given"
+    )
+    new_tokens: int = Field(default=48, ge=1, description="generate: most tokens made of each")
+    temperature: float = Field(
+        default=0.0, ge=0, description="generate: 0 takes the likeliest token, more samples"
+    )
+    learning_rate: float = Field(default=5e-5, gt=0, description="train: AdamW's step size")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="type of the weights"
+    )
+    device: str = Field(default="cpu", description='torch device, e.g. "cpu", "cuda"')
+
+
+class TransformersHost(BaseHost):
+    """Steps are batches; the figures are tokens and, when training, the loss."""
+
+    step_unit = "batch"
+
+    def __init__(self, options: TransformersOptions, seed: int) -> None:
+        self._options, self._seed = options, seed
+        self._model: Any = None
+        self._tokenizer: Any = None
+        self._corpus: TextCorpus | None = None
+
+    def build(self) -> torch.nn.Module:
+        """The model as `from_pretrained` gives it."""
+        import transformers
+
+        options = self._options
+        if not options.model or not options.texts:
+            missing = "model" if not options.model else "texts"
+            raise HostError(f"host.options.transformers.{missing}: must be given")
+        name = options.auto_class or _AUTO[options.task]
+        auto = getattr(transformers, name, None)
+        if auto is None or not hasattr(auto, "from_pretrained"):
+            raise HostError(
+                f"host.options.transformers.auto_class: transformers has no class {name!r} with "
+                "from_pretrained"
+            )
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+                options.tokenizer or options.model, revision=options.revision
+            )
+            model: Any = auto.from_pretrained(
+                options.model, revision=options.revision, dtype=getattr(torch, options.dtype)
+            )
+        except (OSError, ValueError) as error:
+            raise HostError(
+                f"host.options.transformers.model: {options.model!r} cannot be loaded: {error}"
+            ) from error
+        self._corpus = TextCorpus(
+            options.texts,
+            self._tokenizer,
+            block_tokens=options.block_tokens,
+            text_field=options.text_field,
+        )
+        self._model = model.to(options.device)
+        self._model.train(options.task == "train")
+        loaded: torch.nn.Module = self._model
+        return loaded
+
+    def documents(self) -> Mapping[str, Mapping[str, Any]]:
+        """The vocabulary, so that reports can show tokens."""
+        return {VOCABULARY_FILE: vocabulary_document(self._tokenizer)}
+
+    def run(self, clock: HostClock) -> HostResult:
+        """Until `total_tokens`, the end of the texts, or a stop; reports `tokens` and `loss`."""
+        if self._model is None or self._corpus is None:
+            raise HostError("run() before build()")
+        step = {"encode": self._encode, "train": self._train_step(), "generate": self._generate}[
+            self._options.task
+        ]
+        figures: dict[str, float] = {}
+        started, steps, tokens = time.monotonic(), 0, 0
+        torch.manual_seed(self._seed)
+        for batch in self._batches():
+            if clock.should_stop or tokens >= self._options.total_tokens:
+                break
+            made, loss = step(batch, clock)
+            tokens += made
+            steps += 1
+            figures["tokens"] = float(tokens)
+            clock.report("tokens", float(tokens))
+            if loss is not None:
+                figures["loss"] = loss
+                clock.report("loss", loss)
+            clock.step()
+        return HostResult(
+            steps, time.monotonic() - started, stopped_early=clock.should_stop, figures=figures
+        )
+
+    def _batches(self) -> Iterator[TextBatch]:
+        assert self._corpus is not None
+        return self._corpus.batches(self._options.batch_size, repeat=self._options.repeat)
+
+    def _encode(self, batch: TextBatch, clock: HostClock) -> tuple[int, float | None]:
+        with torch.no_grad():
+            self._model(**self._inputs(batch))
+        return batch.tokens, None
+
+    def _train_step(self) -> Any:
+        if self._options.task != "train":
+            return None
+        optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._options.learning_rate)
+
+        def step(batch: TextBatch, clock: HostClock) -> tuple[int, float | None]:
+            labels_BT = batch.input_ids_BT.masked_fill(batch.mask_BT == 0, -100)
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._model(
+                **self._inputs(batch), labels=labels_BT.to(self._options.device)
+            ).loss
+            loss.backward()
+            optimizer.step()
+            clock.weights_updated()
+            return batch.tokens, float(loss.detach())
+
+        return step
+
+    def _generate(self, batch: TextBatch, clock: HostClock) -> tuple[int, float | None]:
+        """Continue the first tokens of each block; blocks that are shorter are left out."""
+        options = self._options
+        full_B = batch.mask_BT.sum(1) >= options.prompt_tokens
+        prompts_BT = batch.input_ids_BT[full_B, : options.prompt_tokens].to(options.device)
+        if not len(prompts_BT):
+            return 0, None
+        assert self._corpus is not None
+        sampling = {"temperature": options.temperature} if options.temperature > 0 else {}
+        with torch.no_grad():
+            made_BT = self._model.generate(
+                input_ids=prompts_BT,
+                attention_mask=torch.ones_like(prompts_BT),
+                max_new_tokens=options.new_tokens,
+                do_sample=options.temperature > 0,
+                pad_token_id=self._corpus.pad_id,
+                use_cache=True,
+                **sampling,
+            )
+        return int(made_BT.numel()), None
+
+    def _inputs(self, batch: TextBatch) -> dict[str, torch.Tensor]:
+        device = self._options.device
+        return {
+            "input_ids": batch.input_ids_BT.to(device),
+            "attention_mask": batch.mask_BT.to(device),
+        }
+
+
+def _unavailable() -> str | None:
+    if find_spec("transformers") is None:
+        return "transformers is not installed; pip install 'asys-i[transformers]'"
+    return None
+
+
+def _build(options: HostOptions, seed: int) -> BaseHost:
+    assert isinstance(options, TransformersOptions)
+    return TransformersHost(options, seed)
+
+
+plugin = HostPlugin(
+    name="transformers",
+    summary="a Hugging Face model over text files: encode, train or generate",
+    options=TransformersOptions,
+    build=_build,
+    unavailable=_unavailable,
+)

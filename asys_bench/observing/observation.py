@@ -1,0 +1,337 @@
+"""`observe(model)`: an observation around a training loop that is somebody else's."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from asys_bench.config import LoadedConfig, dump_yaml
+from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.stats import StatsPage
+from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
+from asys_bench.observing.settings import ConfigLike, resolve_settings
+from asys_bench.observing.summary import write_summary
+from asys_bench.pipeline.clock import StepClock
+from asys_bench.pipeline.hookpoints import HookError
+from asys_bench.pipeline.local_ranks import LocalRanks
+from asys_bench.pipeline.optimizer_watch import OptimizerWatch
+from asys_bench.pipeline.rank_session import RankSession
+from asys_bench.pipeline.rendezvous import RankDesk, find_run
+from asys_bench.pipeline.rundir import RunDir
+from asys_bench.pipeline.session import ObservationSession
+from asys_bench.pipeline.step_counter import StepCounter
+from asys_bench.pipeline.wrapped import is_compiled_in_place, unwrap
+
+if TYPE_CHECKING:
+    from asys_bench.reading import Run
+
+log = logging.getLogger(__name__)
+
+_serials = itertools.count()
+"""Observations of this process; ranks of a node find each other's by number."""
+EXTRA_WAIT_S = 30.0
+"""Other ranks wait this much longer for local rank 0 than its workers may take to start."""
+
+
+def observe(
+    model: torch.nn.Module,
+    config: ConfigLike = None,
+    *,
+    tokenizer: Any = None,
+    step_unit: str = "step",
+    terminal: bool = False,
+    distributed: bool | None = None,
+    required: bool = True,
+    **overrides: Any,
+) -> Observation:
+    """Observe `model` from here on: start the workers, wait until they consume, attach the hooks.
+
+    Use it as a context manager, or keep the result and `close()` it; at the latest it closes when the
+    interpreter exits. The model computes and trains bit-identically with and without it.
+
+    config: a YAML file, the name of a shipped configuration, a mapping laid over the consumer
+        defaults, a `MasterConfig`, or None for the consumer defaults.
+    tokenizer: of a text model; kept as `vocabulary.json`, so that reports can show tokens.
+    step_unit: what one step is, shown beside rates.
+    terminal: a monitor may draw a live table on standard output.
+    distributed: under torchrun all ranks of a node share one run, which local rank 0 owns; every rank
+        must call this. False: a run of this process alone. None: as torchrun's variables say.
+    required: False: if the observation cannot start, log why and train unobserved.
+    overrides: configuration fields, nested (`bus={"backend": "cpp_spmc"}`) or with two underscores
+        per level (`bus__backend="cpp_spmc"`). `hooks` may be a glob or a list of globs over module
+        names; without any, a few modules are chosen.
+
+    Raises:
+        ConfigError, HookError: what was passed is wrong; says where and the fix.
+        AssemblyError, BusError, SupervisorError, RendezvousError, LiveRunError, OSError: it cannot
+            start here (only with `required`).
+    """
+    settings = resolve_settings(config, overrides, unwrap(model))
+    ranks = LocalRanks.from_environment() if distributed is not False else None
+    observation = Observation(model, settings, ranks, step_unit)
+    try:
+        observation.start(terminal, tokenizer)
+    except (RuntimeError, ValueError, LookupError, OSError) as error:
+        if required or isinstance(error, HookError):
+            raise
+        log.warning("the model is not observed: %s", error)
+    return observation
+
+
+class Observation:
+    """One observation, from `observe` to `close`."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        settings: LoadedConfig,
+        ranks: LocalRanks | None,
+        step_unit: str,
+    ) -> None:
+        self.config = settings.config
+        self.error: Exception | None = None
+        """Why it could not start; None when it did."""
+        self._settings, self._ranks, self._step_unit = settings, ranks, step_unit
+        self._called, self._model = model, unwrap(model)
+        self._session: ObservationSession | RankSession | None = None
+        self._run_dir: Path | None = None
+        self._run_id = ""
+        self._counter: StepCounter | None = None
+        self._optimizers: OptimizerWatch | None = None
+        self._desk: RankDesk | None = None
+        self._account: BusAccount | None = None
+        self._hooks: tuple[str, ...] = ()
+        self._steps = 0
+        self._started = time.monotonic()
+        self._pid = os.getpid()
+        self._closed = False
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything of this run is written; RuntimeError when it never started."""
+        if self._run_dir is None:
+            raise RuntimeError(f"the observation never started: {self.error}")
+        return self._run_dir
+
+    @property
+    def run(self) -> Run:
+        """What the run has written so far: archive, SAEs, metrics; also after `close`."""
+        from asys_bench.reading import open_run
+
+        return open_run(self.run_dir)
+
+    @property
+    def hooks(self) -> Sequence[str]:
+        """Names of the observed streams."""
+        return self._hooks
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def steps(self) -> int:
+        """Host steps so far."""
+        return self._session.clock.host_step if self._session is not None else self._steps
+
+    @property
+    def account(self) -> BusAccount | None:
+        """Every packet so far, by group; after `close` the final account."""
+        session = self._session
+        if isinstance(session, ObservationSession) and session.bus is not None:
+            return session.bus.account()
+        return self._account
+
+    def step(self, n: int = 1) -> None:
+        """`n` host steps have passed. From the first call on, forward calls no longer count."""
+        if self._session is None or self._closed:
+            return
+        if self._counter is not None:
+            self._counter.detach()
+        self._session.clock.step(n)
+
+    def weights_updated(self) -> None:
+        """The weights changed without a step of a torch optimizer (those are counted by themselves)."""
+        if self._session is not None and not self._closed:
+            self._session.clock.weights_updated()
+
+    def report(self, name: str, value: float) -> None:
+        """A figure of the training itself (loss, reward) for the monitors."""
+        if self._session is None or self._closed:
+            return
+        try:
+            self._session.clock.report(name, float(value))
+        except Exception as error:  # noqa: BLE001 - a full stats page must not end a training
+            log.warning("%s is not shown: %s", name, error)
+
+    def close(self) -> None:
+        """Detach, let the workers write and leave. Idempotent; takes at most about
+        `run.drain_timeout_s`, and raises nothing but what interrupts it (Ctrl-C)."""
+        if self._closed or os.getpid() != self._pid:  # a forked child has no part in it
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        session = self._session
+        if session is None:
+            return
+        self._stop_counting()
+        try:
+            self._stop(session)
+        except Exception:
+            log.exception(
+                "the observation did not end in order; files up to the last flush are kept"
+            )
+            self._abort()
+        except BaseException:
+            self._abort()
+            raise
+        finally:
+            if self._desk is not None:
+                self._desk.close()
+            self._steps = session.clock.host_step
+            session.close()
+            self._session = None  # and with it shared memory, which a hook's producer maps
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = type(self._model).__name__
+        if self._run_dir is None:
+            return f"<no observation of {name}: {self.error}>"
+        state = "closed" if self._closed else f"{self.steps} {self._step_unit}s"
+        return f"<observation of {name} ({', '.join(self._hooks)}): {self._run_dir}, {state}>"
+
+    def start(self, terminal: bool = False, tokenizer: Any = None, *, called: bool = False) -> None:
+        """What `observe` does. called: the model's first forward call is under way already."""
+        try:
+            session: ObservationSession | RankSession
+            if self._ranks is None or self._ranks.is_owner:
+                session = self._own(terminal, tokenizer)
+            else:
+                session = self._join(self._ranks)
+        except Exception as error:
+            self.error = error
+            if self._desk is not None:
+                self._desk.refuse(str(error))
+            raise
+        self._session = session
+        self._hooks = session.hooks
+        self._count(session.clock, called)
+        atexit.register(self.close)
+
+    def _own(self, terminal: bool, tokenizer: Any) -> ObservationSession:
+        ranks, config = self._ranks, self.config
+        if ranks is not None and ranks.local_world_size > 1:
+            self._desk = RankDesk(ranks, next(_serials))
+        run_dir = RunDir.create(config.run.dir, config.run.name)
+        text = dump_yaml(config, self._settings.provenance)
+        (run_dir.path / "config.yaml").write_text(text, encoding="utf-8")
+        _write_vocabulary(run_dir, tokenizer)
+        session = ObservationSession(
+            config,
+            self._model,
+            run_dir,
+            step_unit=self._step_unit,
+            terminal=terminal,
+            ranks=ranks,
+            root=self._called,
+        )
+        try:
+            session.start()
+        except BaseException:
+            session.abort()
+            session.close()
+            raise
+        self._run_dir, self._run_id = run_dir.path, run_dir.run_id
+        if self._desk is not None:
+            self._desk.announce(run_dir.path)
+        return session
+
+    def _join(self, ranks: LocalRanks) -> RankSession:
+        patience_s = self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
+        run_dir = find_run(ranks, next(_serials), patience_s)
+        session = RankSession(self.config, self._model, run_dir, ranks, root=self._called)
+        session.start()
+        self._run_dir, self._run_id = run_dir, run_dir.name
+        return session
+
+    def _count(self, clock: StepClock, called: bool) -> None:
+        self._optimizers = OptimizerWatch(self._model, clock)
+        self._optimizers.attach()
+        if is_compiled_in_place(self._called):
+            log.warning(
+                "%s was compiled in place, so its calls are not counted: mark steps with step()",
+                type(self._called).__name__,
+            )
+            return
+        self._counter = StepCounter(self._called, clock)
+        self._counter.attach(called=called)
+
+    def _stop_counting(self) -> None:
+        if self._counter is not None:
+            self._counter.end()
+        if self._optimizers is not None:
+            self._optimizers.detach()
+
+    def _stop(self, session: ObservationSession | RankSession) -> None:
+        if isinstance(session, RankSession):
+            self._account = session.stop()
+            return
+        seconds = time.monotonic() - self._started
+        steps = session.clock.host_step
+        end = session.stop({"steps": steps, "seconds": seconds, "stopped_early": False})
+        self._account = end.account
+        if not end.orderly:
+            log.warning("not every worker finished in order; see %s", self.run_dir / "logs")
+        write_summary(
+            session.page,
+            end.account,
+            self.config,
+            self._hooks,
+            self.run_dir,
+            run_id=self._run_id,
+            step_unit=self._step_unit,
+            steps=steps,
+            seconds=seconds,
+        )
+
+    def _abort(self) -> None:
+        if isinstance(self._session, ObservationSession):
+            self._session.abort()
+
+    @property
+    def page(self) -> StatsPage:
+        """The stats page while it is open: heartbeats, counters, histograms."""
+        if self._session is None or self._closed:
+            raise RuntimeError("the observation is not running; `run.metrics()` has its figures")
+        return self._session.page
+
+
+def _write_vocabulary(run_dir: RunDir, tokenizer: Any) -> None:
+    """What is no text tokenizer (an image processor, None) is left out."""
+    if not hasattr(tokenizer, "get_vocab"):
+        return
+    try:
+        document = vocabulary_document(tokenizer)
+    except Exception as error:  # noqa: BLE001 - they come in all kinds; reports then show ids
+        log.warning("the vocabulary of %s is not kept: %s", type(tokenizer).__name__, error)
+        return
+    run_dir.write_json(VOCABULARY_FILE, document)

@@ -1,0 +1,81 @@
+"""A training script as it is, on every rank that torchrun starts.
+
+One process alone is the `script` host's business; ranks have to find each other, which `Observation`
+does for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from asys_bench.config import ConfigError, load_config
+from asys_bench.config.assignment import assignment
+from asys_bench.contracts.host import HostError
+from asys_bench.hosts.dotted_name import load_function
+from asys_bench.hosts.model_finder import ModelFinder
+from asys_bench.hosts.script import ScriptOptions, run_script
+from asys_bench.observing.observation import Observation
+from asys_bench.pipeline.hookpoints import HookError, resolve
+from asys_bench.pipeline.local_ranks import LocalRanks
+from asys_bench.pipeline.wrapped import unwrap
+
+log = logging.getLogger(__name__)
+
+OK, FAILED, USAGE = 0, 1, 2
+
+
+def observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> int:
+    """Run `script` (a path or `-m module`, then its arguments) and observe the model it trains.
+
+    Returns an exit code. What the script raises goes through, after the observation has ended.
+    """
+    logging.basicConfig(level=logging.WARNING, format="asys: %(message)s")
+    ours = [
+        assignment(("host", "kind"), "observed"),
+        assignment(("resources", "host_threads"), None),
+    ]
+    try:
+        settings = load_config(config, [*ours, *sets])
+        options = ScriptOptions.model_validate(settings.config.host.options.get("script", {}))
+        choose = (
+            load_function(options.choose, "host.options.script.choose") if options.choose else None
+        )
+    except (ConfigError, HostError) as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    observation: Observation | None = None
+
+    def misfit(model: torch.nn.Module) -> str | None:
+        try:
+            resolve(unwrap(model), settings.config.hooks)
+        except HookError as error:
+            return str(error)
+        return None
+
+    def found(model: torch.nn.Module, called: bool) -> None:
+        nonlocal observation
+        ranks = LocalRanks.from_environment()
+        observation = Observation(model, settings, ranks, "forward call")
+        observation.start(called=called)
+
+    finder = ModelFinder(misfit, found, class_name=options.model_class, choose=choose)
+    is_module = script[0] == "-m"
+    finder.start()
+    try:
+        path, module = (None, script[1]) if is_module else (script[0], None)
+        run_script(path, module, tuple(script[2:] if is_module else script[1:]))
+    except HostError as error:
+        print(f"asys: {error}", file=sys.stderr)
+        return FAILED
+    finally:
+        finder.stop()
+        if observation is not None:
+            observation.close()
+    if observation is None:
+        print(f"asys: the script ended, but {finder.explain()}", file=sys.stderr)
+        return FAILED
+    return OK

@@ -1,0 +1,60 @@
+"""`summary.json` of an observation, as `asys-run` writes it for its hosts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from asys_bench.config import MasterConfig
+from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.host import HostResult
+from asys_bench.contracts.stats import StatsPage
+from asys_bench.reports.run_summary.document import write_json
+from asys_bench.reports.run_summary.files import list_files
+from asys_bench.reports.run_summary.summarise import summarise
+from asys_bench.sae.config import TOPK_FAMILY
+from asys_bench.sinks.sae_trainer import SAETrainerOptions
+
+log = logging.getLogger(__name__)
+
+
+def write_summary(
+    page: StatsPage,
+    account: BusAccount | None,
+    config: MasterConfig,
+    hooks: Sequence[str],
+    run_dir: Path,
+    *,
+    run_id: str,
+    step_unit: str,
+    steps: int,
+    seconds: float,
+) -> None:
+    """Write it, for a training that ended by itself. Raises OSError when it cannot be written."""
+    summary = summarise(
+        page,
+        account,
+        HostResult(steps, seconds),
+        list_files(run_dir),
+        run_id=run_id,
+        run_dir=run_dir,
+        step_unit=step_unit,
+        elapsed_s=seconds,
+        configured_l0=configured_l0(config, hooks),
+    )
+    write_json(summary, run_dir)
+
+
+def configured_l0(config: MasterConfig, hooks: Sequence[str]) -> Mapping[str, float]:
+    """Hook -> the L0 its SAE was configured for, where one was."""
+    targets: dict[str, float] = {}
+    for sink in config.enabled_sinks.values():
+        options = sink.plugin_options()
+        if isinstance(options, SAETrainerOptions):
+            for hook in hooks:
+                sae = options.for_hook(hook)
+                target = sae.k if sae.architecture in TOPK_FAMILY else sae.target_l0
+                if target is not None:
+                    targets[hook] = float(target)
+    return targets

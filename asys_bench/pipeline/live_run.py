@@ -1,0 +1,119 @@
+"""A run that is going on, as another process of the same user reaches it.
+
+`run.json` says where the stats page and the bus's descriptors are: under `/proc/<host pid>/fd`, which
+the kernel opens to the same user and to nobody else. Nothing is asked of the host process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from asys_bench.contracts.bus import BusClient, BusHandle, BusPlugin
+from asys_bench.contracts.stats import StatsPage
+from asys_bench.pipeline.liveness import start_time
+from asys_bench.registry import registry
+
+RUN_FILE = "run.json"
+
+
+class LiveRunError(RuntimeError):
+    """The run cannot be attached to: it has ended, is another user's, or is no run at all."""
+
+
+class LiveRun:
+    """An attachment: `page` (heartbeats, counters) and `client` (the bus)."""
+
+    def __init__(
+        self, run_dir: Path, document: dict[str, Any], page: StatsPage, client: BusClient
+    ) -> None:
+        self.run_dir, self.document = run_dir, document
+        self.page, self.client = page, client
+
+    @classmethod
+    def attach(cls, run_dir: str | os.PathLike[str]) -> Self:
+        """Attach to the run in `run_dir`.
+
+        Raises:
+            LiveRunError: see the class; BusError, PluginError: its bus cannot be attached to here.
+        """
+        path = Path(run_dir)
+        document = read_run_file(path)
+        pid = document.get("host_pid")
+        bus = document.get("bus")
+        if document.get("result") is not None:
+            raise LiveRunError(f"{path}: the run has ended; open_run() reads what it wrote")
+        if not isinstance(pid, int) or not isinstance(bus, dict):
+            raise LiveRunError(f"{path}: the run has no bus to attach to (it observes no hook)")
+        if not start_time(pid) or start_time(pid) != document.get("host_start"):
+            raise LiveRunError(
+                f"{path}: its host (pid {pid}) is gone; open_run() reads what it wrote"
+            )
+        page = StatsPage.attach(_open(path, document["stats_page"]))
+        fds: list[int] = []
+        try:
+            fds += [_open(path, name) for name in bus["fds"]]
+            client = _attach(bus["handle"], fds)
+        except BaseException:
+            page.close()
+            raise
+        finally:
+            for fd in fds:  # a client maps or duplicates what it needs
+                os.close(fd)
+        return cls(path, document, page, client)
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        return tuple(self.document["hooks"])
+
+    def close(self) -> None:
+        """Detach. Idempotent."""
+        self.client.close()
+        self.page.close()
+
+
+def read_run_file(run_dir: Path) -> dict[str, Any]:
+    """What the run says of itself.
+
+    Raises:
+        LiveRunError: there is no run, or its file is not readable as one.
+    """
+    try:
+        document = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LiveRunError(f"{run_dir}: no {RUN_FILE} there; give the folder of one run") from None
+    except (OSError, ValueError) as error:
+        raise LiveRunError(f"{run_dir / RUN_FILE} cannot be read: {error}") from error
+    if not isinstance(document, dict) or document.get("schema") != "asys.run/1":
+        raise LiveRunError(f"{run_dir / RUN_FILE}: not an asys.run/1 document")
+    return document
+
+
+def descriptor_paths(fds: Sequence[int]) -> list[str]:
+    """Where other processes find this process's descriptors."""
+    return [f"/proc/{os.getpid()}/fd/{fd}" for fd in fds]
+
+
+def _open(run_dir: Path, name: str) -> int:
+    refused: OSError | None = None
+    for flags in (os.O_RDWR, os.O_RDONLY):
+        try:
+            return os.open(name, flags | os.O_CLOEXEC)
+        except OSError as error:
+            refused = error
+    assert refused is not None
+    raise LiveRunError(
+        f"{run_dir}: {name} cannot be opened ({refused.strerror}): attach as the user that started the "
+        "run, on the same machine and in the same container"
+    )
+
+
+def _attach(handle: dict[str, Any], fds: Sequence[int]) -> BusClient:
+    return (
+        registry("backend")
+        .get(str(handle["backend"]), BusPlugin)
+        .attach(BusHandle.from_dict(handle, fds))
+    )

@@ -1,0 +1,75 @@
+"""One shard of another process's bus, with the face of a bus of its own: what a rank's hooks push to."""
+
+from __future__ import annotations
+
+from asys_bench.contracts.bus import (
+    AttachedProducer,
+    BaseDataBus,
+    BusAccount,
+    BusClient,
+    BusError,
+    BusHandle,
+    BusProducer,
+    BusSubscription,
+    GroupSpec,
+)
+
+
+class ShardOfBus(BaseDataBus):
+    """`producer(0)` is the shard's; names are those that the owner interned."""
+
+    def __init__(self, client: BusClient, shard: int, source: int) -> None:
+        """Take the producer of `shard`; packets carry `source`. Raises BusError when it is taken."""
+        super().__init__()
+        self._client = client
+        self._ids = _names(client)
+        self._producer: AttachedProducer = client.attach_producer(shard, source)
+
+    def producer(self, shard: int = 0) -> BusProducer:
+        if shard != 0:
+            raise BusError(f"no shard {shard}: this process has one shard of the bus, 0 here")
+        return self._producer
+
+    def intern(self, name: str) -> int:
+        try:
+            return self._ids[name]
+        except KeyError:
+            raise BusError(
+                f"{name!r} was not interned by the bus's owner, local rank 0 (it knows "
+                f"{sorted(self._ids)}): every rank must observe the same modules with the same settings"
+            ) from None
+
+    def handle(self) -> BusHandle:
+        raise BusError("the bus belongs to local rank 0: its handle is in that run's run.json")
+
+    def fill_ratio(self) -> float:
+        return self._producer.fill_ratio()
+
+    def finish(self) -> None:
+        """No more packets from this shard; the bus itself goes on."""
+        self._producer.close()
+
+    def subscribe(self, group: str, member: str, spec: GroupSpec | None = None) -> BusSubscription:
+        return self._client.subscribe(group, member, spec)
+
+    def account(self) -> BusAccount:
+        return self._client.account()
+
+    def name_of(self, name_id: int) -> str:
+        return self._client.name_of(name_id)
+
+    def retire(self, group: str) -> None:
+        self._client.retire(group)
+
+    def close(self) -> None:
+        self._producer.close()
+
+
+def _names(client: BusClient) -> dict[str, int]:
+    names: dict[str, int] = {}
+    for name_id in range(1 << 16):
+        try:
+            names[client.name_of(name_id)] = name_id
+        except BusError:
+            break
+    return names

@@ -1,0 +1,114 @@
+"""Which token each archived activation row belongs to.
+
+The side stream `tokens` has one row (token id, position) per row of the other captures of the same
+forward call, in the same order; host step, microbatch and rank say which call that was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from asys_bench.pipeline.text_inputs import TOKENS
+from asys_bench.reading.archive_view import ArchiveView
+from asys_bench.reading.error import ReadingError
+
+_CALL = ("source", "host_step", "microbatch")
+Call = tuple[int, int, int]
+
+
+class Vocabulary:
+    """Token texts by id."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = texts
+
+    @classmethod
+    def of(cls, run_dir: Path) -> Self | None:
+        """The run's vocabulary.json; None when it has none.
+
+        Raises:
+            ReadingError: the file is not a vocabulary.
+        """
+        path = run_dir / "vocabulary.json"
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            return cls([str(text) for text in document["tokens"]])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ReadingError(f"{path} cannot be read: {error!r}") from error
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, token_id: int) -> str:
+        """The token's text, or `<id>` for an id that the vocabulary does not have."""
+        known = 0 <= token_id < len(self._texts) and self._texts[token_id]
+        return self._texts[token_id] if known else f"<{token_id}>"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRows:
+    """Rows of one forward call of one rank.
+
+    values_ND: activations; token_id_N, position_N: int32, what the rows are of.
+    """
+
+    call: Call
+    values_ND: npt.NDArray[Any]
+    token_id_N: npt.NDArray[np.int32]
+    position_N: npt.NDArray[np.int32]
+
+
+def token_rows(view: ArchiveView, hook: str) -> Iterator[TokenRows]:
+    """The archived rows of `hook` with their tokens, call by call.
+
+    Calls whose tokens were not captured (sampled out) or do not fit row by row are left out.
+
+    Raises:
+        ReadingError: the run archived no tokens; KeyError, ArchiveError: as `ArchiveView.batches`.
+    """
+    if TOKENS not in view.hooks:
+        raise ReadingError(f"the archive has no stream {TOKENS!r}: its model takes no input_ids")
+    tokens = {
+        call: values_N2 for call, row_N, values_N2 in _calls(view, TOKENS) if _is_whole(row_N)
+    }
+    for call, row_N, values_ND in _calls(view, hook):
+        found_N2 = tokens.get(call)
+        if found_N2 is not None and len(row_N) and int(row_N.max()) < len(found_N2):
+            mine_N2 = found_N2[row_N].astype(np.int32)
+            yield TokenRows(call, values_ND, mine_N2[:, 0], mine_N2[:, 1])
+
+
+def _is_whole(row_N: npt.NDArray[Any]) -> bool:
+    return bool(np.array_equal(row_N, np.arange(len(row_N))))
+
+
+def _calls(
+    view: ArchiveView, hook: str
+) -> Iterator[tuple[Call, npt.NDArray[Any], npt.NDArray[Any]]]:
+    """(call, rows within its packet, values) of each packet; a packet may span record batches."""
+    held: tuple[Call, list[npt.NDArray[Any]], list[npt.NDArray[Any]]] | None = None
+    for batch in view.batches(hook, ("values", "row", *_CALL)):
+        keys_N3 = np.stack([batch[name].astype(np.int64) for name in _CALL], axis=1)
+        changed = np.any(keys_N3[1:] != keys_N3[:-1], axis=1) | (batch["row"][1:] == 0)
+        begins = [0, *(np.flatnonzero(changed) + 1).tolist()]
+        for start, end in zip(begins, [*begins[1:], len(keys_N3)], strict=True):
+            call: Call = tuple(keys_N3[start].tolist())
+            row_N, values_ND = batch["row"][start:end], batch["values"][start:end]
+            if held is not None and held[0] == call and row_N[0] != 0:
+                held[1].append(row_N)
+                held[2].append(values_ND)
+                continue
+            if held is not None:
+                yield held[0], np.concatenate(held[1]), np.concatenate(held[2])
+            held = (call, [row_N], [values_ND])
+    if held is not None:
+        yield held[0], np.concatenate(held[1]), np.concatenate(held[2])

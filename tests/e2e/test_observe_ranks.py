@@ -1,0 +1,166 @@
+"""torchrun: both ranks of a node feed one run, and a dead rank takes nobody along."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import asys_bench
+from asys_bench.pipeline.local_ranks import LocalRanks
+from asys_bench.pipeline.rendezvous import RankDesk, RendezvousError, find_run
+
+SCRIPT = Path(__file__).with_name("ranks_script.py")
+PATIENCE_S = 240.0
+pytestmark = pytest.mark.timeout(400)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def check_rank(run, rank, steps):
+    """What one rank pushed, by its own counters, by its archive rows, and to the last packet."""
+    slot = "host" if rank == 0 else f"host-{rank}"
+    captured = run.metrics("hook_captured", slot=slot)["value"][-1]
+    assert captured == steps
+    rows = run.archive.numpy("0", ("source", "shard", "seq", "host_step"))
+    mine = rows["source"] == rank
+    assert set(rows["shard"][mine].tolist()) == {rank}
+    assert np.unique(rows["seq"][mine]).tolist() == list(range(steps))
+    assert sorted(set(rows["host_step"][mine].tolist())) == list(range(steps))
+
+
+@pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc"])
+def test_both_ranks_of_a_ddp_training_arrive_tagged_and_accounted(tmp_path, backend):
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *(str(SCRIPT), str(tmp_path), backend, "40", "-1"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    run = asys_bench.open_run(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1, "one run for the node"
+    assert done.stdout.count(f"observing {run.path}") == 2
+    document = json.loads((run.path / "run.json").read_text())
+    assert document["ranks"] == 2
+    bus = run.summary["bus"]
+    assert bus["produced"] == 80
+    for group in bus["groups"]:
+        assert (group["delivered"], group["ready"], group["imbalance"]) == (80, 0, 0)
+    for rank in range(2):
+        check_rank(run, rank, 40)
+
+
+@pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc", "numba_ring"])
+def test_a_killed_rank_does_not_wedge_the_workers(tmp_path, backend):
+    """Both processes as torchrun would start them, but nobody ends rank 0 when rank 1 dies."""
+    job = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "LOCAL_WORLD_SIZE": "2",
+        "WORLD_SIZE": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    steps, die_at = 120, 60
+    arguments = [str(tmp_path), backend, str(steps), str(die_at)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), *arguments],
+            env={**os.environ, **job, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        output, errors = processes[0].communicate(timeout=PATIENCE_S)
+        assert processes[0].returncode == 0, errors
+        processes[1].communicate(timeout=30)
+        assert processes[1].returncode == -9
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert "0 loss" in output
+    run = asys_bench.open_run(tmp_path)
+    bus = run.summary["bus"]
+    assert bus["produced"] == steps + die_at
+    for group in bus["groups"]:
+        assert (group["delivered"], group["ready"], group["imbalance"]) == (steps + die_at, 0, 0)
+    states = {worker["name"]: worker["state"] for worker in run.summary["workers"]}
+    assert states["trainer-0"] == states["archive-0"] == "done"
+    check_rank(run, 0, steps)
+    check_rank(run, 1, die_at)
+
+
+# Finding each other.
+
+
+def ranks_of(job, size=2):
+    return [LocalRanks(10 + i, i, size, job) for i in range(size)]
+
+
+def test_a_rank_finds_the_run_of_its_own_job_and_number(tmp_path):
+    (owner, other), (_, stranger) = ranks_of("a"), ranks_of("b")
+    with_two = RankDesk(owner, 0), RankDesk(owner, 1)
+    try:
+        for number, desk in enumerate(with_two):
+            desk.announce(tmp_path / str(number))
+        assert find_run(other, 1, 10) == tmp_path / "1"
+        assert find_run(other, 0, 10) == tmp_path / "0"
+        with pytest.raises(RendezvousError, match="call observe\\(\\) on every rank"):
+            find_run(stranger, 0, 0.2)
+    finally:
+        for desk in with_two:
+            desk.close()
+            desk.close()
+
+
+def test_two_jobs_with_one_rendezvous_address_are_told_so():
+    desk = RankDesk(ranks_of("same")[0], 0)
+    try:
+        with pytest.raises(RendezvousError, match="--rdzv-id"):
+            RankDesk(ranks_of("same")[0], 0)
+    finally:
+        desk.close()
+
+
+def test_a_rank_is_told_why_there_is_no_run():
+    owner, other = ranks_of("no-run")
+    desk = RankDesk(owner, 0)
+    try:
+        desk.refuse("no memory")
+        with pytest.raises(RendezvousError, match="could not start the run: no memory"):
+            find_run(other, 0, 10)
+    finally:
+        desk.close()
+
+
+def test_torchruns_variables_say_who_we_are():
+    env = {"RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_PORT": "1"}
+    ranks = LocalRanks.from_environment(env)
+    assert (ranks.rank, ranks.local_rank, ranks.is_owner) == (5, 1, False)
+    assert ranks.slot == "host-1"
+    assert ranks.slots == ["host-1", "host-2", "host-3"]
+    sibling = LocalRanks.from_environment({**env, "RANK": "4", "LOCAL_RANK": "0"})
+    assert sibling.job == ranks.job
+    assert sibling.is_owner
+    assert sibling.slot == "host"
+    elsewhere = LocalRanks.from_environment({**env, "RANK": "1"})
+    assert elsewhere.job != ranks.job, "another node"
+    for broken in ({}, {**env, "RANK": "x"}, {**env, "LOCAL_RANK": "4"}):
+        assert LocalRanks.from_environment(broken) is None

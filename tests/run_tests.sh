@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# All quick tests in two processes side by side: most of them wait for other processes.
+# What is given is passed on to both, e.g. `-k ring`; a half that then has no test is fine.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+pytest=${PYTEST:-pytest}
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+"$pytest" tests/unit tests/conformance tests/stress tests/gpu "$@" >"$log" 2>&1 &
+other=$!
+trap 'kill "$other" 2>/dev/null; rm -f "$log"' INT TERM
+"$pytest" tests/e2e tests/interop "$@"
+first=$?
+wait "$other"
+second=$?
+cat "$log"
+
+for code in "$first" "$second"; do
+  if [ "$code" -ne 0 ] && [ "$code" -ne 5 ]; then exit "$code"; fi
+done
+if [ "$first" -eq 5 ] && [ "$second" -eq 5 ]; then exit 5; fi
+exit 0

@@ -1,0 +1,135 @@
+"""Steps from forward calls, versions from optimizers, wrappers, and copies of an observed model."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+
+from asys_bench.config.hooks import HookConfig
+from asys_bench.contracts.stats import StatsPage
+from asys_bench.pipeline.clock import StepClock
+from asys_bench.pipeline.late_clock import LateStepClock
+from asys_bench.pipeline.optimizer_watch import OptimizerWatch
+from asys_bench.pipeline.root_hook import RootHook
+from asys_bench.pipeline.step_counter import StepCounter
+from asys_bench.pipeline.wrapped import is_compiled_in_place, unwrap
+
+
+@pytest.fixture
+def clock():
+    page = StatsPage.create(["host"])
+    yield StepClock(page.slot("host"))
+    page.close()
+
+
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+
+
+def test_a_step_begins_with_each_call_after_the_first(clock):
+    net = model()
+    counter = StepCounter(net, clock)
+    counter.attach()
+    seen = []
+    net[0].register_forward_hook(lambda *_: seen.append(clock.host_step))
+    for _ in range(3):
+        net(torch.randn(2, 4))
+    assert seen == [0, 1, 2]
+    counter.end()
+    assert clock.host_step == 3
+    counter.end()
+    assert clock.host_step == 3
+
+
+def test_marked_steps_number_calls_as_counting_does(clock):
+    net = model()
+    counter = StepCounter(net, clock)
+    counter.attach()
+    seen = []
+    net[0].register_forward_hook(lambda *_: seen.append(clock.host_step))
+    for _ in range(3):
+        net(torch.randn(2, 4))
+        counter.detach()
+        clock.step()
+    counter.end()
+    assert seen == [0, 1, 2]
+    assert clock.host_step == 3
+
+
+def test_a_model_that_is_never_called_makes_no_step(clock):
+    counter = StepCounter(model(), clock)
+    counter.attach()
+    counter.end()
+    assert clock.host_step == 0
+
+
+def test_only_optimizers_of_the_model_version_its_weights(clock):
+    net, other = model(), model()
+    watch = OptimizerWatch(net, clock)
+    watch.attach()
+    ours = [torch.optim.SGD(net[1].parameters(), 0.1), torch.optim.Adam(net[0].parameters())]
+    theirs = torch.optim.SGD(other.parameters(), 0.1)
+    net(torch.randn(2, 4)).sum().backward()
+    for optimizer in (*ours, theirs, ours[0]):
+        optimizer.step()
+    assert clock.weights_version == 3
+    watch.detach()
+    ours[0].step()
+    assert clock.weights_version == 3
+
+
+def test_an_observed_model_can_be_copied_and_saved(clock):
+    net = model()
+    counter = StepCounter(net, clock)
+    counter.attach()
+    twin = copy.deepcopy(net)
+    buffer = io.BytesIO()
+    torch.save(net, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for copied in (twin, loaded):
+        assert torch.equal(copied(torch.ones(1, 4)), net(torch.ones(1, 4)))
+    assert clock.host_step == 1, "a copy counts nothing"
+
+
+def test_a_root_hook_passes_its_arguments_on():
+    got = []
+    RootHook(lambda *args: got.append(args))("module", (1,))
+    assert got == [("module", (1,))]
+
+
+def test_wrappers_are_looked_through():
+    net = model()
+    assert unwrap(net) is net
+    assert unwrap(torch.nn.DataParallel(net)) is net
+    assert unwrap(torch.compile(net, backend="eager")) is net
+    assert unwrap(torch.nn.DataParallel(torch.compile(net, backend="eager"))) is net
+    assert not is_compiled_in_place(net)
+    net.compile(backend="eager")
+    assert is_compiled_in_place(net)
+
+
+def test_a_late_clock_says_why_a_model_does_not_fit(clock):
+    late = LateStepClock([HookConfig(match=("0", "nope*"))], lambda _: clock)
+    assert "nope" in str(late.misfit(model()))
+    assert LateStepClock([HookConfig(match=("0",))], lambda _: clock).misfit(model()) is None
+
+
+def test_a_late_clock_counts_from_the_call_that_is_under_way(clock):
+    net = model()
+    late = LateStepClock([], lambda _: clock)
+    late.step()
+    late.report("loss", 1.0)
+    assert late.host_step == 0, "nobody is observed yet"
+    handle = net.register_forward_pre_hook(lambda *_: late.observe(net, called=True))
+    net(torch.randn(1, 4))
+    handle.remove()
+    net(torch.randn(1, 4))
+    late.end()
+    late.end()
+    assert late.host_step == 2
+    with pytest.raises(RuntimeError, match="observed already"):
+        late.observe(net)
