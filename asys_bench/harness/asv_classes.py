@@ -27,9 +27,10 @@ from asys_bench.harness.round import RoundSpec
 from asys_bench.harness.suite_file import LoadedSuite, load_suite
 from asys_bench.harness.words import Role, RoundStatus
 
-ROUNDS, REPEAT = 4, 2
-"""asv processes, which alternate between the commits, and harness rounds in each: with fewer than
-eight samples asv's 99 % interval is unbounded and nothing is ever different."""
+ROUNDS, REPEAT = 4, 3
+"""asv processes, which alternate between the commits, and harness rounds in each. With fewer than
+eight samples asv's 99 % interval is unbounded and nothing is ever different; with eight it is their
+whole range, and one disturbed round hid a slowdown of 30 %; with twelve it leaves out the extremes."""
 
 
 class MeasuredClock:
