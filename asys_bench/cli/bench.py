@@ -9,13 +9,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from types import ModuleType
 
-from rich.console import Console
+from asys_bench.cli.commands import execute, summary_of
 
-from asys_bench.config.problems import ConfigError
-
-USAGE = 2
 _COMMANDS = (
     "run",
     "check",
@@ -45,28 +41,15 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in _COMMANDS:
         module = importlib.import_module(_module_name(name))
-        own = commands.add_parser(name, help=_first_line(module))
+        # argparse formats the help line, so a per cent sign is doubled.
+        own = commands.add_parser(name, help=summary_of(module).replace("%", "%%"))
         module.add(own)
     arguments = parser.parse_args(words)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    module = importlib.import_module(_module_name(arguments.command))
-    try:
-        code: int = module.main(arguments, console)
-    except ConfigError as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
-        return USAGE
-    return code
+    return execute(importlib.import_module(_module_name(arguments.command)), arguments)
 
 
 def _module_name(command: str) -> str:
     return f"asys_bench.cli.bench_{command.replace('-', '_')}"
-
-
-def _first_line(module: ModuleType) -> str:
-    """The help line: argparse formats it, so a per cent sign is doubled."""
-    return (module.__doc__ or "").split("\n", 1)[0].split("`: ", 1)[-1].replace("%", "%%")
 
 
 if __name__ == "__main__":

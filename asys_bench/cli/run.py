@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from asys_bench.cli.commands import execute, summary_of
 from asys_bench.config import ConfigError, LoadedConfig, dump_yaml, load_config
 from asys_bench.config.problems import did_you_mean
 
 if TYPE_CHECKING:
-    from asys_bench.config import MasterConfig
     from asys_bench.pipeline.experiment import ExperimentPipeline, RunOutcome
+    from asys_bench.pipeline.session import ObservationSession
 
 SHOW_CURSOR = b"\x1b[?25h"
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -77,16 +77,7 @@ def _command(name: str, words: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add(parser)
-    arguments = parser.parse_args(words)
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=140)
-    try:
-        code: int = module.main(arguments, console)
-    except ConfigError as error:
-        Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
-        return EXIT_USAGE
-    return code
+    return execute(module, parser.parse_args(words))
 
 
 def _module(name: str) -> ModuleType:
@@ -95,11 +86,7 @@ def _module(name: str) -> ModuleType:
 
 def _command_lines() -> str:
     """What `--help` says about the commands: the first line of each one's module."""
-    summaries = {
-        name: (_module(name).__doc__ or "").split("\n", 1)[0].split("`: ", 1)[-1]
-        for name in _COMMANDS
-    }
-    lines = [f"  {name:<10} {summary}" for name, summary in summaries.items()]
+    lines = [f"  {name:<10} {summary_of(_module(name))}" for name in _COMMANDS]
     return "\n".join(["commands (asys-run COMMAND --help explains one):", *lines])
 
 
@@ -184,12 +171,17 @@ class _Command:
         except Exception as error:  # noqa: BLE001 - the host is anyone's code; we still drain and report
             failure = error
         outcome = pipeline.shutdown()
-        self._report(outcome, pipeline.session.step_unit, time.monotonic() - started, failure)
+        self._report(outcome, pipeline.session, time.monotonic() - started, failure)
         return self._verdict(outcome, failure)
 
     def _report(
-        self, outcome: RunOutcome, step_unit: str, elapsed_s: float, failure: Exception | None
+        self,
+        outcome: RunOutcome,
+        session: ObservationSession,
+        elapsed_s: float,
+        failure: Exception | None,
     ) -> None:
+        from asys_bench.observing.summary import configured_l0
         from asys_bench.reports.run_summary.document import write_json
         from asys_bench.reports.run_summary.files import list_files
         from asys_bench.reports.run_summary.summarise import summarise
@@ -203,10 +195,10 @@ class _Command:
             list_files(run_dir.path),
             run_id=run_dir.run_id,
             run_dir=Path(_shown(run_dir.path)),
-            step_unit=step_unit,
+            step_unit=session.step_unit,
             outcome="failed" if failure is not None else None,
             elapsed_s=elapsed_s,
-            configured_l0=configured_l0(self._loaded.config, outcome),
+            configured_l0=configured_l0(self._loaded.config, session.hooks),
         )
         write_json(summary, run_dir.path)
         console = Console(width=None if sys.stdout.isatty() else 100)
@@ -243,22 +235,6 @@ class _Command:
         assert self._pipeline is not None
         self._pipeline.request_stop()
         os.write(2, b"\nasys-run: stopping: draining and writing (once more to end at once)\n")
-
-
-def configured_l0(config: MasterConfig, outcome: RunOutcome) -> Mapping[str, float]:
-    """Label (hook, variant or transcoder) -> the L0 its SAE was configured for, where one was."""
-    from asys_bench.sinks.sae_trainer import SAETrainerOptions
-
-    document = json.loads((outcome.run_dir.path / "run.json").read_text())
-    targets: dict[str, float] = {}
-    for sink in config.enabled_sinks.values():
-        options = sink.plugin_options()
-        if isinstance(options, SAETrainerOptions):
-            saes = {c.label: options.for_transcoder(c) for c in options.transcoders}
-            for hook in document["hooks"]:
-                saes |= options.saes_of(hook)
-            targets |= {k: sae.wanted_l0 for k, sae in saes.items() if sae.wanted_l0 is not None}
-    return targets
 
 
 def _shown(path: os.PathLike[str]) -> str:

@@ -23,7 +23,6 @@ from asys_bench.harness.export import seconds_each
 from asys_bench.harness.launch import Launcher, launcher_for
 from asys_bench.harness.plan import seed_of
 from asys_bench.harness.plugins import metrics_of, scenario_plugin
-from asys_bench.harness.round import RoundSpec
 from asys_bench.harness.suite_file import LoadedSuite, load_suite
 from asys_bench.harness.words import Role, RoundStatus
 
@@ -113,21 +112,8 @@ def _round(launcher: Launcher, contender: Contender, metric: str, index: int) ->
             benchmark as failed.
     """
     with tempfile.TemporaryDirectory() as folder:
-        warmup = contender.warmup
-        end = launcher.run(
-            RoundSpec(
-                folder=folder,
-                scenario=contender.scenario,
-                backend=contender.backend,
-                pipeline=contender.pipeline_file,
-                sets=list(contender.sets),
-                params=contender.params,
-                samples=contender.samples,
-                seed=seed_of(0, contender.id, str(index)),
-                warmup_max_s=warmup.max_s if warmup.until == "steady" else 0.0,
-            ),
-            contender.timeout_s,
-        )
+        spec = contender.round_spec(seed_of(0, contender.id, str(index)), folder=folder)
+        end = launcher.run(spec, contender.timeout_s)
     if end.status is not RoundStatus.OK or end.document is None:
         raise RuntimeError(f"{contender.id}: {end.status}: {end.error}")
     median = end.document["values"].get(metric, {}).get("median")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from asys_bench.harness.plan import Look
+from asys_bench.harness.round import RoundSpec
 from asys_bench.harness.suite import NoiseLimits, Warmup
 from asys_bench.harness.targets import Target
 from asys_bench.harness.words import Role
@@ -56,6 +58,24 @@ class Contender:
     pipeline_sha256: str | None = None
     bounds: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     """metric -> (op, bound): exceedances that a round counts."""
+
+    def round_spec(
+        self, seed: int, *, folder: str = "", plugins: Mapping[Any, Sequence[str]] | None = None
+    ) -> RoundSpec:
+        """One round of it. plugins: the suite's own, by kind."""
+        return RoundSpec(
+            folder=folder,
+            scenario=self.scenario,
+            backend=self.backend,
+            pipeline=self.pipeline_file,
+            sets=list(self.sets),
+            params=self.params,
+            samples=self.samples,
+            seed=seed,
+            warmup_max_s=self.warmup.max_s if self.warmup.until == "steady" else 0.0,
+            bounds=self.bounds,
+            plugins={str(kind): list(places) for kind, places in (plugins or {}).items()},
+        )
 
     @property
     def max_rounds(self) -> int:

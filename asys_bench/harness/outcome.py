@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from asys_bench.harness.result import Case, CheckResult, Counts, Reason, Validity
 from asys_bench.harness.stats import rounds_to_fail
+from asys_bench.harness.suite import Defaults
 from asys_bench.harness.suite_file import LoadedSuite
+from asys_bench.harness.suite_verdict import suite_verdict
 from asys_bench.harness.words import Level, RoundStatus, TargetKind, Verdict
 
 
@@ -38,6 +41,37 @@ def validity_of(
             reasons.append(Reason(kind="noise", case=case.id, message=message))
             fatal = True
     return Validity(valid=not fatal, reasons=reasons)
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a result says of the run as a whole."""
+
+    validity: Validity
+    verdict: Verdict
+    exit_code: int
+    counts: Counts
+
+
+def conclude(
+    cases: Sequence[Case],
+    checks: Sequence[CheckResult],
+    defaults: Defaults,
+    *,
+    interrupted: bool = False,
+    refused: bool = False,
+) -> Conclusion:
+    """Judged cases -> the run's validity, verdict, exit code and counts."""
+    validity = validity_of(cases, checks, defaults.noise.max_share)
+    verdicts = [target.verdict for case in cases if case.gated for target in case.targets]
+    verdict, code = suite_verdict(
+        verdicts,
+        valid=validity.valid,
+        interrupted=interrupted,
+        refused=refused,
+        inconclusive_fails=defaults.on_inconclusive == "fail",
+    )
+    return Conclusion(validity, verdict, code, counts_of(cases, verdicts))
 
 
 def power_notes(loaded: LoadedSuite) -> list[str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from asys_bench.harness.contender import Contender
 from asys_bench.harness.judge import CaseRecord, judge
-from asys_bench.harness.outcome import counts_of, validity_of
+from asys_bench.harness.outcome import conclude
 from asys_bench.harness.plugins import metrics_of, scenario_plugin
 from asys_bench.harness.result import Case, Result, Subject
 from asys_bench.harness.result_run import SuiteInfo
 from asys_bench.harness.suite_file import LoadedSuite
-from asys_bench.harness.suite_verdict import suite_verdict
 
 
 def rejudge(result: Result, loaded: LoadedSuite) -> Result:
@@ -23,15 +22,7 @@ def rejudge(result: Result, loaded: LoadedSuite) -> Result:
     defaults = loaded.suite.defaults
     floors = {floor.metric: floor.value for floor in result.instrument.floors}
     cases = judge(records, floors, defaults.confidence)
-    validity = validity_of(cases, result.checks, defaults.noise.max_share)
-    verdicts = [target.verdict for case in cases if case.gated for target in case.targets]
-    verdict, code = suite_verdict(
-        verdicts,
-        valid=validity.valid,
-        interrupted=not result.run.complete,
-        refused=False,
-        inconclusive_fails=defaults.on_inconclusive == "fail",
-    )
+    end = conclude(cases, result.checks, defaults, interrupted=not result.run.complete)
     unused = sorted(measured.keys() - records.keys())
     notes = [*result.notes, f"judged again by {loaded.shown}; measured {result.run.started}"]
     if unused:
@@ -46,10 +37,10 @@ def rejudge(result: Result, loaded: LoadedSuite) -> Result:
         update={
             "run": result.run.model_copy(update={"suite": suite}),
             "cases": cases,
-            "validity": validity,
-            "verdict": verdict,
-            "exit_code": code,
-            "counts": counts_of(cases, verdicts),
+            "validity": end.validity,
+            "verdict": end.verdict,
+            "exit_code": end.exit_code,
+            "counts": end.counts,
             "notes": notes,
         }
     )

@@ -19,7 +19,7 @@ from asys_bench.harness.judge import CaseRecord, judge
 from asys_bench.harness.launch import Launcher, RoundEnd, launcher_for
 from asys_bench.harness.machine import capture_machine
 from asys_bench.harness.noise import judge_noise
-from asys_bench.harness.outcome import counts_of, power_notes, validity_of
+from asys_bench.harness.outcome import conclude, power_notes
 from asys_bench.harness.plan import block_order, replacement_budget, seed_of
 from asys_bench.harness.plugins import backend_plugin, metrics_of, scenario_plugin
 from asys_bench.harness.progress import Progress, Silent
@@ -34,10 +34,8 @@ from asys_bench.harness.result import (
     Subject,
     SuiteInfo,
 )
-from asys_bench.harness.round import RoundSpec
 from asys_bench.harness.store import RESULT_FILE, write_result
 from asys_bench.harness.suite_file import LoadedSuite
-from asys_bench.harness.suite_verdict import suite_verdict
 from asys_bench.harness.words import CaseStatus, Level, Role, RoundStatus, Verdict
 from asys_bench.registry import PluginError
 
@@ -198,7 +196,8 @@ class SuiteRunner:
         done = sum(len(r.rounds) for r in self.records.values())
         self.progress.round(name, done, self._planned(), self._left_s(done))
         started_s = time.monotonic() - self._started
-        end = self._launcher(contender).run(self._spec(contender, seed), contender.timeout_s)
+        spec = contender.round_spec(seed, plugins=self.loaded.suite.plugins)
+        end = self._launcher(contender).run(spec, contender.timeout_s)
         found = self._round_of(record, end, block, seed, started_s)
         record.rounds.append(found)
         if end.samples is not None:
@@ -209,22 +208,6 @@ class SuiteRunner:
             self.progress.message(f"{name}: {found.status.value} in {record.reason}")
         self._order += 1
         self._write(complete=False)
-
-    def _spec(self, contender: Contender, seed: int) -> RoundSpec:
-        warmup = contender.warmup
-        return RoundSpec(
-            folder="",
-            scenario=contender.scenario,
-            backend=contender.backend,
-            pipeline=contender.pipeline_file,
-            sets=list(contender.sets),
-            params=contender.params,
-            samples=contender.samples,
-            seed=seed,
-            warmup_max_s=warmup.max_s if warmup.until == "steady" else 0.0,
-            bounds=contender.bounds,
-            plugins={str(k): list(v) for k, v in self.loaded.suite.plugins.items()},
-        )
 
     def _launcher(self, contender: Contender) -> Launcher:
         if self.launcher is not None:
@@ -288,15 +271,12 @@ class SuiteRunner:
         return result
 
     def _result(self, cases: list[Case], complete: bool, *, interrupted: bool = False) -> Result:
-        suite = self.loaded.suite
-        validity = validity_of(cases, self._checks, self.loaded.suite.defaults.noise.max_share)
-        verdicts = [t.verdict for c in cases if c.gated for t in c.targets]
-        verdict, code = suite_verdict(
-            verdicts,
-            valid=validity.valid,
+        end = conclude(
+            cases,
+            self._checks,
+            self.loaded.suite.defaults,
             interrupted=interrupted or (not complete and not self._refused),
             refused=self._refused,
-            inconclusive_fails=suite.defaults.on_inconclusive == "fail",
         )
         info = self._info.model_copy(
             update={"elapsed_s": time.monotonic() - self._started, "complete": complete}
@@ -306,11 +286,11 @@ class SuiteRunner:
             machine=self._machine,
             instrument=self._instrument,
             checks=self._checks,
-            validity=validity,
+            validity=end.validity,
             cases=cases,
-            verdict=verdict,
-            exit_code=code,
-            counts=counts_of(cases, verdicts),
+            verdict=end.verdict,
+            exit_code=end.exit_code,
+            counts=end.counts,
             notes=self._notes,
         )
 

@@ -13,7 +13,6 @@ from asys_bench.contracts.stats import StatsPage
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.reports.run_summary.files import list_files
 from asys_bench.reports.run_summary.summarise import summarise
-from asys_bench.sae.config import TOPK_FAMILY
 from asys_bench.sinks.sae_trainer import SAETrainerOptions
 
 log = logging.getLogger(__name__)
@@ -47,14 +46,13 @@ def write_summary(
 
 
 def configured_l0(config: MasterConfig, hooks: Sequence[str]) -> Mapping[str, float]:
-    """Hook -> the L0 its SAE was configured for, where one was."""
+    """Label (hook, variant or transcoder) -> the L0 its SAE was configured for, where one was."""
     targets: dict[str, float] = {}
     for sink in config.enabled_sinks.values():
         options = sink.plugin_options()
         if isinstance(options, SAETrainerOptions):
+            saes = {c.label: options.for_transcoder(c) for c in options.transcoders}
             for hook in hooks:
-                sae = options.for_hook(hook)
-                target = sae.k if sae.architecture in TOPK_FAMILY else sae.target_l0
-                if target is not None:
-                    targets[hook] = float(target)
+                saes |= options.saes_of(hook)
+            targets |= {k: sae.wanted_l0 for k, sae in saes.items() if sae.wanted_l0 is not None}
     return targets

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import torch
 
-from asys_bench.contracts.bus import PORT_ACCEPTED, PORT_NOT_MINE, PORT_REFUSED
+from asys_bench.contracts.capture_port import PORT_ACCEPTED, PORT_NOT_MINE, PORT_REFUSED
 from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, rows_and_width
 from asys_bench.pipeline.clock import StepClock, Tags

@@ -6,7 +6,7 @@ import logging
 import random
 from typing import Any
 
-from asys_bench.contracts.bus import PortCells
+from asys_bench.contracts.capture_port import PortCells
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot

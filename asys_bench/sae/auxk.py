@@ -19,15 +19,21 @@ from asys_bench.sae.base import SparseAutoencoder
 AUX_ROWS = 512
 
 
-def aux_loss(
+def with_aux_loss(
+    total: torch.Tensor,
     sae: SparseAutoencoder,
-    input_BD: torch.Tensor,
-    residual_BD: torch.Tensor,
-    dead_N: torch.Tensor,
+    x_BD: torch.Tensor,
+    error_BD: torch.Tensor,
+    dead_N: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The weighted AuxK term, differentiable. input_BD: what the encoder multiplies; residual_BD:
-    target - x_hat, detached."""
-    return _term(
+    """`total` plus the weighted AuxK term, differentiable; `total` itself when nothing is dead.
+
+    error_BD: x_hat - target; no gradient flows through it here.
+    """
+    if dead_N is None or not len(dead_N):
+        return total
+    input_BD, residual_BD = sae.centered(x_BD), -error_BD.detach()
+    return total + _term(
         sae,
         input_BD[:AUX_ROWS],
         residual_BD[:AUX_ROWS],

@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from asys_bench.sae.auxk import AUX_ROWS, add_aux_gradient, aux_loss
+from asys_bench.sae.auxk import AUX_ROWS, add_aux_gradient, with_aux_loss
 from asys_bench.sae.base import SparseAutoencoder
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.sparse_gradients import fired, gradient_of, set_weight_gradients
@@ -70,9 +70,7 @@ class JumpReLUSAE(SparseAutoencoder):
         error_B = error_BD.square().sum(1)
         row_B = error_B + context.sparsity_coefficient * step_BF.sum(1)
         total = torch.dot(context.row_share(x_BD), row_B) / self.d_in
-        if context.dead_F is not None and len(context.dead_F):
-            residual_BD = -error_BD.detach()
-            total = total + aux_loss(self, self.centered(x_BD), residual_BD, context.dead_F)
+        total = with_aux_loss(total, self, x_BD, error_BD, context.dead_F)
         return total, error_B, acts_BF
 
     @torch.no_grad()

@@ -31,16 +31,15 @@ from asys_bench.contracts.bus import (
     BusProducer,
     BusRequest,
     BusSubscription,
-    CapturePort,
     Delivery,
     DropReason,
     GroupAccount,
     GroupSpec,
     Lease,
     Payload,
-    PortCells,
     Reservation,
 )
+from asys_bench.contracts.capture_port import CapturePort, PortCells
 from asys_bench.contracts.packet import HEADER_BYTES, PacketMeta
 
 if TYPE_CHECKING:

@@ -8,17 +8,8 @@ import torch
 
 from asys_bench.contracts.preprocessor import Positions
 from asys_bench.kernels.fp8 import reference
-from asys_bench.kernels.simd.jit import (
-    KINDS,
-    Array,
-    chosen,
-    entry,
-    row_scale,
-    to_e4m3,
-    words_of,
-)
-from asys_bench.kernels.simd.scaled_rows import largest_scale
-from asys_bench.kernels.simd.sections import aligned, two_sections
+from asys_bench.kernels.simd.jit import Array, entry, row_scale, to_e4m3
+from asys_bench.kernels.simd.scaled_twin import write_scaled
 
 
 @entry(
@@ -43,17 +34,12 @@ def _encode(
 
 def write(tensor: torch.Tensor, out: memoryview, positions: Positions | None = None) -> int:
     """As `reference.write`."""
-    words = words_of(tensor)
-    if words is None:
-        return reference.write(tensor, out, positions)
-    rows = chosen(positions, len(words))
-    shape = (len(rows), words.shape[1])
-    nbytes = two_sections(4 * shape[0], shape[0] * shape[1])
-    if nbytes:
-        start = aligned(4 * shape[0])
-        scales = np.frombuffer(out, np.float32, shape[0])
-        codes = np.frombuffer(out, np.uint8, shape[0] * shape[1], start).reshape(shape)
-        out[4 * shape[0] : start] = bytes(start - 4 * shape[0])
-        limits = reference.CODE_MAX, largest_scale(reference.CODE_MAX)
-        _encode(words, KINDS[tensor.dtype], rows, scales, codes, *limits)
-    return nbytes
+    nbytes = write_scaled(
+        tensor,
+        out,
+        positions,
+        encode=_encode,
+        code_dtype=np.uint8,
+        code_max=reference.CODE_MAX,
+    )
+    return reference.write(tensor, out, positions) if nbytes is None else nbytes

@@ -19,23 +19,21 @@ from asys_bench.contracts.scenario import (
     ScenarioError,
     ScenarioPlugin,
 )
-from asys_bench.harness.scenarios.sae_data import SyntheticOptions, write_synthetic
+from asys_bench.harness.scenarios.sae_data import write_synthetic
 from asys_bench.harness.scenarios.sae_synthetic import METRICS as OWN_METRICS
-from asys_bench.harness.scenarios.sae_synthetic import record
+from asys_bench.harness.scenarios.sae_synthetic import RecoveryOptions, record, trainer_spec
 from asys_bench.harness.scenarios.sae_trainers import unavailable
 from asys_bench.harness.scenarios.sae_training import (
-    TrainerSpec,
     TrainingError,
     TrainingOutcome,
     train_in_process,
 )
 
 
-class PeerOptions(SyntheticOptions):
+class PeerOptions(RecoveryOptions):
     """`params` of a sae_peer case."""
 
     architecture: str = Field(default="topk", description="topk | batchtopk | matryoshka")
-    sae: dict[str, Any] = Field(default_factory=dict, description="more fields of `SAEConfig`")
     peer: dict[str, Any] = Field(default_factory=dict, description="the peer's own settings")
 
 
@@ -54,18 +52,7 @@ def _run(context: RoundContext, peer: str) -> None:
     try:
         with context.timed():
             for trainer in order:
-                spec = TrainerSpec(
-                    trainer=trainer,
-                    folder=str(context.scratch),
-                    rows=options.rows,
-                    batch_rows=options.batch_rows,
-                    d_sae=options.d_sae,
-                    k=options.k,
-                    architecture=options.architecture,
-                    threads=options.threads,
-                    seed=context.seed % (1 << 31),
-                    settings=settings[trainer],
-                )
+                spec = trainer_spec(context, options, trainer, settings[trainer])
                 found[trainer] = train_in_process(spec, options.timeout_s)
     except TrainingError as error:
         raise ScenarioError(str(error)) from error

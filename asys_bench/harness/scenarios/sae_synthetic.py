@@ -34,8 +34,21 @@ def run(context: RoundContext) -> None:
     options = context.options
     assert isinstance(options, RecoveryOptions)
     write_synthetic(context.scratch, options)
-    spec = TrainerSpec(
-        trainer="asys",
+    spec = trainer_spec(context, options, "asys", options.sae)
+    try:
+        with context.timed():
+            outcome = train_in_process(spec, options.timeout_s)
+    except TrainingError as error:
+        raise ScenarioError(str(error)) from error
+    record(context, outcome)
+
+
+def trainer_spec(
+    context: RoundContext, options: RecoveryOptions, trainer: str, settings: dict[str, Any]
+) -> TrainerSpec:
+    """What `trainer` is to do in this round, on the rows in the round's folder."""
+    return TrainerSpec(
+        trainer=trainer,
         folder=str(context.scratch),
         rows=options.rows,
         batch_rows=options.batch_rows,
@@ -44,14 +57,8 @@ def run(context: RoundContext) -> None:
         architecture=options.architecture,
         threads=options.threads,
         seed=context.seed % (1 << 31),
-        settings=options.sae,
+        settings=settings,
     )
-    try:
-        with context.timed():
-            outcome = train_in_process(spec, options.timeout_s)
-    except TrainingError as error:
-        raise ScenarioError(str(error)) from error
-    record(context, outcome)
 
 
 def record(context: RoundContext, outcome: TrainingOutcome) -> None:
