@@ -200,7 +200,10 @@ class _Command:
             elapsed_s=elapsed_s,
             configured_l0=configured_l0(self._loaded.config, session.hooks),
         )
-        write_json(summary, run_dir.path)
+        try:
+            write_json(summary, run_dir.path)
+        except OSError as error:
+            self._console.print(f"asys-run: no summary.json: {error}", style="red", markup=False)
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(render_terminal(summary, console.width), crop=False)  # commands stay whole
 

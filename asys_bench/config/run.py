@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, StringConstraints
 
 from asys_bench.config.section import Integer, Number, Section
+from asys_bench.storage.durability import Fsync
 
 
 class RunProfile(StrEnum):
@@ -35,6 +36,12 @@ class RunConfig(Section):
         ge=0,
         lt=1 << 32,
         description="seed of the host and, through it, of every worker and sampler",
+    )
+    fsync: Fsync = Field(
+        default=Fsync.CHECKPOINT,
+        description="what must survive a power cut (a killed process never needs it): `never`; "
+        "`checkpoint` waits for the device once per SAE checkpoint and archive shard; `always` also "
+        "once per record batch of the archive, at the cost of its throughput",
     )
     drain_timeout_s: Number = Field(
         default=8.0,

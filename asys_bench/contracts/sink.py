@@ -23,6 +23,7 @@ from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.packet import ActivationPacket
 from asys_bench.contracts.preprocessor import Positions
 from asys_bench.contracts.stats import Slot
+from asys_bench.storage.durability import Fsync
 
 
 class SinkOptions(BaseModel, extra="forbid", frozen=True):
@@ -52,6 +53,8 @@ class SinkContext:
     """Call it inside work that may outlast the heartbeat timeout."""
     time_left_s: Callable[[], float]
     """Seconds until the drain deadline; infinity while the run goes on."""
+    fsync: Fsync = Fsync.CHECKPOINT
+    """The run's policy on forcing bytes to the device."""
     rows: Callable[[ActivationPacket], Positions | None] = lambda packet: None
     """Which row of the captured tensor each decoded row is; None: all of them, in order."""
 

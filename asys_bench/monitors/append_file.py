@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+from asys_bench.storage import open_private
 
 TAIL_BYTES = 64 * 1024
 
@@ -17,7 +20,7 @@ class AppendFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._fd = open_private(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         size = os.fstat(self._fd).st_size
         kept = _whole_lines(self._fd, size)
         if kept != size:
@@ -26,14 +29,19 @@ class AppendFile:
         """An earlier writer left whole lines."""
 
     def write(self, text: str) -> None:
-        """Append; `text` must end in a newline.
+        """Append all of it or nothing; `text` must end in a newline.
 
         Raises:
             OSError: the disk is full or gone.
         """
-        data = text.encode()
-        while data:
-            data = data[os.write(self._fd, data) :]
+        data, begin = text.encode(), os.fstat(self._fd).st_size
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            with suppress(OSError):
+                os.ftruncate(self._fd, begin)
+            raise
 
     def close(self) -> None:
         """Idempotent."""

@@ -119,6 +119,13 @@ class ChangeDetector:
             fields = {"new": grown, "total": figures.archive_write_errors}
             yield Change("archive_write_errors", logging.ERROR, fields)
 
+        if grown := self._grown("dropped by the archive", figures.archive_dropped_packets):
+            fields = {"new": grown, "total": figures.archive_dropped_packets}
+            yield Change("archive_dropped_packets", logging.ERROR, fields)
+        if grown := self._grown("checkpoint failures", figures.checkpoint_failures):
+            fields = {"new": grown, "total": figures.checkpoint_failures}
+            yield Change("checkpoint_failures", logging.ERROR, fields)
+
     def _grown(self, key: str, total: int) -> int:
         grown = increase(total, self._totals.get(key, 0))
         self._totals[key] = total

@@ -92,6 +92,8 @@ class RunFigures:
     account: BusAccount | None
     archive_duplicates_skipped: int = 0
     archive_write_errors: int = 0
+    archive_dropped_packets: int = 0
+    checkpoint_failures: int = 0
 
     def hook(self, name: str) -> HookFigures | None:
         return next((h for h in self.hooks if h.hook == name), None)
@@ -117,6 +119,8 @@ def figures_of(snapshot: RunSnapshot) -> RunFigures:
         account=snapshot.account,
         archive_duplicates_skipped=_sum(others, "archive_duplicates_skipped"),
         archive_write_errors=_sum(others, "archive_write_errors"),
+        archive_dropped_packets=_sum(others, "archive_dropped_packets"),
+        checkpoint_failures=_sum(others, "sae_checkpoint_failures"),
     )
 
 

@@ -2,8 +2,9 @@
 
 Files in the run's directory: `metrics.csv` (see `metrics_csv`), `monitor.log` (see `event_log`) and
 `tensorboard/`. A monitor that was killed and restarted goes on with the same files and clock.
-On a terminal it draws a live table; otherwise it prints a plain line now and then. If an output
-fails (full disk, closed terminal) that output is given up, said once, and the others go on.
+On a terminal it draws a live table; otherwise it prints a plain line now and then. A file that the
+disk refuses (full, quota, I/O error) is left out until it takes bytes again; an output that fails
+otherwise (closed terminal) is given up. Both are said once, and the other outputs go on.
 """
 
 from __future__ import annotations
@@ -31,13 +32,16 @@ from asys_bench.monitors.event_log import EventLog
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.live_view import LiveModel, live_view
 from asys_bench.monitors.metrics_csv import MetricsCsv, rows_of
+from asys_bench.monitors.paused_outputs import PausedOutputs
 from asys_bench.monitors.plain_line import plain_line
 from asys_bench.monitors.rates import Window
 from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
 from asys_bench.monitors.tensorboard_files import MISSING, TensorBoardFiles, TorchWriter
+from asys_bench.storage import reason_of
 
 RATE_SPAN_S = 2.0
 """Rates on the screen are over this long: steady to look at, quick enough to show a stall."""
+FILES = ("log", "csv", "tensorboard")
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -81,6 +85,7 @@ class LoggingCSVMonitor(BaseMonitor):
         self._window: Window[RunFigures] = Window(RATE_SPAN_S)
         self._recorded: tuple[RunSnapshot, RunFigures] | None = None
         self._plain: RunFigures | None = None
+        self._paused = PausedOutputs()
         self._capacity: int | None = None
 
     def open(self, context: MonitorContext) -> None:
@@ -101,14 +106,17 @@ class LoggingCSVMonitor(BaseMonitor):
             self.interval_s = min(self._options.interval_s, self._options.plain_interval_s)
 
     def _open_log(self) -> None:
-        self._log = log = EventLog(
-            self._context.run_dir / "monitor.log", LEVELS[self._options.log_level]
-        )
+        log = EventLog(self._context.run_dir / "monitor.log", LEVELS[self._options.log_level])
         self._changes = ChangeDetector(resumed=log.resumed)
         now = time.monotonic_ns()
         self._started_ns = log.started_ns() or now
         elapsed_s = (now - self._started_ns) / 1e9
-        log.opened(elapsed_s, self._wall_s(now), self._started_ns, self._context.run_id)
+        try:
+            log.opened(elapsed_s, self._wall_s(now), self._started_ns, self._context.run_id)
+        except OSError:
+            log.close()
+            raise
+        self._log = log
 
     def _open_csv(self) -> None:
         self._csv = MetricsCsv(self._context.run_dir / "metrics.csv")
@@ -128,6 +136,7 @@ class LoggingCSVMonitor(BaseMonitor):
 
     def tick(self, state: RunState) -> None:
         """Read everything once; write what is due, draw a frame or print a line."""
+        self._reopen()
         snapshot = take_snapshot(self._context.page, self._context.account)
         figures = figures_of(snapshot)
         seconds, before = self._window.add(snapshot.time_ns, figures)
@@ -201,12 +210,33 @@ class LoggingCSVMonitor(BaseMonitor):
                     output.close()
 
     def _guard(self, output: str, action: Callable[..., None], *arguments: object) -> None:
-        """Run `action`; if this output cannot be written, give it up and go on with the others."""
+        """Run `action`; if this output cannot be written, pause or give it up, and go on with others."""
+        now = time.monotonic()
+        if self._paused.skip(output, now):
+            return
         try:
             action(*arguments)
+            left_out = self._paused.returned(output)
+            if left_out and output != "log":
+                self._say(f"monitor output {output!r} goes on; {left_out} writes were left out")
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and reason_of(error) and output in FILES:
+                if output == "tensorboard":
+                    self._tensorboard = None  # its writer does not survive; a new file is begun
+                if self._paused.refused(output, now):
+                    self._say(
+                        f"monitor output {output!r} pauses until the disk takes it: {error}"
+                    )
+                return
             setattr(self, f"_{output}", None)
             self._say(f"monitor output {output!r} is given up: {type(error).__name__}: {error}")
+
+    def _reopen(self) -> None:
+        """Try the files that could not be opened when the disk refused."""
+        opens = {"log": self._open_log, "csv": self._open_csv, "tensorboard": self._open_tensorboard}
+        for output, open_ in opens.items():
+            if output in self._paused and getattr(self, f"_{output}") is None:
+                self._guard(output, open_)
 
     def _say(self, message: str) -> None:
         """Tell it once: in this process's log and, while there is one, in monitor.log."""

@@ -119,7 +119,11 @@ class MetricsCsv:
     def __init__(self, path: Path) -> None:
         self._file = AppendFile(path)
         if not self._file.resumed:
-            self._file.write(",".join(COLUMNS) + "\n")
+            try:
+                self._file.write(",".join(COLUMNS) + "\n")
+            except OSError:
+                self._file.close()
+                raise
 
     def write(self, time_s: float, wall_s: float, rows: Iterable[Row]) -> None:
         """Append one block. `wall_s`: seconds since the epoch, written as UTC ISO 8601."""

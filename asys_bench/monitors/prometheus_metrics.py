@@ -120,6 +120,9 @@ PAGE: dict[str, MetricSpec] = {
     "sae_unpaired_packets": _counter(
         "asys_sae_unpaired_packets", "Packets whose other half never came.", "hook", "worker"
     ),
+    "sae_checkpoint_failures": _counter(
+        "asys_sae_checkpoint_failures", "Checkpoints that the disk refused.", "hook", "worker"
+    ),
     "sae_rollbacks": _counter(
         "asys_sae_rollbacks", "Times the SAE went back to its last good state.", "hook", "worker"
     ),
@@ -199,6 +202,18 @@ PAGE: dict[str, MetricSpec] = {
     "archive_shards": _counter("asys_archive_shards", "Shards begun.", "hook", "worker"),
     "archive_duplicates_skipped": _counter(
         "asys_archive_duplicates_skipped", "Redelivered packets that were already there.", "worker"
+    ),
+    "archive_dropped_packets": _counter(
+        "asys_archive_dropped_packets",
+        "Packets not archived because the disk refused.",
+        "reason",
+        "worker",
+    ),
+    "archive_dropped_rows": _counter(
+        "asys_archive_dropped_rows",
+        "Rows not archived because the disk refused.",
+        "reason",
+        "worker",
     ),
     "archive_write_errors": _counter("asys_archive_write_errors", "Failed writes.", "worker"),
     "archive_damaged_packets": _counter(

@@ -243,7 +243,7 @@ class Observation:
             self._desk = RankDesk(ranks, next(_serials))
         run_dir = RunDir.create(config.run.dir, config.run.name)
         text = dump_yaml(config, self._settings.provenance)
-        (run_dir.path / "config.yaml").write_text(text, encoding="utf-8")
+        run_dir.write_text("config.yaml", text)
         _write_vocabulary(run_dir, tokenizer)
         session = ObservationSession(
             config,

@@ -30,7 +30,7 @@ def write_summary(
     steps: int,
     seconds: float,
 ) -> None:
-    """Write it, for a training that ended by itself. Raises OSError when it cannot be written."""
+    """Write it, for a training that ended by itself. A disk that refuses is said, and no error."""
     summary = summarise(
         page,
         account,
@@ -42,7 +42,10 @@ def write_summary(
         elapsed_s=seconds,
         configured_l0=configured_l0(config, hooks),
     )
-    write_json(summary, run_dir)
+    try:
+        write_json(summary, run_dir)
+    except OSError as error:
+        log.warning("%s: no summary.json: %s", run_dir, error)
 
 
 def configured_l0(config: MasterConfig, hooks: Sequence[str]) -> Mapping[str, float]:

@@ -99,7 +99,7 @@ class ExperimentPipeline:
         self._host = plugin.build(config.host.plugin_options(), config.run.seed)
         model = self._host.build()
         self.run_dir = RunDir.create(config.run.dir, config.run.name)
-        (self.run_dir.path / "config.yaml").write_text(self._config_text)
+        self.run_dir.write_text("config.yaml", self._config_text)
         for name, document in self._host.documents().items():
             self.run_dir.write_json(name, dict(document))
         if self._announce is not None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import asys_bench
+from asys_bench.storage import replace_file
+from asys_bench.storage.private import FOLDER_MODE
 
 
 class RunDir:
@@ -31,18 +33,24 @@ class RunDir:
         for attempt in range(1, 1000):
             run_id = f"{stamp}-{name}" + (f"-{attempt}" if attempt > 1 else "")
             try:
-                (base / run_id).mkdir(mode=0o700)
+                (base / run_id).mkdir(FOLDER_MODE)
             except FileExistsError:
                 continue
+            (base / run_id).chmod(FOLDER_MODE)  # a umask may have taken bits away
             return cls((base / run_id).resolve(), run_id)
         raise FileExistsError(f"{base}: a thousand runs named {stamp}-{name}")
 
+    def write_text(self, name: str, text: str) -> None:
+        """Write a small document atomically, mode 0600.
+
+        Raises:
+            OSError: the disk refused; what was there stays.
+        """
+        replace_file(self.path / name, text.encode(), sync=False)
+
     def write_json(self, name: str, data: dict[str, Any]) -> None:
-        """Write a small document atomically."""
-        target = self.path / name
-        temporary = target.with_suffix(target.suffix + ".tmp")
-        temporary.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
-        os.replace(temporary, target)
+        """The same, of JSON values."""
+        self.write_text(name, json.dumps(data, indent=2, sort_keys=True) + "\n")
 
 
 def environment() -> dict[str, str]:

@@ -177,8 +177,11 @@ class ObservationSession:
             restarts = self._supervisor.watchdog_restarts
         if self.bus is not None:
             self._account = self.bus.account()
-        self._write_run_json(result or {})
-        self.run_dir.write_json(HISTOGRAMS_FILE, histograms(self.page))
+        try:
+            self._write_run_json(result or {})
+            self.run_dir.write_json(HISTOGRAMS_FILE, histograms(self.page))
+        except OSError as error:  # the host's work is done; a full disk does not take it back
+            log.warning("%s: what the run ended with is not written: %s", self.run_dir.path, error)
         return SessionEnd(orderly, self._account, restarts)
 
     def abort(self) -> None:

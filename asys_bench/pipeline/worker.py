@@ -24,6 +24,7 @@ from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerSta
 from asys_bench.pipeline.liveness import ProcessHandle, start_time
 from asys_bench.pipeline.resource_manager.apply import settle
 from asys_bench.pipeline.resource_manager.plan import Placement
+from asys_bench.storage.durability import Fsync
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def worker_main(launch_json: str, worker_json: str, passed: PassedFds) -> None:
     launch = LaunchSpec.from_dict(json.loads(launch_json))
     spec = WorkerSpec(**json.loads(worker_json))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's business
+    os.umask(0o077)  # what libraries create in the run's folder is private too
     _log_to_file(Path(launch.run_dir), spec)
     process = WorkerProcess(launch, spec, passed.fds)
     try:
@@ -148,6 +150,7 @@ class WorkerProcess:
                 slot=self.slot,
                 wall_offset_ns=self._page.wall_offset_ns,
                 incarnation=self.slot.get(SlotField.INCARNATION),
+                fsync=Fsync(self._launch.config["run"]["fsync"]),
                 name_of=client.name_of,
                 decode=decoder,
                 rows=decoder.rows,

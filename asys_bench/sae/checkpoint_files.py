@@ -1,6 +1,7 @@
 """Reading and writing single checkpoint files: safetensors and JSON, never pickle.
 
-A reader's every failure is a `CheckpointError` that names the file and the reason.
+A reader's every failure is a `CheckpointError` that names the file and the reason. Nothing is forced to
+the device here: `CheckpointStore` does that for a whole folder, as the run's policy says.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from asys_bench.storage.private import FILE_MODE, open_private
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or must not be written."""
@@ -26,7 +29,7 @@ class CheckpointError(RuntimeError):
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write and fsync.
+    """Write one JSON object.
 
     Raises:
         CheckpointError: a NaN or infinity, which JSON has no literal for.
@@ -35,8 +38,9 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
     except ValueError as error:
         raise CheckpointError(path, f"not written: {error}") from None
-    path.write_text(text + "\n", encoding="utf-8")
-    sync(path)
+    fd = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -55,16 +59,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write and fsync contiguous copies.
+    """Write contiguous copies.
 
     Raises:
-        CheckpointError: a tensor is not finite; nothing is written.
+        CheckpointError: a tensor is not finite, or the disk refuses.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(path, f"not written: tensor {name!r} is not finite")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
-    sync(path)
+    owned = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(owned, path)
+    except SafetensorError as error:  # its way to say that the disk refused
+        raise CheckpointError(path, f"not written: {error}") from error
+    path.chmod(FILE_MODE)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -87,11 +95,3 @@ def finite_or_none(value: float) -> float | None:
     """JSON's way to say NaN or infinity."""
     return value if math.isfinite(value) else None
 
-
-def sync(path: Path) -> None:
-    """fsync a file or folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,8 +5,9 @@
     <folder>/latest -> step_...   relative symlink, replaced atomically
     <folder>/.tmp-XXXXXXXX/       being written; a leftover of a killed writer is removed
 
-Order of a write: files and their folder are fsynced under the temporary name, renamed, the parent
-fsynced, `latest` swung, and only then older ones removed. One writer per folder.
+Order of a write: the files and their manifest get a temporary folder, are fsynced with it, renamed,
+the parent fsynced, `latest` swung, and only then older ones removed. One writer per folder. A kill at any
+point leaves the older ones; without fsync a power cut may not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from asys_bench.sae.checkpoint_files import CheckpointError, sync
+from asys_bench.sae.checkpoint_files import CheckpointError
+from asys_bench.sae.manifest import seal
+from asys_bench.storage import make_private_folder, sync_folder, sync_tree
+from asys_bench.storage.private import FOLDER_MODE
 
 LATEST = "latest"
 _TEMPORARY = ".tmp-"
@@ -26,10 +30,13 @@ _NAME = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
 
 
 class CheckpointStore:
-    """The checkpoints under `folder`; other files there are left alone."""
+    """The checkpoints under `folder`; other files there are left alone.
 
-    def __init__(self, folder: Path, keep_last: int = 2) -> None:
-        self.folder, self._keep_last = Path(folder), keep_last
+    sync: what `write` returned survives a power cut.
+    """
+
+    def __init__(self, folder: Path, keep_last: int = 2, *, sync: bool = True) -> None:
+        self.folder, self._keep_last, self._sync = Path(folder), keep_last, sync
 
     def write(self, step: int, fill: Callable[[Path], None]) -> Path:
         """Add a checkpoint whose files `fill(folder)` writes; returns its folder.
@@ -45,21 +52,24 @@ class CheckpointStore:
             raise CheckpointError(self.folder, f"not written: {error}") from error
 
     def _write(self, step: int, fill: Callable[[Path], None]) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self.folder)
         for leftover in self.folder.glob(_TEMPORARY + "*"):
             _remove(leftover)
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
         try:
-            temporary.chmod(0o755)
+            temporary.chmod(FOLDER_MODE)
             fill(temporary)
-            sync(temporary)
+            seal(temporary)
+            if self._sync:
+                sync_tree(temporary)
             target = self._free_name(step)
             temporary.rename(target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        sync(self.folder)
-        self._swing_latest(target)
+        if self._sync:
+            sync_folder(self.folder)
+        self.point_latest_at(target)
         for old in self.checkpoints()[self._keep_last :]:
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
@@ -95,11 +105,13 @@ class CheckpointStore:
             target = self.folder / f"step_{step:09d}.{again}"
         return target
 
-    def _swing_latest(self, target: Path) -> None:
+    def point_latest_at(self, target: Path) -> None:
+        """Swing `latest` to the checkpoint `target`, atomically."""
         link = self.folder / f"{_TEMPORARY}{LATEST}"
         link.symlink_to(target.name)
         os.replace(link, self.folder / LATEST)
-        sync(self.folder)
+        if self._sync:
+            sync_folder(self.folder)
 
 
 def _remove(path: Path) -> None:

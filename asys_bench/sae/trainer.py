@@ -23,6 +23,7 @@ from asys_bench.sae.checkpoint_store import CheckpointStore
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.held_out import PacketKey, is_held_out
 from asys_bench.sae.intake import split_usable
+from asys_bench.sae.manifest import check_seal
 from asys_bench.sae.metrics import SAEMetrics, measure
 from asys_bench.sae.row_block import RowBlock
 from asys_bench.sae.running_metrics import RunningMetrics
@@ -242,10 +243,14 @@ class SAETrainer:
         rows_BD, weight_B = hook.held_out.rows, hook.held_out.weights
         return measure(learner.sae, learner.scaling, rows_BD, weight_B, learner.dead.fraction)
 
-    def save(self, folder: Path, metadata: dict[str, Any] | None = None) -> Path | None:
+    def save(
+        self, folder: Path, metadata: dict[str, Any] | None = None, *, sync: bool = True
+    ) -> Path | None:
         """Write `folder/step_.../` (SAELens files and trainer state) and point `latest` at it.
 
-        metadata: more JSON values for cfg.json. Returns the new folder; None before any row came.
+        metadata: more JSON values for cfg.json.
+        sync: wait until it is on the device.
+        Returns the new folder; None before any row came.
 
         Raises:
             CheckpointError: not written (disk, or a non-finite value); older ones stay.
@@ -271,7 +276,8 @@ class SAETrainer:
             save_sae(target, hook.learner.sae, hook.learner.scaling, about)
             write_state(target, TrainerState(self.config, hook.d_in, self._state(), hook.d_out))
 
-        written = CheckpointStore(folder, self.config.checkpoint_keep).write(self.steps, fill)
+        store = CheckpointStore(folder, self.config.checkpoint_keep, sync=sync)
+        written = store.write(self.steps, fill)
         self._saved_W_dec, self._survival = W_dec_FD.clone(), survival
         hook.learner.mark_good()
         return written
@@ -300,6 +306,7 @@ class SAETrainer:
         first: CheckpointError | None = None
         for path in candidates:
             try:
+                check_seal(path)
                 self._restore(path, read_state(path))
             except CheckpointError as error:
                 log.warning("checkpoint passed over: %s", error)

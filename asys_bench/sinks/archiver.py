@@ -6,7 +6,9 @@
 - A new incarnation repairs the shards its predecessor left open and skips packets they hold. When
   another member of the group gets a dead one's packets, rows can be in the archive twice;
   `open_archive` removes them by key.
-- A full disk pauses it (`enospc_retry_s`); heartbeats go on and the bus counts what it must drop.
+- A disk that is full, over quota or failing pauses it (`enospc_retry_s`); after `enospc_hold_s` it
+  drops packets and counts them by reason, so that the bus, the host and other sinks notice nothing,
+  and it goes on by itself when the disk takes bytes again.
 - A packet that fails its checksum or does not decode is counted and skipped, since it would fail
   again on every delivery.
 """
@@ -14,7 +16,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -34,7 +36,7 @@ from asys_bench.sinks.archive.meters import Meters
 from asys_bench.sinks.archive.resume import PacketKey, take_over
 from asys_bench.sinks.archive.rows import BatchBuilder, Piece, split
 from asys_bench.sinks.archive.shard import ShardWriter
-from asys_bench.sinks.archive.space import Patience
+from asys_bench.sinks.archive.space import DiskRefusedError, Patience
 
 log = logging.getLogger(__name__)
 REMEMBERED_PACKETS = 8192
@@ -62,13 +64,28 @@ class ArchiverOptions(SinkOptions):
     max_open_shards: int = Field(
         128, ge=1, le=4096, description="Most files open; the one unused longest is closed first."
     )
-    fsync: Literal["never", "shard", "batch"] = Field(
-        "shard",
-        description="When rows are forced to the device: never, when a shard closes, or before "
-        "each lease is acknowledged. Only a power cut makes a difference.",
+    fsync: Literal["never", "shard", "batch"] | None = Field(
+        None,
+        description="When rows are forced to the device: never, when a shard gets its name and closes, "
+        "or before each lease is acknowledged. Only a power cut makes a difference. null: as "
+        "`run.fsync` says.",
     )
     enospc_retry_s: float = Field(
-        1.0, gt=0, le=3600, description="Seconds between attempts to write while the disk is full."
+        1.0,
+        gt=0,
+        le=3600,
+        description="Seconds until a write that the disk refused (full, quota, I/O error) is tried "
+        "again; doubled each time.",
+    )
+    enospc_retry_max_s: float = Field(
+        30.0, gt=0, le=3600, description="Most seconds between two such attempts."
+    )
+    enospc_hold_s: float | None = Field(
+        2.0,
+        ge=0,
+        le=86400,
+        description="Seconds that packets wait for the disk before they are dropped and counted. They "
+        "wait in the bus, which holds up every other sink once it is full. null: for ever.",
     )
     linger_s: float = Field(
         0.25, ge=0, le=60, description="Seconds a pull waits for `min_packets`."
@@ -94,7 +111,11 @@ class ArchiverWorker(BaseSink):
         self._context = context
         self._worker = file_slug(context.name)
         self._meters = Meters(context.slot)
-        self._patience = Patience(context, self._options.enospc_retry_s)
+        options = self._options
+        self._fsync = options.fsync or context.fsync.shard_policy
+        self._patience = Patience(
+            context, options.enospc_retry_s, options.enospc_retry_max_s, options.enospc_hold_s
+        )
         self._builder = BatchBuilder(context.wall_offset_ns)
         self._written: dict[PacketKey, int] = take_over(
             context.run_dir,
@@ -110,7 +131,7 @@ class ArchiverWorker(BaseSink):
         """Append the lease's rows; they are in the files when it returns.
 
         Raises:
-            OSError: the disk fails, or is full at the drain deadline.
+            OSError: the disk cannot be used at all, or refuses at the drain deadline.
         """
         series: dict[RowLayout, list[Piece]] = {}
         for packet in lease:
@@ -118,9 +139,10 @@ class ArchiverWorker(BaseSink):
         for layout, pieces in series.items():
             self._append(layout, pieces, keep=series)
             self._context.heartbeat()
-        if self._options.fsync == "batch":
+        if self._fsync == "batch":
             for layout in series:
-                self._shards[layout].sync()
+                if layout in self._shards and not self._shards[layout].sync():
+                    self._shards.pop(layout).abandon()
         while len(self._written) > self._remember:
             del self._written[next(iter(self._written))]
 
@@ -130,8 +152,9 @@ class ArchiverWorker(BaseSink):
             _, shard = self._shards.popitem()
             try:
                 shard.close()
-            except OSError as error:
-                log.error("%s is complete but was not closed: %s", shard.path, error)
+            except (DiskRefusedError, OSError) as error:
+                log.error("%s is complete but was not closed: %s", shard.path, str(error))
+                shard.abandon()
             self._context.heartbeat()
 
     def _sort_in(self, packet: ActivationPacket, series: dict[RowLayout, list[Piece]]) -> None:
@@ -172,20 +195,48 @@ class ArchiverWorker(BaseSink):
     def _append(
         self, layout: RowLayout, pieces: list[Piece], keep: dict[RowLayout, list[Piece]]
     ) -> None:
-        shard = self._shard(layout, keep)
-        meters = self._meters.hook(layout.hook)
         schema = layout.schema(self._context.run_id)
+        dropped: dict[str, tuple[set[PacketKey], int]] = {}
+        rotate = True  # once a lease, so that no lease spans two shards of a series
         for part in split(pieces, layout, self._options.rows_per_batch):
-            batch = self._builder.build(part, layout, schema)
-            keys = tuple(batch.column(name).to_numpy() for name in ("source", "shard", "seq"))
-            meters.bytes.add(shard.append(batch, keys))
-            meters.rows.add(batch.num_rows)
+            reason = self._patience.refusing
+            if reason is None:
+                try:
+                    self._write(self._shard(layout, keep, rotate), layout, part, schema)
+                    rotate = False
+                    continue
+                except DiskRefusedError as refused:
+                    reason = refused.reason
+            packets, rows = dropped.setdefault(reason, (set(), 0))
+            packets.update((p.packet.source, p.packet.shard, p.packet.seq) for p in part)
+            dropped[reason] = packets, rows + sum(map(len, part))
+        for reason, (packets, rows) in dropped.items():
+            self._meters.dropped(reason, len(packets), rows)
+            self._patience.gave_up(len(packets), rows)
 
-    def _shard(self, layout: RowLayout, keep: dict[RowLayout, list[Piece]]) -> ShardWriter:
-        """The open shard of `layout`; shards rotate here only, so no lease spans two of a series."""
-        shard = self._shards.pop(layout, None)
-        if shard is not None and shard.size >= self._options.shard_rotate_mib * (1 << 20):
+    def _write(self, shard: ShardWriter, layout: RowLayout, part: list[Piece], schema: Any) -> None:
+        meters = self._meters.hook(layout.hook)
+        batch = self._builder.build(part, layout, schema)
+        keys = tuple(batch.column(name).to_numpy() for name in ("source", "shard", "seq"))
+        try:
+            meters.bytes.add(shard.append(batch, keys))
+        finally:
+            if shard.discarded:
+                del self._shards[layout]
+        meters.rows.add(batch.num_rows)
+
+    def _shard(
+        self, layout: RowLayout, keep: dict[RowLayout, list[Piece]], rotate: bool
+    ) -> ShardWriter:
+        """The open shard of `layout`; it is also the one used last."""
+        shard = self._shards.get(layout)
+        if (
+            rotate
+            and shard is not None
+            and shard.size >= self._options.shard_rotate_mib * (1 << 20)
+        ):
             shard.close()
+            del self._shards[layout]
             shard = None
         if shard is None:
             self._make_room(keep)
@@ -197,17 +248,19 @@ class ArchiverWorker(BaseSink):
                 / self._name(layout.hook),
                 layout.schema(self._context.run_id),
                 compression=None if compression == "none" else compression,
-                sync=self._options.fsync != "never",
+                sync=self._fsync != "never",
                 patience=self._patience,
             )
             self._meters.hook(layout.hook).shards.add()
+        self._shards.pop(layout, None)
         self._shards[layout] = shard
         return shard
 
     def _make_room(self, keep: dict[RowLayout, list[Piece]]) -> None:
         idle = [layout for layout in self._shards if layout not in keep]
         for layout in idle[: max(0, len(self._shards) + 1 - self._options.max_open_shards)]:
-            self._shards.pop(layout).close()
+            self._shards[layout].close()
+            del self._shards[layout]
 
     def _name(self, hook: str) -> str:
         incarnation = self._context.incarnation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.reports.run_summary.summary import SCHEMA, RunSummary
+from asys_bench.storage import replace_file
 
 FILE_NAME = "summary.json"
 
@@ -51,7 +51,5 @@ def write_json(summary: RunSummary, run_dir: Path) -> Path:
         OSError: it cannot be written.
     """
     path = run_dir / FILE_NAME
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(to_json(summary), encoding="utf-8")
-    os.replace(partial, path)
+    replace_file(path, to_json(summary).encode(), sync=False)
     return path

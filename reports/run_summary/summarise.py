@@ -181,6 +181,10 @@ def _warnings(figures: RunFigures, bus: BusSummary | None) -> Iterable[str]:
     for worker in figures.workers:
         if worker.state in (WorkerState.QUARANTINED, WorkerState.FAILED):
             yield f"worker {worker.name!r} ended {worker.state.name.lower()}: see monitor.log"
+    if figures.archive_dropped_packets:
+        yield f"the disk refused {figures.archive_dropped_packets:,} packets of the archive"
+    if figures.checkpoint_failures:
+        yield f"{figures.checkpoint_failures:,} SAE checkpoints could not be written"
     if figures.archive_write_errors:
         yield f"the archive had {figures.archive_write_errors:,} write errors"
     for hook in figures.hooks:

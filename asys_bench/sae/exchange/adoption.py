@@ -25,6 +25,7 @@ from asys_bench.sae.base import SparseAutoencoder
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import ACTIVATION_UNITS
 from asys_bench.sae.learner import Learner
+from asys_bench.sae.manifest import seal
 from asys_bench.sae.scaling import PairScaling, RowScaling
 from asys_bench.sae.state import StateDict, pick, put
 from asys_bench.sae.trainer import SAETrainer
@@ -86,7 +87,7 @@ def adopt(trainer: SAETrainer, sae: SparseAutoencoder) -> None:
             "adopt after the first rows and before the first step",
         )
     with tempfile.TemporaryDirectory(prefix="asys-adopt-") as folder:
-        path = trainer.save(Path(folder))
+        path = trainer.save(Path(folder), sync=False)
         assert path is not None
         saved = read_state(path)
         parts = TrainerParts(config, saved.d_in, saved.d_out)
@@ -96,6 +97,7 @@ def adopt(trainer: SAETrainer, sae: SparseAutoencoder) -> None:
         state: StateDict = {k: v for k, v in saved.state.items() if not k.startswith("learner.")}
         put(state, "learner", parts.learner.state_dict())
         write_state(path, TrainerState(config, saved.d_in, state, saved.d_out))
+        seal(path)
         trainer.load(Path(folder))
 
 

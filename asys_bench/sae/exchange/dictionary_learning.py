@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from asys_bench.sae.checkpoint_files import sync, write_json
+from asys_bench.sae.checkpoint_files import write_json
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import SAEWeights
 
@@ -48,9 +48,7 @@ def write_dictionary_learning(weights: SAEWeights, folder: Path) -> None:
     target.mkdir()
     # Their reader is torch.load, which takes plain tensors without running a pickle's code.
     torch.save({name: tensor.contiguous() for name, tensor in state.items()}, target / WEIGHTS_FILE)
-    sync(target / WEIGHTS_FILE)
     write_json(target / CONFIG_FILE, _config(weights, dict_class))
-    sync(target)
 
 
 def _state_of(weights: SAEWeights) -> tuple[str, StateDict]:

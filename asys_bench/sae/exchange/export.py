@@ -9,11 +9,12 @@ from pathlib import Path
 
 from asys_bench.contracts.names import file_slug
 from asys_bench.sae.checkpoint import CFG_FILE
-from asys_bench.sae.checkpoint_files import CheckpointError, sync
+from asys_bench.sae.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint_store import LATEST, CheckpointStore
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.formats import Format
 from asys_bench.sae.exchange.saelens import read_saelens
+from asys_bench.storage import sync_folder, sync_tree
 
 SAE_DIR = "sae"
 """Where a run keeps its trainers' checkpoints, one folder per hook."""
@@ -84,11 +85,11 @@ def export(source: Path, format_: Format, out: Path, *, overwrite: bool = False)
         try:
             temporary.chmod(0o755)
             format_.write(weights, temporary)
-            sync(temporary)
+            sync_tree(temporary)
             _put(temporary, target)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        sync(out)
+        sync_folder(out)
     except OSError as error:
         raise CheckpointError(target, f"not written: {error}") from error
     return ExportedSAE(weights.hook_name or name, weights.architecture, source, target)

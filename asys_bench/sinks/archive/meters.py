@@ -25,6 +25,7 @@ class Meters:
         """Redelivered packets that were in the archive already."""
         self.damaged: Counter = slot.counter("archive_damaged_packets")
         """Packets that fail their checksum or cannot be decoded; they are skipped."""
+        self._dropped: dict[tuple[str, str], Counter] = {}
         self._other = HookMeters(slot, "other")
         self._hooks: dict[str, HookMeters] = {}
 
@@ -37,3 +38,16 @@ class Meters:
                 found = self._other
             self._hooks[name] = found
         return found
+
+    def dropped(self, reason: str, packets: int, rows: int) -> None:
+        """Count what the disk did not take."""
+        for what, amount in (("packets", packets), ("rows", rows)):
+            name = f"archive_dropped_{what}"
+            counter = self._dropped.get((what, reason))
+            if counter is None:
+                try:
+                    counter = self._slot.counter(name, reason=reason)
+                except StatsError:
+                    counter = Counter(memoryview(bytearray(8)).cast("q"), 0)
+                self._dropped[what, reason] = counter
+            counter.add(amount)

@@ -31,7 +31,8 @@ from asys_bench.sinks.archive.read import (
     schema_run,
 )
 from asys_bench.sinks.archive.shard import lock, write_all
-from asys_bench.sinks.archive.sidecar import Sidecar, Tally, sync_folder
+from asys_bench.sinks.archive.sidecar import Sidecar, Tally
+from asys_bench.storage import open_private, sync_folder
 
 
 def repair_shard(path: Path | str, *, thorough: bool = True) -> ShardReport:
@@ -127,7 +128,7 @@ def _cut(fd: int, path: Path, frames: Frames) -> Path:
     copy = _free_name(path)
     frames.ended = False
     partial = copy.with_name(f".{copy.name}.tmp")
-    out = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    out = open_private(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         position = frames.data_end
         while position < frames.size:

@@ -21,7 +21,7 @@ from asys_bench.sinks.archive.layout import ARCHIVE_DIR, KEY_COLUMNS, SUFFIX, Sh
 from asys_bench.sinks.archive.read import open_shard, parse_batch, read_schema
 from asys_bench.sinks.archive.repair import repair_shard
 from asys_bench.sinks.archive.sidecar import Sidecar, packet_starts
-from asys_bench.sinks.archive.space import Patience
+from asys_bench.sinks.archive.space import DiskRefusedError, Patience
 
 log = logging.getLogger(__name__)
 PacketKey = tuple[int, int, int]
@@ -43,7 +43,7 @@ def take_over(
     tail: dict[PacketKey, int] = {}
     for folder in sorted((run_dir / ARCHIVE_DIR).glob("*/")):
         for leftover in folder.glob(f".{worker}-*.tmp"):
-            if re.fullmatch(rf"\.{re.escape(worker)}-\d+-\d+\.(json|arrows.*)\.tmp", leftover.name):
+            if re.fullmatch(rf"\.{re.escape(worker)}-\d+-\d+\.(json|arrows).*\.tmp", leftover.name):
                 leftover.unlink(missing_ok=True)
         names = (ShardName.parse(path.name) for path in folder.glob(f"{worker}-*{SUFFIX}"))
         mine = sorted((n for n in names if n and n.worker == worker), key=ShardName.sort_key)
@@ -58,6 +58,8 @@ def take_over(
                     _read_tail(path, name.incarnation, packets, missing, tail)
             except ArchiveError as error:
                 log.error("cannot take over a shard: %s", error)
+            except DiskRefusedError:
+                log.error("%s is complete but was not closed: `asys-run verify --repair`", path)
     return tail
 
 

@@ -5,7 +5,8 @@ PROTOCOL
 2. Schema and first batch are written; only then is it renamed to `*.arrows`. A shard seen under its
    name therefore always has a schema and rows.
 3. Each batch is one gather write at a known offset. A failed write is truncated away at once.
-4. Closing appends the end-of-stream marker and then writes the sidecar.
+4. Closing appends the end-of-stream marker and then writes the sidecar; where a disk refuses one of
+   them, `close` can be called again and goes on there.
 
 A SIGKILL loses the batch of step 3 at most. Arrow's own stream writer frames the messages; what it
 emits is collected as buffers that still point at the rows, so nothing is copied on the way to write.
@@ -15,8 +16,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,11 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from asys_bench.sinks.archive.frames import END_OF_STREAM
-from asys_bench.sinks.archive.sidecar import Sidecar, Tally, sync_folder
-from asys_bench.sinks.archive.space import Patience
+from asys_bench.sinks.archive.sidecar import Sidecar, Tally
+from asys_bench.sinks.archive.space import DiskRefusedError, Patience
+from asys_bench.storage import make_private_folder, open_private, sync_folder
 
+log = logging.getLogger(__name__)
 _BUFFERS_PER_WRITE = 512  # IOV_MAX is 1024
 
 
@@ -52,7 +57,11 @@ class _Collector:
 
 
 class ShardWriter:
-    """One open shard. Every method may pause for space (`Patience`) and raises OSError otherwise."""
+    """One open shard.
+
+    Every method may pause while the disk refuses (`Patience`), and then raises DiskRefusedError, or
+    OSError for what waiting does not mend. A batch that was refused is not in the file.
+    """
 
     def __init__(
         self, path: Path, schema: Any, *, compression: str | None, sync: bool, patience: Patience
@@ -70,28 +79,38 @@ class ShardWriter:
         )
         self._partial = path.with_name(f".{path.name}.tmp")
         self._fd = patience.attempt(f"create {path}", self._create)
-        self._named = False
+        self._named = self._ended = False
 
     def _create(self) -> int:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        make_private_folder(self.path.parent)
+        fd = open_private(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         lock(fd)
         return fd
+
+    @property
+    def discarded(self) -> bool:
+        """The disk refused its first batch; a new shard is needed for the next."""
+        return self._fd < 0
 
     def append(self, batch: Any, keys: tuple[Any, Any, Any]) -> int:
         """Write one record batch; `keys` are its source, shard and seq columns. Returns bytes."""
         self._stream.write_batch(batch)
         buffers = self._collector.take()
-        written = self._write(buffers)
+        try:
+            written = self._write(buffers)
+            if not self._named:
+                self._patience.attempt(f"name {self.path}", self._give_name)
+                self._named = True
+        except (DiskRefusedError, OSError):
+            if not self._named:
+                self.abandon()  # the schema went with the batch
+            raise
         self._tally.add_batch(*keys)
-        if not self._named:
-            self._patience.attempt(f"name {self.path}", self._give_name)
-            self._named = True
         return written
 
     def _give_name(self) -> None:
         if self._sync:
-            os.fdatasync(self._fd)
+            self.sync()
         self._partial.rename(self.path)
         if self._sync:
             sync_folder(self.path.parent)
@@ -106,38 +125,60 @@ class ShardWriter:
         self.size += written
         return written
 
-    def sync(self) -> None:
-        """Wait until all rows are on the device."""
-        os.fdatasync(self._fd)
+    def sync(self) -> bool:
+        """Wait until all rows are on the device; False where the device failed.
+
+        A kernel reports a failed write-back once and forgets the pages, so it is never tried again:
+        the checksum in the sidecar tells later whether the rows are there.
+        """
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            log.error(
+                "%s: the device failed (%s); what it holds of the shard is not known until "
+                "`asys-run verify` reads it",
+                self.path,
+                str(error),  # not the exception: its frames hold the lease
+            )
+            return False
+        return True
 
     def close(self) -> None:
         """End the stream and write the sidecar. Idempotent; what was appended stays in any case."""
         if self._fd < 0:
             return
-        try:
-            if not self._named:
-                self._partial.unlink(missing_ok=True)
-                return
+        if not self._named:
+            self.abandon()
+            return
+        if not self._ended:
             self._write([END_OF_STREAM])
+            self._ended = True
             if self._sync:
-                os.fdatasync(self._fd)
-            counts = Sidecar(
-                run_id=self._metadata["run_id"],
-                hook=self._metadata["hook"],
-                rows=self._tally.rows,
-                packets=self._tally.packets,
-                batches=self._tally.batches,
-                bytes=self.size,
-                crc32c=self._crc,
-                ranges=self._tally.seq_ranges(),
-            )
-            self._patience.attempt(
-                f"write the sidecar of {self.path}",
-                lambda: counts.write(self.path, sync=self._sync),
-            )
-        finally:
-            os.close(self._fd)
-            self._fd = -1
+                self.sync()
+        counts = Sidecar(
+            run_id=self._metadata["run_id"],
+            hook=self._metadata["hook"],
+            rows=self._tally.rows,
+            packets=self._tally.packets,
+            batches=self._tally.batches,
+            bytes=self.size,
+            crc32c=self._crc,
+            ranges=self._tally.seq_ranges(),
+        )
+        self._patience.attempt(
+            f"write the sidecar of {self.path}",
+            lambda: counts.write(self.path, sync=self._sync),
+        )
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the file as it is; without a name it is removed. Idempotent."""
+        if self._fd < 0:
+            return
+        os.close(self._fd)
+        self._fd = -1
+        if not self._named:
+            self._partial.unlink(missing_ok=True)
 
 
 def write_all(fd: int, views: list[memoryview], offset: int) -> int:
@@ -159,7 +200,8 @@ def write_all(fd: int, views: list[memoryview], offset: int) -> int:
             if done:
                 waiting[0] = waiting[0][done:]
     except OSError:
-        os.ftruncate(fd, offset)
+        with suppress(OSError):  # the next batch is written over what stays
+            os.ftruncate(fd, offset)
         raise
     return position - offset
 

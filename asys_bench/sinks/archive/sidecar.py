@@ -6,7 +6,6 @@ written, or its writer died: its counts are recovered by walking its frames.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.storage import replace_file
 
 FORMAT = "asys.archive.sidecar/1"
 MAX_BYTES = 8 << 20
@@ -77,21 +77,8 @@ class Sidecar(BaseModel, extra="forbid", frozen=True):
         Raises:
             OSError: no space; nothing is left behind.
         """
-        path = self.path_of(shard)
-        partial = path.with_name(f".{path.name}.tmp")
-        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(self.model_dump_json(indent=1).encode() + b"\n")
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        if sync:
-            sync_folder(path.parent)
+        data = self.model_dump_json(indent=1).encode() + b"\n"
+        replace_file(self.path_of(shard), data, sync=sync)
 
 
 @dataclass(slots=True)
@@ -133,12 +120,3 @@ def packet_starts(source: Any, shard: Any, seq: Any) -> Any:
     """Indices of the rows at which another packet begins (int64; non-empty 1-D key columns)."""
     changed = (seq[1:] != seq[:-1]) | (shard[1:] != shard[:-1]) | (source[1:] != source[:-1])
     return np.concatenate(([0], np.flatnonzero(changed) + 1))
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in `path` survive a power cut."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -14,6 +14,7 @@ from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, Gauge, StatsError
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
+from asys_bench.storage.durability import Fsync
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", Gauge, Counter)
@@ -55,6 +56,9 @@ class Training:
         self._rollbacks = counter("sae_rollbacks")
         self._over_budget = counter("sae_over_budget_rows")
         self._window_fvu = gauge("sae_window_fvu")
+        self._checkpoint_failures = counter("sae_checkpoint_failures")
+        self._unsaved = 0
+        self._sync = context.fsync is not Fsync.NEVER
         self._survival = gauge("sae_feature_survival_ratio")
         self._drift = gauge("sae_input_drift")
         self._mixing = gauge("sae_mixing_autocorrelation")
@@ -109,13 +113,29 @@ class Training:
             self._dense.set(found.dense_fraction)
 
     def save(self) -> None:
-        """Write a checkpoint; a failure is logged and the last one stays."""
+        """Write a checkpoint. A failure is said once and counted, training goes on, the last one stays."""
         self.saved_at = time.monotonic()
         try:
-            if self.trainer.save(self.folder) is not None:
-                self._checkpoints.add()
+            written = self.trainer.save(self.folder, sync=self._sync)
         except CheckpointError as error:
-            log.error("%s: checkpoint not written, the last one stays: %s", self.label, error)
+            self._checkpoint_failures.add()
+            self._unsaved += 1
+            if self._unsaved == 1:
+                log.error(
+                    "%s: checkpoint not written, training goes on and the last one stays "
+                    "(further failures are only counted): %s",
+                    self.label,
+                    str(error),
+                )
+            return
+        if written is None:
+            return
+        self._checkpoints.add()
+        if self._unsaved:
+            log.warning(
+                "%s: checkpoints are written again, after %d failures", self.label, self._unsaved
+            )
+            self._unsaved = 0
 
 
 def _or_private(make: Callable[[], M], kind: type[M]) -> M:

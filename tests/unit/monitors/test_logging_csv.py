@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -120,15 +122,72 @@ def test_a_missing_tensorboard_is_said_once_and_the_rest_goes_on(
     assert (tmp_path / "metrics.csv").stat().st_size > 0
 
 
-def test_a_full_disk_costs_that_file_and_nothing_else(
+class Disk:
+    """os.write that takes a part and then refuses, while `full`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full, self._real = False, os.write
+        self._part = False
+        monkeypatch.setattr("asys_bench.monitors.append_file.os.write", self)
+
+    def __call__(self, fd: int, data: bytes) -> int:
+        if not self.full:
+            return self._real(fd, data)
+        self._part = not self._part
+        if self._part:
+            return self._real(fd, data[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_leaves_writes_out_until_there_is_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    monkeypatch.setattr("asys_bench.monitors.paused_outputs.FIRST_PAUSE_S", 0.0)
+    disk = Disk(monkeypatch)
+    monitor = no_tensorboard(plain_interval_s=0, interval_s=1e-9)
+    monitor.open(context(run, tmp_path))
+    ticks = "1011001"
+    for number, tick in enumerate(ticks):
+        disk.full = tick == "0"
+        run.host_steps(10)
+        monitor.tick(RunState.STOPPED if number == len(ticks) - 1 else RunState.RUNNING)
+        if disk.full:
+            assert (tmp_path / "metrics.csv").read_bytes().endswith(b"\n")
+    monitor.close()
+    with (tmp_path / "metrics.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert all(None not in row.values() for row in rows)
+    assert [r["value"] for r in rows if r["metric"] == "host_steps"] == ["10", "30", "40", "70"]
+    said = [e["message"] for e in events(tmp_path) if e["event"] == "notice"]
+    assert "'csv' goes on; 1 writes were left out" in " ".join(said)
+    assert "'csv' goes on; 2 writes were left out" in " ".join(said)
+
+
+def test_files_that_a_full_disk_kept_from_opening_are_opened_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    monkeypatch.setattr("asys_bench.monitors.paused_outputs.FIRST_PAUSE_S", 0.0)
+    disk = Disk(monkeypatch)
+    disk.full = True
+    monitor = no_tensorboard(plain_interval_s=0)
+    monitor.open(context(run, tmp_path))
+    monitor.tick(RunState.RUNNING)
+    disk.full = False
+    monitor.tick(RunState.STOPPED)
+    monitor.close()
+    assert events(tmp_path)[0]["event"] == "run_opened"
+    assert (tmp_path / "metrics.csv").read_text().startswith("time_s,")
+
+
+def test_an_output_that_fails_otherwise_is_given_up_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(errno.EPIPE, "Broken pipe")
 
     monitor = no_tensorboard(plain_interval_s=0)
     monitor.open(context(run, tmp_path))
-    monkeypatch.setattr("asys_bench.monitors.metrics_csv.MetricsCsv.write", full)
+    monkeypatch.setattr("asys_bench.monitors.metrics_csv.MetricsCsv.write", broken)
     monitor.tick(RunState.RUNNING)
     monitor.tick(RunState.STOPPED)
     monitor.close()

@@ -213,17 +213,98 @@ def test_a_disk_that_stays_full_gives_the_lease_back_at_the_drain_deadline(rig, 
     assert verify_archive(rig.run_dir)[0].ok
 
 
-def test_other_disk_errors_end_the_worker_and_leave_no_partial_batch(rig, monkeypatch):
+def test_errors_that_waiting_does_not_mend_end_the_worker_and_leave_no_partial_batch(
+    rig, monkeypatch
+):
     worker = rig.start()
     rig.feed(worker, rig.packet(torch.ones(8, 4), 0))
 
     def broken(fd, buffers, offset):
-        raise OSError(errno.EIO, "Input/output error")
+        raise OSError(errno.EFBIG, "File too large")
 
     monkeypatch.setattr(os, "pwritev", broken)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(OSError, match="too large"):
         rig.feed(worker, rig.packet(torch.ones(8, 4), 1))
     assert verify_archive(rig.run_dir)[0].ok
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSPC, "disk_full"),
+        (errno.EDQUOT, "quota"),
+        (errno.EIO, "io_error"),
+        (errno.EROFS, "read_only"),
+    ],
+)
+@pytest.mark.parametrize("earlier", [0, 1])
+def test_a_disk_that_refuses_for_long_costs_counted_packets_and_the_archive_goes_on(
+    rig, monkeypatch, caplog, number, reason, earlier
+):
+    worker = rig.start(enospc_retry_s=0.02, enospc_hold_s=0.05, rows_per_batch=4)
+    for seq in range(earlier):
+        rig.feed(worker, rig.packet(torch.ones(8, 4), seq))
+    real = os.pwritev
+
+    def refuse(fd, buffers, offset):
+        real(fd, [memoryview(buffers[0])[:3]], offset)
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pwritev", refuse)
+    for seq in range(10, 16):
+        rig.feed(worker, rig.packet(torch.ones(8, 4), seq, 1 + seq % 2))
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    monkeypatch.setattr(os, "pwritev", real)
+    seq = 20
+    while len(caplog.records) < 2:  # the next attempt is due at its time
+        rig.feed(worker, rig.packet(torch.ones(8, 4), seq))
+        seq += 1
+        time.sleep(0.01)
+    rig.feed(worker, *(rig.packet(torch.ones(8, 4), seq + hook, hook) for hook in (1, 2)))
+    worker.close()
+    assert "goes on" in caplog.records[1].getMessage()
+    names = rig.page.slot("archiver-0").metrics()
+    packets = names[f"archive_dropped_packets{{reason={reason}}}"].value
+    rows = names[f"archive_dropped_rows{{reason={reason}}}"].value
+    assert packets >= 6
+    assert rows == 8 * packets, "a packet was dropped in part"
+    assert all(found.ok and found.closed for found in verify_archive(rig.run_dir))
+    kept = sum(rig.table(path).num_rows for path in rig.shards())
+    fed = earlier + 6 + (seq - 20) + 2
+    assert kept + rows == 8 * fed, "every row is in the archive or counted"
+
+
+def test_a_shard_that_a_full_disk_keeps_open_is_closed_once_there_is_space(rig, monkeypatch):
+    worker = rig.start(enospc_retry_s=0.01, enospc_hold_s=0, shard_rotate_mib=0.001)
+    rig.feed(worker, rig.packet(torch.ones(80, 4), 0))
+    disk = FullDisk(monkeypatch)
+    rig.feed(worker, rig.packet(torch.ones(80, 4), 1))
+    disk.full = False
+    time.sleep(0.03)
+    rig.feed(worker, rig.packet(torch.ones(80, 4), 2))
+    worker.close()
+    assert [rig.table(path)["seq"].to_pylist()[0] for path in rig.shards()] == [0, 2]
+    assert rig.count("archive_dropped_rows") == 80
+    assert all(found.closed for found in verify_archive(rig.run_dir))
+
+
+def test_a_device_that_fails_to_sync_is_said_and_the_next_rows_go_to_a_new_shard(
+    rig, monkeypatch, caplog
+):
+    worker = rig.start(fsync="batch")
+    rig.feed(worker, rig.packet(torch.ones(8, 4), 0))
+    real = os.fdatasync
+
+    def broken(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    rig.feed(worker, rig.packet(torch.ones(8, 4), 1))
+    assert "the device failed" in caplog.text
+    monkeypatch.setattr(os, "fdatasync", real)
+    rig.feed(worker, rig.packet(torch.ones(8, 4), 2))
+    worker.close()
+    assert [found.rows for found in verify_archive(rig.run_dir)] == [16, 8]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")

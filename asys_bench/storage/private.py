@@ -1,0 +1,41 @@
+"""Activations can hold what a model was trained on: files 0600, folders 0700, whatever the umask."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+
+
+def open_private(path: Path, flags: int) -> int:
+    """`os.open` with close-on-exec; a file of ours gets mode 0600, also one that was there.
+
+    Raises:
+        OSError: as os.open.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    try:
+        status = os.fstat(fd)
+        if stat.S_IMODE(status.st_mode) != FILE_MODE and status.st_uid == os.geteuid():
+            os.fchmod(fd, FILE_MODE)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def make_private_folder(path: Path) -> None:
+    """Make `path` (mode 0700) and what is missing above it; one that is there stays as it is.
+
+    Raises:
+        OSError: as mkdir.
+    """
+    for folder in reversed([path, *path.parents]):
+        if not folder.exists():
+            try:
+                folder.mkdir(FOLDER_MODE)
+            except FileExistsError:
+                continue
+            folder.chmod(FOLDER_MODE)  # a umask may have taken bits away
