@@ -10,15 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from asys_bench.config.diagnosis import diagnose, locate
 from asys_bench.config.node import Node
 from asys_bench.config.paths import Path, format_path
 from asys_bench.config.plugin_access import Registries, options_model
 from asys_bench.config.problems import Problem, did_you_mean
+from asys_bench.config.sinks import SinkConfig
 from asys_bench.contracts.chain import refusal
 from asys_bench.contracts.preprocessor import KernelPlugin
+from asys_bench.contracts.sink import SinkOptions
 from asys_bench.registry import PluginError
 
 
@@ -72,7 +74,31 @@ class OptionCheck:
             if chosen is not None and isinstance(chosen.content, str) and chosen.content:
                 needed = enabled is None or enabled.content is not False
                 path = (section, name)
-                self._check(kind, chosen.content, (*path, "kind"), (*path, "options"), needed)
+                options = self._check(
+                    kind, chosen.content, (*path, "kind"), (*path, "options"), needed
+                )
+                if needed and isinstance(options, SinkOptions):
+                    self._misfits(path, options)
+
+    def _misfits(self, path: Path, options: SinkOptions) -> None:
+        """What the options say does not go with the rest of their sink's section."""
+        node = _at(self.root, path)
+        data = node.to_data() if node is not None else {}
+        try:
+            sink = SinkConfig.model_validate(data)
+        except ValidationError:
+            return  # reported by the schema
+        for misfit in options.misfits(sink.workers, sink.hooks):
+            place = (*path, *misfit.path)
+            self.problems.append(
+                Problem.at(
+                    locate(self.root, place)[1],
+                    misfit.message,
+                    path=format_path(place),
+                    value=misfit.value,
+                    fix=misfit.fix,
+                )
+            )
 
     def _steps(self) -> Iterator[tuple[Path, Node]]:
         hooks = self.root.child("hooks")
@@ -116,15 +142,17 @@ class OptionCheck:
             )
         )
 
-    def _check(self, kind: str, name: str, name_path: Path, path: Path, needed: bool) -> None:
-        """Check the options at `path`; the plugin's name stands at `name_path`."""
+    def _check(
+        self, kind: str, name: str, name_path: Path, path: Path, needed: bool
+    ) -> BaseModel | None:
+        """The options at `path`, None if they are wrong; the plugin's name stands at `name_path`."""
         plugins = self.registries(kind)
         try:
             model = options_model(kind, name, self.registries)
         except PluginError as error:
             known = name in plugins.names()
             if known and not needed:
-                return
+                return None
             node, origin = locate(self.root, name_path)
             if isinstance(node.content, dict) and node.key_origin is not None:
                 origin = node.key_origin
@@ -138,19 +166,20 @@ class OptionCheck:
                     origin, message, path=format_path(name_path), value=name, fix=fix, valid=names
                 )
             )
-            return
+            return None
         given = _at(self.root, path)
         data = given.to_data() if given is not None else {}
         if data is None or isinstance(data, str):  # an empty key, or a step without options
             data = {}
         if not isinstance(data, dict):
-            return
+            return None
         try:
             built = model.model_validate(data)
         except ValidationError as error:
             self.problems += diagnose(error, model, self.root, path)
-            return
+            return None
         self.resolved[path] = built.model_dump(mode="json", by_alias=True)
+        return built
 
     def write_resolved(self, plain: dict[str, Any]) -> None:
         """Put the resolved options into a configuration's plain data."""

@@ -12,7 +12,7 @@ acknowledges after `consume` returned, and drains when the run ends. A sink only
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,28 @@ from asys_bench.contracts.stats import Slot
 from asys_bench.storage.durability import Fsync
 
 
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Something in a sink's section that is valid by itself and cannot work as it stands.
+
+    path: inside the section, such as ("workers",) or ("options", "start_from").
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+    value: object
+    fix: str
+
+
 class SinkOptions(BaseModel, extra="forbid", frozen=True):
     """Base of a sink's own option model (`sinks.<name>.options` in YAML)."""
+
+    def misfits(self, workers: int, hooks: Sequence[str]) -> Iterable[Misfit]:
+        """What cannot work, asked once when a configuration loads; files may be looked at.
+
+        workers, hooks: of the same section; hooks are globs over hook names.
+        """
+        return ()
 
 
 @dataclass(frozen=True)

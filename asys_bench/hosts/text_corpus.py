@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,8 @@ from asys_bench.contracts.host import HostError
 
 CHUNK_CHARACTERS = 1 << 16
 """Text is tokenised in pieces of about this size, cut at line ends."""
+OPEN_FILES = 16
+"""Shuffled files whose blocks come by turns, so that a long file is not all there is for a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,9 @@ class TextBatch:
 class TextCorpus:
     """Files by glob or folder, in sorted order. `.jsonl` files hold one text per line.
 
+    shuffle_seed: files in an order drawn from it, another one each time round, and blocks of
+        `OPEN_FILES` of them by turns; None keeps files and blocks as they come.
+
     Every block begins and ends with the tokenizer's special tokens, where it has them.
     """
 
@@ -44,10 +51,12 @@ class TextCorpus:
         *,
         block_tokens: int,
         text_field: str = "text",
+        shuffle_seed: int | None = None,
     ) -> None:
         """Raises HostError: a pattern that matches no file, or blocks too short for special tokens."""
         self._files = [path for pattern in patterns for path in _files_of(pattern)]
         self._tokenizer, self._field = tokenizer, text_field
+        self._shuffle_seed = shuffle_seed
         self._head, self._tail = _around(tokenizer)
         specials = [*self._head, *self._tail]
         self._room = block_tokens - len(specials)
@@ -65,10 +74,10 @@ class TextCorpus:
         Raises:
             HostError: the files hold no text.
         """
-        while True:
+        for times in itertools.count():
             held: list[list[int]] = []
             served = False
-            for block in self._blocks():
+            for block in self._blocks(times):
                 held.append(block)
                 if len(held) == batch_size:
                     served = True
@@ -82,11 +91,29 @@ class TextCorpus:
             if not repeat:
                 return
 
-    def _blocks(self) -> Iterator[list[int]]:
-        for path in self._files:
-            for text in self._texts(path):
-                for ids in self._pieces(text):
-                    yield [*self._head, *ids, *self._tail]
+    def _blocks(self, times: int) -> Iterator[list[int]]:
+        if self._shuffle_seed is None:
+            for path in self._files:
+                yield from self._blocks_of(path)
+            return
+        draw = random.Random(f"{self._shuffle_seed}:{times}")
+        waiting = list(self._files)
+        draw.shuffle(waiting)
+        opened: list[Iterator[list[int]]] = []
+        while waiting or opened:
+            while waiting and len(opened) < OPEN_FILES:
+                opened.append(self._blocks_of(waiting.pop()))
+            chosen = draw.randrange(len(opened))
+            block = next(opened[chosen], None)
+            if block is None:
+                del opened[chosen]
+            else:
+                yield block
+
+    def _blocks_of(self, path: Path) -> Iterator[list[int]]:
+        for text in self._texts(path):
+            for ids in self._pieces(text):
+                yield [*self._head, *ids, *self._tail]
 
     def _pieces(self, text: str) -> Iterator[list[int]]:
         held: list[int] = []

@@ -61,6 +61,10 @@ class TransformersOptions(HostOptions):
     total_tokens: int = Field(
         default=1_000_000, ge=1, description="tokens (padding not counted) after which it ends"
     )
+    shuffle: bool = Field(
+        default=False,
+        description="read the files in an order drawn from run.seed, several of them by turns",
+    )
     repeat: bool = Field(default=True, description="begin the texts again when they are over")
     block_tokens: int = Field(
         default=128, ge=2, description="tokens per sequence, special tokens included"
@@ -122,6 +126,7 @@ class TransformersHost(BaseHost):
             self._tokenizer,
             block_tokens=options.block_tokens,
             text_field=options.text_field,
+            shuffle_seed=self._seed if options.shuffle else None,
         )
         self._model = model.to(options.device)
         self._model.train(options.task == "train")

@@ -130,7 +130,9 @@ class SAETrainerWorker(BaseSink):
         hook = self._context.name_of(hook_id)
         route = _Route()
         for label, config in self._options.saes_of(hook).items():
-            training = Training(label, hook, config, self._context)
+            training = Training(
+                label, hook, config, self._context, self._options.start_of(label, hook)
+            )
             self._trainings[label] = training
             route.trainings.append(training)
         for transcoder in self._options.transcoders:
@@ -140,7 +142,10 @@ class SAETrainerWorker(BaseSink):
                 coding = self._transcodings.get(transcoder.label)
                 if coding is None:
                     config = self._options.for_transcoder(transcoder)
-                    training = Training(transcoder.label, transcoder.input, config, self._context)
+                    start = self._options.start_of(transcoder.label, transcoder.input)
+                    training = Training(
+                        transcoder.label, transcoder.input, config, self._context, start
+                    )
                     coding = _Transcoding(
                         training, PairMatcher(transcoder.input, transcoder.output)
                     )
@@ -155,9 +160,7 @@ class SAETrainerWorker(BaseSink):
         for training in self._trainings.values():
             if training.rejected:
                 continue
-            trained = training.trainer.train(
-                budget_s=slice_s, between_steps=self._context.heartbeat
-            )
+            trained = training.train(slice_s, between_steps=self._context.heartbeat)
             if trained:
                 training.publish()
             if now - training.evaluated_at > self._options.evaluate_interval_s:
@@ -170,8 +173,8 @@ class SAETrainerWorker(BaseSink):
         """Spend what is left of the training budget, measure once more and write everything."""
         share = min(self._options.final_train_s, self._context.time_left_s() / 3)
         for training in self._trainings.values():
-            training.trainer.train(
-                budget_s=max(0.0, share / len(self._trainings)),
+            training.train(
+                max(0.0, share / len(self._trainings)),
                 wait_for_fill=False,
                 between_steps=self._context.heartbeat,
             )

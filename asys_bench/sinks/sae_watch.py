@@ -1,8 +1,9 @@
 """`SAEWatchWorker`: watches a live model through SAEs that exist already; it trains nothing.
 
-Each hook's rows go through its SAE (a SAELens folder, ours or anyone's). Gauges tell how well the
-SAE fits the model now, over a window of recent rows, and the densities of its features are written
-to `<run>/watch/<hook>-<incarnation>.json` at the end. An SAE that stops fitting is a model that has moved on.
+Each hook's rows go through its SAE (a folder of SAELens, ours included, of sparsify or of
+dictionary_learning). Gauges tell how well the SAE fits the model now, over a window of recent rows,
+and the densities of its features are written to `<run>/watch/<hook>-<incarnation>.json` at the end.
+An SAE that stops fitting is a model that has moved on.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +24,12 @@ from pydantic import Field
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.packet import ActivationPacket
-from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import Counter, Gauge
 from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.evaluation import ReconstructionMeter, ReconstructionReport
-from asys_bench.sae.exchange import ExchangeError, import_saelens
+from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sinks.sae.start import StartFrom
 
 log = logging.getLogger(__name__)
 WATCH_DIR = "watch"
@@ -36,7 +40,8 @@ class SAEWatchOptions(SinkOptions):
 
     saes: dict[str, str] = Field(
         min_length=1,
-        description="fnmatch glob over hook names -> SAELens folder of the SAE to watch it with; "
+        description="fnmatch glob over hook names -> folder of the SAE to watch it with (SAELens, "
+        "sparsify or dictionary_learning), or a run, of which the hook's SAE is taken; "
         "the last glob that matches wins, hooks without one are passed over",
     )
     window_rows: int = Field(
@@ -47,6 +52,13 @@ class SAEWatchOptions(SinkOptions):
     linger_s: float = Field(
         default=0.05, gt=0, le=1, description="longest wait of one pull, in seconds"
     )
+
+    def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
+        """Folders that are not there; one of several SAEs is read when its hook is known."""
+        for glob, folder in self.saes.items():
+            if not Path(folder).expanduser().is_dir():
+                path = ("options", "saes", glob)
+                yield Misfit(path, "no such folder", folder, "name the folder of an SAE, or a run")
 
     def folder_of(self, hook: str) -> str | None:
         """The SAE's folder for `hook`; None for a hook that is not watched."""
@@ -106,7 +118,7 @@ class SAEWatchWorker(BaseSink):
         if folder is None:
             return None
         try:
-            sae, _ = import_saelens(folder)
+            sae = StartFrom(path=folder).read(hook)
         except (CheckpointError, ExchangeError) as error:
             log.error("%s is not watched: %s", hook, error)
             return None

@@ -9,7 +9,7 @@ names, whoever trained it. A new format is one file with one `Format` and one li
 from asys_bench.sae.exchange.adoption import adopt, rebased
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.export import ExportedSAE, export, find_saes
-from asys_bench.sae.exchange.formats import FORMATS, Format
+from asys_bench.sae.exchange.formats import FORMATS, Format, format_of, import_sae
 from asys_bench.sae.exchange.saelens import import_saelens, read_saelens
 from asys_bench.sae.exchange.weights import SAEWeights
 
@@ -22,6 +22,8 @@ __all__ = [
     "adopt",
     "export",
     "find_saes",
+    "format_of",
+    "import_sae",
     "import_saelens",
     "read_saelens",
     "rebased",

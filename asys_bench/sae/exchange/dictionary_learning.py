@@ -1,4 +1,4 @@
-"""dictionary_learning: `trainer_0/{config.json, ae.pt}`, read by `load_dictionary`.
+"""dictionary_learning: `trainer_0/{config.json, ae.pt}`, as `load_dictionary` reads it.
 
     standard, decoder rows of unit norm   AutoEncoder
     standard otherwise                    JumpReluAutoEncoder with thresholds of 0, which is ReLU:
@@ -9,19 +9,22 @@
     jumprelu otherwise                    JumpReluAutoEncoder
     gated                                 GatedAutoEncoder
 
-Read off dictionary-learning 0.1.0. JumpReluAutoEncoder does not centre its input: b_enc - b_dec W_enc
+Reading takes the same classes (a threshold below 0 is not set: ReLU decides alone). Read off
+dictionary-learning 0.1.0. JumpReluAutoEncoder does not centre its input: b_enc - b_dec W_enc
 stands for that.
 """
 
 from __future__ import annotations
 
+import pickle
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from asys_bench.sae.checkpoint_files import write_json
+from asys_bench.sae.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import SAEWeights
 
@@ -134,3 +137,112 @@ def _config(weights: SAEWeights, dict_class: str) -> dict[str, Any]:
             "ctx_len": metadata.get("context_size") or 1,
         },
     }
+
+
+def read_dictionary_learning(folder: Path) -> SAEWeights:
+    """The dictionary in `folder` or its `trainer_0/`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or inconsistent.
+        ExchangeError: its class is none of those above.
+    """
+    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    trainer = read_json(folder / CONFIG_FILE).get("trainer")
+    if not isinstance(trainer, dict):
+        raise CheckpointError(folder / CONFIG_FILE, "field 'trainer' is missing")
+    path = folder / WEIGHTS_FILE
+    dict_class = str(trainer.get("dict_class"))
+    reader = _READERS.get(dict_class)
+    if reader is None:
+        raise ExchangeError(
+            str(folder), f"dict_class {dict_class!r}", f"supported: {', '.join(_READERS)}"
+        )
+    metadata = {
+        "hook_name": trainer.get("submodule_name") or "",
+        "model_name": trainer.get("lm_name") or "",
+    }
+    try:
+        weights = reader(_tensors_of(path), trainer, metadata)
+    except KeyError as error:
+        raise CheckpointError(path, f"tensor {error} of a {dict_class} is missing") from None
+    problem = weights.problem()
+    if problem is not None:
+        raise CheckpointError(path, problem)
+    return weights
+
+
+def _tensors_of(path: Path) -> StateDict:
+    """Its tensors as float32; weights_only admits plain tensors and runs no pickle's code."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): tensor.detach().float() for name, tensor in dict(found).items()}
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, AttributeError,
+            TypeError) as error:  # fmt: skip
+        raise CheckpointError(path, f"cannot be read: {error}") from error
+
+
+def _linear(found: StateDict, bias: str) -> StateDict:
+    return {
+        "W_enc": found["encoder.weight"].t().contiguous(),
+        "W_dec": found["decoder.weight"].t().contiguous(),
+        "b_dec": found[bias],
+    }
+
+
+def _read_standard(found: StateDict, trainer: Any, metadata: Any) -> SAEWeights:
+    tensors = {**_linear(found, "bias"), "b_enc": found["encoder.bias"]}
+    return SAEWeights("standard", tensors, metadata=metadata)
+
+
+def _read_gated(found: StateDict, trainer: Any, metadata: Any) -> SAEWeights:
+    own = {"b_gate": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"}
+    biases = {ours: found[theirs] for ours, theirs in own.items()}
+    return SAEWeights("gated", {**_linear(found, "decoder_bias"), **biases}, metadata=metadata)
+
+
+def _read_topk(found: StateDict, trainer: Any, metadata: Any) -> SAEWeights:
+    tensors = {**_linear(found, "b_dec"), "b_enc": found["encoder.bias"]}
+    return SAEWeights("topk", tensors, _k_of(found, trainer), metadata=metadata)
+
+
+def _read_batchtopk(found: StateDict, trainer: Any, metadata: Any) -> SAEWeights:
+    tensors = {**_linear(found, "b_dec"), "b_enc": found["encoder.bias"]}
+    metadata = {"training_architecture": "batchtopk", **metadata}
+    return _one_threshold(tensors, found, (), trainer, metadata)
+
+
+def _read_matryoshka(found: StateDict, trainer: Any, metadata: Any) -> SAEWeights:
+    tensors = {name: found[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    widths = tuple(int(width) for width in found["group_sizes"].cumsum(0).tolist())
+    metadata = {"training_architecture": "matryoshka_batchtopk", **metadata}
+    return _one_threshold(tensors, found, widths, trainer, metadata)
+
+
+def _one_threshold(
+    tensors: StateDict, found: StateDict, widths: tuple[int, ...], trainer: Any, metadata: Any
+) -> SAEWeights:
+    threshold = max(0.0, float(found["threshold"]))
+    tensors["threshold"] = torch.full_like(tensors["b_enc"], threshold)
+    return SAEWeights("jumprelu", tensors, _k_of(found, trainer), widths, metadata)
+
+
+def _read_jumprelu(found: StateDict, trainer: Any, metadata: Any) -> SAEWeights:
+    tensors = {name: found[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
+    shift_F = tensors["b_dec"].double() @ tensors["W_enc"].double()
+    tensors["b_enc"] = (tensors["b_enc"].double() + shift_F).float()
+    tensors["threshold"] = tensors["threshold"].clamp_min(0.0)
+    return SAEWeights("jumprelu", tensors, metadata=metadata)
+
+
+def _k_of(found: StateDict, trainer: Any) -> int:
+    return int(found["k"]) if "k" in found else int(trainer["k"])
+
+
+_READERS: Mapping[str, Callable[[StateDict, Any, Any], SAEWeights]] = {
+    "AutoEncoder": _read_standard,
+    "GatedAutoEncoder": _read_gated,
+    "AutoEncoderTopK": _read_topk,
+    "BatchTopKSAE": _read_batchtopk,
+    "MatryoshkaBatchTopKSAE": _read_matryoshka,
+    "JumpReluAutoEncoder": _read_jumprelu,
+}

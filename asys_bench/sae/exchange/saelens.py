@@ -126,7 +126,15 @@ def import_saelens(folder: Path | str) -> tuple[SparseAutoencoder, dict[str, Any
     Raises:
         CheckpointError, ExchangeError: as `read_saelens`.
     """
-    weights = read_saelens(folder)
+    return as_sae(read_saelens(folder), Path(folder))
+
+
+def as_sae(weights: SAEWeights, source: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
+    """`weights` as one of our SAEs, with their metadata; `source` is named in errors.
+
+    Raises:
+        CheckpointError: the weights do not make an SAE.
+    """
     if weights.transcodes:
         weights = _as_skip_transcoder(weights)
     with tempfile.TemporaryDirectory(prefix="asys-sae-") as canonical:
@@ -134,7 +142,7 @@ def import_saelens(folder: Path | str) -> tuple[SparseAutoencoder, dict[str, Any
         try:
             return load_sae(Path(canonical))
         except CheckpointError as error:
-            raise CheckpointError(Path(folder) / error.path.name, error.reason) from None
+            raise CheckpointError(source / error.path.name, error.reason) from None
 
 
 def _training_details(

@@ -1,4 +1,4 @@
-"""sparsify (EleutherAI): `<hookpoint>/{cfg.json, sae.safetensors}`, read by `SparseCoder`.
+"""sparsify (EleutherAI): `<hookpoint>/{cfg.json, sae.safetensors}`, as `SparseCoder` reads and writes it.
 
 Its one activation is TopK of ReLU, so what it can express is
 
@@ -6,7 +6,8 @@ Its one activation is TopK of ReLU, so what it can express is
     standard    TopK with k = d_sae, which leaves ReLU as it is (exact; its decode gathers all rows)
     *transcoder of the same width in and out, ReLU likewise; W_skip where there is one
 
-Tensors: encoder.weight[F, D], encoder.bias[F], W_dec[F, D], b_dec[D], W_skip[D, D].
+Tensors: encoder.weight[F, D], encoder.bias[F], W_dec[F, D], b_dec[D], W_skip[D, D]. Reading takes
+the same ones; what it cannot take is named.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from typing import Any
 
 import torch
 
-from asys_bench.sae.checkpoint_files import write_json, write_tensors
+from asys_bench.sae.checkpoint_files import (
+    CheckpointError,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import SAEWeights
 
@@ -60,6 +67,56 @@ def write_sparsify(weights: SAEWeights, folder: Path) -> None:
     k = weights.k if weights.architecture == "topk" else weights.d_sae
     write_tensors(folder / WEIGHTS_FILE, {n: t.to(torch.float32) for n, t in tensors.items()})
     write_json(folder / CFG_FILE, _cfg(weights, k))
+
+
+def read_sparsify(folder: Path) -> SAEWeights:
+    """The sparse coder in a folder with cfg.json and sae.safetensors.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or inconsistent.
+        ExchangeError: it is no TopK autoencoder and no transcoder of ReLU.
+    """
+    cfg = read_json(folder / CFG_FILE)
+    path = folder / WEIGHTS_FILE
+    found = {name: tensor.to(torch.float32) for name, tensor in read_tensors(path).items()}
+    missing = {"encoder.weight", "encoder.bias", "W_dec", "b_dec"} - found.keys()
+    if missing:
+        raise CheckpointError(path, f"tensors {sorted(missing)} are missing; got {sorted(found)}")
+    activation, k = cfg.get("activation", "topk"), cfg.get("k")
+    if activation != "topk":
+        raise ExchangeError(
+            str(folder), f"activation {activation!r} is not TopK", "train it with activation topk"
+        )
+    tensors = {
+        "W_enc": found["encoder.weight"].t().contiguous(),
+        "b_enc": found["encoder.bias"],
+        "W_dec": found["W_dec"],
+        "b_dec": found["b_dec"],
+    }
+    d_sae = len(found["encoder.bias"])
+    every = not isinstance(k, int) or k >= d_sae
+    if not cfg.get("transcode", False):
+        if "W_skip" in found:
+            raise ExchangeError(
+                str(folder), "an autoencoder with a skip connection", "set transcode in sparsify"
+            )
+        architecture = "standard" if every else "topk"
+    elif not every:
+        raise ExchangeError(
+            str(folder), "a transcoder of TopK", "ours are thresholds; there is no equal one"
+        )
+    elif "W_skip" in found:
+        architecture = "skip_transcoder"
+        tensors["W_skip"] = found["W_skip"]
+    else:
+        architecture = "transcoder"
+    weights = SAEWeights(
+        architecture, tensors, None if every else k, metadata={"hook_name": folder.name}
+    )
+    problem = weights.problem()
+    if problem is not None:
+        raise CheckpointError(path, problem)
+    return weights
 
 
 def _cfg(weights: SAEWeights, k: int | None) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from asys_bench.contracts.sink import SinkOptions
+from asys_bench.contracts.sink import Misfit, SinkOptions
 from asys_bench.sae import SAEConfig
+from asys_bench.sinks.sae.start import StartFrom, StartsByHook, start_for, unusable
 
 TRANSCODER = "skip_transcoder"
 
@@ -47,6 +49,13 @@ class SAETrainerOptions(SinkOptions):
         default_factory=list,
         description="skip transcoders between two hooks of this sink; both hooks must be with one "
         "worker",
+    )
+    start_from: StartsByHook = Field(
+        default_factory=dict,
+        description="SAEs to go on from instead of random weights: `{path: ..., format: ...}` for "
+        "every hook, or fnmatch glob over hooks (or SAEs: `<hook>#<variant>`, `<input>-><output>`) "
+        "-> that, or -> a path; the last glob that matches wins. `d_sae` comes from the SAE; "
+        "optimizer and input scale are new. A run that was killed resumes its own checkpoints",
     )
     plain_saes: bool = Field(
         default=True, description="train SAEs of the single hooks (false: transcoders only)"
@@ -101,6 +110,55 @@ class SAETrainerOptions(SinkOptions):
     def _check_plain(place: str, config: SAEConfig) -> None:
         if config.architecture == TRANSCODER:
             raise ValueError(f"{place}: skip_transcoder needs two hooks; list it in `transcoders`")
+
+    def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
+        """Transcoders whose hooks may not meet, and SAEs to start from that do not fit."""
+        for index, transcoder in enumerate(self.transcoders):
+            for side in ("input", "output"):
+                name = getattr(transcoder, side)
+                if not any(name == glob or fnmatchcase(name, glob) for glob in hooks):
+                    yield Misfit(
+                        ("options", "transcoders", index, side),
+                        f"this sink does not get that hook: its `hooks` are {list(hooks)}",
+                        name,
+                        "add it to the sink's `hooks`",
+                    )
+        if self.transcoders and workers > 1:
+            yield Misfit(
+                ("workers",),
+                "workers share the hooks among them, so the two hooks of "
+                f"{self.transcoders[0].label} may be with different ones, and a transcoder needs both",
+                workers,
+                "set it to 1, or move the transcoders to a sink of their own with one worker and "
+                "`plain_saes: false`",
+            )
+        configs = {glob: self._configs_at(glob) for glob in self.start_from}
+        for glob, start, error in unusable(self.start_from, configs):
+            key = () if glob == "*" and len(self.start_from) == 1 else (glob,)
+            yield Misfit(
+                ("options", "start_from", *key),
+                f"cannot be gone on from: {error}",
+                start.path,
+                getattr(error, "alternative", "name another one"),
+            )
+
+    def _configs_at(self, glob: str) -> dict[str, SAEConfig]:
+        """Label -> configuration of the SAEs that an entry of `start_from` is for, as far as that
+        can be said without a model."""
+        for transcoder in self.transcoders:
+            if transcoder.label == glob:
+                return {glob: self.for_transcoder(transcoder)}
+        hook, _, variant = glob.partition("#")
+        if variant in self.variants:
+            return {glob: self.for_hook(hook, variant)}
+        return self.saes_of(glob)
+
+    def start_of(self, label: str, hook: str) -> StartFrom | None:
+        """Where the SAE called `label` begins; None: at random weights.
+
+        hook: whose rows it takes; of a transcoder only the label counts.
+        """
+        return start_for(self.start_from, label, label if "->" in label else hook)
 
     def for_hook(self, hook: str, variant: str | None = None) -> SAEConfig:
         """The configuration of one hook's SAE.

@@ -14,6 +14,8 @@ from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, Gauge, StatsError
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
+from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sinks.sae.start import Beginning, StartFrom
 from asys_bench.storage.durability import Fsync
 
 log = logging.getLogger(__name__)
@@ -23,8 +25,23 @@ M = TypeVar("M", Gauge, Counter)
 class Training:
     """label: the hook's name, `<hook>#<variant>` or `<input>-><output>`."""
 
-    def __init__(self, label: str, hook: str, config: SAEConfig, context: SinkContext) -> None:
+    def __init__(
+        self,
+        label: str,
+        hook: str,
+        config: SAEConfig,
+        context: SinkContext,
+        start: StartFrom | None = None,
+    ) -> None:
         self.label = label
+        self._beginning: Beginning | None = None
+        misfit: ExchangeError | CheckpointError | None = None
+        if start is not None:
+            try:
+                self._beginning = Beginning(start, label, config)
+                config = self._beginning.config
+            except (ExchangeError, CheckpointError) as error:
+                misfit = error
         config = config.model_copy(
             update={"seed": config.seed ^ context.seed ^ zlib.crc32(label.encode())}
         )
@@ -65,6 +82,10 @@ class Training:
         self._age = gauge("sae_row_age_versions")
         if self.folder.exists():
             self._resume()
+        if self.trainer.steps:
+            self._beginning = None  # an earlier incarnation began with it
+        elif misfit is not None:
+            self.reject(misfit)
 
     def _resume(self) -> None:
         try:
@@ -80,6 +101,27 @@ class Training:
         self.rejected = True
         # As text: a kept log record would keep the error's frames, and with them views of the lease.
         log.error("%s: not trained any more: %s", self.label, str(reason))
+
+    def train(
+        self,
+        budget_s: float,
+        *,
+        wait_for_fill: bool = True,
+        between_steps: Callable[[], None] | None = None,
+    ) -> int:
+        """Steps trained within `budget_s`; the first ones wait for the SAE to start from."""
+        if self._beginning is not None:
+            fill_ratio = self.trainer.config.min_buffer_fill_ratio if wait_for_fill else 0.0
+            try:
+                if self._beginning.begin(self.trainer, fill_ratio):
+                    self._beginning = None
+            except (ExchangeError, CheckpointError) as error:
+                self.reject(error)
+            if self._beginning is not None:
+                return 0
+        return self.trainer.train(
+            budget_s=budget_s, wait_for_fill=wait_for_fill, between_steps=between_steps
+        )
 
     def publish(self) -> None:
         """Bring the metrics up to date."""

@@ -101,3 +101,24 @@ def test_a_vocabulary_has_each_text_at_its_id():
     assert texts[ord("a")] == "a"
     assert texts[0] == ""
     assert len(texts) == 127
+
+
+def test_shuffled_files_come_by_turns_in_an_order_of_the_seed_and_nothing_is_lost(corpus):
+    for name in "abcdef":
+        (corpus.folder / f"{name}.txt").write_text(name * 40)
+
+    def blocks(seed, times=1):
+        made = corpus(shuffle_seed=seed).batches(1, repeat=times > 1)
+        return [texts_of(next(made))[0] for _ in range(60 * times)]
+
+    first = blocks(1)
+    assert sorted(first) == sorted(
+        block for b in corpus().batches(1, repeat=False) for block in texts_of(b)
+    )
+    assert first == blocks(1)
+    assert first != blocks(2)
+    assert len(set(first[:12])) > 3, "several files at a time"
+    twice = blocks(1, times=2)
+    assert twice[:60] == first
+    assert twice[60:] != first, "another order the next time round"
+    assert sorted(twice[60:]) == sorted(first)

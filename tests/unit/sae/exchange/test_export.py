@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from asys_bench.sae import CheckpointError
-from asys_bench.sae.exchange import FORMATS, ExchangeError, Format, export, find_saes, read_saelens
+from asys_bench.sae.exchange import FORMATS, ExchangeError, export, find_saes, read_saelens
 from asys_bench.sae.exchange.dictionary_learning import write_dictionary_learning
 from asys_bench.sae.exchange.sparsify import write_sparsify
 from asys_bench.sae.exchange.weights import TENSORS, SAEWeights
@@ -153,7 +153,7 @@ def test_an_export_that_fails_leaves_nothing_and_keeps_what_was_there(tmp_path, 
         (folder / "half").write_text("x")
         raise OSError(28, "No space left on device")
 
-    broken = Format("broken", "{folder}", fail)
+    broken = replace(FORMATS["saelens"], name="broken", write=fail)
     with pytest.raises(CheckpointError, match=r"not written.*No space left"):
         export(tmp_path / "theirs", broken, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []

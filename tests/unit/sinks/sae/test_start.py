@@ -1,0 +1,188 @@
+"""`start_from`: a live training goes on from an SAE that exists, and what does not fit is said early."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+from asys_bench.config import ConfigError, load_config
+from asys_bench.sae.exchange import FORMATS, export
+
+WIDTH = 8
+
+
+def truth(seed: int, count: int = 64) -> torch.Tensor:
+    """Rows of a few directions, which an SAE learns well."""
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.relu(torch.randn(count, 6, generator=generator) - 0.5)
+    directions = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(99))
+    return codes @ directions * 5 + 20
+
+
+def feed(rig, worker, first, last, hook=1):
+    for seq in range(first, last):
+        rig.feed(worker, rig.packet(truth(seq), seq, hook))
+        worker.idle()
+
+
+@pytest.fixture
+def known(rig, tmp_path_factory) -> Path:
+    """A folder like a run's, with an SAE of layer.0 that was trained well."""
+    folder = tmp_path_factory.mktemp("earlier")
+    rig.run_dir = folder
+    worker = rig.start()
+    feed(rig, worker, 0, 200)
+    worker.close()
+    rig.run_dir = tmp_path_factory.mktemp("later")
+    return folder
+
+
+def fvu_at_once(rig, **options) -> float:
+    """Held-out FVU of a worker that has trained for only a step or so."""
+    worker = rig.start(final_train_s=0.0, **options)
+    feed(rig, worker, 500, 503)
+    worker.close()
+    return rig.figure("sae_fvu", "layer.0")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_live_training_goes_on_from_what_our_export_wrote(rig, known, tmp_path, name):
+    source = known / "sae" / "layer.0" / "latest"
+    folder = export(source, FORMATS[name], tmp_path / "out").folder
+    sae = {"held_out_fraction": 0.4, "min_buffer_fill_ratio": 0.2, "passes": 0.5, "d_sae": None}
+    begun = fvu_at_once(rig, sae=sae, start_from={"path": str(folder), "format": name})
+    rig.run_dir = tmp_path / "anew"
+    anew = fvu_at_once(rig, sae=sae | {"d_sae": 32})
+    assert begun < 0.1 < anew
+
+
+def test_each_hook_of_an_earlier_run_goes_on_from_its_own(rig, known, caplog):
+    worker = rig.start(start_from=str(known))
+    feed(rig, worker, 500, 510)
+    rig.feed(worker, rig.packet(truth(0), 0, 2))  # layer.1 has none there
+    worker.idle()
+    worker.close()
+    assert rig.figure("sae_fvu", "layer.0") < 0.1
+    assert rig.figure("sae_rejected_packets", "layer.1") == 1
+    assert "no SAE is there, and none of 'layer.1' among ['layer.0']" in caplog.text
+
+
+def test_a_restarted_worker_resumes_instead_of_beginning_again(rig, known):
+    start = {"layer.*": str(known)}
+    worker = rig.start(start_from=start)
+    feed(rig, worker, 500, 540)
+    worker.close()
+    steps = rig.figure("sae_steps", "layer.0")
+    again = rig.start(incarnation=1, start_from=start)
+    feed(rig, again, 540, 560)
+    again.close()
+    assert rig.figure("sae_steps", "layer.0") > steps > 1
+
+
+def test_rows_of_another_width_stop_that_sae_alone(rig, known, caplog):
+    worker = rig.start(start_from={"layer.0": str(known)})
+    for seq in range(8):
+        rig.feed(worker, rig.packet(rig.rows(seq, width=5), seq, 1), rig.packet(truth(seq), seq, 2))
+        worker.idle()
+    worker.close()
+    assert "layer.0: not trained any more" in caplog.text
+    assert "8 -> 32 -> 8, the trainer is configured for topk with 5 -> 32 -> 5" in caplog.text
+    assert rig.figure("sae_steps", "layer.1") > 0
+    assert rig.figure("sae_steps", "layer.0") == 0
+
+
+def checked(tmp_path, options, sink="kind: sae_trainer", hooks="'*'"):
+    """The problems of a configuration with this sink, as text."""
+    text = f"""\
+        extends: profile_consumer.yaml
+        hooks: [{{match: layer.*}}]
+        sinks:
+          archive: null
+          trainer: null
+          mine:
+            hooks: [{hooks}]
+        """
+    body = textwrap.dedent(text) + textwrap.indent(
+        "\n".join(sink.split(", ")) + "\noptions:\n" + textwrap.indent(options, "  "), " " * 4
+    )
+    (tmp_path / "c.yaml").write_text(body)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.yaml")
+    lines = body.splitlines()
+    return [(lines[(problem.line or 1) - 1].strip(), problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("options", "line", "message", "fix"),
+    [
+        ("start_from: {path: SAE/no}", "start_from:", "no such folder", "name the folder"),
+        (
+            "sae: {architecture: gated}\nstart_from: {path: SAE}",
+            "start_from:",
+            "it is topk, and sae.architecture is gated",
+            "set sae.architecture: topk",
+        ),
+        (
+            "sae: {d_sae: 64}\nstart_from:\n  layer.0: SAE",
+            "layer.0:",
+            "it has 32 features, and sae.d_sae asks for 64",
+            "set sae.d_sae: 32",
+        ),
+        (
+            "sae: {expansion_factor: 2}\nstart_from:\n  layer.0: {path: SAE}",
+            "layer.0:",
+            "sae.expansion_factor asks for 16",
+            "set sae.d_sae: 32",
+        ),
+        ("sae: {k: 40}\nstart_from: SAE", "start_from:", "k 40 is more than", "at most 32"),
+        (
+            "start_from: {path: SAE, format: sparsify}",
+            "start_from:",
+            "sae.safetensors",
+            "name another one",
+        ),
+        ("start_from: RUN", "start_from:", "no SAE is there", "name the folder"),
+    ],
+)
+def test_a_misfit_is_reported_with_its_line_before_anything_starts(
+    known, tmp_path, options, line, message, fix
+):
+    sae = str(known / "sae" / "layer.0" / "latest")
+    text = options.replace("SAE", sae).replace("RUN", str(known / "sae" / "layer.0"))
+    if "RUN" in options:
+        for file in (known / "sae" / "layer.0").glob("*/sae_weights.safetensors"):
+            file.unlink()
+    ((found, problem),) = checked(tmp_path, text)
+    assert found.startswith(line)
+    assert message in str(problem)
+    assert fix in problem.fix
+
+
+def test_a_run_is_taken_by_a_glob_and_looked_into_when_hooks_are_known(known, tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "extends: profile_consumer.yaml\n"
+        f"sinks: {{trainer: {{options: {{start_from: {{path: {known}}}}}}}}}\n"
+    )
+    options = load_config(tmp_path / "c.yaml").config.sinks["trainer"].options
+    assert options["start_from"] == {"*": {"path": str(known), "format": "auto"}}
+
+
+def test_a_transcoder_whose_hooks_may_be_parted_is_refused_with_its_line(tmp_path):
+    options = "transcoders: [{input: layer.0, output: layer.1}]"
+    ((found, problem),) = checked(tmp_path, options, sink="kind: sae_trainer, workers: 2")
+    assert found == "workers: 2"
+    assert "the two hooks of layer.0->layer.1 may be with different ones" in str(problem)
+    assert "one worker" in problem.fix
+    ((found, problem),) = checked(tmp_path, options, hooks="layer.0")
+    assert found == options
+    assert problem.path == "sinks.mine.options.transcoders[0].output"
+    assert "does not get that hook" in str(problem)
+
+
+def test_a_watched_sae_that_is_not_there_is_refused_with_its_line(tmp_path):
+    ((found, problem),) = checked(tmp_path, "saes:\n  '*': nowhere", sink="kind: sae_watch")
+    assert found == "'*': nowhere"
+    assert "no such folder" in str(problem)
