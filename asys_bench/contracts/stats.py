@@ -79,6 +79,8 @@ class SlotField(IntEnum):
     ENTRIES = 8
     NEXT_CELL = 9
     DOWN_SINCE_NS = 10
+    LAUNCH = 11
+    """Which start of the worker the slot belongs to; a process of another one leaves."""
 
 
 class MetricKind(IntEnum):

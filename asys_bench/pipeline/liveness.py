@@ -5,9 +5,12 @@ A zombie answers ``kill(pid, 0)`` and a reused pid answers for a stranger; a pid
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
+
+PR_SET_PDEATHSIG = 1
 
 
 def start_time(pid: int) -> int:
@@ -17,6 +20,27 @@ def start_time(pid: int) -> int:
             return int(file.read().rsplit(b")", 1)[1].split()[19])
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether `pid` was stopped by a signal (SIGSTOP, Ctrl-Z); a debugger's hold does not count."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rsplit(b")", 1)[1].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
+def signal_on_parent_death(sig: int) -> None:
+    """Have the kernel send `sig` to this process when the thread that started it ends (prctl(2)).
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, int(sig), 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 class ProcessHandle:

@@ -1,7 +1,11 @@
 """The host's side of supervision: start the watchdog, watch *it*, end everything.
 
 The host owns one child, the watchdog; the watchdog owns the workers. A thread that sleeps in the
-kernel notices the watchdog's death and starts another, which adopts the workers still alive.
+kernel notices the watchdog's death, or that its heartbeat stopped, kills what is left of it and
+starts another, which adopts the workers still alive. Like the watchdog it doubts itself first: when
+it came late itself (the host was stopped, or held the interpreter), the watchdog gets a new timeout.
+A watchdog that dies too often is given up (`watchdog.restart_limit`): its slot says quarantined, which
+monitors report, and host and workers go on without one.
 """
 
 from __future__ import annotations
@@ -15,14 +19,18 @@ import threading
 import time
 from pathlib import Path
 
+from asys_bench.config.watchdog import WatchdogConfig
 from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
-from asys_bench.pipeline.liveness import ProcessHandle
+from asys_bench.pipeline.liveness import ProcessHandle, start_time
+from asys_bench.pipeline.process_group import ProcessGroups
 from asys_bench.pipeline.resource_manager.apply import thread_environment
+from asys_bench.pipeline.restart import RestartBudget
 
 log = logging.getLogger(__name__)
 
-WATCHDOG_RESTARTS = 10
+LOOK_S = 0.5
+"""Time between two looks at the watchdog's heartbeat, at most."""
 
 
 class SupervisorError(RuntimeError):
@@ -34,7 +42,12 @@ class Supervisor:
 
     def __init__(self, launch: LaunchSpec, page: StatsPage) -> None:
         self._launch, self._page = launch, page
+        self._config = WatchdogConfig.model_validate(launch.watchdog)
+        self._slot = page.slot("watchdog")
+        self._budget = RestartBudget(self._config)
+        self._groups = ProcessGroups(launch.run_id)
         self._process: subprocess.Popen[bytes] | None = None
+        self._spawned_at = 0.0
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -48,19 +61,28 @@ class Supervisor:
         self._thread.start()
 
     def _spawn(self) -> None:
-        with open(Path(self._launch.run_dir) / "logs" / "watchdog.log", "ab") as errors:
+        self._spawned_at = time.monotonic()
+        with (
+            open(Path(self._launch.run_dir) / "logs" / "watchdog.log", "ab") as errors,
+            open(os.memfd_create("asys-launch", os.MFD_CLOEXEC), "w+b") as launch,
+        ):
+            # In memory, not in a pipe: nobody may wait for a watchdog that was stopped or killed.
+            launch.write(json.dumps(self._launch.to_dict()).encode())
+            launch.seek(0)
             # -P keeps the working directory off sys.path; a session of its own keeps Ctrl-C away.
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "asys_bench.pipeline.watchdog"],
-                stdin=subprocess.PIPE,
+                stdin=launch,
                 stderr=errors,
                 pass_fds=self._launch.fds,
-                env={**os.environ, **thread_environment(self._worker_threads())},
+                env={
+                    **os.environ,
+                    **thread_environment(self._worker_threads()),
+                    **self._groups.environment,
+                },
                 start_new_session=True,
             )
-        assert self._process.stdin is not None
-        with self._process.stdin as pipe:
-            pipe.write(json.dumps(self._launch.to_dict()).encode())
+        self._groups.add(self._process.pid)
 
     def _worker_threads(self) -> int:
         return max((spec.threads for spec in self._launch.workers), default=1)
@@ -69,22 +91,63 @@ class Supervisor:
         while True:
             process = self._process
             assert process is not None
-            process.wait()
+            self._until_dead(process)
             with self._lock:
                 if self._stopping.is_set() or process.returncode == 0:
                     return
-                if self.watchdog_restarts >= WATCHDOG_RESTARTS:
-                    log.error(
-                        "the watchdog died %d times: workers go on without one", WATCHDOG_RESTARTS
-                    )
+            delay = self._budget.next_delay_s(time.monotonic())
+            if delay is None:
+                self._slot.state = WorkerState.QUARANTINED
+                log.error(
+                    "the watchdog died %d times within %.0f s: workers go on without one, and one "
+                    "that dies is not started again. See logs/watchdog.log in the run directory",
+                    self._config.restart_limit + 1,
+                    self._config.restart_window_s,
+                )
+                return
+            self._slot.state = WorkerState.FAILED
+            self._slot.set(SlotField.RESTARTS, self._slot.get(SlotField.RESTARTS) + 1)
+            if self._stopping.wait(delay):
+                return
+            with self._lock:
+                if self._stopping.is_set():
                     return
                 self.watchdog_restarts += 1
-                log.warning("the watchdog died (%d): starting another", process.returncode)
+                log.warning("the watchdog died (%s): starting another", process.returncode)
                 try:
                     self._spawn()
                 except OSError as error:
+                    self._slot.state = WorkerState.QUARANTINED
                     log.error("the watchdog cannot be started again: %s", error)
                     return
+
+    def _until_dead(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait for the watchdog's end; SIGKILL it when it hangs (SIGSTOPped ones too)."""
+        timeout_s = self._config.heartbeat_timeout_s
+        look_s = min(LOOK_S, timeout_s / 4)
+        last_look = time.monotonic()
+        grace_until = 0.0
+        try:
+            handle = ProcessHandle(process.pid)
+        except OSError:  # dead and waited for, or no descriptor is left: then its death must do
+            process.wait()
+            return
+        while not handle.wait(look_s):
+            now = time.monotonic()
+            if now - last_look > look_s + timeout_s / 2:
+                grace_until = now + timeout_s
+            last_look = now
+            ready = (
+                self._slot.get(SlotField.PID) == process.pid
+                and self._slot.state is not WorkerState.STARTING
+            )
+            since = self._slot.get(SlotField.HEARTBEAT_NS) / 1e9 if ready else self._spawned_at
+            limit = timeout_s if ready else self._config.startup_timeout_s
+            if now - since > limit and now > grace_until:
+                log.error("the watchdog hangs (no heartbeat for %.1f s): killed", now - since)
+                handle.kill()
+        handle.close()
+        process.wait()
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until every worker consumes.
@@ -114,16 +177,29 @@ class Supervisor:
         self._page.drain_deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
         self._page.run_state = RunState.DRAINING
         deadline = time.monotonic() + timeout_s + 1.0
-        process = self._process
-        while process is not None and time.monotonic() < deadline:
-            process = self._process
-            if process is not None and process.poll() == 0:
+        while (process := self._process) is not None and time.monotonic() < deadline:
+            if process.poll() == 0:
+                break
+            if self._slot.state is WorkerState.QUARANTINED and self._settle_alone():
                 break
             time.sleep(0.01)
         self.end()
         return all(
             self._page.slot(spec.name).state is WorkerState.DONE for spec in self._launch.workers
         )
+
+    def _settle_alone(self) -> bool:
+        """In place of a watchdog that was given up; True once everybody has left."""
+        running = {
+            spec.name: spec.role
+            for spec in self._launch.workers
+            if start_time(pid := self._page.slot(spec.name).get(SlotField.PID))
+            == self._page.slot(spec.name).get(SlotField.PROCESS_START)
+            and pid
+        }
+        if "sink" not in running.values():
+            self._page.run_state = RunState.STOPPED
+        return not running
 
     def end(self) -> None:
         """SIGKILL whatever is left, each by pid and start time, and reap. Idempotent."""
@@ -147,6 +223,7 @@ class Supervisor:
             handle.kill()
             handle.wait(2.0)
             handle.close()
+        self._groups.end()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(2.0)
         self._page.run_state = RunState.STOPPED

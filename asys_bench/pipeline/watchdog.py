@@ -3,36 +3,39 @@
 ``python -m asys_bench.pipeline.watchdog`` with a `LaunchSpec` as JSON on standard input.
 
 - Workers come from a fork server with torch preloaded, so a restart takes a fraction of a second.
+  The server is watched as well, and nothing here waits for it (`fork_server`).
 - Death is seen through pidfds at once. A hang is a heartbeat older than `heartbeat_timeout_s`; the
   worker (SIGSTOPped ones too) is killed first, its death confirmed, and only then are its claims
   taken back from the bus.
 - The watchdog doubts itself: when its own tick came late it gives every worker a fresh timeout.
 - A worker that dies too often is quarantined, with a log line that says so; the run goes on.
-- A restarted watchdog adopts the workers that are still alive.
+- A restarted watchdog adopts the workers that are still alive. A worker whose start it never heard
+  of finds that its slot belongs to another launch, and leaves.
+- It is itself watched, by the host (`supervisor`), and continues (SIGCONT) when the host dies.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import select
 import signal
 import sys
 import time
 from dataclasses import asdict
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asys_bench.config.watchdog import WatchdogConfig
-from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
-from asys_bench.contracts.stats import RunState, Slot, SlotField, StatsPage, WorkerState
-from asys_bench.pipeline.liveness import ProcessHandle, start_time
+from asys_bench.contracts.launch import LaunchSpec
+from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
+from asys_bench.pipeline.fork_server import ForkServer
+from asys_bench.pipeline.liveness import ProcessHandle, signal_on_parent_death, start_time
 from asys_bench.pipeline.resource_manager.apply import settle
 from asys_bench.pipeline.resource_manager.plan import WATCHDOG, Placement
 from asys_bench.pipeline.restart import RestartBudget
+from asys_bench.pipeline.supervised import Supervised
 from asys_bench.pipeline.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
 
 if TYPE_CHECKING:
@@ -45,21 +48,8 @@ DUMP_S = 0.1
 """Time for a hung worker to write its stacks."""
 LATE_START_S = 2.0
 """With less drain time left than this, a dead worker is not started again."""
-
-
-class _Supervised:
-    """One worker as the watchdog sees it."""
-
-    def __init__(self, spec: WorkerSpec, slot: Slot, budget: RestartBudget) -> None:
-        self.spec, self.slot, self.budget = spec, slot, budget
-        self.handle: ProcessHandle | None = None
-        self.process: Any = None
-        self.start_at: float | None = time.monotonic()
-        self.grace_until = 0.0
-
-    @property
-    def finished(self) -> bool:
-        return self.slot.state in (WorkerState.DONE, WorkerState.QUARANTINED)
+LAST_TICK_S = 0.4
+"""A monitor may write its last line this long past the drain deadline."""
 
 
 class WatchdogProcess:
@@ -70,12 +60,12 @@ class WatchdogProcess:
         self._launch_json = json.dumps(launch.to_dict())
         self._config = config = WatchdogConfig.model_validate(launch.watchdog)
         self._slot = page.slot("watchdog")
-        self._context = multiprocessing.get_context("forkserver")
+        preload = {*PRELOAD}.union(*(spec.preload for spec in launch.workers))
+        self._fork_server = ForkServer(preload, config.heartbeat_timeout_s)
         self._client: BusClient | None = None
         self._host = ProcessHandle(launch.host_pid)
         self._workers = [
-            _Supervised(spec, page.slot(spec.name), RestartBudget(config))
-            for spec in launch.workers
+            Supervised(spec, page.slot(spec.name), RestartBudget(config)) for spec in launch.workers
         ]
 
     def run(self) -> None:
@@ -83,9 +73,11 @@ class WatchdogProcess:
         self._slot.set(SlotField.PID, os.getpid())
         self._slot.set(SlotField.PROCESS_START, start_time(os.getpid()))
         self._slot.beat()
-        self._slot.state = WorkerState.READY
+        self._slot.state = WorkerState.STARTING
+        self._fork_server.ensure()
+        self._warm_up()  # while the fork server imports the same
         self._adopt()
-        self._start_fork_server()
+        self._slot.state = WorkerState.READY
         last_tick = time.monotonic()
         while True:
             now = time.monotonic()
@@ -98,29 +90,34 @@ class WatchdogProcess:
             last_tick = now
             self._slot.beat()
             self._watch_host()
+            self._fork_server.watch(now)
             for worker in self._workers:
                 self._supervise(worker, time.monotonic())
             if self._all_done():
                 break
             self._wait()
+        self._fork_server.end()
         self._slot.state = WorkerState.DONE
+
+    def _warm_up(self) -> None:
+        """Attach to the bus now: the import would come between a death and its successor."""
+        try:
+            self._bus_client()
+        except Exception as error:  # noqa: BLE001 - it is asked again when a worker dies
+            log.warning("the bus cannot be attached to: %s", error)
 
     def _adopt(self) -> None:
         for worker in self._workers:
             pid = worker.slot.get(SlotField.PID)
-            if not pid:
+            if not pid or worker.finished:
                 continue
             worker.start_at = None
             try:
                 worker.handle = ProcessHandle(pid, worker.slot.get(SlotField.PROCESS_START))
                 log.info("adopted %s (pid %d)", worker.spec.name, pid)
             except ProcessLookupError:
+                self._take_back(worker, pid)
                 self._died(worker, "died while no watchdog was there")
-
-    def _start_fork_server(self) -> None:
-        preload = {*PRELOAD}.union(*(spec.preload for spec in self._launch.workers))
-        self._context.set_forkserver_preload(sorted(preload))
-        forkserver.ensure_running()
 
     def _watch_host(self) -> None:
         if self._page.run_state is RunState.STOPPED or self._host.alive():
@@ -134,7 +131,10 @@ class WatchdogProcess:
         deadline = self._page.drain_deadline_ns
         return (deadline - time.monotonic_ns()) / 1e9 if deadline else float("inf")
 
-    def _supervise(self, worker: _Supervised, now: float) -> None:
+    def _supervise(self, worker: Supervised, now: float) -> None:
+        if worker.starting is not None:
+            self._await_start(worker, now)
+            return
         if worker.handle is None:
             if worker.start_at is not None and now >= worker.start_at and not worker.finished:
                 self._start(worker)
@@ -142,7 +142,9 @@ class WatchdogProcess:
         if not worker.handle.alive():
             self._reap(worker)
             return
-        if self._time_left_s() < 0 and worker.spec.role == "sink":
+        if worker.killed:
+            return  # its death comes as soon as the kernel is done with it
+        if self._time_left_s() < (0.0 if worker.spec.role == "sink" else -LAST_TICK_S):
             log.error("%s did not leave before the drain deadline: killed", worker.spec.name)
             self._kill(worker)
             return
@@ -162,40 +164,59 @@ class WatchdogProcess:
             worker.handle.wait(DUMP_S)
             self._kill(worker)
 
-    def _start(self, worker: _Supervised) -> None:
+    def _start(self, worker: Supervised) -> None:
         worker.start_at = None
         if self._time_left_s() < LATE_START_S:
             return
+        worker.started_at = time.monotonic()
+        launch_id = time.monotonic_ns()
         worker.slot.beat()
         worker.slot.state = WorkerState.STARTING
-        started = time.monotonic()
-        process = self._context.Process(
+        worker.slot.set(SlotField.LAUNCH, launch_id)
+        worker.process = self._fork_server.context.Process(
             target=worker_main,
-            args=(self._launch_json, json.dumps(asdict(worker.spec)), PassedFds(self._launch.fds)),
+            args=(
+                self._launch_json,
+                json.dumps(asdict(worker.spec)),
+                launch_id,
+                PassedFds(self._launch.fds),
+            ),
             name=worker.spec.name,
             daemon=True,
         )
-        process.start()
-        assert process.pid is not None
-        worker.process = process
+        worker.starting = self._fork_server.start(worker.process)
+
+    def _await_start(self, worker: Supervised, now: float) -> None:
+        assert worker.starting is not None
+        took = now - worker.started_at
+        if not worker.starting.done():
+            if took > self._config.startup_timeout_s:
+                self._fork_server.kill(f"did not start {worker.spec.name} in {took:.1f} s")
+                worker.started_at = now
+            return
+        error = worker.starting.exception()
+        worker.starting = None
+        if error is not None:
+            worker.process = None
+            self._died(worker, f"the fork server failed: {error!r}")
+            return
+        pid = worker.process.pid
         try:
-            worker.handle = ProcessHandle(process.pid)
+            worker.handle = ProcessHandle(pid)
         except ProcessLookupError:
             self._died(worker, "died at once")
             return
-        worker.slot.set(SlotField.PID, process.pid)
+        worker.killed = False
+        worker.slot.set(SlotField.PID, pid)
         worker.slot.set(SlotField.PROCESS_START, worker.handle.started)
-        log.info(
-            "started %s (pid %d, %.3f s)", worker.spec.name, process.pid, time.monotonic() - started
-        )
+        log.info("started %s (pid %d, %.3f s)", worker.spec.name, pid, took)
 
-    def _kill(self, worker: _Supervised) -> None:
+    def _kill(self, worker: Supervised) -> None:
         assert worker.handle is not None
         worker.handle.kill()
-        if worker.handle.wait(5.0):
-            self._reap(worker)
+        worker.killed = True
 
-    def _reap(self, worker: _Supervised) -> None:
+    def _reap(self, worker: Supervised) -> None:
         """The worker's death is confirmed: take back its claims, then decide what comes next."""
         assert worker.handle is not None
         pid = worker.handle.pid
@@ -205,11 +226,9 @@ class WatchdogProcess:
         if worker.process is not None:
             worker.process.join(0.5)
             code = worker.process.exitcode
+            worker.process = None
         worker.slot.set(SlotField.EXIT_CODE, code if code is not None else -1)
-        if worker.spec.role == "sink":
-            taken = self._bus_client().reap(pid)
-            if taken:
-                log.info("took %d packets back from %s", taken, worker.spec.name)
+        self._take_back(worker, pid)
         if worker.slot.state is WorkerState.DONE:
             log.info("%s finished", worker.spec.name)
             return
@@ -217,7 +236,19 @@ class WatchdogProcess:
         how = f"signal {signal.Signals(-code).name}" if signalled and code else f"exit code {code}"
         self._died(worker, how)
 
-    def _died(self, worker: _Supervised, how: str) -> None:
+    def _take_back(self, worker: Supervised, pid: int) -> None:
+        """Reclaim from the bus what the dead process `pid` held."""
+        if worker.spec.role != "sink":
+            return
+        try:
+            taken = self._bus_client().reap(pid)
+        except Exception as error:  # noqa: BLE001 - the bus may be gone with the host
+            log.warning("what %s held could not be taken back: %s", worker.spec.name, error)
+            return
+        if taken:
+            log.info("took %d packets back from %s", taken, worker.spec.name)
+
+    def _died(self, worker: Supervised, how: str) -> None:
         slot = worker.slot
         slot.set(SlotField.DOWN_SINCE_NS, time.monotonic_ns())
         enabled = self._config.enabled
@@ -241,7 +272,7 @@ class WatchdogProcess:
         worker.start_at = time.monotonic() + delay
         log.warning("%s died (%s); starts again in %.2f s", worker.spec.name, how, delay)
 
-    def _retire_group_of(self, worker: _Supervised) -> None:
+    def _retire_group_of(self, worker: Supervised) -> None:
         """When nobody is left to read a group, it must not fill the bus for the others."""
         group = worker.spec.group
         if not group or any(
@@ -271,10 +302,11 @@ class WatchdogProcess:
             return False
         sinks = [w for w in self._workers if w.spec.role == "sink"]
         given_up = self._time_left_s() < LATE_START_S
-        if all(w.finished or (w.handle is None and given_up) for w in sinks):
+        gone = (w.handle is None and w.starting is None for w in sinks)
+        if all(w.finished or (absent and given_up) for w, absent in zip(sinks, gone, strict=True)):
             self._page.run_state = RunState.STOPPED
             monitors = [w for w in self._workers if w.spec.role == "monitor"]
-            return all(w.finished or w.handle is None for w in monitors)
+            return all(w.finished or (w.handle is None and w.starting is None) for w in monitors)
         return False
 
     def _wait(self) -> None:
@@ -283,16 +315,20 @@ class WatchdogProcess:
         for worker in self._workers:
             if worker.handle is not None:
                 poller.register(worker.handle.fd, select.POLLIN)
+        if self._fork_server.fd is not None:
+            poller.register(self._fork_server.fd, select.POLLIN)
         if self._page.run_state is RunState.RUNNING:
             poller.register(self._host.fd, select.POLLIN)
         draining = self._page.run_state in (RunState.DRAINING, RunState.STOPPED)
-        poller.poll((0.02 if draining else self._config.tick_s) * 1000)
+        soon = draining or any(worker.starting is not None for worker in self._workers)
+        poller.poll((0.02 if soon else self._config.tick_s) * 1000)
 
 
 def main() -> None:
     """Read the launch specification from standard input and supervise."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal_on_parent_death(signal.SIGCONT)  # stopped, it must still see to it that workers leave
     launch = LaunchSpec.from_dict(json.load(sys.stdin))
     logging.basicConfig(
         filename=Path(launch.run_dir) / "logs" / "watchdog.log",

@@ -21,7 +21,7 @@ from typing import Any
 from asys_bench.config.resources import IoPriority
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
-from asys_bench.pipeline.liveness import ProcessHandle, start_time
+from asys_bench.pipeline.liveness import ProcessHandle, signal_on_parent_death, start_time
 from asys_bench.pipeline.resource_manager.apply import settle
 from asys_bench.pipeline.resource_manager.plan import Placement
 from asys_bench.storage.durability import Fsync
@@ -32,6 +32,8 @@ HOST_DEATH_GRACE_S = 4.5
 """After the host's death a worker drains and writes this long, then leaves regardless."""
 CLOSE_SHARE = 0.5
 """Share of the drain time kept for writing; the rest goes to consuming what is left."""
+REPLACED_EXIT, ORPHAN_EXIT = 76, 75
+"""Exit codes: another process has this one's place; the host was gone for too long."""
 DUMP_SIGNAL = signal.SIGUSR1
 """Makes a worker write where it is to its log; the watchdog sends it before it kills a hung one."""
 
@@ -50,14 +52,18 @@ def _receive(passed: list[Any]) -> PassedFds:
     return PassedFds(tuple(one.detach() for one in passed))
 
 
-def worker_main(launch_json: str, worker_json: str, passed: PassedFds) -> None:
-    """Entry point of every worker process. The exit code is 0 only after an orderly end."""
+def worker_main(launch_json: str, worker_json: str, launch_id: int, passed: PassedFds) -> None:
+    """Entry point of every worker process. The exit code is 0 only after an orderly end.
+
+    launch_id: the start that this process is; see `SlotField.LAUNCH`.
+    """
     launch = LaunchSpec.from_dict(json.loads(launch_json))
     spec = WorkerSpec(**json.loads(worker_json))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's business
     os.umask(0o077)  # what libraries create in the run's folder is private too
+    signal_on_parent_death(signal.SIGCONT)  # stopped, it must still notice that the host is gone
     _log_to_file(Path(launch.run_dir), spec)
-    process = WorkerProcess(launch, spec, passed.fds)
+    process = WorkerProcess(launch, spec, launch_id, passed.fds)
     try:
         process.run()
     except Exception:
@@ -90,12 +96,15 @@ def _log_to_file(run_dir: Path, spec: WorkerSpec) -> None:
 class WorkerProcess:
     """One incarnation of a worker."""
 
-    def __init__(self, launch: LaunchSpec, spec: WorkerSpec, fds: tuple[int, ...]) -> None:
-        self._launch, self._spec = launch, spec
+    def __init__(
+        self, launch: LaunchSpec, spec: WorkerSpec, launch_id: int, fds: tuple[int, ...]
+    ) -> None:
+        self._launch, self._spec, self._launch_id = launch, spec, launch_id
         self._page = StatsPage.attach(fds[0])
         self._bus_fds = fds[1:]
         self.slot = self._page.slot(spec.name)
         self._host_died_at: float | None = None
+        self._leave_if_replaced()
         self.slot.set(SlotField.PID, os.getpid())
         self.slot.set(SlotField.PROCESS_START, start_time(os.getpid()))
         self.slot.beat()
@@ -120,6 +129,14 @@ class WorkerProcess:
         io = IoPriority(resources.get("worker_io", IoPriority.NORMAL))
         for problem in settle(placement, self._spec.nice, io):
             log.warning("%s", problem)
+
+    def _leave_if_replaced(self) -> None:
+        """End here, without a trace, when the watchdog that started this one died before it knew of
+        it and its successor has started another."""
+        if self.slot.get(SlotField.LAUNCH) != self._launch_id:
+            log.warning("%s was started again elsewhere: this one leaves", self._spec.name)
+            logging.shutdown()
+            os._exit(REPLACED_EXIT)
 
     def time_left_s(self) -> float:
         """Seconds until this process must be gone; infinity while the run goes on."""
@@ -164,6 +181,7 @@ class WorkerProcess:
         self.slot.state = WorkerState.READY
         reserve_s: float | None = None
         while not subscription.ended:
+            self._leave_if_replaced()
             self.slot.beat()
             left = self.time_left_s()
             if left != float("inf"):
@@ -208,6 +226,7 @@ class WorkerProcess:
         self.slot.set(SlotField.READY_NS, time.monotonic_ns())
         self.slot.state = WorkerState.READY
         while self._page.run_state is not RunState.STOPPED and self.time_left_s() > 0.5:
+            self._leave_if_replaced()
             self.slot.beat()
             publish_account(self.slot, client)
             monitor.tick(self._page.run_state)
@@ -234,4 +253,4 @@ class WorkerProcess:
             pass
         self._host_died_at = time.monotonic()
         time.sleep(HOST_DEATH_GRACE_S)
-        os._exit(75)
+        os._exit(ORPHAN_EXIT)

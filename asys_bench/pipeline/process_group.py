@@ -1,0 +1,69 @@
+"""The sessions that a run's watchdogs lead: whatever is left in one is the run's, and is ended.
+
+Workers are known by their slots. A fork server or resource tracker that was stopped (SIGSTOP) when its
+watchdog died is not, and would stay for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from asys_bench.pipeline.liveness import ProcessHandle
+
+VARIABLE = "ASYS_RUN_MARK"
+GRACE_S = 0.5
+"""For processes that are about to leave by themselves."""
+
+
+class ProcessGroups:
+    """Sessions by their leader's pid; members are recognised by the run's mark in their environment."""
+
+    def __init__(self, run_id: str) -> None:
+        self.environment = {VARIABLE: f"{run_id}:{os.getpid()}:{id(self):x}"}
+        self._leaders: set[int] = set()
+
+    def add(self, leader: int) -> None:
+        """A watchdog was started as the leader of a session of its own."""
+        self._leaders.add(leader)
+
+    def members(self) -> list[int]:
+        """Process ids of what runs in these sessions (zombies do not)."""
+        if not self._leaders:
+            return []
+        pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+        return [pid for pid in pids if _session(pid) in self._leaders and self._marked(pid)]
+
+    def end(self) -> None:
+        """SIGKILL what does not leave by itself within `GRACE_S`."""
+        deadline = time.monotonic() + GRACE_S
+        while (left := self.members()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for pid in left:
+            try:
+                handle = ProcessHandle(pid)
+            except OSError:
+                continue
+            if self._marked(pid):  # still the same one, now that it cannot be confused any more
+                handle.kill(signal.SIGKILL)
+                handle.wait(2.0)
+            handle.close()
+
+    def _marked(self, pid: int) -> bool:
+        mark = f"{VARIABLE}={self.environment[VARIABLE]}".encode()
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                return mark in file.read().split(b"\0")
+        except OSError:
+            return False
+
+
+def _session(pid: int) -> int:
+    """The session of a live process; 0 for zombies and for none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rsplit(b")", 1)[1].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] in (b"Z", b"X") else int(fields[3])

@@ -1,0 +1,139 @@
+"""Who watches the watchers: a watchdog or a fork server that dies or stops is replaced, and whatever
+they leave behind is ended with the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from asys_bench.config import config_from_data
+from asys_bench.contracts.stats import SlotField, WorkerState
+from asys_bench.pipeline.liveness import is_stopped, start_time
+from asys_bench.pipeline.rundir import RunDir
+from asys_bench.pipeline.session import ObservationSession
+
+
+def open_session(tmp_path, module, **watchdog):
+    config = config_from_data(
+        {
+            "host": {"kind": "ppo"},
+            "run": {"dir": str(tmp_path), "name": "watched"},
+            "hooks": [{"match": "0"}],
+            "sinks": {"archive": {"kind": "archiver"}, "trainer": None},
+            "watchdog": {"tick_s": 0.05, "backoff_initial_s": 0.05, **watchdog},
+        }
+    )
+    return ObservationSession(config, module, RunDir.create(tmp_path, "watched"))
+
+
+def wait_for(condition, what, patience_s=60.0):
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen"
+        time.sleep(0.02)
+
+
+def processes_of(session):
+    """pid -> command line of all that the run's watchdog has started, itself included."""
+    groups = session._supervisor._groups
+    found = {}
+    for pid in groups.members():
+        try:
+            found[pid] = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            continue
+    return found
+
+
+def fork_server_of(session, besides=()):
+    names = {session.page.slot(name).get(SlotField.PID) for name, _ in session.page.slots()}
+    for pid, command in processes_of(session).items():
+        if b"multiprocessing.forkserver" in command and pid not in {*names, *besides}:
+            return pid
+    return None
+
+
+def test_a_stopped_watchdog_a_stopped_fork_server_and_an_outdated_worker_are_replaced(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16))
+    session = open_session(tmp_path, module, heartbeat_timeout_s=1.0, startup_timeout_s=60)
+    try:
+        session.start()
+        watchdog, archive = session.page.slot("watchdog"), session.page.slot("archive-0")
+        first, worker = watchdog.get(SlotField.PID), archive.get(SlotField.PID)
+        server = fork_server_of(session)
+        os.kill(server, signal.SIGSTOP)
+        os.kill(first, signal.SIGSTOP)
+        wait_for(
+            lambda: watchdog.get(SlotField.PID) != first and watchdog.state is WorkerState.READY,
+            "another watchdog",
+        )
+        assert archive.get(SlotField.PID) == worker, "a living worker is adopted"
+        assert not start_time(server) or not is_stopped(server), "its fork server went with it"
+        assert watchdog.get(SlotField.RESTARTS) == 1
+
+        wait_for(lambda: fork_server_of(session, {server}), "its own fork server")
+        second = fork_server_of(session, {server})
+        os.kill(second, signal.SIGKILL)
+        os.kill(worker, signal.SIGKILL)
+        wait_for(
+            lambda: archive.get(SlotField.PID) != worker and archive.state is WorkerState.READY,
+            "another worker",
+        )
+
+        worker = archive.get(SlotField.PID)
+        archive.set(SlotField.LAUNCH, archive.get(SlotField.LAUNCH) + 1)  # given to somebody else
+        wait_for(lambda: archive.get(SlotField.PID) != worker, "the outdated worker's leaving")
+        assert archive.get(SlotField.EXIT_CODE) == 76
+        wait_for(lambda: archive.state is WorkerState.READY, "its successor")
+        for _ in range(50):
+            module(torch.randn(4, 8))
+            session.clock.step()
+        wait_for(lambda: session.bus.account().group("archive").delivered == 50, "delivery")
+        started = processes_of(session)
+        end = session.stop()
+    finally:
+        session.abort()
+        session.close()
+    assert end.orderly
+    assert end.watchdog_restarts == 1
+    assert end.account.imbalance(end.account.group("archive")) == 0
+    assert len(started) >= 3
+    assert processes_of(session) == {}
+
+
+def test_a_watchdog_that_keeps_dying_is_given_up_and_the_run_goes_on_and_leaves_nothing(tmp_path):
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16))
+    session = open_session(tmp_path, module, restart_limit=0)
+    try:
+        session.start()
+        watchdog = session.page.slot("watchdog")
+        for pid, command in processes_of(session).items():
+            if b"resource_tracker" in command:
+                os.kill(pid, signal.SIGSTOP)  # it would stay for ever
+        os.kill(watchdog.get(SlotField.PID), signal.SIGKILL)
+        wait_for(lambda: watchdog.state is WorkerState.QUARANTINED, "giving up")
+        for _ in range(50):
+            module(torch.randn(4, 8))
+            session.clock.step()
+        end = session.stop()
+    finally:
+        session.abort()
+        session.close()
+    assert end.orderly, "workers drain by themselves"
+    assert end.account.group("archive").delivered == 50
+    assert processes_of(session) == {}
+
+
+@pytest.mark.parametrize("word", ["", "wrong"])
+def test_a_process_without_the_runs_mark_is_not_the_runs(word):
+    from asys_bench.pipeline.process_group import ProcessGroups
+
+    groups = ProcessGroups(word)
+    groups.add(os.getsid(0))
+    assert groups.members() == []
+    groups.end()
