@@ -36,6 +36,7 @@ _COMMANDS = (
     "plan",
     "top",
     "report",
+    "verify",
 )
 """Each is `asys_bench.cli.run_<name>` with `add(parser)` and `main(arguments, console)`."""
 

@@ -55,7 +55,10 @@ def read_metrics(path: Path, where: Mapping[str, str]) -> Table:
         if len(line) == len(COLUMNS) and all(line[index] == value for index, value in wanted):
             for name, value in zip(COLUMNS, line, strict=True):
                 columns[name].append(value)
-    return Table({name: _array(name, values) for name, values in columns.items()})
+    try:
+        return Table({name: _array(name, values) for name, values in columns.items()})
+    except ValueError as error:
+        raise ReadingError(f"{path}: a damaged line ({error}): asys-run verify") from error
 
 
 def _array(name: str, values: list[str]) -> npt.NDArray[Any]:

@@ -28,6 +28,10 @@ class CheckpointError(RuntimeError):
         self.path, self.reason = path, reason
 
 
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint of another version of this software: whole, and not to be resumed from here."""
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write one JSON object.
 

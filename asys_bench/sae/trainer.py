@@ -306,8 +306,7 @@ class SAETrainer:
         first: CheckpointError | None = None
         for path in candidates:
             try:
-                check_seal(path)
-                self._restore(path, read_state(path))
+                self.restore(path)
             except CheckpointError as error:
                 log.warning("checkpoint passed over: %s", error)
                 first = first or error
@@ -316,6 +315,15 @@ class SAETrainer:
         if first is not None:
             raise first
         return None
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from this one checkpoint folder.
+
+        Raises:
+            CheckpointError: it is damaged, or does not fit this configuration; nothing has changed.
+        """
+        check_seal(checkpoint)
+        self._restore(checkpoint, read_state(checkpoint))
 
     def _restore(self, path: Path, saved: TrainerState) -> None:
         ours, theirs = self.config, saved.config

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from asys_bench.sae.checkpoint_files import (
     CheckpointError,
+    CheckpointVersionError,
     read_json,
     read_tensors,
     write_json,
@@ -68,7 +69,7 @@ def read_state(folder: Path) -> TrainerState:
     path = folder / STATE_JSON
     data = read_json(path)
     if data.get("version") != STATE_VERSION:
-        raise CheckpointError(
+        raise CheckpointVersionError(
             path, f"version {data.get('version')!r} is not supported; valid: {STATE_VERSION}"
         )
     d_in, d_out, numbers = data.get("d_in"), data.get("d_out"), data.get("numbers")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from crc32c import crc32c
 
@@ -11,7 +13,7 @@ from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.sinks.archive.read import ShardReport, open_shard, read_shard, report
 from asys_bench.sinks.archive.reader import shard_paths
 from asys_bench.sinks.archive.repair import repair_shard
-from asys_bench.sinks.archive.sidecar import Sidecar
+from asys_bench.sinks.archive.sidecar import Sidecar, Tally
 
 
 def verify_archive(run_dir: Path | str, *, repair: bool = False) -> list[ShardReport]:
@@ -46,15 +48,20 @@ def _verify(path: Path, repair: bool) -> ShardReport:
     return replace(done, damage=found.damage or done.damage)
 
 
-def check_shard(path: Path) -> ShardReport:
+def check_shard(path: Path, each: Callable[[Any], None] | None = None) -> ShardReport:
     """Read one shard in full; `damage` of the report says where its sidecar disagrees.
+
+    each: called with every record batch.
 
     Raises:
         ArchiveError: the shard or the sidecar cannot be read.
     """
     batches, found = read_shard(path)
-    for _ in batches:
-        pass
+    tally = Tally()
+    for batch in batches:
+        tally.add_batch(*(batch.column(name).to_numpy() for name in ("source", "shard", "seq")))
+        if each is not None:
+            each(batch)
     sidecar = Sidecar.read(path)
     if sidecar is None:
         return found
@@ -63,6 +70,11 @@ def check_shard(path: Path) -> ShardReport:
     damage = None
     if sidecar.closed and said != is_:
         damage = f"{path}: its sidecar says (rows, batches, bytes, hook) = {said}, it has {is_}"
+    elif sidecar.closed and (sidecar.packets, sidecar.ranges) != (
+        tally.packets,
+        tally.seq_ranges(),
+    ):
+        damage = f"{path}: its keys are not those that its sidecar lists"
     elif sidecar.closed and sidecar.crc32c not in (None, _checksum(path)):
         damage = f"{path}: its bytes do not match the crc32c of its sidecar"
     return replace(found, closed=sidecar.closed, damage=damage)

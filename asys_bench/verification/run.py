@@ -1,0 +1,113 @@
+"""Every file of a run, whether it goes on, has ended or was killed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from asys_bench.pipeline.live_run import RUN_FILE, LiveRunError, read_run_file
+from asys_bench.pipeline.liveness import start_time
+from asys_bench.sinks.archive.layout import ARCHIVE_DIR
+from asys_bench.verification.archive import ArchiveCheck
+from asys_bench.verification.checkpoints import SAE_DIR, CheckpointCheck
+from asys_bench.verification.documents import REQUIRED, check_document
+from asys_bench.verification.events import check_events
+from asys_bench.verification.finding import Finding, State, Verification
+from asys_bench.verification.lines import CHECKS, check_lines
+
+TEXTS = ("logs", "readers")
+"""Folders of text and locks: nothing in them can be wrong."""
+
+
+def verify_run(run_dir: Path, *, repair: bool = False, keep_torn: bool = True) -> Verification:
+    """Check (and with `repair` mend) the run in the folder `run_dir`.
+
+    keep_torn: keep cut-off bytes beside the file that they were cut from.
+
+    A run that goes on is only read: what its processes are writing is never taken for damage, and
+    never repaired. Files of other kinds are listed and left alone.
+    """
+    check = _RunCheck(Path(run_dir), repair, keep_torn)
+    return Verification(check.path, check.run_id, check.live, tuple(check.findings()))
+
+
+class _RunCheck:
+    def __init__(self, path: Path, repair: bool, keep_torn: bool) -> None:
+        self.path, self._repair, self._keep_torn = path, repair, keep_torn
+        document = _document(path)
+        self.run_id = str(document.get("run_id", ""))
+        self.live = _goes_on(document)
+
+    def findings(self) -> Iterator[Finding]:
+        for name in REQUIRED:
+            if not (self.path / name).is_file():
+                yield Finding(name, "document", State.DAMAGED, "is missing")
+        for path in sorted(self.path.iterdir()):
+            if path.is_dir() and not path.is_symlink():
+                yield from self._folder(path)
+            elif path.is_file():
+                yield self._file(path)
+        yield from ArchiveCheck(
+            self.path, self.run_id, repair=self._repair, keep_torn=self._keep_torn
+        ).findings()
+        yield from CheckpointCheck(self.path, live=self.live, repair=self._repair).findings()
+
+    def _folder(self, folder: Path) -> Iterator[Finding]:
+        if folder.name in (ARCHIVE_DIR, SAE_DIR, *TEXTS):
+            return
+        for path in sorted(folder.rglob("*")):
+            if not path.is_file():
+                continue
+            name = path.relative_to(self.path).as_posix()
+            if folder.name == "tensorboard" and ".tfevents." in path.name:
+                yield check_events(path, name, live=self.live)
+            elif path.suffix == ".json":
+                yield check_document(path, name)
+            else:
+                yield Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
+
+    def _file(self, path: Path) -> Finding:
+        name = path.name
+        if name in CHECKS:
+            return check_lines(
+                path, name, live=self.live, repair=self._repair, keep_torn=self._keep_torn
+            )
+        if path.suffix in (".json", ".yaml"):
+            return check_document(path, name)
+        if name.endswith(".html"):
+            return Finding(name, "other", State.OK)
+        if name.endswith(".torn"):
+            detail = "what an earlier repair cut off; kept until you delete it"
+            return Finding(name, "other", State.OK, detail)
+        if name.endswith((".tmp", ".partial")):
+            return self._unfinished(path)
+        return Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
+
+    def _unfinished(self, path: Path) -> Finding:
+        if self.live:
+            return Finding(path.name, "document", State.BEING_WRITTEN)
+        done = None
+        if self._repair:
+            path.unlink(missing_ok=True)
+            done = "removed"
+        return Finding(path.name, "document", State.LEFTOVER, "of a killed writer", repair=done)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    if not (path / RUN_FILE).is_file():
+        return {}
+    try:
+        return read_run_file(path)
+    except LiveRunError:
+        return {}
+
+
+def _goes_on(document: dict[str, Any]) -> bool:
+    pid, started = document.get("host_pid"), document.get("host_start")
+    return (
+        document.get("result") is None
+        and isinstance(pid, int)
+        and bool(start_time(pid))
+        and start_time(pid) == started
+    )
