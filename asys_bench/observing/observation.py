@@ -18,6 +18,7 @@ from asys_bench.config import LoadedConfig, dump_yaml
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
+from asys_bench.observing.host_place import HostPlace
 from asys_bench.observing.settings import ConfigLike, resolve_settings
 from asys_bench.observing.summary import write_summary
 from asys_bench.pipeline.clock import StepClock
@@ -72,8 +73,8 @@ def observe(
 
     Raises:
         ConfigError, HookError: what was passed is wrong; says where and the fix.
-        AssemblyError, BusError, SupervisorError, RendezvousError, LiveRunError, OSError: it cannot
-            start here (only with `required`).
+        AssemblyError, BusError, ResourceError, SupervisorError, RendezvousError, LiveRunError,
+            OSError: it cannot start here (only with `required`).
     """
     settings = resolve_settings(config, overrides, unwrap(model))
     ranks = LocalRanks.from_environment() if distributed is not False else None
@@ -109,6 +110,7 @@ class Observation:
         self._optimizers: OptimizerWatch | None = None
         self._desk: RankDesk | None = None
         self._account: BusAccount | None = None
+        self._place = HostPlace(self.config)
         self._hooks: tuple[str, ...] = ()
         self._steps = 0
         self._started = time.monotonic()
@@ -199,6 +201,7 @@ class Observation:
                 self._desk.close()
             self._steps = session.clock.host_step
             session.close()
+            self._place.release()
             self._session = None  # and with it shared memory, which a hook's producer maps
 
     def __enter__(self) -> Self:
@@ -231,6 +234,7 @@ class Observation:
             self.error = error
             if self._desk is not None:
                 self._desk.refuse(str(error))
+            self._place.release()
             raise
         self._session = session
         self._hooks = session.hooks
@@ -241,6 +245,7 @@ class Observation:
         ranks, config = self._ranks, self.config
         if ranks is not None and ranks.local_world_size > 1:
             self._desk = RankDesk(ranks, next(_serials))
+        resources = self._place.own(ranks.local_world_size if ranks is not None else 1)
         run_dir = RunDir.create(config.run.dir, config.run.name)
         text = dump_yaml(config, self._settings.provenance)
         run_dir.write_text("config.yaml", text)
@@ -251,6 +256,7 @@ class Observation:
             run_dir,
             step_unit=self._step_unit,
             terminal=terminal,
+            resources=resources,
             ranks=ranks,
             root=self._called,
         )
@@ -268,6 +274,7 @@ class Observation:
     def _join(self, ranks: LocalRanks) -> RankSession:
         patience_s = self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
         run_dir = find_run(ranks, next(_serials), patience_s)
+        self._place.join(run_dir)
         session = RankSession(self.config, self._model, run_dir, ranks, root=self._called)
         session.start()
         self._run_dir, self._run_id = run_dir, run_dir.name

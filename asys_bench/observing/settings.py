@@ -40,17 +40,17 @@ def resolve_settings(
         ConfigError: everything that is wrong, each with its place and a fix.
         HookError: no hooks were given and the model suggests none.
     """
-    given = dict(_leaves((), _with_hook_rules(overrides)))
     if isinstance(config, MasterConfig):
+        given = dict(_leaves((), _with_hook_rules(overrides), None))
         data = config.to_plain()
         for path, value in given.items():
             _put(data, path, value)
         return LoadedConfig(config_from_data(data, "observe()"), {}, ())
-    if isinstance(config, Mapping):
-        given = {**dict(_leaves((), _with_hook_rules(config))), **given}
-        config = None
-    name = DEFAULTS if config is None else config
+    name = DEFAULTS if config is None or isinstance(config, Mapping) else config
     root, _ = read_layers(name)
+    given = dict(_leaves((), _with_hook_rules(overrides), root))
+    if isinstance(config, Mapping):
+        given = {**dict(_leaves((), _with_hook_rules(config), root)), **given}
     ours: dict[FieldPath, Any] = {
         ("host", "kind"): "observed",
         ("resources", "host_threads"): None,
@@ -74,12 +74,19 @@ def _with_hook_rules(values: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _leaves(path: FieldPath, value: Any) -> Iterator[tuple[FieldPath, Any]]:
-    """Values with their paths; a mapping is gone into, a list is one value."""
-    if isinstance(value, Mapping) and (value or not path):
+def _leaves(path: FieldPath, value: Any, below: Node | None) -> Iterator[tuple[FieldPath, Any]]:
+    """Values with their paths; a mapping is gone into, a list is one value.
+
+    below: what is there already; a mapping over a single value (`pinning: none`) replaces it whole.
+    """
+    single = below is not None and not isinstance(below.content, dict)
+    if isinstance(value, Mapping) and (value or not path) and not (single and below.content):
         for key, inner in value.items():
             parts = str(key).replace("__", ".").split(".") if not path else [str(key)]
-            yield from _leaves((*path, *parts), inner)
+            node = below
+            for part in parts:
+                node = node.child(part) if node is not None else None
+            yield from _leaves((*path, *parts), inner, node)
     else:
         yield path, _plain(value)
 
@@ -98,7 +105,9 @@ def _plain(value: Any) -> Any:
 
 def _put(data: dict[str, Any], path: FieldPath, value: Any) -> None:
     for part in path[:-1]:
-        data = data.setdefault(str(part), {})
+        if not isinstance(data.get(str(part)), dict):
+            data[str(part)] = {}
+        data = data[str(part)]
     data[str(path[-1])] = value
 
 

@@ -16,7 +16,8 @@ import torch
 import yaml
 
 import asys_bench
-from asys_bench.contracts.stats import WorkerState
+from asys_bench.contracts.stats import SlotField, WorkerState
+from asys_bench.pipeline.resource_manager.manager import ResourceError
 
 SAE = {"k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.5}
 TRAINER = {"trainer": {"options": {"sae": SAE, "final_train_s": 0.5}}}
@@ -154,6 +155,45 @@ def test_a_wrong_glob_always_raises_and_lists_the_modules(tmp_path):
     with pytest.raises(ValueError, match=r"'layers\.\*' matches no module"):
         observe(make_model(), tmp_path, hooks="layers.*", required=False)
     assert descriptors() - before == set()
+
+
+def affinities(page):
+    """Process of the run -> the CPUs of all its threads, as the kernel says."""
+    found = {}
+    for name, slot in page.slots():
+        pid = slot.get(SlotField.PID)
+        tasks = os.listdir(f"/proc/{pid}/task")
+        found[name] = {cpu for task in tasks for cpu in os.sched_getaffinity(int(task))}
+    return found
+
+
+def test_every_process_is_where_the_plan_says_and_the_host_is_let_go(tmp_path):
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        pytest.skip("there is one CPU")
+    first, second = usable[:2]
+    threads = torch.get_num_threads()
+    pinning = {"host": str(first), "workers": {"*": str(second)}, "services": str(second)}
+    resources = {"pinning": pinning, "host_threads": 1}
+    model = make_model()
+    with observe(model, tmp_path, hooks="0", resources=resources) as observation:
+        train(model, 5)
+        found = affinities(observation.page)
+        assert torch.get_num_threads() == 1
+    assert found.pop("host") == {first}
+    assert {"trainer-0", "archive-0", "watchdog"} <= set(found)
+    assert set(map(frozenset, found.values())) == {frozenset({second})}
+    assert os.sched_getaffinity(0) == set(usable)
+    assert torch.get_num_threads() == threads
+    plan = json.loads((observation.run_dir / "plan.json").read_text())
+    assert plan["placements"]["trainer-0"]["cpus"] == str(second)
+
+
+def test_a_pinning_map_that_cannot_be_had_raises_and_leaves_the_process_alone(tmp_path):
+    before = os.sched_getaffinity(0)
+    with pytest.raises(ResourceError, match="CPU 4000 of host is offline"):
+        observe(make_model(), tmp_path, hooks="0", resources={"pinning": {"host": "4000"}})
+    assert os.sched_getaffinity(0) == before
 
 
 def test_wrapped_models_have_the_names_of_their_inside(tmp_path):

@@ -45,6 +45,21 @@ def pin(cpus: Iterable[int]) -> list[str]:
     return []
 
 
+class HostPin:
+    """The calling process confined to `cpus` until `release`; no CPUs leave it alone."""
+
+    def __init__(self, cpus: Iterable[int]) -> None:
+        wanted = frozenset(cpus)
+        self._before = current_cpus() if wanted else frozenset[int]()
+        self.problems = pin(wanted)
+        """What could not be done, one line each."""
+
+    def release(self) -> None:
+        """Give the process its CPUs back. Idempotent."""
+        before, self._before = self._before, frozenset()
+        pin(before)
+
+
 def settle(placement: Placement, nice: int = 0, io: IoPriority = IoPriority.NORMAL) -> list[str]:
     """Bring the calling (worker) process to its place and priority.
 

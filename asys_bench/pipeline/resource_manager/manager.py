@@ -15,7 +15,7 @@ from typing import Any
 
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.stats import SlotField, StatsPage
-from asys_bench.pipeline.resource_manager.apply import current_cpus, pin
+from asys_bench.pipeline.resource_manager.apply import HostPin
 from asys_bench.pipeline.resource_manager.needs import needs_of
 from asys_bench.pipeline.resource_manager.numa import preferring
 from asys_bench.pipeline.resource_manager.plan import HOST, Need, Placement, Plan, make_plan
@@ -46,7 +46,7 @@ class ResourceManager:
         self.topology = topology or read_topology()
         self.needs: Sequence[Need] = needs_of(config, host_threads)
         self.plan: Plan = make_plan(self.topology, self.needs, resources.pinning, resources.numa)
-        self._host_before: frozenset[int] = frozenset()
+        self._pin = HostPin(())
         if self.plan.refusal is not None:
             if self.plan.mode == "explicit":
                 raise ResourceError(str(self.plan.refusal))
@@ -54,12 +54,7 @@ class ResourceManager:
 
     def pin_host(self) -> None:
         """Confine this process to its CPUs; `release` takes it back."""
-        cpus = self.plan.placement(HOST).cpus
-        if not cpus:
-            return
-        self._host_before = current_cpus()
-        for problem in pin(cpus):
-            log.warning("the host is not pinned: %s", problem)
+        self._pin = pin_host(self.plan)
 
     @contextmanager
     def bus_memory(self) -> Iterator[None]:
@@ -90,8 +85,15 @@ class ResourceManager:
 
     def release(self) -> None:
         """Give the host process its CPUs back. Idempotent."""
-        before, self._host_before = self._host_before, frozenset()
-        pin(before)
+        self._pin.release()
+
+
+def pin_host(plan: Plan) -> HostPin:
+    """Confine this process to the host's CPUs of `plan`; says once what could not be done."""
+    made = HostPin(plan.placement(HOST).cpus)
+    for problem in made.problems:
+        log.warning("the host is not pinned: %s", problem)
+    return made
 
 
 def readings_of(page: StatsPage, memory: bool = False) -> dict[str, Reading]:

@@ -148,3 +148,12 @@ def test_an_assignment_is_read_back_as_what_it_was(value):
 def test_assignments_go_through_the_loader():
     text = assignment(("run", "name"), "on")  # YAML 1.1 would read a bare `on` as true
     assert load_config("profile_consumer.yaml", [text]).config.run.name == "on"
+
+
+@pytest.mark.parametrize("name", ["resources", "resources__pinning", "resources.pinning"])
+def test_a_mapping_may_stand_where_a_single_value_was(name):
+    value = {"host": "0"} if name != "resources" else {"pinning": {"host": "0"}}
+    assert settings(**{name: value}).resources.pinning.host == "0"
+    assert settings({name: value}).resources.pinning.host == "0"
+    plain = config_from_data(settings().to_plain())
+    assert settings(plain, **{name: value}).resources.pinning.host == "0"
