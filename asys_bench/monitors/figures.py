@@ -6,15 +6,18 @@ plain lines, TensorBoard and the run's summary all work on these.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import HistogramSnapshot, RunState, WorkerState
-from asys_bench.monitors.rates import EMPTY_HISTOGRAM
+from asys_bench.monitors.rates import merge
 from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
 
 HOST_SLOT = "host"
+_RANK_SLOT = re.compile(r"host-\d+")
 NAN = float("nan")
 
 
@@ -27,7 +30,19 @@ class HostFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class RankFigures:
+    """A host beside the first one: another rank of the node."""
+
+    name: str
+    state: WorkerState
+    pid: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class HookFigures:
+    """One hook over all ranks: sums, the lowest sampling rate, all latencies together."""
+
     hook: str
     calls: int
     captured: int
@@ -89,11 +104,14 @@ class RunFigures:
     saes: tuple[SaeFigures, ...]
     archives: tuple[ArchiveFigures, ...]
     workers: tuple[WorkerFigures, ...]
+    """Processes of ours; the ranks that are observed are `ranks`."""
     account: BusAccount | None
     archive_duplicates_skipped: int = 0
     archive_write_errors: int = 0
     archive_dropped_packets: int = 0
     checkpoint_failures: int = 0
+    ranks: tuple[RankFigures, ...] = ()
+    """Hosts beside `host`, those that have joined."""
 
     def hook(self, name: str) -> HookFigures | None:
         return next((h for h in self.hooks if h.hook == name), None)
@@ -102,15 +120,22 @@ class RunFigures:
         return next((s for s in self.saes if s.worker == worker and s.hook == hook), None)
 
 
+def is_host(slot: str) -> bool:
+    """The slot is a host's: `host`, or `host-<n>` of another rank of the node."""
+    return slot == HOST_SLOT or _RANK_SLOT.fullmatch(slot) is not None
+
+
 def figures_of(snapshot: RunSnapshot) -> RunFigures:
     """Figures of one reading; metrics that no process has published yet are 0 or NaN."""
     host = snapshot.slots.get(HOST_SLOT)
-    others = [slot for name, slot in snapshot.slots.items() if name != HOST_SLOT]
+    hosts = [slot for name, slot in snapshot.slots.items() if is_host(name)]
+    others = [slot for name, slot in snapshot.slots.items() if not is_host(name)]
+    hooks = dict.fromkeys(hook for slot in hosts for hook in _labelled(slot, "hook_"))
     return RunFigures(
         time_ns=snapshot.time_ns,
         state=snapshot.state,
         host=_host(host) if host else HostFigures(reported={}),
-        hooks=tuple(_hook(host, hook) for hook in _labelled(host, "hook_")) if host else (),
+        hooks=tuple(_hook(hosts, hook) for hook in hooks),
         saes=tuple(_sae(slot, hook) for slot in others for hook in _labelled(slot, "sae_")),
         archives=_archives(others),
         workers=tuple(
@@ -121,6 +146,11 @@ def figures_of(snapshot: RunSnapshot) -> RunFigures:
         archive_write_errors=_sum(others, "archive_write_errors"),
         archive_dropped_packets=_sum(others, "archive_dropped_packets"),
         checkpoint_failures=_sum(others, "sae_checkpoint_failures"),
+        ranks=tuple(
+            RankFigures(slot.name, slot.state, slot.pid, _host(slot).steps)
+            for slot in hosts
+            if slot.name != HOST_SLOT and slot.state is not WorkerState.EMPTY
+        ),
     )
 
 
@@ -158,10 +188,12 @@ def _key(name: str, hook: str) -> MetricKey:
     return MetricKey(name, (("hook", hook),))
 
 
-def _hook(slot: SlotSnapshot, hook: str) -> HookFigures:
+def _hook(hosts: list[SlotSnapshot], hook: str) -> HookFigures:
     def count(name: str) -> int:
-        return slot.counters.get(_key(name, hook), 0)
+        return sum(slot.counters.get(_key(name, hook), 0) for slot in hosts)
 
+    rates = [slot.gauges.get(_key("hook_sampling_rate", hook), NAN) for slot in hosts]
+    latencies = [slot.histograms.get(_key("hook_latency_ns", hook)) for slot in hosts]
     return HookFigures(
         hook=hook,
         calls=count("hook_calls"),
@@ -170,8 +202,8 @@ def _hook(slot: SlotSnapshot, hook: str) -> HookFigures:
         dropped=count("hook_dropped"),
         failed=count("hook_failed"),
         nbytes=count("hook_bytes"),
-        sampling_rate=slot.gauges.get(_key("hook_sampling_rate", hook), NAN),
-        latency_ns=slot.histograms.get(_key("hook_latency_ns", hook), EMPTY_HISTOGRAM),
+        sampling_rate=min((rate for rate in rates if not math.isnan(rate)), default=NAN),
+        latency_ns=merge(found for found in latencies if found is not None),
     )
 
 

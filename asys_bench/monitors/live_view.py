@@ -64,6 +64,8 @@ def live_view(model: LiveModel, width: int) -> RenderableType:
         [*(h.hook for h in model.now.hooks), *(s.hook for s in model.now.saes)], left
     )
     parts: list[RenderableType] = [_title(model, width), _host(model, width)]
+    if model.now.ranks:
+        parts.append(_ranks(model))
     if model.now.hooks:
         parts += [Text(), _hooks(model, width, names)]
     if model.now.saes:
@@ -130,6 +132,19 @@ def _host(model: LiveModel, width: int) -> Text:
     for name, value in told:
         if text.cell_len + len(name) + len(value) + 3 <= width:
             text.append(f"  {name} ", "dim").append(value, "bold")
+    return text
+
+
+def _ranks(model: LiveModel) -> Text:
+    """The other ranks of the node, which are hosts as well."""
+    earlier = {rank.name: rank.steps for rank in model.before.ranks}
+    text = Text.assemble(("ranks  ", "bold"))
+    for index, rank in enumerate(model.now.ranks):
+        rate = per_second(rank.steps, earlier.get(rank.name, rank.steps), model.seconds)
+        text.append("   " if index else "").append(f"{rank.name} ")
+        text.append(rank.state.name.lower(), STATE_STYLES[rank.state])
+        text.append(f" {count_text(rank.steps)} {model.step_unit}s", "bold")
+        text.append(f" {rate_text(rate)}/s", "cyan")
     return text
 
 

@@ -24,6 +24,9 @@ def plain_line(
     rate = per_second(now.host.steps, before.host.steps, seconds)
     parts = [f"{count_text(now.host.steps)} {step_unit}s"]
     parts[0] += f" ({rate_text(rate)}/s)" if math.isfinite(rate) else ""
+    if now.ranks:
+        there = sum(rank.state is WorkerState.READY for rank in now.ranks)
+        parts.append(f"other ranks {there}/{len(now.ranks)}")
     parts += [f"{name} {significant(value)}" for name, value in reported_first(now)[:2]]
     if now.account:
         dropped = count_text(now.account.dropped_total)

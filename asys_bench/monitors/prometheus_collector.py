@@ -24,12 +24,12 @@ import asys_bench
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import HistogramSnapshot, RunState, WorkerState
 from asys_bench.monitors import prometheus_metrics as metrics
+from asys_bench.monitors.figures import HOST_SLOT, is_host
 from asys_bench.monitors.process_usage import process_usage
 from asys_bench.monitors.prometheus_metrics import LATENCY_EDGES, PAGE, Kind, MetricSpec
 from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
-HOST_SLOT = "host"
 _RUNNING = (WorkerState.STARTING, WorkerState.READY)
 
 
@@ -140,7 +140,7 @@ class RunCollector(Collector):
         self._add(families, metrics.RESTARTS, name, slot.restarts)
         if slot.state not in _RUNNING:
             return
-        if slot.name != HOST_SLOT:  # the host beats once per step, however long that takes
+        if not is_host(slot.name):  # a host beats once per step, however long that takes
             self._add(families, metrics.HEARTBEAT_AGE, name, slot.heartbeat_age_s)
         usage = process_usage(slot.pid)
         if usage is not None:

@@ -79,8 +79,9 @@ def _leaves(path: FieldPath, value: Any, below: Node | None) -> Iterator[tuple[F
 
     below: what is there already; a mapping over a single value (`pinning: none`) replaces it whole.
     """
-    single = below is not None and not isinstance(below.content, dict)
-    if isinstance(value, Mapping) and (value or not path) and not (single and below.content):
+    held = below.content if below is not None else None
+    replaces = bool(held) and not isinstance(held, dict)
+    if isinstance(value, Mapping) and (value or not path) and not replaces:
         for key, inner in value.items():
             parts = str(key).replace("__", ".").split(".") if not path else [str(key)]
             node = below

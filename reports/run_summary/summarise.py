@@ -29,6 +29,7 @@ from asys_bench.reports.run_summary.summary import (
     GroupSummary,
     HookSummary,
     HostSummary,
+    RankSummary,
     RunSummary,
     SaeSummary,
     WorkerSummary,
@@ -82,6 +83,7 @@ def summarise(
             for w in figures.workers
             if w.state is not WorkerState.EMPTY
         ),
+        ranks=tuple(RankSummary(r.name, r.state.name.lower(), r.steps) for r in figures.ranks),
         files=tuple(files),
         next_steps=next_steps(run_dir, files),
         warnings=tuple(_warnings(figures, bus)),

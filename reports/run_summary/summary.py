@@ -104,6 +104,15 @@ class WorkerSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class RankSummary:
+    """Another rank of the node, which was observed too."""
+
+    name: str
+    state: str
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """A file of the run's directory; `path` is relative to it."""
 
@@ -136,6 +145,8 @@ class RunSummary:
     files: tuple[FileEntry, ...]
     next_steps: tuple[NextStep, ...]
     warnings: tuple[str, ...] = ()
+    ranks: tuple[RankSummary, ...] = ()
+    """Ranks beside `host`'s."""
     schema: str = field(default=SCHEMA)
 
     @property

@@ -40,7 +40,7 @@ def render_terminal(summary: RunSummary, width: int = 100) -> RenderableType:
         _saes(summary, names),
         _archive(summary, names),
     )
-    for section in (*sections, _workers(summary), _files(summary)):
+    for section in (*sections, _ranks(summary), _workers(summary), _files(summary)):
         if section is not None:
             parts += [Text(), section]
     if summary.warnings:
@@ -162,6 +162,18 @@ def _archive(summary: RunSummary, names: int) -> Table | None:
             count_text(a.shards),
         )
     return made
+
+
+def _ranks(summary: RunSummary) -> Text | None:
+    if not summary.ranks:
+        return None
+    text = Text.assemble(("ranks    ", "bold"))
+    for index, rank in enumerate(summary.ranks):
+        bad = rank.state in ("failed", "ready")  # ready: it never said that it is done
+        text.append("   " if index else "").append(f"{rank.name} ")
+        text.append("gone" if bad else rank.state, "bold red" if bad else "green")
+        text.append(f", {count_text(rank.steps)} {summary.host.step_unit}s")
+    return text
 
 
 def _workers(summary: RunSummary) -> Text:

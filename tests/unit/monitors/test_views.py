@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from asys_bench.contracts.bus import BusAccount, BusError
-from asys_bench.contracts.stats import WorkerState
+from asys_bench.contracts.stats import StatsPage, WorkerState
 from asys_bench.monitors.figures import figures_of
 from asys_bench.monitors.live_view import LiveModel, live_view
 from asys_bench.monitors.plain_line import plain_line
@@ -102,3 +102,32 @@ def test_bars_of_the_latency_histogram_hold_every_count(run: Any) -> None:
     assert sum(raw["bucket_counts"]) == raw["num"] == 150
     assert len(raw["bucket_counts"]) == len(raw["bucket_limits"]) < 20
     assert raw["bucket_limits"] == sorted(raw["bucket_limits"])
+
+
+def test_other_ranks_are_hosts_and_their_hooks_add_up() -> None:
+    page = StatsPage.create(["host", "host-1", "host-2", "host-mine", "trainer-0"])
+    try:
+        for name, steps in (("host", 10), ("host-1", 7)):
+            slot = page.slot(name)
+            slot.state = WorkerState.READY
+            slot.counter("host_steps").add(steps)
+            slot.counter("hook_captured", hook="a").add(steps)
+            slot.gauge("hook_sampling_rate", hook="a").set(steps / 10)
+            slot.histogram("hook_latency_ns", hook="a").record(1000 * steps)
+        page.slot("host-1").counter("hook_captured", hook="b").add(1)
+        figures = figures_of(take_snapshot(page, None))
+        assert [worker.name for worker in figures.workers] == ["host-mine", "trainer-0"]
+        (rank,) = figures.ranks
+        assert (rank.name, rank.state, rank.steps) == ("host-1", WorkerState.READY, 7)
+        hook, other = figures.hooks
+        assert (hook.captured, hook.sampling_rate, hook.latency_ns.count) == (17, 0.7, 2)
+        assert (other.hook, other.captured) == ("b", 1)
+        out = io.StringIO()
+        Console(file=out, width=100).print(
+            live_view(LiveModel("run", "step", 0.0, figures, figures, 0.0), 100)
+        )
+        assert "host-1 ready 7 steps" in out.getvalue()
+        assert "other ranks 1/1" in plain_line(figures, figures, 1.0, 1.0, "step")
+        assert "workers 0/2" in plain_line(figures, figures, 1.0, 1.0, "step")
+    finally:
+        page.close()
