@@ -20,6 +20,8 @@ import torch
 
 from asys_bench.sae import load_sae
 from asys_bench.sae.exchange import FORMATS, ExchangeError, export
+from asys_bench.sae.exchange.export import find_saes
+from asys_bench.sinks.archive import open_archive
 
 TOLERANCE = 1e-5
 
@@ -86,12 +88,25 @@ def archived_rows(run: Path, hook: str, most: int) -> tuple[int, torch.Tensor]:
     from datasets import Dataset
 
     total, rows = 0, []
-    for path in sorted((run / "archive" / hook).glob("*.arrows")):
-        dataset = Dataset.from_file(str(path))
+    for shard in open_archive(run).shards(hook):
+        dataset = Dataset.from_file(str(shard))
         total += len(dataset)
         part = dataset.select_columns(["values"]).with_format("torch")[:most]["values"]
         rows.append(part.to(torch.float32))
     return total, torch.cat(rows)[:most]
+
+
+def saes_of(run: Path) -> list[tuple[str, str, Path]]:
+    """(name, hook whose rows it takes, folder) of each SAE: what its metadata says, not its folder's name.
+
+    The name is the hook's, with the folder's where several SAEs (variants) share a hook.
+    """
+    folders = [folder.resolve() for folder in find_saes(run)]
+    hooks = [str(load_sae(folder)[1].get("hook_name") or "") for folder in folders]
+    return [
+        (hook if hooks.count(hook) == 1 else f"{hook} ({folder.parent.name})", hook, folder)
+        for hook, folder in zip(hooks, folders, strict=True)
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -99,20 +114,21 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     run = Path(arguments[0] if arguments else os.environ["RUN"])
     worst, compared = 0.0, 0
-    folders = sorted(path for path in (run / "sae").iterdir() if (path / "latest").exists())
-    for folder in folders:
-        total, rows_BD = archived_rows(run, folder.name, 4096)
-        found = differences(folder / "latest", rows_BD)
+    try:
+        saes = saes_of(run)
+    except ExchangeError as error:
+        print(error)
+        return 1
+    for name, hook, folder in saes:
+        total, rows_BD = archived_rows(run, hook, 4096)
+        found = differences(folder, rows_BD)
         compared += sum(isinstance(value, float) for value in found.values())
         worst = max([worst, *(value for value in found.values() if isinstance(value, float))])
         said = ", ".join(
-            f"{name} differs by {value:.1e}" if isinstance(value, float) else f"{name}: {value}"
-            for name, value in found.items()
+            f"{tool} differs by {value:.1e}" if isinstance(value, float) else f"{tool}: {value}"
+            for tool, value in found.items()
         )
-        print(f"{folder.name}: {total} rows in datasets; {said}")
-    if not folders:
-        print(f"no SAEs in {run}/sae")
-        return 1
+        print(f"{name}: {total} rows in datasets; {said}")
     return 0 if compared and worst < TOLERANCE else 1
 
 
