@@ -5,7 +5,7 @@
 - Parameters: W_enc[D,F], W_dec[F,D], b_enc[F], b_dec[D], float32, and the architecture's own. W_enc
   is stored feature-major (a transposed view of [F,D] memory): one feature's weights lie together.
 - Decoder rows have unit norm, so penalties weighted by that norm are what they are without it; the
-  encoder starts as the decoder's transpose, b_dec at the data's centre.
+  encoder starts as the decoder's transpose, at rows of the data (`data_start`), b_dec at its centre.
 - It works on centred and scaled rows (`scaling.InputScaling`). `folded` is the same function of raw
   rows.
 - It is homogeneous: scaling the input and its `scale_units` tensors by r scales the output by r.
@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.data_start import directions, feature_rows, fitted_scale
 from asys_bench.sae.scaling import RowScaling
 from asys_bench.sae.step import StepContext, StepResult
 
@@ -134,8 +135,30 @@ class SparseAutoencoder(nn.Module, ABC):
         return StepResult(float(total.detach()), error, error_B, fired_F)
 
     @torch.no_grad()
+    def start_directions_(
+        self, x_ND: torch.Tensor, target_ND: torch.Tensor, generator: torch.Generator
+    ) -> None:
+        """Point every feature at one of these scaled rows (`data_start`), b_dec being set already."""
+        picked_2F = feature_rows(len(x_ND), self.d_sae, generator)
+        rows_FD = directions(self.centered(x_ND), picked_2F, generator)
+        self.W_dec.copy_(rows_FD)
+        self.W_enc.t().copy_(rows_FD)
+
+    @torch.no_grad()
     def start_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:
-        """Data-driven initialisation from the first scaled rows, b_dec being set already."""
+        """Data-driven start of everything else, from the first scaled rows."""
+
+    @torch.no_grad()
+    def fit_encoder_scale_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:
+        """Scale all pre-activations and what they are compared with, for the least squared error."""
+        *_, acts_NF = self.loss(x_ND, StepContext(target_BD=target_ND))
+        base_ND = self.reconstruct(x_ND, torch.zeros_like(acts_NF))
+        found_ND = self.reconstruct(x_ND, acts_NF) - base_ND
+        scale = fitted_scale(target_ND - base_ND, found_ND)
+        tensors = self.state_dict()
+        for name in ("W_enc", *self.scale_units):
+            if name != "b_dec":
+                tensors[name].mul_(scale)
 
     @torch.no_grad()
     def after_step_(self, result: StepResult) -> None:
@@ -143,12 +166,24 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @torch.no_grad()
     def reset_features_(
-        self, index_M: torch.Tensor, direction_MD: torch.Tensor, encoder_norm: float
+        self,
+        index_M: torch.Tensor,
+        write_MD: torch.Tensor,
+        read_MD: torch.Tensor,
+        ratio: float,
+        living_F: torch.Tensor,
     ) -> None:
-        """Make features read and write `direction` (unit rows), without bias."""
-        self.W_dec[index_M] = direction_MD
-        self.W_enc.t()[index_M] = direction_MD * encoder_norm
-        self.encoder_bias[index_M] = 0.0
+        """Make features write `write` and read `read` (unit rows), `ratio` times as strongly as the
+        living ones do; biases and thresholds become those of a typical living feature."""
+        some = bool(living_F.any())
+        norm_F = torch.linalg.vector_norm(self.W_enc, dim=0)
+        typical = float(norm_F[living_F].mean()) if some else 1.0
+        self.W_dec[index_M] = write_MD
+        self.W_enc.t()[index_M] = ratio * typical * read_MD
+        for name, parameter in self.named_parameters():
+            if name not in ("W_enc", "W_dec") and self.feature_major(name, parameter) is not None:
+                usual = float(parameter[living_F].median()) if some else 0.0
+                parameter[index_M] = usual * ratio if name in self.scale_units else usual
 
     def feature_major(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
         """`tensor`, shaped like parameter `name`, as a view with the features first; None when the

@@ -53,7 +53,7 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         "1/16, 1/8, 1/4, 1/2 and all of d_sae.",
     )
     l1_coefficient: float = Field(
-        1.0,
+        4.0,
         ge=0,
         le=1e6,
         description="relu, gated: weight of sum(f) against the squared error of a row of "
@@ -67,14 +67,14 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         "squared norm ~d_in, 0..1e6. With target_l0: where the controller starts.",
     )
     bandwidth: float = Field(
-        1.0,
+        0.4,
         gt=0,
         le=100,
         description="jumprelu: width of the window around a threshold whose rows move it, (0, 100]; "
         "pre-activations have unit variance at the start. Narrower is less biased and noisier.",
     )
     sparsity_warmup_steps: int = Field(
-        50,
+        10,
         ge=0,
         description="relu, jumprelu, gated: steps over which the penalty rises linearly from 0.",
     )
@@ -84,27 +84,45 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         description="relu, jumprelu, gated: mean active features per row that a controller steers "
         "the penalty to, (0, d_sae]. Unset: the coefficient is constant.",
     )
+    start: Literal["rows", "random"] = Field(
+        "rows",
+        description="Directions that features begin at. rows: of the first rows (see data_start); "
+        "random: drawn from `seed` alone.",
+    )
     learning_rate: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="Adam's peak step size, (0, 1]. Unset: 8e-4 / sqrt(d_sae / 2^14), see schedule.",
+        description="Adam's peak step size, (0, 1]. Unset: 1.2e-2 sqrt(2048 / d_sae) "
+        "sqrt(min(1, batch_rows / 4096)), see schedule.",
     )
     lr_warmup_steps: int = Field(
-        50, ge=0, description="Steps over which the learning rate rises linearly from 0."
+        10, ge=0, description="Steps over which the learning rate rises linearly from 0."
+    )
+    lr_half_steps: float | None = Field(
+        50,
+        gt=0,
+        description="After warm-up the rate falls as 1 / sqrt(1 + steps / lr_half_steps), to "
+        "lr_min_ratio at the lowest: right for a stream of any length, > 0. null: constant.",
+    )
+    total_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps of the whole run where they are known, >= 1: over the last fifth the rate "
+        "falls to lr_min_ratio of what it was and no dead feature is resampled. Unset: a stream.",
     )
     lr_decay_steps: int | None = Field(
         None,
         ge=1,
-        description="Steps after warm-up over which the rate falls linearly to lr_min_ratio of its "
-        "peak, >= 1. Unset: constant, as a stream without an end wants it.",
+        description="Instead of lr_half_steps: steps after warm-up over which the rate falls "
+        "linearly to lr_min_ratio of its peak, >= 1.",
     )
     lr_min_ratio: float = Field(0.1, ge=0, le=1, description="Lowest rate / peak rate, 0..1.")
     lr_tracking: bool = Field(
         False,
         description="Follow the stream: the rate falls towards lr_min_ratio while the FVU of windows "
         "stops improving, and returns to its peak when drift makes it rise. Instead of "
-        "lr_decay_steps.",
+        "lr_half_steps and lr_decay_steps.",
     )
     batch_rows: int = Field(1024, ge=1, le=1 << 20, description="Rows per optimizer step, 1..2^20.")
     buffer_rows: int = Field(
@@ -144,8 +162,8 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     )
     dead_policy: Literal["auto", "auxk", "resample", "none"] = Field(
         "auto",
-        description="What is done for dead features. auto: auxk where sparsity is k, else resample. "
-        "auxk works for all but relu and gated.",
+        description="What is done for dead features. auto: resample. auxk works for all but relu and "
+        "gated.",
     )
     aux_k_coefficient: float = Field(
         1 / 32, ge=0, le=10, description="auxk: weight of the AuxK loss against the error, 0..10."
@@ -154,7 +172,10 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         None, ge=1, description="auxk: dead features per row in the AuxK loss. Unset: d_in / 2."
     )
     resample_every_steps: int = Field(
-        500, ge=1, description="Steps between two resamplings of dead features, >= 1."
+        500,
+        ge=1,
+        description="Longest gap between two resamplings of dead features, in steps, >= 1; it begins "
+        "at 10 and grows with the steps taken.",
     )
     normalize: Literal["none", "std", "norm"] = Field(
         "std",
@@ -286,9 +307,7 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
 
     @property
     def resolved_dead_policy(self) -> Literal["auxk", "resample", "none"]:
-        if self.dead_policy == "auto":
-            return "auxk" if self.architecture in TOPK_FAMILY else "resample"
-        return self.dead_policy
+        return "resample" if self.dead_policy == "auto" else self.dead_policy
 
     @property
     def rough_products(self) -> bool:

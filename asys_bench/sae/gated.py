@@ -124,14 +124,6 @@ class GatedSAE(SparseAutoencoder):
             quantile_F = firing_quantile(self.centered(x_ND), self.W_enc.t(), start)
             self.b_gate.copy_(-quantile_F)
 
-    @torch.no_grad()
-    def reset_features_(
-        self, index_M: torch.Tensor, direction_MD: torch.Tensor, encoder_norm: float
-    ) -> None:
-        super().reset_features_(index_M, direction_MD, encoder_norm)
-        self.b_mag[index_M] = 0.0
-        self.r_mag[index_M] = 0.0
-
     def saelens_fields(self) -> dict[str, Any]:
         return {}
 

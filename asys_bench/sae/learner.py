@@ -14,13 +14,14 @@ import torch
 from asys_bench.sae.architectures import build_sae
 from asys_bench.sae.base import SparseAutoencoder
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.data_start import FIT_ROWS
 from asys_bench.sae.dead_features import DeadFeatures
 from asys_bench.sae.geometric_median import geometric_median
 from asys_bench.sae.lr_tracking import RateTracker
-from asys_bench.sae.resampling import resample_
+from asys_bench.sae.resampling import resample_, round_after
 from asys_bench.sae.row_adam import RowAdam
 from asys_bench.sae.scaling import InputScaling, PairScaling, RowScaling
-from asys_bench.sae.schedule import rate_at
+from asys_bench.sae.schedule import rate_at, settling
 from asys_bench.sae.sparse_kernels import SparseKernels
 from asys_bench.sae.sparsity_controller import SparsityController
 from asys_bench.sae.state import StateDict, number_of, pick, put, tensor_of
@@ -58,16 +59,22 @@ class Learner:
         self.adam = RowAdam(self.sae, self.kernels)
         self._generator = torch.Generator().manual_seed(config.seed ^ 0x5AE)
         self._skipped_in_a_row = 0
+        self._next_round = round_after(0, config.resample_every_steps)
         self._good: StateDict = {}
 
     @torch.no_grad()
     def start(self, rows_ND: torch.Tensor, scaling: RowScaling) -> None:
         """Set the input scaling, put b_dec at the geometric median of the first raw rows' target,
-        and let the architecture choose the rest of its start from them."""
+        features at rows, and let the architecture choose the rest of its start from them."""
         self.scaling = scaling
-        x_ND, target_ND = self.sae.split(scaling.apply(rows_ND[:MEDIAN_ROWS]))
-        self.sae.b_dec.copy_(geometric_median(target_ND))
-        self.sae.start_(x_ND, target_ND)
+        sae, first = self.sae, slice(MEDIAN_ROWS)
+        x_ND, target_ND = sae.split(scaling.apply(rows_ND[: max(MEDIAN_ROWS, 2 * sae.d_sae)]))
+        sae.b_dec.copy_(geometric_median(target_ND[first]))
+        if self.config.start == "rows":
+            sae.start_directions_(x_ND, target_ND, self._generator)
+        sae.start_(x_ND[first], target_ND[first])
+        if self.config.start == "rows":
+            sae.fit_encoder_scale_(x_ND[:FIT_ROWS], target_ND[:FIT_ROWS])
 
     def follow(self, scaling: RowScaling) -> None:
         """Adopt the scaling of an input that has drifted.
@@ -127,19 +134,21 @@ class Learner:
         self.dead.update(result.fired_F, len(x_BD))
         self.controller.observe(self.steps, float(result.fired_F.sum()) / len(x_BD))
         self.steps += 1
-        if policy == "resample" and self.steps % self.config.resample_every_steps == 0:
-            self._resample(x_BD, result)
+        if policy == "resample" and self.steps >= self._next_round:
+            self._resample(x_BD, target_BD, result)
         if self.steps % self.config.good_state_steps == 0:
             self.mark_good()
         return result
 
-    def _resample(self, x_BD: torch.Tensor, result: StepResult) -> None:
-        if self.dead.count:
+    def _resample(self, x_BD: torch.Tensor, target_BD: torch.Tensor, result: StepResult) -> None:
+        self._next_round = round_after(self.steps, self.config.resample_every_steps)
+        if self.dead.count and not settling(self.config, self.steps):
             revived = resample_(
                 self.sae,
                 self.adam,
                 self.dead.indices(),
-                self.sae.centered(x_BD),
+                x_BD,
+                target_BD,
                 result.error_B,
                 self._generator,
             )
@@ -213,6 +222,7 @@ class Learner:
         }
         self.scaling = parts[""] if len(parts) == 1 else PairScaling(parts[""], parts["_out"])
         self.steps = int(number_of(state, "steps"))
+        self._next_round = round_after(self.steps, self.config.resample_every_steps)
         self.steps_skipped = int(number_of(state, "steps_skipped"))
         self._skipped_in_a_row = int(number_of(state, "skipped_in_a_row"))
         self.rollbacks = int(number_of(state, "rollbacks"))

@@ -1,13 +1,14 @@
 """Learning rate over steps.
 
-Default peak: 8e-4 / sqrt(d_sae / 2^14). The square-root rule is that of Gao et al. 2024
-(arXiv:2406.04093, appendix A.3) and sparsify; their constant of 2e-4 is for runs of billions of
-tokens and batches of 131k, ours for streams of 1e5 to 1e7 rows and batches of about 1k.
-Held-out FVU with the constant at 4e-4 against 8e-4: a 64-unit policy, k = 8, 200k rows, 4 passes:
-0.0116 against 0.0086; 1024 known features in d = 256, F = 2048, k = 16, 1M rows once in batches of
-4096: 0.113 against 0.106. Twice that again (5e-3 at F = 2048) loses: 0.108 and half of the features
-dead. Longer streams of small batches want less (4e-4: 2 % dead instead of 12 %): set learning_rate
-or lr_decay_steps there.
+    peak    1.2e-2 sqrt(2048 / F) sqrt(min(1, batch / 4096))
+    rate    peak (t + 1) / warmup                      while it warms up
+            peak / sqrt(1 + t / lr_half_steps)         after it, not below lr_min_ratio peak
+            falls linearly to lr_min_ratio of that     over the last fifth, if total_steps is known
+
+The square root of the width is that of Gao et al. 2024 (arXiv:2406.04093, appendix A.3); their
+constant is for runs of billions of tokens, ours for streams of 1e5 to 1e7 rows. Such a run has a few
+hundred steps: what counts is to move fast at first and to become quiet in time, without knowing when
+it ends. 1 / sqrt(t) does so at every length (it is what online convex optimisation asks for).
 """
 
 from __future__ import annotations
@@ -16,24 +17,38 @@ import math
 
 from asys_bench.sae.config import SAEConfig
 
-BASE_RATE = 8e-4
-BASE_FEATURES = 1 << 14
-MAX_DEFAULT_RATE = 5e-3
+PEAK, PEAK_FEATURES, PEAK_ROWS = 1.2e-2, 2048, 4096
+MAX_DEFAULT_RATE = 2.4e-2
+LAST_SHARE = 0.2
+"""Of a run of known length: the rate falls and no feature starts anew any more."""
 
 
 def peak_rate(config: SAEConfig, d_sae: int) -> float:
-    """`learning_rate`, or the default for `d_sae` features (at most 5e-3)."""
+    """`learning_rate`, or the default for `d_sae` features."""
     if config.learning_rate is not None:
         return config.learning_rate
-    return min(MAX_DEFAULT_RATE, BASE_RATE / math.sqrt(d_sae / BASE_FEATURES))
+    batch = min(1.0, config.batch_rows / PEAK_ROWS)
+    return min(MAX_DEFAULT_RATE, PEAK * math.sqrt(PEAK_FEATURES / d_sae * batch))
 
 
 def rate_at(config: SAEConfig, d_sae: int, step: int) -> float:
-    """The rate of step `step` (0 is the first): linear warm-up, then constant or linear decay."""
-    peak = peak_rate(config, d_sae)
+    """The rate of step `step` (0 is the first)."""
+    peak, least = peak_rate(config, d_sae), config.lr_min_ratio
     if step < config.lr_warmup_steps:
         return peak * (step + 1) / config.lr_warmup_steps
-    if config.lr_decay_steps is None:
-        return peak
-    progress = min(1.0, (step - config.lr_warmup_steps) / config.lr_decay_steps)
-    return peak * (1.0 - (1.0 - config.lr_min_ratio) * progress)
+    since = step - config.lr_warmup_steps
+    if config.lr_decay_steps is not None:
+        progress = min(1.0, since / config.lr_decay_steps)
+        return peak * (1.0 - (1.0 - least) * progress)
+    factor = 1.0
+    if config.lr_half_steps is not None and not config.lr_tracking:
+        factor = max(least, 1.0 / math.sqrt(1.0 + since / config.lr_half_steps))
+    if config.total_steps is not None:
+        left = max(0.0, 1.0 - step / config.total_steps)
+        factor *= min(1.0, least + (1.0 - least) * left / LAST_SHARE)
+    return peak * factor
+
+
+def settling(config: SAEConfig, step: int) -> bool:
+    """Whether a run of known length is in its last fifth."""
+    return config.total_steps is not None and step >= (1.0 - LAST_SHARE) * config.total_steps

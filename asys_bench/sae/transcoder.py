@@ -23,6 +23,7 @@ import torch
 
 from asys_bench.sae.batchtopk import BatchTopKSAE
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.data_start import directions, feature_rows
 from asys_bench.sae.scaling import PairScaling, RowScaling
 from asys_bench.sae.sparse_gradients import gradient_of
 from asys_bench.sae.step import StepContext
@@ -62,6 +63,17 @@ class SkipTranscoder(BatchTopKSAE):
         torch.mm(out_gradient_BD.t(), x_BD, out=gradient_of(self.W_skip))
 
     @torch.no_grad()
+    def start_directions_(
+        self, x_ND: torch.Tensor, target_ND: torch.Tensor, generator: torch.Generator
+    ) -> None:
+        """A feature reads a row's x and writes what W_skip leaves of its y."""
+        self.start_(x_ND, target_ND)
+        left_ND = self._decoded_target(x_ND, x_ND, StepContext(target_BD=target_ND))
+        picked_2F = feature_rows(len(x_ND), self.d_sae, generator)
+        self.W_enc.t().copy_(directions(x_ND, picked_2F, generator))
+        self.W_dec.copy_(directions(left_ND, picked_2F, generator))
+
+    @torch.no_grad()
     def start_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:
         if len(x_ND) < LEAST_SQUARES_ROWS_PER_COLUMN * self.d_in:
             return
@@ -96,4 +108,7 @@ class SkipTranscoder(BatchTopKSAE):
     @classmethod
     def config_from_saelens(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
         details = (cfg.get("metadata") or {}).get("training_architecture_details") or {}
-        return {"k": max(1, round(details.get("k", 1)))}
+        k = details.get("k", 1) if isinstance(details, dict) else None
+        if not isinstance(k, int | float) or isinstance(k, bool):
+            raise ValueError(f"metadata.training_architecture_details has k {k!r}")
+        return {"k": max(1, round(k))}

@@ -32,7 +32,6 @@ _INSTALL = "make test-interop installs it"
 
 
 RATES: Mapping[str, float] = {
-    "asys": 6e-3,
     "sae_lens": 2.3e-3,
     "dictionary_learning": 2.3e-3,
     "sparsify": 5e-3,
@@ -64,6 +63,7 @@ Trainer = Callable[[TrainerSpec, Iterator[torch.Tensor], Stopwatch], Trained]
 def _asys(spec: TrainerSpec, rows: Iterator[torch.Tensor], watch: Stopwatch) -> Trained:
     from asys_bench.sae import SAEConfig, SAETrainer
     from asys_bench.sae.allocator import keep_freed_memory
+    from asys_bench.sae.config import PENALISED
 
     keep_freed_memory()  # as the trainer's worker does
     torch.set_flush_denormal(True)
@@ -78,7 +78,8 @@ def _asys(spec: TrainerSpec, rows: Iterator[torch.Tensor], watch: Stopwatch) -> 
             "held_out_fraction": 0.0,
             "seed": spec.seed,
             "threads": spec.threads,
-            "learning_rate": RATES["asys"],
+            "total_steps": max(1, spec.rows // spec.batch_rows),
+            **({"target_l0": float(spec.k)} if spec.architecture in PENALISED else {}),
             **spec.settings,
         }
     )

@@ -69,8 +69,26 @@ def test_learning_rate_warms_up_then_decays_to_its_floor() -> None:
     assert rates[-1] == pytest.approx(0.02)
 
 
-def test_default_learning_rate_falls_with_the_square_root_of_the_features() -> None:
-    config = SAEConfig()
-    assert peak_rate(config, 1 << 14) == pytest.approx(8e-4)
-    assert peak_rate(config, 1 << 16) == pytest.approx(4e-4)
-    assert rate_at(config, 1 << 14, 10**9) == pytest.approx(8e-4)
+def test_default_learning_rate_falls_with_the_square_root_of_the_features_and_of_small_batches() -> (
+    None
+):
+    large = SAEConfig(batch_rows=4096)
+    assert peak_rate(large, 2048) == pytest.approx(1.2e-2)
+    assert peak_rate(large, 1 << 15) == pytest.approx(3e-3)
+    assert peak_rate(SAEConfig(batch_rows=1024), 2048) == pytest.approx(6e-3)
+    assert peak_rate(SAEConfig(batch_rows=8192, buffer_rows=8192), 2048) == pytest.approx(1.2e-2)
+    assert peak_rate(large, 16) == pytest.approx(2.4e-2)
+
+
+def test_the_rate_of_a_stream_falls_as_the_square_root_of_its_length_to_a_floor() -> None:
+    config = SAEConfig(learning_rate=0.1, lr_warmup_steps=10, lr_half_steps=50)
+    rates = [rate_at(config, 512, step) for step in (0, 9, 10, 10 + 150, 10**6)]
+    assert rates == pytest.approx([0.01, 0.1, 0.1, 0.05, 0.01])
+    constant = SAEConfig(learning_rate=0.1, lr_half_steps=None)
+    assert rate_at(constant, 512, 10**6) == pytest.approx(0.1)
+
+
+def test_a_run_of_known_length_ends_with_a_low_rate() -> None:
+    config = SAEConfig(learning_rate=0.1, lr_half_steps=None, lr_warmup_steps=0, total_steps=100)
+    rates = [rate_at(config, 512, step) for step in (0, 80, 90, 100, 10**6)]
+    assert rates == pytest.approx([0.1, 0.1, 0.055, 0.01, 0.01])
