@@ -6,8 +6,9 @@ it hands back untouched (`tests/unit/backends/test_cpp_spmc_capture.py`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -33,9 +34,18 @@ class CapturePort(Protocol):
         """PORT_ACCEPTED, PORT_REFUSED (counted on the bus and for the hook), or PORT_NOT_MINE:
         nothing was done or counted, the general path must take this call."""
 
-    def close(self) -> None:
-        """Let go of the stats page; from then on every call is PORT_NOT_MINE. Idempotent."""
+    def direct(self, decision: Decision) -> DirectCapture:
+        """The port with the decision in front of it, for a hook that has nothing else to ask."""
 
+    def close(self) -> None:
+        """Let go of the stats page; from then on every call, also of what `direct` made, is
+        PORT_NOT_MINE. Idempotent."""
+
+
+DirectCapture = Callable[[Any], int]
+"""(what the module returned) -> PORT_ACCEPTED: done with, be it that the packet is on the bus or that
+the sampler left the call out · PORT_REFUSED: counted, the controller has yet to be told ·
+PORT_NOT_MINE: not captured, not counted, the general path must take this call. Never raises."""
 
 PORT_ACCEPTED, PORT_REFUSED, PORT_NOT_MINE = 0, 1, 2
 
@@ -52,3 +62,30 @@ class PortCells:
     nbytes: int
     latency: int
     """First cell of a histogram (nanoseconds)."""
+
+
+STATE_OFF, STATE_SEEN, STATE_CALL_INDEX, STATE_COUNTDOWN, STATE_RATE, STATE_CELLS = range(6)
+"""Cells of `Decision.state`. OFF: the hook captures nothing. SEEN: serial of the clock's tags at the
+last call, CALL_INDEX: calls of the hook since those tags came. COUNTDOWN: calls up to and with the
+one that looks at the bus. RATE: the sampling rate, a float64."""
+
+CLOCK_SERIAL, CLOCK_STEP, CLOCK_VERSION, CLOCK_MICROBATCH, CLOCK_POSITION, CLOCK_CELLS = range(6)
+"""Cells of `Decision.clock`. SERIAL: another number for every change of the tags behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What decides on a call of a hook with no phase and no budget; both paths keep it up to date."""
+
+    state: memoryview
+    """int64, writable, STATE_CELLS of them."""
+    clock: memoryview
+    """int64, CLOCK_CELLS of them."""
+    sampled_out: int
+    """Cell of the stats page that counts calls left out by the sampler."""
+    random: Callable[[], float]
+    """Uniform in [0, 1); drawn from only while the rate is below 1."""
+    locked: Callable[[], bool]
+    """Whether the general path is at work in another thread."""
+    graph_task: Callable[[], int]
+    """The backward pass that this thread runs in, or -1."""

@@ -3,6 +3,11 @@
 `observe` is the path of activations and inputs: decide, copy, count. A gradient is decided on when
 its forward call is made (`draw` gives a ticket) and copied when it arrives (`send`).
 
+`direct` is `observe` in compiled code, where the backend has it, for all but every sixteenth call of a
+hook that asks for no phase and no budget. After a matrix product has emptied the caches it is not the
+work that takes the time but the fetching of code and objects, and this touches the fewest. Whatever
+it meets that it does not know, it leaves to `observe`, which goes by the same state.
+
 All that stays the same for a hook is a local variable of `build_capture`: a closure cell costs a
 tenth of what an attribute of an attribute does. A contiguous CPU tensor with the identity encoding
 is taken whole by the backend's port, where it has one, which counts and times for itself; `push` is
@@ -20,7 +25,16 @@ from typing import NamedTuple
 
 import torch
 
-from asys_bench.contracts.capture_port import PORT_ACCEPTED, PORT_NOT_MINE, PORT_REFUSED
+from asys_bench.contracts.capture_port import (
+    PORT_ACCEPTED,
+    PORT_NOT_MINE,
+    PORT_REFUSED,
+    STATE_CALL_INDEX,
+    STATE_COUNTDOWN,
+    STATE_SEEN,
+    Decision,
+    DirectCapture,
+)
 from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, rows_and_width
 from asys_bench.pipeline.clock import StepClock, Tags
@@ -43,6 +57,10 @@ _CALLS_BETWEEN_LOOKS = 16
 class Capture(NamedTuple):
     """The entries to a stream; any thread may use them."""
 
+    direct: DirectCapture
+    """(what the module returned): capture it now; first, and then what its outcome says."""
+    refused: Callable[[], None]
+    """`direct` has said PORT_REFUSED."""
     observe: Callable[[torch.Tensor | None, bool | None], None]
     """(tensor or nothing, module.training): capture it now."""
     draw: Callable[[torch.Tensor | None, bool | None], Ticket | None]
@@ -66,13 +84,26 @@ def build_capture(
     count_sampled_out, count_recomputed = stream.sampled_out.add, stream.recomputed.add
     now = time.perf_counter_ns
     backward_task = torch._C._current_graph_task_id
+    state = stream.state
+    state[STATE_SEEN] = clock.serial - 1
+    state[STATE_COUNTDOWN] = 0
     own_port = None
     if is_identity and not timeout_s:
         own_port = producer.capture_port(stream.meta, stream.port_cells)
     port = own_port if own_port is not None else _no_port
+    direct: DirectCapture = not_direct
+    if own_port is not None and budget is None and phase is None:
+        direct = own_port.direct(
+            Decision(
+                state,
+                clock.cells,
+                stream.sampled_out.cell,
+                random,
+                writer.lock.locked,
+                backward_task,
+            )
+        )
 
-    seen: Tags | None = None
-    call_index = countdown = 0
     rate = fill.rate
     kept = 1.0  # share of a tensor's rows that the encoder leaves
 
@@ -92,6 +123,16 @@ def build_capture(
         finally:
             release()
         send_away(tensor, ticket)
+
+    def refused_directly() -> None:
+        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
+            return
+        try:
+            refused()
+        except Exception as error:  # noqa: BLE001 - as above
+            stream.fail(error)
+        finally:
+            release()
 
     def draw(tensor: torch.Tensor | None, training: bool | None) -> Ticket | None:
         if stream.off or (not acquire(False) and not acquire(True, patience_s)):
@@ -121,26 +162,25 @@ def build_capture(
 
     def decide(tensor: torch.Tensor | None, training: bool | None) -> Ticket | None:
         """Whether to capture, and with which tags. A call that gets no ticket is counted here."""
-        nonlocal seen, call_index, countdown
         if tensor is None or (phase is not None and phase is not training):
             count_call()
             count_skipped()
             return None
         tags = clock.tags
-        if tags is seen:
-            call_index += 1
+        if state[STATE_SEEN] == clock.serial:
+            state[STATE_CALL_INDEX] += 1
         else:
-            seen, call_index = tags, 0
+            state[STATE_SEEN], state[STATE_CALL_INDEX] = clock.serial, 0
         if budget is not None and budget.offer(rows_and_width(tensor.shape)[0] * kept, now()):
             choose_rate()
-        countdown -= 1
-        if countdown <= 0:
+        state[STATE_COUNTDOWN] -= 1
+        if state[STATE_COUNTDOWN] <= 0:
             look_at_bus()
         if rate < 1.0 and random() >= rate:
             count_call()
             count_sampled_out()
             return None
-        return tags, call_index, rate
+        return tags, state[STATE_CALL_INDEX], rate
 
     def deliver(tensor: torch.Tensor, ticket: Ticket) -> int:
         (step, version, microbatch, position), index, chance = ticket
@@ -217,11 +257,10 @@ def build_capture(
         )  # fmt: skip
 
     def look_at_bus() -> None:
-        nonlocal countdown
-        countdown = _CALLS_BETWEEN_LOOKS
+        state[STATE_COUNTDOWN] = _CALLS_BETWEEN_LOOKS
         if adapts:
             fill.observe(max(writer.bus.fill_ratio(), offload.fill_ratio), now())
-            countdown = fill.calls_to_next
+            state[STATE_COUNTDOWN] = fill.calls_to_next
             choose_rate()
 
     def refused() -> None:
@@ -234,7 +273,7 @@ def build_capture(
         chosen = fill.rate if budget is None else min(fill.rate, budget.rate)
         if chosen != rate:
             rate = chosen
-            stream.rate.set(rate)
+            stream.set_rate(rate)
 
     # Without it:
 
@@ -258,8 +297,13 @@ def build_capture(
                 own_port.close()
 
     stream.off = False
-    return Capture(observe, draw, send, close)
+    return Capture(direct, refused_directly, observe, draw, send, close)
 
 
 def _no_port(*_: object) -> int:
+    return PORT_NOT_MINE
+
+
+def not_direct(_: object) -> int:
+    """The `DirectCapture` of a hook that needs the general path."""
     return PORT_NOT_MINE

@@ -7,9 +7,11 @@ of the forward call that it belongs to.
 from __future__ import annotations
 
 import logging
+import struct
 import sys
 from collections.abc import Callable
 
+from asys_bench.contracts.capture_port import CLOCK_CELLS
 from asys_bench.contracts.packet import NO_TOKEN_POSITION
 from asys_bench.contracts.stats import Slot
 
@@ -20,6 +22,7 @@ Tags = tuple[int, int, int, int]
 
 _MAX_MICROBATCH = 2**16 - 1
 _MAX_POSITION = 2**31 - 1
+_CELLS = struct.Struct(f"{CLOCK_CELLS}q")
 
 
 class StepClock:
@@ -27,6 +30,8 @@ class StepClock:
 
     tags: replaced whenever one of its parts changes, so that "is it the same object" means "is it
     the same forward pass".
+    serial: counts those changes.
+    cells: serial and tags for compiled readers (`contracts.capture_port.CLOCK_*`).
     """
 
     def __init__(self, slot: Slot) -> None:
@@ -34,6 +39,9 @@ class StepClock:
         self.weights_version = 0
         self.should_stop = False
         self.tags: Tags = (0, 0, 0, NO_TOKEN_POSITION)
+        self.serial = 0
+        self._buffer = bytearray(_CELLS.size)
+        self.cells = memoryview(self._buffer).cast("q")
         self._microbatch = 0
         self._token_position = NO_TOKEN_POSITION
         self._forwards = 0
@@ -41,6 +49,7 @@ class StepClock:
         self._alarm_step = sys.maxsize
         self._alarm: Callable[[int], int | None] | None = None
         self._slot = slot
+        self._retag()
         self._steps = slot.counter("host_steps")
         self._versions = slot.counter("weights_version")
 
@@ -105,12 +114,14 @@ class StepClock:
         self._alarm_step, self._alarm = step, alarm
 
     def _retag(self) -> None:
+        self.serial += 1
         self.tags = (
             self.host_step,
             self.weights_version,
             self._microbatch,
             self._token_position,
         )
+        _CELLS.pack_into(self._buffer, 0, self.serial, *self.tags)
 
     def _ring(self) -> None:
         alarm, self._alarm_step = self._alarm, sys.maxsize

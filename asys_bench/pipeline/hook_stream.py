@@ -6,7 +6,7 @@ import logging
 import random
 from typing import Any
 
-from asys_bench.contracts.capture_port import PortCells
+from asys_bench.contracts.capture_port import STATE_CELLS, STATE_OFF, STATE_RATE, PortCells
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
@@ -25,6 +25,7 @@ class HookStream:
 
     number: names the stream in graphs of torch.compile.
     off: captures nothing any more: not attached, failed, or in a forked child.
+    state: what its next call depends on (`contracts.capture_port.STATE_*`).
 
     Every call of the hook ends in exactly one of these counters, once it is over::
 
@@ -50,6 +51,9 @@ class HookStream:
         self.budget = RowBudget(budget) if budget is not None else None
         self.phase = {"any": None, "train": True, "eval": False}[point.config.phase]
         self.path = parse_path(point.config.select)
+        state = bytearray(8 * STATE_CELLS)
+        self.state = memoryview(state).cast("q")
+        self._floats = memoryview(state).cast("d")
         self.off = True
         hook = point.name
         self.cells = slot.cells
@@ -61,9 +65,9 @@ class HookStream:
         self.recomputed = slot.counter("hook_recomputed", hook=hook)
         self.failures = slot.counter("hook_failed", hook=hook)
         self.bytes = slot.counter("hook_bytes", hook=hook)
-        self.rate = slot.gauge("hook_sampling_rate", hook=hook)
+        self._rate = slot.gauge("hook_sampling_rate", hook=hook)
         self.latency = slot.histogram("hook_latency_ns", hook=hook)
-        self.rate.set(self.fill.rate)
+        self.set_rate(self.fill.rate)
         self._explained: set[str] = set()
 
     @property
@@ -81,6 +85,19 @@ class HookStream:
             nbytes=self.bytes.cell,
             latency=self.latency.cell,
         )
+
+    @property
+    def off(self) -> bool:
+        return bool(self.state[STATE_OFF])
+
+    @off.setter
+    def off(self, value: bool) -> None:
+        self.state[STATE_OFF] = value
+
+    def set_rate(self, rate: float) -> None:
+        """The sampling rate from the next call on."""
+        self._floats[STATE_RATE] = rate
+        self._rate.set(rate)
 
     def fail(self, error: Exception) -> None:
         """Switch off, count and log once; the host goes on. Never raises."""

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from asys_bench.contracts.capture_port import PORT_REFUSED
 from asys_bench.pipeline import graph_op
-from asys_bench.pipeline.capture import Capture
+from asys_bench.pipeline.capture import Capture, not_direct
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.graph_op import capture_op
 from asys_bench.pipeline.hook_stream import HookStream
@@ -32,6 +33,8 @@ class OutputHook(LiveHook):
     def __init__(self, stream: HookStream, capture: Capture) -> None:
         self.stream, self.observe, self.number = stream, capture.observe, stream.number
         self.path, self.phase = stream.path, stream.phase
+        self.direct = capture.direct if self.path is None else not_direct
+        self.refused = capture.refused
 
     @untraced
     def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
@@ -41,7 +44,12 @@ class OutputHook(LiveHook):
                 if traced is not None:
                     capture_op(traced, self.number)
             return
-        if type(output) is Tensor and self.path is None:
+        outcome = self.direct(output)
+        if not outcome:  # PORT_ACCEPTED
+            return
+        if outcome == PORT_REFUSED:
+            self.refused()
+        elif type(output) is Tensor and self.path is None:
             self.observe(output, module.training)
         else:
             self._observe_part(output, module.training)
@@ -65,6 +73,8 @@ class InputHook(LiveHook):
     def __init__(self, stream: HookStream, capture: Capture) -> None:
         self.stream, self.observe, self.number = stream, capture.observe, stream.number
         self.path, self.phase = stream.path, stream.phase
+        self.direct = capture.direct if self.path is None else not_direct
+        self.refused = capture.refused
         self.names = positions(stream.point.module)
 
     @untraced
@@ -77,7 +87,12 @@ class InputHook(LiveHook):
                 if traced is not None:
                     capture_op(traced, self.number)
             return
-        if self.path is None and args and type(args[0]) is Tensor:
+        outcome = self.direct(args[0] if args else None)
+        if not outcome:  # PORT_ACCEPTED
+            return
+        if outcome == PORT_REFUSED:
+            self.refused()
+        elif self.path is None and args and type(args[0]) is Tensor:
             self.observe(args[0], module.training)
         else:
             self._observe_part(args, kwargs, module.training)

@@ -6,6 +6,7 @@ import numpy.typing as npt
 import torch
 
 from asys_bench.contracts import bus
+from asys_bench.contracts.capture_port import Decision
 from asys_bench.contracts.packet import PacketMeta
 
 class Producer:
@@ -42,7 +43,11 @@ class CapturePort:
         sampling_rate: float,
         /,
     ) -> int: ...
+    def direct(self, decision: Decision) -> DirectCapture: ...
     def close(self) -> None: ...
+
+class DirectCapture:
+    def __call__(self, output: Any, /) -> int: ...
 
 # At run time these two are registered as virtual subclasses (native.py).
 class Reservation(bus.Reservation):

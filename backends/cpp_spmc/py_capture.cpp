@@ -8,16 +8,12 @@
 #include <cstddef>
 #include <cstring>
 
-#include "py_producer.hpp"
+#include "py_capture.hpp"
 
 #include <structmember.h>
 
 namespace spmc::py {
 namespace {
-
-// A copy of this size takes about 0.1 ms, a fiftieth of Python's own switch interval.
-constexpr u64 kMostBytes = 1 << 20;
-constexpr int kAccepted = 0, kRefused = 1, kNotMine = 2;
 
 // contracts/stats.py: count, sum, maximum, then log-linear buckets, 16 per power of two.
 constexpr unsigned kSubBucketsLog2 = 4;
@@ -30,19 +26,6 @@ u64 bucket_of(u64 value) {
   const u64 index = (static_cast<u64>(shift) << kSubBucketsLog2) + (value >> shift);
   return index < kBuckets ? index : kBuckets - 1;
 }
-
-struct Cells {
-  Py_buffer view;
-  std::int64_t *calls, *captured, *dropped, *bytes, *latency;
-};
-
-struct PortObject {
-  PyObject_HEAD
-  vectorcallfunc call;
-  ProducerObject* producer;  // nullptr once closed
-  Header header;
-  Cells cells;
-};
 
 PyTypeObject* port_type = nullptr;
 
@@ -68,50 +51,21 @@ PyObject* capture(PyObject* object, PyObject* const* args, std::size_t flags, Py
     return nullptr;
   }
   const u64 started = monotonic_ns();
-  ProducerObject* producer = self->producer;
   TensorView tensor;
-  if (producer == nullptr || producer->use != Use::idle ||
-      producer->generation != fork_generation || !view_tensor(args[0], tensor) ||
-      tensor.nbytes > kMostBytes)
-    return PyLong_FromLong(kNotMine);
-
-  u8* h = self->header.bytes;
-  put<u64>(h, 16, PyLong_AsUnsignedLongLongMask(args[1]));
-  put<u64>(h, 24, started);
-  put<u64>(h, 32, PyLong_AsUnsignedLongLongMask(args[2]));
-  put<u32>(h, 64, static_cast<u32>(PyLong_AsUnsignedLongMask(args[3])));
-  put<u16>(h, 62, static_cast<u16>(PyLong_AsUnsignedLongMask(args[4])));
-  put<u32>(h, 76, static_cast<u32>(PyLong_AsUnsignedLongMask(args[5])));
-  put<float>(h, 68, static_cast<float>(PyFloat_AsDouble(args[6])));
+  if (!is_free(*self) || !takes(args[0], tensor)) return PyLong_FromLong(kNotMine);
+  const Tags tags{PyLong_AsUnsignedLongLongMask(args[1]),
+                  PyLong_AsUnsignedLongLongMask(args[2]),
+                  static_cast<u32>(PyLong_AsUnsignedLongMask(args[3])),
+                  static_cast<u16>(PyLong_AsUnsignedLongMask(args[4])),
+                  static_cast<u32>(PyLong_AsUnsignedLongMask(args[5])),
+                  static_cast<float>(PyFloat_AsDouble(args[6]))};
   if (PyErr_Occurred() != nullptr) return nullptr;
-  put<u8>(h, 59, tensor.dtype);
-  put<u8>(h, 60, tensor.ndim);
-  std::memset(h + 80, 0, 32);
-  for (u64 i = 0; i < tensor.ndim; ++i) put<u32>(h, 80 + i * 4, static_cast<u32>(tensor.shape[i]));
-
-  Producer& core = *producer->core;
-  Refusal refusal = Refusal::none;
-  u8* to = nullptr;
   try {
-    to = core.reserve(tensor.nbytes, refusal);
+    return PyLong_FromLong(deliver(*self, tensor, tags, started));
   } catch (const Error& error) {
     PyErr_SetString(contract.bus_error, error.what());
     return nullptr;
   }
-  Cells& cells = self->cells;
-  *cells.calls += 1;
-  producer->refusal = static_cast<unsigned>(refusal);
-  if (to == nullptr) {
-    core.count_refusal(refusal);
-    *cells.dropped += 1;
-  } else {
-    place(core, self->header, to, tensor.data, tensor.nbytes);
-    core.commit();
-    *cells.captured += 1;
-    *cells.bytes += static_cast<std::int64_t>(tensor.nbytes);
-  }
-  record(cells.latency, monotonic_ns() - started);
-  return PyLong_FromLong(to == nullptr ? kRefused : kAccepted);
 }
 
 PyObject* close_port(PyObject* object, PyObject*) {
@@ -130,7 +84,10 @@ void port_dealloc(PyObject* object) {
   Py_DECREF(type);
 }
 
-PyMethodDef port_methods[] = {{"close", close_port, METH_NOARGS, nullptr}, {}};
+PyMethodDef port_methods[] = {
+    {"direct", new_direct_capture, METH_O, nullptr},
+    {"close", close_port, METH_NOARGS, nullptr},
+    {}};
 PyMemberDef port_members[] = {
     {"__vectorcalloffset__", T_PYSSIZET, offsetof(PortObject, call), READONLY, nullptr}, {}};
 PyType_Slot port_slots[] = {{Py_tp_methods, port_methods},
@@ -144,6 +101,49 @@ PyType_Spec port_spec = {"asys_bench.backends.cpp_spmc._spmc.CapturePort", sizeo
                          port_slots};
 
 }  // namespace
+
+bool is_free(const PortObject& port) {
+  const ProducerObject* producer = port.producer;
+  return producer != nullptr && producer->use == Use::idle &&
+         producer->generation == fork_generation;
+}
+
+bool takes(PyObject* object, TensorView& tensor) {
+  return view_tensor(object, tensor) && tensor.nbytes <= kMostBytes;
+}
+
+int deliver(PortObject& port, const TensorView& tensor, const Tags& tags, u64 started) {
+  u8* h = port.header.bytes;
+  put<u64>(h, 16, tags.host_step);
+  put<u64>(h, 24, started);
+  put<u64>(h, 32, tags.weights_version);
+  put<u8>(h, 59, tensor.dtype);
+  put<u8>(h, 60, tensor.ndim);
+  put<u16>(h, 62, tags.microbatch);
+  put<u32>(h, 64, tags.call_index);
+  put<float>(h, 68, tags.sampling_rate);
+  put<u32>(h, 76, tags.token_position);
+  std::memset(h + 80, 0, 32);
+  for (u64 i = 0; i < tensor.ndim; ++i) put<u32>(h, 80 + i * 4, static_cast<u32>(tensor.shape[i]));
+
+  Producer& core = *port.producer->core;
+  Refusal refusal = Refusal::none;
+  u8* to = core.reserve(tensor.nbytes, refusal);
+  Cells& cells = port.cells;
+  *cells.calls += 1;
+  port.producer->refusal = static_cast<unsigned>(refusal);
+  if (to == nullptr) {
+    core.count_refusal(refusal);
+    *cells.dropped += 1;
+  } else {
+    place(core, port.header, to, tensor.data, tensor.nbytes);
+    core.commit();
+    *cells.captured += 1;
+    *cells.bytes += static_cast<std::int64_t>(tensor.nbytes);
+  }
+  record(cells.latency, monotonic_ns() - started);
+  return to == nullptr ? kRefused : kAccepted;
+}
 
 PyObject* new_capture_port(PyObject* producer, PyObject* args, PyObject* keywords) {
   static const char* names[] = {"meta",    "cells",   "calls", "captured",
@@ -181,7 +181,8 @@ PyObject* new_capture_port(PyObject* producer, PyObject* args, PyObject* keyword
 
 bool add_capture_types(PyObject* module) {
   port_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&port_spec));
-  return port_type != nullptr && PyModule_AddType(module, port_type) == 0;
+  return port_type != nullptr && PyModule_AddType(module, port_type) == 0 &&
+         add_direct_type(module);
 }
 
 }  // namespace spmc::py

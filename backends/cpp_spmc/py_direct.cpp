@@ -1,0 +1,183 @@
+// The Python type `DirectCapture`: the whole of a common hook call, the decision included.
+//
+// It goes by the cells that the general path (pipeline/capture.py) goes by, and holds the GIL from the
+// look at `locked` to its end, so that no other thread is in between. Every call that is due to look at
+// the bus, and whatever else it does not know, it leaves to the general path untouched.
+#include <cstddef>
+#include <cstring>
+
+#include "py_capture.hpp"
+
+#include <structmember.h>
+
+namespace spmc::py {
+namespace {
+
+// contracts/capture_port.py: STATE_* and CLOCK_*.
+enum State { kOff, kSeen, kCallIndex, kCountdown, kRate, kStateCells };
+enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kClockCells };
+constexpr long kNoBackward = -1;
+
+struct DirectObject {
+  PyObject_HEAD
+  vectorcallfunc call;
+  PortObject* port;
+  Py_buffer state_view, clock_view;
+  std::int64_t *state, *sampled_out;
+  const std::int64_t* clock;
+  PyObject *random, *locked, *graph_task;
+};
+
+PyTypeObject* direct_type = nullptr;
+
+bool is_locked(const DirectObject& self) {
+  PyObject* answer = PyObject_CallNoArgs(self.locked);
+  const bool locked = answer != Py_False;
+  Py_XDECREF(answer);
+  return locked;
+}
+
+// Activation checkpointing runs the forward again inside of a backward pass.
+bool in_backward(const DirectObject& self) {
+  PyObject* answer = PyObject_CallNoArgs(self.graph_task);
+  const bool outside = answer != nullptr && PyLong_Check(answer) &&
+                       PyLong_AsLong(answer) == kNoBackward && PyErr_Occurred() == nullptr;
+  Py_XDECREF(answer);
+  return !outside;
+}
+
+int decide_and_deliver(DirectObject& self, PyObject* output) {
+  const u64 started = monotonic_ns();
+  std::int64_t* state = self.state;
+  TensorView tensor;
+  if (self.port->producer == nullptr || state[kOff] != 0 || state[kCountdown] <= 1 ||
+      !takes(output, tensor) || in_backward(self) || is_locked(self) || !is_free(*self.port))
+    return kNotMine;
+
+  const std::int64_t* clock = self.clock;
+  if (state[kSeen] == clock[kSerial]) {
+    ++state[kCallIndex];
+  } else {
+    state[kSeen] = clock[kSerial];
+    state[kCallIndex] = 0;
+  }
+  --state[kCountdown];
+  double rate;
+  std::memcpy(&rate, state + kRate, sizeof rate);
+  if (rate < 1.0) {
+    PyObject* drawn = PyObject_CallNoArgs(self.random);
+    const double value = drawn != nullptr ? PyFloat_AsDouble(drawn) : -1.0;
+    Py_XDECREF(drawn);
+    if (PyErr_Occurred() != nullptr) return kNotMine;
+    if (value >= rate) {
+      *self.port->cells.calls += 1;
+      *self.sampled_out += 1;
+      return kAccepted;
+    }
+  }
+  return deliver(*self.port, tensor,
+                 {static_cast<u64>(clock[kStep]), static_cast<u64>(clock[kVersion]),
+                  static_cast<u32>(state[kCallIndex]), static_cast<u16>(clock[kMicrobatch]),
+                  static_cast<u32>(clock[kPosition]), static_cast<float>(rate)},
+                 started);
+}
+
+// (what the module returned)
+PyObject* capture(PyObject* object, PyObject* const* args, std::size_t flags, PyObject* names) {
+  if (PyVectorcall_NARGS(flags) != 1 || names != nullptr) {
+    PyErr_SetString(PyExc_TypeError, "needs what the module returned");
+    return nullptr;
+  }
+  int outcome = kNotMine;
+  try {
+    outcome = decide_and_deliver(*reinterpret_cast<DirectObject*>(object), args[0]);
+  } catch (const Error&) {
+    outcome = kNotMine;  // the general path meets the same error and says it
+  }
+  PyErr_Clear();
+  return PyLong_FromLong(outcome);
+}
+
+void direct_dealloc(PyObject* object) {
+  auto* self = reinterpret_cast<DirectObject*>(object);
+  PyTypeObject* type = Py_TYPE(object);
+  PyBuffer_Release(&self->state_view);
+  PyBuffer_Release(&self->clock_view);
+  Py_DECREF(self->port);
+  Py_XDECREF(self->random);
+  Py_XDECREF(self->locked);
+  Py_XDECREF(self->graph_task);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+// The memory of `decision`'s attribute `name`. False: an error is set and `view` is empty.
+bool view_of(PyObject* decision, const char* name, int cells, int access, Py_buffer& view) {
+  PyObject* memory = PyObject_GetAttrString(decision, name);
+  if (memory == nullptr) return false;
+  const int failed = PyObject_GetBuffer(memory, &view, access);
+  Py_DECREF(memory);
+  if (failed != 0) {
+    view = {};
+    return false;
+  }
+  if (view.len < static_cast<Py_ssize_t>(cells) * 8) {
+    PyErr_Format(contract.bus_error, "%s holds %zd bytes and needs %d", name, view.len, cells * 8);
+    return false;
+  }
+  return true;
+}
+
+PyMemberDef direct_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(DirectObject, call), READONLY, nullptr}, {}};
+PyType_Slot direct_slots[] = {{Py_tp_members, direct_members},
+                              {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+                              {Py_tp_dealloc, reinterpret_cast<void*>(direct_dealloc)},
+                              {0, nullptr}};
+PyType_Spec direct_spec = {"asys_bench.backends.cpp_spmc._spmc.DirectCapture",
+                           sizeof(DirectObject), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+                               Py_TPFLAGS_HAVE_VECTORCALL,
+                           direct_slots};
+
+}  // namespace
+
+PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
+  auto* port = reinterpret_cast<PortObject*>(object);
+  if (port->producer == nullptr) {
+    PyErr_SetString(contract.bus_error, "the capture port is closed");
+    return nullptr;
+  }
+  auto* self = PyObject_New(DirectObject, direct_type);
+  if (self == nullptr) return nullptr;
+  Py_INCREF(object);
+  self->call = capture;
+  self->port = port;
+  self->state_view = self->clock_view = {};
+  self->random = PyObject_GetAttrString(decision, "random");
+  self->locked = PyObject_GetAttrString(decision, "locked");
+  self->graph_task = PyObject_GetAttrString(decision, "graph_task");
+  PyObject* index = PyObject_GetAttrString(decision, "sampled_out");
+  const u64 cell = index != nullptr ? PyLong_AsUnsignedLongLong(index) : 0;
+  Py_XDECREF(index);
+  const bool complete = self->random != nullptr && self->locked != nullptr &&
+                        self->graph_task != nullptr && PyErr_Occurred() == nullptr &&
+                        view_of(decision, "state", kStateCells, PyBUF_WRITABLE, self->state_view) &&
+                        view_of(decision, "clock", kClockCells, PyBUF_SIMPLE, self->clock_view);
+  if (!complete || cell >= static_cast<u64>(port->cells.view.len) / 8) {
+    if (complete) PyErr_SetString(contract.bus_error, "sampled_out lies outside the stats page");
+    Py_DECREF(self);
+    return nullptr;
+  }
+  self->state = static_cast<std::int64_t*>(self->state_view.buf);
+  self->clock = static_cast<const std::int64_t*>(self->clock_view.buf);
+  self->sampled_out = static_cast<std::int64_t*>(port->cells.view.buf) + cell;
+  return reinterpret_cast<PyObject*>(self);
+}
+
+bool add_direct_type(PyObject* module) {
+  direct_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&direct_spec));
+  return direct_type != nullptr && PyModule_AddType(module, direct_type) == 0;
+}
+
+}  // namespace spmc::py

@@ -1,0 +1,269 @@
+"""The compiled hook call sends, counts and samples exactly as the general path does."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from asys_bench.backends.cpp_spmc.bus import CppSpmcProducer
+from asys_bench.backends.cpp_spmc.native import unavailable
+from asys_bench.contracts.bus import BusError
+from asys_bench.contracts.capture_port import (
+    CLOCK_CELLS,
+    PORT_ACCEPTED,
+    PORT_NOT_MINE,
+    PORT_REFUSED,
+    STATE_CELLS,
+    STATE_COUNTDOWN,
+    STATE_OFF,
+    STATE_RATE,
+    Decision,
+)
+from asys_bench.pipeline.backpressure import FillController
+from asys_bench.pipeline.capture import Capture
+
+pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
+
+COUNTERS = ("calls", "captured", "sampled_out", "dropped", "skipped", "bytes")
+EVENTS = st.lists(
+    st.sampled_from(
+        [
+            "row",
+            "row",
+            "row",
+            "block",
+            "transposed",
+            "list",
+            "empty",
+            "step",
+            "weights",
+            "checkpoint",
+        ]
+    ),
+    min_size=20,
+    max_size=120,
+)
+
+
+class Shown(torch.nn.Module):
+    """Returns what it is given: any object can be a module's output."""
+
+    def forward(self, value):
+        return value
+
+
+def play(observed, model, events):
+    """The events, and what is left of them: counters and packets without their times."""
+    values = {
+        "row": torch.arange(6.0).reshape(1, 6),
+        "block": torch.arange(48, dtype=torch.float64).reshape(8, 6),
+        "transposed": torch.arange(12.0).reshape(3, 4).t(),
+        "list": [1.0],
+        "empty": torch.zeros(0, 3),
+    }
+    with torch.no_grad():
+        for event in events:
+            if event == "step":
+                observed.clock.step()
+            elif event == "weights":
+                observed.clock.weights_updated()
+            elif event == "checkpoint":
+                recompute(model)
+            else:
+                model(values[event])
+    counts = {name: observed.value(name, "shown") for name in COUNTERS}
+    return counts, [
+        (p._replace(tensor=None, rate=float(f"{p.rate:.3g}")), p.tensor.tolist())
+        for p in observed.packets()
+    ]
+
+
+def recompute(model):
+    """The model is called within a backward pass."""
+
+    class Again(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, gradient):
+            model(torch.ones(1, 6))
+            return gradient
+
+    with torch.enable_grad():
+        Again.apply(torch.ones(1, requires_grad=True)).sum().backward()
+
+
+def shown(rig, max_rate=1.0, packets=256, **bus):
+    model = torch.nn.Sequential()
+    model.add_module("shown", Shown())
+    rule = {"match": "shown", "sampling": {"max_rate": max_rate, "increase_per_s": 0.0}}
+    return model, rig(model, rule, backend="cpp_spmc", capacity_packets=packets, **bus)
+
+
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(events=EVENTS, max_rate=st.sampled_from([1.0, 0.5, 0.1]), packets=st.sampled_from([8, 256]))
+def test_both_paths_leave_the_same_packets_and_counts(rig, events, max_rate, packets):
+    results = []
+    for port in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not port:
+                patch.setattr(CppSpmcProducer, "capture_port", lambda *_: None)
+            model, observed = shown(rig, max_rate, packets)
+            results.append(play(observed, model, events))
+            assert observed.is_accounted_for("shown")
+            observed.close()
+    assert results[0] == results[1]
+
+
+def test_only_calls_that_look_at_the_bus_leave_the_compiled_path(rig, monkeypatch):
+    looks = []
+    observe = FillController.observe
+    monkeypatch.setattr(FillController, "observe", lambda *args: looks.append(1) or observe(*args))
+    pushes = []
+    monkeypatch.setattr(Capture, "__new__", counting_observe(Capture.__new__, pushes))
+    model, observed = shown(rig)
+    for _ in range(64):
+        model(torch.ones(2, 3))
+    assert observed.value("captured", "shown") == 64
+    assert len(looks) == len(pushes) == 4
+
+
+def counting_observe(make, calls):
+    def new(cls, direct, refused, observe, *rest):
+        def counted(*args):
+            calls.append(args)
+            observe(*args)
+
+        return make(cls, direct, refused, counted, *rest)
+
+    return new
+
+
+class Alone:
+    """A `DirectCapture` with a port and state of its own."""
+
+    def __init__(self, observed, **changes):
+        stream = observed.hooker._streams[0]
+        observed.hooker.detach()
+        self.state = memoryview(bytearray(8 * STATE_CELLS)).cast("q")
+        self.state[STATE_COUNTDOWN] = 1000
+        self.state.cast("B").cast("d")[STATE_RATE] = 1.0
+        self.calls = observed.slot.counter("hook_calls", hook="shown")
+        self.port = observed.hooker._writer.producer.capture_port(stream.meta, stream.port_cells)
+        decision = Decision(
+            self.state,
+            memoryview(bytearray(8 * CLOCK_CELLS)).cast("q"),
+            stream.sampled_out.cell,
+            random=lambda: 0.5,
+            locked=lambda: False,
+            graph_task=lambda: -1,
+        )
+        self.take = self.port.direct(replace(decision, **changes))
+
+
+@pytest.fixture
+def alone(rig):
+    made = []
+
+    def make(packets=256, **changes):
+        made.append(Alone(shown(rig, packets=packets)[1], **changes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.port.close()
+
+
+def explode():
+    raise RuntimeError("asked at a bad time")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"locked": lambda: True},
+        {"locked": explode},
+        {"graph_task": lambda: 7},
+        {"graph_task": explode},
+        {"graph_task": lambda: "none"},
+    ],
+)
+def test_what_speaks_against_it_hands_the_call_back_uncounted(alone, changes):
+    one = alone(**changes)
+    assert one.take(torch.ones(2, 3)) == PORT_NOT_MINE
+    assert one.calls.value == 0
+
+
+def test_it_is_off_when_the_hook_is_or_the_port_is_closed(alone):
+    one = alone()
+    assert one.take(torch.ones(2, 3)) == PORT_ACCEPTED
+    one.state[STATE_OFF] = 1
+    assert one.take(torch.ones(2, 3)) == PORT_NOT_MINE
+    one.state[STATE_OFF] = 0
+    one.port.close()
+    assert one.take(torch.ones(2, 3)) == PORT_NOT_MINE
+    with pytest.raises(BusError, match="closed"):
+        one.port.direct(None)
+
+
+def test_the_last_call_before_a_look_at_the_bus_is_handed_back(alone):
+    one = alone()
+    one.state[STATE_COUNTDOWN] = 3
+    outcomes = [one.take(torch.ones(2, 3)) for _ in range(4)]
+    assert outcomes == [PORT_ACCEPTED, PORT_ACCEPTED, PORT_NOT_MINE, PORT_NOT_MINE]
+
+
+def test_a_full_bus_says_so(alone):
+    one = alone(packets=4)
+    outcomes = [one.take(torch.ones(2, 3)) for _ in range(6)]
+    assert outcomes == [PORT_ACCEPTED] * 4 + [PORT_REFUSED] * 2
+
+
+def test_a_failing_random_generator_hands_the_call_back(alone):
+    one = alone(random=explode)
+    one.state.cast("B").cast("d")[STATE_RATE] = 0.9
+    assert one.take(torch.ones(2, 3)) == PORT_NOT_MINE
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"state": memoryview(bytearray(8)).cast("q")}, BusError),
+        ({"clock": memoryview(bytearray(8)).cast("q")}, BusError),
+        ({"state": memoryview(bytes(8 * STATE_CELLS)).cast("q")}, BufferError),
+        ({"sampled_out": 1 << 40}, BusError),
+        ({"sampled_out": -1}, OverflowError),
+    ],
+)
+def test_memory_that_it_could_not_use_is_refused(alone, changes, error):
+    with pytest.raises(error):
+        alone(**changes)
+
+
+def test_threads_lose_no_call(rig):
+    model, observed = shown(rig, packets=8192, capacity_mib=64)
+    small, large = torch.ones(1, 8), torch.ones(300, 1024)  # large: beyond the port, GIL released
+
+    def call(tensor, times):
+        with torch.no_grad():
+            for _ in range(times):
+                model(tensor)
+
+    threads = [threading.Thread(target=call, args=(small, 400)) for _ in range(3)]
+    threads.append(threading.Thread(target=call, args=(large, 20)))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert observed.value("calls", "shown") == 1220
+    assert observed.is_accounted_for("shown")
+    assert observed.bus.account().produced == observed.value("captured", "shown")
