@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp asys_bench/sae/native/*)
 
-.PHONY: help run test test-interop lint types check model sanitize soak bench-micro docs clean
+.PHONY: help run test test-interop lint types check model sanitize soak fuzz bench-micro docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -62,6 +62,9 @@ sanitize: ## the ring's C++ under ThreadSanitizer and AddressSanitizer
 
 soak: $(VENV)/.test ## long storms; minutes to an hour, by hand
 	ASYS_SOAK=1 $(BIN)/pytest -m stress -s --timeout 3600 $(ARGS)
+
+fuzz: $(VENV)/.test ## damaged configurations, archives, checkpoints and segments; about five minutes
+	ASYS_FUZZ=1 $(BIN)/pytest tests/fuzz -s --timeout 3600 $(ARGS)
 
 bench-micro: $(VENV)/.test ## micro-benchmarks of encode, push, pull, hook and SAE step (pytest-benchmark); judges nothing
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"

@@ -7,7 +7,7 @@ pytest=${PYTEST:-pytest}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-"$pytest" tests/unit tests/conformance tests/stress tests/gpu tests/interop "$@" >"$log" 2>&1 &
+"$pytest" tests/unit tests/conformance tests/stress tests/fuzz tests/gpu tests/interop "$@" >"$log" 2>&1 &
 other=$!
 trap 'kill "$other" 2>/dev/null; rm -f "$log"' INT TERM
 "$pytest" tests/e2e "$@"

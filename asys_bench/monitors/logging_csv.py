@@ -224,16 +224,18 @@ class LoggingCSVMonitor(BaseMonitor):
                 if output == "tensorboard":
                     self._tensorboard = None  # its writer does not survive; a new file is begun
                 if self._paused.refused(output, now):
-                    self._say(
-                        f"monitor output {output!r} pauses until the disk takes it: {error}"
-                    )
+                    self._say(f"monitor output {output!r} pauses until the disk takes it: {error}")
                 return
             setattr(self, f"_{output}", None)
             self._say(f"monitor output {output!r} is given up: {type(error).__name__}: {error}")
 
     def _reopen(self) -> None:
         """Try the files that could not be opened when the disk refused."""
-        opens = {"log": self._open_log, "csv": self._open_csv, "tensorboard": self._open_tensorboard}
+        opens = {
+            "log": self._open_log,
+            "csv": self._open_csv,
+            "tensorboard": self._open_tensorboard,
+        }
         for output, open_ in opens.items():
             if output in self._paused and getattr(self, f"_{output}") is None:
                 self._guard(output, open_)

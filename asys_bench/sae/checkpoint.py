@@ -78,13 +78,28 @@ def load_sae(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     folder = Path(folder)
     cfg_path, weights_path = folder / CFG_FILE, folder / WEIGHTS_FILE
     cfg = read_json(cfg_path)
+    tensors = read_tensors(weights_path)
+    _check_sizes(cfg_path, cfg, tensors)
     sae = _build(cfg_path, cfg)
-    assign_tensors(weights_path, sae, read_tensors(weights_path))
+    assign_tensors(weights_path, sae, tensors)
     metadata = cfg.get("metadata")
     return sae, metadata if isinstance(metadata, dict) else {}
 
 
+def _check_sizes(path: Path, cfg: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse sizes that the weights do not have, before any memory is taken for them."""
+    W_enc, W_dec = tensors.get("W_enc"), tensors.get("W_dec")
+    if W_enc is None or W_dec is None or W_enc.ndim != 2 or W_dec.ndim != 2:
+        return  # `assign_tensors` says which tensors it wants; those here are as large as the file
+    has = {"d_in": W_enc.shape[0], "d_sae": W_enc.shape[1], "d_out": W_dec.shape[1]}
+    for field, size in has.items():
+        if cfg.get(field) is not None and cfg[field] != size:
+            raise CheckpointError(path, f"{field} is {cfg[field]!r}, the weights have {size}")
+
+
 def _build(path: Path, cfg: Mapping[str, Any]) -> SparseAutoencoder:
+    if not isinstance(cfg.get("metadata") or {}, dict):
+        raise CheckpointError(path, f"metadata is {cfg['metadata']!r}")
     architecture = BY_SAELENS_NAME.get(str(cfg.get("architecture")))
     if architecture is None:
         raise CheckpointError(
@@ -113,7 +128,7 @@ def _build(path: Path, cfg: Mapping[str, Any]) -> SparseAutoencoder:
         return build_sae(config, d_in, d_out)
     except KeyError as error:
         raise CheckpointError(path, f"field {error} is missing") from None
-    except (ValidationError, ValueError) as error:
+    except (ValidationError, ValueError, OverflowError, TypeError) as error:
         raise CheckpointError(path, str(error)) from None
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from asys_bench.sae.checkpoint_files import (
@@ -83,7 +84,28 @@ def read_state(folder: Path) -> TrainerState:
         raise CheckpointError(path, f"config: {error}") from None
     state: StateDict = {name: _number(path, name, value) for name, value in numbers.items()}
     state.update(read_tensors(folder / STATE_TENSORS))
+    _check_sizes(path, config, d_in, d_out, state)
     return TrainerState(config, d_in, state, d_out)
+
+
+def _check_sizes(
+    path: Path, config: SAEConfig, d_in: int, d_out: int | None, state: StateDict
+) -> None:
+    """Refuse sizes that the tensors do not have, before any memory is taken for them."""
+    W_enc, W_dec = state.get("learner.sae.W_enc"), state.get("learner.sae.W_dec")
+    if not isinstance(W_enc, torch.Tensor) or not isinstance(W_dec, torch.Tensor):
+        raise CheckpointError(path.with_name(STATE_TENSORS), "W_enc or W_dec is missing")
+    try:
+        d_sae = config.features(d_in)
+    except (ValueError, OverflowError) as error:
+        raise CheckpointError(path, f"config: {error}") from None
+    wanted = (d_in, d_sae), (d_sae, d_out or d_in)
+    if (tuple(W_enc.shape), tuple(W_dec.shape)) != wanted:
+        raise CheckpointError(
+            path,
+            f"its sizes make W_enc {wanted[0]} and W_dec {wanted[1]}, the tensors are "
+            f"{tuple(W_enc.shape)} and {tuple(W_dec.shape)}",
+        )
 
 
 def _number(path: Path, name: str, value: Any) -> int | float:

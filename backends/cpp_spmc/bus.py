@@ -212,7 +212,10 @@ class _Attached:
         return subscription
 
     def account(self) -> BusAccount:
-        accepted, payload_bytes, dropped, groups = self.segment.account()
+        try:
+            accepted, payload_bytes, dropped, groups = self.segment.account()
+        except UnicodeDecodeError as error:
+            raise _damaged_name(error) from None
         return BusAccount(
             produced=accepted + sum(dropped),
             dropped={reason.value: count for reason, count in zip(REFUSALS, dropped, strict=True)},
@@ -395,4 +398,13 @@ def _check_shard(segment: stub.Segment, shard: int) -> None:
 def _name_of(segment: stub.Segment, name_id: int) -> str:
     if name_id < 0:
         raise BusError(f"no name with id {name_id}")
-    return segment.name_of(name_id)
+    try:
+        return segment.name_of(name_id)
+    except UnicodeDecodeError as error:
+        raise _damaged_name(error) from None
+
+
+def _damaged_name(error: UnicodeDecodeError) -> BusError:
+    return BusError(
+        f"a name in the segment is no UTF-8 ({error.object[:20]!r}): the segment is damaged"
+    )

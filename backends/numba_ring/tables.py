@@ -235,7 +235,13 @@ class Tables:
         if length > most:
             raise BusError(f"a name in the segment claims {length} bytes: the segment is damaged")
         words = (self._words.load(offset + start) for start in range(0, length, 8))
-        return b"".join(word.to_bytes(8, "little") for word in words)[:length].decode()
+        text = b"".join(word.to_bytes(8, "little") for word in words)[:length]
+        try:
+            return text.decode()
+        except UnicodeDecodeError:
+            raise BusError(
+                f"a name in the segment is no UTF-8 ({text[:20]!r}): the segment is damaged"
+            ) from None
 
     def _group(self, index: int) -> Group:
         base = at.GROUPS_OFFSET + index * at.GROUP_STRIDE

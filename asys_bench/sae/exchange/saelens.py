@@ -61,6 +61,8 @@ def read_saelens(folder: Path | str) -> SAEWeights:
     if architecture in _BATCH_TOPK:
         if "topk_threshold" not in tensors:
             raise CheckpointError(folder / WEIGHTS_FILE, "tensor 'topk_threshold' is missing")
+        if tensors["topk_threshold"].numel() != 1:
+            raise CheckpointError(folder / WEIGHTS_FILE, "tensor 'topk_threshold' is not a number")
         threshold = float(tensors.pop("topk_threshold"))
         metadata = {"training_architecture": architecture, **metadata}
         architecture = "standard"  # all but the choice of features, which comes last
@@ -70,7 +72,7 @@ def read_saelens(folder: Path | str) -> SAEWeights:
             f"architecture {architecture!r} is not supported",
             f"supported: {', '.join((*TENSORS, *_BATCH_TOPK))}",
         )
-    k, widths = _training_details(cfg, metadata)
+    k, widths = _training_details(cfg_path, cfg, metadata)
     weights = SAEWeights(architecture, tensors, k, widths, metadata)
     problem = weights.problem()
     if problem is not None:
@@ -146,17 +148,22 @@ def as_sae(weights: SAEWeights, source: Path) -> tuple[SparseAutoencoder, dict[s
 
 
 def _training_details(
-    cfg: Mapping[str, Any], metadata: Mapping[str, Any]
+    path: Path, cfg: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> tuple[int | None, tuple[int, ...]]:
-    """(k, Matryoshka widths) from where SAELens and we leave them."""
+    """(k, Matryoshka widths) from where SAELens and we leave them.
+
+    Raises:
+        CheckpointError: the widths are no list of whole numbers.
+    """
     details = metadata.get("training_architecture_details")
     details = details if isinstance(details, dict) else {}
     k = cfg.get("k", details.get("k"))
     widths = cfg.get("matryoshka_widths", details.get("matryoshka_widths"))
-    return (
-        round(k) if isinstance(k, int | float) and not isinstance(k, bool) and k >= 0.5 else None,
-        tuple(int(width) for width in widths) if isinstance(widths, list) else (),
-    )
+    widths = widths if isinstance(widths, list) else []
+    if not all(isinstance(width, int) and not isinstance(width, bool) for width in widths):
+        raise CheckpointError(path, f"matryoshka_widths are {widths!r}")
+    known = isinstance(k, int | float) and not isinstance(k, bool) and 0.5 <= k < 1 << 31
+    return round(k) if known else None, tuple(widths)
 
 
 def _refuse_run_time_parts(folder: Path, cfg: Mapping[str, Any]) -> None:

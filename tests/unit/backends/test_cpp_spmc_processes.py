@@ -25,11 +25,13 @@ from asys_bench.contracts.bus import (
     BusClient,
     BusError,
     BusHandle,
+    BusPlugin,
     BusRequest,
     Delivery,
     GroupSpec,
 )
 from asys_bench.contracts.packet import PacketMeta
+from asys_bench.registry import registry
 
 if plugin.unavailable() is not None:
     pytest.skip(str(plugin.unavailable()), allow_module_level=True)
@@ -343,6 +345,30 @@ def attach_bytes(header: bytes, size: int, seals: bool = True) -> BusClient:
         return plugin.attach(BusHandle("cpp_spmc", {}, (fd,)))
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["cpp_spmc", "numba_ring"])
+def test_a_name_that_is_no_text_is_a_bus_error(name: str) -> None:
+    ring = registry("backend").get(name, BusPlugin)
+    if ring.unavailable():
+        pytest.skip(str(ring.unavailable()))
+    with make_bus() as bus:
+        bus.intern("layer.0")
+        fd = bus.handle().fds[0]
+        good = os.pread(fd, os.fstat(fd).st_size, 0)
+    place = good.index(b"layer.0")
+    hostile = os.memfd_create("hostile", os.MFD_ALLOW_SEALING)
+    try:
+        os.write(hostile, good[:place] + b"\xff" + good[place + 1 :])
+        fcntl.fcntl(
+            hostile, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        )
+        client = ring.attach(BusHandle(name, {}, (hostile,)))
+        with pytest.raises(BusError, match="no UTF-8"):
+            client.name_of(1)
+        client.close()
+    finally:
+        os.close(hostile)
 
 
 def test_a_hostile_header_is_refused_whatever_it_says() -> None:

@@ -70,3 +70,14 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path, save, capsys) -> None:
     with pytest.raises(CheckpointError, match="cannot be read"):
         import_sae(theirs)
     assert "ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("widths", [["x"], [None], [float("inf")], [1.5], [True]])
+def test_widths_that_are_no_whole_numbers_are_named(tmp_path: Path, save, widths) -> None:
+    folder = tmp_path / "sae"
+    save(folder, "topk")
+    cfg = json.loads((folder / "cfg.json").read_text())
+    cfg["matryoshka_widths"] = widths
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    with pytest.raises(CheckpointError, match="matryoshka_widths"):
+        import_sae(folder)
