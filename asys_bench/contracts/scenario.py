@@ -187,6 +187,8 @@ class ScenarioPlugin:
     """One round; blocks."""
     unavailable: Callable[[], str | None] = lambda: None
     """A reason why it cannot run here (with the fix), or None."""
+    unavailable_for: Callable[[ScenarioOptions], str | None] = lambda options: None
+    """The same for a case with these options."""
 
 
 INTEGRITY_METRICS: Mapping[str, MetricSpec] = {

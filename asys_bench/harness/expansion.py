@@ -201,15 +201,18 @@ class _CaseExpansion:
         python: str | None = None,
     ) -> Contender:
         case, defaults, document = self._case, self._suite.defaults, self._document
+        unavailable = plugin.unavailable()
         try:
-            params = plugin.options.model_validate(params).model_dump(mode="json")
+            options = plugin.options.model_validate(params)
+            unavailable = unavailable or plugin.unavailable_for(options)
+            params = options.model_dump(mode="json")
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 place = (*self._path, "params", *detail["loc"])
                 valid = sorted(plugin.options.model_fields)
                 document.problem(place, f"{identity}: {detail['msg']}", valid=valid)
         overrides = tuple(f"{k}={json.dumps(v)}" for k, v in (sets or case.set).items())
-        unavailable, digest, pipeline_file = plugin.unavailable(), None, None
+        digest = pipeline_file = None
         if plugin.takes == "backend" and subject is not None:
             unavailable = unavailable or self._backend_problem(subject)
         if plugin.takes == "pipeline" and subject is not None:

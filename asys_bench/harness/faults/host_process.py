@@ -1,0 +1,169 @@
+"""The host under test: `python -m asys_bench.harness.faults.host_process`, a process of its own.
+
+A line of JSON on standard input says what to run (`HostTask`); the end of standard input asks it to
+finish. It leaves `outcome.json` and `steps.npz` in its task's folder, which no fault touches.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import sys
+import threading
+import traceback
+from array import array
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic_ns
+from typing import Any
+
+import numpy as np
+import torch
+
+from asys_bench.config import MasterConfig, config_from_data
+from asys_bench.harness.plugins import register_extra
+from asys_bench.pipeline.experiment import ExperimentPipeline, RunOutcome
+from asys_bench.pipeline.wrapped import unwrap
+
+OUTCOME_FILE, STEPS_FILE = "outcome.json", "steps.npz"
+
+
+@dataclass(frozen=True)
+class HostTask:
+    """folder: where the results go. check_weights: train once more, unobserved, and compare.
+
+    record_steps: keep when each step began and ended (32 bytes per step).
+    """
+
+    folder: str
+    config: dict[str, Any]
+    check_weights: bool
+    record_steps: bool = True
+
+
+class _Steps:
+    """When each host step began and ended (CLOCK_MONOTONIC, ns)."""
+
+    def __init__(self, pipeline: ExperimentPipeline) -> None:
+        clock = pipeline.session.clock
+        self.begun, self.ended = array("q"), array("q")
+        own = clock.step
+        begun, ended = self.begun, self.ended
+
+        def step(n: int = 1) -> None:
+            ended.append(monotonic_ns())
+            own(n)
+            begun.append(monotonic_ns())
+
+        setattr(clock, "step", step)  # noqa: B010 - an instance's own method, on purpose
+
+    def save(self, path: Path) -> None:
+        """Steps from the second on; the first has no known beginning."""
+        begun, ended = np.array(self.begun, np.int64), np.array(self.ended, np.int64)
+        np.savez(path, begun_ns=begun[:-1], ended_ns=ended[1:])
+
+
+class _Counted:
+    """A clock that nobody watches, which ends after `steps`."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+        self.should_stop = steps <= 0
+
+    def step(self, n: int = 1) -> None:
+        self._left -= n
+        self.should_stop = self._left <= 0
+
+    def weights_updated(self) -> None:
+        return None
+
+    def report(self, name: str, value: float) -> None:
+        return None
+
+
+def digest(model: torch.nn.Module) -> str:
+    """SHA-256 of every parameter and buffer, bit by bit."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        whole.update(name.encode())
+        whole.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
+def unobserved(config: MasterConfig, steps: int) -> str:
+    """The digest of the same host's weights after `steps` steps without any observer."""
+    options = config.host.plugin_options()
+    if "pause_ms" in type(options).model_fields:
+        options = options.model_copy(update={"pause_ms": 0.0})
+    host = config.host.plugin().build(options, config.run.seed)
+    model = host.build()
+    assert model is not None
+    host.run(_Counted(steps))
+    found = digest(unwrap(model))
+    host.close()
+    return found
+
+
+def run_host(task: HostTask) -> dict[str, Any]:
+    """Run to the end of standard input; what it came to, as JSON-able data."""
+    register_extra({})
+    config = config_from_data(task.config)
+    before = set(os.listdir("/proc/self/fd"))
+    pipeline = ExperimentPipeline(config)
+    try:
+        pipeline.setup()
+        steps = _Steps(pipeline) if task.record_steps else None
+        threading.Thread(target=_await_end, args=(pipeline,), daemon=True).start()
+        result = pipeline.run()
+        outcome = pipeline.shutdown()
+        points = pipeline.session.points
+        model = points[0].model if points else None
+        weights = digest(model) if model is not None else None
+        document = _document(outcome, result.steps, weights)
+        if steps is not None:
+            steps.save(Path(task.folder) / STEPS_FILE)
+    finally:
+        pipeline.abort()
+        pipeline.close()
+    del outcome, pipeline, points, model, steps
+    gc.collect()  # a closed ring lies in cycles of ours until then
+    document["descriptors_left"] = len(set(os.listdir("/proc/self/fd")) - before)
+    if task.check_weights and weights is not None:
+        document["weights_unobserved"] = unobserved(config, result.steps)
+    return document
+
+
+def _document(outcome: RunOutcome, steps: int, weights: str | None) -> dict[str, Any]:
+    return {
+        "run_dir": str(outcome.run_dir.path),
+        "orderly": outcome.orderly,
+        "watchdog_restarts": outcome.watchdog_restarts,
+        "steps": steps,
+        "weights": weights,
+        "account": asdict(outcome.account) if outcome.account is not None else None,
+    }
+
+
+def _await_end(pipeline: ExperimentPipeline) -> None:
+    sys.stdin.read()
+    pipeline.request_stop()
+
+
+def main() -> int:
+    """Entry point; 0 even when the host failed: `outcome.json` says so."""
+    task = HostTask(**json.loads(sys.stdin.readline()))
+    try:
+        document = run_host(task)
+    except Exception as error:  # noqa: BLE001 - whatever the host raised is the outcome
+        traceback.print_exc()
+        document = {"failure": f"{type(error).__name__}: {error}"}
+    partial = Path(task.folder) / (OUTCOME_FILE + ".partial")
+    partial.write_text(json.dumps(document))
+    partial.replace(Path(task.folder) / OUTCOME_FILE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""The run under test, as its tormentor sees it: processes, slots, counts; nothing is asked of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.stats import RunState, Slot, SlotField
+from asys_bench.pipeline.live_run import RUN_FILE, LiveRun, LiveRunError
+from asys_bench.pipeline.liveness import ProcessHandle, start_time
+
+MARK = "ASYS_CHAOS_MARK"
+
+
+class ObservedRun:
+    """process: the host. mark: what its environment, and so everybody's, holds."""
+
+    def __init__(self, process: subprocess.Popen[bytes], mark: str, runs: Path) -> None:
+        self.process, self.mark, self._runs = process, mark, runs
+        self.live: LiveRun | None = None
+        self.run_dir = runs
+        self._at_end: list[Callable[[], None]] = []
+        self._seen: dict[int, int] = {}
+
+    def attach(self, patience_s: float) -> bool:
+        """Wait until the host runs observed. False: it ended before (its outcome says why).
+
+        Raises:
+            TimeoutError: it did neither.
+        """
+        deadline = time.monotonic() + patience_s
+        while self.process.poll() is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the host was not running after {patience_s:g} s")
+            if self._try_attach():
+                return True
+            time.sleep(0.01)
+        return False
+
+    def _try_attach(self) -> bool:
+        if self.live is None:
+            for found in self._runs.glob(f"*/{RUN_FILE}"):
+                self.run_dir = found.parent
+                try:
+                    self.live = LiveRun.attach(found.parent)
+                except LiveRunError as error:
+                    return "observes no hook" in str(error)
+        return self.live is not None and self.live.page.run_state is RunState.RUNNING
+
+    def slot(self, name: str) -> Slot:
+        if self.live is None:
+            raise RuntimeError("the run has no workers: a fault needs a pipeline with hooks")
+        return self.live.page.slot(name)
+
+    def pid(self, name: str) -> int:
+        return self.slot(name).get(SlotField.PID)
+
+    def life(self, name: str) -> tuple[int, int]:
+        """Tells one process of a slot from the next."""
+        slot = self.slot(name)
+        return slot.get(SlotField.PID), slot.get(SlotField.LAUNCH)
+
+    def others(self) -> list[str]:
+        """Every slot but the host's."""
+        if self.live is None:
+            return []
+        return [name for name, _ in self.live.page.slots() if name != "host"]
+
+    def signal(self, names: Sequence[str], number: signal.Signals) -> None:
+        """To the processes of these slots; one that is gone is fine."""
+        for name in names:
+            slot = self.slot(name)
+            try:
+                handle = ProcessHandle(slot.get(SlotField.PID), slot.get(SlotField.PROCESS_START))
+            except OSError:
+                continue
+            handle.kill(number)
+            handle.close()
+
+    def processes(self) -> list[int]:
+        """Every process of the run but the host, by the mark in its environment."""
+        mark = f"{MARK}={self.mark}".encode()
+        found = []
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) in (self.process.pid, os.getpid()):
+                continue
+            try:
+                environment = Path(f"/proc/{name}/environ").read_bytes()
+            except OSError:
+                continue
+            if mark in environment.split(b"\0"):
+                found.append(int(name))
+        self._seen.update((pid, start_time(pid)) for pid in found)
+        return found
+
+    @property
+    def seen(self) -> int:
+        """How many processes of it there have been, as far as anybody looked."""
+        return len(self._seen)
+
+    def account(self) -> BusAccount | None:
+        return self.live.client.account() if self.live is not None else None
+
+    def delivered(self, group: str) -> int:
+        account = self.account()
+        return 0 if account is None else account.group(group).delivered
+
+    def at_end(self, action: Callable[[], None]) -> None:
+        """Do this once every process of the run is gone."""
+        self._at_end.append(action)
+
+    def stop_host(self) -> None:
+        """Ask the host to finish, as Ctrl-C would."""
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+    def wait_gone(self, patience_s: float) -> list[int]:
+        """Wait until nothing of the run is left; what is, after that, is returned, and killed."""
+        deadline = time.monotonic() + patience_s
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        for pid in left:
+            try:
+                handle = ProcessHandle(pid)
+            except OSError:
+                continue
+            handle.kill()
+            handle.wait(2.0)
+            handle.close()
+        return left
+
+    def close(self) -> None:
+        """End what is left and detach."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.wait_gone(0.0)
+        for action in self._at_end:
+            try:
+                action()
+            except OSError:
+                continue
+        if self.live is not None:
+            self.live.close()
+            self.live = None

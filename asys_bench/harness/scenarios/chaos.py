@@ -1,0 +1,280 @@
+"""chaos: a fault strikes a production pipeline; packets and seconds are counted.
+
+The pipeline runs in a process of its own (`harness.faults`). What every round must show, whatever
+the fault: the host finishes (unless it was killed) with the weights it would have had unobserved;
+each packet is accounted for; the archive holds every packet that it took, apart from those that are
+counted as dropped or that the fault itself tore off; nothing is left behind. Where workers have time
+to drain, the archive has taken every packet that the bus accepted (`unread_packets`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from asys_bench.contracts.bus import BusAccount, GroupAccount
+from asys_bench.contracts.scenario import (
+    MetricKind,
+    MetricSpec,
+    RoundContext,
+    ScenarioError,
+    ScenarioOptions,
+    ScenarioPlugin,
+)
+from asys_bench.contracts.stats import Counter, SlotField
+from asys_bench.harness.faults.archive_count import archived_packets
+from asys_bench.harness.faults.fault import Fault
+from asys_bench.harness.faults.host_process import OUTCOME_FILE, STEPS_FILE, HostTask
+from asys_bench.harness.faults.observed import MARK, ObservedRun
+from asys_bench.harness.faults.options import ChaosOptions
+from asys_bench.harness.faults.stage import Stage
+from asys_bench.harness.faults.table import FAULTS
+
+POLL_S = 0.001
+START_PATIENCE_S = 60.0
+LEAVE_PATIENCE_S = 10.0
+UNSETTLED_NS = 1_000_000_000
+"""Host steps count for `step_ms` from this long after a strike."""
+
+
+class _Round:
+    """One round, from the start of the host to the last count."""
+
+    def __init__(self, context: RoundContext) -> None:
+        options = context.options
+        assert isinstance(options, ChaosOptions)
+        self._context, self._options = context, options
+        self._stage = Stage(context.scratch)
+        self._fault: Fault = FAULTS[options.fault](options, context.seed)
+        self._random = random.Random(context.seed)
+        self._strikes_ns: list[int] = []
+        self._run: ObservedRun | None = None
+
+    def run(self) -> None:
+        self._shm = _segments()
+        try:
+            self._fault.prepare(self._stage)
+            self._run = run = self._start()
+            with self._context.timed():
+                if run.attach(START_PATIENCE_S):
+                    self._strike_all(run)
+            self._finish(run)
+        finally:
+            if self._run is not None:
+                self._run.close()
+            self._stage.clear()
+
+    def _start(self) -> ObservedRun:
+        mark = uuid.uuid4().hex
+        config = self._context.config.to_plain()
+        config["run"]["dir"] = str(self._stage.runs)
+        task = HostTask(str(self._context.scratch), config, self._options.check_weights)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "asys_bench.harness.faults.host_process"],
+            stdin=subprocess.PIPE,
+            env={**os.environ, **self._stage.environment, MARK: mark},
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
+        process.stdin.flush()
+        return ObservedRun(process, mark, self._stage.runs)
+
+    def _strike_all(self, run: ObservedRun) -> None:
+        options = self._options
+        if run.live is not None:
+            self._await(run, lambda: run.delivered(options.group) > 0, "the first packets")
+        for _ in range(options.faults):
+            time.sleep(options.calm_s * self._random.uniform(0.5, 1.5))
+            if run.process.poll() is not None:
+                return
+            begin = self._strike(run)
+            if self._fault.host_survives and options.await_recovery and run.live is not None:
+                self._recover(run, begin)
+        time.sleep(options.settle_s)
+
+    def _strike(self, run: ObservedRun) -> int:
+        """Returns the time from which recovery counts."""
+        begin = time.monotonic_ns()
+        if self._options.fault != "none":
+            self._strikes_ns.append(begin)
+        self._fault.inject(run)
+        run.processes()
+        if self._fault.lasts:
+            time.sleep(self._options.hold_s)
+            begin = time.monotonic_ns()
+            self._fault.lift(run)
+            self._strikes_ns.append(begin)
+        return begin
+
+    def _recover(self, run: ObservedRun, begin_ns: int) -> None:
+        self._await(run, lambda: self._fault.recovered(run), "a successor")
+        before = run.delivered(self._options.group)
+        self._await(run, lambda: run.delivered(self._options.group) > before, "packets")
+        if self._options.fault != "none":
+            self._context.recorder("recovery_ms").record(time.monotonic_ns() - begin_ns)
+
+    def _await(self, run: ObservedRun, condition: Any, what: str) -> None:
+        deadline = time.monotonic() + self._options.patience_s
+        while not condition():
+            if run.process.poll() is not None:
+                raise ScenarioError(f"the host ended while {what} were awaited")
+            if time.monotonic() > deadline:
+                raise ScenarioError(
+                    f"{self._options.fault} of {self._options.worker}: {what} did not come in "
+                    f"{self._options.patience_s:g} s"
+                )
+            time.sleep(POLL_S)
+
+    def _finish(self, run: ObservedRun) -> None:
+        context, survives = self._context, self._fault.host_survives
+        run.processes()
+        run.stop_host()
+        try:
+            run.process.wait(self._options.patience_s + 60)
+        except subprocess.TimeoutExpired:
+            context.count("failed_hosts", 1, 1)
+            return
+        died_ns = time.monotonic_ns() if survives else self._strikes_ns[-1]
+        left = run.wait_gone(LEAVE_PATIENCE_S)
+        context.recorder("leave_ms").record(time.monotonic_ns() - died_ns)
+        outcome = self._outcome() if survives else {}
+        failed = survives and ("failure" in outcome or run.process.returncode != 0)
+        if failed:
+            print(f"the host failed: {outcome.get('failure')}", file=sys.stderr)
+        context.count("failed_hosts", int(failed), 1)
+        names = _segments() - self._shm
+        context.count(
+            "left_behind",
+            len(left) + len(names) + outcome.get("descriptors_left", 0),
+            max(1, run.seen),
+        )
+        if "weights_unobserved" in outcome:
+            changed = outcome["weights"] != outcome["weights_unobserved"]
+            context.count("changed_weights", int(changed), 1)
+        self._count_packets(run, outcome)
+        self._count_restarts(run)
+        self._steps()
+
+    def _outcome(self) -> dict[str, Any]:
+        path = self._context.scratch / OUTCOME_FILE
+        if not path.is_file():
+            return {"failure": "it left no outcome"}
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def _count_packets(self, run: ObservedRun, outcome: dict[str, Any]) -> None:
+        account = _account(outcome["account"]) if outcome.get("account") else run.account()
+        if account is None:
+            return
+        context, integrity = self._context, self._context.integrity
+        integrity.offered += account.produced
+        integrity.dropped += account.dropped_total
+        unaccounted = 0
+        for group in account.groups:
+            integrity.delivered += group.delivered
+            integrity.lost += group.lost_in_flight + group.dead_lettered
+            unaccounted += abs(account.imbalance(group))
+        integrity.allowed_lost = integrity.lost  # what a killed reader held; at_least_once has none
+        integrity.unaccounted += unaccounted
+        context.count("unaccounted_packets", unaccounted, account.produced * len(account.groups))
+        context.value("dropped_ratio", account.dropped_total / max(1, account.produced))
+        self._count_archive(run, account)
+
+    def _count_archive(self, run: ObservedRun, account: BusAccount) -> None:
+        archive = [g for g in account.groups if g.group == self._options.archive_group]
+        if not archive:
+            return
+        group = archive[0]
+        accepted = account.produced - account.dropped_total - group.missed
+        given_up = sum(
+            metric.value
+            for name in run.others()
+            for full, metric in run.slot(name).metrics().items()
+            if full.startswith("archive_dropped_packets") and isinstance(metric, Counter)
+        )
+        held = archived_packets(run.run_dir)
+        missing = group.delivered - given_up - self._fault.excused_packets() - held
+        self._context.count("archive_missing_packets", max(0, missing), accepted)
+        unread = group.ready + group.lost_in_flight + group.dead_lettered
+        self._context.count("unread_packets", unread, accepted)
+
+    def _count_restarts(self, run: ObservedRun) -> None:
+        """Restarts that the fault does not call for."""
+        if self._fault.replaces or not self._fault.host_survives or run.live is None:
+            return
+        names = run.others()
+        restarts = sum(run.slot(name).get(SlotField.RESTARTS) for name in names)
+        self._context.count("needless_restarts", restarts, len(names))
+
+    def _steps(self) -> None:
+        path = self._context.scratch / STEPS_FILE
+        if not path.is_file():
+            return
+        with np.load(path) as steps:
+            begun, ended = steps["begun_ns"], steps["ended_ns"]
+        settled = np.ones(len(begun), dtype=bool)
+        for strike in self._strikes_ns:
+            settled &= (ended < strike) | (begun > strike + UNSETTLED_NS)
+        self._context.recorder("step_ms").extend((ended - begun)[settled])
+
+
+def _account(data: dict[str, Any]) -> BusAccount:
+    groups = tuple(GroupAccount(**group) for group in data.pop("groups"))
+    return BusAccount(**data, groups=groups)
+
+
+def _segments() -> set[str]:
+    """Names that a bus of ours may have left in /dev/shm."""
+    return {name for name in os.listdir("/dev/shm") if "asys" in name}
+
+
+def run(context: RoundContext) -> None:
+    """Start the host in its process, strike, let it finish, count."""
+    _Round(context).run()
+
+
+def _unavailable_for(options: ScenarioOptions) -> str | None:
+    assert isinstance(options, ChaosOptions)
+    return FAULTS[options.fault].unavailable(options)
+
+
+def _count(summary: str) -> MetricSpec:
+    return MetricSpec("lower", MetricKind.COUNT, summary)
+
+
+plugin = ScenarioPlugin(
+    name="chaos",
+    summary="a fault strikes the production pipeline: " + ", ".join(FAULTS),
+    options=ChaosOptions,
+    takes="pipeline",
+    metrics={
+        "recovery_ms": MetricSpec(
+            "lower", MetricKind.SAMPLES, "strike (or the fault's end) to consuming again"
+        ),
+        "leave_ms": MetricSpec("lower", MetricKind.SAMPLES, "host's end to its last process gone"),
+        "step_ms": MetricSpec(
+            "lower", MetricKind.SAMPLES, "host step, from 1 s after each strike on"
+        ),
+        "dropped_ratio": MetricSpec("lower", MetricKind.ROUND, "refused by a full bus, of offered"),
+        "failed_hosts": _count("hosts that raised, hung or died when nobody killed them"),
+        "changed_weights": _count("hosts whose weights differ from those of an unobserved run"),
+        "unaccounted_packets": _count("what the accounting identity does not explain"),
+        "archive_missing_packets": _count(
+            "taken by the archive, not counted as dropped, not in it"
+        ),
+        "unread_packets": _count("accepted, and not taken by the archive before the run ended"),
+        "needless_restarts": _count("restarts under a fault that calls for none"),
+        "left_behind": _count("processes, descriptors and /dev/shm names that stayed"),
+    },
+    run=run,
+    unavailable_for=_unavailable_for,
+)

@@ -1,0 +1,121 @@
+"""Everything but the host is killed or stopped at random moments, and the host does not notice.
+
+`make soak` (ASYS_SOAK=1) strikes 100 storms and 200 single faults and prints what they took;
+`suites/chaos.yaml` holds the targets with verdicts.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asys_bench.harness.launch import FreshProcess, RoundEnd
+from asys_bench.harness.round import RoundSpec
+from asys_bench.harness.words import RoundStatus
+
+PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"
+SOAK = os.environ.get("ASYS_SOAK") == "1"
+HEARTBEAT_S = 1.0
+NEVER = (
+    "failed_hosts",
+    "changed_weights",
+    "unaccounted_packets",
+    "archive_missing_packets",
+    "left_behind",
+    "torn_frames",
+)
+
+
+def strike(backend: str, seed: int, *sets: str, timeout_s: float = 240, **params) -> RoundEnd:
+    """One round of the chaos scenario; none of what must never happen has happened in it."""
+    spec = RoundSpec(
+        folder="",
+        scenario="chaos",
+        backend=None,
+        pipeline=str(PIPELINE),
+        sets=[f"bus.backend={backend}", f"watchdog.heartbeat_timeout_s={HEARTBEAT_S}", *sets],
+        params=params,
+        samples=1,
+        seed=seed,
+        warmup_max_s=0,
+    )
+    end = FreshProcess().run(spec, timeout_s)
+    assert end.status is RoundStatus.OK, f"seed {seed}: {end.error}\n{end.log}"
+    counts = {
+        name: end.document["values"][name]["count"]
+        for name in NEVER
+        if name in end.document["values"]
+    }
+    assert set(counts.values()) == {0}, f"seed {seed}: {counts}"
+    return end
+
+
+def told(what: str, values_ms) -> None:
+    """Print percentiles."""
+    values = np.concatenate(values_ms)
+    p50, p90, p99 = np.quantile(values, (0.5, 0.9, 0.99), method="inverted_cdf")
+    print(
+        f"{what}: n {len(values)}, median {p50:.1f} ms, p90 {p90:.1f} ms, p99 {p99:.1f} ms, "
+        f"max {values.max():.1f} ms"
+    )
+
+
+@pytest.mark.stress
+def test_storms_leave_the_host_its_weights_and_nothing_else_behind():
+    rounds, storms = (10, 10) if SOAK else (1, 3)
+    pace = ("host.options.synthetic.pause_ms=0",) if SOAK else ("run.drain_timeout_s=3",)
+    observed, alone = [], []
+    for seed in range(rounds):
+        calm = {"calm_s": 2.0 if SOAK else 0.5, "settle_s": 2.0 if SOAK else 0.2}
+        storm = {"fault": "storm", "faults": storms, "await_recovery": False, **calm}
+        end = strike("cpp_spmc", seed, *pace, **storm)
+        assert end.document["n"]["unaccounted_packets"] > 20
+        observed.append(end.samples["step_ms"])
+        if SOAK:
+            quiet = strike(
+                "cpp_spmc", seed, *pace, "hooks=[]", "sinks={}",
+                **{**storm, "fault": "none", "check_weights": False},
+            )  # fmt: skip
+            alone.append(quiet.samples["step_ms"])
+            told(f"seed {seed}: host step, 1 s after a storm", [observed[-1]])
+            told(f"seed {seed}: host step, unobserved", [alone[-1]])
+    if SOAK:
+        told("host step, 1 s after a storm", observed)
+        told("host step, unobserved", alone)
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="minutes: make soak")
+@pytest.mark.parametrize(
+    ("fault", "worker", "group", "faults"),
+    [
+        ("kill", "archive-0", "archive", 80),
+        ("kill", "trainer-0", "trainer", 60),
+        ("stop", "archive-0", "archive", 30),
+        ("stop", "trainer-0", "trainer", 30),
+    ],
+)
+def test_two_hundred_faults_are_recovered_from(fault, worker, group, faults):
+    took, per_round = [], 20 if fault == "kill" else 15
+    for seed in range(faults // per_round):
+        end = strike(
+            "cpp_spmc", seed, fault=fault, worker=worker, group=group, faults=per_round, calm_s=0.2,
+        )  # fmt: skip
+        took.append(end.samples["recovery_ms"])
+        assert len(took[-1]) == per_round
+        assert end.document["values"]["unread_packets"]["count"] == 0
+    told(f"{fault} of {worker} to consuming", took)
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="minutes: make soak")
+@pytest.mark.parametrize("backend", ["cpp_spmc", "numba_ring"])
+def test_workers_leave_when_the_host_is_killed(backend):
+    took = [
+        strike(backend, seed, fault="host_crash", calm_s=1.0).samples["leave_ms"]
+        for seed in range(10)
+    ]
+    told(f"{backend}: host's death to the last process gone", took)

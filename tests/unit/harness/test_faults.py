@@ -1,0 +1,177 @@
+"""Faults: what each does to its victim, and that one which cannot be had is never a pass."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import cast
+
+import pytest
+from pydantic import ValidationError
+
+from asys_bench.harness.faults import disk, memory
+from asys_bench.harness.faults.clock import ClockStep
+from asys_bench.harness.faults.disk import NoDescriptors
+from asys_bench.harness.faults.observed import MARK, ObservedRun
+from asys_bench.harness.faults.options import FAULT_NAMES, ChaosOptions
+from asys_bench.harness.faults.signals import Slow
+from asys_bench.harness.faults.stage import Stage, cannot_mount
+from asys_bench.harness.faults.table import FAULTS
+from asys_bench.harness.judge import CaseRecord, judge
+from asys_bench.harness.plugins import metrics_of, scenario_plugin
+from asys_bench.harness.result import Subject
+from asys_bench.harness.suite_file import load_suite
+from asys_bench.harness.words import CaseStatus, Verdict
+from asys_bench.pipeline.liveness import is_stopped
+
+SUITE = Path(__file__).parents[3] / "suites/chaos.yaml"
+SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
+
+
+class Victim(ObservedRun):
+    """A sleeping process in place of a run; `pid` of any slot is its own."""
+
+    def __init__(self, program: str = SLEEPER, **environment: str) -> None:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, MARK: "victim", **environment},
+        )
+        super().__init__(process, "victim", Path("/nowhere"))
+        assert process.stdout is not None
+        self.line = process.stdout.readline().decode().strip()
+
+    def pid(self, name: str) -> int:
+        return self.process.pid
+
+    def close(self) -> None:
+        super().close()
+        self.process.stdout.close()
+
+
+def test_the_table_and_the_options_name_the_same_faults():
+    assert tuple(FAULTS) == FAULT_NAMES
+    with pytest.raises(ValidationError, match="'kill'"):
+        ChaosOptions(fault="kil")
+
+
+def test_a_slowed_process_is_stopped_and_goes_on_in_turn():
+    victim = Victim()
+    fault = Slow(ChaosOptions(fault="slow"), 0)
+    fault.inject(victim)
+    seen = set()
+    deadline = time.monotonic() + 20
+    while seen != {True, False} and time.monotonic() < deadline:
+        seen.add(is_stopped(victim.process.pid))
+        time.sleep(0.001)
+    fault.lift(victim)
+    assert seen == {True, False}
+    time.sleep(0.05)
+    assert not is_stopped(victim.process.pid)
+    victim.close()
+
+
+def test_without_descriptors_opening_fails_until_the_limit_is_back():
+    victim = Victim(
+        "import errno, sys\n"
+        "print('up', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        "        open('/dev/null').close()\n"
+        "        print('opened', flush=True)\n"
+        "    except OSError as error:\n"
+        "        print(errno.errorcode[error.errno], flush=True)\n"
+    )
+
+    def ask() -> str:
+        victim.process.stdin.write(b"?\n")
+        victim.process.stdin.flush()
+        return victim.process.stdout.readline().decode().strip()
+
+    fault = NoDescriptors(ChaosOptions(fault="emfile"), 0)
+    assert ask() == "opened"
+    fault.inject(victim)
+    assert ask() == "EMFILE"
+    fault.lift(victim)
+    assert ask() == "opened"
+    victim.close()
+
+
+def test_the_wall_clock_of_the_run_steps_and_its_monotonic_clock_does_not(tmp_path):
+    stage = Stage(tmp_path)
+    fault = ClockStep(ChaosOptions(fault="clock_step", step_s=-5000), 0)
+    fault.prepare(stage)
+    victim = Victim(
+        "import sys, time\n"
+        "print('up', flush=True)\n"
+        "for line in sys.stdin:\n"
+        "    print(time.time(), time.time_ns(), time.monotonic(), flush=True)\n",
+        **stage.environment,
+    )
+
+    def ask() -> tuple[float, ...]:
+        victim.process.stdin.write(b"?\n")
+        victim.process.stdin.flush()
+        return tuple(map(float, victim.process.stdout.readline().split()))
+
+    before = ask()
+    fault.inject(victim)
+    after = ask()
+    assert -5001 < after[0] - before[0] < -4900
+    assert abs(after[0] - after[1] / 1e9) < 1
+    assert 0 <= after[2] - before[2] < 60
+    fault.inject(victim)
+    assert ask()[0] > before[0] + 4900
+    victim.close()
+
+
+def test_every_process_of_a_run_is_found_by_its_mark_and_ended():
+    victim = Victim(
+        "import subprocess, sys, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    child = int(victim.line)
+    assert victim.processes() == [child]
+    os.kill(child, signal.SIGSTOP)
+    victim.process.kill()
+    victim.process.wait()
+    assert victim.wait_gone(0.1) == [child]
+    assert victim.processes() == []
+    victim.close()
+
+
+def test_a_fault_that_this_machine_cannot_have_is_named_and_is_no_pass(monkeypatch):
+    monkeypatch.setattr(disk, "cannot_mount", lambda: "it takes CAP_SYS_ADMIN: run it as root")
+    monkeypatch.setattr(memory, "_memory_cgroup", lambda: None)
+    loaded = load_suite(SUITE)
+    skipped = {c.id: c.unavailable for c in loaded.contenders if c.unavailable}
+    assert set(skipped) == {"fault.disk_full", "fault.shm_full", "fault.oom.trainer"}
+    assert "run it as root" in skipped["fault.disk_full"]
+    assert "cgroup" in skipped["fault.oom.trainer"]
+    contender = next(c for c in loaded.contenders if c.id == "fault.disk_full")
+    record = CaseRecord(
+        contender,
+        metrics_of(scenario_plugin("chaos")),
+        cast(Subject, Subject.model_construct()),
+    )
+    (case,) = judge({contender.id: record}, {}, 0.95)
+    assert case.status is CaseStatus.UNAVAILABLE
+    assert {target.verdict for target in case.targets} == {Verdict.INCONCLUSIVE}
+    assert "cannot run here" in case.targets[0].reason
+
+
+def test_who_may_not_mount_is_told_what_it_takes(monkeypatch):
+    assert cannot_mount() is None or "CAP_SYS_ADMIN" in cannot_mount()
+    monkeypatch.setattr("builtins.open", _no_file)
+    assert "--cap-add" in cannot_mount()
+
+
+def _no_file(*args, **kwargs):
+    raise FileNotFoundError
