@@ -291,5 +291,6 @@ plugin = SinkPlugin(
     options=ArchiverOptions,
     build=_build,
     default_delivery=Delivery.AT_LEAST_ONCE,
-    preload=("torch", "pyarrow"),
+    # pyarrow imports pandas, where it is installed, at the first batch of every new worker.
+    preload=("torch", "pyarrow", "pandas"),
 )
