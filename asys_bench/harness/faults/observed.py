@@ -71,12 +71,22 @@ class ObservedRun:
             return []
         return [name for name, _ in self.live.page.slots() if name != "host"]
 
-    def signal(self, names: Sequence[str], number: signal.Signals) -> None:
+    def send(self, names: Sequence[str], number: signal.Signals) -> None:
         """To the processes of these slots; one that is gone is fine."""
         for name in names:
             slot = self.slot(name)
             try:
                 handle = ProcessHandle(slot.get(SlotField.PID), slot.get(SlotField.PROCESS_START))
+            except OSError:
+                continue
+            handle.kill(number)
+            handle.close()
+
+    def send_all(self, number: signal.Signals) -> None:
+        """To every process of the run but the host."""
+        for pid in self.processes():
+            try:
+                handle = ProcessHandle(pid)
             except OSError:
                 continue
             handle.kill(number)

@@ -24,7 +24,7 @@ class Kill(Fault):
 
     def inject(self, run: ObservedRun) -> None:
         self.remember(run)
-        run.signal(self.victims(run), signal.SIGKILL)
+        run.send(self.victims(run), signal.SIGKILL)
 
 
 class Stop(Fault):
@@ -34,7 +34,7 @@ class Stop(Fault):
 
     def inject(self, run: ObservedRun) -> None:
         self.remember(run)
-        run.signal(self.victims(run), signal.SIGSTOP)
+        run.send(self.victims(run), signal.SIGSTOP)
 
 
 class Storm(Fault):
@@ -45,13 +45,7 @@ class Storm(Fault):
     def inject(self, run: ObservedRun) -> None:
         self._lives = {name: run.life(name) for name in run.others()}
         number = self.random.choice((signal.SIGKILL, signal.SIGSTOP))
-        for pid in run.processes():
-            try:
-                handle = ProcessHandle(pid)
-            except OSError:
-                continue
-            handle.kill(number)
-            handle.close()
+        run.send_all(number)
 
 
 class Slow(Fault):

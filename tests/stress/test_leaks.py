@@ -1,0 +1,40 @@
+"""Half an hour at full rate: memory and descriptors of every process stay as they are.
+
+`make soak`; ASYS_SOAK_MINUTES sets another length (3 is enough to see a gross leak).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("leaks.py")
+SOAK = os.environ.get("ASYS_SOAK") == "1"
+MINUTES = float(os.environ.get("ASYS_SOAK_MINUTES", "30"))
+SLOPE_MIB_PER_10MIN = 1.0
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not SOAK, reason="half an hour: make soak")
+def test_memory_and_descriptors_are_flat_at_full_rate(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", str(SCRIPT), "cpp_spmc", str(MINUTES), str(tmp_path)],
+        capture_output=True, text=True, check=False, timeout=60 * MINUTES + 300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    print(done.stdout)
+    *processes, run = [json.loads(line) for line in done.stdout.splitlines()]
+    assert run["failure"] is None
+    assert run["restarts"] == 0
+    assert run["descriptors_left"] == 0
+    names = {one["process"] for one in processes}
+    assert {"host", "watchdog", "trainer-0", "archive-0", "monitor-log"} <= names
+    grown = [one for one in processes if one["slope_mib_per_10min"] >= SLOPE_MIB_PER_10MIN]
+    assert not grown
+    assert all(one["fds_max"] - one["fds_first"] <= 2 for one in processes), "open and close again"
