@@ -28,6 +28,7 @@ from asys_bench.reports.run_report.inputs import (
     observations,
     tokens,
 )
+from asys_bench.reports.run_report.token_levels import token_levels
 from asys_bench.sae.base import SparseAutoencoder
 from asys_bench.sae.checkpoint import load_sae
 from asys_bench.sae.checkpoint_files import CheckpointError
@@ -78,6 +79,8 @@ class HookAnalysis:
     stats: FeatureStats | None = None
     plane: DecoderMap | None = None
     cards: tuple[FeatureCard, ...] = ()
+    rare: tuple[FeatureCard, ...] = ()
+    """Of a text: features that fire on few rows, and strongly."""
     problem: str = ""
     look_range: tuple[float, float] = (0.0, 0.0)
     """Smallest and largest value over everything drawn as an observation or a row."""
@@ -125,10 +128,16 @@ def _look(
         if not blocks:
             return _with(basis, problem=f"the archive has no rows of {sae.d_in} values")
         stats = feature_stats(sae, blocks)
-        cards = _cards(archive, hook, sae, stats, blocks)
+        cards = _cards(archive, hook, sae, stats, blocks, stats.most_active(FEATURES))
+        rare: tuple[FeatureCard, ...] = ()
+        if any(example.tokens is not None for card in cards for example in card.examples):
+            shown = {card.feature for card in cards}
+            others = stats.rare_and_strong(2 * FEATURES, EXAMPLES)
+            chosen = [feature for feature in others if feature not in shown][:FEATURES]
+            rare = _cards(archive, hook, sae, stats, blocks, chosen)
     except ArchiveError as error:
         return _with(basis, problem=f"the archive cannot be read: {error}")
-    return _with(basis, stats=stats, cards=cards, look_range=_range(cards))
+    return _with(basis, stats=stats, cards=cards, rare=rare, look_range=_range(cards))
 
 
 def _with(basis: HookAnalysis, **changes: object) -> HookAnalysis:
@@ -141,8 +150,9 @@ def _cards(
     sae: SparseAutoencoder,
     stats: FeatureStats,
     blocks: list[RowBlock],
+    features: Sequence[int],
 ) -> tuple[FeatureCard, ...]:
-    tops = candidates(stats, blocks, stats.most_active(FEATURES))
+    tops = candidates(stats, blocks, features)
     keys = {row.key for rows in tops.values() for row in rows}
     rows_read = 2 * EVERY * stats.rows  # the streams are sampled apart: this one may be denser
     source = input_hook(archive, hook)
@@ -151,7 +161,7 @@ def _cards(
     texts = tokens(archive, keys, rows_read)
     joined = beside(inputs, blocks)
     fields = _fields(sae, blocks, list(tops), joined) if joined is not None and tops else {}
-    cards = []
+    chosen: dict[int, list[Candidate]] = {}
     for feature, rows in tops.items():
         known = [row for row in rows if row.key in texts or row.key in seen] or rows
         looks = [seen.get(row.key, row.values) for row in known]
@@ -160,17 +170,39 @@ def _cards(
             if any(row.key in texts for row in known)
             else spread_out(known, looks, EXAMPLES)
         )
-        cards.append(
-            FeatureCard(
-                feature,
-                float(stats.density_F[feature]),
-                float(stats.mean_F[feature]),
-                rows[0].activation if rows else 0.0,
-                tuple(_example(known[index], seen, texts) for index in picked),
-                fields.get(feature),
-            )
+        chosen[feature] = [known[index] for index in picked]
+    texts_of = _with_levels(sae, blocks, chosen, texts)
+    return tuple(
+        FeatureCard(
+            feature,
+            float(stats.density_F[feature]),
+            float(stats.mean_F[feature]),
+            tops[feature][0].activation if tops[feature] else 0.0,
+            tuple(_example(row, seen, texts_of.get((feature, row.key))) for row in rows),
+            fields.get(feature),
         )
-    return tuple(cards)
+        for feature, rows in chosen.items()
+    )
+
+
+def _with_levels(
+    sae: SparseAutoencoder,
+    blocks: Sequence[RowBlock],
+    chosen: Mapping[int, Sequence[Candidate]],
+    texts: Mapping[RowKey, Tokens],
+) -> dict[tuple[int, RowKey], Tokens]:
+    """(feature, row) -> its tokens, each with the feature's activation."""
+    places = [
+        (feature, row.key, texts[row.key])
+        for feature, rows in chosen.items()
+        for row in rows
+        if row.key in texts
+    ]
+    levels = token_levels(sae, blocks, places)
+    return {
+        (feature, key): replace(tokens, levels=told)
+        for (feature, key, tokens), told in zip(places, levels, strict=True)
+    }
 
 
 def _fields(
@@ -201,9 +233,9 @@ def _first_of_each_text(rows: list[Candidate], texts: Mapping[RowKey, Tokens]) -
 def _example(
     row: Candidate,
     seen: Mapping[RowKey, npt.NDArray[np.float32]],
-    texts: Mapping[RowKey, Tokens],
+    tokens: Tokens | None,
 ) -> Example:
-    return Example(row.activation, row.key[1], row.values, seen.get(row.key), texts.get(row.key))
+    return Example(row.activation, row.key[1], row.values, seen.get(row.key), tokens)
 
 
 def _range(cards: tuple[FeatureCard, ...]) -> tuple[float, float]:

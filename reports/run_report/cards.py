@@ -14,6 +14,10 @@ HOW_TO_INPUTS = (
     "Observations were not archived, so the activations themselves are drawn. "
     "`capture: [activation, input]` in the hook's configuration archives what the module was given."
 )
+HOW_RARE = (
+    "Features that fire on less than 1 % of rows, the largest single activation first: what they "
+    "stand for is often the plainest."
+)
 
 
 def sae_section(found: HookAnalysis, environment_id: str, vocabulary: Mapping[int, str]) -> Markup:
@@ -37,13 +41,21 @@ def sae_section(found: HookAnalysis, environment_id: str, vocabulary: Mapping[in
         parts.append(tag("p", _how(found), class_="how"))
         cards = [_card(card, found, environment_id, vocabulary) for card in found.cards]
         parts.append(tag("div", *cards, class_="cards"))
+    if found.rare:
+        parts.append(tag("h4", "Rare and strong", class_="rare"))
+        parts.append(tag("p", HOW_RARE, class_="how"))
+        cards = [_card(card, found, environment_id, vocabulary) for card in found.rare]
+        parts.append(tag("div", *cards, class_="cards"))
     return tag("section", *parts, class_="family")
 
 
 def _how(found: HookAnalysis) -> Markup:
     examples = [example for card in found.cards for example in card.examples]
     if any(example.tokens is not None for example in examples):
-        words = "The token that a feature fires on, in its text: the stronger, the deeper the mark."
+        words = (
+            "The most active features. The underlined token is the one that the feature fires on; "
+            "every token's colour is how strongly it fires there, the deeper the stronger."
+        )
     elif any(example.observation is not None for example in examples):
         words = (
             "What the model saw when each feature fired most, the strongest first; rows that look "

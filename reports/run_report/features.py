@@ -20,6 +20,8 @@ from asys_bench.sae.metrics import DENSE_RATE
 CANDIDATES = 64
 """Top rows kept for each feature, from which the shown ones are chosen."""
 CHUNK_ROWS = 8192
+RARE = 0.01
+"""Share of rows below which a feature is rare."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class FeatureStats:
         """
         order = np.lexsort((-self.mass_F, self.density_F > DENSE_RATE))
         return [int(feature) for feature in order if self.density_F[feature] > 0][:n]
+
+    def rare_and_strong(self, n: int, least_rows: int) -> list[int]:
+        """Up to `n` features with density below `RARE`, the largest single activation first.
+
+        least_rows: rows in which a feature must be active to be among them.
+        """
+        enough_F = self.density_F * self.rows >= least_rows
+        wanted_F = enough_F & (self.density_F < RARE)
+        order = np.argsort(-self.top_KF[0])
+        return [int(feature) for feature in order if wanted_F[feature]][:n]
 
 
 @torch.no_grad()

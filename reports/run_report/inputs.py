@@ -29,10 +29,14 @@ _Call = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """A token in its context. `at`: index of the token itself in `ids`."""
+    """A token in its context. `at`: index of the token itself in `ids`.
+
+    levels: the feature's activation on each of them, NaN where unknown; empty: on none but itself.
+    """
 
     ids: tuple[int, ...]
     at: int
+    levels: tuple[float, ...] = ()
 
 
 def input_hook(archive: Archive, hook: str) -> str | None:

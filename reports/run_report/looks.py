@@ -130,17 +130,24 @@ def _level(value: float, most: float) -> int | None:
 def sentence(
     tokens: Tokens, vocabulary: Mapping[int, str], activation: float, most: float
 ) -> Markup:
-    """A token in its context, marked by how strongly the feature fires on it."""
+    """A token in its context; each token is marked by how strongly the feature fires on it."""
     pieces: list[Markup | str] = []
-    strength = min(4, 1 + int(4 * activation / most)) if most > 0 else 1
     for index, token in enumerate(tokens.ids):
         shown = vocabulary.get(token, f" {token}").replace("\n", "↵")
+        level = tokens.levels[index] if tokens.levels else math.nan
         if index == tokens.at:
-            told = f"activation {number(activation)}"
-            pieces.append(tag("mark", shown, class_=f"hit h{strength}", title=told))
+            pieces.append(_mark(shown, activation, most, " hit"))
+        elif level > 0:
+            pieces.append(_mark(shown, level, most))
         else:
             pieces.append(shown)
     return tag("p", *pieces, class_="sentence")
+
+
+def _mark(shown: str, level: float, most: float, more: str = "") -> Markup:
+    strength = min(4, 1 + int(4 * level / most)) if most > 0 else 1
+    told = f"activation {number(level)}"
+    return tag("mark", shown, class_=f"fires h{strength}{more}", title=told)
 
 
 def _picture(parts: Sequence[Markup], told: str) -> Markup:

@@ -61,11 +61,13 @@ h4{margin:0;font-size:.95rem}
 .arrow{fill:none;stroke:var(--motion);stroke-width:1.6;stroke-linecap:round}
 .sentence{margin-top:8px;font-size:.9rem;line-height:1.5;white-space:pre-wrap;overflow-wrap:anywhere;
  border-top:1px solid var(--grid);padding-top:6px}
-.hit{color:var(--ink);border-radius:3px;padding:0 1px}
-.h1{background:color-mix(in srgb,var(--heat4) 22%,transparent)}
-.h2{background:color-mix(in srgb,var(--heat4) 40%,transparent)}
-.h3{background:color-mix(in srgb,var(--heat4) 60%,transparent)}
-.h4{background:color-mix(in srgb,var(--heat4) 80%,transparent)}
+.fires{color:var(--ink);background:none;border-radius:3px;padding:1px 0}
+.hit{font-weight:600;box-shadow:inset 0 -2px 0 var(--heat5)}
+.rare{margin-top:22px}
+.h1{background:color-mix(in srgb,var(--heat4) 18%,transparent)}
+.h2{background:color-mix(in srgb,var(--heat4) 36%,transparent)}
+.h3{background:color-mix(in srgb,var(--heat4) 58%,transparent)}
+.h4{background:color-mix(in srgb,var(--heat4) 86%,transparent);color:#1a1206}
 .figures.level{align-items:stretch}
 .spaced{margin-top:12px}
 @media (max-width:620px){.clock{margin-left:0}.tile b{font-size:1.25rem}

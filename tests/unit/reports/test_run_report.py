@@ -33,6 +33,7 @@ from asys_bench.reports.run_report.decoder_map import decoder_map
 from asys_bench.reports.run_report.feature_figures import density_histogram, heat
 from asys_bench.reports.run_report.features import (
     Candidate,
+    FeatureStats,
     activations,
     feature_stats,
     spread_out,
@@ -45,10 +46,11 @@ from asys_bench.reports.run_report.looks import field_map, observation, sentence
 from asys_bench.reports.run_report.page import render_run
 from asys_bench.reports.run_report.record import read_run
 from asys_bench.reports.run_report.series import Metrics, rate, read_metrics, thin
+from asys_bench.reports.run_report.token_levels import token_levels
 from asys_bench.reports.run_report.vocabulary import read_vocabulary
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.reports.run_summary.summarise import summarise
-from asys_bench.sae import SAEConfig, build_sae, save_sae
+from asys_bench.sae import SAEConfig, build_sae, load_sae, save_sae
 from asys_bench.sae.checkpoint_store import CheckpointStore
 from asys_bench.sae.scaling import InputScaling
 from asys_bench.sinks.archive.reader import open_archive
@@ -429,11 +431,48 @@ def test_tokens_are_found_by_call_and_row_and_stay_in_their_sequence(run_dir: Pa
         wanted[1]: Tokens(tuple(range(20, 40)), 19),
     }
     document = render(run_dir)
-    assert '<mark class="hit' in document
+    assert re.search(r'<mark class="fires h\d hit"', document)
+    assert re.search(r'<mark class="fires h\d"', document), "neighbours are marked too"
     (run_dir / "vocabulary.json").write_text(
         json.dumps({"tokens": [f"\u0120w{n}" for n in range(40)]})
     )
     assert re.search(r"<mark[^>]*> w\d+</mark>", render(run_dir))
+
+
+def test_each_token_around_has_the_features_own_activation(run_dir: Path) -> None:
+    checkpoint(run_dir)
+    acts = torch.randn(40, D_IN, generator=torch.Generator().manual_seed(2))
+    archive(run_dir, [packet(acts, 1, 1, host_step=5, call_index=2)])
+    latest = CheckpointStore(run_dir / "sae" / HOOK).latest()
+    assert latest is not None
+    sae, _ = load_sae(latest)
+    blocks = list(newest_rows(open_archive(run_dir), HOOK, 100))
+    shown = Tokens(tuple(range(7)), 3)
+    key = (0, 5, 0, 0, 2, 20)
+    elsewhere = (0, 6, 0, 0, 2, 20)
+    at_the_edge = (0, 5, 0, 0, 2, 38)
+    places = [(4, key, shown), (9, key, shown), (4, elsewhere, shown), (4, at_the_edge, shown)]
+    first, second, unknown, edge = token_levels(sae, blocks, places)
+    with torch.no_grad():
+        acts_NF = sae.encode(acts)
+    assert np.allclose(first, acts_NF[17:24, 4], atol=1e-6)
+    assert np.allclose(second, acts_NF[17:24, 9], atol=1e-6)
+    assert np.isnan(unknown).all()
+    assert np.allclose(edge[:5], acts_NF[35:40, 4], atol=1e-6)
+    assert np.isnan(edge[5:]).all()
+    assert token_levels(sae, blocks, []) == []
+
+
+def test_rare_features_are_ranked_by_their_strongest_row() -> None:
+    stats = FeatureStats(
+        rows=1000,
+        density_F=np.array([0.5, 0.005, 0.009, 0.001, 0.0]),
+        mean_F=np.ones(5),
+        top_KF=np.array([[9.0, 2.0, 3.0, 8.0, 0.0]], np.float32),
+        where_KF=np.zeros((1, 5), np.int64),
+    )
+    assert stats.rare_and_strong(9, least_rows=4) == [2, 1]
+    assert stats.rare_and_strong(1, least_rows=1) == [3]
 
 
 @pytest.mark.parametrize(
