@@ -23,7 +23,6 @@ class Supervised:
         self.starting: Future[None] | None = None
         self.started_at = 0.0
         self.killed = False
-        self.grace_until = 0.0
 
     @property
     def finished(self) -> bool:

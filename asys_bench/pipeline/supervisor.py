@@ -22,6 +22,7 @@ from pathlib import Path
 from asys_bench.config.watchdog import WatchdogConfig
 from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
+from asys_bench.pipeline.doubt import SelfDoubt
 from asys_bench.pipeline.liveness import ProcessHandle, start_time
 from asys_bench.pipeline.process_group import ProcessGroups
 from asys_bench.pipeline.resource_manager.apply import thread_environment
@@ -125,8 +126,7 @@ class Supervisor:
         """Wait for the watchdog's end; SIGKILL it when it hangs (SIGSTOPped ones too)."""
         timeout_s = self._config.heartbeat_timeout_s
         look_s = min(LOOK_S, timeout_s / 4)
-        last_look = time.monotonic()
-        grace_until = 0.0
+        doubt = SelfDoubt(look_s, timeout_s, time.monotonic())
         try:
             handle = ProcessHandle(process.pid)
         except OSError:  # dead and waited for, or no descriptor is left: then its death must do
@@ -134,16 +134,14 @@ class Supervisor:
             return
         while not handle.wait(look_s):
             now = time.monotonic()
-            if now - last_look > look_s + timeout_s / 2:
-                grace_until = now + timeout_s
-            last_look = now
+            doubt.look(now)
             ready = (
                 self._slot.get(SlotField.PID) == process.pid
                 and self._slot.state is not WorkerState.STARTING
             )
             since = self._slot.get(SlotField.HEARTBEAT_NS) / 1e9 if ready else self._spawned_at
             limit = timeout_s if ready else self._config.startup_timeout_s
-            if now - since > limit and now > grace_until:
+            if now - since > limit and doubt.trusts(now):
                 log.error("the watchdog hangs (no heartbeat for %.1f s): killed", now - since)
                 handle.kill()
         handle.close()

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from asys_bench.config.watchdog import WatchdogConfig
 from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
+from asys_bench.pipeline.doubt import SelfDoubt
 from asys_bench.pipeline.fork_server import ForkServer
 from asys_bench.pipeline.liveness import ProcessHandle, signal_on_parent_death, start_time
 from asys_bench.pipeline.resource_manager.apply import settle
@@ -63,6 +64,7 @@ class WatchdogProcess:
         preload = {*PRELOAD}.union(*(spec.preload for spec in launch.workers))
         self._fork_server = ForkServer(preload, config.heartbeat_timeout_s)
         self._client: BusClient | None = None
+        self._doubt = self._new_doubt()
         self._host = ProcessHandle(launch.host_pid)
         self._workers = [
             Supervised(spec, page.slot(spec.name), RestartBudget(config)) for spec in launch.workers
@@ -77,17 +79,13 @@ class WatchdogProcess:
         self._fork_server.ensure()
         self._warm_up()  # while the fork server imports the same
         self._adopt()
+        self._slot.beat()
         self._slot.state = WorkerState.READY
-        last_tick = time.monotonic()
+        self._doubt = self._new_doubt()  # getting ready took its time
         while True:
             now = time.monotonic()
-            if now - last_tick > self._config.tick_s + self._config.heartbeat_timeout_s / 2:
-                log.warning(
-                    "my own tick was %.1f s late: every worker gets a new timeout", now - last_tick
-                )
-                for worker in self._workers:
-                    worker.grace_until = now + self._config.heartbeat_timeout_s
-            last_tick = now
+            if late_s := self._doubt.look(now):
+                log.warning("my own tick was %.1f s late: every worker gets a new timeout", late_s)
             self._slot.beat()
             self._watch_host()
             self._fork_server.watch(now)
@@ -98,6 +96,10 @@ class WatchdogProcess:
             self._wait()
         self._fork_server.end()
         self._slot.state = WorkerState.DONE
+
+    def _new_doubt(self) -> SelfDoubt:
+        config = self._config
+        return SelfDoubt(config.tick_s, config.heartbeat_timeout_s, time.monotonic())
 
     def _warm_up(self) -> None:
         """Attach to the bus now: the import would come between a death and its successor."""
@@ -148,7 +150,7 @@ class WatchdogProcess:
             log.error("%s did not leave before the drain deadline: killed", worker.spec.name)
             self._kill(worker)
             return
-        if now < worker.grace_until:
+        if not self._doubt.trusts(now):
             return
         age = (time.monotonic_ns() - worker.slot.get(SlotField.HEARTBEAT_NS)) / 1e9
         ready = worker.slot.state is WorkerState.READY
@@ -200,9 +202,8 @@ class WatchdogProcess:
             worker.process = None
             self._died(worker, f"the fork server failed: {error!r}")
             return
-        pid = worker.process.pid
         try:
-            worker.handle = ProcessHandle(pid)
+            worker.handle = ProcessHandle(pid := worker.process.pid)
         except ProcessLookupError:
             self._died(worker, "died at once")
             return
