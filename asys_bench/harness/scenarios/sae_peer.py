@@ -33,7 +33,11 @@ from asys_bench.harness.scenarios.sae_training import (
 class PeerOptions(RecoveryOptions):
     """`params` of a sae_peer case."""
 
-    architecture: str = Field(default="topk", description="topk | batchtopk | matryoshka")
+    architecture: str = Field(
+        default="topk",
+        description="topk; with sae_lens and dictionary_learning batchtopk; with sae_lens also "
+        "matryoshka, jumprelu, gated and relu, ours steered to an L0 of k",
+    )
     peer: dict[str, Any] = Field(default_factory=dict, description="the peer's own settings")
 
 
@@ -60,6 +64,9 @@ def _run(context: RoundContext, peer: str) -> None:
     record(context, ours)
     context.value("peer_rows_per_s", theirs.rows_per_s)
     context.value("peer_fvu", theirs.fvu)
+    context.value("peer_l0", theirs.l0)
+    if theirs.mmcs is not None:
+        context.value("peer_mmcs", theirs.mmcs)
     context.value("speed_over_peer", ours.rows_per_s / theirs.rows_per_s)
     context.value("fvu_over_peer", ours.fvu / theirs.fvu)
 
@@ -68,6 +75,8 @@ METRICS = {
     **OWN_METRICS,
     "peer_rows_per_s": MetricSpec("higher", MetricKind.ROUND, "the peer's rows per second"),
     "peer_fvu": MetricSpec("lower", MetricKind.ROUND, "the peer's FVU on the same held-out rows"),
+    "peer_l0": MetricSpec("lower", MetricKind.ROUND, "the peer's active features per row"),
+    "peer_mmcs": MetricSpec("higher", MetricKind.ROUND, "the peer's mean max cosine similarity"),
     "speed_over_peer": MetricSpec("higher", MetricKind.ROUND, "rows per second over the peer's"),
     "fvu_over_peer": MetricSpec("lower", MetricKind.ROUND, "FVU over the peer's"),
 }

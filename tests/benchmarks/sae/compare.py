@@ -27,6 +27,7 @@ from typing import Any
 from asys_bench.harness.scenarios.sae_data import SyntheticOptions, write_synthetic
 from asys_bench.harness.scenarios.sae_trainers import TRAINERS, unavailable
 from asys_bench.harness.scenarios.sae_training import (
+    TRAIN_FILE,
     TrainerSpec,
     TrainingError,
     TrainingOutcome,
@@ -159,6 +160,11 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--timeout-s", type=float, default=1800)
     parser.add_argument("--quick", action="store_true", help="one round of 60,000 rows")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="keep the rows there; rows that are there already are used again",
+    )
     parser.add_argument("--json", metavar="FILE", help="all outcomes go there too")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -171,9 +177,12 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse()
-    with tempfile.TemporaryDirectory(prefix="asys-sae-") as folder:
-        print("making the rows ...", file=sys.stderr, flush=True)
-        prepare(arguments, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="asys-sae-") as scratch:
+        folder = scratch if arguments.folder is None else os.fspath(arguments.folder)
+        if not (Path(folder) / TRAIN_FILE).exists():
+            print("making the rows ...", file=sys.stderr, flush=True)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            prepare(arguments, Path(folder))
         spec = TrainerSpec(
             trainer="asys",
             folder=folder,
