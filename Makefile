@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp asys_bench/sae/native/*)
 
-.PHONY: help run test test-interop lint types check model sanitize soak fuzz bench-micro docs clean
+.PHONY: help run test test-interop lint types check model sanitize soak fuzz bench-micro audit sbom docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -69,6 +69,21 @@ fuzz: $(VENV)/.test ## damaged configurations, archives, checkpoints and segment
 bench-micro: $(VENV)/.test ## micro-benchmarks of encode, push, pull, hook and SAE step (pytest-benchmark); judges nothing
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
 	$(BIN)/pytest tests/benchmarks/micro --benchmark-columns=median,iqr,rounds --benchmark-sort=fullname $(ARGS)
+
+# Tools of their own environment: they read the pins and what is installed, and nothing imports them.
+.venv-audit/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/pip install --quiet $$(grep -E '^(pip_audit|cyclonedx-bom)==' constraints.txt)
+	@touch $@
+
+audit: .venv-audit/.ready ## known vulnerabilities of the pinned versions; says so when there is no network
+	@if .venv-audit/bin/python -c "import urllib.request as u; u.urlopen('https://pypi.org/pypi/pip/json', timeout=10)" 2>/dev/null; \
+	then .venv-audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt --progress-spinner off; \
+	else echo "audit: NOT CHECKED, pypi.org cannot be reached from here"; fi
+
+sbom: .venv-audit/.ready $(VENV)/.run ## what is installed, as CycloneDX JSON in sbom.json
+	.venv-audit/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(BIN)/python
+	@echo "sbom.json: $$(grep -c '"bom-ref"' sbom.json) components"
 
 docs: $(VENV)/.test ## regenerate the configuration reference and the editor schema
 	$(BIN)/python -m asys_bench.config.reference

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
+from asys_bench.storage.private import private_memfd
+
 MAGIC = 0x4753_5953_4101
 PAGE_CELLS = 64
 SLOT_BYTES = 2 * 1024 * 1024
@@ -353,7 +355,7 @@ class StatsPage:
         if len(set(slot_names)) != len(slot_names):
             raise StatsError(f"slot names are not unique: {slot_names}")
         size = 8 * PAGE_CELLS + SLOT_BYTES * len(slot_names)
-        fd = os.memfd_create("asys-stats", os.MFD_CLOEXEC)
+        fd = private_memfd("asys-stats", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(fd, 0, size)
             with mmap.mmap(fd, size) as mapping:

@@ -163,6 +163,10 @@ class Suite(Section):
             description="plugins that are no entry points yet, `package.module:object` by kind",
         )
     )
+    allow_dotted_plugins: bool = Field(
+        default=False,
+        description="import what `plugins` names: code is run by its dotted path, so say so",
+    )
     cases: tuple[CaseConfig, ...] = Field(min_length=1)
 
     def to_plain(self) -> dict[str, Any]:

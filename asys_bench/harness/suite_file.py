@@ -135,6 +135,15 @@ def load_suite(name: str | os.PathLike[str], sets: Sequence[str] = ()) -> Loaded
 
 
 def _expand(suite: Suite, document: SuiteDocument) -> list[Contender]:
+    if suite.plugins and not suite.allow_dotted_plugins:
+        named = [place for places in suite.plugins.values() for place in places]
+        document.problem(
+            ("plugins",),
+            "names code by dotted path, and plugins load by entry-point name only",
+            "if you trust this file: allow_dotted_plugins: true, or --set allow_dotted_plugins=true",
+            value=named,
+        )
+        return []
     try:
         register_extra({str(kind): places for kind, places in suite.plugins.items()})
     except PluginError as error:

@@ -98,4 +98,3 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 def finite_or_none(value: float) -> float | None:
     """JSON's way to say NaN or infinity."""
     return value if math.isfinite(value) else None
-

@@ -180,8 +180,8 @@ class ArchiverWorker(BaseSink):
             self._meters.duplicates.add()
             return
         self._written[key] = end
-        self._meters.hook(hook).packets.add()
         if rows_ND is None:
+            self._meters.hook(hook).packets.add()
             return
         first = max(first, 0)
         written = first if places is None else int(places.searchsorted(first))
@@ -210,6 +210,9 @@ class ArchiverWorker(BaseSink):
             packets, rows = dropped.setdefault(reason, (set(), 0))
             packets.update((p.packet.source, p.packet.shard, p.packet.seq) for p in part)
             dropped[reason] = packets, rows + sum(map(len, part))
+        keys = {(p.packet.source, p.packet.shard, p.packet.seq) for p in pieces}
+        keys -= {key for packets, _ in dropped.values() for key in packets}
+        self._meters.hook(layout.hook).packets.add(len(keys))
         for reason, (packets, rows) in dropped.items():
             self._meters.dropped(reason, len(packets), rows)
             self._patience.gave_up(len(packets), rows)

@@ -26,6 +26,13 @@ def open_private(path: Path, flags: int) -> int:
     return fd
 
 
+def private_memfd(name: str, flags: int) -> int:
+    """`os.memfd_create`, mode 0600: it starts as 0777, and /proc/<pid>/fd opens it by its mode."""
+    fd = os.memfd_create(name, flags)
+    os.fchmod(fd, FILE_MODE)
+    return fd
+
+
 def make_private_folder(path: Path) -> None:
     """Make `path` (mode 0700) and what is missing above it; one that is there stays as it is.
 

@@ -93,6 +93,8 @@ std::shared_ptr<Segment> Segment::create(const SegmentRequest& request) {
          errno == EMFILE || errno == ENFILE ? "raise the open-file limit (ulimit -n)"
                                             : "is /dev/shm mounted and writable?");
   s.fd_ = fd;
+  // A memfd starts as 0777, and /proc/<pid>/fd opens it by its mode.
+  if (!named && fchmod(fd, 0600) != 0) fail("cannot make the segment private", errno, "report this kernel");
   reserve(fd, bytes, where);
   s.map(true, request.prefault);
   s.initialise(request);

@@ -19,6 +19,7 @@ import numpy as np
 
 from asys_bench.backends.mp_queue.wire import padded
 from asys_bench.contracts.packet import HEADER_BYTES
+from asys_bench.storage.private import private_memfd
 
 NO_ROOM = -1
 MAX_PAYLOAD_BYTES = 1 << 30
@@ -146,7 +147,7 @@ class Arena:
 
 def _memory(nbytes: int) -> int:
     """A descriptor of `nbytes` of memory, reserved and sealed against a change of its size."""
-    fd = os.memfd_create("asys-mp-queue-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = private_memfd("asys-mp-queue-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.posix_fallocate(fd, 0, nbytes)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)

@@ -22,6 +22,7 @@ import tempfile
 from array import array
 
 from asys_bench.contracts.bus import BusAccount, BusError, DropReason, GroupAccount
+from asys_bench.storage.private import private_memfd
 
 MAGIC = 0x3150_5359_5341
 MAX_GROUPS = 64
@@ -193,7 +194,7 @@ def _create_page() -> tuple[int, mmap.mmap]:
         with tempfile.TemporaryFile() as file:  # unlinked at once
             os.truncate(file.fileno(), PAGE_BYTES)
             return os.dup(file.fileno()), mmap.mmap(file.fileno(), PAGE_BYTES)
-    fd = os.memfd_create("asys-mp-queue", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = private_memfd("asys-mp-queue", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         os.posix_fallocate(fd, 0, PAGE_BYTES)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)

@@ -18,6 +18,7 @@ from asys_bench.backends.numba_ring.layout import Geometry
 from asys_bench.backends.numba_ring.liveness import ProcessWatch, identity_pid, own_identity
 from asys_bench.backends.numba_ring.words import Words, ring_doorbell
 from asys_bench.contracts.bus import BusError
+from asys_bench.storage.private import private_memfd
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # madvise: fill the page tables
@@ -221,7 +222,7 @@ def _attach(fd: int) -> Segment:
 
 
 def _memfd() -> int:
-    return os.memfd_create("asys-numba-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    return private_memfd("asys-numba-ring", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
 
 
 def _reserve(fd: int, nbytes: int, where: str) -> None:

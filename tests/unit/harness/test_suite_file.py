@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from asys_bench.config.problems import ConfigError
@@ -114,5 +116,14 @@ def test_overrides_reach_every_field(suite_file):
 
 def test_a_plugin_that_is_no_entry_point_is_named_in_the_suite(suite_file):
     text = HEAD + "plugins: {scenario: ['nowhere.at_all:plugin']}\ncases: [{id: a, scenario: x}]\n"
-    (problem,) = problems(suite_file, text)
+    (problem,) = problems(suite_file, text + "allow_dotted_plugins: true\n")
     assert "nowhere.at_all" in problem.message
+
+
+def test_code_that_a_suite_names_by_dotted_path_is_not_imported_unless_that_is_allowed(suite_file):
+    text = HEAD + "plugins: {scenario: ['antigravity:x']}\ncases: [{id: a, scenario: x}]\n"
+    (problem,) = problems(suite_file, text)
+    assert "entry-point name only" in problem.message
+    assert "allow_dotted_plugins" in problem.fix
+    assert problem.line == 3
+    assert "antigravity" not in sys.modules
