@@ -1,10 +1,11 @@
 """A run at full rate, watched from outside: resident memory and descriptors of every process.
 
-    python leaks.py BACKEND MINUTES FOLDER        prints a line per process as JSON
+    python leaks.py BACKEND MINUTES FOLDER [PAUSE_MS]        prints a line per process as JSON
 
-The host trains without a pause, every activation is captured, a trainer and an archiver consume, the
-monitor writes. Closed shards are removed as they come, or the disk would be full before the hour.
-Slopes are least squares over the samples after the warm-up, the first fifth of the time.
+The host trains without a pause (or with one between steps, where the machine is shared), every
+activation is captured, a trainer and an archiver consume, the monitor writes. Closed shards are removed
+as they come, or the disk would be full before the hour. Slopes are least squares over the samples after
+the warm-up, the first fifth of the time.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def watch(backend: str, minutes: float, folder: Path) -> list[dict[str, object]]:
+def watch(
+    backend: str, minutes: float, folder: Path, pause_ms: float = 0
+) -> list[dict[str, object]]:
     """Run for so long; a summary per process."""
     register_extra({})
     config = load_config(
@@ -50,7 +53,7 @@ def watch(backend: str, minutes: float, folder: Path) -> list[dict[str, object]]
         [
             f"bus.backend={backend}",
             f"run.dir={json.dumps(str(folder / 'runs'))}",
-            "host.options.synthetic.pause_ms=0",
+            f"host.options.synthetic.pause_ms={pause_ms}",
             "bus.on_full=sample",
             "monitors={log: {kind: logging_csv}}",
         ],
@@ -118,7 +121,7 @@ def _summary(name: str, rows: np.ndarray) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    backend, minutes, folder = sys.argv[1:]
+    backend, minutes, folder, *pace = sys.argv[1:]
     Path(folder).mkdir(parents=True, exist_ok=True)
-    for line in watch(backend, float(minutes), Path(folder)):
+    for line in watch(backend, float(minutes), Path(folder), *map(float, pace)):
         print(json.dumps(line), flush=True)
