@@ -8,11 +8,14 @@ from pathlib import Path
 from crc32c import crc32c
 
 from asys_bench.verification.finding import Finding, State
+from asys_bench.verification.lines import cut_tail
 
 MAX_RECORD_BYTES = 1 << 28
 
 
-def check_events(path: Path, name: str, *, live: bool) -> Finding:
+def check_events(
+    path: Path, name: str, *, live: bool, repair: bool = False, keep_torn: bool = True
+) -> Finding:
     """Walk the records. A tail that is too short is torn; readers leave it out by themselves."""
     records, good_end = 0, 0
     size = path.stat().st_size
@@ -34,8 +37,9 @@ def check_events(path: Path, name: str, *, live: bool) -> Finding:
     if live:
         return Finding(name, "events", State.BEING_WRITTEN, "", records)
     if lost:
+        done = cut_tail(path, lost, keep_torn) if repair else None
         return Finding(
-            name, "events", State.TORN, "its last record is not whole", records, 0, 1, lost
+            name, "events", State.TORN, "its last record is not whole", records, 0, 1, lost, done
         )
     return Finding(name, "events", State.OK, "", records)
 

@@ -70,12 +70,12 @@ def check_lines(path: Path, name: str, *, live: bool, repair: bool, keep_torn: b
         return Finding(name, kind, State.BEING_WRITTEN if live else State.OK, "", rows)
     if live:
         return Finding(name, kind, State.BEING_WRITTEN, "", rows)
-    done = _cut(path, tail, keep_torn) if repair else None
+    done = cut_tail(path, tail, keep_torn) if repair else None
     return Finding(name, kind, State.TORN, "its last line is not whole", rows, 0, 1, tail, done)
 
 
-def _cut(path: Path, tail: int, keep: bool) -> str:
-    """Take the half line off; the cut bytes are on the disk before the file is changed."""
+def cut_tail(path: Path, tail: int, keep: bool) -> str:
+    """Take a torn tail off; the cut bytes are on the disk before the file is changed."""
     fd = open_private(path, os.O_RDWR)
     try:
         end = os.fstat(fd).st_size - tail

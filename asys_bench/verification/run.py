@@ -16,6 +16,7 @@ from asys_bench.verification.events import check_events
 from asys_bench.verification.finding import Finding, State, Verification
 from asys_bench.verification.lines import CHECKS, check_lines
 
+KEPT = "what an earlier repair cut off; kept until you delete it"
 TEXTS = ("logs", "readers")
 """Folders of text and locks: nothing in them can be wrong."""
 
@@ -61,11 +62,18 @@ class _RunCheck:
                 continue
             name = path.relative_to(self.path).as_posix()
             if folder.name == "tensorboard" and ".tfevents." in path.name:
-                yield check_events(path, name, live=self.live)
+                yield self._events(path, name)
             elif path.suffix == ".json":
                 yield check_document(path, name)
             else:
                 yield Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
+
+    def _events(self, path: Path, name: str) -> Finding:
+        if path.name.endswith(".torn"):
+            return Finding(name, "other", State.OK, KEPT)
+        return check_events(
+            path, name, live=self.live, repair=self._repair, keep_torn=self._keep_torn
+        )
 
     def _file(self, path: Path) -> Finding:
         name = path.name
@@ -78,8 +86,7 @@ class _RunCheck:
         if name.endswith(".html"):
             return Finding(name, "other", State.OK)
         if name.endswith(".torn"):
-            detail = "what an earlier repair cut off; kept until you delete it"
-            return Finding(name, "other", State.OK, detail)
+            return Finding(name, "other", State.OK, KEPT)
         if name.endswith((".tmp", ".partial")):
             return self._unfinished(path)
         return Finding(name, "other", State.FOREIGN, "of no kind that a run writes")

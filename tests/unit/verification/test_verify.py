@@ -228,6 +228,8 @@ def test_event_files_are_checked_record_by_record(run):
     (path,) = (run.path / "tensorboard").iterdir()
     whole = tear(path, 3)
     assert found(run, "tfevents").state is State.TORN
+    verify_run(run.path, repair=True, keep_torn=False)
+    assert not verify_run(run.path).damaged
     path.write_bytes(whole[:30] + b"\0" + whole[31:])
     assert found(run, "tfevents").state is State.DAMAGED
 
