@@ -103,12 +103,13 @@ def watch(
 
 
 def _summary(name: str, rows: np.ndarray) -> dict[str, object]:
+    tenths = rows[np.linspace(0, len(rows) - 1, 11).astype(int), 1]
     rows = rows[rows[:, 0] >= WARM_UP * rows[-1, 0]]
     seconds = rows[:, 0]
     slope, anon = (np.polyfit(seconds, rows[:, i], 1)[0] * TEN_MINUTES_S for i in (1, 2))
     return {
         "process": name,
-        "rss_mib": round(float(rows[-1, 1]), 1),
+        "rss_mib_by_tenths": [round(float(mib), 1) for mib in tenths],
         "slope_mib_per_10min": round(float(slope), 3),
         "anon_slope_mib_per_10min": round(float(anon), 3),
         "fds_first": int(rows[0, 3]),
