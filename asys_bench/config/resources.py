@@ -58,7 +58,8 @@ class ResourcesConfig(Section):
         ge=0,
         le=19,
         description="niceness of worker processes (0 = as the host, 19 = weakest), "
-        "so that the host wins when cores are short",
+        "so that the host wins when cores are short; with any they also interrupt nobody "
+        "when they wake",
     )
     worker_io: IoPriority = Field(
         default=IoPriority.NORMAL,

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _current_graph_task_id as backward_task
 from torch.compiler import is_dynamo_compiling
 
 from asys_bench.contracts.capture_port import PORT_REFUSED
@@ -126,12 +127,12 @@ class ForwardCounter(LiveHook):
                 capture_op(traced, self.number)
             return
         # Replicas of DataParallel and recomputation are part of a pass that was counted.
-        if module is self.model:
-            self.count()
+        if module is self.model and backward_task() == -1:
+            self.clock.forward_started()
 
-    def count(self, _: torch.Tensor | None = None) -> None:
-        """Also the receiver of the traced call."""
-        if torch._C._current_graph_task_id() == -1:
+    def count(self, _: torch.Tensor) -> None:
+        """The receiver of the traced call."""
+        if backward_task() == -1:
             self.clock.forward_started()
 
 

@@ -63,7 +63,10 @@ class HostPin:
 def settle(placement: Placement, nice: int = 0, io: IoPriority = IoPriority.NORMAL) -> list[str]:
     """Bring the calling (worker) process to its place and priority.
 
-    nice: added to what it inherited. Returns what could not be done, one line each.
+    nice: added to what it inherited; with any, a worker that wakes up waits for the end of the
+        time slice that runs (SCHED_BATCH), since the host's is as likely as any.
+
+    Returns what could not be done, one line each.
     """
     problems = pin(placement.cpus)
     if placement.node is not None:
@@ -76,6 +79,10 @@ def settle(placement: Placement, nice: int = 0, io: IoPriority = IoPriority.NORM
             os.nice(nice)
         except OSError as error:
             problems.append(f"niceness not raised by {nice}: {error.strerror}")
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except OSError as error:
+            problems.append(f"still interrupts others when it wakes: {error.strerror}")
     if io in _IO_CLASS:
         try:
             psutil.Process().ionice(*_IO_CLASS[io])

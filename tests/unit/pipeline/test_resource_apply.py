@@ -76,8 +76,10 @@ def test_a_worker_takes_its_cpu_its_niceness_and_its_place_at_the_disk() -> None
         assert json.loads(child.stdout.readline()) == []
         reading = read_process(child.pid)
         io_class = psutil.Process(child.pid).ionice().ioclass
+        policy = os.sched_getscheduler(child.pid)
         child.communicate()
     assert io_class == psutil.IOPRIO_CLASS_IDLE
+    assert policy == os.SCHED_BATCH
     assert reading is not None
     assert reading.allowed == {CPUS[-1]}
     assert set(reading.threads.values()) == {frozenset({CPUS[-1]})}
