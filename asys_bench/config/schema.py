@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from asys_bench.config.bus import BusConfig
+from asys_bench.config.device import DeviceConfig
 from asys_bench.config.hooks import HookConfig
 from asys_bench.config.host import HostConfig
 from asys_bench.config.monitors import MonitorConfig
@@ -44,6 +45,9 @@ class MasterConfig(Section):
     hooks: tuple[HookConfig, ...] = Field(
         default=(),
         description="what is captured; a list, so an overlay replaces it as a whole",
+    )
+    device: DeviceConfig = Field(
+        default_factory=DeviceConfig, description="how tensors of a GPU reach the bus"
     )
     bus: BusConfig = Field(default_factory=BusConfig, description="how packets leave the host")
     sinks: Annotated[dict[EntryName, SinkConfig], BeforeValidator(_without_removed)] = Field(

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.bus import BaseDataBus
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.preprocessor import Preprocessor
@@ -42,6 +43,7 @@ class ActivationHooker:
     """Hooks on every hook point, pushing to shard 0 of `bus`.
 
     kernels, seeds: one preprocessor and one sampler seed per point, in order.
+    device: the path of models on a GPU; the defaults without.
     """
 
     def __init__(
@@ -55,10 +57,11 @@ class ActivationHooker:
         on_full: str = "sample",
         block_timeout_s: float = 1.0,
         seeds: Sequence[int],
+        device: DeviceConfig | None = None,
     ) -> None:
         self._clock = clock
         self._writer = Writer(bus, on_full, block_timeout_s)
-        self._offload = Offload(self._writer, slot)
+        self._offload = Offload(self._writer, slot, device or DeviceConfig())
         self._streams = [
             HookStream(point, self._writer, slot, kernel, seed)
             for point, kernel, seed in zip(points, kernels, seeds, strict=True)

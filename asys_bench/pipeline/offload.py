@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, Preprocessor
 from asys_bench.contracts.stats import Slot
@@ -62,7 +63,7 @@ class Streamer(Protocol):
     def close(self, timeout_s: float) -> int: ...
 
 
-StreamerFactory = Callable[[Writer, Slot, Sequence[torch.device]], Streamer]
+StreamerFactory = Callable[[Writer, Slot, Sequence[torch.device], DeviceConfig], Streamer]
 
 
 class Offload:
@@ -75,11 +76,13 @@ class Offload:
         self,
         writer: Writer,
         slot: Slot,
+        config: DeviceConfig,
         make_streamer: StreamerFactory | None = None,
         served: frozenset[str] = SERVED,
     ) -> None:
         self.fill_ratio = 0.0
         self._writer, self._slot, self._served = writer, slot, served
+        self._config = config
         self._make_streamer = make_streamer or cuda_streamer
         self._streamer: Streamer | None = None
         self._unusable: Exception | None = None
@@ -174,16 +177,22 @@ class Offload:
                 raise self._unusable
             if self._streamer is None:
                 try:
-                    self._streamer = self._make_streamer(self._writer, self._slot, devices)
+                    self._streamer = self._make_streamer(
+                        self._writer, self._slot, devices, self._config
+                    )
                 except Exception as error:
                     self._unusable = error
                     raise
             return self._streamer
 
 
-def cuda_streamer(writer: Writer, slot: Slot, devices: Sequence[torch.device]) -> Streamer:
+def cuda_streamer(
+    writer: Writer, slot: Slot, devices: Sequence[torch.device], config: DeviceConfig
+) -> Streamer:
     """The device path for CUDA. Raises RuntimeError: no memory on a device, or it is broken."""
     from asys_bench.pipeline.device.cuda_runtime import CudaRuntime
     from asys_bench.pipeline.device.streamer import DeviceStreamer
 
-    return DeviceStreamer(CudaRuntime(), writer.producer, writer.lock, devices=devices, slot=slot)
+    return DeviceStreamer(
+        CudaRuntime(), writer.producer, writer.lock, config, devices=devices, slot=slot
+    )

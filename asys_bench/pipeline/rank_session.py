@@ -61,6 +61,7 @@ class RankSession:
                 on_full=config.bus.on_full,
                 block_timeout_s=config.bus.block_timeout_s,
                 seeds=sampler_seeds(config, self.points, ranks.rank),
+                device=config.device,
             )
         except BaseException:
             self.close()

@@ -108,6 +108,7 @@ class ObservationSession:
                     on_full=config.bus.on_full,
                     block_timeout_s=config.bus.block_timeout_s,
                     seeds=sampler_seeds(config, self.points),
+                    device=config.device,
                 )
                 handle = self.bus.handle()
                 # The fork server imports the bus once, so that no restart waits for it.

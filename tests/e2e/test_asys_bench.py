@@ -26,6 +26,7 @@ SUITE = """\
       timeout_s: 60
       min_events: 50
       noise: {{spin_gap_us: null, steal_ratio: null}}
+    allow_dotted_plugins: true
     plugins: {{scenario: ["bench_plugins:{name}"]}}
     references:
       memcpy: {{backend: memcpy}}

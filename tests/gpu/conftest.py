@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from asys_bench.config.bus import BusConfig
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.pipeline.assembly import create_data_bus
 from asys_bench.pipeline.device.cuda_runtime import CudaRuntime
-from asys_bench.pipeline.device.options import DeviceOptions
 from asys_bench.pipeline.device.streamer import DeviceStreamer
 
 from ..unit.device.rig import MemoryProducer, meta_builder
@@ -36,7 +36,7 @@ class GpuRig:
             CudaRuntime(),
             self.producer,
             self.producer.lock,
-            DeviceOptions(**options),
+            DeviceConfig(**options),
             devices=(self.device,),
         )
         self.submitted = 0
@@ -54,7 +54,7 @@ class GpuRig:
 
 @pytest.fixture
 def gpu():
-    """A factory of rigs: `gpu(encode_on=...)`; options as in `DeviceOptions`."""
+    """A factory of rigs: `gpu(encode_on=...)`; options as in `DeviceConfig`."""
     rigs = []
 
     def make(**options):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from asys_bench.config.device import DeviceConfig
 from asys_bench.kernels.identity.kernel import IdentityPreprocessor
 from asys_bench.pipeline.device.cuda_runtime import CudaRuntime
-from asys_bench.pipeline.device.options import DeviceOptions
 from asys_bench.pipeline.device.route import route_of
 from asys_bench.pipeline.device.streamer import DeviceStreamer
 
@@ -53,7 +53,7 @@ def test_large_activations_arrive_whole(gpu, encode_on):
 def test_packets_cross_a_real_bus_in_order(bus, bus_lock):
     device = torch.device("cuda", torch.cuda.current_device())
     streamer = DeviceStreamer(
-        CudaRuntime(), bus.producer(0), bus_lock, DeviceOptions(), devices=(device,)
+        CudaRuntime(), bus.producer(0), bus_lock, DeviceConfig(), devices=(device,)
     )
     kernel = IdentityPreprocessor("torch")
     sent = [torch.full((256, 64), float(n), device=device) for n in range(300)]

@@ -32,6 +32,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from asys_bench.config.device import DeviceConfig, EncodeOn
 from asys_bench.contracts.bus import BusProducer
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
@@ -42,7 +43,6 @@ from asys_bench.pipeline.device.flight_queue import FlightQueue
 from asys_bench.pipeline.device.in_flight import InFlight, MetaBuilder
 from asys_bench.pipeline.device.issue import hand_over, is_plain, issue
 from asys_bench.pipeline.device.lane import Lane
-from asys_bench.pipeline.device.options import DeviceOptions, EncodeOn
 from asys_bench.pipeline.device.outcome import DeviceAccount, DeviceDrop, Settled, describe
 from asys_bench.pipeline.device.pinned_region import (
     PinnedRegion,
@@ -77,7 +77,7 @@ class DeviceStreamer:
         runtime: DeviceRuntime,
         producer: BusProducer,
         bus_lock: AbstractContextManager[object],
-        options: DeviceOptions | None = None,
+        options: DeviceConfig | None = None,
         *,
         devices: Sequence[torch.device],
         slot: Slot | None = None,
@@ -87,7 +87,7 @@ class DeviceStreamer:
         if not devices:
             raise ValueError("a DeviceStreamer needs the devices that it serves, got none")
         self._runtime = runtime
-        self._options = options if options is not None else DeviceOptions()
+        self._options = options if options is not None else DeviceConfig()
         self._encoders = encoders
         self._routes: dict[Preprocessor, Route] = {}
         self._closed = False

@@ -25,13 +25,13 @@ from typing import Any
 import torch
 
 from asys_bench.config.bus import BusConfig
+from asys_bench.config.device import DeviceConfig, EncodeOn
 from asys_bench.contracts.bus import BaseDataBus, GroupSpec
 from asys_bench.contracts.packet import DTYPE_CODE, Kind, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, KernelPlugin, Preprocessor
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.pipeline.assembly import create_data_bus
 from asys_bench.pipeline.device.cuda_runtime import CudaRuntime
-from asys_bench.pipeline.device.options import DeviceOptions, EncodeOn
 from asys_bench.pipeline.device.streamer import DeviceStreamer
 from asys_bench.registry import registry
 
@@ -129,7 +129,7 @@ def main() -> None:
     page = StatsPage.create(["host"])
     streamers = {}
     for shard, where in enumerate(EncodeOn):
-        options = DeviceOptions(
+        options = DeviceConfig(
             staging_mib=mib, buffer_mib=mib, max_in_flight=4 * PACKETS, encode_on=where
         )
         streamers[where] = DeviceStreamer(

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.bus import BusProducer, DropReason, Reservation
 from asys_bench.contracts.packet import DTYPE_CODE, Kind, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded
 from asys_bench.kernels.identity.kernel import IdentityPreprocessor
-from asys_bench.pipeline.device.options import DeviceOptions
 from asys_bench.pipeline.device.streamer import DeviceStreamer
 
 from .simulated_device import SimulatedDevice
@@ -108,14 +108,14 @@ class Rig:
         self,
         *,
         device: SimulatedDevice | None = None,
-        options: DeviceOptions | None = None,
+        options: DeviceConfig | None = None,
         devices: tuple[torch.device, ...] = (CPU,),
         threaded: bool = False,
         **more: Any,
     ) -> None:
         self.device = device if device is not None else SimulatedDevice()
         self.producer = MemoryProducer()
-        self.options = options or DeviceOptions(staging_mib=1, buffer_mib=1, max_in_flight=8)
+        self.options = options or DeviceConfig(staging_mib=1, buffer_mib=1, max_in_flight=8)
         self.streamer = DeviceStreamer(
             self.device,
             self.producer,

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asys_bench.pipeline.device.options import DeviceOptions, EncodeOn
+from asys_bench.config.device import DeviceConfig, EncodeOn
 from asys_bench.pipeline.device.outcome import DeviceDrop
 
 from .rig import CPU, SECOND, OnSecondDevice, Rig, bytes_of
@@ -72,7 +72,7 @@ class Host:
 )
 def test_order_content_memory_and_counts(actions, last, encode_on, pins):
     device = SimulatedDevice(refuses_to_pin=None if pins else "no")
-    options = DeviceOptions(staging_mib=1, buffer_mib=1, max_in_flight=3, encode_on=encode_on)
+    options = DeviceConfig(staging_mib=1, buffer_mib=1, max_in_flight=3, encode_on=encode_on)
     rig = Rig(device=device, options=options, devices=(CPU, SECOND))
     host = Host(rig)
     for action, *arguments in actions:
@@ -114,7 +114,7 @@ def test_order_content_memory_and_counts(actions, last, encode_on, pins):
 @pytest.mark.parametrize("encode_on", list(EncodeOn))
 @pytest.mark.parametrize("layout", ["plain", "strided"])
 def test_the_host_may_drop_its_tensor_at_once_and_we_do_so_when_it_is_settled(encode_on, layout):
-    options = DeviceOptions(staging_mib=1, buffer_mib=1, encode_on=encode_on)
+    options = DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=encode_on)
     rig = Rig(options=options)
     owner = np.arange(6.0).reshape(2, 3)
     alive = weakref.ref(owner)
@@ -137,7 +137,7 @@ def test_the_host_may_drop_its_tensor_at_once_and_we_do_so_when_it_is_settled(en
 
 def test_a_change_in_place_while_the_side_stream_reads_costs_one_packet_and_then_none(caplog):
     caplog.set_level("INFO")
-    options = DeviceOptions(staging_mib=1, buffer_mib=1, encode_on=EncodeOn.SIDE_STREAM)
+    options = DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=EncodeOn.SIDE_STREAM)
     rig = Rig(options=options)
     tensor = torch.zeros(8)
     for value in (1.0, 2.0, 3.0):
@@ -155,7 +155,7 @@ def test_a_change_in_place_while_the_side_stream_reads_costs_one_packet_and_then
 
 
 def test_a_tensor_whose_changes_nobody_counts_is_read_on_the_hosts_stream():
-    options = DeviceOptions(staging_mib=1, buffer_mib=1, encode_on=EncodeOn.SIDE_STREAM)
+    options = DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=EncodeOn.SIDE_STREAM)
     rig = Rig(options=options)
     tensor = torch.zeros(8)
     rig.device.versions[tensor.untyped_storage().data_ptr()] = None  # inference mode

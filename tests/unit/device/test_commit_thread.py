@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from asys_bench.config.bus import BusConfig
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.pipeline.assembly import create_data_bus
-from asys_bench.pipeline.device.options import DeviceOptions
 from asys_bench.pipeline.device.outcome import DeviceDrop
 from asys_bench.pipeline.device.streamer import DeviceStreamer
 
@@ -20,7 +20,7 @@ from .simulated_device import SimulatedDevice
 
 
 def test_packets_arrive_in_order_while_a_device_thread_works_at_its_own_pace():
-    rig = Rig(threaded=True, options=DeviceOptions(max_in_flight=64))
+    rig = Rig(threaded=True, options=DeviceConfig(max_in_flight=64))
     rig.device.automatic = False
     stop = threading.Event()
 
@@ -71,7 +71,7 @@ def test_when_pinning_fails_one_line_says_why_and_the_commit_thread_does_the_cop
 
 
 def test_on_full_block_waits_for_room_and_uses_its_timeout_on_the_bus():
-    rig = Rig(threaded=True, options=DeviceOptions(max_in_flight=1))
+    rig = Rig(threaded=True, options=DeviceConfig(max_in_flight=1))
     held, release = threading.Event(), threading.Event()
 
     def slow():
@@ -91,7 +91,7 @@ def test_on_full_block_waits_for_room_and_uses_its_timeout_on_the_bus():
 
 
 def test_a_submit_that_waits_for_room_gives_up_at_its_timeout():
-    rig = Rig(threaded=True, options=DeviceOptions(max_in_flight=1))
+    rig = Rig(threaded=True, options=DeviceConfig(max_in_flight=1))
     rig.device.automatic = False
     rig.submit(torch.ones(2))
     assert rig.submit(torch.ones(2), timeout_s=0.02) is DeviceDrop.IN_FLIGHT_FULL
@@ -138,7 +138,7 @@ def test_payloads_cross_a_real_bus(backend):
     bus = create_data_bus(BusConfig(backend=backend), [GroupSpec("g")])
     rig = Rig()  # for its preprocessor
     streamer = DeviceStreamer(
-        device, bus.producer(0), threading.Lock(), DeviceOptions(), devices=(CPU,)
+        device, bus.producer(0), threading.Lock(), DeviceConfig(), devices=(CPU,)
     )
     sent = [torch.randn(3, number + 1).t() for number in range(20)]
     for number, tensor in enumerate(sent):

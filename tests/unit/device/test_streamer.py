@@ -7,9 +7,9 @@ import threading
 import pytest
 import torch
 
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.packet import PacketError
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.pipeline.device.options import DeviceOptions
 from asys_bench.pipeline.device.outcome import DeviceDrop, Settled
 from asys_bench.pipeline.device.streamer import DeviceStreamer
 
@@ -52,9 +52,7 @@ def test_submit_issues_work_and_returns_before_any_of_it_ran():
 @pytest.mark.parametrize("pins", [True, False])
 def test_any_layout_and_dtype_arrives_as_it_was(tensor, encode_on, pins):
     device = SimulatedDevice(refuses_to_pin=None if pins else "no")
-    rig = Rig(
-        device=device, options=DeviceOptions(staging_mib=1, buffer_mib=1, encode_on=encode_on)
-    )
+    rig = Rig(device=device, options=DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=encode_on))
     with torch.inference_mode():
         rig.submit(tensor)
     rig.submit(tensor)
@@ -65,7 +63,7 @@ def test_any_layout_and_dtype_arrives_as_it_was(tensor, encode_on, pins):
 
 
 def test_a_full_path_drops_with_a_reason_and_never_waits():
-    rig = Rig(options=DeviceOptions(staging_mib=1, buffer_mib=1, max_in_flight=2))
+    rig = Rig(options=DeviceConfig(staging_mib=1, buffer_mib=1, max_in_flight=2))
     assert [rig.submit(torch.ones(2)) for _ in range(3)] == [None, None, DeviceDrop.IN_FLIGHT_FULL]
     assert rig.streamer.fill_ratio == 1.0
     rig.settle_all()
@@ -77,7 +75,7 @@ def test_a_full_path_drops_with_a_reason_and_never_waits():
 
 
 def test_memory_bounds_what_is_in_flight_and_too_large_is_its_own_reason():
-    rig = Rig(options=DeviceOptions(staging_mib=1, buffer_mib=1))
+    rig = Rig(options=DeviceConfig(staging_mib=1, buffer_mib=1))
     half = torch.zeros(400 * 1024, dtype=torch.uint8)
     assert [rig.submit(half) for _ in range(3)] == [None, None, DeviceDrop.IN_FLIGHT_FULL]
     assert rig.submit(torch.zeros(2 << 20, dtype=torch.uint8)) is DeviceDrop.TOO_LARGE
@@ -202,7 +200,7 @@ def test_a_streamer_serves_devices_or_is_refused():
 
 def test_metrics_reach_the_stats_page():
     page = StatsPage.create(["host"])
-    rig = Rig(slot=page.slot("host"), options=DeviceOptions(max_in_flight=1))
+    rig = Rig(slot=page.slot("host"), options=DeviceConfig(max_in_flight=1))
     rig.submit(torch.ones(2))
     rig.submit(torch.ones(2))
     values = page.slot("host").metrics()

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.preprocessor import Encoded
-from asys_bench.pipeline import capture
+from asys_bench.pipeline import capture, offload
 from asys_bench.pipeline.offload import Offload
 
 
@@ -73,13 +74,17 @@ def elsewhere(rig, monkeypatch):
         observed = rig(model, {"match": "0", "capture": list(kinds)}, attach=False, **bus)
         streamer = FakeStreamer()
 
-        def start(writer, slot, devices):
+        def start(writer, slot, devices, config):
             made.append(devices)
             return streamer
 
         hooker = observed.hooker
         hooker._offload = Offload(
-            hooker._writer, observed.slot, make_streamer=start, served=frozenset(served)
+            hooker._writer,
+            observed.slot,
+            DeviceConfig(),
+            make_streamer=start,
+            served=frozenset(served),
         )
         hooker.attach()
         return observed, model, streamer
@@ -138,13 +143,17 @@ def test_a_path_that_cannot_start_is_tried_once_and_the_host_goes_on(rig, elsewh
     observed, model, _ = elsewhere()
     tries = []
 
-    def broken(writer, slot, devices):
+    def broken(writer, slot, devices, config):
         tries.append(devices)
         raise RuntimeError("out of memory")
 
     observed.hooker.detach()
     observed.hooker._offload = Offload(
-        observed.hooker._writer, observed.slot, make_streamer=broken, served=frozenset({"meta"})
+        observed.hooker._writer,
+        observed.slot,
+        DeviceConfig(),
+        make_streamer=broken,
+        served=frozenset({"meta"}),
     )
     observed.hooker.attach()
     for _ in range(3):
@@ -171,15 +180,33 @@ def test_encoders_are_made_ready_for_the_models_devices_before_the_hooks_are(rig
     observed = rig(model, {"match": "0"}, attach=False)
     streamer, started = FakeStreamer(), []
 
-    def start(writer, slot, devices):
+    def start(writer, slot, devices, config):
         started.append(list(devices))
         assert not model[0]._forward_hooks
         return streamer
 
     hooker = observed.hooker
     hooker._offload = Offload(
-        hooker._writer, observed.slot, make_streamer=start, served=frozenset({"meta"})
+        hooker._writer,
+        observed.slot,
+        DeviceConfig(),
+        make_streamer=start,
+        served=frozenset({"meta"}),
     )
     hooker.attach()
     assert started == [[torch.device("meta")]]
     assert streamer.prepared == [hooker._streams[0].kernel]
+
+
+def test_the_device_path_gets_its_section_of_the_configuration(rig, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        offload, "cuda_streamer", lambda *given: seen.append(given[-1]) or FakeStreamer()
+    )
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, device="meta"))
+    observed = rig(model, {"match": "0"}, attach=False)
+    hooker = observed.hooker
+    config = DeviceConfig(staging_mib=3, encode_on="side_stream")
+    hooker._offload = Offload(hooker._writer, observed.slot, config, served=frozenset({"meta"}))
+    hooker.attach()
+    assert seen == [config]

@@ -131,3 +131,13 @@ def test_run_directories_never_collide_and_are_private(tmp_path):
     first, second = (RunDir.create(tmp_path / "runs", "same") for _ in range(2))
     assert first.path != second.path
     assert first.path.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_configured_device_path_reaches_the_hooks(tmp_path):
+    settings = config(tmp_path, device={"staging_mib": 3, "encode_on": "side_stream"}, sinks={})
+    session = ObservationSession(settings, model(), RunDir.create(tmp_path, "session"))
+    try:
+        assert session.hooker._offload._config == settings.device
+    finally:
+        session.abort()
+        session.close()

@@ -1,10 +1,12 @@
-"""Options of the device path."""
+"""`device`: how activations leave a GPU."""
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, Field
+from pydantic import Field
+
+from asys_bench.config.section import Integer, Section
 
 
 class EncodeOn(StrEnum):
@@ -14,24 +16,24 @@ class EncodeOn(StrEnum):
     HOST_STREAM = "host_stream"
 
 
-class DeviceOptions(BaseModel, extra="forbid", frozen=True):
-    """`device`: how activations leave a GPU."""
+class DeviceConfig(Section):
+    """The path from a GPU to the bus; models on the CPU have none."""
 
-    staging_mib: int = Field(
+    staging_mib: Integer = Field(
         default=64,
         ge=1,
         le=1 << 14,
         description="page-locked host memory through which packets of all devices pass, in MiB; "
         "taken at start",
     )
-    buffer_mib: int = Field(
+    buffer_mib: Integer = Field(
         default=64,
         ge=1,
         le=1 << 14,
         description="memory on each device for encoded packets that are not copied yet, in MiB; "
         "taken at start",
     )
-    max_in_flight: int = Field(
+    max_in_flight: Integer = Field(
         default=64,
         ge=1,
         le=1024,
