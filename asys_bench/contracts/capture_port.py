@@ -72,10 +72,14 @@ one that looks at the bus. RATE: the sampling rate, a float64."""
 CLOCK_SERIAL, CLOCK_STEP, CLOCK_VERSION, CLOCK_MICROBATCH, CLOCK_POSITION, CLOCK_CELLS = range(6)
 """Cells of `Decision.clock`. SERIAL: another number for every change of the tags behind it."""
 
+BUDGET_DUE_NS, BUDGET_OFFERED, BUDGET_DEBT, BUDGET_TOP, BUDGET_CELLS = range(5)
+"""Cells of `Decision.budget`. DUE_NS: time (CLOCK_MONOTONIC) from which a call must make it up anew.
+OFFERED: rows since it was. DEBT: rows sent beyond the budget. TOP: rows of the largest call lately."""
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What decides on a call of a hook with no phase and no budget; both paths keep it up to date."""
+    """What decides on a call of a hook with no phase; both paths keep it up to date."""
 
     state: memoryview
     """int64, writable, STATE_CELLS of them."""
@@ -89,3 +93,5 @@ class Decision:
     """Whether the general path is at work in another thread."""
     graph_task: Callable[[], int]
     """The backward pass that this thread runs in, or -1."""
+    budget: memoryview[float] | None = None
+    """float64, writable, BUDGET_CELLS of them; None: no budget of rows."""

@@ -4,7 +4,7 @@
 its forward call is made (`draw` gives a ticket) and copied when it arrives (`send`).
 
 `direct` is `observe` in compiled code, where the backend has it, for all but every sixteenth call of a
-hook that asks for no phase and no budget. After a matrix product has emptied the caches it is not the
+hook that asks for no phase. After a matrix product has emptied the caches it is not the
 work that takes the time but the fetching of code and objects, and this touches the fewest. Whatever
 it meets that it does not know, it leaves to `observe`, which goes by the same state.
 
@@ -92,7 +92,7 @@ def build_capture(
         own_port = producer.capture_port(stream.meta, stream.port_cells)
     port = own_port if own_port is not None else _no_port
     direct: DirectCapture = not_direct
-    if own_port is not None and budget is None and phase is None:
+    if own_port is not None and phase is None:
         direct = own_port.direct(
             Decision(
                 state,
@@ -101,9 +101,9 @@ def build_capture(
                 random,
                 writer.lock.locked,
                 backward_task,
+                budget.cells if budget is not None else None,
             )
         )
-
     rate = fill.rate
     kept = 1.0  # share of a tensor's rows that the encoder leaves
 

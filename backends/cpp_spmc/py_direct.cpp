@@ -13,18 +13,20 @@
 namespace spmc::py {
 namespace {
 
-// contracts/capture_port.py: STATE_* and CLOCK_*.
+// contracts/capture_port.py: STATE_*, CLOCK_* and BUDGET_*.
 enum State { kOff, kSeen, kCallIndex, kCountdown, kRate, kStateCells };
 enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kClockCells };
+enum Budget { kDueNs, kOffered, kDebt, kTop, kBudgetCells };
 constexpr long kNoBackward = -1;
 
 struct DirectObject {
   PyObject_HEAD
   vectorcallfunc call;
   PortObject* port;
-  Py_buffer state_view, clock_view;
+  Py_buffer state_view, clock_view, budget_view;
   std::int64_t *state, *sampled_out;
   const std::int64_t* clock;
+  double* budget;  // nullptr without one
   PyObject *random, *locked, *graph_task;
 };
 
@@ -46,11 +48,19 @@ bool in_backward(const DirectObject& self) {
   return !outside;
 }
 
+double rows_of(const TensorView& tensor) {
+  double rows = 1;
+  for (int i = 0; i + 1 < tensor.ndim; ++i) rows *= static_cast<double>(tensor.shape[i]);
+  return rows;
+}
+
 int decide_and_deliver(DirectObject& self, PyObject* output) {
   const u64 started = monotonic_ns();
   std::int64_t* state = self.state;
   TensorView tensor;
+  double* budget = self.budget;
   if (self.port->producer == nullptr || state[kOff] != 0 || state[kCountdown] <= 1 ||
+      (budget != nullptr && static_cast<double>(started) >= budget[kDueNs]) ||
       !takes(output, tensor) || in_backward(self) || is_locked(self) || !is_free(*self.port))
     return kNotMine;
 
@@ -60,6 +70,11 @@ int decide_and_deliver(DirectObject& self, PyObject* output) {
   } else {
     state[kSeen] = clock[kSerial];
     state[kCallIndex] = 0;
+  }
+  const double rows = budget != nullptr ? rows_of(tensor) : 0;
+  if (budget != nullptr) {
+    budget[kOffered] += rows;
+    if (rows > budget[kTop]) budget[kTop] = rows;
   }
   --state[kCountdown];
   double rate;
@@ -75,11 +90,12 @@ int decide_and_deliver(DirectObject& self, PyObject* output) {
       return kAccepted;
     }
   }
-  return deliver(*self.port, tensor,
-                 {static_cast<u64>(clock[kStep]), static_cast<u64>(clock[kVersion]),
-                  static_cast<u32>(state[kCallIndex]), static_cast<u16>(clock[kMicrobatch]),
-                  static_cast<u32>(clock[kPosition]), static_cast<float>(rate)},
-                 started);
+  const Tags tags{static_cast<u64>(clock[kStep]),       static_cast<u64>(clock[kVersion]),
+                  static_cast<u32>(state[kCallIndex]),  static_cast<u16>(clock[kMicrobatch]),
+                  static_cast<u32>(clock[kPosition]),   static_cast<float>(rate)};
+  const int outcome = deliver(*self.port, tensor, tags, started);
+  if (budget != nullptr && outcome == kAccepted) budget[kDebt] += rows;
+  return outcome;
 }
 
 // (what the module returned)
@@ -103,6 +119,7 @@ void direct_dealloc(PyObject* object) {
   PyTypeObject* type = Py_TYPE(object);
   PyBuffer_Release(&self->state_view);
   PyBuffer_Release(&self->clock_view);
+  PyBuffer_Release(&self->budget_view);
   Py_DECREF(self->port);
   Py_XDECREF(self->random);
   Py_XDECREF(self->locked);
@@ -111,10 +128,14 @@ void direct_dealloc(PyObject* object) {
   Py_DECREF(type);
 }
 
-// The memory of `decision`'s attribute `name`. False: an error is set and `view` is empty.
+// The memory of `decision`'s attribute `name`; None leaves `view` empty. False: an error is set.
 bool view_of(PyObject* decision, const char* name, int cells, int access, Py_buffer& view) {
   PyObject* memory = PyObject_GetAttrString(decision, name);
   if (memory == nullptr) return false;
+  if (memory == Py_None) {
+    Py_DECREF(memory);
+    return true;
+  }
   const int failed = PyObject_GetBuffer(memory, &view, access);
   Py_DECREF(memory);
   if (failed != 0) {
@@ -126,6 +147,11 @@ bool view_of(PyObject* decision, const char* name, int cells, int access, Py_buf
     return false;
   }
   return true;
+}
+
+bool given(const Py_buffer& view, const char* name) {
+  if (view.buf == nullptr) PyErr_Format(contract.bus_error, "%s is None", name);
+  return view.buf != nullptr;
 }
 
 PyMemberDef direct_members[] = {
@@ -153,7 +179,7 @@ PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
   Py_INCREF(object);
   self->call = capture;
   self->port = port;
-  self->state_view = self->clock_view = {};
+  self->state_view = self->clock_view = self->budget_view = {};
   self->random = PyObject_GetAttrString(decision, "random");
   self->locked = PyObject_GetAttrString(decision, "locked");
   self->graph_task = PyObject_GetAttrString(decision, "graph_task");
@@ -163,7 +189,10 @@ PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
   const bool complete = self->random != nullptr && self->locked != nullptr &&
                         self->graph_task != nullptr && PyErr_Occurred() == nullptr &&
                         view_of(decision, "state", kStateCells, PyBUF_WRITABLE, self->state_view) &&
-                        view_of(decision, "clock", kClockCells, PyBUF_SIMPLE, self->clock_view);
+                        view_of(decision, "clock", kClockCells, PyBUF_SIMPLE, self->clock_view) &&
+                        view_of(decision, "budget", kBudgetCells, PyBUF_WRITABLE,
+                                self->budget_view) &&
+                        given(self->state_view, "state") && given(self->clock_view, "clock");
   if (!complete || cell >= static_cast<u64>(port->cells.view.len) / 8) {
     if (complete) PyErr_SetString(contract.bus_error, "sampled_out lies outside the stats page");
     Py_DECREF(self);
@@ -171,6 +200,7 @@ PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
   }
   self->state = static_cast<std::int64_t*>(self->state_view.buf);
   self->clock = static_cast<const std::int64_t*>(self->clock_view.buf);
+  self->budget = static_cast<double*>(self->budget_view.buf);
   self->sampled_out = static_cast<std::int64_t*>(port->cells.view.buf) + cell;
   return reinterpret_cast<PyObject*>(self);
 }

@@ -14,6 +14,9 @@ from asys_bench.backends.cpp_spmc.bus import CppSpmcProducer
 from asys_bench.backends.cpp_spmc.native import unavailable
 from asys_bench.contracts.bus import BusError
 from asys_bench.contracts.capture_port import (
+    BUDGET_CELLS,
+    BUDGET_DUE_NS,
+    BUDGET_TOP,
     CLOCK_CELLS,
     PORT_ACCEPTED,
     PORT_NOT_MINE,
@@ -183,6 +186,20 @@ def alone(rig):
         one.port.close()
 
 
+def test_the_budget_is_kept_in_the_same_books(alone):
+    books = memoryview(bytearray(8 * BUDGET_CELLS)).cast("d")
+    one = alone(budget=books)
+    assert one.take(torch.ones(5, 2, 3)) == PORT_NOT_MINE  # it is to be made up for the first time
+    books[BUDGET_DUE_NS] = 2.0**62
+    books[BUDGET_TOP] = 7
+    assert one.take(torch.ones(5, 2, 3)) == PORT_ACCEPTED
+    assert one.take(torch.ones(3)) == PORT_ACCEPTED
+    assert list(books)[1:] == [11, 11, 10]
+    one.state.cast("B").cast("d")[STATE_RATE] = 0.25
+    assert one.take(torch.ones(2, 3)) == PORT_ACCEPTED  # sampled out: offered and not sent
+    assert list(books)[1:] == [13, 11, 10]
+
+
 def explode():
     raise RuntimeError("asked at a bad time")
 
@@ -240,6 +257,9 @@ def test_a_failing_random_generator_hands_the_call_back(alone):
         ({"state": memoryview(bytearray(8)).cast("q")}, BusError),
         ({"clock": memoryview(bytearray(8)).cast("q")}, BusError),
         ({"state": memoryview(bytes(8 * STATE_CELLS)).cast("q")}, BufferError),
+        ({"budget": memoryview(bytearray(8)).cast("d")}, BusError),
+        ({"state": None}, BusError),
+        ({"clock": None}, BusError),
         ({"sampled_out": 1 << 40}, BusError),
         ({"sampled_out": -1}, OverflowError),
     ],
