@@ -143,7 +143,10 @@ def test_prometheus_reads_every_metric_and_an_alert_fires_and_resolves(
         found = server.get("/api/v1/label/__name__/values")
         return wanted - set(found)
 
-    until(lambda: not missing(), "every metric")
+    try:
+        until(lambda: not missing(), "every metric")
+    finally:
+        assert not missing()
     assert missing() == set()
     steps = float(server.query("asys_host_steps_total")[0]["value"][1])
     assert 0 < steps <= run.metric("host", "host_steps")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asys_bench.contracts.stats import Counter, Slot, StatsError
+from asys_bench.storage.refusal import WORDS
 
 _PER_HOOK = ("archive_rows", "archive_packets", "archive_bytes", "archive_shards")
 
@@ -25,7 +26,12 @@ class Meters:
         """Redelivered packets that were in the archive already."""
         self.damaged: Counter = slot.counter("archive_damaged_packets")
         """Packets that fail their checksum or cannot be decoded; they are skipped."""
-        self._dropped: dict[tuple[str, str], Counter] = {}
+        # From the start: a rate over a counter that appears with its first drop misses that drop.
+        self._dropped = {
+            (what, reason): slot.counter(f"archive_dropped_{what}", reason=reason)
+            for what in ("packets", "rows")
+            for reason in WORDS
+        }
         self._other = HookMeters(slot, "other")
         self._hooks: dict[str, HookMeters] = {}
 
@@ -40,14 +46,6 @@ class Meters:
         return found
 
     def dropped(self, reason: str, packets: int, rows: int) -> None:
-        """Count what the disk did not take."""
-        for what, amount in (("packets", packets), ("rows", rows)):
-            name = f"archive_dropped_{what}"
-            counter = self._dropped.get((what, reason))
-            if counter is None:
-                try:
-                    counter = self._slot.counter(name, reason=reason)
-                except StatsError:
-                    counter = Counter(memoryview(bytearray(8)).cast("q"), 0)
-                self._dropped[what, reason] = counter
-            counter.add(amount)
+        """Count what the disk did not take; `reason` is one of `storage.refusal.WORDS`."""
+        self._dropped["packets", reason].add(packets)
+        self._dropped["rows", reason].add(rows)

@@ -267,16 +267,18 @@ def test_a_payload_outlives_its_bus_as_memory() -> None:
 
 def test_the_arena_is_mapped_read_only_in_a_client() -> None:
     with open_bus() as bus:
-        before = mappings()
-        client = plugin.attach(bus.handle())
-        assert sorted((mappings() - before).elements()) == ["r--s", "rw-s"]
+        handle = bus.handle()
+        before = mappings(handle.fds[0])
+        client = plugin.attach(handle)
+        assert sorted((mappings(handle.fds[0]) - before).elements()) == ["r--s", "rw-s"]
         client.close()
 
 
-def mappings() -> Counter[str]:
-    """Access modes of this process's mappings of segments."""
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    return Counter(line.split()[1] for line in lines if "asys-numba-ring" in line)
+def mappings(fd: int) -> Counter[str]:
+    """Access modes of this process's mappings of the segment behind `fd`."""
+    inode = str(os.fstat(fd).st_ino)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    return Counter(words[1] for words in lines if words[4] == inode and "asys-numba" in words[-2])
 
 
 # Refusals.

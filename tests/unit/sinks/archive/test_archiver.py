@@ -165,7 +165,7 @@ def test_a_packet_that_does_not_decode_is_skipped_and_counted(rig, caplog):
 
 
 def test_a_slot_without_room_counts_further_hooks_together(rig, monkeypatch):
-    monkeypatch.setattr("asys_bench.contracts.stats.MAX_ENTRIES", 9)
+    monkeypatch.setattr("asys_bench.contracts.stats.MAX_ENTRIES", 19)
     worker = rig.start()
     rig.feed(worker, rig.packet(torch.ones(2, 4), 0), rig.packet(torch.ones(2, 4), 1, 2))
     worker.close()
