@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -56,6 +57,55 @@ class ClosedOptions(ScenarioOptions):
         description="hook_latency_ms is wanted; the two hooks that time each of the product's cost "
         "the host a few microseconds more, so a case about the host's speed says false",
     )
+    alternate_steps: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="take the hooks off and put them back every so many host steps and report "
+        "paired_slowdown_ratio; 0: they stay on. The host must not be compiled",
+    )
+
+
+class _Alternation:
+    """Hooks off and on in blocks of host steps (off, on, on, off, ...), each pair a comparison.
+
+    A process has its own speed for as long as it lives (where its memory lies, which core it got),
+    which two processes side by side differ in by more than hooks cost. Within one it cancels out.
+    """
+
+    def __init__(self, pipeline: ExperimentPipeline, block_steps: int) -> None:
+        hooker = pipeline.session.hooker
+        if hooker is None:
+            raise ScenarioError("alternate_steps needs hooks")
+        self._hooker, self._block_steps = hooker, block_steps
+        self._blocks: list[tuple[bool, list[int]]] = []
+
+    def begin(self) -> None:
+        number = len(self._blocks)
+        on = bool((number + number // 2) % 2)
+        (self._hooker.attach if on else self._hooker.detach)()
+        self._blocks.append((on, []))
+
+    def add(self, step_ns: int) -> None:
+        """One more step of the block that began."""
+        steps = self._blocks[-1][1]
+        steps.append(step_ns)
+        if len(steps) >= self._block_steps:
+            self.begin()
+
+    def slowdown(self) -> float:
+        """Median over pairs of blocks of (median step with hooks / median step without).
+
+        The first step of a block is left out: it pays for the change.
+        """
+        whole = [(on, steps[1:]) for on, steps in self._blocks if len(steps) == self._block_steps]
+        pairs = [dict(pair) for pair in zip(whole[::2], whole[1::2], strict=False)]
+        if not pairs:
+            raise ScenarioError(
+                f"no pair of blocks of {self._block_steps} steps was done; give it more samples "
+                "or seconds, or fewer alternate_steps"
+            )
+        return median(median(pair[True]) / median(pair[False]) for pair in pairs)
 
 
 class _HostWatch:
@@ -68,6 +118,9 @@ class _HostWatch:
         self.slowdown = context.recorder("model_slowdown")
         self.hook_ms = context.recorder("hook_latency_ms")
         self.counting = False
+        self.alternation = (
+            _Alternation(pipeline, options.alternate_steps) if options.alternate_steps else None
+        )
         self._pipeline, self._options, self._samples = pipeline, options, context.samples
         self._steps = 0
         self._last_ns = 0
@@ -82,6 +135,8 @@ class _HostWatch:
         if self.counting:
             self.step_ms.record(now - self._last_ns)
             self.slowdown.record(now - self._last_ns)
+            if self.alternation is not None:
+                self.alternation.add(now - self._last_ns)
             done = self._steps - self._options.warmup_steps
             if done >= self._samples or time.monotonic() > self._deadline:
                 self._pipeline.request_stop()
@@ -89,6 +144,8 @@ class _HostWatch:
         self._steps += 1
         if not self.counting and self._steps >= self._options.warmup_steps:
             self.counting = True
+            if self.alternation is not None:
+                self.alternation.begin()
             self._deadline = time.monotonic() + self._options.max_s
             if self._options.workers != "running":
                 signal_workers(
@@ -182,6 +239,8 @@ def run(context: RoundContext) -> None:
             if not outcome.orderly:
                 raise ScenarioError("not every worker drained in time; see its log")
         context.value("host_steps_per_s", result.steps / max(elapsed, 1e-9))
+        if watch.alternation is not None:
+            context.value("paired_slowdown_ratio", watch.alternation.slowdown())
     except BaseException:
         pipeline.abort()
         raise
@@ -199,6 +258,9 @@ plugin = ScenarioPlugin(
         "step_ms": MetricSpec("lower", MetricKind.SAMPLES, "one host step"),
         "model_slowdown": MetricSpec(
             "lower", MetricKind.SAMPLES, "host step against a reference", relative_only=True
+        ),
+        "paired_slowdown_ratio": MetricSpec(
+            "lower", MetricKind.ROUND, "host step with hooks over one without, in one process"
         ),
         "host_steps_per_s": MetricSpec("higher", MetricKind.ROUND, "host steps, warm-up included"),
     },

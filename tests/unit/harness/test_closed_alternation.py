@@ -1,0 +1,70 @@
+"""Hooks off and on in one process: the order of the blocks, and what their comparison says."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from asys_bench.contracts.scenario import ScenarioError
+from asys_bench.harness.scenarios.closed import _Alternation
+
+
+class Hooker:
+    def __init__(self):
+        self.on = True
+        self.turns = []
+
+    def attach(self):
+        self.on = True
+        self.turns.append("on")
+
+    def detach(self):
+        self.on = False
+        self.turns.append("off")
+
+
+def alternation(block_steps):
+    hooker = Hooker()
+    session = SimpleNamespace(hooker=hooker)
+    return hooker, _Alternation(SimpleNamespace(session=session), block_steps)
+
+
+def play(hooker, paired, steps, on_ns, off_ns, drift_ns=0):
+    paired.begin()
+    for step in range(steps):
+        paired.add((on_ns if hooker.on else off_ns) + step * drift_ns)
+
+
+def test_blocks_come_in_the_order_off_on_on_off_and_the_ratio_is_what_hooks_cost():
+    hooker, paired = alternation(4)
+    play(hooker, paired, 34, on_ns=1100, off_ns=1000)
+    assert hooker.turns == ["off", "on", "on", "off", "off", "on", "on", "off", "off"]
+    assert paired.slowdown() == pytest.approx(1.1)
+
+
+def test_a_drift_of_the_machine_cancels_out():
+    hooker, paired = alternation(5)
+    play(hooker, paired, 400, on_ns=100_000, off_ns=100_000, drift_ns=20)
+    assert paired.slowdown() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_the_first_step_of_a_block_pays_for_the_change_and_does_not_count():
+    _, paired = alternation(3)
+    paired.begin()
+    for _ in range(8):
+        for ns in (10_000_000, 1000, 1000):
+            paired.add(ns)
+    assert paired.slowdown() == 1.0
+
+
+def test_no_whole_pair_is_an_error_and_not_a_result():
+    hooker, paired = alternation(10)
+    play(hooker, paired, 19, on_ns=1, off_ns=1)
+    with pytest.raises(ScenarioError, match="no pair of blocks"):
+        paired.slowdown()
+
+
+def test_it_needs_hooks():
+    with pytest.raises(ScenarioError, match="needs hooks"):
+        _Alternation(SimpleNamespace(session=SimpleNamespace(hooker=None)), 4)
