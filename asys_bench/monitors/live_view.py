@@ -22,6 +22,7 @@ from asys_bench.monitors.readable import (
     count_text,
     duration_text,
     percent_text,
+    plural,
     rate_text,
     ratio_text,
     significant,
@@ -123,7 +124,7 @@ def _host(model: LiveModel, width: int) -> Text:
     text = Text.assemble(
         ("host   ", "bold"),
         (count_text(host.steps), "bold"),
-        f" {model.step_unit}s  ",
+        f" {plural(model.step_unit)}  ",
         (f"{rate_text(rate)}/s", "cyan"),
     )
     told = [(name, significant(value)) for name, value in reported_first(model.now)]
@@ -143,7 +144,7 @@ def _ranks(model: LiveModel) -> Text:
         rate = per_second(rank.steps, earlier.get(rank.name, rank.steps), model.seconds)
         text.append("   " if index else "").append(f"{rank.name} ")
         text.append(rank.state.name.lower(), STATE_STYLES[rank.state])
-        text.append(f" {count_text(rank.steps)} {model.step_unit}s", "bold")
+        text.append(f" {count_text(rank.steps)} {plural(model.step_unit)}", "bold")
         text.append(f" {rate_text(rate)}/s", "cyan")
     return text
 

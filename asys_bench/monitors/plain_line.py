@@ -11,6 +11,7 @@ from asys_bench.monitors.readable import (
     count_text,
     duration_text,
     percent_text,
+    plural,
     rate_text,
     ratio_text,
     significant,
@@ -22,7 +23,7 @@ def plain_line(
 ) -> str:
     """One line; rates and latencies are over the `seconds` since `before`."""
     rate = per_second(now.host.steps, before.host.steps, seconds)
-    parts = [f"{count_text(now.host.steps)} {step_unit}s"]
+    parts = [f"{count_text(now.host.steps)} {plural(step_unit)}"]
     parts[0] += f" ({rate_text(rate)}/s)" if math.isfinite(rate) else ""
     if now.ranks:
         there = sum(rank.state is WorkerState.READY for rank in now.ranks)

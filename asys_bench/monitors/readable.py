@@ -7,6 +7,11 @@ import math
 UNKNOWN = "-"
 
 
+def plural(unit: str) -> str:
+    """Several of a host's step unit: "env steps", "batches"."""
+    return f"{unit}es" if unit.endswith(("s", "x", "z", "ch", "sh")) else f"{unit}s"
+
+
 def count_text(n: float) -> str:
     """12,345 below ten million, then 12.3M and 4.56G."""
     if not math.isfinite(n):

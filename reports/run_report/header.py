@@ -11,6 +11,7 @@ from asys_bench.monitors.readable import (
     count_text,
     duration_text,
     percent_text,
+    plural,
     rate_text,
     significant,
 )
@@ -59,7 +60,7 @@ def figures(record: RunRecord) -> list[tuple[str, str]]:
         return [(duration_text(record.metrics.end_s), "recorded so far")]
     host, bus = summary.host, summary.bus
     found = [
-        (rate_text(host.steps_per_s or math.nan), f"{host.step_unit}s per second"),
+        (rate_text(host.steps_per_s or math.nan), f"{plural(host.step_unit)} per second"),
         *(
             (significant(value), key.replace("_", " "))
             for key, value in sorted(

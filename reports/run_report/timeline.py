@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asys_bench.monitors.readable import duration_text, percent_text
+from asys_bench.monitors.readable import duration_text, percent_text, plural
 from asys_bench.reports.bench_html.markup import Markup, tag
 from asys_bench.reports.run_report.curves import Line, Moment, chart
 from asys_bench.reports.run_report.record import RunRecord
@@ -44,7 +44,7 @@ def timeline(record: RunRecord) -> list[Markup]:
     """The figures, those without data left out."""
     metrics, end_s = record.metrics, record.metrics.end_s
     marks = [moment for moment in moments(record) if moment.bad]
-    unit = f"{record.step_unit}s/s"
+    unit = f"{plural(record.step_unit)}/s"
 
     def lines(
         metric: str, field: str, as_rate: bool = True, stat: str = "", window: str | None = None

@@ -18,6 +18,7 @@ from asys_bench.monitors.readable import (
     count_text,
     duration_text,
     percent_text,
+    plural,
     rate_text,
     ratio_text,
     significant,
@@ -74,7 +75,7 @@ def _title(summary: RunSummary) -> RenderableType:
 
 def _host(host: HostSummary) -> Text:
     text = Text.assemble(
-        ("host     ", "bold"), (count_text(host.steps), "bold"), f" {host.step_unit}s"
+        ("host     ", "bold"), (count_text(host.steps), "bold"), f" {plural(host.step_unit)}"
     )
     if host.steps_per_s is not None:
         text.append(f" in {duration_text(host.seconds)}").append(
@@ -172,7 +173,7 @@ def _ranks(summary: RunSummary) -> Text | None:
         bad = rank.state in ("failed", "ready")  # ready: it never said that it is done
         text.append("   " if index else "").append(f"{rank.name} ")
         text.append("gone" if bad else rank.state, "bold red" if bad else "green")
-        text.append(f", {count_text(rank.steps)} {summary.host.step_unit}s")
+        text.append(f", {count_text(rank.steps)} {plural(summary.host.step_unit)}")
     return text
 
 
@@ -183,8 +184,8 @@ def _workers(summary: RunSummary) -> Text:
         text.append("   " if index else "").append(f"{worker.name} ")
         text.append(worker.state, "bold red" if bad else "green")
         if worker.restarts:
-            plural = "s" if worker.restarts > 1 else ""
-            text.append(f", {worker.restarts} restart{plural}", "yellow")
+            ending = "s" if worker.restarts > 1 else ""
+            text.append(f", {worker.restarts} restart{ending}", "yellow")
     return text
 
 

@@ -40,3 +40,10 @@ def test_numbers_read_as_a_person_would_write_them(
 def test_a_long_name_keeps_its_end() -> None:
     assert readable.tail_text("policy.mlp_extractor.policy_net.0", 13) == "…policy_net.0"
     assert readable.tail_text("short", 13) == "short"
+
+
+@pytest.mark.parametrize(
+    ("unit", "several"), [("env step", "env steps"), ("batch", "batches"), ("pass", "passes")]
+)
+def test_several_of_a_unit(unit: str, several: str) -> None:
+    assert plural(unit) == several
