@@ -46,4 +46,4 @@ def test_a_long_name_keeps_its_end() -> None:
     ("unit", "several"), [("env step", "env steps"), ("batch", "batches"), ("pass", "passes")]
 )
 def test_several_of_a_unit(unit: str, several: str) -> None:
-    assert plural(unit) == several
+    assert readable.plural(unit) == several
