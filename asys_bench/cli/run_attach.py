@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -44,6 +45,16 @@ class AttachedRun:
         traceback: TracebackType | None,
     ) -> None:
         self.page.close()
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """RUN, as `find_run` takes it."""
+    parser.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="directory or id of a run; default: the newest one under runs/",
+    )
 
 
 def find_run(name: str | None, folder: Path = RUNS) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from asys_bench.cli.run_attach import RunGoneError, find_run
+from asys_bench.cli.run_attach import RunGoneError, add_run_argument, find_run
 from asys_bench.contracts.reporter import ReportError
 
 OK, FAILED, USAGE = 0, 1, 2
@@ -17,12 +17,7 @@ FILE_NAME = "report.html"
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN and `--out`."""
-    parser.add_argument(
-        "run",
-        nargs="?",
-        metavar="RUN",
-        help="directory or id of a run; default: the newest one under runs/",
-    )
+    add_run_argument(parser)
     parser.add_argument(
         "--out", metavar="FILE", help=f"default: {FILE_NAME} in the run's directory"
     )

@@ -21,7 +21,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from asys_bench.cli.run_attach import AttachedRun, RunGoneError, attach_run, find_run
+from asys_bench.cli.run_attach import (
+    AttachedRun,
+    RunGoneError,
+    add_run_argument,
+    attach_run,
+    find_run,
+)
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.live_view import LiveModel, live_view, name_columns, table
@@ -41,12 +47,7 @@ KEYS_QUIT = b"qQ\x1b\x03"
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN and how to draw it."""
-    parser.add_argument(
-        "run",
-        nargs="?",
-        metavar="RUN",
-        help="directory or id of a run; default: the newest one under runs/",
-    )
+    add_run_argument(parser)
     parser.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="default: 1")
     parser.add_argument("--once", action="store_true", help="print one frame and leave")
     parser.add_argument("--svg", metavar="FILE", help="with --once: write the frame as a picture")

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from asys_bench.cli.run_attach import RunGoneError, find_run
+from asys_bench.cli.run_attach import RunGoneError, add_run_argument, find_run
 
 if TYPE_CHECKING:
     from asys_bench.verification import Finding, Verification
@@ -39,12 +39,7 @@ _STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN, `--repair`, `--discard-torn`, `--all`, `--json`."""
-    parser.add_argument(
-        "run",
-        nargs="?",
-        metavar="RUN",
-        help="directory or id of a run; default: the newest one under runs/",
-    )
+    add_run_argument(parser)
     parser.add_argument("--repair", action="store_true", help="mend what is torn or damaged")
     parser.add_argument(
         "--discard-torn",

@@ -260,12 +260,7 @@ class Observation:
             ranks=ranks,
             root=self._called,
         )
-        try:
-            session.start()
-        except BaseException:
-            session.abort()
-            session.close()
-            raise
+        session.start()
         self._run_dir, self._run_id = run_dir.path, run_dir.run_id
         if self._desk is not None:
             self._desk.announce(run_dir.path)

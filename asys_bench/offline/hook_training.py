@@ -19,7 +19,7 @@ from asys_bench.offline.plan import Job
 from asys_bench.sae import RunningMetrics, SAEMetrics, SAETrainer
 from asys_bench.sae.checkpoint import CFG_FILE
 from asys_bench.sae.checkpoint_files import CheckpointError, read_json
-from asys_bench.sae.exchange import adopt, import_saelens
+from asys_bench.sae.exchange import adopt_when_filled, import_saelens
 from asys_bench.sinks.archive import Archive
 
 BLOCK_ROWS = 4096
@@ -176,10 +176,7 @@ class HookTraining:
         """Take over the SAE to start from, once the first step's rows give the input scale."""
         if self._initial is None:
             return
-        self.trainer.train(max_steps=0)
-        present = self.trainer.metrics.buffer_fill_ratio
-        if present and present >= fill_ratio:
-            adopt(self.trainer, self._initial)
+        if adopt_when_filled(self.trainer, self._initial, fill_ratio):
             self._initial = None
 
     def _save(self, held_out: SAEMetrics | None) -> None:

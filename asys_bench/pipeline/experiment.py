@@ -121,12 +121,7 @@ class ExperimentPipeline:
             resources=self._resources,
             root=model,
         )
-        try:
-            session.start()
-        except BaseException:
-            session.abort()
-            session.close()
-            raise
+        session.start()
         self._session = session
         session.clock.should_stop = self._stop_requested
         return session.clock

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -48,7 +48,7 @@ class LiveRun:
             raise LiveRunError(f"{path}: the run has ended; open_run() reads what it wrote")
         if not isinstance(pid, int) or not isinstance(bus, dict):
             raise LiveRunError(f"{path}: the run has no bus to attach to (it observes no hook)")
-        if not start_time(pid) or start_time(pid) != document.get("host_start"):
+        if not host_lives(document):
             raise LiveRunError(
                 f"{path}: its host (pid {pid}) is gone; open_run() reads what it wrote"
             )
@@ -90,6 +90,18 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("schema") != "asys.run/1":
         raise LiveRunError(f"{run_dir / RUN_FILE}: not an asys.run/1 document")
     return document
+
+
+def host_lives(document: Mapping[str, Any]) -> bool:
+    """Whether the host process that a run file names is there, and not another of the same pid."""
+    pid = document.get("host_pid")
+    started = start_time(pid) if isinstance(pid, int) else 0
+    return started != 0 and started == document.get("host_start")
+
+
+def goes_on(document: Mapping[str, Any]) -> bool:
+    """Whether the run of this run file has neither ended nor lost its host."""
+    return document.get("result") is None and host_lives(document)
 
 
 def descriptor_paths(fds: Sequence[int]) -> list[str]:

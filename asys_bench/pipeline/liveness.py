@@ -13,22 +13,38 @@ import signal
 PR_SET_PDEATHSIG = 1
 
 
-def start_time(pid: int) -> int:
-    """Start time of `pid` in clock ticks since boot (proc(5), field 22); 0 when it is gone."""
+def stat_fields(pid: int) -> list[bytes]:
+    """What proc(5) says of `pid` from its state (field 3) on, after its name; empty when it is gone."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rsplit(b")", 1)[1].split()[19])
-    except (OSError, IndexError, ValueError):
-        return 0
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
+
+
+def start_time(pid: int) -> int:
+    """Start time of `pid` in clock ticks since boot (proc(5), field 22); 0 when it is gone."""
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields else 0
 
 
 def is_stopped(pid: int) -> bool:
     """Whether `pid` was stopped by a signal (SIGSTOP, Ctrl-Z); a debugger's hold does not count."""
+    return stat_fields(pid)[:1] == [b"T"]
+
+
+def has_in_environment(pid: int, entry: str) -> bool:
+    """Whether `pid` was started with `entry` ("NAME=value") in its environment."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rsplit(b")", 1)[1].split()[0] == b"T"
-    except (OSError, IndexError):
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return entry.encode() in file.read().split(b"\0")
+    except OSError:
         return False
+
+
+def all_pids() -> list[int]:
+    """Every process of this machine that can be seen."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
 def signal_on_parent_death(sig: int) -> None:

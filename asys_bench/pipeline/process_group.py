@@ -10,7 +10,12 @@ import os
 import signal
 import time
 
-from asys_bench.pipeline.liveness import ProcessHandle
+from asys_bench.pipeline.liveness import (
+    ProcessHandle,
+    all_pids,
+    has_in_environment,
+    stat_fields,
+)
 
 VARIABLE = "ASYS_RUN_MARK"
 GRACE_S = 0.5
@@ -32,8 +37,7 @@ class ProcessGroups:
         """Process ids of what runs in these sessions (zombies do not)."""
         if not self._leaders:
             return []
-        pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
-        return [pid for pid in pids if _session(pid) in self._leaders and self._marked(pid)]
+        return [pid for pid in all_pids() if _session(pid) in self._leaders and self._marked(pid)]
 
     def end(self) -> None:
         """SIGKILL what does not leave by itself within `GRACE_S`."""
@@ -51,19 +55,10 @@ class ProcessGroups:
             handle.close()
 
     def _marked(self, pid: int) -> bool:
-        mark = f"{VARIABLE}={self.environment[VARIABLE]}".encode()
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                return mark in file.read().split(b"\0")
-        except OSError:
-            return False
+        return has_in_environment(pid, f"{VARIABLE}={self.environment[VARIABLE]}")
 
 
 def _session(pid: int) -> int:
     """The session of a live process; 0 for zombies and for none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rsplit(b")", 1)[1].split()
-    except OSError:
-        return 0
-    return 0 if fields[0] in (b"Z", b"X") else int(fields[3])
+    fields = stat_fields(pid)
+    return int(fields[3]) if fields and fields[0] not in (b"Z", b"X") else 0

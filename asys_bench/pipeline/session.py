@@ -137,8 +137,18 @@ class ObservationSession:
         """Start the workers, wait until they consume, then attach the hooks.
 
         Raises:
-            SupervisorError: a worker did not come up; everything was ended.
+            SupervisorError: a worker did not come up.
+
+        Whatever it raises, everything was ended and released.
         """
+        try:
+            self._start()
+        except BaseException:
+            self.abort()
+            self.close()
+            raise
+
+    def _start(self) -> None:
         slot = self.page.slot("host")
         slot.set(SlotField.PID, os.getpid())
         slot.set(SlotField.PROCESS_START, start_time(os.getpid()))
@@ -146,12 +156,8 @@ class ObservationSession:
         slot.beat()
         self._write_run_json(None)
         if self._supervisor is not None and self.hooker is not None:
-            try:
-                self._supervisor.start()
-                self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)
-            except BaseException:
-                self._supervisor.end()
-                raise
+            self._supervisor.start()
+            self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)
             self.hooker.attach()
             if self._text is not None:
                 self._text.attach(self.clock)

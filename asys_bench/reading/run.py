@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.contracts.names import file_slug
-from asys_bench.pipeline.live_run import RUN_FILE, LiveRunError, read_run_file
-from asys_bench.pipeline.liveness import start_time
+from asys_bench.pipeline.live_run import RUN_FILE, LiveRunError, goes_on, read_run_file
 from asys_bench.reading.archive_view import ArchiveView
 from asys_bench.reading.error import ReadingError
 from asys_bench.reading.metrics_table import Table, read_metrics
@@ -62,14 +61,7 @@ class Run:
     @property
     def live(self) -> bool:
         """Its host is still at it: `subscribe` can attach."""
-        document = read_run_file(self.path)
-        pid, started = document.get("host_pid"), document.get("host_start")
-        return (
-            document.get("result") is None
-            and isinstance(pid, int)
-            and bool(start_time(pid))
-            and start_time(pid) == started
-        )
+        return goes_on(read_run_file(self.path))
 
     @property
     def summary(self) -> dict[str, Any] | None:

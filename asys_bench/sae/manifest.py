@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crc32c import crc32c
 from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.sae.checkpoint_files import CheckpointError, read_json, write_json
+from asys_bench.storage import file_crc32c
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "asys.checkpoint/1"
@@ -38,7 +38,7 @@ def seal(folder: Path) -> None:
         OSError: the disk refused.
     """
     files = {
-        path.name: SealedFile(bytes=path.stat().st_size, crc32c=_checksum(path))
+        path.name: SealedFile(bytes=path.stat().st_size, crc32c=file_crc32c(path))
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != MANIFEST_FILE
     }
@@ -64,7 +64,7 @@ def check_seal(folder: Path) -> bool:
         if "/" in name or not file.is_file():
             raise CheckpointError(file, "is missing; the manifest names it")
         try:
-            size, checksum = file.stat().st_size, _checksum(file)
+            size, checksum = file.stat().st_size, file_crc32c(file)
         except OSError as error:
             raise CheckpointError(file, f"cannot be read: {error}") from error
         if size != sealed.bytes:
@@ -72,11 +72,3 @@ def check_seal(folder: Path) -> bool:
         if checksum != sealed.crc32c:
             raise CheckpointError(file, "its bytes do not match the crc32c of the manifest")
     return True
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while piece := file.read(4 << 20):
-            value = crc32c(piece, value)
-    return int(value)

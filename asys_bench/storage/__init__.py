@@ -1,16 +1,18 @@
 """Files that survive a crash and that only their owner reads. The lowest floor: it imports no other.
 
 `durability` when to fsync, `private` modes, `atomic` replacing a file whole, `refusal` what a disk says
-when it takes no more.
+when it takes no more, `checksum` of a whole file.
 """
 
 from asys_bench.storage.atomic import replace_file, sync_file, sync_folder, sync_tree
+from asys_bench.storage.checksum import file_crc32c
 from asys_bench.storage.durability import Fsync
 from asys_bench.storage.private import make_private_folder, open_private
 from asys_bench.storage.refusal import reason_of
 
 __all__ = [
     "Fsync",
+    "file_crc32c",
     "make_private_folder",
     "open_private",
     "reason_of",

@@ -10,11 +10,11 @@ from asys_bench.sae import CheckpointError, CheckpointStore, SAETrainer
 from asys_bench.sae.checkpoint import load_sae
 from asys_bench.sae.checkpoint_files import CheckpointVersionError
 from asys_bench.sae.checkpoint_store import LATEST
+from asys_bench.sae.exchange.export import SAE_DIR
 from asys_bench.sae.manifest import check_seal
 from asys_bench.sae.trainer_state import read_state
 from asys_bench.verification.finding import Finding, State
 
-SAE_DIR = "sae"
 ASIDE = ".damaged"
 """Suffix of a checkpoint that a repair set aside: no reader takes it for one."""
 

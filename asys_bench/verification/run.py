@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asys_bench.pipeline.live_run import RUN_FILE, LiveRunError, read_run_file
-from asys_bench.pipeline.liveness import start_time
+from asys_bench.pipeline.live_run import RUN_FILE, LiveRunError, goes_on, read_run_file
+from asys_bench.sae.exchange.export import SAE_DIR
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR
 from asys_bench.verification.archive import ArchiveCheck
-from asys_bench.verification.checkpoints import SAE_DIR, CheckpointCheck
+from asys_bench.verification.checkpoints import CheckpointCheck
 from asys_bench.verification.documents import REQUIRED, check_document
 from asys_bench.verification.events import check_events
 from asys_bench.verification.finding import Finding, State, Verification
@@ -38,7 +38,7 @@ class _RunCheck:
         self.path, self._repair, self._keep_torn = path, repair, keep_torn
         document = _document(path)
         self.run_id = str(document.get("run_id", ""))
-        self.live = _goes_on(document)
+        self.live = goes_on(document)
 
     def findings(self) -> Iterator[Finding]:
         for name in REQUIRED:
@@ -108,13 +108,3 @@ def _document(path: Path) -> dict[str, Any]:
         return read_run_file(path)
     except LiveRunError:
         return {}
-
-
-def _goes_on(document: dict[str, Any]) -> bool:
-    pid, started = document.get("host_pid"), document.get("host_start")
-    return (
-        document.get("result") is None
-        and isinstance(pid, int)
-        and bool(start_time(pid))
-        and start_time(pid) == started
-    )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from asys_bench.sinks.archive.error import ArchiveError
-from asys_bench.sinks.archive.read import read_shard
+from asys_bench.sinks.archive.read import open_shard, read_shard
 from asys_bench.sinks.archive.reader import shard_paths
 
 Key = tuple[int, int, int]
@@ -21,12 +21,10 @@ def shard_packets(path: Path) -> set[Key]:
         ArchiveError: it is damaged.
     """
     found: set[Key] = set()
-    try:
-        batches, _ = read_shard(path)
-    except ArchiveError as error:
-        if "torn before its schema ends" in str(error):
+    with open_shard(path) as (_, frames):
+        if frames.damage is None and not frames.schema_end:  # torn while its schema was written
             return found
-        raise
+    batches, _ = read_shard(path)
     for batch in batches:
         keys = np.stack([batch.column(c).to_numpy() for c in ("source", "shard", "seq")], axis=1)
         found.update(map(tuple, np.unique(keys, axis=0).tolist()))

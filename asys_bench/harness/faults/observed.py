@@ -12,7 +12,12 @@ from pathlib import Path
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import RunState, Slot, SlotField
 from asys_bench.pipeline.live_run import RUN_FILE, LiveRun, LiveRunError
-from asys_bench.pipeline.liveness import ProcessHandle, start_time
+from asys_bench.pipeline.liveness import (
+    ProcessHandle,
+    all_pids,
+    has_in_environment,
+    start_time,
+)
 
 MARK = "ASYS_CHAOS_MARK"
 
@@ -75,36 +80,17 @@ class ObservedRun:
         """To the processes of these slots; one that is gone is fine."""
         for name in names:
             slot = self.slot(name)
-            try:
-                handle = ProcessHandle(slot.get(SlotField.PID), slot.get(SlotField.PROCESS_START))
-            except OSError:
-                continue
-            handle.kill(number)
-            handle.close()
+            _send(slot.get(SlotField.PID), number, slot.get(SlotField.PROCESS_START))
 
     def send_all(self, number: signal.Signals) -> None:
         """To every process of the run but the host."""
         for pid in self.processes():
-            try:
-                handle = ProcessHandle(pid)
-            except OSError:
-                continue
-            handle.kill(number)
-            handle.close()
+            _send(pid, number)
 
     def processes(self) -> list[int]:
         """Every process of the run but the host, by the mark in its environment."""
-        mark = f"{MARK}={self.mark}".encode()
-        found = []
-        for name in os.listdir("/proc"):
-            if not name.isdigit() or int(name) in (self.process.pid, os.getpid()):
-                continue
-            try:
-                environment = Path(f"/proc/{name}/environ").read_bytes()
-            except OSError:
-                continue
-            if mark in environment.split(b"\0"):
-                found.append(int(name))
+        others = (pid for pid in all_pids() if pid not in (self.process.pid, os.getpid()))
+        found = [pid for pid in others if has_in_environment(pid, f"{MARK}={self.mark}")]
         self._seen.update((pid, start_time(pid)) for pid in found)
         return found
 
@@ -135,13 +121,7 @@ class ObservedRun:
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.01)
         for pid in left:
-            try:
-                handle = ProcessHandle(pid)
-            except OSError:
-                continue
-            handle.kill()
-            handle.wait(2.0)
-            handle.close()
+            _send(pid, signal.SIGKILL, wait_s=2.0)
         return left
 
     def close(self) -> None:
@@ -160,3 +140,16 @@ class ObservedRun:
         if self.live is not None:
             self.live.close()
             self.live = None
+
+
+def _send(
+    pid: int, number: signal.Signals, started: int | None = None, *, wait_s: float = 0.0
+) -> None:
+    """To this process, if it is still there; then wait up to `wait_s` for its end."""
+    try:
+        handle = ProcessHandle(pid, started)
+    except OSError:
+        return
+    handle.kill(number)
+    handle.wait(wait_s)
+    handle.close()

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -122,7 +123,7 @@ class _Round:
         if self._options.fault != "none":
             self._context.recorder("recovery_ms").record(time.monotonic_ns() - begin_ns)
 
-    def _await(self, run: ObservedRun, condition: Any, what: str) -> None:
+    def _await(self, run: ObservedRun, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + self._options.patience_s
         while not condition():
             if run.process.poll() is not None:

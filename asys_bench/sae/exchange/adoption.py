@@ -101,6 +101,19 @@ def adopt(trainer: SAETrainer, sae: SparseAutoencoder) -> None:
         trainer.load(Path(folder))
 
 
+def adopt_when_filled(trainer: SAETrainer, sae: SparseAutoencoder, fill_ratio: float) -> bool:
+    """`adopt` once the trainer's reservoir is that full (0..1); whether it was.
+
+    Raises: as `adopt`.
+    """
+    trainer.train(max_steps=0)
+    present = trainer.metrics.buffer_fill_ratio
+    if not present or present < fill_ratio:
+        return False
+    adopt(trainer, sae)
+    return True
+
+
 @torch.no_grad()
 def _begin(learner: Learner, sae: SparseAutoencoder, scaling: RowScaling, what: str) -> None:
     mine = learner.sae

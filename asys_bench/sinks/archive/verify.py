@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crc32c import crc32c
-
 from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.sinks.archive.read import ShardReport, open_shard, read_shard, report
 from asys_bench.sinks.archive.reader import shard_paths
 from asys_bench.sinks.archive.repair import repair_shard
 from asys_bench.sinks.archive.sidecar import Sidecar, Tally
+from asys_bench.storage import file_crc32c
 
 
 def verify_archive(run_dir: Path | str, *, repair: bool = False) -> list[ShardReport]:
@@ -75,14 +74,6 @@ def check_shard(path: Path, each: Callable[[Any], None] | None = None) -> ShardR
         tally.seq_ranges(),
     ):
         damage = f"{path}: its keys are not those that its sidecar lists"
-    elif sidecar.closed and sidecar.crc32c not in (None, _checksum(path)):
+    elif sidecar.closed and sidecar.crc32c not in (None, file_crc32c(path)):
         damage = f"{path}: its bytes do not match the crc32c of its sidecar"
     return replace(found, closed=sidecar.closed, damage=damage)
-
-
-def _checksum(path: Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while piece := file.read(4 << 20):
-            value = crc32c(piece, value)
-    return int(value)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from asys_bench.contracts.names import file_slug
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer, SparseAutoencoder
 from asys_bench.sae.checkpoint_store import CheckpointStore
-from asys_bench.sae.exchange import ExchangeError, adopt, format_of, import_sae
+from asys_bench.sae.exchange import ExchangeError, adopt_when_filled, format_of, import_sae
 from asys_bench.sae.exchange.export import SAE_DIR
 
 log = logging.getLogger(__name__)
@@ -42,10 +42,10 @@ class StartFrom(BaseModel, extra="forbid", frozen=True):
         path, slug = Path(self.path).expanduser(), file_slug(label)
         for folder in (path / SAE_DIR / slug, path / slug, path):
             if folder.is_dir():
-                found = folder if format_of(folder) else CheckpointStore(folder).latest()
+                found = _sae_in(folder)
                 if found is not None:
                     return found
-        held = path / SAE_DIR if (path / SAE_DIR).is_dir() else path
+        held = _shelf(path)
         if not held.is_dir():
             raise ExchangeError(self.path, "no such folder", "name the folder of an SAE, or a run")
         names = sorted(entry.name for entry in held.iterdir() if entry.is_dir())
@@ -154,15 +154,20 @@ def _is_pattern(glob: str) -> bool:
 
 def _holds_many(start: StartFrom) -> bool:
     """It is a run or a folder of SAEs, not one of them."""
-    path = Path(start.path).expanduser()
-    held = path / SAE_DIR if (path / SAE_DIR).is_dir() else path
-    if not held.is_dir() or format_of(held) or CheckpointStore(held).latest():
+    held = _shelf(Path(start.path).expanduser())
+    if not held.is_dir() or _sae_in(held) is not None:
         return False
-    return any(
-        format_of(entry) or CheckpointStore(entry).latest()
-        for entry in held.iterdir()
-        if entry.is_dir()
-    )
+    return any(entry.is_dir() and _sae_in(entry) is not None for entry in held.iterdir())
+
+
+def _shelf(path: Path) -> Path:
+    """Where the SAEs of a run or of a folder of SAEs lie."""
+    return path / SAE_DIR if (path / SAE_DIR).is_dir() else path
+
+
+def _sae_in(folder: Path) -> Path | None:
+    """This folder, if it is an SAE, or the newest checkpoint in it."""
+    return folder if format_of(folder) else CheckpointStore(folder).latest()
 
 
 class Beginning:
@@ -186,10 +191,7 @@ class Beginning:
         Raises:
             ExchangeError: rows of another width.
         """
-        trainer.train(max_steps=0)
-        present = trainer.metrics.buffer_fill_ratio
-        if not present or present < fill_ratio:
+        if not adopt_when_filled(trainer, self._sae, fill_ratio):
             return False
-        adopt(trainer, self._sae)
         log.info("%s: goes on from %s", trainer.hook_name, self._path)
         return True

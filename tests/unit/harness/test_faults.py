@@ -133,8 +133,8 @@ def test_the_wall_clock_of_the_run_steps_and_its_monotonic_clock_does_not(tmp_pa
 def test_every_process_of_a_run_is_found_by_its_mark_and_ended():
     victim = Victim(
         "import subprocess, sys, time\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
-        "print(child.pid, flush=True)\n"
+        "child = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+        "subprocess.Popen([sys.executable, '-c', child])\n"
         "time.sleep(60)\n"
     )
     child = int(victim.line)
