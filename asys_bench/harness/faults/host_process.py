@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from array import array
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic_ns
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 
 from asys_bench.config import MasterConfig, config_from_data
+from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.harness.plugins import register_extra
 from asys_bench.pipeline.experiment import ExperimentPipeline, RunOutcome
 from asys_bench.pipeline.wrapped import unwrap
@@ -144,6 +146,33 @@ def _document(outcome: RunOutcome, steps: int, weights: str | None) -> dict[str,
         "weights": weights,
         "account": asdict(outcome.account) if outcome.account is not None else None,
     }
+
+
+def read_outcome(folder: Path) -> dict[str, Any]:
+    """What a host process left behind; its `failure` says so when that is nothing."""
+    path = folder / OUTCOME_FILE
+    if not path.is_file():
+        return {"failure": "it left no outcome"}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def outcome_account(outcome: Mapping[str, Any]) -> BusAccount | None:
+    """The bus's account at the end; None where there was no bus, or nobody to write it down."""
+    data = outcome.get("account")
+    if not data:
+        return None
+    groups = tuple(GroupAccount(**group) for group in data["groups"])
+    return BusAccount(**{**data, "groups": groups})
+
+
+def read_steps(folder: Path) -> tuple[Any, Any]:
+    """(begun, ended) of every host step but the first: int64 arrays, CLOCK_MONOTONIC ns."""
+    path = folder / STEPS_FILE
+    if not path.is_file():
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    with np.load(path) as steps:
+        return steps["begun_ns"], steps["ended_ns"]
 
 
 def _await_end(pipeline: ExperimentPipeline) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Self
 
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import RunState, Slot, SlotField
+from asys_bench.harness.faults.host_process import HostTask
 from asys_bench.pipeline.live_run import RUN_FILE, LiveRun, LiveRunError
 from asys_bench.pipeline.liveness import (
     ProcessHandle,
@@ -31,6 +37,24 @@ class ObservedRun:
         self.run_dir = runs
         self._at_end: list[Callable[[], None]] = []
         self._seen: dict[int, int] = {}
+
+    @classmethod
+    def start(cls, task: HostTask, runs: Path, environment: Mapping[str, str]) -> Self:
+        """Start the host, which runs until `stop_host`.
+
+        runs: where its run directory will be. environment: beside this process's own.
+        """
+        mark = uuid.uuid4().hex
+        config = {**task.config, "run": {**task.config["run"], "dir": str(runs)}}
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "asys_bench.harness.faults.host_process"],
+            stdin=subprocess.PIPE,
+            env={**os.environ, **environment, MARK: mark},
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({**asdict(task), "config": config}).encode() + b"\n")
+        process.stdin.flush()
+        return cls(process, mark, runs)
 
     def attach(self, patience_s: float) -> bool:
         """Wait until the host runs observed. False: it ended before (its outcome says why).

@@ -9,20 +9,17 @@ to drain, the archive has taken every packet that the bus accepted (`unread_pack
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from asys_bench.contracts.bus import BusAccount, GroupAccount
+from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.scenario import (
     MetricKind,
     MetricSpec,
@@ -34,11 +31,17 @@ from asys_bench.contracts.scenario import (
 from asys_bench.contracts.stats import Counter, SlotField
 from asys_bench.harness.faults.archive_count import archived_packets
 from asys_bench.harness.faults.fault import Fault
-from asys_bench.harness.faults.host_process import OUTCOME_FILE, STEPS_FILE, HostTask
-from asys_bench.harness.faults.observed import MARK, ObservedRun
+from asys_bench.harness.faults.host_process import (
+    HostTask,
+    outcome_account,
+    read_outcome,
+    read_steps,
+)
+from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.faults.options import ChaosOptions
 from asys_bench.harness.faults.stage import Stage
 from asys_bench.harness.faults.table import FAULTS
+from asys_bench.harness.scenarios.pipeline_account import count_packets
 
 POLL_S = 0.001
 START_PATIENCE_S = 60.0
@@ -75,19 +78,10 @@ class _Round:
             self._stage.clear()
 
     def _start(self) -> ObservedRun:
-        mark = uuid.uuid4().hex
-        config = self._context.config.to_plain()
-        config["run"]["dir"] = str(self._stage.runs)
-        task = HostTask(str(self._context.scratch), config, self._options.check_weights)
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "asys_bench.harness.faults.host_process"],
-            stdin=subprocess.PIPE,
-            env={**os.environ, **self._stage.environment, MARK: mark},
-        )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
-        process.stdin.flush()
-        return ObservedRun(process, mark, self._stage.runs)
+        context = self._context
+        config, check = context.config.to_plain(), self._options.check_weights
+        task = HostTask(str(context.scratch), config, check)
+        return ObservedRun.start(task, self._stage.runs, self._stage.environment)
 
     def _strike_all(self, run: ObservedRun) -> None:
         options = self._options
@@ -147,7 +141,7 @@ class _Round:
         died_ns = time.monotonic_ns() if survives else self._strikes_ns[-1]
         left = run.wait_gone(LEAVE_PATIENCE_S)
         context.recorder("leave_ms").record(time.monotonic_ns() - died_ns)
-        outcome = self._outcome() if survives else {}
+        outcome = read_outcome(context.scratch) if survives else {}
         failed = survives and ("failure" in outcome or run.process.returncode != 0)
         if failed:
             print(f"the host failed: {outcome.get('failure')}", file=sys.stderr)
@@ -165,27 +159,13 @@ class _Round:
         self._count_restarts(run)
         self._steps()
 
-    def _outcome(self) -> dict[str, Any]:
-        path = self._context.scratch / OUTCOME_FILE
-        if not path.is_file():
-            return {"failure": "it left no outcome"}
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
-
     def _count_packets(self, run: ObservedRun, outcome: dict[str, Any]) -> None:
-        account = _account(outcome["account"]) if outcome.get("account") else run.account()
+        account = outcome_account(outcome) or run.account()
         if account is None:
             return
         context, integrity = self._context, self._context.integrity
-        integrity.offered += account.produced
-        integrity.dropped += account.dropped_total
-        unaccounted = 0
-        for group in account.groups:
-            integrity.delivered += group.delivered
-            integrity.lost += group.lost_in_flight + group.dead_lettered
-            unaccounted += abs(account.imbalance(group))
+        unaccounted = count_packets(integrity, account)
         integrity.allowed_lost = integrity.lost  # what a killed reader held; at_least_once has none
-        integrity.unaccounted += unaccounted
         context.count("unaccounted_packets", unaccounted, account.produced * len(account.groups))
         context.value("dropped_ratio", account.dropped_total / max(1, account.produced))
         self._count_archive(run, account)
@@ -217,20 +197,11 @@ class _Round:
         self._context.count("needless_restarts", restarts, len(names))
 
     def _steps(self) -> None:
-        path = self._context.scratch / STEPS_FILE
-        if not path.is_file():
-            return
-        with np.load(path) as steps:
-            begun, ended = steps["begun_ns"], steps["ended_ns"]
+        begun, ended = read_steps(self._context.scratch)
         settled = np.ones(len(begun), dtype=bool)
         for strike in self._strikes_ns:
             settled &= (ended < strike) | (begun > strike + UNSETTLED_NS)
         self._context.recorder("step_ms").extend((ended - begun)[settled])
-
-
-def _account(data: dict[str, Any]) -> BusAccount:
-    groups = tuple(GroupAccount(**group) for group in data.pop("groups"))
-    return BusAccount(**data, groups=groups)
 
 
 def _segments() -> set[str]:

@@ -12,29 +12,25 @@ import sys
 import time
 import traceback
 
-import numpy as np
 from pydantic import Field
 
 from asys_bench.contracts.scenario import (
-    MetricKind,
-    MetricSpec,
     RoundContext,
     ScenarioError,
     ScenarioPlugin,
 )
+from asys_bench.harness.scenarios.neighbour_task import TASK_METRICS, TaskOptions, time_tasks
 from asys_bench.harness.scenarios.transport_options import TransportOptions
 from asys_bench.harness.transport import transport
 
 
-class NeighbourOptions(TransportOptions):
+class NeighbourOptions(TaskOptions, TransportOptions):
     """`params` of neighbour."""
 
-    load: bool = Field(default=True, description="false: the task alone, as a reference")
     pinned: bool = Field(
         default=True, description="the task on the first usable CPU, our processes on the others"
     )
     rate_per_s: float = Field(default=200, gt=0, description="packets per second of the load")
-    working_set_kib: int = Field(default=1024, ge=4, description="of the task: three such arrays")
 
 
 def run(context: RoundContext) -> None:
@@ -45,25 +41,8 @@ def run(context: RoundContext) -> None:
     child = _start_load(context, options, cpus) if options.load else 0
     if options.pinned:
         os.sched_setaffinity(0, cpus[:1])
-    size = options.working_set_kib * 128
-    a, b, c = (np.random.default_rng(context.seed).random(size) for _ in range(3))
-    task, slowdown = context.recorder("task_ms"), context.recorder("task_slowdown")
-    clock = time.perf_counter_ns
-
-    def one() -> int:
-        started = clock()
-        np.multiply(a, b, out=c)
-        np.sqrt(c, out=c)
-        np.add(c, a, out=c)
-        return clock() - started
-
     try:
-        context.warm_up(lambda: sum(one() for _ in range(20)) / 1e9)
-        with context.timed():
-            for _ in range(context.samples):
-                spent = one()
-                task.record(spent)
-                slowdown.record(spent)
+        time_tasks(context, options.working_set_kib)
     finally:
         if child:
             _end_load(child)
@@ -128,11 +107,6 @@ plugin = ScenarioPlugin(
     summary="slowdown of somebody else's task beside our processes, pinned apart or not",
     options=NeighbourOptions,
     takes="backend",
-    metrics={
-        "task_ms": MetricSpec("lower", MetricKind.SAMPLES, "one task of fixed size"),
-        "task_slowdown": MetricSpec(
-            "lower", MetricKind.SAMPLES, "task against the reference", relative_only=True
-        ),
-    },
+    metrics=TASK_METRICS,
     run=run,
 )
