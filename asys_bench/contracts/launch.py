@@ -45,6 +45,12 @@ class LaunchSpec:
     config: dict[str, Any]
     placements: dict[str, Any] = field(default_factory=dict)
     """Process name -> where it runs (`resource_manager.plan.Placement`); absent: anywhere."""
+    niceness: int = 0
+    """The host's, to which `WorkerSpec.nice` is added."""
+
+    def niceness_of(self, worker: WorkerSpec) -> int | None:
+        """The niceness that `worker` is to have; None: the host's, and nothing is to be done."""
+        return min(19, self.niceness + worker.nice) if worker.nice else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,13 +22,20 @@ log = logging.getLogger("asys_bench.watchdog")
 
 GUARD = "asys_bench.pipeline.fork_server_guard"
 PARENT_VARIABLE = "ASYS_FORK_SERVER_PARENT"
+NICENESS_VARIABLE = "ASYS_FORK_SERVER_NICENESS"
 
 
 class ForkServer:
     """Starts worker processes. `context` makes the process objects to start."""
 
-    def __init__(self, preload: Iterable[str], stopped_timeout_s: float) -> None:
-        """`stopped_timeout_s`: how long a server may be stopped (SIGSTOP) before it is killed."""
+    def __init__(
+        self, preload: Iterable[str], stopped_timeout_s: float, niceness: int | None = None
+    ) -> None:
+        """stopped_timeout_s: how long a server may be stopped (SIGSTOP) before it is killed.
+
+        niceness: of the server and so of what it starts; its imports take seconds of a CPU, which
+        a restart must not take from the host. None: as this process.
+        """
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([GUARD, *sorted(set(preload) - {GUARD})])
         self._stopped_timeout_s = stopped_timeout_s
@@ -37,6 +44,9 @@ class ForkServer:
         self._ensuring: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "asys-starter")
         os.environ[PARENT_VARIABLE] = str(os.getpid())
+        os.environ.pop(NICENESS_VARIABLE, None)
+        if niceness is not None:
+            os.environ[NICENESS_VARIABLE] = str(niceness)
 
     @property
     def pid(self) -> int:

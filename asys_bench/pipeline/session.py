@@ -127,6 +127,7 @@ class ObservationSession:
                     watchdog=config.watchdog.model_dump(mode="json"),
                     config=config.to_plain(),
                     placements=resources.placements() if resources else {},
+                    niceness=os.getpriority(os.PRIO_PROCESS, 0),
                 )
                 self._supervisor = Supervisor(launch, self.page)
         except BaseException:

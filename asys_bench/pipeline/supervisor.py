@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from asys_bench.config.watchdog import WatchdogConfig
@@ -26,6 +27,7 @@ from asys_bench.pipeline.doubt import SelfDoubt
 from asys_bench.pipeline.liveness import ProcessHandle, start_time
 from asys_bench.pipeline.process_group import ProcessGroups
 from asys_bench.pipeline.resource_manager.apply import thread_environment
+from asys_bench.pipeline.resource_manager.plan import WATCHDOG, Placement
 from asys_bench.pipeline.restart import RestartBudget
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,14 @@ class Supervisor:
                 start_new_session=True,
             )
         self._groups.add(self._process.pid)
+        self._pin(self._process.pid)
+
+    def _pin(self, pid: int) -> None:
+        """Put a new watchdog on its CPUs now: it has the host's until it has imported everything."""
+        placement = Placement.from_dict(self._launch.placements.get(WATCHDOG, {}))
+        if placement.cpus:
+            with suppress(OSError):  # it is gone, or says itself what it cannot have
+                os.sched_setaffinity(pid, placement.cpus)
 
     def _worker_threads(self) -> int:
         return max((spec.threads for spec in self._launch.workers), default=1)

@@ -62,7 +62,10 @@ class WatchdogProcess:
         self._config = config = WatchdogConfig.model_validate(launch.watchdog)
         self._slot = page.slot("watchdog")
         preload = {*PRELOAD}.union(*(spec.preload for spec in launch.workers))
-        self._fork_server = ForkServer(preload, config.heartbeat_timeout_s)
+        wanted = [launch.niceness_of(spec) for spec in launch.workers]
+        least = min((one for one in wanted if one is not None), default=None)
+        nice = None if None in wanted else least
+        self._fork_server = ForkServer(preload, config.heartbeat_timeout_s, nice)
         self._client: BusClient | None = None
         self._doubt = self._new_doubt()
         self._host = ProcessHandle(launch.host_pid)

@@ -127,7 +127,7 @@ class WorkerProcess:
         placement = Placement.from_dict(self._launch.placements.get(self._spec.name, {}))
         resources = self._launch.config.get("resources") or {}
         io = IoPriority(resources.get("worker_io", IoPriority.NORMAL))
-        for problem in settle(placement, self._spec.nice, io):
+        for problem in settle(placement, self._launch.niceness_of(self._spec), io):
             log.warning("%s", problem)
 
     def _leave_if_replaced(self) -> None:

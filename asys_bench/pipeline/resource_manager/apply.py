@@ -10,6 +10,7 @@ import psutil
 
 from asys_bench.config.resources import IoPriority
 from asys_bench.config.resources_cpus import format_cpus
+from asys_bench.pipeline.priority import yield_to_others
 from asys_bench.pipeline.resource_manager.numa import NumaError, prefer_node
 from asys_bench.pipeline.resource_manager.plan import Placement
 
@@ -60,11 +61,12 @@ class HostPin:
         pin(before)
 
 
-def settle(placement: Placement, nice: int = 0, io: IoPriority = IoPriority.NORMAL) -> list[str]:
+def settle(
+    placement: Placement, niceness: int | None = None, io: IoPriority = IoPriority.NORMAL
+) -> list[str]:
     """Bring the calling (worker) process to its place and priority.
 
-    nice: added to what it inherited; with any, a worker that wakes up waits for the end of the
-        time slice that runs (SCHED_BATCH), since the host's is as likely as any.
+    niceness: see `yield_to_others`; None leaves the priority as it is.
 
     Returns what could not be done, one line each.
     """
@@ -74,15 +76,8 @@ def settle(placement: Placement, nice: int = 0, io: IoPriority = IoPriority.NORM
             prefer_node(placement.node)
         except NumaError as error:
             problems.append(error.strerror or str(error))
-    if nice:
-        try:
-            os.nice(nice)
-        except OSError as error:
-            problems.append(f"niceness not raised by {nice}: {error.strerror}")
-        try:
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-        except OSError as error:
-            problems.append(f"still interrupts others when it wakes: {error.strerror}")
+    if niceness is not None:
+        problems += yield_to_others(niceness)
     if io in _IO_CLASS:
         try:
             psutil.Process().ionice(*_IO_CLASS[io])

@@ -39,11 +39,12 @@ CPUS = sorted(os.sched_getaffinity(0))
 TWO_CORES = Topology((Core(0, 0, (CPUS[0],)), Core(0, 0, (CPUS[-1],))), frozenset(CPUS))
 
 CHILD = """
-import json, sys
+import json, os, sys
 from asys_bench.config.resources import IoPriority
 from asys_bench.pipeline.resource_manager.apply import settle
 from asys_bench.pipeline.resource_manager.plan import Placement
-problems = settle(Placement.from_dict(json.loads(sys.argv[1])), 3, IoPriority.IDLE)
+niceness = os.getpriority(os.PRIO_PROCESS, 0) + 3
+problems = settle(Placement.from_dict(json.loads(sys.argv[1])), niceness, IoPriority.IDLE)
 print(json.dumps(problems), flush=True)
 sys.stdin.read()
 """

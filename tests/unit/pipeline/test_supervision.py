@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from asys_bench.contracts.stats import SlotField, WorkerState
 from asys_bench.pipeline.liveness import is_stopped, start_time
 from asys_bench.pipeline.rundir import RunDir
 from asys_bench.pipeline.session import ObservationSession
+from asys_bench.pipeline.supervisor import Supervisor
 
 
 def open_session(tmp_path, module, **watchdog):
@@ -66,6 +68,9 @@ def test_whoever_dies_stops_or_is_outdated_is_replaced_until_the_budget_is_used_
         watchdog, archive = session.page.slot("watchdog"), session.page.slot("archive-0")
         first, worker = watchdog.get(SlotField.PID), archive.get(SlotField.PID)
         server = fork_server_of(session)
+        gives_way = os.getpriority(os.PRIO_PROCESS, 0) + 5
+        assert os.getpriority(os.PRIO_PROCESS, server) == gives_way, "its imports are not urgent"
+        assert os.getpriority(os.PRIO_PROCESS, worker) == gives_way, "once, not twice"
         os.kill(server, signal.SIGSTOP)
         os.kill(first, signal.SIGSTOP)
         wait_for(
@@ -122,6 +127,21 @@ def test_whoever_dies_stops_or_is_outdated_is_replaced_until_the_budget_is_used_
     assert end.account.imbalance(end.account.group("archive")) == 0
     assert len(started) >= 3
     assert processes_of(session) == {}
+
+
+def test_a_new_watchdog_is_on_its_cpus_before_it_has_imported_anything(tmp_path):
+    """Else the host's CPU, whose mask it inherits, would do its imports at every restart."""
+    cpu = max(os.sched_getaffinity(0))
+    session = open_session(tmp_path, torch.nn.Sequential(torch.nn.Linear(8, 16)))
+    launch = replace(session._supervisor._launch, placements={"watchdog": {"cpus": str(cpu)}})
+    supervisor = Supervisor(launch, session.page)
+    try:
+        supervisor.start()
+        assert os.sched_getaffinity(supervisor._process.pid) == {cpu}
+        assert session.page.slot("watchdog").get(SlotField.PID) == 0
+    finally:
+        supervisor.end()
+        session.close()
 
 
 @pytest.mark.parametrize("word", ["", "wrong"])

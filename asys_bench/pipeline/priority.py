@@ -1,0 +1,26 @@
+"""Giving way to the host. Imports nothing: who is to give way calls it before anything that takes time."""
+
+from __future__ import annotations
+
+import os
+
+
+def yield_to_others(niceness: int) -> list[str]:
+    """Raise the calling process to `niceness` (-20..19; one that is higher stays).
+
+    When it wakes up it also waits for the end of the time slice that runs (SCHED_BATCH), since that
+    is as likely the host's as any.
+
+    Returns what could not be done, one line each.
+    """
+    problems = []
+    try:
+        if os.getpriority(os.PRIO_PROCESS, 0) < niceness:
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    except OSError as error:
+        problems.append(f"niceness not raised to {niceness}: {error.strerror}")
+    try:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    except OSError as error:
+        problems.append(f"still interrupts others when it wakes: {error.strerror}")
+    return problems
