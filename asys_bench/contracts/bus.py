@@ -257,7 +257,12 @@ class Lease(ABC):
 
     @property
     @abstractmethod
-    def packets(self) -> Sequence[ActivationPacket]: ...
+    def packets(self) -> Sequence[ActivationPacket]:
+        """All of them, in order.
+
+        Raises:
+            PacketError: the header of one of them is damaged; give the batch back.
+        """
 
     def __len__(self) -> int:
         return len(self.packets)

@@ -26,29 +26,38 @@ from __future__ import annotations
 import math
 
 from asys_bench.config.sampling import SamplingConfig
+from asys_bench.contracts.capture_port import CALLS_BETWEEN_LOOKS
 
 HOLD_NS = 250_000_000
 """After a decrease for a refused packet, the bus gets this long to show the effect."""
 BASE_SETTLES_S = 120.0
 _BRAKE_AT_HIGH = 10.0
-_RELAXED_CALLS, _CLOSE_CALLS = 16, 4
-"""Calls of the hook between two looks at the bus, with a nearly empty and with a filling bus."""
+_CLOSE_CALLS = 4
+"""Calls of the hook between two looks at a filling bus."""
 
 
 class FillController:
     """The rate that the bus allows one hook. All times are CLOCK_MONOTONIC nanoseconds."""
 
-    __slots__ = ("_base", "_gain", "_policy", "_refused_ns", "_seen_ns", "calls_to_next", "rate")
+    __slots__ = (
+        "_base", "_gain", "_near", "_policy", "_refused_ns", "_seen_ns", "calls_to_next", "rate",
+    )  # fmt: skip
 
     def __init__(self, policy: SamplingConfig) -> None:
         self._policy = policy
         span = max(policy.high_watermark - policy.low_watermark, 1e-3)
         self._gain = math.log(_BRAKE_AT_HIGH) / span
+        self._near = 0.5 * policy.low_watermark
         self._base = policy.max_rate
         self._seen_ns: int | None = None
         self._refused_ns = -HOLD_NS
         self.rate = policy.max_rate
-        self.calls_to_next = _RELAXED_CALLS
+        self.calls_to_next = CALLS_BETWEEN_LOOKS
+
+    @property
+    def calm_fill(self) -> float:
+        """The fill ratio up to which `observe` would change nothing; -1.0: it always may."""
+        return self._near if self._base >= self._policy.max_rate else -1.0
 
     def observe(self, fill: float, now_ns: int) -> None:
         """Feed the bus's fill ratio (0..1)."""
@@ -66,8 +75,7 @@ class FillController:
             self._base = max(policy.min_rate, self._base * math.exp(-exponent))
             rate = self._base * math.exp(-self._gain * over)
         self.rate = max(policy.min_rate, rate)
-        near = fill > 0.5 * policy.low_watermark
-        self.calls_to_next = _CLOSE_CALLS if near else _RELAXED_CALLS
+        self.calls_to_next = _CLOSE_CALLS if fill > self._near else CALLS_BETWEEN_LOOKS
 
     def refused(self, now_ns: int) -> None:
         """The bus refused a packet: the brake alone does not hold (or came too late)."""

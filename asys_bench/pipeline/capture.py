@@ -3,10 +3,10 @@
 `observe` is the path of activations and inputs: decide, copy, count. A gradient is decided on when
 its forward call is made (`draw` gives a ticket) and copied when it arrives (`send`).
 
-`direct` is `observe` in compiled code, where the backend has it, for all but every sixteenth call of a
-hook that asks for no phase. After a matrix product has emptied the caches it is not the
-work that takes the time but the fetching of code and objects, and this touches the fewest. Whatever
-it meets that it does not know, it leaves to `observe`, which goes by the same state.
+`direct` is `observe` in compiled code, where the backend has it, for nearly every call of a hook that
+asks for no phase, as long as the bus is not filling up. After a matrix product has emptied the caches
+it is not the work that takes the time but the fetching of code and objects, and this touches the
+fewest. Whatever it meets that it does not know, it leaves to `observe`, which goes by the same state.
 
 All that stays the same for a hook is a local variable of `build_capture`: a closure cell costs a
 tenth of what an attribute of an attribute does. A contiguous CPU tensor with the identity encoding
@@ -26,6 +26,7 @@ from typing import NamedTuple
 import torch
 
 from asys_bench.contracts.capture_port import (
+    CALLS_BETWEEN_LOOKS,
     PORT_ACCEPTED,
     PORT_NOT_MINE,
     PORT_REFUSED,
@@ -51,7 +52,9 @@ _AWAY, _SKIPPED = 3, 4
 """Outcomes beside the port's: on another device; nothing there to copy."""
 
 _NO_BACKWARD = -1
-_CALLS_BETWEEN_LOOKS = 16
+_ALWAYS_CALM = 2.0  # fuller than full
+_CALM_LOOKS = 16
+"""Looks of the compiled path at a calm bus until one here, which also sees the devices' queues."""
 
 
 class Capture(NamedTuple):
@@ -257,14 +260,18 @@ def build_capture(
         )  # fmt: skip
 
     def look_at_bus() -> None:
-        state[STATE_COUNTDOWN] = _CALLS_BETWEEN_LOOKS
+        state[STATE_COUNTDOWN] = CALLS_BETWEEN_LOOKS
+        calm = _ALWAYS_CALM
         if adapts:
             fill.observe(max(writer.bus.fill_ratio(), offload.fill_ratio), now())
             state[STATE_COUNTDOWN] = fill.calls_to_next
+            calm = fill.calm_fill if not offload.fill_ratio else -1.0
             choose_rate()
+        stream.set_calm(calm, _CALM_LOOKS)
 
     def refused() -> None:
         if adapts:
+            stream.set_calm(-1.0, 0)
             fill.refused(now())
             choose_rate()
 

@@ -6,7 +6,14 @@ import logging
 import random
 from typing import Any
 
-from asys_bench.contracts.capture_port import STATE_CELLS, STATE_OFF, STATE_RATE, PortCells
+from asys_bench.contracts.capture_port import (
+    STATE_CALM,
+    STATE_CALM_LOOKS,
+    STATE_CELLS,
+    STATE_OFF,
+    STATE_RATE,
+    PortCells,
+)
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
@@ -98,6 +105,11 @@ class HookStream:
         """The sampling rate from the next call on."""
         self._floats[STATE_RATE] = rate
         self._rate.set(rate)
+
+    def set_calm(self, fill: float, looks: int) -> None:
+        """Let the compiled path look at the bus by itself (`capture_port.STATE_CALM`)."""
+        self._floats[STATE_CALM] = fill
+        self.state[STATE_CALM_LOOKS] = looks
 
     def fail(self, error: Exception) -> None:
         """Switch off, count and log once; the host goes on. Never raises."""

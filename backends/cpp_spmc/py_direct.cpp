@@ -1,8 +1,9 @@
 // The Python type `DirectCapture`: the whole of a common hook call, the decision included.
 //
 // It goes by the cells that the general path (pipeline/capture.py) goes by, and holds the GIL from the
-// look at `locked` to its end, so that no other thread is in between. Every call that is due to look at
-// the bus, and whatever else it does not know, it leaves to the general path untouched.
+// look at `locked` to its end, so that no other thread is in between. A call that is due to look at the
+// bus looks, and is done with that if the bus is as calm as the general path said; when it is not, and
+// whatever else this does not know, it leaves to the general path untouched.
 #include <cstddef>
 #include <cstring>
 
@@ -14,10 +15,11 @@ namespace spmc::py {
 namespace {
 
 // contracts/capture_port.py: STATE_*, CLOCK_* and BUDGET_*.
-enum State { kOff, kSeen, kCallIndex, kCountdown, kRate, kStateCells };
+enum State { kOff, kSeen, kCallIndex, kCountdown, kRate, kCalm, kCalmLooks, kStateCells };
 enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kClockCells };
 enum Budget { kDueNs, kOffered, kDebt, kTop, kBudgetCells };
 constexpr long kNoBackward = -1;
+constexpr std::int64_t kCallsBetweenLooks = 16;  // contracts/capture_port.py
 
 struct DirectObject {
   PyObject_HEAD
@@ -54,15 +56,33 @@ double rows_of(const TensorView& tensor) {
   return rows;
 }
 
+double double_of(std::int64_t cell) {
+  double value;
+  std::memcpy(&value, &cell, sizeof value);
+  return value;
+}
+
+// The look at the bus that is due. The producer is idle.
+bool is_calm(DirectObject& self) {
+  std::int64_t* state = self.state;
+  if (state[kCalmLooks] <= 0) return false;
+  const double calm = double_of(state[kCalm]);
+  if (calm < 0 || (calm < 1 && self.port->producer->core->fill_ratio() > calm)) return false;
+  --state[kCalmLooks];
+  state[kCountdown] = kCallsBetweenLooks + 1;
+  return true;
+}
+
 int decide_and_deliver(DirectObject& self, PyObject* output) {
   const u64 started = monotonic_ns();
   std::int64_t* state = self.state;
   TensorView tensor;
   double* budget = self.budget;
-  if (self.port->producer == nullptr || state[kOff] != 0 || state[kCountdown] <= 1 ||
+  if (self.port->producer == nullptr || state[kOff] != 0 ||
       (budget != nullptr && static_cast<double>(started) >= budget[kDueNs]) ||
       !takes(output, tensor) || in_backward(self) || is_locked(self) || !is_free(*self.port))
     return kNotMine;
+  if (state[kCountdown] <= 1 && !is_calm(self)) return kNotMine;
 
   const std::int64_t* clock = self.clock;
   if (state[kSeen] == clock[kSerial]) {
@@ -77,8 +97,7 @@ int decide_and_deliver(DirectObject& self, PyObject* output) {
     if (rows > budget[kTop]) budget[kTop] = rows;
   }
   --state[kCountdown];
-  double rate;
-  std::memcpy(&rate, state + kRate, sizeof rate);
+  const double rate = double_of(state[kRate]);
   if (rate < 1.0) {
     PyObject* drawn = PyObject_CallNoArgs(self.random);
     const double value = drawn != nullptr ? PyFloat_AsDouble(drawn) : -1.0;

@@ -1,4 +1,5 @@
-"""Segments whose words are damaged, attached to and used: an answer or a BusError, no signal, no hang.
+"""Segments whose words are damaged, attached to and used: an answer, a BusError or a PacketError, no
+signal, no hang.
 
 `python fuzz_ring.py BACKEND SECONDS SEED [CASES]` prints what happened as JSON. Each case is a copy of a
 good segment (packets in it, a consumer that died with a claim) with a few 8-byte words replaced, mostly
@@ -130,8 +131,8 @@ def main(backend: str, seconds: float, seed: str, most: int) -> dict[str, Any]:
         try:
             attach_and_use(plugin, fd, handle)
             outcomes["answered"] += 1
-        except BusError as error:
-            outcomes["BusError"] += bool(str(error))
+        except (BusError, PacketError) as error:
+            outcomes[type(error).__name__] += bool(str(error))
         signal.alarm(0)
         if time.monotonic() - begin > slowest[0]:
             slowest = time.monotonic() - begin, case

@@ -17,6 +17,7 @@ from asys_bench.contracts.capture_port import (
     BUDGET_CELLS,
     BUDGET_DUE_NS,
     BUDGET_TOP,
+    CALLS_BETWEEN_LOOKS,
     CLOCK_CELLS,
     PORT_ACCEPTED,
     PORT_NOT_MINE,
@@ -127,17 +128,53 @@ def test_both_paths_leave_the_same_packets_and_counts(rig, events, max_rate, pac
     assert results[0] == results[1]
 
 
-def test_only_calls_that_look_at_the_bus_leave_the_compiled_path(rig, monkeypatch):
+def test_the_compiled_path_looks_at_a_calm_bus_by_itself_and_sixteen_times_at_most(
+    rig, monkeypatch
+):
+    looks = count_looks(monkeypatch)
+    pushes = []
+    monkeypatch.setattr(Capture, "__new__", counting_observe(Capture.__new__, pushes))
+    model, observed = shown(rig, packets=4096)
+    for _ in range(2 * 17 * CALLS_BETWEEN_LOOKS):
+        model(torch.ones(2, 3))
+    assert observed.value("captured", "shown") == 2 * 17 * CALLS_BETWEEN_LOOKS
+    assert len(looks) == len(pushes) == 2
+
+
+def test_a_bus_that_fills_up_is_looked_at_by_the_general_path_again(rig, monkeypatch):
+    looks = count_looks(monkeypatch)
+    model, observed = shown(rig, packets=256)
+    calm = 0.25  # half of the low watermark
+    while observed.bus.fill_ratio() <= calm:
+        model(torch.ones(2, 3))
+    assert len(looks) == 1
+    for _ in range(CALLS_BETWEEN_LOOKS):
+        if len(looks) == 1:
+            model(torch.ones(2, 3))
+    assert len(looks) == 2
+    for _ in range(12):
+        model(torch.ones(2, 3))
+    assert len(looks) == 5, "every fourth call of a bus that fills up"
+
+
+def test_after_a_refusal_no_bus_is_calm(rig, monkeypatch):
+    looks = count_looks(monkeypatch)
+    model, observed = shown(rig, packets=8, on_full="sample")
+    for _ in range(40):
+        model(torch.ones(2, 3))
+    assert observed.value("dropped", "shown")
+    before = len(looks)
+    assert observed.packets()  # the bus is empty again, and the rate has yet to recover
+    for _ in range(4 * CALLS_BETWEEN_LOOKS):
+        model(torch.ones(2, 3))
+    assert len(looks) - before >= 4
+
+
+def count_looks(monkeypatch):
     looks = []
     observe = FillController.observe
     monkeypatch.setattr(FillController, "observe", lambda *args: looks.append(1) or observe(*args))
-    pushes = []
-    monkeypatch.setattr(Capture, "__new__", counting_observe(Capture.__new__, pushes))
-    model, observed = shown(rig)
-    for _ in range(64):
-        model(torch.ones(2, 3))
-    assert observed.value("captured", "shown") == 64
-    assert len(looks) == len(pushes) == 4
+    return looks
 
 
 def counting_observe(make, calls):
