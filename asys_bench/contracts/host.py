@@ -75,6 +75,10 @@ class BaseHost(ABC):
     step_unit: str = "step"
     """What one step is ("env step", "batch"); shown beside rates."""
 
+    one_call_per_step: bool = False
+    """It calls its model once per step at most. Packets are of microbatch 0 then, and no hook on the
+    model needs to count its calls, which would cost each of them some microseconds."""
+
     @abstractmethod
     def build(self) -> torch.nn.Module | None:
         """Construct the model and return the module whose submodules hooks match.

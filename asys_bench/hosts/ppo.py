@@ -57,6 +57,7 @@ class PPOHostProcess(BaseHost):
     """See the module docstring. Steps are environment steps."""
 
     step_unit = "env step"
+    one_call_per_step = True
 
     def __init__(self, options: PPOOptions, seed: int) -> None:
         self._options = options

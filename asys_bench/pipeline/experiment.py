@@ -120,6 +120,7 @@ class ExperimentPipeline:
             terminal=self._terminal,
             resources=self._resources,
             root=model,
+            one_call_per_step=self._host.one_call_per_step,
         )
         session.start()
         self._session = session

@@ -44,6 +44,7 @@ class ActivationHooker:
 
     kernels, seeds: one preprocessor and one sampler seed per point, in order.
     device: the path of models on a GPU; the defaults without.
+    count_forwards: count calls of the model as microbatches; without, they are the host's to set.
     """
 
     def __init__(
@@ -58,8 +59,9 @@ class ActivationHooker:
         block_timeout_s: float = 1.0,
         seeds: Sequence[int],
         device: DeviceConfig | None = None,
+        count_forwards: bool = True,
     ) -> None:
-        self._clock = clock
+        self._clock, self._counts_forwards = clock, count_forwards
         self._writer = Writer(bus, on_full, block_timeout_s)
         self._offload = Offload(self._writer, slot, device or DeviceConfig())
         self._streams = [
@@ -88,7 +90,7 @@ class ActivationHooker:
         self._offload.prepare(self._streams, sorted(devices, key=str))
         self._undo.append(self._offload.close)
         try:
-            if model is not None:
+            if model is not None and self._counts_forwards:
                 self._count_forwards(model)
             for stream in self._streams:
                 capture = build_capture(stream, self._writer, self._clock, self._offload)

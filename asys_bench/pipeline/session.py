@@ -53,6 +53,7 @@ class ObservationSession:
     resources: where the run's processes go; None leaves it to the scheduler.
     ranks: this process is local rank 0 of these, and the others push to the same bus.
     root: what the user calls, where that is a wrapper around `model` (DistributedDataParallel).
+    one_call_per_step: as `BaseHost.one_call_per_step`.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ObservationSession:
         resources: ResourceManager | None = None,
         ranks: LocalRanks | None = None,
         root: torch.nn.Module | None = None,
+        one_call_per_step: bool = False,
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self._resources = resources
@@ -109,6 +111,7 @@ class ObservationSession:
                     block_timeout_s=config.bus.block_timeout_s,
                     seeds=sampler_seeds(config, self.points),
                     device=config.device,
+                    count_forwards=not one_call_per_step,
                 )
                 handle = self.bus.handle()
                 # The fork server imports the bus once, so that no restart waits for it.

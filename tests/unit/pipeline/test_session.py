@@ -43,6 +43,30 @@ def feed(session, module, calls):
         session.clock.step()
 
 
+@pytest.mark.parametrize("once", [False, True])
+def test_a_model_that_is_called_once_per_step_is_not_counted(tmp_path, once):
+    module = model()
+    changes = {"sinks": {"archive": {"kind": "archiver"}}, "monitors": {}}
+    session = ObservationSession(
+        config(tmp_path, **changes),
+        module,
+        RunDir.create(tmp_path, "once"),
+        one_call_per_step=once,
+    )
+    try:
+        session.hooker.attach()
+        assert len(module._forward_pre_hooks) == (0 if once else 1)
+        module(torch.randn(2, 8))
+        module(torch.randn(2, 8))
+        with session.bus.pull_batch("archive", 8) as lease:
+            found = sorted((p.microbatch, p.call_index) for p in lease)
+        later = [(0, 1)] if once else [(1, 0)]
+        assert found == sorted(3 * [(0, 0)] + 3 * later)
+    finally:
+        session.abort()
+        session.close()
+
+
 def test_two_trainers_share_the_hooks_and_one_is_restarted_on_demand(tmp_path):
     module = model()
     before = set(os.listdir("/proc/self/fd"))
