@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ import numpy as np
 from asys_bench.config import load_config
 from asys_bench.contracts.stats import SlotField
 from asys_bench.harness.faults.host_process import OUTCOME_FILE, HostTask
-from asys_bench.harness.faults.observed import MARK, ObservedRun
+from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.plugins import register_extra
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"
@@ -52,23 +50,15 @@ def watch(
         str(PIPELINE),
         [
             f"bus.backend={backend}",
-            f"run.dir={json.dumps(str(folder / 'runs'))}",
             f"host.options.synthetic.pause_ms={pause_ms}",
             "bus.on_full=sample",
             "monitors={log: {kind: logging_csv}}",
         ],
         env={},
     ).config
-    mark = f"leaks-{os.getpid()}"
     task = HostTask(str(folder), config.to_plain(), check_weights=False, record_steps=False)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "asys_bench.harness.faults.host_process"],
-        stdin=subprocess.PIPE,
-        env={**os.environ, MARK: mark},
-    )
-    process.stdin.write(json.dumps(asdict(task)).encode() + b"\n")
-    process.stdin.flush()
-    run = ObservedRun(process, mark, folder / "runs")
+    run = ObservedRun.start(task, folder / "runs", {})
+    process = run.process
     samples: dict[int, list[tuple[float, float, float, int]]] = {}
     try:
         if not run.attach(120):
