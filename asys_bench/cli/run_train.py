@@ -83,8 +83,8 @@ class _Command:
     def run(self, jobs: list[Job]) -> int:
         import torch
 
+        from asys_bench.allocator import keep_freed_memory
         from asys_bench.sae import CheckpointError
-        from asys_bench.sae.allocator import keep_freed_memory
         from asys_bench.sae.exchange import ExchangeError
         from asys_bench.sinks.archive import ArchiveError
 

@@ -18,9 +18,11 @@ from __future__ import annotations
 import logging
 from typing import Any, Literal
 
+import pyarrow as pa
 import torch
 from pydantic import Field
 
+from asys_bench.allocator import keep_freed_memory
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.packet import ActivationPacket, PacketError
@@ -108,6 +110,9 @@ class ArchiverWorker(BaseSink):
 
     def open(self, context: SinkContext) -> None:
         """Repair what an earlier incarnation left open and learn which packets it wrote."""
+        # Leases differ in size by a factor of hundreds: the memory of the largest is kept for the next.
+        keep_freed_memory()
+        pa.set_memory_pool(pa.system_memory_pool())
         self._context = context
         self._worker = file_slug(context.name)
         self._meters = Meters(context.slot)

@@ -1,8 +1,8 @@
-"""Memory that a training step frees stays with the process.
+"""Memory that a worker frees stays with it.
 
 glibc gives every freed block of megabytes back to the kernel and faults it in again, zeroed, a
-millisecond later: a quarter of a step's time at batches of 4096. Process-wide, so only the owner of
-a worker process calls this.
+millisecond later: a quarter of the time of a training step at batches of 4096. Process-wide, so only
+the owner of a worker process calls this.
 """
 
 from __future__ import annotations
