@@ -84,9 +84,11 @@ class PrometheusMonitor(BaseMonitor):
             OSError: the address cannot be bound at all.
         """
         from prometheus_client import CollectorRegistry
+        from prometheus_client.exposition import generate_latest
 
         from asys_bench.monitors.prometheus_collector import RunCollector, RunFacts
 
+        generate_latest(CollectorRegistry())  # what it imports is not for the first scrape to wait for
         self._context = context
         facts = RunFacts(context.run_id, _started_s(context), _capacity(context.config))
         self._registry = CollectorRegistry()
