@@ -17,6 +17,7 @@ never sees half an entry. A restarted worker finds its metrics by name and goes 
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import struct
@@ -164,7 +165,7 @@ class Counter:
 
 
 class Gauge:
-    """A float64 that goes up and down."""
+    """A float64 that goes up and down; NaN (unknown) until it is first set."""
 
     __slots__ = ("_cell", "_cells")
 
@@ -323,6 +324,8 @@ class Slot:
             self._cells[cell + index] = value
         self._cells[cell + ENTRY_CELLS - 2] = int(kind)
         self._cells[cell + ENTRY_CELLS - 1] = first
+        if kind is MetricKind.GAUGE:
+            Gauge(self._cells, first).set(math.nan)
         self.set(SlotField.NEXT_CELL, first + _CELLS_OF[kind])
         self.set(SlotField.ENTRIES, entries + 1)
         self._read_directory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -50,6 +51,13 @@ def test_another_mapping_sees_what_the_writer_wrote(page):
         assert other.owner_pid == os.getpid()
     finally:
         other.close()
+
+
+def test_a_gauge_is_unknown_until_it_is_set_and_stays_set_for_a_restarted_worker(page):
+    gauge = page.slot("host").gauge("survival")
+    assert math.isnan(gauge.value), "0 would be a figure that nobody measured"
+    gauge.set(0.9)
+    assert page.slot("host").gauge("survival").value == 0.9
 
 
 def test_a_restarted_writer_goes_on_counting(page):
