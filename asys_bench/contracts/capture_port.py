@@ -89,7 +89,7 @@ OFFERED: rows since it was. DEBT: rows sent beyond the budget. TOP: rows of the 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What decides on a call of a hook with no phase; both paths keep it up to date."""
+    """What decides on a call of a hook in its phase; both paths keep it up to date."""
 
     state: memoryview
     """int64, writable, STATE_CELLS of them."""

@@ -3,8 +3,8 @@
 `observe` is the path of activations and inputs: decide, copy, count. A gradient is decided on when
 its forward call is made (`draw` gives a ticket) and copied when it arrives (`send`).
 
-`direct` is `observe` in compiled code, where the backend has it, for nearly every call of a hook that
-asks for no phase, as long as the bus is not filling up. After a matrix product has emptied the caches
+`direct` is `observe` in compiled code, where the backend has it, for nearly every call of a hook in the
+phase that it asks for, as long as the bus is not filling up. After a matrix product has emptied the caches
 it is not the work that takes the time but the fetching of code and objects, and this touches the
 fewest. Whatever it meets that it does not know, it leaves to `observe`, which goes by the same state.
 
@@ -61,7 +61,8 @@ class Capture(NamedTuple):
     """The entries to a stream; any thread may use them."""
 
     direct: DirectCapture
-    """(what the module returned): capture it now; first, and then what its outcome says."""
+    """(what the module returned, in the phase that is asked for): capture it now; first, and then
+    what its outcome says."""
     refused: Callable[[], None]
     """`direct` has said PORT_REFUSED."""
     observe: Callable[[torch.Tensor | None, bool | None], None]
@@ -95,7 +96,7 @@ def build_capture(
         own_port = producer.capture_port(stream.meta, stream.port_cells)
     port = own_port if own_port is not None else _no_port
     direct: DirectCapture = not_direct
-    if own_port is not None and phase is None:
+    if own_port is not None:
         direct = own_port.direct(
             Decision(
                 state,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._C import _current_graph_task_id as backward_task
 from torch.compiler import is_dynamo_compiling
 
-from asys_bench.contracts.capture_port import PORT_REFUSED
+from asys_bench.contracts.capture_port import PORT_NOT_MINE, PORT_REFUSED
 from asys_bench.pipeline import graph_op
 from asys_bench.pipeline.capture import Capture, not_direct
 from asys_bench.pipeline.clock import StepClock
@@ -45,7 +45,8 @@ class OutputHook(LiveHook):
                 if traced is not None:
                     capture_op(traced, self.number)
             return
-        outcome = self.direct(output)
+        in_phase = self.phase is None or self.phase is module.training
+        outcome = self.direct(output) if in_phase else PORT_NOT_MINE
         if not outcome:  # PORT_ACCEPTED
             return
         if outcome == PORT_REFUSED:
@@ -88,7 +89,8 @@ class InputHook(LiveHook):
                 if traced is not None:
                     capture_op(traced, self.number)
             return
-        outcome = self.direct(args[0] if args else None)
+        in_phase = self.phase is None or self.phase is module.training
+        outcome = self.direct(args[0] if args else None) if in_phase else PORT_NOT_MINE
         if not outcome:  # PORT_ACCEPTED
             return
         if outcome == PORT_REFUSED:

@@ -47,6 +47,8 @@ EVENTS = st.lists(
             "step",
             "weights",
             "checkpoint",
+            "train",
+            "eval",
         ]
     ),
     min_size=20,
@@ -72,7 +74,9 @@ def play(observed, model, events):
     }
     with torch.no_grad():
         for event in events:
-            if event == "step":
+            if event in ("train", "eval"):
+                model.train(event == "train")
+            elif event == "step":
                 observed.clock.step()
             elif event == "weights":
                 observed.clock.weights_updated()
@@ -104,24 +108,33 @@ def recompute(model):
         Again.apply(torch.ones(1, requires_grad=True)).sum().backward()
 
 
-def shown(rig, max_rate=1.0, packets=256, **bus):
+def shown(rig, max_rate=1.0, packets=256, phase="any", **bus):
     model = torch.nn.Sequential()
     model.add_module("shown", Shown())
-    rule = {"match": "shown", "sampling": {"max_rate": max_rate, "increase_per_s": 0.0}}
+    rule = {
+        "match": "shown",
+        "phase": phase,
+        "sampling": {"max_rate": max_rate, "increase_per_s": 0.0},
+    }
     return model, rig(model, rule, backend="cpp_spmc", capacity_packets=packets, **bus)
 
 
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(events=EVENTS, max_rate=st.sampled_from([1.0, 0.5, 0.1]), packets=st.sampled_from([8, 256]))
-def test_both_paths_leave_the_same_packets_and_counts(rig, events, max_rate, packets):
+@given(
+    events=EVENTS,
+    max_rate=st.sampled_from([1.0, 0.5, 0.1]),
+    packets=st.sampled_from([8, 256]),
+    phase=st.sampled_from(["any", "train", "eval"]),
+)
+def test_both_paths_leave_the_same_packets_and_counts(rig, events, max_rate, packets, phase):
     results = []
     for port in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             if not port:
                 patch.setattr(CppSpmcProducer, "capture_port", lambda *_: None)
-            model, observed = shown(rig, max_rate, packets)
+            model, observed = shown(rig, max_rate, packets, phase)
             results.append(play(observed, model, events))
             assert observed.is_accounted_for("shown")
             observed.close()
@@ -139,6 +152,18 @@ def test_the_compiled_path_looks_at_a_calm_bus_by_itself_and_sixteen_times_at_mo
         model(torch.ones(2, 3))
     assert observed.value("captured", "shown") == 2 * 17 * CALLS_BETWEEN_LOOKS
     assert len(looks) == len(pushes) == 2
+
+
+def test_a_hook_with_a_phase_takes_the_compiled_path_in_it(rig, monkeypatch):
+    looks = count_looks(monkeypatch)
+    model, observed = shown(rig, packets=4096, phase="eval")
+    for training in (False, True, False):
+        model.train(training)
+        for _ in range(100):
+            model(torch.ones(2, 3))
+    assert observed.value("captured", "shown") == 200
+    assert observed.value("skipped", "shown") == 100
+    assert len(looks) == 1
 
 
 def test_a_bus_that_fills_up_is_looked_at_by_the_general_path_again(rig, monkeypatch):
