@@ -88,9 +88,7 @@ class PrometheusMonitor(BaseMonitor):
 
         from asys_bench.monitors.prometheus_collector import RunCollector, RunFacts
 
-        generate_latest(
-            CollectorRegistry()
-        )  # what it imports is not for the first scrape to wait for
+        generate_latest(CollectorRegistry())  # the first scrape need not wait for its imports
         self._context = context
         facts = RunFacts(context.run_id, _started_s(context), _capacity(context.config))
         self._registry = CollectorRegistry()
