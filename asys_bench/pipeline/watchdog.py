@@ -62,10 +62,9 @@ class WatchdogProcess:
         self._config = config = WatchdogConfig.model_validate(launch.watchdog)
         self._slot = page.slot("watchdog")
         preload = {*PRELOAD}.union(*(spec.preload for spec in launch.workers))
-        wanted = [launch.niceness_of(spec) for spec in launch.workers]
-        least = min((one for one in wanted if one is not None), default=None)
-        nice = None if None in wanted else least
-        self._fork_server = ForkServer(preload, config.heartbeat_timeout_s, nice)
+        least = min(launch.workers, key=lambda spec: spec.nice, default=None)
+        niceness = launch.niceness_of(least) if least is not None else None
+        self._fork_server = ForkServer(preload, config.heartbeat_timeout_s, niceness)
         self._client: BusClient | None = None
         self._doubt = self._new_doubt()
         self._host = ProcessHandle(launch.host_pid)

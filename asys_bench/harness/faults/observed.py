@@ -26,6 +26,8 @@ from asys_bench.pipeline.liveness import (
 )
 
 MARK = "ASYS_CHAOS_MARK"
+START_PATIENCE_S = 60.0
+"""For torch, fork server and workers of a run to come up."""
 
 
 class ObservedRun:

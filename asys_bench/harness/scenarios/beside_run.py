@@ -9,10 +9,9 @@ from contextlib import contextmanager
 
 from asys_bench.contracts.scenario import RoundContext, ScenarioError
 from asys_bench.harness.faults.host_process import HostTask, outcome_account, read_outcome
-from asys_bench.harness.faults.observed import ObservedRun
+from asys_bench.harness.faults.observed import START_PATIENCE_S, ObservedRun
 from asys_bench.harness.scenarios.pipeline_account import count_packets
 
-START_PATIENCE_S = 60.0
 END_PATIENCE_S = 90.0
 POLL_S = 0.01
 

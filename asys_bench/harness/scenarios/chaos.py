@@ -37,14 +37,13 @@ from asys_bench.harness.faults.host_process import (
     read_outcome,
     read_steps,
 )
-from asys_bench.harness.faults.observed import ObservedRun
+from asys_bench.harness.faults.observed import START_PATIENCE_S, ObservedRun
 from asys_bench.harness.faults.options import ChaosOptions
 from asys_bench.harness.faults.stage import Stage
 from asys_bench.harness.faults.table import FAULTS
 from asys_bench.harness.scenarios.pipeline_account import count_packets
 
 POLL_S = 0.001
-START_PATIENCE_S = 60.0
 LEAVE_PATIENCE_S = 10.0
 UNSETTLED_NS = 1_000_000_000
 """Host steps count for `step_ms` from this long after a strike."""

@@ -31,6 +31,11 @@ class ExportedSAE:
     folder: Path
 
 
+def shelf(path: Path) -> Path:
+    """Where the SAEs of a run, or of a folder of SAEs, lie."""
+    return path / SAE_DIR if (path / SAE_DIR).is_dir() else path
+
+
 def find_saes(path: Path | str) -> list[Path]:
     """The SAE folders (with a cfg.json) that `path` means.
 
@@ -46,7 +51,7 @@ def find_saes(path: Path | str) -> list[Path]:
     newest = CheckpointStore(path).latest()
     if newest is not None:
         return [newest]
-    parent = path / SAE_DIR if (path / SAE_DIR).is_dir() else path
+    parent = shelf(path)
     found = []
     for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
         if folder.name.startswith(".") or not folder.is_dir():

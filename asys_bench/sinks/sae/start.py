@@ -14,7 +14,7 @@ from asys_bench.contracts.names import file_slug
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer, SparseAutoencoder
 from asys_bench.sae.checkpoint_store import CheckpointStore
 from asys_bench.sae.exchange import ExchangeError, adopt_when_filled, format_of, import_sae
-from asys_bench.sae.exchange.export import SAE_DIR
+from asys_bench.sae.exchange.export import SAE_DIR, shelf
 
 log = logging.getLogger(__name__)
 _BECOMES = {"jumprelu": ("jumprelu", "batchtopk", "matryoshka")}
@@ -45,7 +45,7 @@ class StartFrom(BaseModel, extra="forbid", frozen=True):
                 found = _sae_in(folder)
                 if found is not None:
                     return found
-        held = _shelf(path)
+        held = shelf(path)
         if not held.is_dir():
             raise ExchangeError(self.path, "no such folder", "name the folder of an SAE, or a run")
         names = sorted(entry.name for entry in held.iterdir() if entry.is_dir())
@@ -154,15 +154,10 @@ def _is_pattern(glob: str) -> bool:
 
 def _holds_many(start: StartFrom) -> bool:
     """It is a run or a folder of SAEs, not one of them."""
-    held = _shelf(Path(start.path).expanduser())
+    held = shelf(Path(start.path).expanduser())
     if not held.is_dir() or _sae_in(held) is not None:
         return False
     return any(entry.is_dir() and _sae_in(entry) is not None for entry in held.iterdir())
-
-
-def _shelf(path: Path) -> Path:
-    """Where the SAEs of a run or of a folder of SAEs lie."""
-    return path / SAE_DIR if (path / SAE_DIR).is_dir() else path
 
 
 def _sae_in(folder: Path) -> Path | None:
