@@ -221,6 +221,11 @@ class BusProducer(ABC):
         del meta, cells
         return None
 
+    def hook_class(self, hook: type[Any]) -> type[Any]:
+        """The class to make forward hooks of that have a `direct` of this producer's port: `hook`
+        (a `contracts.capture_port.ForwardHook`), or a subclass whose calls are compiled."""
+        return hook
+
     @property
     @abstractmethod
     def last_refusal(self) -> DropReason | None:

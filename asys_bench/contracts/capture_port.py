@@ -50,6 +50,21 @@ PORT_NOT_MINE: not captured, not counted, the general path must take this call. 
 PORT_ACCEPTED, PORT_REFUSED, PORT_NOT_MINE = 0, 1, 2
 
 
+class ForwardHook(Protocol):
+    """What a class of forward hooks must have so that a backend can compile its calls."""
+
+    direct: DirectCapture
+    """Made by `CapturePort.direct`."""
+    phase: bool | None
+    """What `module.training` must be; None: anything."""
+
+    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+        """The whole hook; what torch.compile traces, and what runs where nothing is compiled."""
+
+    def otherwise(self, outcome: int, module: torch.nn.Module, output: Any) -> None:
+        """`direct` has answered something else than PORT_ACCEPTED."""
+
+
 @dataclass(frozen=True, slots=True)
 class PortCells:
     """Where a port counts: cells of the hook's slot of the stats page."""
@@ -97,6 +112,8 @@ class Decision:
     """int64, CLOCK_CELLS of them."""
     sampled_out: int
     """Cell of the stats page that counts calls left out by the sampler."""
+    skipped: int
+    """And the one for calls out of the hook's phase."""
     random: Callable[[], float]
     """Uniform in [0, 1); drawn from only while the rate is below 1."""
     locked: Callable[[], bool]

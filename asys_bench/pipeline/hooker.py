@@ -118,7 +118,9 @@ class ActivationHooker:
         module = stream.point.module
         match stream.point.kind:
             case Kind.ACTIVATION:
-                self._keep(module.register_forward_hook(OutputHook(stream, capture)))
+                path_given = stream.path is not None
+                hook_class = OutputHook if path_given else capture.hook_class(OutputHook)
+                self._keep(module.register_forward_hook(hook_class(stream, capture)))
                 self._receive(stream.number, lambda x: capture.observe(x, stream.phase))
             case Kind.INPUT:
                 hook = InputHook(stream, capture)

@@ -29,7 +29,7 @@ from asys_bench.pipeline.untraced import untraced
 
 
 class OutputHook(LiveHook):
-    """A forward hook: captures the module's output."""
+    """A forward hook: captures the module's output. (`contracts.capture_port.ForwardHook`)"""
 
     def __init__(self, stream: HookStream, capture: Capture) -> None:
         self.stream, self.observe, self.number = stream, capture.observe, stream.number
@@ -47,8 +47,12 @@ class OutputHook(LiveHook):
             return
         in_phase = self.phase is None or self.phase is module.training
         outcome = self.direct(output) if in_phase else PORT_NOT_MINE
-        if not outcome:  # PORT_ACCEPTED
-            return
+        if outcome:  # not PORT_ACCEPTED
+            self.otherwise(outcome, module, output)
+
+    @untraced
+    def otherwise(self, outcome: int, module: torch.nn.Module, output: Any) -> None:
+        """`direct` has not done it."""
         if outcome == PORT_REFUSED:
             self.refused()
         elif type(output) is Tensor and self.path is None:

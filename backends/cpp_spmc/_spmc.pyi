@@ -49,6 +49,14 @@ class CapturePort:
 class DirectCapture:
     def __call__(self, output: Any, /) -> int: ...
 
+class HookCall:
+    """Base of classes of forward hooks whose calls are compiled (`hook_class.compiled`)."""
+
+    def bind(self, direct: DirectCapture, phase: bool | None, /) -> None: ...
+    @staticmethod
+    def take_calls(hook: type[HookCall], /) -> None:
+        """What calls an instance of `hook` runs compiled code from now on, not its `__call__`."""
+
 # At run time these two are registered as virtual subclasses (native.py).
 class Reservation(bus.Reservation):
     def commit(self, meta: PacketMeta, nbytes: int | None = None) -> bool: ...

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from asys_bench.backends.cpp_spmc.config import CppSpmcOptions
+from asys_bench.backends.cpp_spmc.hook_class import compiled
 from asys_bench.backends.cpp_spmc.native import (
     REFUSALS,
     attach_fd,
@@ -84,6 +85,9 @@ class CppSpmcProducer(BusProducer):
             nbytes=cells.nbytes,
             latency=cells.latency,
         )
+
+    def hook_class(self, hook: type[Any]) -> type[Any]:
+        return compiled(hook)
 
     @property
     def last_refusal(self) -> DropReason | None:

@@ -50,6 +50,12 @@ def attach_name(name: str) -> _spmc.Segment:
     return segment
 
 
+def hook_call() -> type[_spmc.HookCall]:
+    """The base of compiled hook classes."""
+    base: type[_spmc.HookCall] = _load().HookCall
+    return base
+
+
 def layout() -> dict[str, int]:
     """The constants of layout.hpp by name: offsets in bytes, limits, word states."""
     constants: dict[str, int] = _load().layout()

@@ -182,7 +182,7 @@ PyObject* new_capture_port(PyObject* producer, PyObject* args, PyObject* keyword
 bool add_capture_types(PyObject* module) {
   port_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&port_spec));
   return port_type != nullptr && PyModule_AddType(module, port_type) == 0 &&
-         add_direct_type(module);
+         add_direct_type(module) && add_hook_type(module);
 }
 
 }  // namespace spmc::py

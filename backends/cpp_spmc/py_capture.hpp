@@ -1,5 +1,6 @@
-// What the two shortcuts of a hook share: CapturePort (py_capture.cpp), which sends what it is told to,
-// and DirectCapture (py_direct.cpp), which also decides whether to.
+// What the shortcuts of a hook share: CapturePort (py_capture.cpp), which sends what it is told to,
+// DirectCapture (py_direct.cpp), which also decides whether to, and HookCall (py_hook.cpp), which is
+// called by the module itself.
 #pragma once
 
 #include "py_producer.hpp"
@@ -43,5 +44,13 @@ int deliver(PortObject& port, const TensorView& tensor, const Tags& tags, u64 st
 // `CapturePort.direct`.
 PyObject* new_direct_capture(PyObject* port, PyObject* decision);
 bool add_direct_type(PyObject* module);
+
+bool is_direct_capture(PyObject* object);
+// The call of a DirectCapture. No error is set.
+int capture_directly(PyObject* direct, PyObject* output);
+// A call outside of the hook's phase: counted, or kNotMine. No error is set.
+int skip_directly(PyObject* direct);
+
+bool add_hook_type(PyObject* module);
 
 }  // namespace spmc::py

@@ -26,7 +26,7 @@ struct DirectObject {
   vectorcallfunc call;
   PortObject* port;
   Py_buffer state_view, clock_view, budget_view;
-  std::int64_t *state, *sampled_out;
+  std::int64_t *state, *sampled_out, *skipped;
   const std::int64_t* clock;
   double* budget;  // nullptr without one
   PyObject *random, *locked, *graph_task;
@@ -123,14 +123,7 @@ PyObject* capture(PyObject* object, PyObject* const* args, std::size_t flags, Py
     PyErr_SetString(PyExc_TypeError, "needs what the module returned");
     return nullptr;
   }
-  int outcome = kNotMine;
-  try {
-    outcome = decide_and_deliver(*reinterpret_cast<DirectObject*>(object), args[0]);
-  } catch (const Error&) {
-    outcome = kNotMine;  // the general path meets the same error and says it
-  }
-  PyErr_Clear();
-  return PyLong_FromLong(outcome);
+  return PyLong_FromLong(capture_directly(object, args[0]));
 }
 
 void direct_dealloc(PyObject* object) {
@@ -168,6 +161,13 @@ bool view_of(PyObject* decision, const char* name, int cells, int access, Py_buf
   return true;
 }
 
+u64 index_of(PyObject* decision, const char* name) {
+  PyObject* number = PyObject_GetAttrString(decision, name);
+  const u64 index = number != nullptr ? PyLong_AsUnsignedLongLong(number) : 0;
+  Py_XDECREF(number);
+  return index;
+}
+
 bool given(const Py_buffer& view, const char* name) {
   if (view.buf == nullptr) PyErr_Format(contract.bus_error, "%s is None", name);
   return view.buf != nullptr;
@@ -187,6 +187,30 @@ PyType_Spec direct_spec = {"asys_bench.backends.cpp_spmc._spmc.DirectCapture",
 
 }  // namespace
 
+bool is_direct_capture(PyObject* object) { return Py_IS_TYPE(object, direct_type); }
+
+int capture_directly(PyObject* object, PyObject* output) {
+  int outcome = kNotMine;
+  try {
+    outcome = decide_and_deliver(*reinterpret_cast<DirectObject*>(object), output);
+  } catch (const Error&) {
+    outcome = kNotMine;  // the general path meets the same error and says it
+  }
+  PyErr_Clear();
+  return outcome;
+}
+
+int skip_directly(PyObject* object) {
+  DirectObject& self = *reinterpret_cast<DirectObject*>(object);
+  const bool mine = self.port->producer != nullptr && self.state[kOff] == 0 &&
+                    !in_backward(self) && !is_locked(self) && is_free(*self.port);
+  PyErr_Clear();
+  if (!mine) return kNotMine;
+  *self.port->cells.calls += 1;
+  *self.skipped += 1;
+  return kAccepted;
+}
+
 PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
   auto* port = reinterpret_cast<PortObject*>(object);
   if (port->producer == nullptr) {
@@ -202,9 +226,8 @@ PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
   self->random = PyObject_GetAttrString(decision, "random");
   self->locked = PyObject_GetAttrString(decision, "locked");
   self->graph_task = PyObject_GetAttrString(decision, "graph_task");
-  PyObject* index = PyObject_GetAttrString(decision, "sampled_out");
-  const u64 cell = index != nullptr ? PyLong_AsUnsignedLongLong(index) : 0;
-  Py_XDECREF(index);
+  const u64 sampled_out = index_of(decision, "sampled_out");
+  const u64 skipped = index_of(decision, "skipped");
   const bool complete = self->random != nullptr && self->locked != nullptr &&
                         self->graph_task != nullptr && PyErr_Occurred() == nullptr &&
                         view_of(decision, "state", kStateCells, PyBUF_WRITABLE, self->state_view) &&
@@ -212,15 +235,20 @@ PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
                         view_of(decision, "budget", kBudgetCells, PyBUF_WRITABLE,
                                 self->budget_view) &&
                         given(self->state_view, "state") && given(self->clock_view, "clock");
-  if (!complete || cell >= static_cast<u64>(port->cells.view.len) / 8) {
-    if (complete) PyErr_SetString(contract.bus_error, "sampled_out lies outside the stats page");
+  const u64 cells = static_cast<u64>(port->cells.view.len) / 8;
+  if (!complete || sampled_out >= cells || skipped >= cells) {
+    if (complete)
+      PyErr_Format(contract.bus_error, "%s lies outside the stats page",
+                   skipped >= cells ? "skipped" : "sampled_out");
     Py_DECREF(self);
     return nullptr;
   }
   self->state = static_cast<std::int64_t*>(self->state_view.buf);
   self->clock = static_cast<const std::int64_t*>(self->clock_view.buf);
   self->budget = static_cast<double*>(self->budget_view.buf);
-  self->sampled_out = static_cast<std::int64_t*>(port->cells.view.buf) + cell;
+  auto* page = static_cast<std::int64_t*>(port->cells.view.buf);
+  self->sampled_out = page + sampled_out;
+  self->skipped = page + skipped;
   return reinterpret_cast<PyObject*>(self);
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asys_bench.backends.cpp_spmc.bus import CppSpmcProducer
-from asys_bench.backends.cpp_spmc.native import unavailable
+from asys_bench.backends.cpp_spmc.hook_class import compiled
+from asys_bench.backends.cpp_spmc.native import hook_call, unavailable
 from asys_bench.contracts.bus import BusError
 from asys_bench.contracts.capture_port import (
     BUDGET_CELLS,
@@ -203,12 +205,12 @@ def count_looks(monkeypatch):
 
 
 def counting_observe(make, calls):
-    def new(cls, direct, refused, observe, *rest):
+    def new(cls, direct, hook_class, refused, observe, *rest):
         def counted(*args):
             calls.append(args)
             observe(*args)
 
-        return make(cls, direct, refused, counted, *rest)
+        return make(cls, direct, hook_class, refused, counted, *rest)
 
     return new
 
@@ -223,11 +225,13 @@ class Alone:
         self.state[STATE_COUNTDOWN] = 1000
         self.state.cast("B").cast("d")[STATE_RATE] = 1.0
         self.calls = observed.slot.counter("hook_calls", hook="shown")
+        self.skipped = observed.slot.counter("hook_skipped", hook="shown")
         self.port = observed.hooker._writer.producer.capture_port(stream.meta, stream.port_cells)
         decision = Decision(
             self.state,
             memoryview(bytearray(8 * CLOCK_CELLS)).cast("q"),
             stream.sampled_out.cell,
+            stream.skipped.cell,
             random=lambda: 0.5,
             locked=lambda: False,
             graph_task=lambda: -1,
@@ -324,11 +328,75 @@ def test_a_failing_random_generator_hands_the_call_back(alone):
         ({"clock": None}, BusError),
         ({"sampled_out": 1 << 40}, BusError),
         ({"sampled_out": -1}, OverflowError),
+        ({"skipped": 1 << 40}, BusError),
     ],
 )
 def test_memory_that_it_could_not_use_is_refused(alone, changes, error):
     with pytest.raises(error):
         alone(**changes)
+
+
+class Hook:
+    """A `ForwardHook` that tells what reached its Python."""
+
+    def __init__(self, direct, phase=None):
+        self.direct, self.phase = direct, phase
+        self.seen = []
+
+    def __call__(self, module, args, output):
+        self.seen.append("called")
+
+    def otherwise(self, outcome, module, output):
+        self.seen.append((outcome, module, output))
+
+
+def test_a_compiled_hook_runs_no_python_for_what_it_can_do_itself(alone):
+    one, module, skipped = alone(), torch.nn.Identity(), alone(graph_task=lambda: 7)
+    hook = compiled(Hook)(one.take)
+    assert isinstance(hook, Hook)
+    assert type(hook) is compiled(Hook)
+    assert hook(module, (), torch.ones(2, 3)) is None
+    assert hook.seen == []
+    assert one.calls.value == 1
+    hook(module, (), "no tensor")
+    assert hook.seen == [(PORT_NOT_MINE, module, "no tensor")]
+
+    out_of_phase = compiled(Hook)(one.take, False)
+    out_of_phase(module, (), torch.ones(2, 3))
+    assert out_of_phase.seen == []
+    assert one.calls.value == 2
+    assert one.skipped.value == 1
+    recomputed = compiled(Hook)(skipped.take, False)
+    recomputed(module, (), torch.ones(2, 3))
+    assert [outcome for outcome, *_ in recomputed.seen] == [PORT_NOT_MINE]
+    no_module = compiled(Hook)(one.take, True)
+    no_module("no module", (), torch.ones(2, 3))
+    assert [outcome for outcome, *_ in no_module.seen] == [PORT_NOT_MINE]
+
+
+def test_a_compiled_hook_is_its_class_to_whoever_looks_at_it(alone):
+    one, module = alone(), torch.nn.Identity()
+    hook = compiled(Hook)(one.take)
+    assert type(hook).__call__ is Hook.__call__, "which is what torch.compile traces"
+    hook.__call__(module, (), torch.ones(2, 3))
+    hook(module, (), output=torch.ones(2, 3))  # no module calls it like that
+    assert hook.seen == ["called", "called"]
+    with pytest.raises(TypeError):
+        hook(module)
+    gone = weakref.ref(hook)
+    del hook
+    assert gone() is None
+
+
+def test_what_cannot_be_compiled_is_refused(alone):
+    base = hook_call()
+    with pytest.raises(TypeError, match="DirectCapture"):
+        compiled(Hook)(lambda output: PORT_ACCEPTED)
+    with pytest.raises(TypeError, match="phase"):
+        compiled(Hook)(alone().take, 1)
+    for wrong in (Hook, base, "HookCall"):
+        with pytest.raises(TypeError, match="subclass of HookCall"):
+            base.take_calls(wrong)
 
 
 def test_threads_lose_no_call(rig):
