@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from asys_bench.config import load_config
-from asys_bench.config.resources import IoPriority
+from asys_bench.config.resources import CpuPriority, IoPriority
 from asys_bench.config.resources_cpus import HIGHEST_CPU
 
 OK, REFUSED, USAGE = 0, 1, 2
@@ -64,7 +64,13 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
     needs = needs_of(config, threads)
     plan = make_plan(topology, needs, resources.pinning, resources.numa)
     picture = draw(
-        topology, plan, needs, console.width, nice=resources.worker_nice, io=resources.worker_io
+        topology,
+        plan,
+        needs,
+        console.width,
+        nice=resources.worker_nice,
+        cpu=resources.worker_cpu,
+        io=resources.worker_io,
     )
     console.print(picture, crop=False)
     return OK if plan.refusal is None else REFUSED
@@ -98,6 +104,7 @@ def _compare(run_dir: Path, console: Console) -> int:
         needs,
         console.width,
         nice=int(resources.get("worker_nice", 0)),
+        cpu=CpuPriority(resources.get("worker_cpu", "normal")),
         io=IoPriority(resources.get("worker_io", "normal")),
         readings=readings,
     )

@@ -26,6 +26,13 @@ class IoPriority(StrEnum):
     IDLE = "idle"
 
 
+class CpuPriority(StrEnum):
+    """Which CPU time the workers of sinks get."""
+
+    NORMAL = "normal"
+    IDLE = "idle"
+
+
 class PinningMap(Section):
     """CPUs by hand. What is not named gets the usable CPUs that nobody was given."""
 
@@ -60,6 +67,13 @@ class ResourcesConfig(Section):
         description="niceness of worker processes (0 = as the host, 19 = weakest), "
         "so that the host wins when cores are short; with any they also interrupt nobody "
         "when they wake",
+    )
+    worker_cpu: CpuPriority = Field(
+        default=CpuPriority.NORMAL,
+        description="CPU time of trainers and archivers: a share by their niceness, or `idle` "
+        "(SCHED_IDLE), only what nobody else on their CPUs wants; with pinning, kernel threads and "
+        "neighbours then run there and not on the host's CPUs, and on a loaded machine workers "
+        "starve before the host does",
     )
     worker_io: IoPriority = Field(
         default=IoPriority.NORMAL,

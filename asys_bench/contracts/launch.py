@@ -24,6 +24,8 @@ class WorkerSpec:
     """Torch intra-op threads."""
     nice: int = 0
     """Niceness added on top of the host's, 0..19."""
+    idle: bool = False
+    """It gets only the CPU time that nobody else wants (SCHED_IDLE)."""
     preload: tuple[str, ...] = ()
     """Modules the fork server imports once for all workers."""
 
@@ -50,7 +52,7 @@ class LaunchSpec:
 
     def niceness_of(self, worker: WorkerSpec) -> int | None:
         """The niceness that `worker` is to have; None: the host's, and nothing is to be done."""
-        return min(19, self.niceness + worker.nice) if worker.nice else None
+        return min(19, self.niceness + worker.nice) if worker.nice or worker.idle else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

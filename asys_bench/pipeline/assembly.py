@@ -10,6 +10,7 @@ from typing import Any
 
 from asys_bench.config.bus import BusConfig
 from asys_bench.config.hooks import HookConfig
+from asys_bench.config.resources import CpuPriority
 from asys_bench.config.run import RunProfile
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BaseDataBus, BusPlugin, BusRequest, GroupSpec
@@ -150,6 +151,7 @@ def plan_workers(
                 preload=preload,
                 threads=resources.worker_threads,
                 nice=resources.worker_nice,
+                idle=role == "sink" and resources.worker_cpu is CpuPriority.IDLE,
             )
         )
 

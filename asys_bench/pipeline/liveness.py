@@ -33,6 +33,16 @@ def is_stopped(pid: int) -> bool:
     return stat_fields(pid)[:1] == [b"T"]
 
 
+def waited_for_cpu_ns(pid: int) -> int:
+    """Nanoseconds for which the main thread of `pid` was ready to run and others ran
+    (/proc/pid/schedstat, its second field); 0 when it is gone or the kernel does not tell."""
+    try:
+        with open(f"/proc/{pid}/schedstat", "rb") as file:
+            return int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def has_in_environment(pid: int, entry: str) -> bool:
     """Whether `pid` was started with `entry` ("NAME=value") in its environment."""
     try:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 
 
-def yield_to_others(niceness: int) -> list[str]:
+def yield_to_others(niceness: int, *, idle: bool = False) -> list[str]:
     """Raise the calling process to `niceness` (-20..19; one that is higher stays).
 
     When it wakes up it also waits for the end of the time slice that runs (SCHED_BATCH), since that
     is as likely the host's as any.
+
+    idle: take only what nobody else wants (SCHED_IDLE). To the scheduler a CPU that runs nothing
+    else is free, so whatever wakes up goes there before it goes to a busy host's.
 
     Returns what could not be done, one line each.
     """
@@ -20,7 +23,8 @@ def yield_to_others(niceness: int) -> list[str]:
     except OSError as error:
         problems.append(f"niceness not raised to {niceness}: {error.strerror}")
     try:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        policy = os.SCHED_IDLE if idle else os.SCHED_BATCH
+        os.sched_setscheduler(0, policy, os.sched_param(0))
     except OSError as error:
         problems.append(f"still interrupts others when it wakes: {error.strerror}")
     return problems

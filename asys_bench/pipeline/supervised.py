@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from typing import Any
 
 from asys_bench.contracts.launch import WorkerSpec
-from asys_bench.contracts.stats import Slot, WorkerState
-from asys_bench.pipeline.liveness import ProcessHandle
+from asys_bench.contracts.stats import Slot, SlotField, WorkerState
+from asys_bench.pipeline.liveness import ProcessHandle, waited_for_cpu_ns
 from asys_bench.pipeline.restart import RestartBudget
 
 
@@ -23,6 +23,21 @@ class Supervised:
         self.starting: Future[None] | None = None
         self.started_at = 0.0
         self.killed = False
+        self.starves = False
+        self._beat_ns = self._waited_ns = 0
+
+    def silence_s(self, now_ns: int) -> tuple[float, float]:
+        """Seconds since its last heartbeat in which it could have given one, and those in which it
+        waited for a CPU instead (seen from the first look after the heartbeat on)."""
+        assert self.handle is not None
+        beat_ns, waited_ns = (
+            self.slot.get(SlotField.HEARTBEAT_NS),
+            waited_for_cpu_ns(self.handle.pid),
+        )
+        if beat_ns != self._beat_ns:
+            self._beat_ns, self._waited_ns = beat_ns, waited_ns
+        starved_ns = max(0, waited_ns - self._waited_ns)
+        return (now_ns - beat_ns - starved_ns) / 1e9, starved_ns / 1e9
 
     @property
     def finished(self) -> bool:

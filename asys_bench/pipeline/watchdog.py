@@ -4,9 +4,9 @@
 
 - Workers come from a fork server with torch preloaded, so a restart takes a fraction of a second.
   The server is watched as well, and nothing here waits for it (`fork_server`).
-- Death is seen through pidfds at once. A hang is a heartbeat older than `heartbeat_timeout_s`; the
-  worker (SIGSTOPped ones too) is killed first, its death confirmed, and only then are its claims
-  taken back from the bus.
+- Death is seen through pidfds at once. A hang is a heartbeat older than `heartbeat_timeout_s`, without
+  the time for which the worker waited for a CPU; it (SIGSTOPped ones too) is killed first, its death
+  confirmed, and only then are its claims taken back from the bus.
 - The watchdog doubts itself: when its own tick came late it gives every worker a fresh timeout.
 - A worker that dies too often is quarantined, with a log line that says so; the run goes on.
 - A restarted watchdog adopts the workers that are still alive. A worker whose start it never heard
@@ -154,7 +154,7 @@ class WatchdogProcess:
             return
         if not self._doubt.trusts(now):
             return
-        age = (time.monotonic_ns() - worker.slot.get(SlotField.HEARTBEAT_NS)) / 1e9
+        age, starved = worker.silence_s(time.monotonic_ns())
         ready = worker.slot.state is WorkerState.READY
         limit = self._config.heartbeat_timeout_s if ready else self._config.startup_timeout_s
         if age > limit:
@@ -167,6 +167,15 @@ class WatchdogProcess:
             worker.handle.kill(DUMP_SIGNAL)
             worker.handle.wait(DUMP_S)
             self._kill(worker)
+        elif age + starved > limit and not worker.starves:
+            log.warning(
+                "%s starves: no heartbeat for %.1f s, of which it waited %.1f s for a CPU; not "
+                "restarted, since that gives it none",
+                worker.spec.name,
+                age + starved,
+                starved,
+            )
+        worker.starves = age + starved > limit
 
     def _start(self, worker: Supervised) -> None:
         worker.start_at = None

@@ -129,7 +129,8 @@ class WorkerProcess:
         placement = Placement.from_dict(self._launch.placements.get(self._spec.name, {}))
         resources = self._launch.config.get("resources") or {}
         io = IoPriority(resources.get("worker_io", IoPriority.NORMAL))
-        for problem in settle(placement, self._launch.niceness_of(self._spec), io):
+        niceness = self._launch.niceness_of(self._spec)
+        for problem in settle(placement, niceness, io, idle=self._spec.idle):
             log.warning("%s", problem)
 
     def _leave_if_replaced(self) -> None:

@@ -62,11 +62,15 @@ class HostPin:
 
 
 def settle(
-    placement: Placement, niceness: int | None = None, io: IoPriority = IoPriority.NORMAL
+    placement: Placement,
+    niceness: int | None = None,
+    io: IoPriority = IoPriority.NORMAL,
+    *,
+    idle: bool = False,
 ) -> list[str]:
     """Bring the calling (worker) process to its place and priority.
 
-    niceness: see `yield_to_others`; None leaves the priority as it is.
+    niceness, idle: see `yield_to_others`; None leaves the priority as it is.
 
     Returns what could not be done, one line each.
     """
@@ -77,7 +81,7 @@ def settle(
         except NumaError as error:
             problems.append(error.strerror or str(error))
     if niceness is not None:
-        problems += yield_to_others(niceness)
+        problems += yield_to_others(niceness, idle=idle)
     if io in _IO_CLASS:
         try:
             psutil.Process().ionice(*_IO_CLASS[io])

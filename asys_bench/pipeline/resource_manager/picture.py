@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from asys_bench.config.resources import IoPriority
+from asys_bench.config.resources import CpuPriority, IoPriority
 from asys_bench.config.resources_cpus import format_cpus
 from asys_bench.monitors.readable import bytes_text
 from asys_bench.pipeline.resource_manager.plan import Need, Plan
@@ -35,6 +35,7 @@ def draw(
     width: int,
     *,
     nice: int = 0,
+    cpu: CpuPriority = CpuPriority.NORMAL,
     io: IoPriority = IoPriority.NORMAL,
     readings: Mapping[str, Reading] | None = None,
 ) -> RenderableType:
@@ -53,7 +54,7 @@ def draw(
     for node in topology.nodes:
         parts.append(_node(topology, plan, node, letters, width))
     if plan.refusal is None:
-        parts.append(_processes(plan, needs, letters, nice, io, readings))
+        parts.append(_processes(plan, needs, letters, nice, cpu, io, readings))
     parts += [Text.assemble(("note     ", "bold yellow"), note) for note in plan.notes]
     return Group(*parts)
 
@@ -127,11 +128,18 @@ def _core(
     return text.append("]", "dim")
 
 
+def _nice(nice: int, idle: bool) -> RenderableType:
+    if idle:
+        return "idle"
+    return f"+{nice}" if nice else Text("0", "dim")
+
+
 def _processes(
     plan: Plan,
     needs: Sequence[Need],
     letters: Mapping[str, tuple[str, str]],
     nice: int,
+    cpu: CpuPriority,
     io: IoPriority,
     readings: Mapping[str, Reading] | None,
 ) -> Table:
@@ -152,7 +160,7 @@ def _processes(
             format_cpus(placement.cpus) or Text("not pinned", "dim"),
             f"node {placement.node}" if placement.node is not None else Text("-", "dim"),
             f"{need.threads}" if need.role != "service" else Text("-", "dim"),
-            f"+{nice}" if ours and nice else Text("0", "dim"),
+            _nice(nice if ours else 0, need.role == "sink" and cpu is CpuPriority.IDLE),
             str(io) if ours else Text("normal", "dim"),
         ]
         if readings is not None:

@@ -6,10 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from asys_bench.pipeline.liveness import ProcessHandle, start_time
+from asys_bench.config.watchdog import WatchdogConfig
+from asys_bench.contracts.launch import WorkerSpec
+from asys_bench.contracts.stats import SlotField, StatsPage
+from asys_bench.pipeline import supervised
+from asys_bench.pipeline.liveness import (
+    ProcessHandle,
+    is_stopped,
+    start_time,
+    waited_for_cpu_ns,
+)
+from asys_bench.pipeline.restart import RestartBudget
+from asys_bench.pipeline.supervised import Supervised
 
 
 def test_a_zombie_is_dead():
@@ -32,6 +44,70 @@ def test_a_stopped_process_is_alive_and_can_be_killed():
     assert handle.wait(10)
     assert child.wait() == -signal.SIGKILL
     handle.close()
+
+
+BUSY = """
+import os, sys, time
+os.sched_setaffinity(0, {int(sys.argv[1])})
+if sys.argv[2] == "idle":
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+print(flush=True)
+while True:
+    pass
+"""
+
+
+def test_a_process_that_others_starve_waits_and_a_stopped_one_does_not():
+    cpu = max(os.sched_getaffinity(0))
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUSY, str(cpu), how], stdout=subprocess.PIPE, text=True
+        )
+        for how in ("idle", "normal")
+    ]
+    try:
+        starved, other = children
+        for child in children:
+            assert child.stdout.readline() == "\n"
+        before = waited_for_cpu_ns(starved.pid)
+        deadline = time.monotonic() + 20
+        while waited_for_cpu_ns(starved.pid) - before < 300_000_000:
+            assert time.monotonic() < deadline, "the idle process does not wait"
+            time.sleep(0.05)
+        starved.send_signal(signal.SIGSTOP)
+        other.send_signal(signal.SIGSTOP)
+        while not (is_stopped(starved.pid) and is_stopped(other.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        stopped = waited_for_cpu_ns(starved.pid)
+        time.sleep(0.2)
+        assert waited_for_cpu_ns(starved.pid) == stopped
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+    assert waited_for_cpu_ns(2**22 + 5) == 0
+
+
+def test_silence_is_counted_without_the_time_that_a_worker_waited_for_a_cpu(monkeypatch):
+    page = StatsPage.create(["host", "trainer-0"])
+    spec = WorkerSpec("trainer-0", "sink", "sae_trainer", {})
+    worker = Supervised(spec, page.slot("trainer-0"), RestartBudget(WatchdogConfig()))
+    worker.handle = ProcessHandle(os.getpid())
+    waited = [7_000_000_000]
+    monkeypatch.setattr(supervised, "waited_for_cpu_ns", lambda pid: waited[0])
+    try:
+        worker.slot.set(SlotField.HEARTBEAT_NS, 100_000_000_000)
+        assert worker.silence_s(101_000_000_000) == (1.0, 0.0)  # what it waited before is past
+        waited[0] += 8_000_000_000
+        assert worker.silence_s(111_000_000_000) == (3.0, 8.0)
+        worker.slot.set(SlotField.HEARTBEAT_NS, 112_000_000_000)
+        assert worker.silence_s(112_500_000_000) == (0.5, 0.0)
+        waited[0] = 0  # another process, or a kernel that stopped telling
+        assert worker.silence_s(114_000_000_000) == (2.0, 0.0)
+    finally:
+        worker.handle.close()
+        page.close()
 
 
 def test_a_reused_pid_is_not_the_process_that_was_asked_for():

@@ -44,7 +44,8 @@ from asys_bench.config.resources import IoPriority
 from asys_bench.pipeline.resource_manager.apply import settle
 from asys_bench.pipeline.resource_manager.plan import Placement
 niceness = os.getpriority(os.PRIO_PROCESS, 0) + 3
-problems = settle(Placement.from_dict(json.loads(sys.argv[1])), niceness, IoPriority.IDLE)
+place = Placement.from_dict(json.loads(sys.argv[1]))
+problems = settle(place, niceness, IoPriority.IDLE, idle=sys.argv[2] == "idle")
 print(json.dumps(problems), flush=True)
 sys.stdin.read()
 """
@@ -65,10 +66,13 @@ def page() -> Iterator[StatsPage]:
     made.close()
 
 
-def test_a_worker_takes_its_cpu_its_niceness_and_its_place_at_the_disk() -> None:
+@pytest.mark.parametrize(("cpu", "expected"), [("normal", os.SCHED_BATCH), ("idle", os.SCHED_IDLE)])
+def test_a_worker_takes_its_cpu_its_priority_and_its_place_at_the_disk(
+    cpu: str, expected: int
+) -> None:
     placement = Placement(frozenset({CPUS[-1]}))
     with subprocess.Popen(
-        [sys.executable, "-P", "-c", CHILD, json.dumps(placement.to_dict())],
+        [sys.executable, "-P", "-c", CHILD, json.dumps(placement.to_dict()), cpu],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -80,7 +84,7 @@ def test_a_worker_takes_its_cpu_its_niceness_and_its_place_at_the_disk() -> None
         policy = os.sched_getscheduler(child.pid)
         child.communicate()
     assert io_class == psutil.IOPRIO_CLASS_IDLE
-    assert policy == os.SCHED_BATCH
+    assert policy == expected
     assert reading is not None
     assert reading.allowed == {CPUS[-1]}
     assert set(reading.threads.values()) == {frozenset({CPUS[-1]})}
