@@ -61,30 +61,42 @@ class ClosedOptions(ScenarioOptions):
         default=0,
         ge=0,
         le=100_000,
-        description="take the hooks off and put them back every so many host steps and report "
-        "paired_slowdown_ratio; 0: they stay on. The host must not be compiled",
+        description="end the observation and take it up again every so many host steps (hooks off "
+        "and on, running workers stopped and continued) and report paired_slowdown_ratio and "
+        "paired_rate_ratio; 0: it stays on. The host must not be compiled",
     )
 
 
 class _Alternation:
-    """Hooks off and on in blocks of host steps (off, on, on, off, ...), each pair a comparison.
+    """Observed and unobserved blocks of host steps (off, on, on, off, ...), each pair a comparison.
 
     A process has its own speed for as long as it lives (where its memory lies, which core it got),
     which two processes side by side differ in by more than hooks cost. Within one it cancels out.
+    Off means that nothing of ours runs: the hooks are gone and workers that ran are stopped.
     """
 
-    def __init__(self, pipeline: ExperimentPipeline, block_steps: int) -> None:
+    def __init__(
+        self, pipeline: ExperimentPipeline, block_steps: int, *, workers_run: bool
+    ) -> None:
         hooker = pipeline.session.hooker
         if hooker is None:
             raise ScenarioError("alternate_steps needs hooks")
-        self._hooker, self._block_steps = hooker, block_steps
+        self._hooker, self._session, self._block_steps = hooker, pipeline.session, block_steps
+        self._workers_run = workers_run
         self._blocks: list[tuple[bool, list[int]]] = []
 
     def begin(self) -> None:
         number = len(self._blocks)
         on = bool((number + number // 2) % 2)
         (self._hooker.attach if on else self._hooker.detach)()
+        if self._workers_run:
+            signal_workers(self._session, signal.SIGCONT if on else signal.SIGSTOP)
         self._blocks.append((on, []))
+
+    def end(self) -> None:
+        """Let the workers go on, so that they can drain."""
+        if self._workers_run:
+            signal_workers(self._session, signal.SIGCONT)
 
     def add(self, step_ns: int) -> None:
         """One more step of the block that began."""
@@ -98,14 +110,22 @@ class _Alternation:
 
         The first step of a block is left out: it pays for the change.
         """
-        whole = [(on, steps[1:]) for on, steps in self._blocks if len(steps) == self._block_steps]
+        return median(median(pair[True][1:]) / median(pair[False][1:]) for pair in self._pairs())
+
+    def rate(self) -> float:
+        """Median over pairs of blocks of (time of the block without / time of the one with hooks):
+        steps per second with hooks over those without. Every step counts, the first one too."""
+        return median(sum(pair[False]) / sum(pair[True]) for pair in self._pairs())
+
+    def _pairs(self) -> list[dict[bool, list[int]]]:
+        whole = [block for block in self._blocks if len(block[1]) == self._block_steps]
         pairs = [dict(pair) for pair in zip(whole[::2], whole[1::2], strict=False)]
         if not pairs:
             raise ScenarioError(
                 f"no pair of blocks of {self._block_steps} steps was done; give it more samples "
                 "or seconds, or fewer alternate_steps"
             )
-        return median(median(pair[True]) / median(pair[False]) for pair in pairs)
+        return pairs
 
 
 class _HostWatch:
@@ -118,9 +138,12 @@ class _HostWatch:
         self.slowdown = context.recorder("model_slowdown")
         self.hook_ms = context.recorder("hook_latency_ms")
         self.counting = False
-        self.alternation = (
-            _Alternation(pipeline, options.alternate_steps) if options.alternate_steps else None
-        )
+        self.alternation = None
+        if options.alternate_steps:
+            workers_run = options.workers == "running"
+            self.alternation = _Alternation(
+                pipeline, options.alternate_steps, workers_run=workers_run
+            )
         self._pipeline, self._options, self._samples = pipeline, options, context.samples
         self._steps = 0
         self._last_ns = 0
@@ -231,6 +254,8 @@ def run(context: RoundContext) -> None:
             started = time.monotonic()
             result = pipeline.run()
             elapsed = time.monotonic() - started
+        if watch.alternation is not None:
+            watch.alternation.end()
         if options.workers == "stopped":
             pipeline.abort()  # what is stopped cannot drain
         else:
@@ -241,6 +266,7 @@ def run(context: RoundContext) -> None:
         context.value("host_steps_per_s", result.steps / max(elapsed, 1e-9))
         if watch.alternation is not None:
             context.value("paired_slowdown_ratio", watch.alternation.slowdown())
+            context.value("paired_rate_ratio", watch.alternation.rate())
     except BaseException:
         pipeline.abort()
         raise
@@ -260,7 +286,10 @@ plugin = ScenarioPlugin(
             "lower", MetricKind.SAMPLES, "host step against a reference", relative_only=True
         ),
         "paired_slowdown_ratio": MetricSpec(
-            "lower", MetricKind.ROUND, "host step with hooks over one without, in one process"
+            "lower", MetricKind.ROUND, "host step observed over one unobserved, in one process"
+        ),
+        "paired_rate_ratio": MetricSpec(
+            "higher", MetricKind.ROUND, "host steps/s observed over unobserved, in one process"
         ),
         "host_steps_per_s": MetricSpec("higher", MetricKind.ROUND, "host steps, warm-up included"),
     },

@@ -1,12 +1,14 @@
-"""Hooks off and on in one process: the order of the blocks, and what their comparison says."""
+"""Observed and unobserved in turns: the order of the blocks, and what their comparison says."""
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 
 from asys_bench.contracts.scenario import ScenarioError
+from asys_bench.harness.scenarios import closed
 from asys_bench.harness.scenarios.closed import _Alternation
 
 
@@ -24,10 +26,10 @@ class Hooker:
         self.turns.append("off")
 
 
-def alternation(block_steps):
+def alternation(block_steps, workers_run=False):
     hooker = Hooker()
-    session = SimpleNamespace(hooker=hooker)
-    return hooker, _Alternation(SimpleNamespace(session=session), block_steps)
+    pipeline = SimpleNamespace(session=SimpleNamespace(hooker=hooker))
+    return hooker, _Alternation(pipeline, block_steps, workers_run=workers_run)
 
 
 def play(hooker, paired, steps, on_ns, off_ns, drift_ns=0):
@@ -41,6 +43,22 @@ def test_blocks_come_in_the_order_off_on_on_off_and_the_ratio_is_what_hooks_cost
     play(hooker, paired, 34, on_ns=1100, off_ns=1000)
     assert hooker.turns == ["off", "on", "on", "off", "off", "on", "on", "off", "off"]
     assert paired.slowdown() == pytest.approx(1.1)
+    assert paired.rate() == pytest.approx(1 / 1.1)
+
+
+def test_workers_run_while_hooks_are_on_and_in_the_end(monkeypatch):
+    sent = []
+    monkeypatch.setattr(closed, "signal_workers", lambda session, number: sent.append(number))
+    hooker, paired = alternation(2, workers_run=True)
+    play(hooker, paired, 8, on_ns=1, off_ns=1)
+    paired.end()
+    stop, go_on = signal.SIGSTOP, signal.SIGCONT
+    assert sent == [stop, go_on, go_on, stop, stop, go_on]
+    sent.clear()
+    hooker, paired = alternation(2)  # stopped or killed workers are left as they are
+    play(hooker, paired, 8, on_ns=1, off_ns=1)
+    paired.end()
+    assert sent == []
 
 
 def test_a_drift_of_the_machine_cancels_out():
@@ -58,6 +76,16 @@ def test_the_first_step_of_a_block_pays_for_the_change_and_does_not_count():
     assert paired.slowdown() == 1.0
 
 
+def test_the_rate_counts_every_step_of_a_block():
+    hooker, paired = alternation(4)
+    paired.begin()
+    for _ in range(4):
+        for ns in (100, 100, 700, 100) if not hooker.on else (100, 150, 800, 200):
+            paired.add(ns)
+    assert paired.rate() == pytest.approx(1000 / 1250)
+    assert paired.slowdown() == pytest.approx(2.0)
+
+
 def test_no_whole_pair_is_an_error_and_not_a_result():
     hooker, paired = alternation(10)
     play(hooker, paired, 19, on_ns=1, off_ns=1)
@@ -67,4 +95,4 @@ def test_no_whole_pair_is_an_error_and_not_a_result():
 
 def test_it_needs_hooks():
     with pytest.raises(ScenarioError, match="needs hooks"):
-        _Alternation(SimpleNamespace(session=SimpleNamespace(hooker=None)), 4)
+        _Alternation(SimpleNamespace(session=SimpleNamespace(hooker=None)), 4, workers_run=True)
