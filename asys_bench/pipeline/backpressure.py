@@ -33,7 +33,7 @@ HOLD_NS = 250_000_000
 BASE_SETTLES_S = 120.0
 _BRAKE_AT_HIGH = 10.0
 _CLOSE_CALLS = 4
-"""Calls of the hook between two looks at a filling bus."""
+"""Captured calls of the hook between two looks at a filling bus: what is left out does not fill it."""
 
 
 class FillController:
@@ -75,11 +75,12 @@ class FillController:
             self._base = max(policy.min_rate, self._base * math.exp(-exponent))
             rate = self._base * math.exp(-self._gain * over)
         self.rate = max(policy.min_rate, rate)
-        self.calls_to_next = _CLOSE_CALLS if fill > self._near else CALLS_BETWEEN_LOOKS
+        self.calls_to_next = CALLS_BETWEEN_LOOKS
+        if fill > self._near:
+            self.calls_to_next = min(round(_CLOSE_CALLS / self.rate), CALLS_BETWEEN_LOOKS)
 
     def refused(self, now_ns: int) -> None:
         """The bus refused a packet: the brake alone does not hold (or came too late)."""
-        self.calls_to_next = _CLOSE_CALLS
         if now_ns - self._refused_ns < HOLD_NS:
             return
         self._refused_ns = now_ns

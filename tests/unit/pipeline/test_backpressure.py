@@ -124,6 +124,16 @@ class Simulation:
         return history
 
 
+@pytest.mark.parametrize(
+    ("fill", "calls"), [(0.0, 16), (0.25, 16), (0.3, 4), (0.6, 10), (0.75, 16), (1.0, 16)]
+)
+def test_it_looks_at_a_filling_bus_after_four_captured_calls_at_most(fill, calls):
+    controller = FillController(SamplingConfig(low_watermark=0.5, high_watermark=0.75))
+    controller.observe(fill, 0)
+    assert controller.calls_to_next == calls
+    assert fill <= 0.25 or controller.calls_to_next * controller.rate <= 4.5
+
+
 def settling_time(history, ideal, start=0.0, tolerance=0.2):
     """Seconds after `start` from which on the rate stays within `tolerance` of the ideal."""
     outside = [t for t, rate in history if abs(rate / ideal - 1) > tolerance]
