@@ -8,6 +8,7 @@ from typing import Any
 
 from asys_bench.config.bus import BusConfig, OnFull
 from asys_bench.config.hooks import HookConfig
+from asys_bench.config.resources import CpuPriority, ResourcesConfig
 from asys_bench.config.run import RunConfig
 from asys_bench.config.sinks import SinkConfig
 from asys_bench.config.watchdog import WatchdogConfig
@@ -100,6 +101,18 @@ def _sampling(hooks: tuple[HookConfig, ...]) -> Iterator[Violation]:
             )
 
 
+def _idle(resources: ResourcesConfig) -> Iterator[Violation]:
+    if resources.worker_cpu is CpuPriority.IDLE and resources.pinning == "none":
+        yield Violation(
+            ("resources", "worker_cpu"),
+            "needs workers that are pinned: on a shared CPU the kernel may put two threads of the "
+            "host on one core and leave the other to an idle worker, which took three quarters of "
+            "PPO's rate on two cores",
+            "idle",
+            "set resources.pinning to auto (or to a mapping), or worker_cpu to normal",
+        )
+
+
 def _something_to_consume(
     hooks: tuple[HookConfig, ...], sinks: Mapping[str, SinkConfig]
 ) -> Iterator[Violation]:
@@ -121,6 +134,7 @@ RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Violation]]], ...
     (("run", "watchdog"), _drain),
     (("run", "bus"), _block),
     (("hooks",), _sampling),
+    (("resources",), _idle),
     (("hooks", "sinks"), _something_to_consume),
 )
 

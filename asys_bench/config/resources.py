@@ -71,9 +71,9 @@ class ResourcesConfig(Section):
     worker_cpu: CpuPriority = Field(
         default=CpuPriority.NORMAL,
         description="CPU time of trainers and archivers: a share by their niceness, or `idle` "
-        "(SCHED_IDLE), only what nobody else on their CPUs wants; with pinning, kernel threads and "
-        "neighbours then run there and not on the host's CPUs, and on a loaded machine workers "
-        "starve before the host does",
+        "(SCHED_IDLE), only what nobody else on their CPUs wants: kernel threads and neighbours then "
+        "run there and not on the host's CPUs, and on a loaded machine workers starve before the host "
+        "does; needs pinning, which must keep workers off the host's CPUs",
     )
     worker_io: IoPriority = Field(
         default=IoPriority.NORMAL,

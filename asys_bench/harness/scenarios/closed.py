@@ -63,7 +63,8 @@ class ClosedOptions(ScenarioOptions):
         le=100_000,
         description="end the observation and take it up again every so many host steps (hooks off "
         "and on, running workers stopped and continued) and report paired_slowdown_ratio and "
-        "paired_rate_ratio; 0: it stays on. The host must not be compiled",
+        "paired_rate_ratio; 0: it stays on. The host must not be compiled, and that many steps take "
+        "well under watchdog.heartbeat_timeout_s",
     )
 
 

@@ -109,6 +109,7 @@ def test_wrong_plugins_and_their_options_are_found_in_place(
     ("text", "line", "path", "message"),
     [
         ("watchdog: {tick_s: 1,\n heartbeat_timeout_s: 3}", 3, "heartbeat_timeout_s", "3 * "),
+        ("resources:\n  worker_cpu: idle\n", 3, "worker_cpu", "pinned"),
         ("watchdog:\n  startup_timeout_s: 9\n", 3, "startup_timeout_s", "heartbeat_timeout_s = 10"),
         ("watchdog:\n  backoff_max_s: 0.01\n", 3, "backoff_max_s", "backoff_initial_s = 0.1"),
         ("watchdog:\n  restart_window_s: 3\n", 3, "restart_window_s", "never reached"),

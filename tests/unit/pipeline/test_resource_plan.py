@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from asys_bench.config.resources import NumaMode, PinningMap, ResourcesConfig
+from asys_bench.config.resources import CpuPriority, NumaMode, PinningMap, ResourcesConfig
 from asys_bench.config.resources_cpus import parse_cpus
 from asys_bench.pipeline.resource_manager.picture import draw
 from asys_bench.pipeline.resource_manager.plan import HOST, Need, Placement, Plan, make_plan
@@ -222,10 +222,16 @@ def test_every_plan_can_be_drawn_within_its_width_and_kept(
         assert Placement.from_dict(placement.to_dict()) == placement
 
 
-def picture(topology: Topology, plan: Plan, wanted: list[Need], width: int) -> str:
+def picture(
+    topology: Topology,
+    plan: Plan,
+    wanted: list[Need],
+    width: int,
+    cpu: CpuPriority = CpuPriority.NORMAL,
+) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, color_system=None)
-    console.print(draw(topology, plan, wanted, width, nice=5))
+    console.print(draw(topology, plan, wanted, width, nice=5, cpu=cpu))
     return out.getvalue()
 
 
@@ -235,6 +241,11 @@ def test_the_picture_names_every_process_and_marks_every_cpu() -> None:
     text = picture(topology, make_plan(topology, wanted, "auto"), wanted, 100)
     for words in ("[ 0 H ]", "[ 1 A ]", "[ 2 s ]", "[ 3 H ]", "trainer-0", "monitor-0", "+5"):
         assert words in text
+    text = picture(topology, make_plan(topology, wanted, "auto"), wanted, 100, CpuPriority.IDLE)
+    niceness = {line.split()[1]: line for line in text.splitlines() if line.strip()[1:2] == " "}
+    assert "idle" in niceness["trainer-0"]
+    assert "+5" in niceness["monitor-0"]
+    assert "idle" not in niceness["monitor-0"]
 
 
 @pytest.mark.parametrize(

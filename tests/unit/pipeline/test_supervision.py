@@ -27,6 +27,7 @@ def open_session(tmp_path, module, **watchdog):
             "run": {"dir": str(tmp_path), "name": "watched"},
             "hooks": [{"match": "0"}],
             "sinks": {"archive": {"kind": "archiver"}, "trainer": None},
+            "resources": {"worker_cpu": "idle", "pinning": "auto"},
             "watchdog": {"tick_s": 0.05, "backoff_initial_s": 0.05, **watchdog},
         }
     )
@@ -71,6 +72,8 @@ def test_whoever_dies_stops_or_is_outdated_is_replaced_until_the_budget_is_used_
         gives_way = os.getpriority(os.PRIO_PROCESS, 0) + 5
         assert os.getpriority(os.PRIO_PROCESS, server) == gives_way, "its imports are not urgent"
         assert os.getpriority(os.PRIO_PROCESS, worker) == gives_way, "once, not twice"
+        assert os.sched_getscheduler(server) == os.SCHED_BATCH, "a restart is not to wait for hours"
+        assert os.sched_getscheduler(worker) == os.SCHED_IDLE
         os.kill(server, signal.SIGSTOP)
         os.kill(first, signal.SIGSTOP)
         wait_for(
