@@ -108,7 +108,7 @@ def _idle(resources: ResourcesConfig) -> Iterator[Violation]:
             "needs workers that are pinned: on a shared CPU the kernel may put two threads of the "
             "host on one core and leave the other to an idle worker, which took three quarters of "
             "PPO's rate on two cores",
-            "idle",
+            resources.worker_cpu.value,
             "set resources.pinning to auto (or to a mapping), or worker_cpu to normal",
         )
 

@@ -36,7 +36,7 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel
 
-from asys_bench.contracts.capture_port import CapturePort, PortCells
+from asys_bench.contracts.capture_port import CapturePort, HookT, PortCells
 from asys_bench.contracts.packet import ActivationPacket, PacketMeta
 
 MAX_DELIVERIES = 5
@@ -221,9 +221,9 @@ class BusProducer(ABC):
         del meta, cells
         return None
 
-    def hook_class(self, hook: type[Any]) -> type[Any]:
-        """The class to make forward hooks of that have a `direct` of this producer's port: `hook`
-        (a `contracts.capture_port.ForwardHook`), or a subclass whose calls are compiled."""
+    def hook_class(self, hook: type[HookT]) -> type[HookT]:
+        """The class to make forward hooks of that have a `direct` of this producer's port: `hook`, or
+        a subclass whose calls are compiled."""
         return hook
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -63,6 +63,9 @@ class ForwardHook(Protocol):
 
     def otherwise(self, outcome: int, module: torch.nn.Module, output: Any) -> None:
         """`direct` has answered something else than PORT_ACCEPTED."""
+
+
+HookT = TypeVar("HookT", bound=ForwardHook)
 
 
 @dataclass(frozen=True, slots=True)

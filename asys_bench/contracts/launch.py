@@ -52,7 +52,7 @@ class LaunchSpec:
 
     def niceness_of(self, worker: WorkerSpec) -> int | None:
         """The niceness that `worker` is to have; None: the host's, and nothing is to be done."""
-        return min(19, self.niceness + worker.nice) if worker.nice or worker.idle else None
+        return min(19, self.niceness + worker.nice) if worker.nice else None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -63,8 +63,6 @@ class Capture(NamedTuple):
     direct: DirectCapture
     """(what the module returned, in the phase that is asked for): capture it now; first, and then
     what its outcome says."""
-    hook_class: Callable[[type[Any]], type[Any]]
-    """What to make a forward hook of that asks `direct`: a class, or a subclass of it."""
     refused: Callable[[], None]
     """`direct` has said PORT_REFUSED."""
     observe: Callable[[torch.Tensor | None, bool | None], None]
@@ -98,9 +96,7 @@ def build_capture(
         own_port = producer.capture_port(stream.meta, stream.port_cells)
     port = own_port if own_port is not None else _no_port
     direct: DirectCapture = not_direct
-    hook_class: Callable[[type[Any]], type[Any]] = _as_it_is
     if own_port is not None:
-        hook_class = producer.hook_class
         direct = own_port.direct(
             Decision(
                 state,
@@ -310,15 +306,11 @@ def build_capture(
                 own_port.close()
 
     stream.off = False
-    return Capture(direct, hook_class, refused_directly, observe, draw, send, close)
+    return Capture(direct, refused_directly, observe, draw, send, close)
 
 
 def _no_port(*_: object) -> int:
     return PORT_NOT_MINE
-
-
-def _as_it_is(hook: type[Any]) -> type[Any]:
-    return hook
 
 
 def not_direct(_: object) -> int:

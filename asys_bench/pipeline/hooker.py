@@ -25,7 +25,7 @@ from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
 from asys_bench.pipeline import graph_op
-from asys_bench.pipeline.capture import Capture, build_capture
+from asys_bench.pipeline.capture import Capture, build_capture, not_direct
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.gradient_hooks import OutputGradientHook, ParameterGradientHook
 from asys_bench.pipeline.hook_stream import HookStream
@@ -118,8 +118,9 @@ class ActivationHooker:
         module = stream.point.module
         match stream.point.kind:
             case Kind.ACTIVATION:
-                path_given = stream.path is not None
-                hook_class = OutputHook if path_given else capture.hook_class(OutputHook)
+                hook_class = OutputHook
+                if stream.path is None and capture.direct is not not_direct:
+                    hook_class = self._writer.producer.hook_class(OutputHook)
                 self._keep(module.register_forward_hook(hook_class(stream, capture)))
                 self._receive(stream.number, lambda x: capture.observe(x, stream.phase))
             case Kind.INPUT:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 
-def yield_to_others(niceness: int, *, idle: bool = False) -> list[str]:
-    """Raise the calling process to `niceness` (-20..19; one that is higher stays).
+def yield_to_others(niceness: int | None, *, idle: bool = False) -> list[str]:
+    """Raise the calling process to `niceness` (-20..19; one that is higher stays, None changes none).
 
     When it wakes up it also waits for the end of the time slice that runs (SCHED_BATCH), since that
     is as likely the host's as any.
@@ -18,7 +18,7 @@ def yield_to_others(niceness: int, *, idle: bool = False) -> list[str]:
     """
     problems = []
     try:
-        if os.getpriority(os.PRIO_PROCESS, 0) < niceness:
+        if niceness is not None and os.getpriority(os.PRIO_PROCESS, 0) < niceness:
             os.setpriority(os.PRIO_PROCESS, 0, niceness)
     except OSError as error:
         problems.append(f"niceness not raised to {niceness}: {error.strerror}")

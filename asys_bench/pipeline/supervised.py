@@ -30,10 +30,8 @@ class Supervised:
         """Seconds since its last heartbeat in which it could have given one, and those in which it
         waited for a CPU instead (seen from the first look after the heartbeat on)."""
         assert self.handle is not None
-        beat_ns, waited_ns = (
-            self.slot.get(SlotField.HEARTBEAT_NS),
-            waited_for_cpu_ns(self.handle.pid),
-        )
+        beat_ns = self.slot.get(SlotField.HEARTBEAT_NS)
+        waited_ns = waited_for_cpu_ns(self.handle.pid)
         if beat_ns != self._beat_ns:
             self._beat_ns, self._waited_ns = beat_ns, waited_ns
         starved_ns = max(0, waited_ns - self._waited_ns)

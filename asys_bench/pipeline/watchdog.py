@@ -157,6 +157,7 @@ class WatchdogProcess:
         age, starved = worker.silence_s(time.monotonic_ns())
         ready = worker.slot.state is WorkerState.READY
         limit = self._config.heartbeat_timeout_s if ready else self._config.startup_timeout_s
+        starves = age + starved > limit
         if age > limit:
             log.error(
                 "%s hangs: no heartbeat for %.1f s; killed (where it was: logs/%s.log)",
@@ -167,7 +168,7 @@ class WatchdogProcess:
             worker.handle.kill(DUMP_SIGNAL)
             worker.handle.wait(DUMP_S)
             self._kill(worker)
-        elif age + starved > limit and not worker.starves:
+        elif starves and not worker.starves:
             log.warning(
                 "%s starves: no heartbeat for %.1f s, of which it waited %.1f s for a CPU; not "
                 "restarted, since that gives it none",
@@ -175,7 +176,7 @@ class WatchdogProcess:
                 age + starved,
                 starved,
             )
-        worker.starves = age + starved > limit
+        worker.starves = starves
 
     def _start(self, worker: Supervised) -> None:
         worker.start_at = None

@@ -40,7 +40,7 @@ from asys_bench.contracts.bus import (
     Payload,
     Reservation,
 )
-from asys_bench.contracts.capture_port import CapturePort, PortCells
+from asys_bench.contracts.capture_port import CapturePort, HookT, PortCells
 from asys_bench.contracts.packet import HEADER_BYTES, PacketMeta
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class CppSpmcProducer(BusProducer):
             latency=cells.latency,
         )
 
-    def hook_class(self, hook: type[Any]) -> type[Any]:
+    def hook_class(self, hook: type[HookT]) -> type[HookT]:
         return compiled(hook)
 
     @property

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from asys_bench.backends.cpp_spmc import native
+from asys_bench.contracts.capture_port import HookT
 
 _made: dict[type[Any], type[Any]] = {}
 
 
-def compiled(hook: type[Any]) -> type[Any]:
-    """A subclass of `hook`, a `contracts.capture_port.ForwardHook`, whose instances run compiled code
-    when they are called; `__call__` stays what it was, for torch.compile to trace."""
+def compiled(hook: type[HookT]) -> type[HookT]:
+    """A subclass of `hook` whose instances run compiled code when they are called; `__call__` stays
+    what it was, for torch.compile to trace."""
     if hook not in _made:
         base = native.hook_call()
 

@@ -50,6 +50,12 @@ bool in_backward(const DirectObject& self) {
   return !outside;
 }
 
+// Whether the hook is on and nobody else is at work for it. May leave an error set.
+bool is_ready(const DirectObject& self) {
+  return self.port->producer != nullptr && self.state[kOff] == 0 && !in_backward(self) &&
+         !is_locked(self) && is_free(*self.port);
+}
+
 double rows_of(const TensorView& tensor) {
   double rows = 1;
   for (int i = 0; i + 1 < tensor.ndim; ++i) rows *= static_cast<double>(tensor.shape[i]);
@@ -78,9 +84,8 @@ int decide_and_deliver(DirectObject& self, PyObject* output) {
   std::int64_t* state = self.state;
   TensorView tensor;
   double* budget = self.budget;
-  if (self.port->producer == nullptr || state[kOff] != 0 ||
-      (budget != nullptr && static_cast<double>(started) >= budget[kDueNs]) ||
-      !takes(output, tensor) || in_backward(self) || is_locked(self) || !is_free(*self.port))
+  if ((budget != nullptr && static_cast<double>(started) >= budget[kDueNs]) ||
+      !takes(output, tensor) || !is_ready(self))
     return kNotMine;
   if (state[kCountdown] <= 1 && !is_calm(self)) return kNotMine;
 
@@ -202,10 +207,9 @@ int capture_directly(PyObject* object, PyObject* output) {
 
 int skip_directly(PyObject* object) {
   DirectObject& self = *reinterpret_cast<DirectObject*>(object);
-  const bool mine = self.port->producer != nullptr && self.state[kOff] == 0 &&
-                    !in_backward(self) && !is_locked(self) && is_free(*self.port);
+  const bool ready = is_ready(self);
   PyErr_Clear();
-  if (!mine) return kNotMine;
+  if (!ready) return kNotMine;
   *self.port->cells.calls += 1;
   *self.skipped += 1;
   return kAccepted;

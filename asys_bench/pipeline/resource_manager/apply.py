@@ -70,7 +70,7 @@ def settle(
 ) -> list[str]:
     """Bring the calling (worker) process to its place and priority.
 
-    niceness, idle: see `yield_to_others`; None leaves the priority as it is.
+    niceness, idle: see `yield_to_others`; without either the priority stays as it is.
 
     Returns what could not be done, one line each.
     """
@@ -80,7 +80,7 @@ def settle(
             prefer_node(placement.node)
         except NumaError as error:
             problems.append(error.strerror or str(error))
-    if niceness is not None:
+    if niceness is not None or idle:
         problems += yield_to_others(niceness, idle=idle)
     if io in _IO_CLASS:
         try:

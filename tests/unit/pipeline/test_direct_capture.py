@@ -205,12 +205,12 @@ def count_looks(monkeypatch):
 
 
 def counting_observe(make, calls):
-    def new(cls, direct, hook_class, refused, observe, *rest):
+    def new(cls, direct, refused, observe, *rest):
         def counted(*args):
             calls.append(args)
             observe(*args)
 
-        return make(cls, direct, hook_class, refused, counted, *rest)
+        return make(cls, direct, refused, counted, *rest)
 
     return new
 
