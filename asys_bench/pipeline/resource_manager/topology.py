@@ -86,7 +86,7 @@ def read_topology(root: Path = Path("/"), affinity: Iterable[int] | None = None)
         cpus = tuple(sorted((siblings & online) | {cpu}))
         package = _integer(folder / "physical_package_id", 0)
         cores.setdefault(cpus, Core(node_of.get(cpu, 0), max(package, 0), cpus))
-    groups = _cgroups(root)
+    groups = cgroup_folders(root)
     cpuset = _first_list(groups, ("cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"))
     mems = _first_list(groups, ("cpuset.mems.effective", "cpuset.effective_mems", "cpuset.mems"))
     usable = allowed & online
@@ -110,7 +110,7 @@ def _nodes(base: Path) -> tuple[dict[int, int], dict[int, int]]:
     return node_of, memory
 
 
-def _cgroups(root: Path) -> list[Path]:
+def cgroup_folders(root: Path = Path("/")) -> list[Path]:
     """Folders of the process's cgroups, innermost first, so that the tightest answer comes first."""
     found: list[Path] = []
     for line in (_text(root / "proc/self/cgroup") or "").splitlines():

@@ -1,0 +1,100 @@
+"""What an SAE takes, from its configuration and the width of its rows: memory, disk, time per step.
+
+Bytes follow from shapes alone. Time is measured, on the machine that will train: a few rows through a
+product of the encoder's size.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from asys_bench.sae.config import SAEConfig
+
+FLOAT = 4
+ROW_EXTRA = 28
+"""Weight, step, version and order of a row in the reservoir, in bytes."""
+BLOCK_ROWS = 4096
+"""Rows that wait at most before they are shuffled in (`trainer.BLOCK_ROWS`)."""
+_VECTORS = {"jumprelu": 2, "gated": 3}
+"""Parameters that have one entry per feature, where it is not only the encoder's bias."""
+_PROBE_ROWS, _PROBE_FEATURES = 64, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """One SAE. d_out: width of a transcoder's target, else d_in."""
+
+    d_in: int
+    d_out: int
+    d_sae: int
+    weights_bytes: int
+    optimizer_bytes: int
+    """Adam's moments, the gradients, and the copy of the last good state."""
+    buffer_bytes: int
+    """The shuffle reservoir and the rows that wait for it."""
+    held_out_bytes: int
+    checkpoint_bytes: int
+    """One checkpoint on disk."""
+    disk_bytes: int
+    """All checkpoints that are kept, and the one that is being written."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the trainer holds while it trains; writing a checkpoint takes `weights_bytes` more."""
+        return self.weights_bytes + self.optimizer_bytes + self.buffer_bytes + self.held_out_bytes
+
+
+def footprint(config: SAEConfig, d_in: int, d_out: int | None = None) -> Footprint:
+    """The footprint of an SAE on rows of width `d_in`.
+
+    Raises:
+        ValueError: the configuration does not fit `d_in`.
+    """
+    d_sae = config.features(d_in)
+    is_transcoder = config.architecture == "skip_transcoder"
+    d_target = (d_out or d_in) if is_transcoder else d_in
+    width = d_in + d_target if is_transcoder else d_in
+    parameters = d_sae * (d_in + d_target + _VECTORS.get(config.architecture, 1)) + d_target
+    if is_transcoder:
+        parameters += d_in * d_target  # W_skip
+    weights = FLOAT * parameters
+    rough = 2 * d_sae * d_in if config.rough_products else 0
+    buffer = config.buffer_rows * (FLOAT * width + ROW_EXTRA)
+    held_out = config.held_out_rows * (FLOAT * width + FLOAT)
+    checkpoint = 4 * weights + held_out + (buffer if config.checkpoint_buffer else 0)
+    return Footprint(
+        d_in=d_in,
+        d_out=d_target,
+        d_sae=d_sae,
+        weights_bytes=weights,
+        # two moments, gradients, and a copy of weights and moments
+        optimizer_bytes=6 * weights + rough,
+        buffer_bytes=buffer + BLOCK_ROWS * FLOAT * width,
+        held_out_bytes=held_out,
+        checkpoint_bytes=checkpoint,
+        disk_bytes=(config.checkpoint_keep + 1) * checkpoint,
+    )
+
+
+def step_seconds(config: SAEConfig, d_in: int) -> float:
+    """Seconds that a training step takes here at least, measured by a part of its encoder's product.
+
+    The rest of a TopK step (sparse products, Adam) takes about as long again for large SAEs; dense
+    architectures take three products. It costs a few milliseconds.
+
+    Raises:
+        ValueError: the configuration does not fit `d_in`.
+    """
+    d_sae = config.features(d_in)
+    features, rows = min(d_sae, _PROBE_FEATURES), min(config.batch_rows, _PROBE_ROWS)
+    dtype = torch.bfloat16 if config.rough_products else torch.float32
+    table_FD = torch.zeros(features, d_in, dtype=dtype)
+    rows_ND = torch.zeros(rows, d_in, dtype=dtype)
+    torch.mm(rows_ND, table_FD.t())
+    began = time.perf_counter()
+    torch.mm(rows_ND, table_FD.t())
+    took_s = time.perf_counter() - began
+    return took_s * (config.batch_rows / rows) * (d_sae / features) / config.work_threads
