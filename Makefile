@@ -29,7 +29,11 @@ $(VENV)/.test: $(SOURCES) | $(VENV)/.torch
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[test]"
 	@touch $@ $(VENV)/.run
 
-run: $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs on its activations
+# Said before the first install only: both stamps are there afterwards.
+announce-run:
+	@test -e $(VENV)/.torch -a -e $(VENV)/.run || echo "first time: installing torch (CPU), Stable-Baselines3, numba and what they need into $(VENV)/ (about 300 MB to download, 1.5 GB on disk, 1 to 5 minutes; nothing outside this folder)"
+
+run: announce-run $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs on its activations
 	$(BIN)/asys-run --config $(CONFIG) $(ARGS)
 
 test: $(VENV)/.test lint types ## set up everything, then linter, types and all quick tests

@@ -7,27 +7,32 @@ timeout, broken integrity, noise) · 5 environment refused · 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 
-from asys_bench.cli.commands import execute, summary_of
+from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
 
-_COMMANDS = (
-    "run",
-    "check",
-    "list",
-    "doctor",
-    "report",
-    "explain",
-    "judge",
-    "compare",
-    "history",
-    "selftest",
-    "export",
-    "new-plugin",
+COMMANDS = Commands(
+    "asys-bench",
+    (
+        "run",
+        "check",
+        "list",
+        "doctor",
+        "report",
+        "explain",
+        "judge",
+        "compare",
+        "history",
+        "selftest",
+        "export",
+        "new-plugin",
+    ),
 )
-"""Each is `asys_bench.cli.bench_<name>` (dashes as underscores) with `add(parser)` and
-`main(arguments, console)`."""
+EXAMPLES = (
+    ("asys-bench doctor", "what this machine lacks, and the fix"),
+    ("asys-bench run smoke.yaml", "under a minute: does everything work, with verdicts"),
+    ("asys-bench report runs/bench/<run>", "a stored result, worst first"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,21 +40,29 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["--config"] or (words[:1] and words[0].startswith("--config=")):
         words = ["run", *words]  # asys-i-bench --config configs/benchmark.yaml
+    parser = build_parser()
+    if not words:
+        parser.print_help()
+        return EXIT_USAGE
+    if words[0] in COMMANDS.names:
+        return COMMANDS.run(words)
+    if words[0].startswith("-"):
+        parser.parse_args(words)  # --help and --version leave here
+        parser.error("name a command")
+    parser.error(COMMANDS.unknown(words[0]))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """What stands before a command."""
     parser = argparse.ArgumentParser(
-        prog="asys-bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="asys-bench",
+        usage="asys-bench COMMAND ...",
+        description=__doc__,
+        epilog=COMMANDS.page(EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in _COMMANDS:
-        module = importlib.import_module(_module_name(name))
-        # argparse formats the help line, so a per cent sign is doubled.
-        own = commands.add_parser(name, help=summary_of(module).replace("%", "%%"))
-        module.add(own)
-    arguments = parser.parse_args(words)
-    return execute(importlib.import_module(_module_name(arguments.command)), arguments)
-
-
-def _module_name(command: str) -> str:
-    return f"asys_bench.cli.bench_{command.replace('-', '_')}"
+    add_version(parser)
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from asys_bench.harness.suite_file import load_suite
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The suite and `--set`."""
@@ -18,6 +16,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """0 when the suite is valid; problems raise ConfigError."""
+    from asys_bench.harness.suite_file import load_suite
+
     loaded = load_suite(arguments.suite, arguments.set)
     table = Table("contender", "role", "scenario", "rounds", "targets", box=None, pad_edge=False)
     for contender in loaded.contenders:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
+from asys_bench.cli.bench_files import WRITTEN
 from asys_bench.config.diagnosis import diagnose
 from asys_bench.config.document import read_document
 from asys_bench.config.problems import ConfigError, Origin, Problem
@@ -25,7 +26,7 @@ class BenchConfig(Section):
         default=(), description="`path=value` overrides of the suite"
     )
     reports: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = Field(
-        default=(), description="reporters whose documents are written beside the result"
+        default=WRITTEN, description="reporters whose documents are written beside the result"
     )
     folder: Path = Field(default=Path(), description="of this file; filled in when it is read")
 

@@ -10,6 +10,8 @@ from asys_bench.contracts.reporter import ReporterPlugin, Subject
 from asys_bench.registry import PluginError, registry
 
 ALIASES = {"md": "markdown"}
+WRITTEN = ("html", "markdown", "junit")
+"""Documents that a run writes beside its result, unless a `--config FILE` names others."""
 
 
 def bench_reporters() -> dict[str, ReporterPlugin]:

@@ -7,11 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from asys_bench.harness.rejudge import rejudge
-from asys_bench.harness.store import ResultError, read_result, write_result
-from asys_bench.harness.suite_file import load_suite
-from asys_bench.reports.bench_terminal.verdicts import render_terminal
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RESULT, `--suite`, `--set` and `--out`."""
@@ -28,6 +23,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """The suite's exit code by the new verdicts; 2 when a file cannot be used."""
+    from asys_bench.harness.rejudge import rejudge
+    from asys_bench.harness.store import ResultError, read_result, write_result
+    from asys_bench.harness.suite_file import load_suite
+    from asys_bench.reports.bench_terminal.verdicts import render_terminal
+
     try:
         result = read_result(arguments.result)
     except ResultError as error:

@@ -7,9 +7,6 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
-from asys_bench.contracts.scenario import ScenarioPlugin
-from asys_bench.harness.plugins import metrics_of
-from asys_bench.harness.suite_file import shipped_suites
 from asys_bench.registry import KINDS, Plugin, registry
 
 
@@ -22,6 +19,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     """1 when a plugin failed to load."""
     if arguments.metrics:
         return _metrics(console)
+    from asys_bench.harness.suite_file import shipped_suites
+
     table = Table("kind", "name", "summary", box=None, pad_edge=False)
     failed = False
     for kind in KINDS:
@@ -41,6 +40,9 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _metrics(console: Console) -> int:
+    from asys_bench.contracts.scenario import ScenarioPlugin
+    from asys_bench.harness.plugins import metrics_of
+
     table = Table(
         "scenario", "takes", "metric", "better", "stats", "what", box=None, pad_edge=False
     )

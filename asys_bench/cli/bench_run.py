@@ -11,14 +11,6 @@ from types import FrameType
 
 from rich.console import Console
 
-from asys_bench.cli.bench_config import read_bench_config
-from asys_bench.cli.bench_files import write_reports
-from asys_bench.harness.runner import SuiteRunner
-from asys_bench.harness.selection import select
-from asys_bench.harness.suite_file import load_suite
-from asys_bench.reports.bench_terminal.progress import BenchProgress
-from asys_bench.reports.bench_terminal.verdicts import render_terminal
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """A suite (or `--config FILE` that names one), `--set`, `--only` and `--out`."""
@@ -42,8 +34,16 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     if (arguments.suite is None) == (arguments.config is None):
         console.print("asys-bench run: give a SUITE, or --config FILE that names one", style="red")
         return 2
+    from asys_bench.cli.bench_config import read_bench_config
+    from asys_bench.cli.bench_files import WRITTEN, write_reports
+    from asys_bench.harness.runner import SuiteRunner
+    from asys_bench.harness.selection import select
+    from asys_bench.harness.suite_file import load_suite
+    from asys_bench.reports.bench_terminal.progress import BenchProgress
+    from asys_bench.reports.bench_terminal.verdicts import render_terminal
+
     suite, out, sets = arguments.suite, arguments.out, list(arguments.set)
-    formats: tuple[str, ...] = ()
+    formats: tuple[str, ...] = WRITTEN
     if arguments.config is not None:
         config = read_bench_config(arguments.config)
         suite, out = config.suite_path, out or str(config.out)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from asys_bench.harness.selftest import run_selftest
-
 
 def add(parser: argparse.ArgumentParser) -> None:
     """`--set` and `--out`."""
@@ -18,6 +16,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """0 when both are as they should be, 1 when not, 4 when it could not be measured."""
+    from asys_bench.harness.selftest import run_selftest
+
     result, found, code = run_selftest(Path(arguments.out), arguments.set)
     for one in found:
         mark = "ok  " if one.ok else "FAIL"

@@ -7,101 +7,59 @@ the command line is wrong · 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
 
-from asys_bench.cli.commands import execute, summary_of
-from asys_bench.config import ConfigError, LoadedConfig, dump_yaml, load_config
-from asys_bench.config.problems import did_you_mean
+if TYPE_CHECKING:  # `asys-run --help` waits for none of them
+    from rich.console import Console
 
-if TYPE_CHECKING:
+    from asys_bench.config import LoadedConfig
     from asys_bench.pipeline.experiment import ExperimentPipeline, RunOutcome
     from asys_bench.pipeline.session import ObservationSession
 
 SHOW_CURSOR = b"\x1b[?25h"
-EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-_COMMANDS = (
-    "train",
-    "export",
-    "plan",
-    "top",
-    "report",
-    "verify",
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+COMMANDS = Commands(
+    "asys-run", ("train", "export", "plan", "top", "report", "verify", "completion")
 )
-"""Each is `asys_bench.cli.run_<name>` with `add(parser)` and `main(arguments, console)`."""
+EXAMPLES = (
+    ("asys-run --config profile_consumer.yaml", "PPO on CartPole with SAEs, under a minute"),
+    ("asys-run top", "watch it from another terminal"),
+    ("asys-run report", "what each feature of the newest run fires on, as one page"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asys-run`."""
     words = sys.argv[1:] if argv is None else argv
-    if words and not words[0].startswith("-"):
-        return _command(words[0], words[1:])
-    arguments = _parser().parse_args(words)
-    console = Console(stderr=True, highlight=False)
-    try:
-        loaded = load_config(arguments.config, arguments.set)
-    except ConfigError as error:
-        console.print(str(error), style="red", markup=False)
+    parser = build_parser()
+    if not words:
+        parser.print_help()
         return EXIT_USAGE
-    if arguments.print_config:
-        sys.stdout.write(dump_yaml(loaded.config, loaded.provenance))
-        return EXIT_OK
-    if arguments.check:
-        files = " <- ".join(str(path) for path in reversed(loaded.sources))
-        print(f"{files}: valid")
-        return EXIT_OK
-    return _Command(loaded, console).run()
+    if not words[0].startswith("-"):
+        if words[0] in COMMANDS.names:
+            return COMMANDS.run(words)
+        parser.error(f"{COMMANDS.unknown(words[0])}; to start a run: asys-run --config FILE")
+    return _start(parser.parse_args(words))
 
 
-def _command(name: str, words: Sequence[str]) -> int:
-    """`asys-run NAME ...`; returns the command's exit code."""
-    if name not in _COMMANDS:
-        hint = did_you_mean(name, _COMMANDS)
-        _parser().error(
-            f"no command {name!r}{'; ' + hint if hint else ''} "
-            f"(commands: {', '.join(_COMMANDS)}; to start a run: asys-run --config FILE)"
-        )
-    module = _module(name)
+def build_parser() -> argparse.ArgumentParser:
+    """What starts a run: every option without a command."""
     parser = argparse.ArgumentParser(
-        prog=f"asys-run {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add(parser)
-    return execute(module, parser.parse_args(words))
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"asys_bench.cli.run_{name}")
-
-
-def _command_lines() -> str:
-    """What `--help` says about the commands: the first line of each one's module."""
-    lines = [f"  {name:<10} {summary_of(_module(name))}" for name in _COMMANDS]
-    return "\n".join(["commands (asys-run COMMAND --help explains one):", *lines])
-
-
-class _HelpWithCommands(argparse.ArgumentParser):
-    """Looks the commands up when help is asked for, and not at every start."""
-
-    def format_help(self) -> str:
-        return f"{super().format_help()}\n{_command_lines()}\n"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _HelpWithCommands(
         prog="asys-run",
+        usage="asys-run --config FILE [--set PATH=VALUE] [--check] [--print-config]\n"
+        "       asys-run COMMAND ...",
         description="Train the configured host while SAEs are trained on its activations.",
+        epilog=COMMANDS.page(EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--config", required=True, metavar="FILE", help="YAML file, or the name of a shipped one"
@@ -119,7 +77,29 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print the resolved configuration with the origin of each value, run nothing",
     )
+    add_version(parser)
     return parser
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from asys_bench.config import ConfigError, dump_yaml, load_config
+
+    console = Console(stderr=True, highlight=False)
+    try:
+        loaded = load_config(arguments.config, arguments.set)
+    except ConfigError as error:
+        console.print(str(error), style="red", markup=False)
+        return EXIT_USAGE
+    if arguments.print_config:
+        sys.stdout.write(dump_yaml(loaded.config, loaded.provenance))
+        return EXIT_OK
+    if arguments.check:
+        files = " <- ".join(str(path) for path in reversed(loaded.sources))
+        print(f"{files}: valid")
+        return EXIT_OK
+    return _Command(loaded, console).run()
 
 
 class _Command:
@@ -132,7 +112,7 @@ class _Command:
         self._running = False
 
     def run(self) -> int:
-        # Imported here: --check and --print-config should not wait for torch.
+        from asys_bench.config import dump_yaml
         from asys_bench.pipeline.experiment import ExperimentPipeline
 
         logging.basicConfig(
@@ -182,6 +162,8 @@ class _Command:
         elapsed_s: float,
         failure: Exception | None,
     ) -> None:
+        from rich.console import Console
+
         from asys_bench.observing.summary import configured_l0
         from asys_bench.reports.run_summary.document import write_json
         from asys_bench.reports.run_summary.files import list_files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     BeforeValidator,
@@ -17,8 +17,10 @@ from pydantic import (
 from asys_bench.config.plugin_access import Registries
 from asys_bench.config.sampling import SamplingConfig
 from asys_bench.config.section import Integer, PluginName, Section, Text, as_list
-from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin
 from asys_bench.registry import registry
+
+if TYPE_CHECKING:
+    from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin
 
 
 class Capture(StrEnum):
@@ -52,6 +54,8 @@ class PreprocessStep(Section):
 
     def plugin(self, registries: Registries = registry) -> KernelPlugin:
         """The preprocessor plugin. Raises PluginError if it is unknown or does not load."""
+        from asys_bench.contracts.preprocessor import KernelPlugin  # imports torch
+
         return registries("kernel").get(self.name, KernelPlugin)
 
     def plugin_options(self, registries: Registries = registry) -> KernelOptions:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import BaseModel
 
 from asys_bench.contracts.bus import BusPlugin
 from asys_bench.contracts.host import HostPlugin
 from asys_bench.contracts.monitor import MonitorPlugin
-from asys_bench.contracts.preprocessor import KernelPlugin
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.registry import Registry
+
+if TYPE_CHECKING:
+    from asys_bench.contracts.preprocessor import KernelPlugin
 
 Registries = Callable[[str], Registry]
 """`asys_bench.registry.registry`, or a stand-in for it: kind -> registry."""
 
-OptionPlugin = BusPlugin | HostPlugin | KernelPlugin | MonitorPlugin | SinkPlugin
+OptionPlugin: TypeAlias = "BusPlugin | HostPlugin | KernelPlugin | MonitorPlugin | SinkPlugin"
 
-_TYPE_OF: dict[str, type[Any]] = {
-    "backend": BusPlugin,
-    "host": HostPlugin,
-    "kernel": KernelPlugin,
-    "monitor": MonitorPlugin,
-    "sink": SinkPlugin,
-}
-CONFIGURED_KINDS = tuple(_TYPE_OF)
+CONFIGURED_KINDS = ("backend", "host", "kernel", "monitor", "sink")
 """The plugin kinds that have options in a configuration."""
 
 
@@ -36,5 +31,15 @@ def options_model(kind: str, name: str, registries: Registries) -> type[BaseMode
     Raises:
         PluginError: unknown name, or it does not load.
     """
-    plugin: OptionPlugin = registries(kind).get(name, _TYPE_OF[kind])
+    plugin: OptionPlugin = registries(kind).get(name, _type_of(kind))
     return plugin.options
+
+
+def _type_of(kind: str) -> type[Any]:
+    if kind == "kernel":
+        from asys_bench.contracts.preprocessor import KernelPlugin  # imports torch
+
+        return KernelPlugin
+    return {"backend": BusPlugin, "host": HostPlugin, "monitor": MonitorPlugin, "sink": SinkPlugin}[
+        kind
+    ]

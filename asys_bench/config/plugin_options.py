@@ -18,8 +18,6 @@ from asys_bench.config.paths import Path, format_path
 from asys_bench.config.plugin_access import Registries, options_model
 from asys_bench.config.problems import Problem, did_you_mean
 from asys_bench.config.sinks import SinkConfig
-from asys_bench.contracts.chain import refusal
-from asys_bench.contracts.preprocessor import KernelPlugin
 from asys_bench.contracts.sink import SinkOptions
 from asys_bench.registry import PluginError
 
@@ -121,6 +119,9 @@ class OptionCheck:
         names = [name for node in steps if (name := _step_name(node)) is not None]
         if len(names) != len(steps):
             return
+        from asys_bench.contracts.chain import refusal  # both import torch
+        from asys_bench.contracts.preprocessor import KernelPlugin
+
         try:
             plugins = [self.registries("kernel").get(name, KernelPlugin) for name in names]
         except PluginError:

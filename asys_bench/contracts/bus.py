@@ -29,20 +29,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from pydantic import BaseModel
 
 from asys_bench.contracts.capture_port import CapturePort, HookT, PortCells
-from asys_bench.contracts.packet import ActivationPacket, PacketMeta
+
+if TYPE_CHECKING:  # a reader of the stats page and `asys-run --help` do not wait for torch
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from asys_bench.contracts.packet import ActivationPacket, PacketMeta
 
 MAX_DELIVERIES = 5
 """An at_least_once packet is delivered at most this often before it is dead-lettered."""
 
-Payload = bytes | bytearray | memoryview | torch.Tensor | npt.NDArray[Any]
+Payload: TypeAlias = "bytes | bytearray | memoryview | torch.Tensor | npt.NDArray[Any]"
 """What a producer accepts: any contiguous buffer or contiguous CPU tensor; it is copied at once."""
 
 

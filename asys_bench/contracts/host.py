@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    import torch
 
 
 class HostOptions(BaseModel, extra="forbid", frozen=True):

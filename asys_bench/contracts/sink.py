@@ -15,15 +15,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import BaseModel
 
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.packet import ActivationPacket
-from asys_bench.contracts.preprocessor import Positions
 from asys_bench.contracts.stats import Slot
 from asys_bench.storage.durability import Fsync
+
+if TYPE_CHECKING:
+    import torch
+
+    from asys_bench.contracts.packet import ActivationPacket
+    from asys_bench.contracts.preprocessor import Positions
 
 
 @dataclass(frozen=True, slots=True)

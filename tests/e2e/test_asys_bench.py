@@ -120,6 +120,8 @@ def test_a_run_passes_writes_a_valid_result_and_every_command_reads_it(bench):
     code, output = bench("run", suite, "--out", "out")
     assert code == 0, output
     path, data = bench.result()
+    written = {file.name for file in path.parent.iterdir()}
+    assert written == {"result.json", "report.html", "report.md", "report.xml"}
     jsonschema.validate(data, json_schema())
     assert data["verdict"] == "PASS"
     assert data["run"]["complete"]

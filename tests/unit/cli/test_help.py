@@ -1,11 +1,16 @@
-"""Every command explains itself."""
+"""Every command explains itself, at once."""
+
+import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
 
+import asys_bench
 from asys_bench.cli import bench, run
 
 
-@pytest.mark.parametrize("command", ["", *bench._COMMANDS])
+@pytest.mark.parametrize("command", ["", *bench.COMMANDS.names])
 def test_asys_bench_explains_every_command(command, capsys):
     with pytest.raises(SystemExit) as left:
         bench.main([*command.split(), "--help"])
@@ -13,8 +18,67 @@ def test_asys_bench_explains_every_command(command, capsys):
     assert "usage: asys-bench" in capsys.readouterr().out
 
 
-def test_asys_run_explains_itself(capsys):
+@pytest.mark.parametrize("program", [run, bench])
+def test_a_command_alone_shows_its_commands_and_an_example(program, capsys):
+    assert program.main([]) == 2
+    said = capsys.readouterr().out
+    for name in program.COMMANDS.names:
+        assert f"\n  {name} " in said
+    for command, _ in program.EXAMPLES:
+        assert command in said
+
+
+@pytest.mark.parametrize("program", [run, bench])
+def test_the_version_has_one_place(program, capsys):
     with pytest.raises(SystemExit) as left:
-        run.main(["--help"])
+        program.main(["--version"])
     assert left.value.code == 0
-    assert "--config FILE" in capsys.readouterr().out
+    assert capsys.readouterr().out == f"asys-i {asys_bench.__version__}\n"
+    assert version("asys-i") == asys_bench.__version__
+
+
+def test_a_word_that_names_no_command_of_the_bench_gets_a_hint(capsys):
+    with pytest.raises(SystemExit) as left:
+        bench.main(["jugde"])
+    assert left.value.code == 2
+    assert "no command 'jugde'; did you mean `judge`?" in capsys.readouterr().err
+
+
+HEAVY = ("torch", "numpy", "pydantic", "pyarrow", "scipy", "rich", "yaml", "stable_baselines3")
+CODE = """
+import sys
+{code}
+print(*sorted(name for name in {heavy} if name in sys.modules))
+"""
+
+
+def imported_by(code, heavy):
+    done = subprocess.run(
+        [sys.executable, "-c", CODE.format(code=code, heavy=heavy)],
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("program", ["run", "bench"])
+def test_help_and_version_import_nothing_heavy(program):
+    code = f"from asys_bench.cli import {program}; {program}.build_parser().format_help()"
+    assert imported_by(code, HEAVY) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(
+            f"from asys_bench.cli import run; run.COMMANDS.parser({n!r})"
+            for n in run.COMMANDS.names
+        ),
+        *(
+            f"from asys_bench.cli import bench; bench.COMMANDS.parser({n!r})"
+            for n in bench.COMMANDS.names
+        ),
+        "import asys_bench, asys_bench.config, asys_bench.monitors.live_view",
+    ],
+)
+def test_explaining_a_command_and_reading_a_live_run_do_not_wait_for_torch(code):
+    assert imported_by(code, ("torch", "scipy", "pyarrow", "stable_baselines3")) == []
