@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 
+from asys_bench.contracts.bus import DropReason
 from asys_bench.contracts.capture_port import (
     CALLS_BETWEEN_LOOKS,
     PORT_ACCEPTED,
@@ -181,6 +182,12 @@ def build_capture(
         state[STATE_COUNTDOWN] -= 1
         if state[STATE_COUNTDOWN] <= 0:
             look_at_bus()
+            if stream.shape is None:
+                stream.first(tensor)
+                if stream.off:  # nobody can use its rows
+                    count_call()
+                    count_skipped()
+                    return None
         if rate < 1.0 and random() >= rate:
             count_call()
             count_sampled_out()
@@ -272,7 +279,9 @@ def build_capture(
         stream.set_calm(calm, _CALM_LOOKS)
 
     def refused() -> None:
-        if adapts:
+        if producer.last_refusal is DropReason.TOO_LARGE:  # a lower rate makes it no smaller
+            stream.too_large()
+        elif adapts:
             stream.set_calm(-1.0, 0)
             fill.refused(now())
             choose_rate()

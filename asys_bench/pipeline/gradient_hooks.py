@@ -68,6 +68,7 @@ class OutputGradientHook(LiveHook):
             if tensor is None:
                 self.stream.nothing_at(output)
             elif not tensor.requires_grad:
+                self.stream.needs_no_gradient = True
                 return
             ticket = self.draw(tensor, module.training)
             if ticket is not None and tensor is not None:

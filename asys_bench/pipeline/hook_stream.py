@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import random
+from collections.abc import Callable
 from typing import Any
+
+import torch
 
 from asys_bench.contracts.capture_port import (
     STATE_CALM,
@@ -20,11 +22,10 @@ from asys_bench.contracts.stats import Slot
 from asys_bench.pipeline import graph_op
 from asys_bench.pipeline.backpressure import FillController
 from asys_bench.pipeline.hookpoints import HookPoint
+from asys_bench.pipeline.notices import Notices
 from asys_bench.pipeline.row_budget import RowBudget
 from asys_bench.pipeline.selection import describe, parse_path
 from asys_bench.pipeline.writer import Writer
-
-log = logging.getLogger(__name__)
 
 
 class HookStream:
@@ -32,6 +33,9 @@ class HookStream:
 
     number: names the stream in graphs of torch.compile.
     off: captures nothing any more: not attached, failed, or in a forked child.
+    shape, dtype: of the first tensor that came; None before it.
+    on_first: told of that tensor once, in the host's hook.
+    needs_no_gradient: a call's tensor had no gradient to wait for.
     state: what its next call depends on (`contracts.capture_port.STATE_*`).
 
     Every call of the hook ends in exactly one of these counters, once it is over::
@@ -43,7 +47,13 @@ class HookStream:
     """
 
     def __init__(
-        self, point: HookPoint, writer: Writer, slot: Slot, kernel: Preprocessor, seed: int
+        self,
+        point: HookPoint,
+        writer: Writer,
+        slot: Slot,
+        kernel: Preprocessor,
+        seed: int,
+        notices: Notices | None = None,
     ) -> None:
         self.point = point
         self.kernel = kernel
@@ -76,6 +86,11 @@ class HookStream:
         self.latency = slot.histogram("hook_latency_ns", hook=hook)
         self.set_rate(self.fill.rate)
         self._explained: set[str] = set()
+        self._notices = notices or Notices()
+        self.shape: tuple[int, ...] | None = None
+        self.dtype: torch.dtype | None = None
+        self.on_first: Callable[[HookStream], None] | None = None
+        self.needs_no_gradient = False
 
     @property
     def meta(self) -> PacketMeta:
@@ -116,11 +131,9 @@ class HookStream:
         self.off = True
         try:
             self.failures.add()
-            log.warning(
-                "hook %s switched itself off after %s: %s (the host goes on unobserved there)",
-                self.name,
-                type(error).__name__,
-                error,
+            self._notices.say(
+                f"hook {self.name} switched itself off after {type(error).__name__}: {error} (the "
+                "host goes on unobserved there)"
             )
         except Exception:  # noqa: BLE001 - a closed stats page or a broken logging handler, no more
             return
@@ -135,8 +148,33 @@ class HookStream:
         """Say, once per reason, why calls are skipped."""
         if why not in self._explained and len(self._explained) < 8:
             self._explained.add(why)
-            log.warning(
-                "hook %s: %s; such calls are counted in hook_skipped and not captured",
-                self.name,
-                why,
+            self._notices.say(
+                f"hook {self.name}: {why}; such calls are counted in hook_skipped and not captured"
             )
+
+    def first(self, tensor: torch.Tensor) -> None:
+        """The first tensor of the phase that is asked for has come."""
+        try:
+            self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
+        except (
+            RuntimeError
+        ):  # a nested tensor has no shape; why it is skipped is explained elsewhere
+            self.shape = ()
+            return
+        if self.on_first is not None:
+            self.on_first(self)
+
+    def too_large(self) -> None:
+        """Say, once, that the bus can never take what the last call made."""
+        if "size" in self._explained:
+            return
+        self._explained.add("size")
+        size = ""
+        if self.shape is not None and self.dtype is not None:
+            mib = self.kernel.payload_bytes(self.shape, self.dtype) / (1 << 20)
+            size = f" ({list(self.shape)}, {mib:.3g} MiB)"
+        self._notices.say(
+            f"hook {self.name}: a call's tensor{size} is larger than the bus can ever take: such calls "
+            "are refused and counted as too_large. Raise bus.capacity_mib, or take fewer rows "
+            "(preprocess: token_sample)"
+        )

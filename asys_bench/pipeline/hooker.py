@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import weakref
 from collections.abc import Callable, Sequence
@@ -32,11 +31,10 @@ from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.hookpoints import HookPoint
 from asys_bench.pipeline.input_gradient import InputGradientHook
 from asys_bench.pipeline.module_hooks import ForwardCounter, InputHook, OutputHook
+from asys_bench.pipeline.notices import Notices
 from asys_bench.pipeline.offload import Offload
 from asys_bench.pipeline.silent_hooks import SilentHooks
 from asys_bench.pipeline.writer import Writer
-
-log = logging.getLogger(__name__)
 
 
 class ActivationHooker:
@@ -45,6 +43,8 @@ class ActivationHooker:
     kernels, seeds: one preprocessor and one sampler seed per point, in order.
     device: the path of models on a GPU; the defaults without.
     count_forwards: count calls of the model as microbatches; without, they are the host's to set.
+    notices: where what a person should know is said.
+    on_first: told of each stream when its first tensor comes, in the host's hook.
     """
 
     def __init__(
@@ -60,15 +60,21 @@ class ActivationHooker:
         seeds: Sequence[int],
         device: DeviceConfig | None = None,
         count_forwards: bool = True,
+        notices: Notices | None = None,
+        on_first: Callable[[HookStream], None] | None = None,
     ) -> None:
+        self.notices = notices or Notices()
         self._clock, self._counts_forwards = clock, count_forwards
         self._writer = Writer(bus, on_full, block_timeout_s)
         self._offload = Offload(self._writer, slot, device or DeviceConfig())
         self._streams = [
-            HookStream(point, self._writer, slot, kernel, seed)
+            HookStream(point, self._writer, slot, kernel, seed, self.notices)
             for point, kernel, seed in zip(points, kernels, seeds, strict=True)
         ]
+        for stream in self._streams:
+            stream.on_first = on_first
         self._undo: list[Callable[[], None]] = []
+        self._silent: SilentHooks | None = None
         _hookers.add(self)
         _watch_forks()
 
@@ -100,14 +106,20 @@ class ActivationHooker:
             self.detach()
             raise
         watched = [s for s in self._streams if s.point.kind is not Kind.PARAMETER_GRADIENT]
-        if model is not None and watched:
-            silent = SilentHooks(model, watched, self._clock.host_step)
-            self._clock.call_at(silent.first_look, silent.look)
+        if model is not None:
+            self._silent = SilentHooks(model, watched, self._clock.host_step, self.notices)
+            self._clock.call_at(self._silent.first_look, self._silent.look)
 
     def detach(self) -> None:
         """Remove every hook. Idempotent."""
         while self._undo:
             self._undo.pop()()
+
+    def review(self) -> None:
+        """The host has ended: say which hooks have captured nothing, and why."""
+        streams = [stream for stream in self._streams if stream.point.model is not None]
+        if self._silent is not None and self.attached:
+            self._silent.review(streams, self._clock.host_step)
 
     def silence(self) -> None:
         """Capture nothing from now on; takes no lock (a forked child: its owner is not there)."""
@@ -144,7 +156,7 @@ class ActivationHooker:
         parameter = stream.point.parameter
         assert parameter is not None
         if not parameter.requires_grad:
-            log.info("hook %s: the parameter is frozen and has no gradient", stream.name)
+            stream.needs_no_gradient = True
             return
         had_none = parameter._post_accumulate_grad_hooks is None
         hook = ParameterGradientHook(stream, capture)

@@ -77,6 +77,7 @@ class InputGradientHook:
         if tensor is None:
             self.stream.nothing_at({**dict(enumerate(args)), **kwargs})
         elif not tensor.requires_grad:
+            self.stream.needs_no_gradient = True
             return
         entry.ticket = self.capture.draw(tensor, module.training)
         if entry.ticket is not None and tensor is not None:

@@ -7,7 +7,6 @@ which asks here a few times while the host steps.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -15,8 +14,7 @@ import torch
 
 from asys_bench.contracts.packet import Kind
 from asys_bench.pipeline.hook_stream import HookStream
-
-log = logging.getLogger(__name__)
+from asys_bench.pipeline.notices import Notices
 
 LOOKS = (5, 100, 1000)
 """Host steps after which is looked. At the last one, silence is reported without a known cause too."""
@@ -25,8 +23,16 @@ LOOKS = (5, 100, 1000)
 class SilentHooks:
     """Watches streams of one model; `look` is an alarm of the step clock."""
 
-    def __init__(self, model: torch.nn.Module, streams: Sequence[HookStream], start: int) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        streams: Sequence[HookStream],
+        start: int,
+        notices: Notices,
+    ) -> None:
+        self._model, self._notices = model, notices
+        self._compiled: set[HookStream] = set()
+        self._said: set[HookStream] = set()
         self._streams = {stream: _fired(stream) for stream in streams}
         self._looks = [start + step for step in LOOKS]
 
@@ -52,16 +58,73 @@ class SilentHooks:
             else:
                 unexplained.append(stream)
         for reason, streams in compiled.items():
-            log.warning("%s", _explanation(reason, streams, host_step))
-        if not self._looks and unexplained:
-            log.warning(
-                "hooks %s have not fired in %d host steps: their modules are not called (a parent "
-                "may call their `forward` directly), or not in the phase that is asked for",
-                _names(unexplained),
-                host_step,
-            )
+            self._notices.say(_explanation(reason, streams, host_step))
+            self._compiled.update(streams)
         self._streams = {stream: _fired(stream) for stream in unexplained}
+        if not self._looks:
+            self._say_unused(unexplained, host_step)
         return self._looks[0] if self._looks and self._streams else None
+
+    def review(self, streams: Sequence[HookStream], host_step: int) -> None:
+        """The host has ended: report which of `streams` have captured nothing, and why."""
+        self._looks.clear()
+        self.look(host_step)
+        self._say_unused([s for s in streams if s not in self._compiled], host_step)
+
+    def _say_unused(self, streams: Sequence[HookStream], host_step: int) -> None:
+        """One message per cause for those of `streams` that have captured nothing.
+
+        What is explained elsewhere is left out: a hook that failed, calls that the bus refused or
+        whose `select` found nothing.
+        """
+        causes: dict[str, list[HookStream]] = {}
+        for stream in streams:
+            if stream in self._said or stream.captured.value or stream.sampled_out.value:
+                continue
+            cause = _cause(self._model, stream)
+            if cause is not None:
+                causes.setdefault(cause, []).append(stream)
+                self._said.add(stream)
+        for cause, group in causes.items():
+            self._notices.say(
+                f"{'hook' if len(group) == 1 else 'hooks'} {_names(group)}: nothing was captured in "
+                f"{host_step} host steps: {cause}"
+            )
+
+
+def _cause(model: torch.nn.Module, stream: HookStream) -> str | None:
+    point = stream.point
+    if stream.failures.value:
+        return None
+    of_gradient = point.kind not in (Kind.ACTIVATION, Kind.INPUT)
+    if stream.needs_no_gradient:
+        if point.parameter is not None:
+            return "the parameter is frozen and gets no gradient"
+        what = "input" if point.kind is Kind.INPUT_GRADIENT else "output"
+        return f"the module's {what} needs no gradient, so that none arrives"
+    if stream.dropped.value or (stream.skipped.value and stream.shape is not None):
+        return None
+    if stream.skipped.value:
+        phase = point.config.phase.value
+        return f"the module was never called in the phase {phase!r}" if phase != "any" else None
+    if stream.calls.value:
+        return None
+    parent = next(
+        (outer for _, outer in _around(model, point.module) if outer is not point.module), None
+    )
+    if isinstance(parent, torch.nn.MultiheadAttention):
+        return (
+            "torch.nn.MultiheadAttention uses this module's weights and never calls it; hook the "
+            "attention itself (`select: 0` is its output)"
+        )
+    if of_gradient and stream.shape is not None:
+        return "the module was called and no gradient came back"
+    if of_gradient:
+        return "no backward pass has reached it"
+    return (
+        "the module is not called (a parent may use its weights or call its `forward` directly, or "
+        "the path of the model that has it was not taken)"
+    )
 
 
 def compiled_by(model: torch.nn.Module, module: torch.nn.Module) -> str | None:
