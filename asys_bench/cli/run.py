@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -153,7 +154,8 @@ class _Command:
             failure = error
         outcome = pipeline.shutdown()
         self._report(outcome, pipeline.session, time.monotonic() - started, failure)
-        return self._verdict(outcome, failure)
+        code = self._verdict(outcome, failure)
+        return EXIT_USAGE if code == EXIT_OK and self._misfits(pipeline.session.misfits) else code
 
     def _report(
         self,
@@ -179,9 +181,11 @@ class _Command:
             run_id=run_dir.run_id,
             run_dir=Path(_shown(run_dir.path)),
             step_unit=session.step_unit,
-            outcome="failed" if failure is not None else None,
+            outcome="failed" if failure is not None or session.misfits else None,
             elapsed_s=elapsed_s,
             configured_l0=configured_l0(self._loaded.config, session.hooks),
+            notices=session.notices.messages,
+            words=session.words,
         )
         try:
             write_json(summary, run_dir.path)
@@ -189,6 +193,12 @@ class _Command:
             self._console.print(f"asys-run: no summary.json: {error}", style="red", markup=False)
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(render_terminal(summary, console.width), crop=False)  # commands stay whole
+
+    def _misfits(self, messages: Sequence[str]) -> bool:
+        """Show what the widths of the rows have made impossible, with the settings' places."""
+        for message in messages:
+            self._console.print(f"asys-run: {message}", style="red", markup=False, soft_wrap=True)
+        return bool(messages)
 
     def _verdict(self, outcome: RunOutcome, failure: Exception | None) -> int:
         problems = []

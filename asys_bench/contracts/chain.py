@@ -68,6 +68,11 @@ class Chain(Preprocessor):
             shape, dtype = stage.staged(shape, dtype)
         return self._last.payload_bytes(shape, dtype)
 
+    def decoded_width(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        for stage in self._stages:
+            shape, dtype = stage.staged(shape, dtype)
+        return self._last.decoded_width(shape, dtype)
+
     def encode(self, tensor: torch.Tensor, out: memoryview) -> Encoded:
         params, row_rate = b"", 1.0
         positions: Positions | None = None

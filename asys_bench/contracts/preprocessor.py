@@ -74,6 +74,11 @@ class Preprocessor(ABC):
         """Upper bound of the payload for `tensor`, in bytes."""
         return self.payload_bytes(tensor.shape, tensor.dtype)
 
+    def decoded_width(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """Elements per row that a sink decodes from a tensor of `shape` and `dtype`."""
+        del dtype
+        return rows_and_width(shape)[1]
+
     @abstractmethod
     def encode(self, tensor: torch.Tensor, out: memoryview) -> Encoded:
         """Write the payload into `out` (at least `encoded_bytes` long) and say what was written.
@@ -141,6 +146,9 @@ class Stage(Preprocessor):
     def payload_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         shape, dtype = self.staged(shape, dtype)
         return prod(shape) * dtype.itemsize
+
+    def decoded_width(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return rows_and_width(self.staged(shape, dtype)[0])[1]
 
     def encode(self, tensor: torch.Tensor, out: memoryview) -> Encoded:
         staged, params, row_rate = self.apply(tensor)

@@ -313,6 +313,8 @@ class Observation:
             step_unit=self._step_unit,
             steps=steps,
             seconds=seconds,
+            notices=session.notices.messages,
+            words=session.words,
         )
 
     def _abort(self) -> None:

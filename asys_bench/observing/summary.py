@@ -13,6 +13,7 @@ from asys_bench.contracts.stats import StatsPage
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.reports.run_summary.files import list_files
 from asys_bench.reports.run_summary.summarise import summarise
+from asys_bench.reports.run_summary.summary import RunSummary
 from asys_bench.sinks.sae_trainer import SAETrainerOptions
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,9 @@ def write_summary(
     step_unit: str,
     steps: int,
     seconds: float,
-) -> None:
+    notices: Sequence[str],
+    words: Mapping[str, Sequence[str]],
+) -> RunSummary:
     """Write it, for a training that ended by itself. A disk that refuses is said, and no error."""
     summary = summarise(
         page,
@@ -41,11 +44,14 @@ def write_summary(
         step_unit=step_unit,
         elapsed_s=seconds,
         configured_l0=configured_l0(config, hooks),
+        notices=notices,
+        words=words,
     )
     try:
         write_json(summary, run_dir)
     except OSError as error:
         log.warning("%s: no summary.json: %s", run_dir, error)
+    return summary
 
 
 def configured_l0(config: MasterConfig, hooks: Sequence[str]) -> Mapping[str, float]:

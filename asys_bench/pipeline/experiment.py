@@ -121,6 +121,7 @@ class ExperimentPipeline:
             resources=self._resources,
             root=model,
             one_call_per_step=self._host.one_call_per_step,
+            on_misfit=self.request_stop,
         )
         session.start()
         self._session = session

@@ -7,7 +7,7 @@ host calls its model, so only the size of a row is known of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -57,26 +57,55 @@ def sae_configs(config: MasterConfig, hook: str) -> dict[str, SAEConfig]:
     return found
 
 
+class RunForecast:
+    """The SAEs of a run: configurations now, sizes as the widths of the hooks' rows become known."""
+
+    def __init__(self, config: MasterConfig, hooks: Sequence[str]) -> None:
+        """hooks: names of the hooks that are trained on."""
+        self.problems: list[str] = []
+        """Hooks whose `overrides` and `variants` do not go together."""
+        self._limit = memory_limit_bytes()
+        self._configs: dict[str, dict[str, SAEConfig]] = {}
+        self._transcoders = list(_transcoders(config))
+        self._widths: dict[str, int] = {}
+        self.saes: list[SaeForecast] = []
+        """Of the hooks whose width is known."""
+        for hook in hooks:
+            try:
+                self._configs[hook] = sae_configs(config, hook)
+            except ValueError as error:
+                self.problems.append(f"the SAE of hook {hook!r}: {_first_line(error)}")
+
+    def saw(self, hook: str, width: int) -> list[SaeForecast]:
+        """The rows of `hook` are `width` wide: what became known by that."""
+        self._widths[hook] = width
+        found = [
+            _forecast(hook, label, sae, width, None, self._limit)
+            for label, sae in self._configs.get(hook, {}).items()
+        ]
+        for sae, options in self._transcoders:
+            pair = self._widths.get(sae.input), self._widths.get(sae.output)
+            if hook in (sae.input, sae.output) and pair[0] is not None and pair[1] is not None:
+                made = options.for_transcoder(sae)
+                found.append(_forecast(sae.input, sae.label, made, pair[0], pair[1], self._limit))
+        self.saes += found
+        return found
+
+
 def forecast_saes(config: MasterConfig, widths: Mapping[str, int]) -> list[SaeForecast]:
-    """The SAEs of the hooks whose rows' width is known, transcoders included.
+    """The SAEs of hooks whose rows' width is known, transcoders included.
 
     widths: hook -> width of its rows as a sink gets them.
+
+    Raises:
+        ValueError: settings of a hook's SAE that do not go together.
     """
-    limit = memory_limit_bytes()
-    found = []
-    for hook, d_in in widths.items():
-        try:
-            configs = sae_configs(config, hook)
-        except ValueError as error:
-            found.append(SaeForecast(hook, hook, None, _first_line(error)))
-            continue
-        found += [_forecast(hook, label, sae, d_in, None, limit) for label, sae in configs.items()]
-    for sae, options in _transcoders(config):
-        if sae.input in widths and sae.output in widths:
-            made = options.for_transcoder(sae)
-            pair = widths[sae.input], widths[sae.output]
-            found.append(_forecast(sae.input, sae.label, made, *pair, limit))
-    return found
+    forecast = RunForecast(config, list(widths))
+    if forecast.problems:
+        raise ValueError("; ".join(forecast.problems))
+    for hook, width in widths.items():
+        forecast.saw(hook, width)
+    return forecast.saes
 
 
 def _forecast(

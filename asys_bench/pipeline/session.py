@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,18 +21,22 @@ from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
 from asys_bench.monitors.histograms_json import histograms
-from asys_bench.pipeline.assembly import create_data_bus, plan_workers
+from asys_bench.pipeline.assembly import AssemblyError, create_data_bus, plan_workers
 from asys_bench.pipeline.clock import StepClock
+from asys_bench.pipeline.forecast import RunForecast, shortage
+from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.hooker import ActivationHooker
 from asys_bench.pipeline.live_run import RUN_FILE, descriptor_paths
 from asys_bench.pipeline.liveness import start_time
 from asys_bench.pipeline.local_ranks import LocalRanks
+from asys_bench.pipeline.notices import Notices
 from asys_bench.pipeline.rank_session import wait_for_ranks
 from asys_bench.pipeline.resource_manager.manager import PLAN_FILE, ResourceManager
 from asys_bench.pipeline.rundir import RunDir, environment
 from asys_bench.pipeline.streams import plan_streams, sampler_seeds
 from asys_bench.pipeline.supervisor import Supervisor
 from asys_bench.pipeline.trainer_manager import SAETrainerManager
+from asys_bench.pipeline.worker_words import words_of
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +59,8 @@ class ObservationSession:
     ranks: this process is local rank 0 of these, and the others push to the same bus.
     root: what the user calls, where that is a wrapper around `model` (DistributedDataParallel).
     one_call_per_step: as `BaseHost.one_call_per_step`.
+    on_misfit: told, in the host's hook, that an SAE cannot be trained on what its module makes; what
+        it raises goes to the host.
     """
 
     def __init__(
@@ -68,8 +75,14 @@ class ObservationSession:
         ranks: LocalRanks | None = None,
         root: torch.nn.Module | None = None,
         one_call_per_step: bool = False,
+        on_misfit: Callable[[], None] | None = None,
     ) -> None:
         self.config, self.run_dir = config, run_dir
+        self.notices = Notices()
+        self.misfits: list[str] = []
+        """SAEs that cannot be trained on what their module makes; found at its first call."""
+        self._on_misfit = on_misfit
+        self._short = False
         self._resources = resources
         self._ranks = ranks
         self.step_unit = step_unit
@@ -77,6 +90,9 @@ class ObservationSession:
         self.points, self._text = streams.points, streams.text
         self.hooks, self._side = tuple(streams.trained), tuple(streams.side)
         names = streams.trained
+        self.forecast = RunForecast(config, names)
+        if self.forecast.problems:
+            raise AssemblyError("; ".join(self.forecast.problems))
         groups, workers = plan_workers(config, names)
         groups = streams.with_side_streams(config, groups)
         others = ranks.slots if ranks is not None else []
@@ -112,6 +128,8 @@ class ObservationSession:
                     seeds=sampler_seeds(config, self.points),
                     device=config.device,
                     count_forwards=not one_call_per_step,
+                    notices=self.notices,
+                    on_first=self._on_first,
                 )
                 handle = self.bus.handle()
                 # The fork server imports the bus once, so that no restart waits for it.
@@ -177,6 +195,8 @@ class ObservationSession:
         """
         orderly = True
         restarts = 0
+        if self.hooker is not None:
+            self.hooker.review()
         self._detach()
         if self._ranks is not None:
             wait_for_ranks(self.page, self._ranks, self.config.run.drain_timeout_s)
@@ -194,6 +214,37 @@ class ObservationSession:
         except OSError as error:  # the host's work is done; a full disk does not take it back
             log.warning("%s: what the run ended with is not written: %s", self.run_dir.path, error)
         return SessionEnd(orderly, self._account, restarts)
+
+    @property
+    def words(self) -> Mapping[str, list[str]]:
+        """Worker -> the warnings and errors in its log, where there are any."""
+        if self._supervisor is None:
+            return {}
+        found = {name: words_of(self.run_dir.path, name) for name in self._supervisor.workers}
+        return {name: words for name, words in found.items() if words}
+
+    def _on_first(self, stream: HookStream) -> None:
+        """The width of a hook's rows is known: can its SAEs be trained on them? In the host's hook."""
+        assert stream.shape is not None
+        assert stream.dtype is not None
+        if stream.name not in self.hooks:
+            return
+        found = self.forecast.saw(
+            stream.name, stream.kernel.decoded_width(stream.shape, stream.dtype)
+        )
+        misfits = [forecast for forecast in found if forecast.misfit is not None]
+        for misfit in misfits:
+            message = f"SAE {misfit.label!r} cannot be trained: {misfit.misfit}"
+            self.misfits.append(message)
+            self.notices.say(message)
+        if misfits and len(misfits) == len(found):
+            stream.off = True
+        short = None if self._short else shortage(self.forecast.saes)
+        if short is not None:
+            self._short = True
+            self.notices.say(short)
+        if misfits and self._on_misfit is not None:
+            self._on_misfit()
 
     def abort(self) -> None:
         """End everything at once (second Ctrl-C): no draining."""

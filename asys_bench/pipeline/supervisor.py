@@ -29,6 +29,7 @@ from asys_bench.pipeline.process_group import ProcessGroups
 from asys_bench.pipeline.resource_manager.apply import thread_environment
 from asys_bench.pipeline.resource_manager.plan import WATCHDOG, Placement
 from asys_bench.pipeline.restart import RestartBudget
+from asys_bench.pipeline.worker_words import epitaph
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ LOOK_S = 0.5
 
 
 class SupervisorError(RuntimeError):
-    """The workers did not become ready; the message names them and their log files."""
+    """The workers did not become ready; the message names them, their last words and their logs."""
 
 
 class Supervisor:
@@ -55,6 +56,11 @@ class Supervisor:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self.watchdog_restarts = 0
+
+    @property
+    def workers(self) -> list[str]:
+        """Names of the worker processes."""
+        return [spec.name for spec in self._launch.workers]
 
     def start(self) -> None:
         """Start the watchdog, which starts the workers."""
@@ -177,8 +183,8 @@ class Supervisor:
             time.sleep(0.01)
 
     def _explain(self, names: list[str], what: str) -> str:
-        logs = ", ".join(str(Path(self._launch.run_dir) / "logs" / f"{name}.log") for name in names)
-        return f"{', '.join(names)}: {what}; see {logs}"
+        run_dir = Path(self._launch.run_dir)
+        return "; ".join(f"{name}: {what}: {epitaph(run_dir, name)}" for name in names)
 
     def drain(self, timeout_s: float) -> bool:
         """Tell workers to finish what is there; True when all left in order before the deadline."""

@@ -66,6 +66,9 @@ class RealRowsPreprocessor(Preprocessor):
     def payload_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         return self._inner.payload_bytes(shape, dtype)
 
+    def decoded_width(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        return self._inner.decoded_width(shape, dtype)
+
     def encode(self, tensor: torch.Tensor, out: memoryview) -> Encoded:
         positions = self._rows.of(tensor)
         if positions is None:

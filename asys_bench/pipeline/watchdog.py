@@ -38,6 +38,7 @@ from asys_bench.pipeline.resource_manager.plan import WATCHDOG, Placement
 from asys_bench.pipeline.restart import RestartBudget
 from asys_bench.pipeline.supervised import Supervised
 from asys_bench.pipeline.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
+from asys_bench.pipeline.worker_words import epitaph
 
 if TYPE_CHECKING:
     from asys_bench.contracts.bus import BusClient
@@ -271,12 +272,12 @@ class WatchdogProcess:
             self._retire_group_of(worker)
             log.error(
                 "%s died again (%s): %d deaths within %.0f s, quarantined. "
-                "See logs/%s.log, fix the cause and start the run again",
+                "It said: %s. Fix the cause and start the run again",
                 worker.spec.name,
                 how,
                 self._config.restart_limit + 1,
                 self._config.restart_window_s,
-                worker.spec.name,
+                epitaph(Path(self._launch.run_dir), worker.spec.name),
             )
             return
         slot.state = WorkerState.FAILED

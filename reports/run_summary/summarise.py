@@ -48,6 +48,8 @@ def summarise(
     outcome: str | None = None,
     elapsed_s: float | None = None,
     configured_l0: Mapping[str, float] | None = None,
+    notices: Sequence[str] = (),
+    words: Mapping[str, Sequence[str]] | None = None,
 ) -> RunSummary:
     """The summary of a run whose workers have stopped.
 
@@ -57,6 +59,8 @@ def summarise(
         outcome: by default "finished" or "interrupted", by what the host said.
         elapsed_s: wall time of the whole run, start-up and draining included.
         configured_l0: hook -> k, to show beside the measured L0.
+        notices: what the host's side has said (`pipeline.notices`).
+        words: worker -> the warnings and errors in its log.
     """
     figures = figures_of(take_snapshot(page, account))
     if outcome is None:
@@ -86,7 +90,7 @@ def summarise(
         ranks=tuple(RankSummary(r.name, r.state.name.lower(), r.steps) for r in figures.ranks),
         files=tuple(files),
         next_steps=next_steps(run_dir, files),
-        warnings=tuple(_warnings(figures, bus)),
+        warnings=tuple(_warnings(figures, bus, notices, words or {})),
     )
 
 
@@ -169,7 +173,12 @@ def _sae(sae: SaeFigures, target: float | None) -> SaeSummary:
     )
 
 
-def _warnings(figures: RunFigures, bus: BusSummary | None) -> Iterable[str]:
+def _warnings(
+    figures: RunFigures,
+    bus: BusSummary | None,
+    notices: Sequence[str],
+    words: Mapping[str, Sequence[str]],
+) -> Iterable[str]:
     """What a person should look into, worst first."""
     if bus is None:
         yield "the bus's counters could not be read: packets are not accounted for"
@@ -182,7 +191,11 @@ def _warnings(figures: RunFigures, bus: BusSummary | None) -> Iterable[str]:
             yield f"group {group.group!r}: {group.dead_lettered:,} packets were given up on"
     for worker in figures.workers:
         if worker.state in (WorkerState.QUARANTINED, WorkerState.FAILED):
-            yield f"worker {worker.name!r} ended {worker.state.name.lower()}: see monitor.log"
+            said = "; it said nothing" if not words.get(worker.name) else ""
+            yield f"worker {worker.name!r} ended {worker.state.name.lower()}{said}"
+    for name, said_by in words.items():
+        yield from (f"{name}: {message}" for message in said_by)
+    yield from notices
     if figures.archive_dropped_packets:
         yield f"the disk refused {figures.archive_dropped_packets:,} packets of the archive"
     if figures.checkpoint_failures:

@@ -4,7 +4,13 @@ import pytest
 
 from asys_bench.config import load_config
 from asys_bench.pipeline import forecast
-from asys_bench.pipeline.forecast import forecast_saes, sae_configs, shortage, size_text
+from asys_bench.pipeline.forecast import (
+    RunForecast,
+    forecast_saes,
+    sae_configs,
+    shortage,
+    size_text,
+)
 
 
 def config(*sets):
@@ -28,8 +34,8 @@ def test_a_k_that_only_the_width_of_the_rows_shows_to_be_too_large_is_a_misfit()
 
 def test_overrides_that_meet_on_one_hook_and_do_not_go_together_are_a_misfit():
     sets = ('sinks.trainer.options.overrides={"a*": {"d_sae": 16, "k": 2}, "*b": {"k": 40}}',)
-    (found,) = forecast_saes(config(*sets), {"ab": 8})
-    assert found.misfit == "k 40 is more than d_sae 16"
+    (problem,) = RunForecast(config(*sets), ["ab", "ac"]).problems
+    assert problem == "the SAE of hook 'ab': k 40 is more than d_sae 16"
 
 
 def test_an_sae_larger_than_the_machine_is_a_misfit_in_gib(monkeypatch):

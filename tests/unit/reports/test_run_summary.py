@@ -119,7 +119,26 @@ def test_what_a_person_should_look_into_is_a_warning(page: StatsPage) -> None:
     summary = make(page, account(delivered=80, ready=6, dead_lettered=4))
     assert summary.balanced
     assert len(summary.warnings) == 5
-    assert "! worker 'archive-0' ended quarantined: see monitor.log" in render_text(summary)
+    assert "! worker 'archive-0' ended quarantined; it said nothing" in render_text(summary)
+
+
+def test_what_workers_and_hooks_have_said_is_among_the_warnings(page: StatsPage) -> None:
+    page.slot("archive-0").state = WorkerState.QUARANTINED
+    summary = summarise(
+        page,
+        account(),
+        HostResult(1, 1.0),
+        (),
+        run_id="a-run",
+        run_dir=RUN_DIR,
+        notices=("hook a: nothing was captured",),
+        words={"archive-0": ["OSError: no space"]},
+    )
+    assert summary.warnings == (
+        "worker 'archive-0' ended quarantined",
+        "archive-0: OSError: no space",
+        "hook a: nothing was captured",
+    )
 
 
 def test_a_host_that_did_not_return_and_a_bus_that_is_gone_are_unknown(page: StatsPage) -> None:
