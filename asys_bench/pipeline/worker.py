@@ -61,7 +61,9 @@ def worker_main(launch_json: str, worker_json: str, launch_id: int, passed: Pass
     """
     launch = LaunchSpec.from_dict(json.loads(launch_json))
     spec = WorkerSpec(**json.loads(worker_json))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's business
+    # Ctrl-C is the host's business, and so is SIGTERM: systemd and Slurm send it to all of a service.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)  # what libraries create in the run's folder is private too
     signal_on_parent_death(signal.SIGCONT)  # stopped, it must still notice that the host is gone
     _log_to_file(Path(launch.run_dir), spec)

@@ -10,7 +10,6 @@ from asys_bench.sae import CheckpointError, CheckpointStore, SAETrainer
 from asys_bench.sae.checkpoint import load_sae
 from asys_bench.sae.checkpoint_files import CheckpointVersionError
 from asys_bench.sae.checkpoint_store import LATEST
-from asys_bench.sae.exchange.export import SAE_DIR
 from asys_bench.sae.manifest import check_seal
 from asys_bench.sae.trainer_state import read_state
 from asys_bench.verification.finding import Finding, State
@@ -20,15 +19,15 @@ ASIDE = ".damaged"
 
 
 class CheckpointCheck:
-    """The checkpoints of one run."""
+    """The checkpoints of one run, or of one training from its archive, in the folder `name`."""
 
-    def __init__(self, run_dir: Path, *, live: bool, repair: bool) -> None:
-        self._run_dir, self._live, self._repair = run_dir, live, repair
+    def __init__(self, run_dir: Path, name: str, *, live: bool, repair: bool) -> None:
+        self._run_dir, self._root = run_dir, run_dir / name
+        self._live, self._repair = live, repair
 
     def findings(self) -> Iterator[Finding]:
         """Every checkpoint, oldest first, with what else lies beside them."""
-        root = self._run_dir / SAE_DIR
-        for folder in sorted(root.iterdir()) if root.is_dir() else []:
+        for folder in sorted(self._root.iterdir()) if self._root.is_dir() else []:
             if folder.is_dir() and not folder.is_symlink():
                 yield from self._of_hook(folder)
             else:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.pipeline.live_run import RUN_FILE, LiveRunError, goes_on, read_run_file
+from asys_bench.reading.live import READERS_DIR
+from asys_bench.sae.checkpoint_store import LATEST
 from asys_bench.sae.exchange.export import SAE_DIR
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR
 from asys_bench.verification.archive import ArchiveCheck
@@ -17,7 +19,7 @@ from asys_bench.verification.finding import Finding, State, Verification
 from asys_bench.verification.lines import CHECKS, check_lines
 
 KEPT = "what an earlier repair cut off; kept until you delete it"
-TEXTS = ("logs", "readers")
+TEXTS = ("logs", READERS_DIR)
 """Folders of text and locks: nothing in them can be wrong."""
 
 
@@ -52,10 +54,16 @@ class _RunCheck:
         yield from ArchiveCheck(
             self.path, self.run_id, repair=self._repair, keep_torn=self._keep_torn
         ).findings()
-        yield from CheckpointCheck(self.path, live=self.live, repair=self._repair).findings()
+        yield from CheckpointCheck(
+            self.path, SAE_DIR, live=self.live, repair=self._repair
+        ).findings()
 
     def _folder(self, folder: Path) -> Iterator[Finding]:
         if folder.name in (ARCHIVE_DIR, SAE_DIR, *TEXTS):
+            return
+        if any(folder.glob(f"*/{LATEST}")):
+            # Of `asys-run train`, which may be at work though the run has ended: only read.
+            yield from CheckpointCheck(self.path, folder.name, live=True, repair=False).findings()
             return
         for path in sorted(folder.rglob("*")):
             if not path.is_file():

@@ -29,6 +29,14 @@ from asys_bench.reports.run_summary.summary import BusSummary, FileEntry, HostSu
 NAN = float("nan")
 BESIDE_NAME = 56
 """Columns of the numbers beside a hook's name in the widest table."""
+MEANINGS = {
+    "dropped": "refused by the bus, which had no room (or another reason above); the host went on",
+    "lost": "in the hands of a worker that died; a trainer's packets are not delivered again",
+    "dead letter": "delivered 5 times to workers that died with it; given up on",
+    "ready": "still unread when the run ended",
+    "missed": "not the group's: other hooks, offered before it joined, or left when it ended",
+}
+"""What a packet of the account went through; docs/guarantees.md has the same words."""
 
 
 def render_terminal(summary: RunSummary, width: int = 100) -> RenderableType:
@@ -100,16 +108,19 @@ def _packets(bus: BusSummary | None) -> RenderableType | None:
     line.append(f"{bus.dropped_total:,} dropped", "yellow" if bus.dropped_total else "")
     reasons = ", ".join(f"{reason} {n:,}" for reason, n in bus.dropped.items() if n)
     line.append(f" ({reasons})" if reasons else "")
-    titles = ("delivered", "dropped", "lost", "dead letter", "ready", "missed", "account")
-    made = _table("group", *titles)
+    made = _table("group", "delivered", *MEANINGS, "account")
+    seen: set[str] = set()
     for g in bus.groups:
         verdict = Text("OK", "bold green")
         if g.imbalance:
             verdict = Text(f"off by {g.imbalance:+,}", "bold red")
-        numbers = (g.delivered, bus.dropped_total, g.lost_in_flight, g.dead_lettered, g.ready)
-        made.add_row(g.group, *(f"{n:,}" for n in (*numbers, g.missed)), verdict)
-    identity = "account: produced = delivered + dropped + lost + dead letter + ready + missed"
-    return Group(line, made, Text(identity, "dim")) if bus.groups else line
+        others = (bus.dropped_total, g.lost_in_flight, g.dead_lettered, g.ready, g.missed)
+        seen |= {name for name, n in zip(MEANINGS, others, strict=True) if n}
+        made.add_row(g.group, *(f"{n:,}" for n in (g.delivered, *others)), verdict)
+    identity = "account: produced = delivered + " + " + ".join(MEANINGS)
+    explained = [f"{name}: {what}" for name, what in MEANINGS.items() if name in seen]
+    notes = (Text(note, "dim") for note in (identity, *explained))
+    return Group(line, made, *notes) if bus.groups else line
 
 
 def _hooks(summary: RunSummary, names: int) -> Table | None:

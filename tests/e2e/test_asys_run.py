@@ -121,7 +121,7 @@ def test_a_killed_watchdog_is_replaced_and_adopts_the_workers(start_run):
     run.wait_for(lambda: run.pid("trainer-0") != trainer, "another trainer", 30)
     run.remember_processes()
     run.process.send_signal(signal.SIGTERM)
-    assert run.finish(30) == 130
+    assert run.finish(30) == 143
     assert run.leftovers() == []
     assert_accounted(run.summary())
 
@@ -137,6 +137,21 @@ def test_ctrl_c_drains_writes_and_leaves_within_ten_seconds(start_run):
     assert run.leftovers() == []
     assert run.summary()["outcome"] == "interrupted"
     assert_accounted(run.summary())
+
+
+def test_sigterm_to_every_process_loses_nothing_and_leaves_a_summary(start_run):
+    """As systemd, Slurm and `timeout` end a service: the workers are told as well as the host."""
+    run = start_run(ENDLESS)
+    run.wait_rows(1000)
+    for pid in run.remember_processes():
+        os.kill(pid, signal.SIGTERM)
+    assert run.finish(30) == 143
+    assert run.leftovers() == []
+    summary = run.summary()
+    assert summary["outcome"] == "interrupted"
+    assert_accounted(summary)
+    assert [worker["restarts"] for worker in summary["workers"]] == [0] * len(summary["workers"])
+    assert sum(group["lost_in_flight"] for group in summary["bus"]["groups"]) == 0
 
 
 def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(start_run):

@@ -630,6 +630,7 @@ def test_the_command_writes_the_page_beside_the_run(
     code, said = asys_run_report(str(whole_run))
     assert code == 0
     assert "report.html" in said
+    assert (whole_run / "report.html").stat().st_mode & 0o777 == 0o600, "it shows activations"
     first = (whole_run / "report.html").read_text()
     assert asys_run_report(str(whole_run), "--out", str(tmp_path / "r.html"))[0] == 0
     assert (tmp_path / "r.html").read_text() == first

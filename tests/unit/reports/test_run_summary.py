@@ -17,7 +17,9 @@ from asys_bench.reports.run_summary.next_steps import next_steps
 from asys_bench.reports.run_summary.plugin import plugin
 from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.reports.run_summary.summary import FileEntry, RunSummary
-from asys_bench.reports.run_summary.terminal import by_folder, render_text
+from asys_bench.reports.run_summary.terminal import MEANINGS, by_folder, render_text
+
+GUARANTEES = Path(__file__).parents[3] / "docs" / "guarantees.md"
 
 HOOK = "policy.net.0"
 RUN_DIR = Path("runs/a-run")
@@ -110,6 +112,18 @@ def test_an_account_that_is_off_says_by_how_many(page: StatsPage) -> None:
     assert not summary.balanced
     assert "off by +3" in render_text(summary)
     assert summary.warnings == ("group 'train': +3 packets are not accounted for",)
+
+
+def test_the_words_of_the_account_are_explained_where_their_numbers_are_not_zero(
+    page: StatsPage,
+) -> None:
+    text = render_text(make(page, account()), 100)
+    explained = [name for name in MEANINGS if f"\n{name}: {MEANINGS[name]}\n" in text]
+    assert explained == ["dropped", "lost", "missed"]
+    row = next(line for line in text.splitlines() if line.startswith("train "))
+    assert row.split()[1:7] == ["90", "7", "2", "0", "0", "1"]
+    document = GUARANTEES.read_text()
+    assert all(f"\n| {name} | " in document for name in MEANINGS)
 
 
 def test_what_a_person_should_look_into_is_a_warning(page: StatsPage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from asys_bench.sinks.archive.read import open_shard
 from asys_bench.verification import State, verify_run
 
 HERE = Path(__file__).parent
+train = runpy.run_path(str(HERE / "conftest.py"))["train"]
 
 
 def found(run, name: str, **options):
@@ -47,6 +49,24 @@ def test_a_whole_run_is_well_and_every_file_is_named(run):
     ]  # fmt: skip
     assert done.to_plain()["archive_rows"] == 20
     assert found(run, "metrics.csv").rows == 3
+
+
+def test_what_readers_reports_and_trainings_from_the_archive_add_is_not_foreign(run):
+    (run.path / ".readers").mkdir()
+    (run.path / ".readers" / "reader-0").touch()
+    for name in ("summary.json", "plan.json", "vocabulary.json", "watch/policy.mlp-0.json"):
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_text("{}")
+    (run.path / "report.html").write_text("<!doctype html>")
+    train(run.path / "sae-offline" / "policy.mlp")
+    train(run.path / "k32" / "policy.mlp", saves=1)
+    done = verify_run(run.path)
+    assert {f.path: f.state for f in done.findings if f.state is not State.OK} == {}
+    kinds = [f.kind for f in done.findings]
+    assert kinds.count("checkpoint") == 2 + 2 + 1
+    weights = next((run.path / "k32").rglob("sae_weights.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert found(run, "k32").state is State.DAMAGED
 
 
 def test_a_torn_shard_says_what_is_readable_and_what_is_lost_and_is_mended(run):

@@ -1,0 +1,53 @@
+"""Whether the host's torch threads leave room for the workers; said at start and by `doctor`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+
+from asys_bench.config.schema import MasterConfig
+from asys_bench.pipeline.resource_manager.needs import needs_of
+from asys_bench.pipeline.resource_manager.plan import HOST, Need
+
+
+def crowding_of(config: MasterConfig) -> str | None:
+    """`crowding` of a run with this configuration in this process, and the setting that helps.
+
+    None also where CPUs are pinned: the plan has given the host its own.
+    """
+    if config.resources.pinning != "none":
+        return None
+    cores = len(os.sched_getaffinity(0))
+    needs = needs_of(config, config.resources.host_threads or torch.get_num_threads())
+    problem = crowding(needs, cores)
+    if problem is None:
+        return None
+    return f"{problem}; try resources.host_threads={room_for_host(needs, cores)}"
+
+
+def crowding(needs: Sequence[Need], cores: int) -> str | None:
+    """Why host and workers will wait for each other, as a sentence; None where they have room.
+
+    One thread of the host is never too many: nothing could be changed about it.
+
+    needs: of `needs_of`. cores: those that this process may use.
+    """
+    threads = next(need.threads for need in needs if need.name == HOST)
+    workers = _worker_threads(needs)
+    if not workers or threads <= room_for_host(needs, cores):
+        return None
+    return (
+        f"torch takes {threads} threads in the host and the workers take {workers}, but this process "
+        f"may use {cores} core{'s' if cores > 1 else ''}: the host's threads will wait for each other"
+    )
+
+
+def room_for_host(needs: Sequence[Need], cores: int) -> int:
+    """Torch threads of the host that leave every worker a core of its own; at least one."""
+    return max(1, cores - _worker_threads(needs))
+
+
+def _worker_threads(needs: Sequence[Need]) -> int:
+    return sum(need.threads for need in needs if need.role == "sink")
