@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp asys_bench/sae/native/*)
 
-.PHONY: help run test test-interop lint types check model sanitize soak fuzz bench-micro audit sbom docs clean
+.PHONY: help announce-run run test test-interop lint types check model sanitize soak fuzz bench-micro audit sbom docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,7 +31,7 @@ $(VENV)/.test: $(SOURCES) | $(VENV)/.torch
 
 # Said before the first install only: both stamps are there afterwards.
 announce-run:
-	@test -e $(VENV)/.torch -a -e $(VENV)/.run || echo "first time: installing torch (CPU), Stable-Baselines3, numba and what they need into $(VENV)/ (about 300 MB to download, 1.5 GB on disk, 1 to 5 minutes; nothing outside this folder)"
+	@test -e $(VENV)/.torch -a -e $(VENV)/.run || echo "first time: installing torch, Stable-Baselines3, numba, TensorBoard and what they need into $(VENV)/ and compiling the bus: 1.6 GB on disk (more where pip takes torch's CUDA build), 2 to 4 minutes; nothing outside this folder"
 
 run: announce-run $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs on its activations
 	$(BIN)/asys-run --config $(CONFIG) $(ARGS)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -73,6 +74,31 @@ def test_a_script_is_run_unchanged_and_computes_the_same(tmp_path):
     assert run.summary["bus"]["produced"] == 40
     assert run.summary["host"]["steps"] == 40
     assert len(run.archive.numpy("0", ("row",))["row"]) == 40 * 32
+
+
+def test_sigterm_ends_a_script_in_order_with_its_summary(tmp_path):
+    script = write(tmp_path / "train.py", TRAIN)
+    hooks = 'hooks: [{match: "0"}]\nhost: {kind: script}\n'
+    config = write(tmp_path / "c.yaml", hooks + textwrap.dedent(SINKS))
+    endless = str(10**9)
+    command = [sys.executable, "-u", "-m", "asys_bench", "run", "-c", config, "--", script, endless]
+    with (tmp_path / "out.txt").open("w+") as out:
+        running = subprocess.Popen(command, cwd=tmp_path, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while "loss" not in (said := (tmp_path / "out.txt").read_text()):
+                assert running.poll() is None, said
+                assert time.monotonic() < deadline, said
+                time.sleep(0.1)
+            running.terminate()
+            assert running.wait(60) == 143, (tmp_path / "out.txt").read_text()
+        finally:
+            running.kill()
+            running.wait()
+    summary = asys_bench.open_run(tmp_path / "runs").summary
+    assert summary["outcome"] == "interrupted"
+    assert summary["bus"]["produced"] > 0
+    assert summary["balanced"]
 
 
 def test_a_script_without_a_fitting_model_says_why_and_exits_1(tmp_path):

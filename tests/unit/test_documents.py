@@ -74,6 +74,22 @@ def checked(language: str) -> list[pytest.param]:
     ]
 
 
+def test_every_table_has_a_head_so_that_it_is_drawn_as_one():
+    """A blank line inside a table turns the rest of it into raw pipes."""
+    headless = []
+    for path in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]):
+        before, fenced = "", False
+        lines = path.read_text().splitlines()
+        for number, line in enumerate(lines):
+            fenced ^= line.startswith("```")
+            starts = line.startswith("|") and not before.startswith("|") and not fenced
+            below = lines[number + 1] if number + 1 < len(lines) else ""
+            if starts and not re.fullmatch(r"\|[\s:|-]+\|", below):
+                headless.append(f"{path.relative_to(ROOT)}:{number + 1}")
+            before = line
+    assert headless == []
+
+
 def test_every_block_has_a_language_and_every_mark_a_block():
     plain = [b.place for b in ALL if b.language and b.language not in LANGUAGES]
     assert plain == []
