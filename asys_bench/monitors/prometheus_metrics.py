@@ -72,7 +72,7 @@ PAGE: dict[str, MetricSpec] = {
         "asys_hook_recomputed", "Calls repeated by activation checkpointing, not captured.", "hook"
     ),
     "hook_failed": _counter(
-        "asys_hook_failed", "Failures inside a hook; the first one switches it off.", "hook"
+        "asys_hook_failed", "Hooks that switched themselves off: all their calls failed.", "hook"
     ),
     "hook_bytes": _counter("asys_hook_captured_bytes", "Bytes of captured tensors.", "hook"),
     "hook_sampling_rate": _gauge(

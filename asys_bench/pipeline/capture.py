@@ -13,7 +13,8 @@ tenth of what an attribute of an attribute does. A contiguous CPU tensor with th
 is taken whole by the backend's port, where it has one, which counts and times for itself; `push` is
 the general path. Tensors of other devices leave through `send_away`, without the lock.
 
-Nothing raises: a hook that fails switches itself off (`HookStream.fail`).
+Nothing raises: a call that fails is counted as skipped, and a hook of which all calls fail switches
+itself off (`HookStream.stumble`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, rows_and_width
 from asys_bench.pipeline.clock import StepClock, Tags
 from asys_bench.pipeline.hook_stream import HookStream
-from asys_bench.pipeline.host_state import is_bare, undisturbed
+from asys_bench.pipeline.host_state import is_bare, undisturbed, unwatched
 from asys_bench.pipeline.offload import Offload
 from asys_bench.pipeline.readability import is_plain, plain, unreadable
 from asys_bench.pipeline.writer import Writer
@@ -69,9 +70,12 @@ class Capture(NamedTuple):
     observe: Callable[[torch.Tensor | None, bool | None], None]
     """(tensor or nothing, module.training): capture it now."""
     draw: Callable[[torch.Tensor | None, bool | None], Ticket | None]
-    """(a tensor of the shape to come, module.training): a ticket if this call is to be captured."""
-    send: Callable[[torch.Tensor, Ticket], None]
-    """Capture the tensor of a ticket."""
+    """(a tensor of the shape to come, module.training): a ticket if this call is to be captured.
+    Call it `unwatched`."""
+    send: Callable[[torch.Tensor | None, Ticket], None]
+    """Capture the tensor of a ticket; None: it never came."""
+    leave_out: Callable[[str | Exception | None], None]
+    """(a reason to explain, what went wrong, or nothing to say): count a call that captures nothing."""
     close: Callable[[], None]
     """Switch the stream off and let go of the stats page. Idempotent."""
 
@@ -124,7 +128,7 @@ def build_capture(
             if ticket is None or tensor is None or deliver(tensor, ticket) != _AWAY:
                 return
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
-            stream.fail(error)
+            miss(error)
             return
         finally:
             release()
@@ -136,7 +140,7 @@ def build_capture(
         try:
             refused()
         except Exception as error:  # noqa: BLE001 - as above
-            stream.fail(error)
+            stream.stumble(error)
         finally:
             release()
 
@@ -146,25 +150,47 @@ def build_capture(
         try:
             return decide(tensor, training)
         except Exception as error:  # noqa: BLE001 - as above
-            stream.fail(error)
+            miss(error)
             return None
         finally:
             release()
 
-    def send(tensor: torch.Tensor, ticket: Ticket) -> None:
+    def send(tensor: torch.Tensor | None, ticket: Ticket) -> None:
         if stream.off or (not acquire(False) and not acquire(True, patience_s)):
             return
         try:
-            if deliver(tensor, ticket) != _AWAY:
+            if tensor is None:
+                miss("autograd passed no gradient")
+            if tensor is None or deliver(tensor, ticket) != _AWAY:
                 return
         except Exception as error:  # noqa: BLE001 - as above
-            stream.fail(error)
+            miss(error)
             return
         finally:
             release()
         send_away(tensor, ticket)
 
+    def leave_out(why: str | Exception | None) -> None:
+        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
+            return
+        try:
+            miss(why)
+        finally:
+            release()
+
     # With the lock held:
+
+    def miss(why: str | Exception | None) -> None:
+        """Count a call that captures nothing. Never raises."""
+        try:
+            count_call()
+            count_skipped()
+            if isinstance(why, str):
+                stream.explain(why)
+        except Exception as error:  # noqa: BLE001 - a closed stats page or a broken logging handler
+            why = error
+        if isinstance(why, Exception):
+            stream.stumble(why)
 
     def decide(tensor: torch.Tensor | None, training: bool | None) -> Ticket | None:
         """Whether to capture, and with which tags. A call that gets no ticket is counted here."""
@@ -210,13 +236,10 @@ def build_capture(
         began = now()
         reason = unreadable(tensor)
         if reason is not None:
-            count_call()
-            count_skipped()
-            stream.explain(reason)
+            miss(reason)
             return _SKIPPED
         if not tensor.is_cpu:
             return _AWAY
-        count_call()
         nbytes: int | None
         if is_identity and is_plain(tensor):
             whole = Encoded(tensor.nbytes, tensor.dtype, tensor.shape)
@@ -226,6 +249,7 @@ def build_capture(
         else:
             with undisturbed():
                 nbytes = encode(plain(tensor), ticket, began)
+        count_call()
         if nbytes is None:
             stream.dropped.add()
         else:
@@ -306,7 +330,7 @@ def build_capture(
                 with writer.lock:
                     refused()
         except Exception as error:  # noqa: BLE001 - as above
-            stream.fail(error)
+            leave_out(error)
 
     def close() -> None:
         with writer.lock:
@@ -315,7 +339,15 @@ def build_capture(
                 own_port.close()
 
     stream.off = False
-    return Capture(direct, refused_directly, observe, draw, send, close)
+    return Capture(
+        direct,
+        refused_directly,
+        partial(unwatched, observe),
+        draw,
+        partial(unwatched, send),
+        leave_out,
+        close,
+    )
 
 
 def _no_port(*_: object) -> int:

@@ -17,7 +17,9 @@ from asys_bench.pipeline.capture import Capture, Ticket
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.graph_op import capture_op
 from asys_bench.pipeline.hook_stream import HookStream
+from asys_bench.pipeline.host_state import is_transformed, unwatched
 from asys_bench.pipeline.inert import LiveHook
+from asys_bench.pipeline.readability import TRANSFORMED, memory_fault
 from asys_bench.pipeline.selection import all_tensors, select_tensor
 from asys_bench.pipeline.untraced import untraced
 
@@ -28,7 +30,7 @@ _MANY_LEAVES = 64
 
 
 class OutputGradientHook(LiveHook):
-    """A forward hook (with keyword arguments) that puts a tensor hook on the module's output.
+    """A forward hook that puts a tensor hook on the module's output.
 
     A tensor hook sees the gradient of the value that the tensor had when it was registered, whatever
     the host writes into the tensor later. With one exception: an output that is a view (Linear of
@@ -38,6 +40,7 @@ class OutputGradientHook(LiveHook):
 
     def __init__(self, stream: HookStream, capture: Capture, clock: StepClock) -> None:
         self.stream, self.draw, self.send = stream, capture.draw, capture.send
+        self.leave_out = capture.leave_out
         self.path, self.phase = stream.path, stream.phase
         self.recompute = RecomputeFilter(stream, clock)
         self.leaves: dict[int, torch.utils.hooks.RemovableHandle] = {}
@@ -50,9 +53,8 @@ class OutputGradientHook(LiveHook):
         self.traced_gradient = traced_gradient
 
     @untraced
-    def __call__(
-        self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any
-    ) -> None:
+    def __call__(self, module: Any = None, args: Any = (), *rest: Any, **_: Any) -> None:
+        output = rest[-1] if rest else None
         if is_dynamo_compiling():
             if TRACES_TENSOR_HOOKS and (self.phase is None or self.phase == module.training):
                 traced = select_tensor(output, self.path)
@@ -62,28 +64,33 @@ class OutputGradientHook(LiveHook):
         if self.stream.off:
             return
         try:
-            if not self.recompute.passes():
-                return
-            tensor = select_tensor(output, self.path)
-            if tensor is None:
-                self.stream.nothing_at(output)
-            elif not tensor.requires_grad:
-                self.stream.needs_no_gradient = True
-                return
-            ticket = self.draw(tensor, module.training)
-            if ticket is not None and tensor is not None:
-                base = _base_of_its_own(tensor, (args, kwargs))
-                if base is None:
-                    self.register(tensor, ticket)
-                else:
-                    self._register_view(tensor, base, ticket)
+            if is_transformed():
+                self.leave_out(TRANSFORMED)
+            elif self.recompute.passes():
+                unwatched(self._watch, module, (args, *rest[:-1]), output)
         except Exception as error:  # noqa: BLE001 - fail open
-            self.stream.fail(error)
+            self.leave_out(error)
+
+    def _watch(self, module: Any, inputs: Any, output: Any) -> None:
+        tensor = select_tensor(output, self.path)
+        if tensor is None:
+            self.stream.nothing_at(output)
+        elif not tensor.requires_grad:
+            self.stream.needs_no_gradient = True
+            self.leave_out(None)
+            return
+        ticket = self.draw(tensor, getattr(module, "training", None))
+        if ticket is not None and tensor is not None:
+            base = _base_of_its_own(tensor, inputs)
+            if base is None:
+                self.register(tensor, ticket)
+            else:
+                self._register_view(tensor, base, ticket)
 
     def register(self, tensor: Tensor, ticket: Ticket) -> None:
         send = self.send
 
-        def on_gradient(gradient: Tensor) -> None:
+        def on_gradient(gradient: Tensor | None) -> None:
             send(gradient, ticket)
 
         on_gradient.__torch_unserializable__ = True  # type: ignore[attr-defined]
@@ -94,15 +101,23 @@ class OutputGradientHook(LiveHook):
     def _register_view(self, tensor: Tensor, base: Tensor, ticket: Ticket) -> None:
         send, shape, sent = self.send, tensor.shape, False
 
-        def on_gradient(gradient: Tensor) -> None:
+        def on_gradient(gradient: Tensor | None) -> None:
             nonlocal sent
             sent = True
             send(gradient, ticket)
 
-        def on_gradient_of_base(gradient: Tensor) -> None:
+        def send_as_view(gradient: Tensor | None) -> None:
+            if gradient is not None and memory_fault(gradient) is None:
+                gradient = gradient.detach().reshape(shape)
+            send(gradient, ticket)
+
+        def on_gradient_of_base(gradient: Tensor | None) -> None:
             nonlocal sent
-            if not sent:
-                send(gradient.reshape(shape), ticket)
+            try:
+                if not sent:
+                    unwatched(send_as_view, gradient)
+            except Exception as error:  # noqa: BLE001 - it runs in the host's backward pass
+                self.leave_out(error)
             sent = False  # a second backward pass may come
 
         on_gradient.__torch_unserializable__ = True  # type: ignore[attr-defined]
@@ -181,10 +196,10 @@ class ParameterGradientHook(LiveHook):
 
     def __init__(self, stream: HookStream, capture: Capture) -> None:
         self.stream, self.module, self.number = stream, stream.point.module, stream.number
-        self.draw, self.send = capture.draw, capture.send
+        self.draw, self.send, self.leave_out = capture.draw, capture.send, capture.leave_out
 
     @untraced
-    def __call__(self, parameter: Tensor) -> None:
+    def __call__(self, parameter: Tensor, *_: Any) -> None:
         if is_dynamo_compiling():  # compiled autograd
             if parameter.grad is not None:
                 capture_op(parameter.grad, self.number)
@@ -192,11 +207,14 @@ class ParameterGradientHook(LiveHook):
         if self.stream.off:
             return
         try:
-            gradient = parameter.grad
-            if gradient is None:  # an optimizer that steps in backward has already taken it
-                self.stream.explain("the gradient was gone before it could be captured")
-            ticket = self.draw(gradient, self.module.training)
-            if ticket is not None and gradient is not None:
-                self.send(gradient, ticket)
+            unwatched(self._take, parameter)
         except Exception as error:  # noqa: BLE001 - fail open
-            self.stream.fail(error)
+            self.leave_out(error)
+
+    def _take(self, parameter: Tensor) -> None:
+        gradient = parameter.grad
+        if gradient is None:  # an optimizer that steps in backward has already taken it
+            self.stream.explain("the gradient was gone before it could be captured")
+        ticket = self.draw(gradient, getattr(self.module, "training", None))
+        if ticket is not None and gradient is not None:
+            self.send(gradient, ticket)

@@ -27,6 +27,9 @@ from asys_bench.pipeline.row_budget import RowBudget
 from asys_bench.pipeline.selection import describe, parse_path
 from asys_bench.pipeline.writer import Writer
 
+FAILURES_IN_A_ROW = 16
+"""A hook whose calls fail this often, with no capture between them, switches itself off."""
+
 
 class HookStream:
     """One stream of packets.
@@ -42,8 +45,9 @@ class HookStream:
 
         hook_calls = hook_captured + hook_sampled_out + hook_dropped + hook_skipped
 
-    hook_skipped: wrong phase, or no tensor with bytes where `select` points. hook_recomputed counts
-    forward calls of activation checkpointing, which are no calls of the model's and not in hook_calls.
+    hook_skipped: wrong phase, no tensor with bytes where `select` points, no gradient to come, or a
+    call that failed. hook_recomputed counts forward calls of activation checkpointing, which are no
+    calls of the model's and not in hook_calls. hook_failed: the hook has switched itself off.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class HookStream:
         self.dtype: torch.dtype | None = None
         self.on_first: Callable[[HookStream], None] | None = None
         self.needs_no_gradient = False
+        self._failed_in_a_row = self._captured_before = 0
 
     @property
     def meta(self) -> PacketMeta:
@@ -126,6 +131,21 @@ class HookStream:
         self._floats[STATE_CALM] = fill
         self.state[STATE_CALM_LOOKS] = looks
 
+    def stumble(self, error: Exception) -> None:
+        """A call has failed: say so once per kind of error, and switch off if all do. Never raises."""
+        try:
+            captured = self.captured.value
+            if captured != self._captured_before:
+                self._captured_before, self._failed_in_a_row = captured, 0
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row < FAILURES_IN_A_ROW:
+                kind = type(error).__name__
+                self.explain(f"a call failed with {kind}: {error}", kind)
+                return
+        except Exception:  # noqa: BLE001 - a closed stats page or a broken logging handler
+            pass
+        self.fail(error)
+
     def fail(self, error: Exception) -> None:
         """Switch off, count and log once; the host goes on. Never raises."""
         self.off = True
@@ -144,10 +164,11 @@ class HookStream:
         what = "a tensor" if wanted is None else f"select {wanted!r}"
         self.explain(f"{what} is not in {describe(value)}")
 
-    def explain(self, why: str) -> None:
-        """Say, once per reason, why calls are skipped."""
-        if why not in self._explained and len(self._explained) < 8:
-            self._explained.add(why)
+    def explain(self, why: str, reason: str | None = None) -> None:
+        """Say, once per reason (`why` itself without one), why calls are skipped."""
+        reason = reason or why
+        if reason not in self._explained and len(self._explained) < 8:
+            self._explained.add(reason)
             self._notices.say(
                 f"hook {self.name}: {why}; such calls are counted in hook_skipped and not captured"
             )

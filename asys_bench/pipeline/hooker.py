@@ -5,8 +5,9 @@
 - Outputs are returned untouched, no autograd graph is extended, and no random generator of the host
   is drawn from, so training is bit-identical with and without it.
 - Compiled hosts keep one graph (`graph_op`); recomputation is ignored; any thread may call the model.
-- `detach` removes every handle; the model is as it was. Copies of the model have inert hooks, and a
-  forked child captures nothing: the bus belongs to its parent.
+- `detach` removes every hook, wherever others have moved it; the model is as it was. Copies of the
+  model have no hooks of ours (`own_hooks`), and a forked child captures nothing: the bus belongs to
+  its parent.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.gradient_hooks import OutputGradientHook, ParameterGradientHook
 from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.hookpoints import HookPoint
+from asys_bench.pipeline.inert import LiveHook
 from asys_bench.pipeline.input_gradient import InputGradientHook
 from asys_bench.pipeline.module_hooks import ForwardCounter, InputHook, OutputHook
 from asys_bench.pipeline.notices import Notices
 from asys_bench.pipeline.offload import Offload
+from asys_bench.pipeline.own_hooks import keep_out, remove_hooks
 from asys_bench.pipeline.silent_hooks import SilentHooks
 from asys_bench.pipeline.writer import Writer
 
@@ -75,6 +78,7 @@ class ActivationHooker:
             stream.on_first = on_first
         self._undo: list[Callable[[], None]] = []
         self._silent: SilentHooks | None = None
+        self._hooks: list[LiveHook] = []
         _hookers.add(self)
         _watch_forks()
 
@@ -95,6 +99,9 @@ class ActivationHooker:
         devices = {p.device for p in parameters if p.device.type != "cpu"}
         self._offload.prepare(self._streams, sorted(devices, key=str))
         self._undo.append(self._offload.close)
+        keep_out.begin()
+        self._undo.append(keep_out.end)
+        self._undo.append(self._remove_moved_hooks)
         try:
             if model is not None and self._counts_forwards:
                 self._count_forwards(model)
@@ -133,22 +140,24 @@ class ActivationHooker:
                 hook_class = OutputHook
                 if stream.path is None and capture.direct is not not_direct:
                     hook_class = self._writer.producer.hook_class(OutputHook)
-                self._keep(module.register_forward_hook(hook_class(stream, capture)))
+                output = hook_class(stream, capture)
+                self._keep(output, module.register_forward_hook(output))
                 self._receive(stream.number, lambda x: capture.observe(x, stream.phase))
             case Kind.INPUT:
                 hook = InputHook(stream, capture)
-                self._keep(module.register_forward_pre_hook(hook, with_kwargs=True))
+                self._keep(hook, module.register_forward_pre_hook(hook, with_kwargs=True))
                 self._receive(stream.number, lambda x: capture.observe(x, stream.phase))
             case Kind.GRADIENT:
                 gradient = OutputGradientHook(stream, capture, self._clock)
                 self._undo.append(gradient.remove)
-                self._keep(module.register_forward_hook(gradient, with_kwargs=True))
+                self._keep(gradient, module.register_forward_hook(gradient, with_kwargs=True))
                 self._receive_gradient(stream, capture)
             case Kind.INPUT_GRADIENT:
                 both = InputGradientHook(stream, capture, self._clock)
                 self._undo.append(both.of_output.remove)
-                self._keep(module.register_forward_pre_hook(both.before, with_kwargs=True))
-                self._keep(module.register_forward_hook(both.after))
+                before = module.register_forward_pre_hook(both.before, with_kwargs=True)
+                self._keep(both.before, before)
+                self._keep(both.after, module.register_forward_hook(both.after))
             case Kind.PARAMETER_GRADIENT:
                 self._register_on_parameter(stream, capture)
 
@@ -172,7 +181,7 @@ class ActivationHooker:
 
     def _count_forwards(self, model: torch.nn.Module) -> None:
         counter = ForwardCounter(model, self._clock)
-        self._keep(model.register_forward_pre_hook(counter, with_kwargs=True))
+        self._keep(counter, model.register_forward_pre_hook(counter, with_kwargs=True))
         self._receive(counter.number, counter.count)
 
     def _receive(self, number: int, receiver: graph_op.Receiver) -> None:
@@ -187,8 +196,16 @@ class ActivationHooker:
 
         self._receive(stream.number, receive)
 
-    def _keep(self, handle: RemovableHandle) -> None:
+    def _keep(self, hook: LiveHook, handle: RemovableHandle) -> None:
+        self._hooks.append(hook)
         self._undo.append(handle.remove)
+
+    def _remove_moved_hooks(self) -> None:
+        mine = {id(hook) for hook in self._hooks}
+        for model in {id(s.point.model): s.point.model for s in self._streams}.values():
+            if model is not None:
+                remove_hooks(model, lambda hook: id(hook) in mine)
+        self._hooks.clear()
 
 
 _hookers: weakref.WeakSet[ActivationHooker] = weakref.WeakSet()

@@ -1,9 +1,8 @@
-"""What becomes of our hooks in a copy of the model: nothing that does anything.
+"""What becomes of our hooks in a copy that takes them along: nothing that does anything.
 
-`copy.deepcopy(model)`, `torch.save(model)` and a pickled model carry the dictionaries of hooks with
-them. A copy is another model (an average of weights, a target network, a checkpoint): captured under
-the same name it would mix with the original, and detaching would not reach it. So a copied hook is
-inert, and a pickled one needs nothing of this package to be loaded.
+Most copies leave them out (`own_hooks`); a class that copies its dictionaries by itself (FX graph
+modules, parametrised modules) does not. There a copied hook is inert, and a pickled one needs nothing
+of this package to be loaded.
 """
 
 from __future__ import annotations

@@ -18,8 +18,9 @@ sampled; a module of more than MAX_NODES is left out, once with a line in the lo
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,10 @@ from asys_bench.pipeline.capture import Capture, Ticket
 from asys_bench.pipeline.clock import StepClock, Tags
 from asys_bench.pipeline.gradient_hooks import OutputGradientHook, RecomputeFilter
 from asys_bench.pipeline.hook_stream import HookStream
+from asys_bench.pipeline.host_state import is_transformed, undisturbed, unwatched
 from asys_bench.pipeline.inert import LiveHook
 from asys_bench.pipeline.module_hooks import positions
+from asys_bench.pipeline.readability import TRANSFORMED, memory_fault
 from asys_bench.pipeline.selection import all_tensors, select_input
 from asys_bench.pipeline.untraced import untraced
 
@@ -71,6 +74,9 @@ class InputGradientHook:
             stack.pop()  # that call raised: its forward hook never came
         entry = _Entry(tags)
         stack.append(entry)
+        if is_transformed():
+            self.capture.leave_out(TRANSFORMED)
+            return
         if not self.recompute.passes():
             return
         tensor = select_input(args, kwargs, self.stream.path, self.names)
@@ -78,8 +84,9 @@ class InputGradientHook:
             self.stream.nothing_at({**dict(enumerate(args)), **kwargs})
         elif not tensor.requires_grad:
             self.stream.needs_no_gradient = True
+            self.capture.leave_out(None)
             return
-        entry.ticket = self.capture.draw(tensor, module.training)
+        entry.ticket = self.capture.draw(tensor, getattr(module, "training", None))
         if entry.ticket is not None and tensor is not None:
             edge = get_gradient_edge(tensor)
             entry.tensor, entry.node, entry.output_nr = tensor, edge.node, edge.output_nr
@@ -93,13 +100,16 @@ class InputGradientHook:
         outputs = [t for t in all_tensors(output) if t.requires_grad]
         border = self._border(outputs, entry)
         if border is None:
-            self.stream.explain(f"a call makes more than {MAX_NODES} nodes of the autograd graph")
+            nodes = f"a call makes more than {MAX_NODES} nodes of the autograd graph"
+            self.capture.leave_out(nodes)
         elif border:
-            _Sum(self.capture, entry, border)
+            _Sum(self.stream, self.capture, entry, border)
         else:
             same = [t for t in outputs if t is entry.tensor]
             if same:
                 self.of_output.register(same[0], entry.ticket)
+            else:
+                self.capture.leave_out("the output does not depend on the input")
 
     def _border(self, outputs: Sequence[Tensor], entry: _Entry) -> list[tuple[Node, int]] | None:
         """(node, index of its input) for each gradient sent to the edge; None: too many nodes."""
@@ -131,65 +141,101 @@ class InputGradientHook:
 class _Sum:
     """Adds up what the border nodes send, in memory of its own, and captures the sum."""
 
-    def __init__(self, capture: Capture, entry: _Entry, border: list[tuple[Node, int]]) -> None:
+    def __init__(
+        self,
+        stream: HookStream,
+        capture: Capture,
+        entry: _Entry,
+        border: list[tuple[Node, int]],
+    ) -> None:
         assert entry.node is not None
         assert entry.ticket is not None
-        self._send, self._ticket = capture.send, entry.ticket
+        self._stream, self._capture, self._ticket = stream, capture, entry.ticket
         self._parts = self._expected = len(border)
         self._sum: Tensor | None = None
+        self._fault: str | Exception | None = None
         for node, index in border:
-            node.register_hook(self._adder(index))
+            node.register_hook(self._guarded(partial(self._add, index)))
         if self._expected > 1:
-            self._handle = entry.node.register_prehook(self._all_that_came)
+            self._handle = entry.node.register_prehook(self._guarded(self._all_that_came))
 
-    def _adder(self, index: int) -> Any:
-        def add(
-            grad_inputs: Sequence[Tensor | None], grad_outputs: Sequence[Tensor | None]
-        ) -> None:
-            part = grad_inputs[index]
-            self._parts -= 1
-            if part is not None:
-                if self._expected == 1:
-                    self._send(part, self._ticket)
-                else:
-                    with torch.no_grad():
-                        self._sum = part.clone() if self._sum is None else self._sum + part
-            if self._parts == 0:
-                self._finish()
+    def _guarded(self, work: Callable[..., None]) -> Callable[..., None]:
+        """`work` as a hook of autograd: the host's backward pass never sees it fail."""
 
-        return add
+        def hook(*gradients: Sequence[Tensor | None]) -> None:
+            if self._stream.off:
+                self._sum = None
+                return
+            try:
+                unwatched(work, *gradients)
+            except Exception as error:  # noqa: BLE001 - fail open
+                self._capture.leave_out(error)
+
+        return hook
+
+    def _add(
+        self,
+        index: int,
+        grad_inputs: Sequence[Tensor | None],
+        grad_outputs: Sequence[Tensor | None],
+    ) -> None:
+        part = grad_inputs[index]
+        self._parts -= 1
+        if self._expected == 1:
+            self._capture.send(part, self._ticket)
+        elif part is not None and self._fault is None:
+            try:
+                self._take(part)
+            except Exception as error:  # noqa: BLE001 - the other parts still come
+                self._fault = error
+        if self._parts == 0:
+            self._finish()
+
+    def _take(self, part: Tensor) -> None:
+        self._fault = memory_fault(part)
+        if self._fault is None:
+            with undisturbed():
+                self._sum = _added(self._sum, part)
 
     def _all_that_came(self, grad_outputs: Sequence[Tensor | None]) -> None:
         if self._parts != self._expected:
             self._finish()
 
     def _finish(self) -> None:
-        total, self._sum, self._parts = (
-            self._sum,
-            None,
-            self._expected,
-        )  # a second backward may come
-        if total is not None:
-            self._send(total, self._ticket)
+        total, fault = self._sum, self._fault
+        self._sum = self._fault = None
+        self._parts = self._expected  # a second backward may come
+        if fault is not None:
+            self._capture.leave_out(fault)
+        elif total is not None:
+            self._capture.send(total, self._ticket)
+
+
+def _added(total: Tensor | None, part: Tensor) -> Tensor:
+    """Memory of its own, as the engine would add: a dense gradient takes a sparse one."""
+    if total is None:
+        return part.clone()
+    if total.layout is not torch.strided and part.layout is torch.strided:
+        return part + total
+    return total + part
 
 
 class _Before(LiveHook):
-    """The forward pre-hook (with keyword arguments)."""
+    """The forward pre-hook."""
 
     def __init__(self, hook: InputGradientHook) -> None:
         self.hook = hook
 
     @untraced
-    def __call__(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def __call__(self, module: Any = None, args: Any = (), kwargs: Any = None, *_: Any) -> None:
         # In a compiled graph there are no nodes to hang a hook on; `silent_hooks` explains it.
         if is_dynamo_compiling() or self.hook.stream.off:
             return
+        args = args if isinstance(args, tuple) else (args,)
         try:
-            self.hook.enter(module, args, kwargs)
+            unwatched(self.hook.enter, module, args, kwargs if isinstance(kwargs, dict) else {})
         except Exception as error:  # noqa: BLE001 - fail open
-            self.hook.stream.fail(error)
+            self.hook.capture.leave_out(error)
 
 
 class _After(LiveHook):
@@ -199,10 +245,10 @@ class _After(LiveHook):
         self.hook = hook
 
     @untraced
-    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: Any = None, args: Any = (), *rest: Any, **_: Any) -> None:
         if is_dynamo_compiling() or self.hook.stream.off:
             return
         try:
-            self.hook.leave(output)
+            unwatched(self.hook.leave, rest[-1] if rest else None)
         except Exception as error:  # noqa: BLE001 - fail open
-            self.hook.stream.fail(error)
+            self.hook.capture.leave_out(error)

@@ -4,6 +4,9 @@ Each is an object and not a closure, so that a copy of the model gets an inert o
 torch.compile the same object is traced: `is_dynamo_compiling` is False at run time and True to the
 tracer, which leaves `capture_op` in the graph and nothing of the run-time path. What the traced
 branch reads is constant, so that no counter of ours ever makes the host compile again.
+
+Others move hooks between modules and register them anew, with and without keyword arguments
+(quantisation, `fuse_modules`): a hook takes its arguments in either form and raises in none.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from asys_bench.pipeline.capture import Capture, not_direct
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.graph_op import capture_op
 from asys_bench.pipeline.hook_stream import HookStream
+from asys_bench.pipeline.host_state import unwatched
 from asys_bench.pipeline.inert import LiveHook
 from asys_bench.pipeline.selection import select_input, select_tensor
 from asys_bench.pipeline.untraced import untraced
@@ -35,84 +39,83 @@ class OutputHook(LiveHook):
         self.stream, self.observe, self.number = stream, capture.observe, stream.number
         self.path, self.phase = stream.path, stream.phase
         self.direct = capture.direct if self.path is None else not_direct
-        self.refused = capture.refused
+        self.refused, self.leave_out = capture.refused, capture.leave_out
 
     @untraced
-    def __call__(self, module: torch.nn.Module, args: Any, output: Any) -> None:
+    def __call__(self, module: Any = None, args: Any = (), *rest: Any, **_: Any) -> None:
+        output = rest[-1] if rest else None
         if is_dynamo_compiling():
             if self.phase is None or self.phase == module.training:
                 traced = select_tensor(output, self.path)
                 if traced is not None:
                     capture_op(traced, self.number)
             return
-        in_phase = self.phase is None or self.phase is module.training
-        outcome = self.direct(output) if in_phase else PORT_NOT_MINE
+        try:
+            in_phase = self.phase is None or self.phase is module.training
+            outcome = self.direct(output) if in_phase else PORT_NOT_MINE
+        except Exception:  # noqa: BLE001 - called by somebody with something else than a module
+            outcome = PORT_NOT_MINE
         if outcome:  # not PORT_ACCEPTED
             self.otherwise(outcome, module, output)
 
     @untraced
-    def otherwise(self, outcome: int, module: torch.nn.Module, output: Any) -> None:
+    def otherwise(self, outcome: int, module: Any, output: Any) -> None:
         """`direct` has not done it."""
-        if outcome == PORT_REFUSED:
-            self.refused()
-        elif type(output) is Tensor and self.path is None:
-            self.observe(output, module.training)
-        else:
-            self._observe_part(output, module.training)
-
-    def _observe_part(self, output: Any, training: bool) -> None:
         if self.stream.off:
             return
         try:
-            tensor = select_tensor(output, self.path)
-            if tensor is None:
-                self.stream.nothing_at(output)
+            if outcome == PORT_REFUSED:
+                self.refused()
+                return
+            tensor = output
+            if type(output) is not Tensor or self.path is not None:
+                tensor = select_tensor(output, self.path)
+                if tensor is None:
+                    unwatched(self.stream.nothing_at, output)
+            training = getattr(module, "training", None)
         except Exception as error:  # noqa: BLE001 - fail open: a host's own class may do anything
-            self.stream.fail(error)
+            self.leave_out(error)
             return
         self.observe(tensor, training)
 
 
 class InputHook(LiveHook):
-    """A forward pre-hook (with keyword arguments): captures what the module is called with."""
+    """A forward pre-hook: captures what the module is called with."""
 
     def __init__(self, stream: HookStream, capture: Capture) -> None:
         self.stream, self.observe, self.number = stream, capture.observe, stream.number
         self.path, self.phase = stream.path, stream.phase
         self.direct = capture.direct if self.path is None else not_direct
-        self.refused = capture.refused
+        self.refused, self.leave_out = capture.refused, capture.leave_out
         self.names = positions(stream.point.module)
 
     @untraced
-    def __call__(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def __call__(self, module: Any = None, args: Any = (), kwargs: Any = None, *_: Any) -> None:
+        args = args if isinstance(args, tuple) else (args,)
+        kwargs = kwargs if isinstance(kwargs, dict) else {}
         if is_dynamo_compiling():
             if self.phase is None or self.phase == module.training:
                 traced = select_input(args, kwargs, self.path, self.names)
                 if traced is not None:
                     capture_op(traced, self.number)
             return
-        in_phase = self.phase is None or self.phase is module.training
-        outcome = self.direct(args[0] if args else None) if in_phase else PORT_NOT_MINE
-        if not outcome:  # PORT_ACCEPTED
-            return
-        if outcome == PORT_REFUSED:
-            self.refused()
-        elif self.path is None and args and type(args[0]) is Tensor:
-            self.observe(args[0], module.training)
-        else:
-            self._observe_part(args, kwargs, module.training)
-
-    def _observe_part(self, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> None:
-        if self.stream.off:
-            return
         try:
-            tensor = select_input(args, kwargs, self.path, self.names)
-            if tensor is None:
-                self.stream.nothing_at({**dict(enumerate(args)), **kwargs})
+            training = getattr(module, "training", None)
+            in_phase = self.phase is None or self.phase is training
+            outcome = self.direct(args[0] if args else None) if in_phase else PORT_NOT_MINE
+            if not outcome or self.stream.off:  # PORT_ACCEPTED
+                return
+            if outcome == PORT_REFUSED:
+                self.refused()
+                return
+            if self.path is None and args and type(args[0]) is Tensor:
+                tensor: Tensor | None = args[0]
+            else:
+                tensor = select_input(args, kwargs, self.path, self.names)
+                if tensor is None:
+                    unwatched(self.stream.nothing_at, {**dict(enumerate(args)), **kwargs})
         except Exception as error:  # noqa: BLE001 - as above
-            self.stream.fail(error)
+            self.leave_out(error)
             return
         self.observe(tensor, training)
 

@@ -119,8 +119,6 @@ class Offload:
         began = time.perf_counter_ns()
         streamer = self._streamer or self._start([tensor.device])
         self._streams[stream.name] = stream
-        with self._writer.lock:
-            stream.calls.add()
         drop = streamer.submit(
             tensor,
             stream.kernel,
@@ -129,6 +127,7 @@ class Offload:
             timeout_s=self._writer.block_timeout_s,
         )
         with self._writer.lock:
+            stream.calls.add()
             stream.latency.record(time.perf_counter_ns() - began)
         self._until_settlement -= 1
         if drop is not None or self._until_settlement <= 0:

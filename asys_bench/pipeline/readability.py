@@ -6,6 +6,9 @@ import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from asys_bench.contracts.packet import DTYPE_CODE
+from asys_bench.pipeline.host_state import is_transformed
+
+TRANSFORMED = "tensors inside a functorch transform (grad, vmap) cannot be read"
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
@@ -20,8 +23,8 @@ def unreadable(tensor: torch.Tensor) -> str | None:
     kind = type(tensor)
     if kind not in _PLAIN and kind.__torch_dispatch__ is not _PLAIN_DISPATCH:
         return f"a {kind.__name__} holds no bytes of its own"
-    if is_functorch_wrapped_tensor(tensor):
-        return "tensors inside a functorch transform (grad, vmap) cannot be read"
+    if is_transformed() or is_functorch_wrapped_tensor(tensor):
+        return TRANSFORMED
     if tensor.layout is not torch.strided or tensor.is_nested:
         return f"a {'nested' if tensor.is_nested else tensor.layout} tensor is not captured"
     if tensor.is_meta:
@@ -29,6 +32,22 @@ def unreadable(tensor: torch.Tensor) -> str | None:
     if tensor.dtype not in DTYPE_CODE:
         return f"packets cannot carry {tensor.dtype}"
     return None
+
+
+def memory_fault(tensor: torch.Tensor) -> str | None:
+    """Why reading a strided tensor would read what is not its memory, or None.
+
+    Hosts free a tensor's storage under it (`untyped_storage().resize_(0)`: FSDP, reversible networks).
+    Not even torch's own operators look before they read.
+    """
+    if tensor.layout is not torch.strided or tensor.numel() == 0:
+        return None
+    end = tensor.storage_offset() + 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        end += (size - 1) * stride
+    if end * tensor.itemsize <= tensor.untyped_storage().nbytes():
+        return None
+    return "the host has freed the tensor's memory, or a part of it (its storage was resized)"
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

@@ -126,17 +126,35 @@ def test_hooks_can_be_attached_again(rig, backend):
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
-def test_a_failing_observer_switches_itself_off_and_logs_once(rig, caplog):
+def test_a_hook_whose_calls_all_fail_switches_itself_off_and_logs_once(rig, caplog):
     model = mlp()
     observed = rig(model, {"match": "0", "preprocess": [{"cast": {"dtype": "float16"}}]})
     model[0].to(torch.complex64)
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
+        for _ in range(20):
             out = model[0](torch.randn(2, 4, dtype=torch.complex64))
     assert out.shape == (2, 8)
     assert observed.value("failed", "0") == 1
-    assert sum("switched itself off" in record.message for record in caplog.records) == 1
+    assert observed.value("skipped", "0") == 16, "from then on it is off"
+    assert observed.is_accounted_for("0")
+    messages = [record.message for record in caplog.records]
+    assert ["a call failed" in m for m in messages] == [True, False]
+    assert "switched itself off" in messages[1]
     assert observed.packets() == []
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+def test_a_tensor_that_fails_now_and_then_switches_nothing_off(rig, backend):
+    model = torch.nn.Sequential(torch.nn.Identity())
+    observed = rig(
+        model, {"match": "0", "preprocess": [{"cast": {"dtype": "float16"}}]}, backend=backend
+    )
+    for _ in range(20):
+        for dtype in (torch.complex64, torch.complex64, torch.float32):
+            model(torch.ones(2, 4, dtype=dtype))
+    assert len(observed.packets()) == observed.value("captured", "0") == 20
+    assert observed.value("skipped", "0") == 40
+    assert observed.value("failed", "0") == 0
 
 
 def test_a_bus_that_is_gone_does_not_reach_the_host(rig, backend):
