@@ -21,6 +21,7 @@ from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
 from asys_bench.observing.host_place import HostPlace
 from asys_bench.observing.settings import ConfigLike, resolve_settings
 from asys_bench.observing.summary import write_summary
+from asys_bench.observing.voice import Voice, closing_lines, opening_lines
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.hookpoints import HookError
 from asys_bench.pipeline.local_ranks import LocalRanks
@@ -52,6 +53,7 @@ def observe(
     terminal: bool = False,
     distributed: bool | None = None,
     required: bool = True,
+    quiet: bool = False,
     **overrides: Any,
 ) -> Observation:
     """Observe `model` from here on: start the workers, wait until they consume, attach the hooks.
@@ -67,6 +69,7 @@ def observe(
     distributed: under torchrun all ranks of a node share one run, which local rank 0 owns; every rank
         must call this. False: a run of this process alone. None: as torchrun's variables say.
     required: False: if the observation cannot start, log why and train unobserved.
+    quiet: True: write nothing to standard error but warnings through `logging`.
     overrides: configuration fields, nested (`bus={"backend": "cpp_spmc"}`) or with two underscores
         per level (`bus__backend="cpp_spmc"`). `hooks` may be a glob or a list of globs over module
         names; without any, a few modules are chosen.
@@ -79,6 +82,7 @@ def observe(
     settings = resolve_settings(config, overrides, unwrap(model))
     ranks = LocalRanks.from_environment() if distributed is not False else None
     observation = Observation(model, settings, ranks, step_unit)
+    observation.quiet = quiet
     try:
         observation.start(terminal, tokenizer)
     except (RuntimeError, ValueError, LookupError, OSError) as error:
@@ -102,7 +106,11 @@ class Observation:
         self.error: Exception | None = None
         """Why it could not start; None when it did."""
         self._settings, self._ranks, self._step_unit = settings, ranks, step_unit
-        self._called, self._model = model, unwrap(model)
+        self._called: torch.nn.Module | None = model
+        self._model: torch.nn.Module | None = unwrap(model)
+        self._name = type(self._model).__name__
+        self.quiet = False
+        self._voice = Voice(quiet=True)
         self._session: ObservationSession | RankSession | None = None
         self._run_dir: Path | None = None
         self._run_id = ""
@@ -203,6 +211,8 @@ class Observation:
             session.close()
             self._place.release()
             self._session = None  # and with it shared memory, which a hook's producer maps
+            self._counter = self._optimizers = self._called = self._model = None
+            self._voice.close()
 
     def __enter__(self) -> Self:
         return self
@@ -216,7 +226,7 @@ class Observation:
         self.close()
 
     def __repr__(self) -> str:
-        name = type(self._model).__name__
+        name = self._name
         if self._run_dir is None:
             return f"<no observation of {name}: {self.error}>"
         state = "closed" if self._closed else f"{self.steps} {self._step_unit}s"
@@ -227,6 +237,7 @@ class Observation:
         try:
             session: ObservationSession | RankSession
             if self._ranks is None or self._ranks.is_owner:
+                self._voice = Voice(self.quiet)
                 session = self._own(terminal, tokenizer)
             else:
                 session = self._join(self._ranks)
@@ -235,13 +246,17 @@ class Observation:
             if self._desk is not None:
                 self._desk.refuse(str(error))
             self._place.release()
+            self._called = self._model = None
+            self._voice.close()
             raise
         self._session = session
         self._hooks = session.hooks
         self._count(session.clock, called)
+        self._started = time.monotonic()
         atexit.register(self.close)
 
     def _own(self, terminal: bool, tokenizer: Any) -> ObservationSession:
+        assert self._model is not None
         ranks, config = self._ranks, self.config
         if ranks is not None and ranks.local_world_size > 1:
             self._desk = RankDesk(ranks, next(_serials))
@@ -260,13 +275,18 @@ class Observation:
             ranks=ranks,
             root=self._called,
         )
+        session.on_width = self._voice.width_known
+        self._voice.expect(session.hooks)
         session.start()
         self._run_dir, self._run_id = run_dir.path, run_dir.run_id
+        self._voice.say(*opening_lines(self._name, run_dir.path, session.hooks, config))
+        self._voice.flush()
         if self._desk is not None:
             self._desk.announce(run_dir.path)
         return session
 
     def _join(self, ranks: LocalRanks) -> RankSession:
+        assert self._model is not None
         patience_s = self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
         run_dir = find_run(ranks, next(_serials), patience_s)
         self._place.join(run_dir)
@@ -276,6 +296,8 @@ class Observation:
         return session
 
     def _count(self, clock: StepClock, called: bool) -> None:
+        assert self._called is not None
+        assert self._model is not None
         self._optimizers = OptimizerWatch(self._model, clock)
         self._optimizers.attach()
         if is_compiled_in_place(self._called):
@@ -303,7 +325,7 @@ class Observation:
         self._account = end.account
         if not end.orderly:
             log.warning("not every worker finished in order; see %s", self.run_dir / "logs")
-        write_summary(
+        summary = write_summary(
             session.page,
             end.account,
             self.config,
@@ -316,6 +338,7 @@ class Observation:
             notices=session.notices.messages,
             words=session.words,
         )
+        self._voice.say(*closing_lines(summary, self.run_dir))
 
     def _abort(self) -> None:
         if isinstance(self._session, ObservationSession):

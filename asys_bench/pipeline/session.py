@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +23,7 @@ from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
 from asys_bench.monitors.histograms_json import histograms
 from asys_bench.pipeline.assembly import AssemblyError, create_data_bus, plan_workers
 from asys_bench.pipeline.clock import StepClock
-from asys_bench.pipeline.forecast import RunForecast, shortage
+from asys_bench.pipeline.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.hooker import ActivationHooker
 from asys_bench.pipeline.live_run import RUN_FILE, descriptor_paths
@@ -82,6 +82,8 @@ class ObservationSession:
         self.misfits: list[str] = []
         """SAEs that cannot be trained on what their module makes; found at its first call."""
         self._on_misfit = on_misfit
+        self.on_width: Callable[[str, int, Sequence[SaeForecast]], None] | None = None
+        """Told of each hook's width and SAEs when its first tensor comes, in the host's hook."""
         self._short = False
         self._resources = resources
         self._ranks = ranks
@@ -229,9 +231,10 @@ class ObservationSession:
         assert stream.dtype is not None
         if stream.name not in self.hooks:
             return
-        found = self.forecast.saw(
-            stream.name, stream.kernel.decoded_width(stream.shape, stream.dtype)
-        )
+        width = stream.kernel.decoded_width(stream.shape, stream.dtype)
+        found = self.forecast.saw(stream.name, width)
+        if self.on_width is not None:
+            self.on_width(stream.name, width, found)
         misfits = [forecast for forecast in found if forecast.misfit is not None]
         for misfit in misfits:
             message = f"SAE {misfit.label!r} cannot be trained: {misfit.misfit}"
