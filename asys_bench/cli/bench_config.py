@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from asys_bench.cli.bench_files import WRITTEN
+from asys_bench.cli.bench_files import ALIASES, WRITTEN, bench_reporters
 from asys_bench.config.diagnosis import diagnose
 from asys_bench.config.document import read_document
-from asys_bench.config.problems import ConfigError, Origin, Problem
+from asys_bench.config.problems import ConfigError, Origin, Problem, did_you_mean
 from asys_bench.config.section import Section, Text, as_list
 from asys_bench.config.sources import find_config
 from asys_bench.harness.suite_file import find_suite
@@ -57,4 +57,17 @@ def read_bench_config(name: str) -> BenchConfig:
     if find_suite(config.suite_path) is None:
         origin = root.content["suite"].origin
         raise ConfigError([Problem.at(origin, "no such suite", path="suite", value=config.suite)])
+    valid = {*ALIASES, *bench_reporters()}
+    unknown = [name for name in config.reports if name not in valid]
+    if unknown:
+        origin = root.content["reports"].origin
+        raise ConfigError(
+            [
+                Problem.at(
+                    origin, "no such reporter", path="reports", value=name, valid=sorted(valid),
+                    fix=did_you_mean(name, valid) or "use one of those",
+                )
+                for name in unknown
+            ]
+        )  # fmt: skip
     return config

@@ -43,7 +43,7 @@ def render_report(name: str, data: Mapping[str, Any]) -> str:
 
 
 def write_reports(data: Mapping[str, Any], folder: Path, names: Sequence[str]) -> list[Path]:
-    """Write a document per reporter beside the result. Unknown names are left out."""
+    """Write a document per reporter beside the result; one that cannot run here is left out."""
     written = []
     reporters = bench_reporters()
     for name in names:
