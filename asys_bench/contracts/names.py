@@ -1,9 +1,14 @@
-"""Names of hooks and workers as names of files."""
+"""Names of hooks and workers: as names of files, against globs, and within their longest length.
+
+Module names may hold any character, so no name is ever taken apart: what it is made of travels beside
+it (`pipeline.hookpoints.HookPoint`, `streams` in run.json, `hook_name` in an SAE's metadata).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from fnmatch import fnmatchcase
 
 
 def file_slug(name: str) -> str:
@@ -12,3 +17,22 @@ def file_slug(name: str) -> str:
     if cleaned == name and name and name[0] not in ".-":
         return cleaned
     return f"{cleaned.lstrip('.-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def matches(name: str, glob: str) -> bool:
+    """`glob` is the name itself, whatever characters it has, or an fnmatch glob that fits it."""
+    return name == glob or fnmatchcase(name, glob)
+
+
+def printable(name: str) -> str:
+    """`name` on one line: what does not print is written as Python writes it, a newline as `\\n`."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def shortened(name: str, most_bytes: int) -> str:
+    """`name`, or its beginning with a digest of it where it has more bytes of UTF-8."""
+    raw = name.encode()
+    if len(raw) <= most_bytes:
+        return name
+    digest = f"...{hashlib.sha256(raw).hexdigest()[:8]}"
+    return raw[: most_bytes - len(digest)].decode(errors="ignore") + digest

@@ -53,6 +53,14 @@ class SinkOptions(BaseModel, extra="forbid", frozen=True):
         """
         return ()
 
+    def labels(self, hooks: Sequence[str]) -> Sequence[str]:
+        """What a worker of these hooks labels its metrics with; it sizes its part of the stats page.
+
+        Raises:
+            ValueError: two of them would be the same.
+        """
+        return hooks
+
 
 @dataclass(frozen=True)
 class SinkContext:

@@ -6,13 +6,15 @@ taken in full at start; nothing is left behind when the last process ends.
 
 Layout (little-endian, 8-byte cells)::
 
-    page   0  u64 magic | 1  u64 slots | 2 run state | 3 drain deadline (monotonic ns)
-           4  wall-clock offset (ns) | 5 owner pid | 64.. slots
-    slot   0..23 SlotField cells | 24..31 name (64 bytes UTF-8) |
-           32.. directory entries (32 cells: 30 name, kind, first cell) | data cells
+    page    0  u64 magic, its low byte the layout's version | 1  u64 slots | 2 run state
+            3 drain deadline (monotonic ns) | 4  wall-clock offset (ns) | 5 owner pid | 64.. slots
+    slot    0..23 SlotField cells | 24..31 name (64 bytes UTF-8) | 32.. metrics, one after another
+    metric  0 kind | 1 bytes of its name | 2.. name (UTF-8, whole cells) | data cells
 
-Metrics are appended to a slot's directory at run time; the entry count is written last, so a reader
-never sees half an entry. A restarted worker finds its metrics by name and goes on counting.
+A slot is as large as its SlotField.CELLS says, and the next one follows it: a slot that counts for
+2,048 hooks is larger than that of a monitor. Metrics are appended to a slot at run time; their number is
+written last, so a reader never sees half of one. A restarted worker finds its metrics by name and
+goes on counting.
 """
 
 from __future__ import annotations
@@ -20,23 +22,26 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import re
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
 from asys_bench.storage.private import private_memfd
 
-MAGIC = 0x4753_5953_4101
+VERSION = 2
+MAGIC = 0x4753_5953_4100 | VERSION
 PAGE_CELLS = 64
 SLOT_BYTES = 2 * 1024 * 1024
-SLOT_CELLS = SLOT_BYTES // 8
+"""Of a slot that nobody asked to be larger."""
 NAME_CELL, NAME_BYTES = 24, 64
-DIRECTORY_CELL, ENTRY_CELLS, MAX_ENTRIES = 32, 32, 2048
-DATA_CELL = DIRECTORY_CELL + ENTRY_CELLS * MAX_ENTRIES
-METRIC_NAME_BYTES = 8 * (ENTRY_CELLS - 2)
+METRICS_CELL = 32
+METRIC_NAME_BYTES = 4096
+_SPARE_BYTES = 256 * 1024
+_METRIC_NAME_ITSELF = 48
 
 SUB_BUCKETS_LOG2 = 4
 SUB_BUCKETS = 1 << SUB_BUCKETS_LOG2
@@ -80,10 +85,11 @@ class SlotField(IntEnum):
     READY_NS = 6
     EXIT_CODE = 7
     ENTRIES = 8
-    NEXT_CELL = 9
     DOWN_SINCE_NS = 10
     LAUNCH = 11
     """Which start of the worker the slot belongs to; a process of another one leaves."""
+    CELLS = 12
+    """Size of the slot; written once, when the page is made."""
 
 
 class MetricKind(IntEnum):
@@ -220,11 +226,20 @@ _TYPE_OF: dict[MetricKind, type[Counter] | type[Gauge] | type[Histogram]] = {
 }
 
 
+_ESCAPES = {ord(letter): f"%{ord(letter):02X}" for letter in "%,={}"}
+_ESCAPED = re.compile("|".join(_ESCAPES.values()))
+
+
 def metric_name(name: str, **labels: str) -> str:
-    """`name{key=value,...}` with sorted labels; how metrics with labels are spelled in the page."""
+    """`name{key=value,...}` with sorted labels; how metrics with labels are spelled in the page.
+
+    Values are any text: what would end one is written as `%2C`.
+    """
     if not labels:
         return name
-    return name + "{" + ",".join(f"{key}={labels[key]}" for key in sorted(labels)) + "}"
+    return (
+        name + "{" + ",".join(f"{k}={labels[k].translate(_ESCAPES)}" for k in sorted(labels)) + "}"
+    )
 
 
 def split_metric_name(full: str) -> tuple[str, dict[str, str]]:
@@ -232,16 +247,39 @@ def split_metric_name(full: str) -> tuple[str, dict[str, str]]:
     if not full.endswith("}") or "{" not in full:
         return full, {}
     name, _, inside = full[:-1].partition("{")
-    return name, dict(part.partition("=")[::2] for part in inside.split(",") if part)
+    labels = dict(part.partition("=")[::2] for part in inside.split(",") if part)
+    if "%" in inside:
+        labels = {key: _ESCAPED.sub(_letter, value) for key, value in labels.items()}
+    return name, labels
+
+
+def _letter(escape: re.Match[str]) -> str:
+    return chr(int(escape[0][1:], 16))
+
+
+def slot_bytes(labels: Iterable[str], metrics: int, histograms: int = 0) -> int:
+    """Size of a slot with so many counters or gauges, and histograms, for each of `labels`."""
+    cells = 0
+    for label in labels:
+        spelled = metric_name("", hook=label)
+        head = 2 + _cells_of_text(_METRIC_NAME_ITSELF + len(spelled.encode()))
+        cells += (metrics + histograms) * head
+        cells += metrics + histograms * _CELLS_OF[MetricKind.HISTOGRAM]
+    return max(SLOT_BYTES, -(-(8 * cells + _SPARE_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE)
+
+
+def _cells_of_text(nbytes: int) -> int:
+    return -(-nbytes // 8)
 
 
 class Slot:
     """One process's part of the page."""
 
-    def __init__(self, page: memoryview, base: int) -> None:
-        self._cells = page[base : base + SLOT_CELLS]
+    def __init__(self, page: memoryview, base: int, cells: int) -> None:
+        self._cells = page[base : base + cells]
         self._known: dict[str, tuple[MetricKind, Metric]] = {}
         self._entries_read = 0
+        self._next_cell = METRICS_CELL
 
     @property
     def cells(self) -> memoryview:
@@ -292,14 +330,14 @@ class Slot:
         return {name: metric for name, (_, metric) in self._known.items()}
 
     def _read_directory(self) -> None:
-        count = int(self._cells[SlotField.ENTRIES])
+        cells, count = self._cells, int(self._cells[SlotField.ENTRIES])
         while self._entries_read < count:
-            cell = DIRECTORY_CELL + ENTRY_CELLS * self._entries_read
-            raw = self._cells[cell : cell + ENTRY_CELLS - 2].tobytes()
-            kind = MetricKind(self._cells[cell + ENTRY_CELLS - 2])
-            first = int(self._cells[cell + ENTRY_CELLS - 1])
-            name = raw.rstrip(b"\0").decode()
-            self._known[name] = (kind, _TYPE_OF[kind](self._cells, first))
+            cell = self._next_cell
+            kind, nbytes = MetricKind(cells[cell]), int(cells[cell + 1])
+            first = cell + 2 + _cells_of_text(nbytes)
+            name = cells[cell + 2 : first].tobytes()[:nbytes].decode()
+            self._known[name] = (kind, _TYPE_OF[kind](cells, first))
+            self._next_cell = first + _CELLS_OF[kind]
             self._entries_read += 1
 
     def _ensure(self, kind: MetricKind, name: str) -> Metric:
@@ -310,30 +348,49 @@ class Slot:
                 raise StatsError(f"metric {name!r} is a {found[0].name}, not a {kind.name}")
             return found[1]
         raw = name.encode()
-        entries, first = self.get(SlotField.ENTRIES), self.get(SlotField.NEXT_CELL) or DATA_CELL
-        if len(raw) > METRIC_NAME_BYTES or entries >= MAX_ENTRIES:
+        if len(raw) > METRIC_NAME_BYTES:
             raise StatsError(
-                f"no room for metric {name!r}: names hold {METRIC_NAME_BYTES} bytes, "
-                f"a slot {MAX_ENTRIES} metrics"
+                f"the name of metric {name[:80]!r}... has {len(raw)} bytes of UTF-8; at most "
+                f"{METRIC_NAME_BYTES} fit"
             )
-        if first + _CELLS_OF[kind] > SLOT_CELLS:
-            raise StatsError(f"slot {self.name!r} has no cells left for metric {name!r}")
-        cell = DIRECTORY_CELL + ENTRY_CELLS * entries
-        padded = raw.ljust(METRIC_NAME_BYTES, b"\0")
-        for index, value in enumerate(struct.unpack(f"<{ENTRY_CELLS - 2}q", padded)):
-            self._cells[cell + index] = value
-        self._cells[cell + ENTRY_CELLS - 2] = int(kind)
-        self._cells[cell + ENTRY_CELLS - 1] = first
+        cells, cell = self._cells, self._next_cell
+        first = cell + 2 + _cells_of_text(len(raw))
+        if first + _CELLS_OF[kind] > len(cells):
+            raise StatsError(
+                f"no room for metric {name!r}: slot {self.name!r} has {8 * len(cells)} bytes, "
+                f"and {self._entries_read} metrics"
+            )
+        # Zeros too: a writer that was killed right here may have left a longer name.
+        blank = raw.ljust(8 * (first - cell - 2 + _CELLS_OF[kind]), b"\0")
+        cells[cell + 2 : first + _CELLS_OF[kind]] = memoryview(blank).cast("q")
+        cells[cell], cells[cell + 1] = int(kind), len(raw)
         if kind is MetricKind.GAUGE:
-            Gauge(self._cells, first).set(math.nan)
-        self.set(SlotField.NEXT_CELL, first + _CELLS_OF[kind])
-        self.set(SlotField.ENTRIES, entries + 1)
+            Gauge(cells, first).set(math.nan)
+        self.set(SlotField.ENTRIES, self._entries_read + 1)
         self._read_directory()
         return self._known[name][1]
 
     def release(self) -> None:
         self._known.clear()
         self._cells.release()
+
+
+def _check(mapping: mmap.mmap, size: int) -> None:
+    """Raises StatsError: a reader of this layout would read beyond the page, or nonsense."""
+    magic, slots = struct.unpack_from("<qq", mapping)
+    if magic != MAGIC and magic | 0xFF == MAGIC | 0xFF:
+        raise StatsError(
+            f"the stats page has layout version {magic & 0xFF}, this build reads {VERSION}; read it "
+            "with the version of asys-i that runs there"
+        )
+    end = 8 * PAGE_CELLS
+    for _ in range(slots if magic == MAGIC else 0):
+        if end + 8 * METRICS_CELL > size:
+            break
+        cells = struct.unpack_from("<q", mapping, end + 8 * SlotField.CELLS)[0]
+        end += 8 * max(cells, METRICS_CELL)
+    if magic != MAGIC or end != size:
+        raise StatsError(f"not a stats page: magic {magic:#x}, {slots} slots, {size} bytes")
 
 
 class StatsPage:
@@ -344,32 +401,41 @@ class StatsPage:
         self._mapping = mapping
         self._cells = memoryview(mapping).cast("q")
         self._slots: dict[str, Slot] = {}
-        for index in range(int(self._cells[1])):
-            slot = Slot(self._cells, PAGE_CELLS + index * SLOT_CELLS)
+        base = PAGE_CELLS
+        for _ in range(int(self._cells[1])):
+            size = int(self._cells[base + SlotField.CELLS])
+            slot = Slot(self._cells, base, size)
             self._slots[slot.name] = slot
+            base += size
 
     @classmethod
-    def create(cls, slot_names: list[str]) -> Self:
+    def create(cls, slots: Sequence[str] | Mapping[str, int]) -> Self:
         """A fresh page with one slot per name (<= 64 bytes of UTF-8 each, unique).
+
+        slots: names, or name -> size in bytes (`slot_bytes`); SLOT_BYTES without.
 
         Raises:
             StatsError: bad names; OSError: no memory or descriptors left.
         """
-        if len(set(slot_names)) != len(slot_names):
-            raise StatsError(f"slot names are not unique: {slot_names}")
-        size = 8 * PAGE_CELLS + SLOT_BYTES * len(slot_names)
+        if len(set(slots)) != len(slots):
+            raise StatsError(f"slot names are not unique: {slots}")
+        sizes = dict(slots) if isinstance(slots, Mapping) else dict.fromkeys(slots, SLOT_BYTES)
+        size = 8 * PAGE_CELLS + sum(sizes.values())
         fd = private_memfd("asys-stats", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(fd, 0, size)
             with mmap.mmap(fd, size) as mapping:
-                for index, name in enumerate(slot_names):
+                offset = 8 * PAGE_CELLS
+                for name, nbytes in sizes.items():
                     raw = name.encode()
                     if not 0 < len(raw) <= NAME_BYTES:
                         raise StatsError(f"slot name {name!r} is not 1..{NAME_BYTES} bytes")
-                    offset = 8 * (PAGE_CELLS + index * SLOT_CELLS + NAME_CELL)
-                    mapping[offset : offset + len(raw)] = raw
+                    at = offset + 8 * NAME_CELL
+                    mapping[at : at + len(raw)] = raw
+                    struct.pack_into("<q", mapping, offset + 8 * SlotField.CELLS, nbytes // 8)
+                    offset += nbytes
                 wall_offset = time.time_ns() - time.monotonic_ns()
-                head = (MAGIC, len(slot_names), RunState.STARTING, 0, wall_offset, os.getpid())
+                head = (MAGIC, len(sizes), RunState.STARTING, 0, wall_offset, os.getpid())
                 mapping[: 8 * len(head)] = struct.pack(f"<{len(head)}q", *head)
             return cls.attach(fd)
         except BaseException:
@@ -381,16 +447,17 @@ class StatsPage:
         """Map the page behind `fd` (kept open and owned by the result).
 
         Raises:
-            StatsError: it is not a stats page.
+            StatsError: it is not a stats page, or one of another version of its layout.
         """
         size = os.fstat(fd).st_size
         if size < 8 * PAGE_CELLS:
             raise StatsError(f"{size} bytes are too few for a stats page")
         mapping = mmap.mmap(fd, size)
-        magic, slots = struct.unpack_from("<qq", mapping)
-        if magic != MAGIC or size != 8 * PAGE_CELLS + SLOT_BYTES * slots:
+        try:
+            _check(mapping, size)
+        except StatsError:
             mapping.close()
-            raise StatsError(f"not a stats page: magic {magic:#x}, {slots} slots, {size} bytes")
+            raise
         return cls(fd, mapping)
 
     def slot(self, name: str) -> Slot:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -21,6 +20,7 @@ from asys_bench.config.overrides import apply_sets
 from asys_bench.config.problems import ConfigError, Origin
 from asys_bench.config.section import Integer, Section, Text, as_list
 from asys_bench.config.sources import read_layers
+from asys_bench.contracts.names import matches
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
@@ -87,7 +87,7 @@ class OfflinePlan(Section):
         options = self.trainer_options()
         found = []
         for hook in hooks:
-            if any(hook == glob or fnmatchcase(hook, glob) for glob in self.hooks):
+            if any(matches(hook, glob) for glob in self.hooks):
                 found += [Job(label, hook, sae) for label, sae in options.saes_of(hook).items()]
         for coder in self.transcoders:
             missing = [name for name in (coder.input, coder.output) if name not in hooks]
@@ -105,7 +105,7 @@ class OfflinePlan(Section):
 
     def start_of(self, label: str) -> Path | None:
         """The folder that a training goes on from; None: from scratch."""
-        matching = [f for g, f in self.start_from.items() if label == g or fnmatchcase(label, g)]
+        matching = [f for g, f in self.start_from.items() if matches(label, g)]
         return Path(matching[-1]) if matching else None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -17,6 +16,7 @@ from asys_bench.contracts.bus import BaseDataBus, BusPlugin, BusRequest, GroupSp
 from asys_bench.contracts.chain import link, refusal
 from asys_bench.contracts.launch import WorkerSpec
 from asys_bench.contracts.monitor import BaseMonitor, MonitorOptions, MonitorPlugin
+from asys_bench.contracts.names import matches
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.registry import PluginError, registry
@@ -160,7 +160,7 @@ def plan_workers(
         reason = plugin.unavailable()
         if reason is not None:
             raise AssemblyError(f"sinks.{name}: {plugin.name!r} cannot run here: {reason}")
-        wanted = [h for h in hook_names if any(fnmatchcase(h, glob) for glob in sink.hooks)]
+        wanted = [h for h in hook_names if any(matches(h, glob) for glob in sink.hooks)]
         if not wanted:
             raise AssemblyError(
                 f"sinks.{name}.hooks: {list(sink.hooks)} match none of the hooks {list(hook_names)}"

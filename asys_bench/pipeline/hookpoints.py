@@ -1,15 +1,22 @@
-"""Which modules and parameters are hooked: module-name globs resolved against a model."""
+"""Which modules and parameters are hooked: module-name globs resolved against a model.
+
+A stream is called as its module, with what is captured behind a colon. Module names may hold any
+character. What does not print is escaped, because names go into files of lines and onto terminals. Two
+streams can want one name ("x" captured as input, and the output of a module called "x:input"): the
+later one gets "~2". Nobody takes a name apart; `HookPoint` has the parts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 
 import torch
 
 from asys_bench.config.hooks import HookConfig
+from asys_bench.contracts.names import matches, printable, shortened
 from asys_bench.contracts.packet import Kind
 
 _SUFFIX = {
@@ -20,6 +27,13 @@ _SUFFIX = {
     Kind.PARAMETER_GRADIENT: ":grad",
 }
 _COMPILED_WRAPPER = "_orig_mod"
+MOST_HOOKS = 2048
+NAME_BYTES = 160
+"""Longest name of a stream in UTF-8: what a bus's name table holds, less what others add to it."""
+SIDE_STREAMS = frozenset({"tokens"})
+"""Names that no hooked module's stream has: their rows mean something else."""
+
+log = logging.getLogger(__name__)
 
 
 class HookError(ValueError):
@@ -30,6 +44,8 @@ class HookError(ValueError):
 class HookPoint:
     """One stream: a module, what is captured of it, and the configuration that asked for it.
 
+    name: of the stream, unique in the run. path: the module's name in the model (of a parameter, that of the
+        module that holds it), empty for a stream that is not part of it.
     model: the whole model that is observed; None for a stream that is not part of it.
     parameter: of `module` (or of a module in it), for Kind.PARAMETER_GRADIENT.
     """
@@ -40,6 +56,7 @@ class HookPoint:
     config: HookConfig
     model: torch.nn.Module | None = None
     parameter: torch.nn.Parameter | None = None
+    path: str = ""
 
 
 def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoint]:
@@ -54,14 +71,16 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
     """
     modules = _modules(model)
     order = {name: index for index, name in enumerate(modules)}
-    points: dict[str, HookPoint] = {}
-    places: dict[str, tuple[int, int, int]] = {}
+    points: dict[tuple[str, Kind, str], HookPoint] = {}
+    places: dict[tuple[str, Kind, str], tuple[int, int, int]] = {}
     shared: set[int] = set()
+    most = (0, "")
     for config in hooks:
         for pattern in config.match:
-            matched = [name for name in modules if fnmatchcase(name, pattern)]
+            matched = [name for name in modules if matches(name, pattern)]
             if not matched:
                 raise HookError(_no_match(pattern, list(modules), model))
+            most = max(most, (len(matched), pattern))
             for capture in config.capture:
                 kind = Kind[capture.name]
                 found = [
@@ -75,16 +94,44 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
                         f"modules {', '.join(matched[:10])} has a parameter"
                     )
                 for index, point in enumerate(found):
-                    if point.parameter is not None and point.name not in points:
+                    key = (point.path, kind, point.name)
+                    if point.parameter is not None and key not in points:
                         if id(point.parameter) in shared:
                             continue
                         shared.add(id(point.parameter))
-                    points.setdefault(point.name, point)
-                    owner = point.name.partition(":")[0]
-                    if point.parameter is not None:
-                        owner = owner.rpartition(".")[0]
-                    places.setdefault(point.name, (order[owner], int(kind), index))
-    return sorted(points.values(), key=lambda point: places[point.name])
+                    points.setdefault(key, point)
+                    place = order.get(point.path, len(order))
+                    places.setdefault(key, (place, int(kind), index))
+    if len(points) > MOST_HOOKS:
+        raise HookError(
+            f"hooks: match {most[1]!r} matches {most[0]} modules, and all globs together make "
+            f"{len(points)} hooks; a run has at most {MOST_HOOKS}. Name fewer modules, or fewer kinds of "
+            "`capture`"
+        )
+    return _named(points[key] for key in sorted(points, key=lambda key: places[key]))
+
+
+def _named(points: Iterable[HookPoint]) -> list[HookPoint]:
+    """The points under names that are short enough, print and are unique."""
+    used = set(SIDE_STREAMS)
+    named = []
+    for point in points:
+        name = wanted = shortened(printable(point.name), NAME_BYTES)
+        number = 1
+        while name in used:
+            number += 1
+            name = f"{wanted}~{number}"
+        used.add(name)
+        if name != point.name:
+            log.warning(
+                "hook %s of module %r is called %r in this run: its name is %s",
+                point.kind.name.lower(),
+                point.path,
+                name,
+                "taken" if number > 1 else f"longer than {NAME_BYTES} bytes, or does not print",
+            )
+        named.append(replace(point, name=name))
+    return named
 
 
 def _modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -102,12 +149,12 @@ def _points(
 ) -> list[HookPoint]:
     suffix = _SUFFIX[kind]
     if kind is not Kind.PARAMETER_GRADIENT:
-        return [HookPoint(name + suffix, module, kind, config, model)]
+        return [HookPoint(name + suffix, module, kind, config, model, path=name)]
     points = []
     for inner, parameter in module.named_parameters():
         parts = [part for part in inner.split(".") if part != _COMPILED_WRAPPER]
-        full = ".".join((name, *parts)) + suffix
-        points.append(HookPoint(full, module, kind, config, model, parameter))
+        full, owner = ".".join((name, *parts)) + suffix, ".".join((name, *parts[:-1]))
+        points.append(HookPoint(full, module, kind, config, model, parameter, owner))
     return points
 
 

@@ -17,8 +17,16 @@ import torch
 
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BaseDataBus, BusAccount
-from asys_bench.contracts.launch import LaunchSpec
-from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
+from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
+from asys_bench.contracts.sink import SinkPlugin
+from asys_bench.contracts.stats import (
+    SLOT_BYTES,
+    RunState,
+    SlotField,
+    StatsPage,
+    WorkerState,
+    slot_bytes,
+)
 from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
 from asys_bench.monitors.histograms_json import histograms
 from asys_bench.pipeline.assembly import AssemblyError, create_data_bus, plan_workers
@@ -26,6 +34,7 @@ from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.hooker import ActivationHooker
+from asys_bench.pipeline.hookpoints import HookPoint
 from asys_bench.pipeline.live_run import RUN_FILE, descriptor_paths
 from asys_bench.pipeline.liveness import start_time
 from asys_bench.pipeline.local_ranks import LocalRanks
@@ -37,8 +46,13 @@ from asys_bench.pipeline.streams import plan_streams, sampler_seeds
 from asys_bench.pipeline.supervisor import Supervisor
 from asys_bench.pipeline.trainer_manager import SAETrainerManager
 from asys_bench.pipeline.worker_words import words_of
+from asys_bench.registry import registry
 
 log = logging.getLogger(__name__)
+METRICS_PER_HOOK = 24
+"""Room in the stats page for counters and gauges of a hook, beside its latency histogram."""
+METRICS_PER_LABEL = 48
+"""And of what a worker counts for, such as an SAE."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +112,11 @@ class ObservationSession:
         groups, workers = plan_workers(config, names)
         groups = streams.with_side_streams(config, groups)
         others = ranks.slots if ranks is not None else []
+        host_bytes = slot_bytes([point.name for point in self.points], METRICS_PER_HOOK, 1)
         self.page = StatsPage.create(
-            ["host", "watchdog", *(worker.name for worker in workers), *others]
+            {"host": host_bytes, "watchdog": SLOT_BYTES}
+            | {worker.name: _slot_bytes(worker, [*names, *self._side]) for worker in workers}
+            | dict.fromkeys(others, host_bytes)
         )
         self.trainers = SAETrainerManager(self.page, workers, groups, names)
         self.bus: BaseDataBus | None = None
@@ -289,8 +306,25 @@ class ObservationSession:
                 "ranks": self._ranks.local_world_size if self._ranks is not None else 1,
                 "step_unit": self.step_unit,
                 "hooks": list(self.hooks),
+                "streams": [_described(point) for point in self.points],
                 "side_streams": list(self._side),
                 "environment": environment(),
                 "result": result,
             },
         )
+
+
+def _slot_bytes(worker: WorkerSpec, hooks: Sequence[str]) -> int:
+    """Raises AssemblyError: two of its labels would be the same."""
+    if worker.role != "sink":
+        return SLOT_BYTES
+    options = registry("sink").get(worker.plugin, SinkPlugin).options.model_validate(worker.options)
+    try:
+        return slot_bytes(options.labels(hooks), METRICS_PER_LABEL)
+    except ValueError as error:
+        raise AssemblyError(f"{worker.name}: {error}") from None
+
+
+def _described(point: HookPoint) -> dict[str, str]:
+    """What a stream's name is made of, for readers."""
+    return {"name": point.name, "module": point.path, "kind": point.kind.name.lower()}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 import torch
 
 from asys_bench.config.schema import MasterConfig
 from asys_bench.config.sinks import SinkConfig
 from asys_bench.contracts.bus import GroupSpec
+from asys_bench.contracts.names import matches
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.pipeline.assembly import build_preprocessor
 from asys_bench.pipeline.hookpoints import HookPoint, resolve
@@ -55,7 +55,7 @@ class Streams:
         sink = _sink_of(config, group.name)
         if sink.plugin().partition:
             return replace(group, hooks=group.hooks or tuple(self.trained))
-        wanted = [name for name in self.side if any(fnmatchcase(name, g) for g in sink.hooks)]
+        wanted = [name for name in self.side if any(matches(name, g) for g in sink.hooks)]
         if group.hooks is None and wanted == self.side:
             return group
         return replace(group, hooks=(*(group.hooks or self.trained), *wanted))

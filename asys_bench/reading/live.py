@@ -14,7 +14,6 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,6 +21,7 @@ from typing import Self
 import torch
 
 from asys_bench.contracts.bus import BusAccount, BusError, BusSubscription, Delivery, GroupSpec
+from asys_bench.contracts.names import matches
 from asys_bench.contracts.packet import ActivationPacket, Kind, PacketError
 from asys_bench.pipeline.decoding import Decoder
 from asys_bench.pipeline.live_run import LiveRun
@@ -90,7 +90,7 @@ class LiveSubscription:
         self._thread: threading.Thread | None = None
         try:
             streams = (*self._live.hooks, *self._live.document.get("side_streams", ()))
-            if not any(fnmatchcase(name, glob) for name in streams for glob in hooks):
+            if not any(matches(name, glob) for name in streams for glob in hooks):
                 raise ReadingError(f"{run_dir}: {list(hooks)} match none of {list(streams)}")
             self._seat, group = _take_seat(run_dir)
             spec = GroupSpec(group, Delivery.AT_MOST_ONCE)
@@ -162,7 +162,7 @@ class LiveSubscription:
 
     def _sample(self, packet: ActivationPacket, decode: Decoder) -> LiveSample | None:
         hook = self._live.client.name_of(packet.hook_id)
-        if not any(fnmatchcase(hook, glob) for glob in self._globs):
+        if not any(matches(hook, glob) for glob in self._globs):
             return None
         try:
             tensor = decode(packet).clone()

@@ -142,9 +142,14 @@ class SAETrainerWorker(BaseSink):
                 coding = self._transcodings.get(transcoder.label)
                 if coding is None:
                     config = self._options.for_transcoder(transcoder)
-                    start = self._options.start_of(transcoder.label, transcoder.input)
+                    start = self._options.start_of(transcoder.label, transcoder.label)
                     training = Training(
-                        transcoder.label, transcoder.input, config, self._context, start
+                        transcoder.label,
+                        transcoder.input,
+                        config,
+                        self._context,
+                        start,
+                        paired=True,
                     )
                     coding = _Transcoding(
                         training, PairMatcher(transcoder.input, transcoder.output)

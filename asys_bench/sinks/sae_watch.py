@@ -14,7 +14,6 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 from pydantic import Field
 
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.names import file_slug, matches
 from asys_bench.contracts.packet import ActivationPacket
 from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import Counter, Gauge
@@ -62,7 +61,7 @@ class SAEWatchOptions(SinkOptions):
 
     def folder_of(self, hook: str) -> str | None:
         """The SAE's folder for `hook`; None for a hook that is not watched."""
-        matching = [f for glob, f in self.saes.items() if glob == hook or fnmatchcase(hook, glob)]
+        matching = [f for glob, f in self.saes.items() if matches(hook, glob)]
         return matching[-1] if matching else None
 
 

@@ -25,11 +25,11 @@ using u32 = std::uint32_t;
 using u64 = std::uint64_t;
 
 inline constexpr u64 kMagic = 0x31434d5053595341ULL;  // "ASYSPMC1" little-endian
-inline constexpr u64 kLayoutVersion = 1;
+inline constexpr u64 kLayoutVersion = 2;
 
 inline constexpr unsigned kGroups = 7;
 inline constexpr unsigned kOwners = 64;
-inline constexpr unsigned kNames = 1024;
+inline constexpr unsigned kNames = 4096;  // 2,048 hooks, and as many encodings
 inline constexpr unsigned kMaxShards = 1024;
 inline constexpr unsigned kMaxDeliveries = 5;
 inline constexpr unsigned kNameBytes = 200;
@@ -72,14 +72,14 @@ inline constexpr u64 kOwnersOffset = 4096;
 inline constexpr u64 kOwnerStride = 64;
 // ---- group table --------------------------------------------------------------------------------
 inline constexpr u64 kGroupsOffset = 8192;
-inline constexpr u64 kGroupStride = 512;
+inline constexpr u64 kGroupStride = 1024;
 // bit 0: at_least_once; bit 1: only the hooks in the bitmap; bit 2: made late, let go when empty
 inline constexpr u64 kGrpFlags = 0;
 inline constexpr u64 kGrpNameLength = 8;
 inline constexpr u64 kGrpName = 16;
 inline constexpr u64 kGrpHooks = 256;  // kNames bits
 // ---- name table ---------------------------------------------------------------------------------
-inline constexpr u64 kNamesOffset = 12288;
+inline constexpr u64 kNamesOffset = 16384;
 inline constexpr u64 kNameStride = 256;
 inline constexpr u64 kNamLength = 0;
 inline constexpr u64 kNamText = 8;

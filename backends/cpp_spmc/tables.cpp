@@ -77,7 +77,7 @@ u64 Tables::intern(const std::string& name) {
   TableLock lock(s_);
   const u64 count = name_count();
   for (u64 id = 0; id < count; ++id)
-    if (name_of(id) == name) return id;
+    if (load(s_.word(name_base(id) + kNamLength)) == name.size() && name_of(id) == name) return id;
   if (count == kNames)
     throw Error("the name table is full (" + std::to_string(kNames) + "): " + name + " has no room");
   write_text(s_, name_base(count) + kNamText, name);

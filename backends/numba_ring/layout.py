@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 MAGIC = 0x31434D5053595341  # "ASYSPMC1" little-endian
-VERSION = 1
+VERSION = 2
 
 GROUPS = 7
 OWNERS = 64
-NAMES = 1024
+NAMES = 4096
 MAX_SHARDS = 1024
 MAX_DELIVERIES = 5
 NAME_BYTES = 200
@@ -57,13 +57,13 @@ OWNERS_OFFSET = 4096
 OWNER_STRIDE = 64
 OWN_GROUP = 8
 GROUPS_OFFSET = 8192
-GROUP_STRIDE = 512
+GROUP_STRIDE = 1024
 # bit 0: at_least_once; bit 1: only the hooks in the bitmap; bit 2: made late, let go when empty
 GRP_FLAGS = 0
 GRP_NAME_LENGTH = 8
 GRP_NAME = 16
 GRP_HOOKS = 256
-NAMES_OFFSET = 12288
+NAMES_OFFSET = 16384
 NAME_STRIDE = 256
 NAM_LENGTH = 0
 NAM_TEXT = 8

@@ -43,6 +43,8 @@ class Tables:
     def __init__(self, segment: Segment) -> None:
         self._segment = segment
         self._words = segment.words
+        self._ids: dict[str, int] = {}
+        """Names read so far; a name keeps its id."""
 
     # Names.
 
@@ -65,9 +67,10 @@ class Tables:
             )
         with self._editing():
             count = self.name_count()
-            for name_id in range(count):
-                if self.name_of(name_id) == name:
-                    return name_id
+            for name_id in range(len(self._ids), count):
+                self._ids.setdefault(self.name_of(name_id), name_id)
+            if name in self._ids:
+                return self._ids[name]
             if count == at.NAMES:
                 raise BusError(f"the name table is full ({at.NAMES}): {name} has no room")
             base = at.NAMES_OFFSET + count * at.NAME_STRIDE

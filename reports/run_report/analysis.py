@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from asys_bench.reports.run_report.inputs import (
     beside,
     input_hook,
     observations,
+    read_streams,
     tokens,
 )
 from asys_bench.reports.run_report.token_levels import token_levels
@@ -97,24 +99,29 @@ def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
         missing = ""
     except ArchiveError as error:
         archive, missing = None, str(error)
-    found = []
+    found, streams = [], read_streams(run_dir)
     for label in labels:
         latest = CheckpointStore(run_dir / "sae" / file_slug(label)).latest()
         if latest is None:
             continue
         try:
-            sae, _ = load_sae(latest)
+            sae, metadata = load_sae(latest)
         except CheckpointError as error:
             found.append(HookAnalysis(label, problem=str(error)))
             continue
-        found.append(_look(label, sae, archive, missing))
+        hook = str(metadata.get("hook_name") or label)
+        found.append(_look(label, hook, sae, archive, missing, streams))
     return found
 
 
 def _look(
-    label: str, sae: SparseAutoencoder, archive: Archive | None, missing: str
+    label: str,
+    hook: str,
+    sae: SparseAutoencoder,
+    archive: Archive | None,
+    missing: str,
+    streams: Sequence[Mapping[str, Any]],
 ) -> HookAnalysis:
-    hook = label.partition("->")[0].partition("#")[0]
     basis = HookAnalysis(
         label, sae.config.architecture, sae.d_in, sae.d_sae, plane=decoder_map(sae)
     )
@@ -128,13 +135,14 @@ def _look(
         if not blocks:
             return _with(basis, problem=f"the archive has no rows of {sae.d_in} values")
         stats = feature_stats(sae, blocks)
-        cards = _cards(archive, hook, sae, stats, blocks, stats.most_active(FEATURES))
+        source = input_hook(archive, hook, streams)
+        cards = _cards(archive, hook, source, sae, stats, blocks, stats.most_active(FEATURES))
         rare: tuple[FeatureCard, ...] = ()
         if any(example.tokens is not None for card in cards for example in card.examples):
             shown = {card.feature for card in cards}
             others = stats.rare_and_strong(2 * FEATURES, EXAMPLES)
             chosen = [feature for feature in others if feature not in shown][:FEATURES]
-            rare = _cards(archive, hook, sae, stats, blocks, chosen)
+            rare = _cards(archive, hook, source, sae, stats, blocks, chosen)
     except ArchiveError as error:
         return _with(basis, problem=f"the archive cannot be read: {error}")
     return _with(basis, stats=stats, cards=cards, rare=rare, look_range=_range(cards))
@@ -147,6 +155,7 @@ def _with(basis: HookAnalysis, **changes: object) -> HookAnalysis:
 def _cards(
     archive: Archive,
     hook: str,
+    source: str | None,
     sae: SparseAutoencoder,
     stats: FeatureStats,
     blocks: list[RowBlock],
@@ -155,7 +164,6 @@ def _cards(
     tops = candidates(stats, blocks, features)
     keys = {row.key for rows in tops.values() for row in rows}
     rows_read = 2 * EVERY * stats.rows  # the streams are sampled apart: this one may be denser
-    source = input_hook(archive, hook)
     inputs = list(newest_rows(archive, source, rows_read)) if source is not None else []
     seen = observations(inputs, keys)
     texts = tokens(archive, keys, rows_read)

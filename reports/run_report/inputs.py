@@ -8,8 +8,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +42,26 @@ class Tokens:
     levels: tuple[float, ...] = ()
 
 
-def input_hook(archive: Archive, hook: str) -> str | None:
+def read_streams(run_dir: Path) -> tuple[Mapping[str, Any], ...]:
+    """What run.json says about each stream: its `name`, `module` and `kind`; () where it does not."""
+    try:
+        run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        return tuple(s for s in run.get("streams", ()) if isinstance(s, dict) and "name" in s)
+    except (OSError, ValueError, AttributeError, TypeError):
+        return ()
+
+
+def input_hook(
+    archive: Archive, hook: str, streams: Sequence[Mapping[str, Any]] = ()
+) -> str | None:
     """The archived inputs of the very module that `hook` is of; None when there are none."""
-    wanted = hook.partition(":")[0] + INPUT_SUFFIX
+    mine = next((s for s in streams if s["name"] == hook), None)
+    if mine is None:  # a run from before streams were listed
+        wanted = hook + INPUT_SUFFIX
+    else:
+        key = (mine.get("module"), "input")
+        names = [s["name"] for s in streams if (s.get("module"), s.get("kind")) == key]
+        wanted = names[0] if names else hook
     return wanted if wanted != hook and wanted in archive.hooks else None
 
 

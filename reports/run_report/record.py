@@ -61,7 +61,13 @@ class RunRecord:
         told += [sae.hook for sae in self.summary.saes] if self.summary is not None else []
         order = {hook: index for index, hook in enumerate(self.hooks)}
         names = dict.fromkeys([*told, *self.hooks])
-        return tuple(sorted(names, key=lambda name: order.get(name.partition("#")[0], len(order))))
+
+        def place(name: str) -> int:
+            """Of the hook that it is called after, for the order alone."""
+            called = [hook for hook in order if name == hook or name.startswith(f"{hook}#")]
+            return order[max(called, key=len)] if called else len(order)
+
+        return tuple(sorted(names, key=place))
 
     @property
     def step_unit(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from asys_bench.contracts.names import matches
 from asys_bench.contracts.sink import Misfit, SinkOptions
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.sae.start import StartFrom, StartsByHook, start_for, unusable
@@ -116,7 +117,7 @@ class SAETrainerOptions(SinkOptions):
         for index, transcoder in enumerate(self.transcoders):
             for side in ("input", "output"):
                 name = getattr(transcoder, side)
-                if not any(name == glob or fnmatchcase(name, glob) for glob in hooks):
+                if not any(matches(name, glob) for glob in hooks):
                     yield Misfit(
                         ("options", "transcoders", index, side),
                         f"this sink does not get that hook: its `hooks` are {list(hooks)}",
@@ -148,17 +149,33 @@ class SAETrainerOptions(SinkOptions):
         for transcoder in self.transcoders:
             if transcoder.label == glob:
                 return {glob: self.for_transcoder(transcoder)}
-        hook, _, variant = glob.partition("#")
-        if variant in self.variants:
-            return {glob: self.for_hook(hook, variant)}
+        for variant in self.variants:
+            if glob.endswith(f"#{variant}"):
+                return {glob: self.for_hook(glob.removesuffix(f"#{variant}"), variant)}
         return self.saes_of(glob)
 
     def start_of(self, label: str, hook: str) -> StartFrom | None:
         """Where the SAE called `label` begins; None: at random weights.
 
-        hook: whose rows it takes; of a transcoder only the label counts.
+        hook: whose rows it takes; of a transcoder, its label.
         """
-        return start_for(self.start_from, label, label if "->" in label else hook)
+        return start_for(self.start_from, label, hook)
+
+    def labels(self, hooks: Sequence[str]) -> list[str]:
+        """SAEs of these hooks, and transcoders.
+
+        Raises:
+            ValueError: two SAEs would have one name.
+        """
+        labels = [label for hook in hooks for label in self.saes_of(hook)]
+        labels += [transcoder.label for transcoder in self.transcoders]
+        twice = [label for label, number in Counter(labels).items() if number > 1]
+        if twice:
+            raise ValueError(
+                f"two SAEs would be called {twice[0]!r}: a hook, a variant (`<hook>#<name>`) or a "
+                "transcoder (`<input>-><output>`); rename the variant, or leave one of the two out"
+            )
+        return labels
 
     def for_hook(self, hook: str, variant: str | None = None) -> SAEConfig:
         """The configuration of one hook's SAE.
@@ -168,7 +185,7 @@ class SAETrainerOptions(SinkOptions):
         """
         merged = self.sae.model_dump(exclude_unset=True)
         for glob, fields in self.overrides.items():
-            if glob == hook or fnmatchcase(hook, glob):
+            if matches(hook, glob):
                 merged.update(fields)
         if variant is not None:
             merged.update(self.variants[variant])

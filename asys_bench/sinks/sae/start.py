@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
-from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.names import file_slug, matches
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer, SparseAutoencoder
 from asys_bench.sae.checkpoint_store import CheckpointStore
 from asys_bench.sae.exchange import ExchangeError, adopt_when_filled, format_of, import_sae
@@ -99,7 +98,7 @@ def start_for(starts: Mapping[str, StartFrom], label: str, hook: str) -> StartFr
 
 
 def _matches(glob: str, *names: str) -> bool:
-    return any(glob == name or fnmatchcase(name, glob) for name in names)
+    return any(matches(name, glob) for name in names)
 
 
 def fitted(config: SAEConfig, sae: SparseAutoencoder, what: str) -> SAEConfig:

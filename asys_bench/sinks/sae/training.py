@@ -23,7 +23,7 @@ M = TypeVar("M", Gauge, Counter)
 
 
 class Training:
-    """label: the hook's name, `<hook>#<variant>` or `<input>-><output>`."""
+    """label: the hook's name, `<hook>#<variant>` or `<input>-><output>`; the last is `paired`."""
 
     def __init__(
         self,
@@ -32,6 +32,8 @@ class Training:
         config: SAEConfig,
         context: SinkContext,
         start: StartFrom | None = None,
+        *,
+        paired: bool = False,
     ) -> None:
         self.label = label
         self._beginning: Beginning | None = None
@@ -69,7 +71,7 @@ class Training:
             return _or_private(lambda: slot.counter(name, hook=label), Counter)
 
         self.skipped_packets = counter("sae_skipped_packets")
-        self.unpaired_packets = counter("sae_unpaired_packets") if "->" in label else None
+        self.unpaired_packets = counter("sae_unpaired_packets") if paired else None
         self._rollbacks = counter("sae_rollbacks")
         self._over_budget = counter("sae_over_budget_rows")
         self._window_fvu = gauge("sae_window_fvu")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from asys_bench.contracts.packet import checksum
+from asys_bench.contracts.stats import StatsPage
 from asys_bench.sinks.archive import open_archive, read_shard, verify_archive
 from asys_bench.sinks.archiver import plugin
 
@@ -164,8 +165,9 @@ def test_a_packet_that_does_not_decode_is_skipped_and_counted(rig, caplog):
     assert len(caplog.records) == 1
 
 
-def test_a_slot_without_room_counts_further_hooks_together(rig, monkeypatch):
-    monkeypatch.setattr("asys_bench.contracts.stats.MAX_ENTRIES", 19)
+def test_a_slot_without_room_counts_further_hooks_together(rig):
+    rig.page.close()
+    rig.page = StatsPage.create({"archiver-0": 1536, "archiver-1": 1536})
     worker = rig.start()
     rig.feed(worker, rig.packet(torch.ones(2, 4), 0), rig.packet(torch.ones(2, 4), 1, 2))
     worker.close()
