@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -64,7 +65,11 @@ class ArchiverOptions(SinkOptions):
         256, gt=0, description="A shard that has reached this many MiB is closed."
     )
     max_open_shards: int = Field(
-        128, ge=1, le=4096, description="Most files open; the one unused longest is closed first."
+        2304,
+        ge=1,
+        le=4096,
+        description="Most files open, if the process may have so many (`ulimit -n`, less 64); the one "
+        "unused longest is closed first.",
     )
     fsync: Literal["never", "shard", "batch"] | None = Field(
         None,
@@ -122,6 +127,8 @@ class ArchiverWorker(BaseSink):
             context, options.enospc_retry_s, options.enospc_retry_max_s, options.enospc_hold_s
         )
         self._builder = BatchBuilder(context.wall_offset_ns)
+        allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._most_open = min(options.max_open_shards, max(16, allowed - 64))
         self._written: dict[PacketKey, int] = take_over(
             context.run_dir,
             self._worker,
@@ -266,7 +273,7 @@ class ArchiverWorker(BaseSink):
 
     def _make_room(self, keep: dict[RowLayout, list[Piece]]) -> None:
         idle = [layout for layout in self._shards if layout not in keep]
-        for layout in idle[: max(0, len(self._shards) + 1 - self._options.max_open_shards)]:
+        for layout in idle[: max(0, len(self._shards) + 1 - self._most_open)]:
             self._shards[layout].close()
             del self._shards[layout]
 
