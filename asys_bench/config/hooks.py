@@ -41,6 +41,14 @@ class Phase(StrEnum):
     EVAL = "eval"
 
 
+class RowsOf(StrEnum):
+    """Which dimension of a captured tensor holds a row (`pipeline.rows`)."""
+
+    AUTO = "auto"
+    LAST = "last"
+    CHANNELS = "channels"
+
+
 class PreprocessStep(Section):
     """One preprocessor; written as `name` or as `{name: {option: value}}`."""
 
@@ -126,6 +134,12 @@ class HookConfig(Section):
         description="which tensor of a tuple, list, dict, dataclass or model output is taken: an "
         'index, a name, or a path of both such as `hidden_states.3` or `"0.1"`; of inputs, the '
         "position or name of an argument. null takes the first tensor found",
+    )
+    rows: RowsOf = Field(
+        default=RowsOf.AUTO,
+        description="what a row is: what the last dimension holds (`last`), or the channels at one "
+        "place of a tensor that keeps them first, such as an image [B, C, H, W] (`channels`); `auto` "
+        "goes by the type of the module and of those in it",
     )
     preprocess: Annotated[tuple[ShortStep, ...], BeforeValidator(as_list)] = Field(
         default=(PreprocessStep(name="identity"),),

@@ -54,7 +54,7 @@ class SamplingConfig(Section):
         default=None,
         gt=0,
         description="rows per second that this hook sends on average; the rate is lowered to keep "
-        "it (a row is what the last dimension holds). null: as many as the bus takes",
+        "it (what a row is: `hooks[].rows`). null: as many as the bus takes",
     )
     seed: Annotated[int, Field(ge=0, lt=1 << 32), NotBool] | None = Field(
         default=None,

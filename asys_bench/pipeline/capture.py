@@ -9,7 +9,8 @@ it is not the work that takes the time but the fetching of code and objects, and
 fewest. Whatever it meets that it does not know, it leaves to `observe`, which goes by the same state.
 
 All that stays the same for a hook is a local variable of `build_capture`: a closure cell costs a
-tenth of what an attribute of an attribute does. A contiguous CPU tensor with the identity encoding
+tenth of what an attribute of an attribute does. Tensors that keep channels first are turned before
+anything is done with them (`pipeline.rows`). A contiguous CPU tensor with the identity encoding
 is taken whole by the backend's port, where it has one, which counts and times for itself; `push` is
 the general path. Tensors of other devices leave through `send_away`, without the lock.
 
@@ -45,6 +46,7 @@ from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.host_state import is_bare, undisturbed, unwatched
 from asys_bench.pipeline.offload import Offload
 from asys_bench.pipeline.readability import is_plain, plain, unreadable
+from asys_bench.pipeline.rows import seen_as_rows
 from asys_bench.pipeline.writer import Writer
 
 Ticket = tuple[Tags, int, float]
@@ -86,7 +88,7 @@ def build_capture(
     """The capture functions of `stream`, which they switch on; they are its only writers."""
     hook_id, kind, encoding_id = stream.hook_id, int(stream.point.kind), stream.encoding_id
     kernel, phase, is_identity = stream.kernel, stream.phase, stream.kernel.is_identity
-    fill, budget, random = stream.fill, stream.budget, stream.random
+    fill, budget, random, rows = stream.fill, stream.budget, stream.random, stream.rows
     producer, timeout_s, adapts = writer.producer, writer.block_timeout_s, writer.adapts
     acquire, release, patience_s = writer.lock.acquire, writer.lock.release, writer.patience_s
     count_call, count_skipped = stream.calls.add, stream.skipped.add
@@ -214,6 +216,8 @@ def build_capture(
                     count_call()
                     count_skipped()
                     return None
+            if rows is not None:
+                stream.look_at_rows(tensor)
         if rate < 1.0 and random() >= rate:
             count_call()
             count_sampled_out()
@@ -339,12 +343,19 @@ def build_capture(
                 own_port.close()
 
     stream.off = False
+    take_now: Callable[[torch.Tensor | None, bool | None], None] = observe
+    take_ticket: Callable[[torch.Tensor | None, bool | None], Ticket | None] = draw
+    take_late: Callable[[torch.Tensor | None, Ticket], None] = send
+    if rows is not None and not rows.always_last:
+        take_now = seen_as_rows(observe, rows, leave_out)
+        take_ticket = seen_as_rows(draw, rows, leave_out)
+        take_late = seen_as_rows(send, rows, leave_out)
     return Capture(
         direct,
         refused_directly,
-        partial(unwatched, observe),
-        draw,
-        partial(unwatched, send),
+        partial(unwatched, take_now),
+        take_ticket,
+        partial(unwatched, take_late),
         leave_out,
         close,
     )

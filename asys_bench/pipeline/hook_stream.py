@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from asys_bench.contracts.capture_port import (
+    OFF_DIRECT,
+    OFF_NOTHING,
     STATE_CALM,
     STATE_CALM_LOOKS,
     STATE_CELLS,
@@ -39,6 +41,7 @@ class HookStream:
     shape, dtype: of the first tensor that came; None before it.
     on_first: told of that tensor once, in the host's hook.
     needs_no_gradient: a call's tensor had no gradient to wait for.
+    rows: what a row of its tensors is; None: what the last dimension holds.
     state: what its next call depends on (`contracts.capture_port.STATE_*`).
 
     Every call of the hook ends in exactly one of these counters, once it is over::
@@ -75,6 +78,8 @@ class HookStream:
         state = bytearray(8 * STATE_CELLS)
         self.state = memoryview(state).cast("q")
         self._floats = memoryview(state).cast("d")
+        self.rows = point.rows
+        self._waits_for_rows = self.rows is not None and not self.rows.always_last
         self.off = True
         hook = point.name
         self.cells = slot.cells
@@ -115,11 +120,25 @@ class HookStream:
 
     @property
     def off(self) -> bool:
-        return bool(self.state[STATE_OFF])
+        return self.state[STATE_OFF] == OFF_NOTHING
 
     @off.setter
     def off(self, value: bool) -> None:
-        self.state[STATE_OFF] = value
+        self.state[STATE_OFF] = OFF_NOTHING if value else OFF_DIRECT if self._waits_for_rows else 0
+
+    def look_at_rows(self, tensor: torch.Tensor) -> None:
+        """At a tensor as it is captured: say what is doubtful, and let the compiled path have those
+        whose rows are last. The writer's lock is held."""
+        assert self.rows is not None
+        if tensor.is_nested:  # it has no shape; why it is skipped is explained elsewhere
+            return
+        shape = tuple(tensor.shape)
+        why = self.rows.doubt(shape)
+        if why is not None:
+            self._notices.say(f"hook {self.name}: {why}")
+        if self._waits_for_rows and self.rows.settled(len(shape)):
+            self._waits_for_rows = False
+            self.off = self.off
 
     def set_rate(self, rate: float) -> None:
         """The sampling rate from the next call on."""

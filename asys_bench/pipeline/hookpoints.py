@@ -18,6 +18,7 @@ import torch
 from asys_bench.config.hooks import HookConfig
 from asys_bench.contracts.names import matches, printable, shortened
 from asys_bench.contracts.packet import Kind
+from asys_bench.pipeline.rows import RowFinder, Rows
 
 _SUFFIX = {
     Kind.ACTIVATION: "",
@@ -48,6 +49,7 @@ class HookPoint:
         module that holds it), empty for a stream that is not part of it.
     model: the whole model that is observed; None for a stream that is not part of it.
     parameter: of `module` (or of a module in it), for Kind.PARAMETER_GRADIENT.
+    rows: what a row is; None: what the last dimension holds.
     """
 
     name: str
@@ -57,6 +59,7 @@ class HookPoint:
     model: torch.nn.Module | None = None
     parameter: torch.nn.Parameter | None = None
     path: str = ""
+    rows: Rows | None = None
 
 
 def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoint]:
@@ -108,7 +111,17 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
             f"{len(points)} hooks; a run has at most {MOST_HOOKS}. Name fewer modules, or fewer kinds of "
             "`capture`"
         )
-    return _named(points[key] for key in sorted(points, key=lambda key: places[key]))
+    finder = RowFinder(model)
+    return [
+        replace(point, rows=_rows(point, finder))
+        for point in _named(points[key] for key in sorted(points, key=lambda key: places[key]))
+    ]
+
+
+def _rows(point: HookPoint, finder: RowFinder) -> Rows:
+    if point.parameter is not None:
+        return finder.of_parameter(point.parameter, point.module, point.config.rows)
+    return finder.of_module(point.module, point.config.rows)
 
 
 def _named(points: Iterable[HookPoint]) -> list[HookPoint]:

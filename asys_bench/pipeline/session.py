@@ -200,6 +200,7 @@ class ObservationSession:
             self._supervisor.start()
             self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)
             self.hooker.attach()
+            say_rows(self.points)
             if self._text is not None:
                 self._text.attach(self.clock)
         if self._resources is not None:
@@ -326,5 +327,26 @@ def _slot_bytes(worker: WorkerSpec, hooks: Sequence[str]) -> int:
 
 
 def _described(point: HookPoint) -> dict[str, str]:
-    """What a stream's name is made of, for readers."""
-    return {"name": point.name, "module": point.path, "kind": point.kind.name.lower()}
+    """What a stream's name is made of and what a row of it is, for readers."""
+    return {
+        "name": point.name,
+        "module": point.path,
+        "kind": point.kind.name.lower(),
+        "rows": point.rows.described if point.rows is not None else "last",
+    }
+
+
+def say_rows(points: Sequence[HookPoint]) -> None:
+    """One line for each way but the last dimension."""
+    found: dict[str, list[str]] = {}
+    for point in points:
+        if point.rows is not None:
+            found.setdefault(point.rows.described, []).append(point.name)
+    for how, what in (
+        ("channels", "the channels at one place ([B, C, H, W] is captured as [B, H, W, C])"),
+        ("by size", "channels or the last dimension, as the sizes of the first tensor say"),
+    ):
+        if how in found:
+            names = found[how]
+            shown = ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")
+            log.info("hooks %s: a row is %s; hooks[].rows changes it", shown, what)
