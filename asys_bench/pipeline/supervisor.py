@@ -30,6 +30,7 @@ from asys_bench.pipeline.resource_manager.apply import thread_environment
 from asys_bench.pipeline.resource_manager.plan import WATCHDOG, Placement
 from asys_bench.pipeline.restart import RestartBudget
 from asys_bench.pipeline.worker_words import epitaph
+from asys_bench.storage import open_private
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,11 @@ class Supervisor:
 
     def _spawn(self) -> None:
         self._spawned_at = time.monotonic()
+        log_file = Path(self._launch.run_dir) / "logs" / "watchdog.log"
         with (
-            open(Path(self._launch.run_dir) / "logs" / "watchdog.log", "ab") as errors,
+            os.fdopen(
+                open_private(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab"
+            ) as errors,
             open(os.memfd_create("asys-launch", os.MFD_CLOEXEC), "w+b") as launch,
         ):
             # In memory, not in a pipe: nobody may wait for a watchdog that was stopped or killed.

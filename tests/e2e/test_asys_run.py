@@ -59,6 +59,8 @@ def test_a_short_run_trains_archives_accounts_and_leaves_nothing_behind(start_ru
     assert (run.path / "config.yaml").exists()
     assert (run.path / "metrics.csv").read_text().count("\n") > 10
     assert oct(run.path.stat().st_mode & 0o777) == "0o700"
+    files = [path for path in run.path.rglob("*") if path.is_file()]
+    assert [path for path in files if path.stat().st_mode & 0o077] == [], "private, every file"
 
 
 def test_killed_trainer_and_archiver_come_back_resume_and_the_run_ends_well(start_run):
