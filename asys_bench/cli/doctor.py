@@ -40,6 +40,7 @@ def diagnose() -> list[Check]:
         _cores(),
         _threads(),
         _shared_memory(),
+        _archives(),
         *_compiled(),
         *(_optional(*row) for row in _OPTIONAL),
         *_plugins(),
@@ -125,6 +126,33 @@ def _shared_memory() -> Check:
     if free_mib < 256:
         return Check("/dev/shm", "note", f"{free_mib} MiB free", "docker: run with --shm-size=1g")
     return Check("/dev/shm", "ok", f"{free_mib} MiB free")
+
+
+def _archives() -> Check:
+    """The disk under the runs of the shipped defaults, and what budgets have deleted there."""
+    from asys_bench.config import load_config
+    from asys_bench.sinks.archive.budget import Deleted, read_deletions
+
+    config = load_config("profile_consumer.yaml", env={}).config
+    folder = Path(config.run.dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free_gib = shutil.disk_usage(there).free / (1 << 30)
+    runs = [path for path in folder.glob("*") if (path / "archive").is_dir()]
+    gone = Deleted.of(one for run in runs for one in read_deletions(run).values())
+    found = f"{free_gib:.1f} GiB free for {folder.name}/"
+    budgets = [sink.options.get("max_gib") for sink in config.sinks.values()]
+    for budget in filter(None, budgets):
+        found += f"; profile_consumer and observe() keep at most {budget:g} GiB of archive a run"
+    if gone.shards:
+        found += (
+            f"; to keep max_gib, {gone.shards:,} shards ({gone.rows:,} rows) were deleted in the runs "
+            "there"
+        )
+    if free_gib < 2:
+        return Check(
+            "disk", "note", found, "lower sinks.archive.options.max_gib, or set run.dir elsewhere"
+        )
+    return Check("disk", "ok", found)
 
 
 def _compiled() -> list[Check]:

@@ -89,6 +89,8 @@ class SinkContext:
     """The run's policy on forcing bytes to the device."""
     rows: Callable[[ActivationPacket], Positions | None] = lambda packet: None
     """Which row of the captured tensor each decoded row is; None: all of them, in order."""
+    members: int = 1
+    """Workers that share the packets of its group, this one included."""
 
 
 class BaseSink(ABC):

@@ -109,6 +109,10 @@ class RunFigures:
     archive_duplicates_skipped: int = 0
     archive_write_errors: int = 0
     archive_dropped_packets: int = 0
+    archive_deleted_shards: int = 0
+    archive_deleted_rows: int = 0
+    archive_deleted_packets: int = 0
+    archive_deleted_bytes: int = 0
     checkpoint_failures: int = 0
     ranks: tuple[RankFigures, ...] = ()
     """Hosts beside `host`, those that have joined."""
@@ -145,6 +149,10 @@ def figures_of(snapshot: RunSnapshot) -> RunFigures:
         archive_duplicates_skipped=_sum(others, "archive_duplicates_skipped"),
         archive_write_errors=_sum(others, "archive_write_errors"),
         archive_dropped_packets=_sum(others, "archive_dropped_packets"),
+        archive_deleted_shards=_sum(others, "archive_deleted_shards"),
+        archive_deleted_rows=_sum(others, "archive_deleted_rows"),
+        archive_deleted_packets=_sum(others, "archive_deleted_packets"),
+        archive_deleted_bytes=_sum(others, "archive_deleted_bytes"),
         checkpoint_failures=_sum(others, "sae_checkpoint_failures"),
         ranks=tuple(
             RankFigures(slot.name, slot.state, slot.pid, _host(slot).steps)

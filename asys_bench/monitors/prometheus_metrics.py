@@ -203,6 +203,21 @@ PAGE: dict[str, MetricSpec] = {
     "archive_duplicates_skipped": _counter(
         "asys_archive_duplicates_skipped", "Redelivered packets that were already there.", "worker"
     ),
+    "archive_deleted_shards": _counter(
+        "asys_archive_deleted_shards", "Oldest shards deleted, to keep max_gib.", "reason", "worker"
+    ),
+    "archive_deleted_rows": _counter(
+        "asys_archive_deleted_rows", "Archived rows deleted with their shards.", "reason", "worker"
+    ),
+    "archive_deleted_packets": _counter(
+        "asys_archive_deleted_packets",
+        "Archived packets deleted with their shards.",
+        "reason",
+        "worker",
+    ),
+    "archive_deleted_bytes": _counter(
+        "asys_archive_deleted_bytes", "Bytes of deleted shards.", "reason", "worker"
+    ),
     "archive_dropped_packets": _counter(
         "asys_archive_dropped_packets",
         "Packets not archived because the disk refused.",

@@ -17,7 +17,7 @@ import torch
 
 from asys_bench.sae.held_out import PacketKey
 from asys_bench.sae.pairing import Half, Moment, PairMatcher, Side
-from asys_bench.sinks.archive import Archive, read_shard
+from asys_bench.sinks.archive import Archive, ShardGoneError, read_shard
 
 _COLUMNS = ("source", "shard", "seq", "sampling_rate", "host_step", "microbatch", "call_index",
             "weights_version")  # fmt: skip
@@ -89,10 +89,18 @@ def paired_packets(archive: Archive, input_hook: str, output_hook: str) -> Itera
 def archived_rows(archive: Archive, hook: str) -> int:
     """Rows of `hook` in all shards, from their headers alone (a packet stored twice counts twice).
 
+    Shards that were deleted since the archive was opened have none.
+
     Raises:
         KeyError, ArchiveError: as `archive_packets`.
     """
-    return sum(read_shard(path)[1].rows for path in archive.shards(hook))
+    rows = 0
+    for path in archive.shards(hook):
+        try:
+            rows += read_shard(path)[1].rows
+        except ShardGoneError:
+            archive.skip(path)
+    return rows
 
 
 def _packets(batch: Any) -> Iterator[PacketRows]:

@@ -178,6 +178,7 @@ class WorkerProcess:
                 rows=decoder.rows,
                 heartbeat=self.slot.beat,
                 time_left_s=self.time_left_s,
+                members=sum(one.group == spec.group for one in self._launch.workers),
             )
         )
         subscription = client.subscribe(spec.group, spec.name)

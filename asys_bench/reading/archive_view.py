@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from asys_bench.reading.error import ReadingError
-from asys_bench.sinks.archive import Archive, open_archive
+from asys_bench.sinks.archive import Archive, Deleted, open_archive
 from asys_bench.sinks.archive.layout import METADATA_COLUMNS, ShardName
 
 if TYPE_CHECKING:
@@ -37,6 +37,15 @@ class ArchiveView:
     def hooks(self) -> list[str]:
         """Archived streams, side streams such as `tokens` included."""
         return self._archive.hooks
+
+    @property
+    def gone(self) -> int:
+        """Shards that `max_gib` took away between the opening of this view and their turn."""
+        return self._archive.gone
+
+    def deleted(self, hook: str | None = None) -> Deleted:
+        """Shards, rows, packets and bytes that `max_gib` had taken away when this view was made."""
+        return self._archive.deleted(hook)
 
     def batches(self, hook: str, columns: Sequence[str] = COLUMNS) -> Iterator[Columns]:
         """One dict of arrays per record batch: `values` [n, D] in the archived dtype, others [n].
@@ -90,7 +99,14 @@ class ArchiveView:
 
         shards = self._archive.shards(hook)
         if _written_once(shards):
-            return concatenate_datasets([Dataset.from_file(str(path)) for path in shards])
+            parts = []
+            for path in shards:
+                try:
+                    parts.append(Dataset.from_file(str(path)))
+                except FileNotFoundError:
+                    self._archive.skip(path)
+            if parts:
+                return concatenate_datasets(parts)
         table = Table.from_batches(list(self._archive.batches(hook)))
         return Dataset(InMemoryTable(table))
 

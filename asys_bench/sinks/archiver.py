@@ -9,6 +9,7 @@
 - A disk that is full, over quota or failing pauses it (`enospc_retry_s`); after `enospc_hold_s` it
   drops packets and counts them by reason, so that the bus, the host and other sinks notice nothing,
   and it goes on by itself when the disk takes bytes again.
+- `max_gib` keeps it small (`archive.budget`): the oldest closed shards are deleted and counted.
 - A packet that fails its checksum or does not decode is counted and skipped, since it would fail
   again on every delivery.
 """
@@ -28,6 +29,7 @@ from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.packet import ActivationPacket, PacketError
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.sinks.archive.budget import Budget
 from asys_bench.sinks.archive.layout import (
     ARCHIVE_DIR,
     RowLayout,
@@ -37,7 +39,7 @@ from asys_bench.sinks.archive.layout import (
 )
 from asys_bench.sinks.archive.meters import Meters
 from asys_bench.sinks.archive.resume import PacketKey, take_over
-from asys_bench.sinks.archive.rows import BatchBuilder, Piece, split
+from asys_bench.sinks.archive.rows import BATCH_BYTES, BatchBuilder, Piece, split
 from asys_bench.sinks.archive.shard import ShardWriter
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience
 
@@ -63,6 +65,13 @@ class ArchiverOptions(SinkOptions):
     )
     shard_rotate_mib: float = Field(
         256, gt=0, description="A shard that has reached this many MiB is closed."
+    )
+    max_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Most GiB of closed shards, over all hooks and workers of this sink: beyond that "
+        "the oldest are deleted, and counted. Shards are then closed at a quarter of it at the "
+        "latest, divided among the hooks, so that open ones add a quarter at most. null: unlimited.",
     )
     max_open_shards: int = Field(
         2304,
@@ -112,6 +121,9 @@ class ArchiverWorker(BaseSink):
         self._shards: dict[RowLayout, ShardWriter] = {}
         """Open shards, the one unused longest first."""
         self._next_number: dict[str, int] = {}
+        self._series: set[RowLayout] = set()
+        """Every layout that came so far."""
+        self._budget: Budget | None = None
 
     def open(self, context: SinkContext) -> None:
         """Repair what an earlier incarnation left open and learn which packets it wrote."""
@@ -129,6 +141,12 @@ class ArchiverWorker(BaseSink):
         self._builder = BatchBuilder(context.wall_offset_ns)
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_open = min(options.max_open_shards, max(16, allowed - 64))
+        if options.max_gib is not None:
+            share = int(options.max_gib * (1 << 30)) // context.members
+            self._budget = Budget(
+                context.run_dir, self._worker, share, context.heartbeat, self._meters.deleted
+            )
+            self._budget.resume()
         self._written: dict[PacketKey, int] = take_over(
             context.run_dir,
             self._worker,
@@ -137,6 +155,8 @@ class ArchiverWorker(BaseSink):
             context.heartbeat,
         )
         """Per recent packet, one past the last of its rows in the archive."""
+        if self._budget is not None:
+            self._budget.adopt()
         self._remember = len(self._written) + REMEMBERED_PACKETS + self.max_packets
 
     def consume(self, lease: Lease) -> None:
@@ -163,7 +183,7 @@ class ArchiverWorker(BaseSink):
         while self._shards:
             _, shard = self._shards.popitem()
             try:
-                shard.close()
+                self._end(shard)
             except (DiskRefusedError, OSError) as error:
                 log.error("%s is complete but was not closed: %s", shard.path, str(error))
                 shard.abandon()
@@ -210,12 +230,16 @@ class ArchiverWorker(BaseSink):
         schema = layout.schema(self._context.run_id)
         dropped: dict[str, tuple[set[PacketKey], int]] = {}
         rotate = True  # once a lease, so that no lease spans two shards of a series
-        for part in split(pieces, layout, self._options.rows_per_batch):
+        self._series.add(layout)
+        batch_bytes = BATCH_BYTES
+        if self._budget is not None:  # no shard is much larger than `_shard_bytes`
+            batch_bytes = min(batch_bytes, self._shard_bytes)
+        for part in split(pieces, layout, self._options.rows_per_batch, batch_bytes):
             reason = self._patience.refusing
             if reason is None:
                 try:
                     self._write(self._shard(layout, keep, rotate), layout, part, schema)
-                    rotate = False
+                    rotate = self._budget is not None
                     continue
                 except DiskRefusedError as refused:
                     reason = refused.reason
@@ -245,12 +269,8 @@ class ArchiverWorker(BaseSink):
     ) -> ShardWriter:
         """The open shard of `layout`; it is also the one used last."""
         shard = self._shards.get(layout)
-        if (
-            rotate
-            and shard is not None
-            and shard.size >= self._options.shard_rotate_mib * (1 << 20)
-        ):
-            shard.close()
+        if rotate and shard is not None and shard.size >= self._shard_bytes:
+            self._end(shard)
             del self._shards[layout]
             shard = None
         if shard is None:
@@ -271,10 +291,27 @@ class ArchiverWorker(BaseSink):
         self._shards[layout] = shard
         return shard
 
+    @property
+    def _shard_bytes(self) -> float:
+        """A shard of this size is closed."""
+        most = self._options.shard_rotate_mib * (1 << 20)
+        if self._budget is not None:
+            most = min(most, self._budget.most_bytes / (4 * max(1, len(self._series))))
+        return most
+
+    def _end(self, shard: ShardWriter) -> None:
+        """Close a shard, and delete the oldest ones where that is over the budget."""
+        shard.close()
+        if self._budget is not None:
+            self._budget.closed(shard.path)
+
     def _make_room(self, keep: dict[RowLayout, list[Piece]]) -> None:
+        """Close what is unused longest, and what is too large since there are more series."""
         idle = [layout for layout in self._shards if layout not in keep]
-        for layout in idle[: max(0, len(self._shards) + 1 - self._most_open)]:
-            self._shards[layout].close()
+        count = max(0, len(self._shards) + 1 - self._most_open)
+        grown = [layout for layout in idle if self._shards[layout].size >= self._shard_bytes]
+        for layout in dict.fromkeys([*idle[:count], *grown]):
+            self._end(self._shards[layout])
             del self._shards[layout]
 
     def _name(self, hook: str) -> str:

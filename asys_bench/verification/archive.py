@@ -8,7 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from asys_bench.sinks.archive import ArchiveError, repair_shard
+from asys_bench.sinks.archive import ArchiveError, Deleted, ShardGoneError, repair_shard
+from asys_bench.sinks.archive.budget import RECORD_SUFFIX, Deletion, finish, read_deletions
 from asys_bench.sinks.archive.dedup import SeenRows
 from asys_bench.sinks.archive.frames import Frames
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR, KEY_COLUMNS, SUFFIX, ShardName
@@ -33,19 +34,41 @@ class ArchiveCheck:
         self._run_dir, self._run_id = run_dir, run_id
         self._repair, self._keep_torn = repair, keep_torn
         self._seen: dict[str, SeenRows] = {}
+        self._deletions: dict[str, Deletion] = {}
 
     def findings(self) -> Iterator[Finding]:
         """Every file under `archive/`, hook by hook in the order of their names."""
-        for path in sorted((self._run_dir / ARCHIVE_DIR).rglob("*")):
-            if path.is_dir():
-                continue
-            if path.suffix == SUFFIX and not path.name.startswith("."):
-                yield self._shard(path)
+        folder = self._run_dir / ARCHIVE_DIR
+        paths = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
+        # After the paths: a shard that is deleted meanwhile is on record before it is gone.
+        self._deletions = read_deletions(self._run_dir)
+        for path in paths:
+            shard = path.with_suffix(SUFFIX) if path.suffix == ".json" else path
+            deletion = self._deletions.get(shard.relative_to(folder).as_posix())
+            if deletion is not None:
+                if (over := self._recorded(path, folder, deletion)) is not None:
+                    yield over
+            elif path.suffix == SUFFIX and not path.name.startswith("."):
+                try:
+                    yield self._shard(path)
+                except ShardGoneError:
+                    continue  # deleted since the folder was listed
             elif (found := self._beside(path)) is not None:
                 yield found
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._run_dir).as_posix()
+
+    def _recorded(self, path: Path, folder: Path, deletion: Deletion) -> Finding | None:
+        """A file of a shard that is on record as deleted; None when it is gone by now."""
+        if not path.exists():
+            return None
+        detail = "on record as deleted; its worker was killed before it deleted it"
+        done = None
+        if self._repair:
+            finish(folder, deletion)
+            done = "deleted"
+        return Finding(self._name(path), "shard", State.LEFTOVER, detail, repair=done)
 
     def _beside(self, path: Path) -> Finding | None:
         """A file that is no shard; None for the sidecar of one, which is checked with it."""
@@ -58,6 +81,18 @@ class ArchiveCheck:
                 path.unlink(missing_ok=True)
                 done = "removed"
             return Finding(name, "shard", State.LEFTOVER, "never held a whole batch", repair=done)
+        if path.name.endswith(RECORD_SUFFIX):
+            worker = path.name.removesuffix(RECORD_SUFFIX)
+            of = Deleted.of(
+                one
+                for shard, one in self._deletions.items()
+                if (named := ShardName.parse(shard.rpartition("/")[2])) and named.worker == worker
+            )
+            detail = (
+                f"{of.shards} oldest shards ({of.rows} rows of {of.packets} packets) were deleted to "
+                "keep max_gib"
+            )
+            return Finding(name, "log", State.OK, detail)
         if ".arrows.torn" in path.name:
             detail = "what an earlier repair cut off; kept until you delete it"
             return Finding(name, "other", State.OK, detail)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.sinks.archive.read import open_shard, read_batch, read_schema
 from asys_bench.sinks.archive.reader import Archive
@@ -101,6 +101,8 @@ def _newest_batches(paths: list[Path], most: int, every: int) -> Iterator[Any]:
                 schema = read_schema(fd, path, frames)
                 for frame in frames.batches[len(frames.batches) - taken :: every]:
                     yield read_batch(fd, path, schema, frame)
+        except ShardGoneError:
+            continue
         except ArchiveError:
             return
 

@@ -25,6 +25,7 @@ from asys_bench.reports.run_summary.next_steps import next_steps
 from asys_bench.reports.run_summary.summary import (
     ArchiveSummary,
     BusSummary,
+    DeletedSummary,
     FileEntry,
     GroupSummary,
     HookSummary,
@@ -82,6 +83,7 @@ def summarise(
         archives=tuple(
             ArchiveSummary(a.hook, a.rows, a.packets, a.nbytes, a.shards) for a in figures.archives
         ),
+        archive_deleted=_deleted(figures),
         workers=tuple(
             WorkerSummary(w.name, w.state.name.lower(), w.restarts)
             for w in figures.workers
@@ -91,6 +93,17 @@ def summarise(
         files=tuple(files),
         next_steps=next_steps(run_dir, files),
         warnings=tuple(_warnings(figures, bus, notices, words or {})),
+    )
+
+
+def _deleted(figures: RunFigures) -> DeletedSummary | None:
+    if not figures.archive_deleted_shards:
+        return None
+    return DeletedSummary(
+        figures.archive_deleted_shards,
+        figures.archive_deleted_rows,
+        figures.archive_deleted_packets,
+        figures.archive_deleted_bytes,
     )
 
 

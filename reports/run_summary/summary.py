@@ -97,6 +97,16 @@ class ArchiveSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedSummary:
+    """What `max_gib` took away from the archive again, over all hooks."""
+
+    shards: int
+    rows: int
+    packets: int
+    data_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerSummary:
     name: str
     state: str
@@ -147,6 +157,8 @@ class RunSummary:
     warnings: tuple[str, ...] = ()
     ranks: tuple[RankSummary, ...] = ()
     """Ranks beside `host`'s."""
+    archive_deleted: DeletedSummary | None = None
+    """None when nothing was deleted."""
     schema: str = field(default=SCHEMA)
 
     @property

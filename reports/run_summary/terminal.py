@@ -160,7 +160,7 @@ def _saes(summary: RunSummary, names: int) -> Table | None:
     return made
 
 
-def _archive(summary: RunSummary, names: int) -> Table | None:
+def _archive(summary: RunSummary, names: int) -> RenderableType | None:
     archives = [a for a in summary.archives if a.packets]
     if not archives:
         return None
@@ -173,7 +173,15 @@ def _archive(summary: RunSummary, names: int) -> Table | None:
             bytes_text(a.data_bytes),
             count_text(a.shards),
         )
-    return made
+    gone = summary.archive_deleted
+    if gone is None:
+        return made
+    words = (
+        f"to keep max_gib, {count_text(gone.shards)} of these shards were deleted, the oldest first: "
+        f"{count_text(gone.rows)} rows of {count_text(gone.packets)} packets, "
+        f"{bytes_text(gone.data_bytes)}"
+    )
+    return Group(made, Text(words, "dim"))
 
 
 def _ranks(summary: RunSummary) -> Text | None:

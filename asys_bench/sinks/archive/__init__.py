@@ -5,7 +5,8 @@
 for reading a whole run.
 """
 
-from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.budget import Deleted
+from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.reader import (
     Archive,
     ShardReport,
@@ -18,6 +19,8 @@ from asys_bench.sinks.archive.verify import verify_archive
 __all__ = [
     "Archive",
     "ArchiveError",
+    "Deleted",
+    "ShardGoneError",
     "ShardReport",
     "open_archive",
     "read_shard",

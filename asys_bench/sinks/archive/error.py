@@ -15,3 +15,7 @@ class ArchiveError(ValueError):
         self.path, self.offset, self.reason = path, offset, reason
         where = str(path) if offset is None else f"{path} at byte {offset}"
         super().__init__(f"{where}: {reason}")
+
+
+class ShardGoneError(ArchiveError):
+    """The shard was deleted (`max_gib`) between the look at the folder and its opening."""

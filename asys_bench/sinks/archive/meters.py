@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from asys_bench.contracts.stats import Counter, Slot, StatsError
+from asys_bench.sinks.archive.budget import Deleted
 from asys_bench.storage.refusal import WORDS
 
 _PER_HOOK = ("archive_rows", "archive_packets", "archive_bytes", "archive_shards")
@@ -32,6 +33,7 @@ class Meters:
             for what in ("packets", "rows")
             for reason in WORDS
         }
+        self._deleted: dict[str, list[Counter]] = {}
         self._other = HookMeters(slot, "other")
         self._hooks: dict[str, HookMeters] = {}
 
@@ -49,3 +51,14 @@ class Meters:
         """Count what the disk did not take; `reason` is one of `storage.refusal.WORDS`."""
         self._dropped["packets", reason].add(packets)
         self._dropped["rows", reason].add(rows)
+
+    def deleted(self, reason: str, total: Deleted) -> None:
+        """Set what was deleted so far for `reason`: the record of deletions is what counts."""
+        if reason not in self._deleted:
+            self._deleted[reason] = [
+                self._slot.counter(f"archive_deleted_{what}", reason=reason)
+                for what in ("shards", "rows", "packets", "bytes")
+            ]
+        values = (total.shards, total.rows, total.packets, total.bytes)
+        for counter, value in zip(self._deleted[reason], values, strict=True):
+            counter.set(value)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.frames import Frame, Frames, walk
 from asys_bench.sinks.archive.layout import check_schema
 
@@ -86,16 +86,22 @@ def open_shard(path: Path, flags: int = os.O_RDONLY) -> Iterator[tuple[int, Fram
     """The file's descriptor and its frames.
 
     Raises:
-        ArchiveError: it cannot be opened.
+        ShardGoneError: there is no such file; ArchiveError: it cannot be opened.
     """
-    try:
-        fd = os.open(path, flags | os.O_CLOEXEC)
-    except OSError as error:
-        raise ArchiveError(path, None, f"cannot be opened ({error.strerror})") from error
+    fd = _open(path, flags)
     try:
         yield fd, walk(fd)
     finally:
         os.close(fd)
+
+
+def _open(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ShardGoneError(path, None, f"cannot be opened ({error.strerror})") from error
+    except OSError as error:
+        raise ArchiveError(path, None, f"cannot be opened ({error.strerror})") from error
 
 
 def read_schema(fd: int, path: Path, frames: Frames) -> Any:
@@ -167,10 +173,7 @@ def _pread(fd: int, frame: Frame) -> bytes:
 
 
 def _batches(path: Path, schema: Any, frames: list[Frame]) -> Iterator[Any]:
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ArchiveError(path, None, f"cannot be opened ({error.strerror})") from error
+    fd = _open(path, os.O_RDONLY)
     try:
         for frame in frames:
             yield read_batch(fd, path, schema, frame)

@@ -7,14 +7,15 @@ for batch in archive.batches("policy.mlp"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from asys_bench.sinks.archive.budget import Deleted, Deletion, read_deletions
 from asys_bench.sinks.archive.dedup import SeenRows
-from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR, SUFFIX, ShardName
 from asys_bench.sinks.archive.read import (
     ShardReport,
@@ -30,10 +31,32 @@ __all__ = ["Archive", "ShardReport", "open_archive", "read_shard", "repair_shard
 
 
 class Archive:
-    """The shards of one run by hook."""
+    """The shards of one run by hook, as they were when it was opened.
 
-    def __init__(self, shards: dict[str, list[Path]]) -> None:
+    A run that goes on with `max_gib` deletes its oldest shards: what is gone when its turn comes is
+    left out and counted (`gone`).
+    """
+
+    def __init__(
+        self, shards: dict[str, list[Path]], deletions: Mapping[str, Deletion] | None = None
+    ) -> None:
         self._shards = shards
+        self._deletions = dict(deletions or {})
+        self._gone: set[Path] = set()
+
+    @property
+    def gone(self) -> int:
+        """Shards that were deleted since this archive was opened, as far as a reader met them."""
+        return len(self._gone)
+
+    def skip(self, path: Path) -> None:
+        """Count a shard that was deleted meanwhile, once."""
+        self._gone.add(path)
+
+    def deleted(self, hook: str | None = None) -> Deleted:
+        """What had been deleted when it was opened: rows that were archived and are not there."""
+        wanted = (one for one in self._deletions.values() if hook in (None, one.hook))
+        return Deleted.of(wanted)
 
     @property
     def hooks(self) -> list[str]:
@@ -61,8 +84,7 @@ class Archive:
         """
         seen = SeenRows()
         for path in self.shards(hook):
-            batches, _ = read_shard(path)
-            for batch in batches:
+            for batch in self._batches_of(path):
                 run_id = schema_run(batch.schema)
                 keys = (batch.column(c).to_numpy() for c in ("source", "shard", "seq", "row"))
                 fresh = seen.fresh(run_id, *keys)
@@ -70,6 +92,12 @@ class Archive:
                     yield batch
                 elif fresh.any():
                     yield batch.filter(pa.array(fresh))
+
+    def _batches_of(self, path: Path) -> Iterator[Any]:
+        try:
+            yield from read_shard(path)[0]
+        except ShardGoneError:
+            self.skip(path)
 
 
 def open_archive(run_dir: Path | str) -> Archive:
@@ -79,13 +107,20 @@ def open_archive(run_dir: Path | str) -> Archive:
         ArchiveError: there is none, or a shard's schema is damaged.
     """
     shards: dict[str, list[Path]] = {}
-    for path in shard_paths(run_dir):
-        with open_shard(path) as (fd, frames):
-            if not frames.schema_end:
-                raise ArchiveError(path, 0, frames.damage or "torn before its schema ends")
-            hook = schema_hook(read_schema(fd, path, frames))
+    paths = shard_paths(run_dir)
+    deletions = read_deletions(run_dir)
+    for path in paths:
+        if path.relative_to(Path(run_dir) / ARCHIVE_DIR).as_posix() in deletions:
+            continue  # its worker was killed between the record and the deletion
+        try:
+            with open_shard(path) as (fd, frames):
+                if not frames.schema_end:
+                    raise ArchiveError(path, 0, frames.damage or "torn before its schema ends")
+                hook = schema_hook(read_schema(fd, path, frames))
+        except ShardGoneError:
+            continue
         shards.setdefault(hook, []).append(path)
-    return Archive(shards)
+    return Archive(shards, deletions)
 
 
 def shard_paths(run_dir: Path | str) -> list[Path]:

@@ -39,9 +39,14 @@ class Piece:
         return self.rows.shape[0]
 
 
-def split(pieces: Sequence[Piece], layout: RowLayout, rows_per_batch: int) -> Iterator[list[Piece]]:
-    """Group `pieces` into batches of at most `rows_per_batch` rows and about BATCH_BYTES."""
-    limit = max(1, min(rows_per_batch, BATCH_BYTES // layout.value_bytes))
+def split(
+    pieces: Sequence[Piece],
+    layout: RowLayout,
+    rows_per_batch: int,
+    batch_bytes: float = BATCH_BYTES,
+) -> Iterator[list[Piece]]:
+    """Group `pieces` into batches of at most `rows_per_batch` rows and about `batch_bytes`."""
+    limit = max(1, min(rows_per_batch, int(batch_bytes) // layout.value_bytes))
     batch: list[Piece] = []
     room = limit
     for piece in pieces:

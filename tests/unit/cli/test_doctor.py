@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -44,3 +45,18 @@ def test_every_shipped_plugin_loads_and_has_a_summary() -> None:
         assert known.failures() == {}, kind
         for name in known.names():
             assert known.get(name, object).summary  # type: ignore[type-var, attr-defined]
+
+
+def test_the_disk_check_says_the_budget_and_what_budgets_deleted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    archive = tmp_path / "runs" / "one" / "archive"
+    archive.mkdir(parents=True)
+    line = (
+        '{"shard": "a/archive-0-0-0.arrows", "hook": "a", "rows": 640, "packets": 1, "bytes": 9}\n'
+    )
+    (archive / "archive-0.deleted.jsonl").write_text(line)
+    check = next(check for check in doctor.diagnose() if check.name == "disk")
+    assert "at most 1 GiB of archive a run" in check.found
+    assert "1 shards (640 rows) were deleted" in check.found

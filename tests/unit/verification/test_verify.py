@@ -19,6 +19,7 @@ from asys_bench.reading import open_run
 from asys_bench.sae import CheckpointStore, SAETrainer
 from asys_bench.sae.manifest import MANIFEST_FILE
 from asys_bench.sae.trainer_state import read_state
+from asys_bench.sinks.archive.budget import read_deletions
 from asys_bench.sinks.archive.frames import END_OF_STREAM
 from asys_bench.sinks.archive.read import open_shard
 from asys_bench.verification import State, verify_run
@@ -312,3 +313,33 @@ def test_a_shard_is_being_written_for_as_long_as_its_process_lives(run, tmp_path
             writer.stdout.close()
     (one,) = [f for f in verify_run(live).findings if f.kind == "shard"]
     assert (one.state, one.rows) == (State.OK, 20)
+
+
+def test_a_shard_deleted_for_the_budget_is_no_missing_shard(run):
+    worker = run.rig.start(name="archiver-1", max_gib=4 / 1024 / 1024, fsync="never")
+    for seq in range(40):
+        run.feed(worker, seq, hook=2)
+    worker.close()
+    deletions = read_deletions(run.path)
+    assert deletions
+    result = verify_run(run.path)
+    assert not result.damaged
+    (said,) = [f for f in result.findings if f.path.endswith(".deleted.jsonl")]
+    assert said.state is State.OK
+    rows = sum(one.rows for one in deletions.values())
+    assert f"{len(deletions)} oldest shards ({rows} rows" in said.detail
+
+
+def test_a_shard_on_record_that_is_still_there_is_a_leftover_and_a_repair_deletes_it(run):
+    worker = run.rig.start(name="archiver-1", fsync="never")
+    run.feed(worker, 0, hook=2)
+    worker.close()
+    (shard,) = run.path.glob("archive/*/archiver-1-*.arrows")
+    name = shard.relative_to(run.path / "archive").as_posix()
+    line = {"shard": name, "hook": "value/net:0", "rows": 5, "packets": 1, "bytes": 9}
+    (run.path / "archive" / "archiver-1.deleted.jsonl").write_text(json.dumps(line) + "\n")
+    found = {f.path: f for f in verify_run(run.path).findings}
+    assert found[f"archive/{name}"].state is State.LEFTOVER
+    assert not verify_run(run.path, repair=True).damaged
+    assert not shard.exists()
+    assert not shard.with_suffix(".json").exists()

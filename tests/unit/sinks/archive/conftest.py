@@ -80,7 +80,7 @@ class Rig:
         self.on_beat()
 
     def start(
-        self, incarnation: int = 0, name: str = "archiver-0", **options: Any
+        self, incarnation: int = 0, name: str = "archiver-0", members: int = 1, **options: Any
     ) -> ArchiverWorker:
         worker = ArchiverWorker(ArchiverOptions(**options))
         worker.open(
@@ -96,6 +96,7 @@ class Rig:
                 decode=ActivationPacket.raw_tensor,
                 heartbeat=self._beat,
                 time_left_s=lambda: self.time_left_s(),
+                members=members,
             )
         )
         return worker

@@ -1,0 +1,203 @@
+"""`max_gib`: the oldest closed shards are deleted, and every deletion is on record.
+
+Each of the n workers of a group keeps its own closed shards within `max_gib / n`. So no two workers
+can delete one shard, nobody waits for a lock, and what they hold together is never more than the
+budget and the shards that are open.
+
+PROTOCOL of one deletion
+1. RECORD. A line in `archive/<worker>.deleted.jsonl` names the shard, its rows and the reason.
+2. DELETE. The shard is unlinked, then its sidecar. A reader that has it open reads on.
+
+A worker that is killed between the two leaves a shard that is on record: its successor (or
+`asys-run verify --repair`) finishes step 2. Totals are sums over the record, which names each shard
+once, so a crash can neither lose a deletion nor count it twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from asys_bench.monitors.append_file import AppendFile
+from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.layout import ARCHIVE_DIR, SUFFIX, ShardName
+from asys_bench.sinks.archive.sidecar import Sidecar
+
+log = logging.getLogger(__name__)
+RECORD_SUFFIX = ".deleted.jsonl"
+BUDGET = "budget"
+"""The reason of a deletion that kept `max_gib`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """One line of the record. `shard` is relative to the archive's folder; counts are its sidecar's."""
+
+    shard: str
+    hook: str
+    rows: int
+    packets: int
+    bytes: int
+    reason: str = BUDGET
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What deletions add up to."""
+
+    shards: int = 0
+    rows: int = 0
+    packets: int = 0
+    bytes: int = 0
+
+    @classmethod
+    def of(cls, deletions: Iterable[Deletion]) -> Deleted:
+        found = list(deletions)
+        return cls(
+            len(found),
+            sum(one.rows for one in found),
+            sum(one.packets for one in found),
+            sum(one.bytes for one in found),
+        )
+
+
+def read_deletions(run_dir: Path | str) -> dict[str, Deletion]:
+    """Shard (relative to the archive's folder) -> its deletion, over all workers of a run.
+
+    A line that cannot be read is left out: its writer was killed, and the shard is still there.
+    """
+    found: dict[str, Deletion] = {}
+    for path in sorted((Path(run_dir) / ARCHIVE_DIR).glob(f"*{RECORD_SUFFIX}")):
+        found.update(_read(path))
+    return found
+
+
+def _read(path: Path) -> dict[str, Deletion]:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    found: dict[str, Deletion] = {}
+    for line in lines:
+        try:
+            one = Deletion(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        found[one.shard] = one
+    return found
+
+
+def finish(archive: Path, deletion: Deletion) -> bool:
+    """Step 2 for a shard that is on record; False when nothing of it was there any more."""
+    shard = archive / deletion.shard
+    there = False
+    for path in (shard, Sidecar.path_of(shard)):
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            continue
+        there = True
+    return there
+
+
+class Budget:
+    """Keeps the closed shards of one worker within `most_bytes`.
+
+    publish: called with the totals of this worker's deletions by reason, whenever they change.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        worker: str,
+        most_bytes: int,
+        heartbeat: Callable[[], None],
+        publish: Callable[[str, Deleted], None],
+    ) -> None:
+        self.most_bytes = most_bytes
+        self._archive = run_dir / ARCHIVE_DIR
+        self._worker, self._heartbeat, self._publish = worker, heartbeat, publish
+        self._record_path = self._archive / f"{worker}{RECORD_SUFFIX}"
+        self._record: AppendFile | None = None
+        self._closed: deque[tuple[Path, int]] = deque()
+        """Closed shards with their bytes, the oldest first."""
+        self._held = 0
+        self._total = Deleted()
+        self._said = False
+
+    def resume(self) -> None:
+        """Finish what an earlier incarnation recorded; call it before its shards are taken over."""
+        recorded = _read(self._record_path)
+        for deletion in recorded.values():
+            self._heartbeat()
+            finish(self._archive, deletion)
+        self._total = Deleted.of(recorded.values())
+        self._publish(BUDGET, self._total)
+
+    def adopt(self) -> None:
+        """Take charge of the closed shards of earlier incarnations."""
+        found = []
+        for path in self._archive.glob(f"*/{self._worker}-*{SUFFIX}"):
+            name = ShardName.parse(path.name)
+            if name is None or name.worker != self._worker:
+                continue
+            if Sidecar.path_of(path).exists():
+                found.append((path.stat().st_mtime_ns, name.sort_key(), path))
+        for _, _, path in sorted(found):
+            self._add(path)
+        self._keep_within()
+
+    def closed(self, path: Path) -> None:
+        """`path` was closed just now: it is the youngest. Older ones may have to go."""
+        self._add(path)
+        self._keep_within()
+
+    def _add(self, path: Path) -> None:
+        try:
+            size = path.stat().st_size + Sidecar.path_of(path).stat().st_size
+        except FileNotFoundError:
+            return
+        self._closed.append((path, size))
+        self._held += size
+
+    def _keep_within(self) -> None:
+        while self._held > self.most_bytes and self._closed:
+            path, size = self._closed[0]
+            self._heartbeat()
+            try:
+                self._delete(path)
+            except OSError as error:
+                if not self._said:
+                    log.error("%s is over the budget and cannot be deleted: %s", path, str(error))
+                    self._said = True
+                return
+            self._closed.popleft()
+            self._held -= size
+
+    def _delete(self, path: Path) -> None:
+        name = path.relative_to(self._archive).as_posix()
+        try:
+            counts = Sidecar.read(path)
+        except ArchiveError:
+            counts = None
+        deletion = (
+            Deletion(name, counts.hook, counts.rows, counts.packets, counts.bytes)
+            if counts is not None
+            else Deletion(name, "", 0, 0, path.stat().st_size)
+        )
+        if self._record is None:
+            self._record = AppendFile(self._record_path)
+        self._record.write(json.dumps(asdict(deletion)) + "\n")
+        finish(self._archive, deletion)
+        before = self._total
+        self._total = Deleted(
+            before.shards + 1,
+            before.rows + deletion.rows,
+            before.packets + deletion.packets,
+            before.bytes + deletion.bytes,
+        )
+        self._publish(BUDGET, self._total)
