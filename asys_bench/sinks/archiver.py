@@ -231,7 +231,7 @@ class ArchiverWorker(BaseSink):
         dropped: dict[str, tuple[set[PacketKey], int]] = {}
         rotate = True  # once a lease, so that no lease spans two shards of a series
         self._series.add(layout)
-        batch_bytes = BATCH_BYTES
+        batch_bytes: float = BATCH_BYTES
         if self._budget is not None:  # no shard is much larger than `_shard_bytes`
             batch_bytes = min(batch_bytes, self._shard_bytes)
         for part in split(pieces, layout, self._options.rows_per_batch, batch_bytes):
