@@ -104,6 +104,9 @@ class Chain(Preprocessor):
     def rows(self, packet: ActivationPacket) -> Positions | None:
         return None if self._sampler is None else self._sampler.rows(packet)
 
+    def grid(self, packet: ActivationPacket) -> tuple[int, ...]:
+        return packet.shape[:-1] if self._sampler is None else self._sampler.grid(packet)
+
 
 def link(steps: Sequence[Preprocessor]) -> Preprocessor:
     """One preprocessor of built steps, in order.

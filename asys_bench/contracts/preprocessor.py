@@ -121,6 +121,14 @@ class Preprocessor(ABC):
         del packet
         return None
 
+    def grid(self, packet: ActivationPacket) -> tuple[int, ...]:
+        """Leading dimensions of the captured tensor, which `rows` counts through; () if not known.
+
+        Raises:
+            PacketError: as `rows`.
+        """
+        return packet.shape[:-1]
+
 
 class Staged(NamedTuple):
     """What a stage made of a tensor."""

@@ -91,6 +91,8 @@ class SinkContext:
     """Which row of the captured tensor each decoded row is; None: all of them, in order."""
     members: int = 1
     """Workers that share the packets of its group, this one included."""
+    grid: Callable[[ActivationPacket], tuple[int, ...]] = lambda packet: packet.shape[:-1]
+    """Leading dimensions of the captured tensor; () if not known."""
 
 
 class BaseSink(ABC):

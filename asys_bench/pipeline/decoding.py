@@ -35,6 +35,10 @@ class Decoder:
         """
         return self._kernel(packet).rows(packet)
 
+    def grid(self, packet: ActivationPacket) -> tuple[int, ...]:
+        """Leading dimensions of the captured tensor; () if not known. Raises as `rows`."""
+        return self._kernel(packet).grid(packet)
+
     def _kernel(self, packet: ActivationPacket) -> Preprocessor:
         kernel = self._by_id.get(packet.encoding_id)
         if kernel is None:

@@ -176,6 +176,7 @@ class WorkerProcess:
                 name_of=client.name_of,
                 decode=decoder,
                 rows=decoder.rows,
+                grid=decoder.grid,
                 heartbeat=self.slot.beat,
                 time_left_s=self.time_left_s,
                 members=sum(one.group == spec.group for one in self._launch.workers),

@@ -79,6 +79,28 @@ class ArchiveView:
             raise ReadingError(f"rows of {hook!r} have several widths {widths}: use batches()")
         return {name: np.concatenate([part[name] for part in parts])[:limit] for name in columns}
 
+    def places(self, hook: str, limit: int | None = None) -> npt.NDArray[np.int64]:
+        """Where the rows of `numpy(hook)` were in their tensors: int64[n, k], an index for each leading
+        dimension (sample, then position in a text, or line and column of an image).
+
+        Raises:
+            As `numpy`; ReadingError where a row's place is not known, or k changed on the way.
+        """
+        columns = self.numpy(hook, ("row", "grid"), limit)
+        grids, inverse = np.unique(columns["grid"], return_inverse=True)
+        known = [tuple(int(n) for n in grid.split("x") if n) for grid in grids.tolist()]
+        ranks = {len(grid) for grid in known}
+        if len(ranks) != 1 or 0 in ranks:
+            raise ReadingError(
+                f"rows of {hook!r} have no one kind of place: their tensors' leading dimensions are "
+                f"{', '.join(grids.tolist()[:8]) or 'not recorded'}"
+            )
+        places_NK = np.empty((len(inverse), ranks.pop()), dtype=np.int64)
+        for index, grid in enumerate(known):
+            mine = inverse == index
+            places_NK[mine] = np.stack(np.unravel_index(columns["row"][mine], grid), axis=1)
+        return places_NK
+
     def torch(
         self, hook: str, columns: Sequence[str] = ("values",), batch_rows: int | None = None
     ) -> RowDataset:
@@ -154,6 +176,8 @@ def _check(columns: Sequence[str]) -> None:
 
 
 def _array(batch: Any, name: str) -> npt.NDArray[Any]:
+    if name == "grid" and name not in batch.schema.names:  # asys.archive/1
+        return np.full(batch.num_rows, "", dtype=np.str_)
     column = batch.column(name)
     if name != "values":
         array: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)

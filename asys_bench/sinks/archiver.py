@@ -196,6 +196,7 @@ class ArchiverWorker(BaseSink):
                 raise PacketError("its payload does not match its checksum")
             rows_ND = rows_of(context.decode(packet))
             places = context.rows(packet) if rows_ND is not None else None
+            grid = "x".join(map(str, context.grid(packet))) if rows_ND is not None else ""
         except PacketError as error:
             if not self._meters.damaged.value:
                 # A handler may keep the record, and the exception's frames hold views of the lease.
@@ -221,7 +222,7 @@ class ArchiverWorker(BaseSink):
         places = None if places is None else places[written:]
         stored = stored_dtype(packet.dtype, _NARROW[self._options.values])
         layout = RowLayout(hook, rows_ND.shape[1], packet.dtype, stored)
-        piece = Piece(packet, context.name_of(packet.encoding_id), rows_ND, first, places)
+        piece = Piece(packet, context.name_of(packet.encoding_id), rows_ND, first, places, grid)
         series.setdefault(layout, []).append(piece)
 
     def _append(

@@ -21,6 +21,10 @@ NAMES = [
     "user:item", "x", "x:input", "x:grad", "p->q", "q#x", "a@b", "a/b", "A", "a", "a b", "[0]", "*",
     "tokens", "-dash", "ünï", "new\nline", "quote\"s,=}", "back\\slash", "n" * 300,
 ]  # fmt: skip
+TRAINED = [
+    "user:item", "user:item:input", "x", "x:input", "x:input~2", "p->q", "q#x", "[0]", "new\\nline",
+]  # fmt: skip
+LABELS = {f"{hook}#v" for hook in TRAINED} | {"user:item:input->p->q"}
 SAE = {"k": 2, "d_sae": 16, "batch_rows": 64, "buffer_rows": 256, "checkpoint_interval_s": 0.2}
 
 
@@ -49,14 +53,14 @@ class Tree(torch.nn.Module):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    trained = {"variants": {"v": {}}, "sae": SAE, "final_train_s": 3.0}
+    trained = {"variants": {"v": {}}, "sae": SAE, "final_train_s": 8.0}
     trained["transcoders"] = [{"input": "user:item:input", "output": "p->q"}]
     model = Tree()
     with asys_bench.observe(
         model,
         hooks=[{"match": "*", "capture": ["activation", "input"]}],
-        run={"dir": str(tmp_path_factory.mktemp("runs"))},
-        sinks={"trainer": {"options": trained}},
+        run={"dir": str(tmp_path_factory.mktemp("runs")), "drain_timeout_s": 30.0},
+        sinks={"trainer": {"options": trained, "hooks": TRAINED}},
         monitors={"log": {"options": {"interval_s": 0.5, "tensorboard": False}}},
     ) as observation:
         for _ in range(80):
@@ -83,16 +87,14 @@ def test_each_stream_has_the_rows_of_its_own_module(run):
 def test_metrics_tell_every_hook_and_every_sae_apart(run):
     table = run.metrics("hook_captured")
     assert set(table["hook"]) == set(run.hooks)
-    labels = {f"{hook}#v" for hook in run.hooks} | {"user:item:input->p->q"}
-    assert set(run.metrics("sae_rows")["hook"]) == labels
+    assert set(run.metrics("sae_rows")["hook"]) == LABELS
     assert set(run.metrics("archive_rows")["hook"]) >= set(run.hooks)
 
 
 def test_report_exports_and_verify_take_these_names(run, tmp_path):
     record = read_run(run.path)
     looked = {found.hook: found for found in analyse(run.path, record.saes)}
-    wanted = {f"{hook}#v" for hook in run.hooks} | {"user:item:input->p->q"}
-    assert set(looked) == wanted
+    assert set(looked) == LABELS
     assert {label: found.problem for label, found in looked.items() if found.problem} == {}
     shown = {
         label
@@ -104,5 +106,5 @@ def test_report_exports_and_verify_take_these_names(run, tmp_path):
     assert "user:item#v" in shown
     assert "user:item" in render_run(record, list(looked.values()), None)
     exported = [export(path, FORMATS["saelens"], tmp_path) for path in find_saes(run.path)]
-    assert len({sae.folder for sae in exported}) == len(wanted)
+    assert len({sae.folder for sae in exported}) == len(LABELS)
     assert not verify_run(run.path).damaged

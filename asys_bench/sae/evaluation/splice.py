@@ -3,8 +3,9 @@
     with splice(model.layers[3], sae):
         logits = model(ids)
 
-The hook is gone afterwards, whatever happens inside. Rows are the last dimension; dtype, device and
-shape are kept. No gradient flows through the replacement: it is for measuring.
+The hook is gone afterwards, whatever happens inside. Rows are the last dimension, or the channels of an
+image (`row_dim`); dtype, device and shape are kept. No gradient flows through the replacement: it is for
+measuring.
 """
 
 from __future__ import annotations
@@ -37,12 +38,14 @@ def splice(
     *,
     select: int | str | None = None,
     source: Literal["output", "input"] = "output",
+    row_dim: int = -1,
 ) -> Iterator[None]:
     """Replace `module`'s output tensor while inside the `with` block.
 
     select: which element of a tuple, list or dict output; None takes the tensor itself or the first
         tensor in it.
     source: what is given to `reconstruct`: the output itself, or (transcoders) the first input.
+    row_dim: the dimension that holds a row: 1 for SAEs of `hooks[].rows: channels`.
 
     Raises (from the host's call):
         ValueError: there is no such tensor, or the replacement has another shape.
@@ -52,8 +55,9 @@ def splice(
     def replace(_: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
         key, tensor = _find(output, select)
         given = tensor if source == "output" else _find(inputs, None)[1]
-        rows_BD = given.detach().reshape(-1, given.shape[-1]).to(torch.float32)
-        made = reconstruct(rows_BD).reshape(*given.shape[:-1], -1).to(tensor)
+        given = given.detach().movedim(row_dim, -1)
+        rows_BD = given.reshape(-1, given.shape[-1]).to(torch.float32)
+        made = reconstruct(rows_BD).reshape(*given.shape[:-1], -1).movedim(-1, row_dim).to(tensor)
         if made.shape != tensor.shape:
             raise ValueError(
                 f"the reconstruction is {tuple(made.shape)}, the module's output "

@@ -1,7 +1,10 @@
 """What a row of the archive is: its columns, how tensors become rows, and the shard's schema.
 
-One row is one token or sample: the last dimension of a tensor is the row, every leading dimension is
-flattened in C order. A 1-D tensor is one row; a 0-dimensional one is one row of width 1. A tensor
+One row is one token, sample or place of an image: the last dimension of a tensor is the row, every
+leading dimension is flattened in C order. `row` is its number in the captured tensor, and `grid` those
+dimensions, such as 8x20x24: numpy.unravel_index(row, (8, 20, 24)) says which sample and which place it is
+(`ArchiveView.places`). `grid` is empty where only some rows of a tensor were sent and the sender did not
+say of which. A 1-D tensor is one row; a 0-dimensional one is one row of width 1. A tensor
 without elements has no rows.
 
 Arrow lacks some dtypes; their values are widened without loss and the schema names the original:
@@ -25,7 +28,9 @@ import torch
 from asys_bench.contracts.packet import Kind
 from asys_bench.sinks.archive.error import ArchiveError
 
-FORMAT = "asys.archive/1"
+FORMAT = "asys.archive/2"
+OLD_FORMAT = "asys.archive/1"
+"""Without the last column."""
 ARCHIVE_DIR = "archive"
 SUFFIX = ".arrows"
 KEY_COLUMNS = ("source", "shard", "seq", "row")
@@ -63,6 +68,7 @@ METADATA_COLUMNS: tuple[tuple[str, Any], ...] = (
     ("microbatch", pa.uint16()),
     ("token_position", pa.int32()),
     ("encoding", pa.string()),
+    ("grid", pa.string()),
 )
 
 
@@ -145,19 +151,21 @@ def check_schema(schema: Any, path: Path) -> str:
         described = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
     except UnicodeDecodeError as error:
         raise ArchiveError(path, 0, f"schema metadata is not UTF-8 ({error})") from None
-    if described.get("format") != FORMAT:
+    found = described.get("format")
+    if found not in (FORMAT, OLD_FORMAT):
         raise ArchiveError(
-            path, 0, f"format {described.get('format')!r}; this reader knows {FORMAT!r}"
+            path, 0, f"format {found!r}; this reader knows {FORMAT!r} and {OLD_FORMAT!r}"
         )
     missing = {"hook", "run_id", "dtype", "row_shape"} - described.keys()
     if missing:
         raise ArchiveError(path, 0, f"schema metadata lacks {', '.join(sorted(missing))}")
     actual = [(field.name, field.type) for field in schema]
+    expected = list(METADATA_COLUMNS if found == FORMAT else METADATA_COLUMNS[:-1])
     values = actual[0][1] if actual and actual[0][0] == "values" else None
     if values is None or not pa.types.is_fixed_size_list(values):
         raise ArchiveError(path, 0, "first column is not a fixed-size list called 'values'")
     if values.value_type not in ARROW_OF.values() or values.list_size < 1:
         raise ArchiveError(path, 0, f"values of type {values} are not of this format")
-    if described["row_shape"] != str(values.list_size) or actual[1:] != list(METADATA_COLUMNS):
-        raise ArchiveError(path, 0, f"columns are not those of {FORMAT}: {actual}")
+    if described["row_shape"] != str(values.list_size) or actual[1:] != expected:
+        raise ArchiveError(path, 0, f"columns are not those of {found}: {actual}")
     return str(described["hook"])

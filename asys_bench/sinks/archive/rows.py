@@ -34,6 +34,8 @@ class Piece:
     rows: torch.Tensor
     first: int
     places: Positions | None = None
+    grid: str = ""
+    """Leading dimensions of the captured tensor, such as 8x20x24."""
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -59,7 +61,8 @@ def split(
             taken = min(room, count - start)
             rows = piece.rows[start : start + taken]
             places = None if piece.places is None else piece.places[start : start + taken]
-            batch.append(Piece(piece.packet, piece.encoding, rows, piece.first + start, places))
+            first = piece.first + start
+            batch.append(Piece(piece.packet, piece.encoding, rows, first, places, piece.grid))
             start, room = start + taken, room - taken
             if not room:
                 yield batch
@@ -113,6 +116,7 @@ class BatchBuilder:
             "microbatch": column([p.microbatch for p in packets], np.uint16),
             "token_position": position.astype(np.int32),
             "encoding": _strings([piece.encoding for piece in pieces], counts),
+            "grid": _strings([piece.grid for piece in pieces], counts),
         }
         values = self._values(pieces, layout, total)
         arrays = [values, *(columns[name] for name in schema.names[1:])]

@@ -15,7 +15,7 @@ from asys_bench.contracts.packet import ActivationPacket, Kind, PacketError
 from asys_bench.kernels.simd import native
 from asys_bench.kernels.simd.splitmix import draw_key, hash32, hashes32, mix
 from asys_bench.kernels.token_sample.config import TokenSampleOptions
-from asys_bench.kernels.token_sample.kernel import PARAMS, TokenSamplePreprocessor
+from asys_bench.kernels.token_sample.kernel import TokenSamplePreprocessor, pack_params
 from asys_bench.kernels.token_sample.plugin import plugin
 from asys_bench.kernels.token_sample.rule import Rule, rule_of, rule_of_name
 from asys_bench.kernels.token_sample.selection import stratified, stratified_numpy
@@ -126,7 +126,17 @@ def test_tensors_without_rows_to_choose_from_travel_whole():
 
 
 @pytest.mark.parametrize(
-    "params", [PARAMS.pack(7, 0), PARAMS.pack(2**31, 0), PARAMS.pack(2**60, 0)]
+    "leading", [(9,), (2, 300), (2, 70_000), (3, 20, 24), (2, 3, 4, 5), (0, 4), (2, 70_000, 2)]
+)
+def test_a_packet_says_the_leading_dimensions_that_its_rows_were_chosen_from(leading):
+    encoder = TokenSamplePreprocessor(Rule(0, every=3))
+    packet = packet_of(encoder, torch.zeros(*leading, 2))
+    known = leading if max(leading[1:], default=0) < 1 << 16 or len(leading) == 2 else ()
+    assert encoder.grid(packet) == known
+
+
+@pytest.mark.parametrize(
+    "params", [pack_params((7, 4), 7, 0), pack_params((7, 4), 2**31, 0), b"\xff" * 16]
 )
 def test_parameters_that_do_not_fit_the_packet_are_refused(params):
     encoder = TokenSamplePreprocessor(Rule(0, count=9))

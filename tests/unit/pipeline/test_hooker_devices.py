@@ -10,7 +10,7 @@ import torch
 
 from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.preprocessor import Encoded
-from asys_bench.pipeline import capture, offload
+from asys_bench.pipeline import capture, offload, rows
 from asys_bench.pipeline.offload import Offload
 
 
@@ -65,13 +65,15 @@ def elsewhere(rig, monkeypatch):
     monkeypatch.setattr(capture, "unreadable", lambda tensor: None)  # meta stands in for cuda
     made = []
 
-    def make(served=("meta",), kinds=("activation",), **bus):
+    def make(served=("meta",), kinds=("activation",), rule=None, **bus):
         class OnDevice(torch.nn.Module):
             def forward(self, x):
                 return x.to("meta") * 1
 
         model = torch.nn.Sequential(OnDevice())
-        observed = rig(model, {"match": "0", "capture": list(kinds)}, attach=False, **bus)
+        observed = rig(
+            model, {"match": "0", "capture": list(kinds), **(rule or {})}, attach=False, **bus
+        )
         streamer = FakeStreamer()
 
         def start(writer, slot, devices, config):
@@ -107,6 +109,14 @@ def test_a_packet_counts_when_it_has_arrived(elsewhere):
     assert observed.value("captured", "0") == 5
     assert observed.value("bytes", "0") == 5 * 2 * 4 * 4
     assert observed.is_accounted_for("0")
+
+
+def test_an_image_on_a_device_is_sent_as_rows_of_channels(elsewhere, monkeypatch):
+    monkeypatch.setattr(rows, "unreadable", lambda tensor: None)
+    _, model, streamer = elsewhere(rule={"rows": "channels"})
+    model(torch.randn(2, 5, 3, 4))
+    (key, meta, nbytes) = streamer.waiting[-1]
+    assert (key, meta.shape, nbytes) == ("0", (2, 3, 4, 5), 4 * 120)
 
 
 def test_a_full_device_path_drops_counts_and_lowers_the_rate(elsewhere):

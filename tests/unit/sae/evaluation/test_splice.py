@@ -72,6 +72,20 @@ def test_a_transcoder_sees_the_input():
     assert torch.equal(out, torch.ones(4, 5))
 
 
+def test_an_sae_of_channels_replaces_an_image_place_by_place():
+    image = torch.randn(2, 3, 4, 5)
+    seen = []
+
+    def double(rows_BD):
+        seen.append(rows_BD)
+        return 2 * rows_BD
+
+    module = torch.nn.Identity()
+    with splice(module, double, row_dim=1):
+        assert torch.equal(module(image), 2 * image)
+    assert torch.equal(seen[0], image.permute(0, 2, 3, 1).reshape(40, 3))
+
+
 def test_the_hook_goes_whatever_happens():
     module = Wraps(lambda x: "no tensor")
     with pytest.raises(ValueError, match="no tensor in a str"), splice(module, double):

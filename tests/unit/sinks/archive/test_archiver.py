@@ -34,9 +34,10 @@ def test_one_row_per_token_with_its_metadata(rig):
         "source": 7, "shard": 0, "hook": "policy.mlp", "seq": 5, "row": 0, "kind": 0,
         "host_step": 50, "weights_version": 3, "sampling_rate": 0.5, "call_index": 5,
         "microbatch": 2, "token_position": 100, "encoding": "identity",
+        "grid": "2x3",
     }  # fmt: skip
     described = table.schema.metadata
-    assert (described[b"format"], described[b"run_id"]) == (b"asys.archive/1", b"run-1")
+    assert (described[b"format"], described[b"run_id"]) == (b"asys.archive/2", b"run-1")
     assert (described[b"dtype"], described[b"row_shape"]) == (b"float32", b"4")
 
 
@@ -163,6 +164,45 @@ def test_a_packet_that_does_not_decode_is_skipped_and_counted(rig, caplog):
     assert rig.table(rig.shards()[0]).num_rows == 2
     assert rig.count("archive_damaged_packets") == 2
     assert len(caplog.records) == 1
+
+
+def test_an_image_can_be_put_together_again_from_its_rows(rig):
+    from asys_bench.reading.archive_view import ArchiveView
+
+    worker = rig.start()
+    images = [torch.randn(2, 3, 4, 5), torch.randn(3, 3, 4, 5)]
+    rig.feed(worker, *(rig.packet(image, seq) for seq, image in enumerate(images)))
+    worker.close()
+    view = ArchiveView(rig.run_dir)
+    (hook,) = view.hooks
+    columns, places = view.numpy(hook), view.places(hook)
+    assert places.shape == (60, 3)
+    for seq, image in enumerate(images):
+        mine = columns["seq"] == seq
+        again = torch.empty_like(image)
+        again[tuple(places[mine].T)] = torch.from_numpy(columns["values"][mine])
+        assert torch.equal(again, image)
+
+
+def test_an_archive_from_before_places_is_read_and_says_that_it_has_none(rig):
+    from asys_bench.reading import ReadingError
+    from asys_bench.reading.archive_view import ArchiveView
+
+    worker = rig.start()
+    rig.feed(worker, rig.packet(torch.ones(2, 4), 0))
+    worker.close()
+    (path,) = rig.shards()
+    with pa.ipc.open_stream(path.read_bytes()) as stream:
+        table = stream.read_all().drop_columns(["grid"])
+    old = table.schema.with_metadata(table.schema.metadata | {b"format": b"asys.archive/1"})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, old) as out:
+        out.write_table(table.cast(old))
+    path.with_suffix(".json").unlink()
+    view = ArchiveView(rig.run_dir)
+    columns = view.numpy(view.hooks[0])
+    assert (len(columns["values"]), set(columns["grid"])) == (2, {""})
+    with pytest.raises(ReadingError, match="not recorded"):
+        view.places(view.hooks[0])
 
 
 def test_a_slot_without_room_counts_further_hooks_together(rig):
