@@ -125,7 +125,7 @@ class _Command:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         started = time.monotonic()
-        if (crowded := crowding_of(self._loaded.config)) is not None:
+        if (crowded := crowding_of(self._loaded.config, "resources.host_threads={}")) is not None:
             self._console.print(f"asys-run: {crowded}", style="yellow", markup=False)
         self._pipeline = pipeline = ExperimentPipeline(
             self._loaded.config,

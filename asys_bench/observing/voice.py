@@ -15,11 +15,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from asys_bench.config import MasterConfig
 from asys_bench.monitors.readable import count_text, percent_text, plural, significant
 from asys_bench.pipeline.forecast import SaeForecast, size_text
+from asys_bench.pipeline.resource_manager.crowding import crowding_of
 from asys_bench.reports.run_summary.summary import RunSummary
 
 PREFIX = "asys: "
@@ -121,7 +120,8 @@ def opening_lines(
     lines = [
         f"observing {model} at {named(hooks, 'hook')}; files in {shown(run_dir)} (quiet=True: no lines)"
     ]
-    advice = [text for text in (_threads(config), _disk(run_dir)) if text is not None]
+    found = (crowding_of(config, "torch.set_num_threads({})"), _disk(run_dir))
+    advice = [text for text in found if text is not None]
     return [*lines, *(["; ".join(advice)] if advice else [])]
 
 
@@ -198,18 +198,6 @@ def shown(path: Path) -> str:
     except OSError:  # the working directory is gone
         return os.fspath(path)
     return os.fspath(path) if relative.startswith("..") else relative
-
-
-def _threads(config: MasterConfig) -> str | None:
-    """More threads than CPUs: the host's team waits for its descheduled part."""
-    cpus, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    workers = sum(sink.workers for sink in config.enabled_sinks.values())
-    if threads == 1 or threads + workers <= cpus or config.resources.pinning != "none":
-        return None
-    return (
-        f"{threads} torch threads and {workers} workers share {cpus} CPUs: a host of small steps is "
-        "often several times as fast with torch.set_num_threads(1)"
-    )
 
 
 def _disk(run_dir: Path) -> str | None:

@@ -12,10 +12,12 @@ from asys_bench.pipeline.resource_manager.needs import needs_of
 from asys_bench.pipeline.resource_manager.plan import HOST, Need
 
 
-def crowding_of(config: MasterConfig) -> str | None:
-    """`crowding` of a run with this configuration in this process, and the setting that helps.
+def crowding_of(config: MasterConfig, remedy: str) -> str | None:
+    """`crowding` of a run with this configuration in this process, and what helps.
 
     None also where CPUs are pinned: the plan has given the host its own.
+
+    remedy: with {} for the number of threads.
     """
     if config.resources.pinning != "none":
         return None
@@ -24,7 +26,7 @@ def crowding_of(config: MasterConfig) -> str | None:
     problem = crowding(needs, cores)
     if problem is None:
         return None
-    return f"{problem}; try resources.host_threads={room_for_host(needs, cores)}"
+    return f"{problem}; try {remedy.format(room_for_host(needs, cores))}"
 
 
 def crowding(needs: Sequence[Need], cores: int) -> str | None:
@@ -38,9 +40,10 @@ def crowding(needs: Sequence[Need], cores: int) -> str | None:
     workers = _worker_threads(needs)
     if not workers or threads <= room_for_host(needs, cores):
         return None
+    cpus = f"{cores} CPU{'s' if cores > 1 else ''}"
     return (
-        f"torch takes {threads} threads in the host and the workers take {workers}, but this process "
-        f"may use {cores} core{'s' if cores > 1 else ''}: the host's threads will wait for each other"
+        f"{threads} torch threads of the host and {workers} of the workers share {cpus}: a host of "
+        "small steps waits for its own threads"
     )
 
 

@@ -20,7 +20,9 @@ from asys_bench.reports.run_summary.summary import (
 )
 
 CONFIG = load_config(
-    "profile_consumer.yaml", ("sinks.trainer.options.sae.dtype=float32",), {}
+    "profile_consumer.yaml",
+    ("sinks.trainer.options.sae.dtype=float32", "resources.host_threads=null"),  # as observe has it
+    {},
 ).config
 
 
@@ -81,7 +83,7 @@ def test_advice_is_given_where_it_is_due(monkeypatch, tmp_path):
     monkeypatch.setattr(voice, "LITTLE_DISK_BYTES", 1 << 60)
     first, second = opening_lines("Model", tmp_path, ["a"], CONFIG)
     assert first.startswith(f"observing Model at a; files in {tmp_path}")
-    assert second.startswith("8 torch threads and 2 workers share 4 CPUs")
+    assert second.startswith("8 torch threads of the host and 2 of the workers share 4 CPUs")
     assert "the archive may fill it" in second
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
     monkeypatch.setattr(voice, "LITTLE_DISK_BYTES", 0)

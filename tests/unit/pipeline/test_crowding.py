@@ -34,14 +34,15 @@ def test_the_hint_comes_when_host_and_workers_want_more_threads_than_there_are_c
     assert (said is not None) == (threads > room)
     assert crowding(needs(room, *workers), cores) is None, "what it recommends is enough"
     if said is not None:
-        assert f"torch takes {threads} threads in the host" in said
+        said_so = f"{threads} torch threads of the host and {sum(workers)} of the workers share {cores} CPU"
+        assert said.startswith(said_so)
 
 
-def test_the_hint_names_the_setting_and_pinned_runs_get_none(monkeypatch):
+def test_the_hint_says_what_helps_and_pinned_runs_get_none(monkeypatch):
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: set(range(4)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     config = load_config("base.yaml", ["host.kind=synthetic"], env={}).config
-    assert "try resources.host_threads=2" in (crowding_of(config) or "")
-    assert crowding_of(load_config("profile_consumer.yaml", env={}).config) is None
+    assert "try set(2)" in (crowding_of(config, "set({})") or "")
+    assert crowding_of(load_config("profile_consumer.yaml", env={}).config, "") is None
     pinned = load_config("base.yaml", ["host.kind=synthetic", "resources.pinning=auto"], env={})
-    assert crowding_of(pinned.config) is None
+    assert crowding_of(pinned.config, "") is None
