@@ -22,7 +22,8 @@ from asys_bench.config import load_config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("README.md", "docs/quickstart.md", "docs/recipes.md", "docs/plugins.md", "docs/faq.md")
-LANGUAGES = ("python", "yaml", "sh")
+LANGUAGES = ("python", "yaml", "sh", "text")
+"""`text` is what a program prints."""
 MARK = re.compile(r"<!-- (unchecked: \S.*|runs) -->")
 OURS = ("asys-run", "asys-bench", "make", "python", "torchrun", "pip")
 
@@ -166,6 +167,19 @@ def test_the_marked_blocks_of_each_document_run_in_order(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
+    printed = [line for line in done.stderr.splitlines() if line.startswith("asys: ")]
+    for block in ALL:
+        if block.language == "text" and block.text.startswith("asys: observing Net"):
+            shown = block.text.splitlines()
+            assert [shape(line) for line in printed[: len(shown)]] == [shape(s) for s in shown]
+            break
+    else:
+        pytest.fail("no document shows what observe() says")
+
+
+def shape(line: str) -> str:
+    """Without its numbers, units and times."""
+    return re.sub(r"[-\d.,]+(?: [KMG]?i?B\b)?", "#", line)
 
 
 def commands_of(block: Block) -> Iterator[list[str]]:
