@@ -1,55 +1,129 @@
-"""What the callbacks share: an observation from the start of a training to its end, every time."""
+"""What the callbacks share: an observation per training, at the trainer's own step.
+
+A callback tells the calls of the training itself from the others that its library makes of the same
+model (validation batches, an evaluated policy). `during` says which of them are captured; the others
+are counted in `hook_skipped` and count neither as steps nor as microbatches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 
+from asys_bench.config import ConfigError
+from asys_bench.config.problems import Origin, Problem, did_you_mean
 from asys_bench.observing import Observation, observe
 from asys_bench.observing.settings import ConfigLike
+
+log = logging.getLogger(__name__)
+
+Part = Literal["training", "validation"]
+During = Literal["training", "validation", "all"]
 
 
 class ObservedTraining:
     """Starts an observation per training and ends it; everything else passes through or does nothing.
 
-    Arguments as `observe`'s; the model comes with the training.
+    Methods take the `training` that they are about: an object of the library that lives as long. Those
+    of another training than the one that is observed do nothing.
+
+    during: which calls of the model are captured.
+    options: as `observe`'s; model and step come with the training.
     """
 
-    def __init__(self, config: ConfigLike, step_unit: str, overrides: Mapping[str, Any]) -> None:
-        self._config, self._step_unit, self._overrides = config, step_unit, dict(overrides)
+    def __init__(
+        self, config: ConfigLike, step_unit: str, during: During, options: Mapping[str, Any]
+    ) -> None:
+        if during not in get_args(During):
+            raise ConfigError([_wrong_during(during)])
+        for name in ("start_step", "optimizers"):
+            if name in options:
+                raise TypeError(f"{name}: a callback takes the trainer's own")
+        self.during = during
+        self._config = config
+        self._step_unit, self._options = step_unit, dict(options)
+        self._training: weakref.ref[Any] | None = None
+        self._lock = threading.Lock()
         self.observation: Observation | None = None
         """Of the training that goes on, or of the last one."""
 
-    def start(self, model: torch.nn.Module, tokenizer: Any = None) -> None:
-        """A training begins; one that is observed already stays so."""
-        if self.observation is None or self.observation.closed:
+    def start(
+        self,
+        training: Any,
+        model: torch.nn.Module,
+        step: int,
+        *,
+        tokenizer: Any = None,
+        optimizers: Sequence[torch.optim.Optimizer] = (),
+    ) -> None:
+        """A training begins, in `step`. An observation that is open ends: a callback follows one
+        training at a time, and few libraries tell it that one has failed.
+
+        Raises: what `observe` raises.
+        """
+        with self._lock:
+            before = self.observation
+            if before is not None and not before.closed:
+                log.warning("%r ends: its callback now observes another training", before)
+                before.close()
+            self._training = weakref.ref(training)
             self.observation = observe(
                 model,
                 self._config,
-                step_unit=self._step_unit,
-                tokenizer=tokenizer,
-                **self._overrides,
+                start_step=step,
+                optimizers=optimizers,
+                **{"step_unit": self._step_unit, "tokenizer": tokenizer, **self._options},
             )
+            self.observation.step_to(step)
 
-    def step(self, n: int = 1) -> None:
-        if self.observation is not None:
-            self.observation.step(n)
+    def follows(self, training: Any) -> bool:
+        """Whether `training` is the one that is observed."""
+        return self._training is not None and self._training() is training
 
-    def report(self, figures: Mapping[str, Any]) -> None:
+    def step_to(self, training: Any, step: int, microbatch: int | None = None) -> None:
+        if self.observation is not None and self.follows(training):
+            self.observation.step_to(step, microbatch)
+
+    def enter(self, training: Any, part: Part) -> None:
+        """The calls of the model that come now are of `part`."""
+        if self.observation is not None and self.follows(training):
+            self.observation.paused = self.during not in (part, "all")
+
+    def report(self, training: Any, figures: Mapping[str, Any]) -> None:
         """Show the numbers among `figures`."""
-        if self.observation is None:
+        if self.observation is None or not self.follows(training):
             return
         for name, value in figures.items():
             number = _number(value)
             if number is not None:
                 self.observation.report(name, number)
 
-    def end(self) -> None:
-        """The training ended or failed. Idempotent."""
+    def end(self, training: Any) -> None:
+        """`training` has ended or failed. Idempotent."""
+        if self.follows(training):
+            self.close()
+
+    def close(self) -> None:
+        """End the observation. Idempotent."""
         if self.observation is not None:
             self.observation.close()
+
+
+def _wrong_during(value: object) -> Problem:
+    valid = get_args(During)
+    return Problem.at(
+        Origin("ObserveCallback()"),
+        "must be one of the valid words",
+        path="during",
+        value=value,
+        fix=did_you_mean(str(value), valid) or f"write one of: {', '.join(valid)}",
+        valid=valid,
+    )
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from asys_bench.callbacks.observed_training import ObservedTraining
+from asys_bench.callbacks.observed_training import During, ObservedTraining
 from asys_bench.observing import Observation
 from asys_bench.observing.settings import ConfigLike
 
@@ -18,13 +18,22 @@ from asys_bench.observing.settings import ConfigLike
 class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     """Observes the model during each `train`; arguments as `asys_bench.observe`'s, without the model.
 
-    One step is one optimizer step. A training that raises does not tell its callbacks: then the
-    observation closes when the interpreter exits, or by `close()`.
+    One step is one optimizer step, `state.global_step`: a resumed training goes on from its own. The
+    batches whose gradients it accumulates are its microbatches 0, 1, ...
+
+    during: "training" is what happens within a step, in whatever mode the model is; "validation" is
+        what happens between two of them (`evaluate`, `predict`, a callback that generates text).
+
+    A training that raises does not tell its callbacks: then the observation ends when the callback's
+    next one begins, by `close()`, or when the interpreter exits.
     """
 
-    def __init__(self, config: ConfigLike = None, **overrides: Any) -> None:
+    def __init__(
+        self, config: ConfigLike = None, *, during: During = "training", **options: Any
+    ) -> None:
         super().__init__()
-        self._training = ObservedTraining(config, "optimizer step", overrides)
+        self._training = ObservedTraining(config, "optimizer step", during, options)
+        self._marks_steps = False
 
     @property
     def observation(self) -> Observation | None:
@@ -33,7 +42,7 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     def close(self) -> None:
         """End the observation now. Idempotent."""
-        self._training.end()
+        self._training.close()
 
     def on_train_begin(
         self,
@@ -42,17 +51,41 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         control: Any,
         model: Any = None,
         processing_class: Any = None,
+        optimizer: Any = None,
         **kwargs: Any,
     ) -> None:
-        self._training.start(model, processing_class)
+        self._marks_steps = False
+        self._training.start(
+            state,
+            model,
+            state.global_step,
+            tokenizer=processing_class,
+            optimizers=[optimizer] if optimizer is not None else [],
+        )
+        evaluates_first = getattr(args, "eval_on_start", False)
+        self._training.enter(state, "validation" if evaluates_first else "training")
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._marks_steps = True
+        self._training.step_to(state, state.global_step)
+        self._training.enter(state, "training")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._training.step()
+        self._training.step_to(state, state.global_step)
+        self._step_is_over(state)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step_is_over(state)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        self._training.report(logs or {})
+        self._training.report(state, logs or {})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._training.end()
+        self._training.end(state)
+
+    def _step_is_over(self, state: Any) -> None:
+        """Some of TRL's trainers never say that a step begins: there, all calls are the training's."""
+        if self._marks_steps:
+            self._training.enter(state, "validation")

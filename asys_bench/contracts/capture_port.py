@@ -87,10 +87,10 @@ class PortCells:
     STATE_OFF, STATE_SEEN, STATE_CALL_INDEX, STATE_COUNTDOWN, STATE_RATE,
     STATE_CALM, STATE_CALM_LOOKS, STATE_CELLS,
 ) = range(8)  # fmt: skip
-"""Cells of `Decision.state`. OFF: OFF_NOTHING captures nothing, OFF_DIRECT leaves every call to the general
-path, 0 is neither. SEEN: serial of the clock's tags at the
-last call, CALL_INDEX: calls of the hook since those tags came. COUNTDOWN: calls up to and with the
-one that looks at the bus. RATE: the sampling rate, a float64.
+"""Cells of `Decision.state`. OFF: OFF_NOTHING captures nothing, OFF_DIRECT leaves every call to the
+general path, 0 is neither. SEEN: serial of the clock's tags at the last call, CALL_INDEX: calls of
+the hook since those tags came. COUNTDOWN: calls up to and with the one that looks at the bus. RATE:
+the sampling rate, a float64.
 
 CALM: the fill ratio of the bus (a float64) up to which a look would change nothing, so that the
 shortcut may look by itself, CALM_LOOKS times at most until the general path does; below 0 it never

@@ -66,7 +66,9 @@ PAGE: dict[str, MetricSpec] = {
     ),
     "hook_dropped": _counter("asys_hook_dropped", "Captures that the bus refused.", "hook"),
     "hook_skipped": _counter(
-        "asys_hook_skipped", "Calls of another phase, or without a tensor to capture.", "hook"
+        "asys_hook_skipped",
+        "Calls of another phase, in a pause, or without a tensor to capture.",
+        "hook",
     ),
     "hook_recomputed": _counter(
         "asys_hook_recomputed", "Calls repeated by activation checkpointing, not captured.", "hook"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import operator
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -19,7 +21,7 @@ from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
 from asys_bench.observing.host_place import HostPlace
-from asys_bench.observing.settings import ConfigLike, resolve_settings
+from asys_bench.observing.settings import ConfigLike, HooksLike, resolve_settings
 from asys_bench.observing.summary import write_summary
 from asys_bench.observing.voice import Voice, closing_lines, opening_lines
 from asys_bench.pipeline.clock import StepClock
@@ -48,8 +50,13 @@ def observe(
     model: torch.nn.Module,
     config: ConfigLike = None,
     *,
+    hooks: HooksLike = None,
+    sae: Mapping[str, Any] | bool | None = None,
+    archive: Mapping[str, Any] | bool | None = None,
     tokenizer: Any = None,
     step_unit: str = "step",
+    start_step: int = 0,
+    optimizers: Iterable[torch.optim.Optimizer] = (),
     terminal: bool = False,
     distributed: bool | None = None,
     required: bool = True,
@@ -63,25 +70,34 @@ def observe(
 
     config: a YAML file, the name of a shipped configuration, a mapping laid over the consumer
         defaults, a `MasterConfig`, or None for the consumer defaults.
+    hooks: a glob over module names or a list of globs, or of `hooks` rules as a file has them. None: a
+        few modules are chosen, of what is trained (`default_hooks`).
+    sae: options of the SAEs, such as `{"k": 24, "architecture": "batchtopk"}`: the section
+        `sinks.<name>.options.sae` of docs/config.md, in every SAE trainer. False: no SAEs.
+    archive: False: nothing is archived. A mapping: options of the archiver.
     tokenizer: of a text model; kept as `vocabulary.json`, so that reports can show tokens.
     step_unit: what one step is, shown beside rates.
+    start_step: number of the step that the training is in (resumed from a checkpoint): what is
+        captured is archived from there on.
+    optimizers: of the training; they tell which of two equal networks is trained, where `hooks` says
+        nothing.
     terminal: a monitor may draw a live table on standard output.
     distributed: under torchrun all ranks of a node share one run, which local rank 0 owns; every rank
         must call this. False: a run of this process alone. None: as torchrun's variables say.
     required: False: if the observation cannot start, log why and train unobserved.
     quiet: True: write nothing to standard error but warnings through `logging`.
     overrides: configuration fields, nested (`bus={"backend": "cpp_spmc"}`) or with two underscores
-        per level (`bus__backend="cpp_spmc"`). `hooks` may be a glob or a list of globs over module
-        names; without any, a few modules are chosen.
+        per level (`bus__backend="cpp_spmc"`).
 
     Raises:
-        ConfigError, HookError: what was passed is wrong; says where and the fix.
+        ConfigError, HookError, ValueError: what was passed is wrong; says where and the fix.
         AssemblyError, BusError, ResourceError, SupervisorError, RendezvousError, LiveRunError,
             OSError: it cannot start here (only with `required`).
     """
-    settings = resolve_settings(config, overrides, unwrap(model))
+    settings = {"hooks": hooks, "sae": sae, "archive": archive, **overrides}
+    resolved = resolve_settings(config, settings, unwrap(model), optimizers)
     ranks = LocalRanks.from_environment() if distributed is not False else None
-    observation = Observation(model, settings, ranks, step_unit)
+    observation = Observation(model, resolved, ranks, step_unit, start_step)
     observation.quiet = quiet
     try:
         observation.start(terminal, tokenizer)
@@ -101,6 +117,7 @@ class Observation:
         settings: LoadedConfig,
         ranks: LocalRanks | None,
         step_unit: str,
+        start_step: int = 0,
     ) -> None:
         self.config = settings.config
         self.error: Exception | None = None
@@ -120,10 +137,11 @@ class Observation:
         self._account: BusAccount | None = None
         self._place = HostPlace(self.config)
         self._hooks: tuple[str, ...] = ()
-        self._steps = 0
+        self._first_step = self._steps = checked_step(start_step)
         self._started = time.monotonic()
         self._pid = os.getpid()
         self._closed = False
+        self._paused = False
 
     @property
     def run_dir(self) -> Path:
@@ -150,7 +168,7 @@ class Observation:
 
     @property
     def steps(self) -> int:
-        """Host steps so far."""
+        """Number of the host's step: `start_step`, and the steps that were made since."""
         return self._session.clock.host_step if self._session is not None else self._steps
 
     @property
@@ -163,11 +181,44 @@ class Observation:
 
     def step(self, n: int = 1) -> None:
         """`n` host steps have passed. From the first call on, forward calls no longer count."""
-        if self._session is None or self._closed:
+        clock = self._marked_clock()
+        if clock is not None:
+            clock.step(n)
+
+    def step_to(self, step: int, microbatch: int | None = None) -> None:
+        """The host is in step `step` of its own count, and in its `microbatch`th forward pass.
+
+        From the first call on, forward calls no longer count as steps; nor as microbatches, where
+        the host tells them."""
+        clock = self._marked_clock()
+        if clock is None:
             return
-        if self._counter is not None:
-            self._counter.detach()
-        self._session.clock.step(n)
+        clock.step_to(step)
+        if microbatch is not None and microbatch != clock.microbatch:
+            clock.microbatch = microbatch
+
+    @property
+    def paused(self) -> bool:
+        """Nothing is captured: calls of hooked modules are counted in `hook_skipped`, and count
+        neither as steps nor as microbatches. For what is not part of the training (a validation)."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        if value == self._paused:
+            return
+        self._paused = value
+        if self._session is not None and not self._closed:
+            self._session.pause(value)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """`with observation.pausing(): validate()` is `paused` for the while; may be nested."""
+        before, self.paused = self._paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
 
     def weights_updated(self) -> None:
         """The weights changed without a step of a torch optimizer (those are counted by themselves)."""
@@ -274,6 +325,7 @@ class Observation:
             resources=resources,
             ranks=ranks,
             root=self._called,
+            first_step=self._first_step,
         )
         session.on_width = self._voice.width_known
         self._voice.expect(session.hooks)
@@ -290,7 +342,14 @@ class Observation:
         patience_s = self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
         run_dir = find_run(ranks, next(_serials), patience_s)
         self._place.join(run_dir)
-        session = RankSession(self.config, self._model, run_dir, ranks, root=self._called)
+        session = RankSession(
+            self.config,
+            self._model,
+            run_dir,
+            ranks,
+            root=self._called,
+            first_step=self._first_step,
+        )
         session.start()
         self._run_dir, self._run_id = run_dir, run_dir.name
         return session
@@ -309,6 +368,14 @@ class Observation:
         self._counter = StepCounter(self._called, clock)
         self._counter.attach(called=called)
 
+    def _marked_clock(self) -> StepClock | None:
+        """For a host that marks its own steps; None while nothing is observed."""
+        if self._session is None or self._closed:
+            return None
+        if self._counter is not None:
+            self._counter.detach()
+        return self._session.clock
+
     def _stop_counting(self) -> None:
         if self._counter is not None:
             self._counter.end()
@@ -320,7 +387,7 @@ class Observation:
             self._account = session.stop()
             return
         seconds = time.monotonic() - self._started
-        steps = session.clock.host_step
+        steps = session.clock.steps_made
         end = session.stop({"steps": steps, "seconds": seconds, "stopped_early": False})
         self._account = end.account
         if not end.orderly:
@@ -350,6 +417,17 @@ class Observation:
         if self._session is None or self._closed:
             raise RuntimeError("the observation is not running; `run.metrics()` has its figures")
         return self._session.page
+
+
+def checked_step(value: Any) -> int:
+    """`start_step` as an int. Raises ValueError when it is no number of a step."""
+    try:
+        step = operator.index(value)
+    except TypeError:
+        step = -1
+    if not 0 <= step < 2**63 or isinstance(value, bool):
+        raise ValueError(f"start_step: {value!r} is no step; pass a whole number from 0 on")
+    return step
 
 
 def _write_vocabulary(run_dir: RunDir, tokenizer: Any) -> None:

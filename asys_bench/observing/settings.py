@@ -4,34 +4,64 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from asys_bench.config import LoadedConfig, MasterConfig, config_from_data, load_config
+from asys_bench.config import (
+    ConfigError,
+    LoadedConfig,
+    MasterConfig,
+    config_from_data,
+    load_config,
+)
 from asys_bench.config.assignment import assignment
-from asys_bench.config.node import Node
+from asys_bench.config.node import Node, plain_node
 from asys_bench.config.paths import Path as FieldPath
+from asys_bench.config.problems import Origin, Problem, did_you_mean
 from asys_bench.config.sources import SHIPPED, read_layers
 from asys_bench.observing.default_hooks import default_hooks
 
 DEFAULTS = "profile_consumer.yaml"
 """The configuration of `observe(model)`."""
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any] | MasterConfig | None
+HooksLike = str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None
+SINKS_OF = {"sae": ("sae_trainer", "trainer"), "archive": ("archiver", "archive")}
+"""Argument -> the kind of the sinks that it is about, and the name of one where there is none."""
+OPTIONS_OF: dict[str, FieldPath] = {"sae": ("options", "sae"), "archive": ("options",)}
+"""Argument -> where its options are in such a sink."""
+_EXAMPLES = {
+    "sae": 'sae={"k": 24, "architecture": "batchtopk"}',
+    "archive": 'archive={"shard_rotate_mib": 64}',
+}
+_SUGAR = ("hooks", *SINKS_OF)
+ARGUMENTS = (
+    "config", "hooks", "sae", "archive", "tokenizer", "step_unit", "start_step", "optimizers", "terminal",
+    "distributed", "required", "quiet",
+)  # fmt: skip
+"""What `observe` takes beside the fields of a configuration."""
+_CALL = "observe()"
 
 
 def resolve_settings(
-    config: ConfigLike, overrides: Mapping[str, Any], model: torch.nn.Module
+    config: ConfigLike,
+    overrides: Mapping[str, Any],
+    model: torch.nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer] = (),
 ) -> LoadedConfig:
     """The configuration of one observation, with the origin of each value where it has one.
 
     config: a YAML file or the name of a shipped one; a mapping, laid over the consumer defaults; a
     `MasterConfig`, taken as it is; None, the consumer defaults.
     overrides: by field, nested (`bus={"backend": "cpp_spmc"}`), dotted (`**{"bus.backend": ...}`) or
-    with two underscores per level (`bus__backend=...`). `hooks` may be a glob or a list of globs.
+    with two underscores per level (`bus__backend=...`). `hooks` may be a glob or a list of globs; `sae`
+    and `archive` are options of the sinks of their kind (`SINKS_OF`), True or False; None says nothing.
+    optimizers: see `default_hooks`.
 
     The host section says `observed`, the host's threads are left alone, and modules are chosen by
     `default_hooks` where nobody names any.
@@ -40,17 +70,23 @@ def resolve_settings(
         ConfigError: everything that is wrong, each with its place and a fix.
         HookError: no hooks were given and the model suggests none.
     """
+    overrides = {key: v for key, v in overrides.items() if v is not None or key not in _SUGAR}
+    sugar = {key: overrides.pop(key) for key in SINKS_OF if key in overrides}
+    _check_sugar(sugar)
     if isinstance(config, MasterConfig):
-        given = dict(_leaves((), _with_hook_rules(overrides), None))
         data = config.to_plain()
-        for path, value in given.items():
+        root = plain_node(data, Origin(_CALL))
+        given = dict(_leaves((), _with_hook_rules(overrides), None))
+        for path, value in (given | _of_sinks(sugar, root, given)).items():
             _put(data, path, value)
-        return LoadedConfig(config_from_data(data, "observe()"), {}, ())
+        with _arguments(sugar):
+            return LoadedConfig(config_from_data(data, _CALL), {}, ())
     name = DEFAULTS if config is None or isinstance(config, Mapping) else config
     root, _ = read_layers(name)
     given = dict(_leaves((), _with_hook_rules(overrides), root))
     if isinstance(config, Mapping):
         given = {**dict(_leaves((), _with_hook_rules(config), root)), **given}
+    given |= _of_sinks(sugar, root, given)
     ours: dict[FieldPath, Any] = {
         ("host", "kind"): "observed",
         ("resources", "host_threads"): None,
@@ -59,8 +95,102 @@ def resolve_settings(
     if not _is_given(root, "run", "name"):
         ours["run", "name"] = _run_name(model)
     if not any(path[0] == "hooks" for path in given) and not _is_given(root, "hooks"):
-        ours["hooks",] = [{"match": default_hooks(model)}]
-    return load_config(name, [assignment(*item) for item in {**ours, **given}.items()])
+        ours["hooks",] = [{"match": default_hooks(model, optimizers)}]
+    with _arguments(sugar):
+        return load_config(name, [assignment(*item) for item in {**ours, **given}.items()])
+
+
+def _check_sugar(sugar: Mapping[str, Any]) -> None:
+    problems = [
+        Problem.at(
+            Origin(_CALL),
+            "is a mapping of options, True or False",
+            path=key,
+            value=value,
+            fix=f"see docs/config.md for the options: {_EXAMPLES[key]}",
+        )
+        for key, value in sugar.items()
+        if not isinstance(value, Mapping | bool)
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _of_sinks(
+    sugar: Mapping[str, Any], root: Node, given: Mapping[FieldPath, Any]
+) -> dict[FieldPath, Any]:
+    """`sae` and `archive` as fields of the sinks that they are about."""
+    found: dict[FieldPath, Any] = {}
+    kinds = _kinds_of_sinks(root, given)
+    for key, value in sugar.items():
+        kind, usual_name = SINKS_OF[key]
+        names = [name for name, known in kinds.items() if known == kind]
+        if not names and value is not False:
+            names = [usual_name]
+            found["sinks", usual_name, "kind"] = kind
+        for name in names:
+            found["sinks", name, "enabled"] = value is not False
+            if isinstance(value, Mapping):
+                path = ("sinks", name, *OPTIONS_OF[key])
+                below: Node | None = root
+                for part in path:
+                    below = below.child(part) if below is not None else None
+                found |= {p: v for p, v in _leaves(path, value, below) if p != path}
+    return found
+
+
+def _kinds_of_sinks(root: Node, given: Mapping[FieldPath, Any]) -> dict[str, str]:
+    """Name -> kind of the sinks that there will be, before `sae` and `archive` are looked at."""
+    sinks = root.child("sinks")
+    entries = sinks.content if sinks is not None and isinstance(sinks.content, dict) else {}
+    kinds = {}
+    for name, node in entries.items():
+        kind = node.child("kind")
+        if kind is not None:
+            kinds[str(name)] = kind.content
+    for path, value in given.items():
+        match path:
+            case ("sinks", str(name), "kind"):
+                kinds[name] = value
+            case ("sinks", str(name)) if value is None:
+                kinds.pop(name, None)
+    return kinds
+
+
+@contextmanager
+def _arguments(sugar: Mapping[str, Any]) -> Iterator[None]:
+    """Problems in what was passed are said in the words of the call."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([_of_argument(problem, sugar) for problem in error.problems]) from None
+
+
+def _of_argument(problem: Problem, sugar: Mapping[str, Any]) -> Problem:
+    path, parts = problem.path, problem.path.split(".")
+    passed = problem.file.startswith(("--set ", _CALL))
+    for key, value in sugar.items():
+        place = OPTIONS_OF[key]
+        start = 2 + len(place)
+        if parts[0] == "sinks" and tuple(parts[2:start]) == place:
+            whole = len(parts) == start and isinstance(
+                value, Mapping
+            )  # options that do not go together
+            if passed or whole:
+                return replace(
+                    problem,
+                    file=_CALL,
+                    line=None,
+                    column=None,
+                    path=".".join([key, *parts[start:]]),
+                )
+    if not passed:
+        return problem
+    if len(parts) == 1 and problem.message.startswith("unknown key"):
+        valid = sorted({*problem.valid, *ARGUMENTS})
+        fix = did_you_mean(path, valid) or problem.fix
+        return replace(problem, file=_CALL, valid=tuple(valid), fix=fix)
+    return replace(problem, file=_CALL)
 
 
 def _with_hook_rules(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -196,7 +196,8 @@ def build_capture(
 
     def decide(tensor: torch.Tensor | None, training: bool | None) -> Ticket | None:
         """Whether to capture, and with which tags. A call that gets no ticket is counted here."""
-        if tensor is None or (phase is not None and phase is not training):
+        out_of_phase = phase is not None and phase is not training
+        if tensor is None or out_of_phase or stream.paused:
             count_call()
             count_skipped()
             return None

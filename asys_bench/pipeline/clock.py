@@ -32,13 +32,17 @@ class StepClock:
     the same forward pass".
     serial: counts those changes.
     cells: serial and tags for compiled readers (`contracts.capture_port.CLOCK_*`).
+    first_step: number of the step that the host is in when the clock starts (a resumed training).
+    paused: the host is aside from its own work (a validation): its calls of the model count neither
+    as steps nor as microbatches.
     """
 
-    def __init__(self, slot: Slot) -> None:
-        self.host_step = 0
+    def __init__(self, slot: Slot, first_step: int = 0) -> None:
+        self.first_step = self.host_step = first_step
+        self.paused = False
         self.weights_version = 0
         self.should_stop = False
-        self.tags: Tags = (0, 0, 0, NO_TOKEN_POSITION)
+        self.tags: Tags = (first_step, 0, 0, NO_TOKEN_POSITION)
         self.serial = 0
         self._buffer = bytearray(_CELLS.size)
         self.cells = memoryview(self._buffer).cast("q")
@@ -52,15 +56,20 @@ class StepClock:
         self._retag()
         self._steps = slot.counter("host_steps")
         self._versions = slot.counter("weights_version")
+        self._steps.set(first_step)
+
+    @property
+    def steps_made(self) -> int:
+        """Host steps since the clock started."""
+        return self.host_step - self.first_step
 
     def step(self, n: int = 1) -> None:
-        self.host_step += n
-        self._forwards = self._microbatch = 0
-        self._retag()
-        self._steps.set(self.host_step)
-        self._slot.beat()
-        if self.host_step >= self._alarm_step:
-            self._ring()
+        self._move(self.host_step + n)
+
+    def step_to(self, host_step: int) -> None:
+        """The host is in step `host_step` of its own count; nothing changes if it was already."""
+        if host_step != self.host_step:
+            self._move(host_step)
 
     def weights_updated(self) -> None:
         self.weights_version += 1
@@ -100,7 +109,7 @@ class StepClock:
 
     def forward_started(self) -> None:
         """The observed model is called: the next microbatch, unless the host counts them itself."""
-        if self._host_counts_microbatches:
+        if self._host_counts_microbatches or self.paused:
             return
         self._forwards += 1
         microbatch = min(self._forwards - 1, _MAX_MICROBATCH)
@@ -112,6 +121,15 @@ class StepClock:
         """Call ``alarm(host_step)`` once the host has made `step` steps; it returns the step at
         which it wants to be called again, or None."""
         self._alarm_step, self._alarm = step, alarm
+
+    def _move(self, host_step: int) -> None:
+        self.host_step = host_step
+        self._forwards = self._microbatch = 0
+        self._retag()
+        self._steps.set(host_step)
+        self._slot.beat()
+        if host_step >= self._alarm_step:
+            self._ring()
 
     def _retag(self) -> None:
         self.serial += 1

@@ -170,6 +170,10 @@ class RecomputeFilter:
 
     def passes(self) -> bool:
         """Called for each forward call: whether to look for its gradients."""
+        if (
+            self._stream.paused
+        ):  # such a call is skipped by the sampler's decision, and counted there
+            return torch.is_grad_enabled()
         in_backward = torch._C._current_graph_task_id() != -1
         weights = self._clock.tags[:2]  # nothing is recomputed with other weights
         if weights != self._weights:

@@ -38,6 +38,7 @@ class HookStream:
 
     number: names the stream in graphs of torch.compile.
     off: captures nothing any more: not attached, failed, or in a forked child.
+    paused: on, but every call is skipped for now (`ActivationHooker.paused`).
     shape, dtype: of the first tensor that came; None before it.
     on_first: told of that tensor once, in the host's hook.
     needs_no_gradient: a call's tensor had no gradient to wait for.
@@ -48,8 +49,8 @@ class HookStream:
 
         hook_calls = hook_captured + hook_sampled_out + hook_dropped + hook_skipped
 
-    hook_skipped: wrong phase, no tensor with bytes where `select` points, no gradient to come, or a
-    call that failed. hook_recomputed counts forward calls of activation checkpointing, which are no
+    hook_skipped: paused, wrong phase, no tensor with bytes where `select` points, no gradient to come,
+    or a call that failed. hook_recomputed counts forward calls of activation checkpointing, which are no
     calls of the model's and not in hook_calls. hook_failed: the hook has switched itself off.
     """
 
@@ -80,6 +81,7 @@ class HookStream:
         self._floats = memoryview(state).cast("d")
         self.rows = point.rows
         self._waits_for_rows = self.rows is not None and not self.rows.always_last
+        self._paused = False
         self.off = True
         hook = point.name
         self.cells = slot.cells
@@ -124,7 +126,17 @@ class HookStream:
 
     @off.setter
     def off(self, value: bool) -> None:
-        self.state[STATE_OFF] = OFF_NOTHING if value else OFF_DIRECT if self._waits_for_rows else 0
+        aside = self._waits_for_rows or self._paused
+        self.state[STATE_OFF] = OFF_NOTHING if value else OFF_DIRECT if aside else 0
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        self._paused = value
+        self.off = self.off
 
     def look_at_rows(self, tensor: torch.Tensor) -> None:
         """At a tensor as it is captured: say what is doubtful, and let the compiled path have those

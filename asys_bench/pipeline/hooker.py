@@ -117,6 +117,13 @@ class ActivationHooker:
             self._silent = SilentHooks(model, watched, self._clock.host_step, self.notices)
             self._clock.call_at(self._silent.first_look, self._silent.look)
 
+    def pause(self, paused: bool) -> None:
+        """Skip every call from now on, or no longer; skipped ones are counted in hook_skipped.
+
+        Gradients of calls that were made before still come."""
+        for stream in self._streams:
+            stream.paused = paused
+
     def detach(self) -> None:
         """Remove every hook. Idempotent."""
         while self._undo:

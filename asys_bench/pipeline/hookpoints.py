@@ -72,7 +72,7 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
         HookError: a glob that matches no module (names close ones), or gradients of parameters
             asked of modules that have none.
     """
-    modules = _modules(model)
+    modules = modules_by_name(model)
     order = {name: index for index, name in enumerate(modules)}
     points: dict[tuple[str, Kind, str], HookPoint] = {}
     places: dict[tuple[str, Kind, str], tuple[int, int, int]] = {}
@@ -147,8 +147,10 @@ def _named(points: Iterable[HookPoint]) -> list[HookPoint]:
     return named
 
 
-def _modules(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
-    """Name -> module, without the root. A compiled module is its wrapper, whose hooks run eagerly."""
+def modules_by_name(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """Name before torch.compile -> module, without the root.
+
+    A compiled module is its wrapper, whose hooks run eagerly."""
     modules: dict[str, torch.nn.Module] = {}
     for name, module in model.named_modules():
         parts = [part for part in name.split(".") if part != _COMPILED_WRAPPER]

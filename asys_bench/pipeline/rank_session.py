@@ -35,6 +35,7 @@ class RankSession:
         run_dir: Path,
         ranks: LocalRanks,
         root: torch.nn.Module | None = None,
+        first_step: int = 0,
     ) -> None:
         """Take this rank's shard.
 
@@ -50,7 +51,7 @@ class RankSession:
         self._bus: ShardOfBus | None = None
         try:
             self._slot = self.page.slot(ranks.slot)
-            self.clock = StepClock(self._slot)
+            self.clock = StepClock(self._slot, first_step)
             self._bus = ShardOfBus(self._run.client, ranks.local_rank, ranks.rank)
             self._hooker = ActivationHooker(
                 self._bus,
@@ -77,6 +78,11 @@ class RankSession:
         self._hooker.attach()
         if self._text is not None:
             self._text.attach(self.clock)
+
+    def pause(self, paused: bool) -> None:
+        """As `ObservationSession.pause`, on this rank."""
+        self.clock.paused = paused
+        self._hooker.pause(paused)
 
     def stop(self) -> BusAccount:
         """Detach and end this shard. The account is the whole run's, which goes on. Idempotent."""

@@ -75,6 +75,7 @@ class ObservationSession:
     one_call_per_step: as `BaseHost.one_call_per_step`.
     on_misfit: told, in the host's hook, that an SAE cannot be trained on what its module makes; what
         it raises goes to the host.
+    first_step: number of the step that the host is in at the start.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class ObservationSession:
         root: torch.nn.Module | None = None,
         one_call_per_step: bool = False,
         on_misfit: Callable[[], None] | None = None,
+        first_step: int = 0,
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.notices = Notices()
@@ -124,7 +126,7 @@ class ObservationSession:
         self._supervisor: Supervisor | None = None
         self._account: BusAccount | None = None
         self._started_unix_ns = time.time_ns()
-        self.clock = StepClock(self.page.slot("host"))
+        self.clock = StepClock(self.page.slot("host"), first_step)
         try:
             if self.points:
                 with resources.bus_memory() if resources else nullcontext():
@@ -207,6 +209,12 @@ class ObservationSession:
             self.run_dir.write_json(PLAN_FILE, self._resources.to_dict())
             self._resources.check(self.page)
         self.page.run_state = RunState.RUNNING
+
+    def pause(self, paused: bool) -> None:
+        """The host is aside from its own work, or back at it; see `ActivationHooker.pause`."""
+        self.clock.paused = paused
+        if self.hooker is not None:
+            self.hooker.pause(paused)
 
     def stop(self, result: dict[str, Any] | None = None) -> SessionEnd:
         """Detach, drain, join; idempotent. Takes at most `drain_timeout_s` and about a second.
@@ -306,6 +314,7 @@ class ObservationSession:
                 "bus": bus,
                 "ranks": self._ranks.local_world_size if self._ranks is not None else 1,
                 "step_unit": self.step_unit,
+                "first_step": self.clock.first_step,
                 "hooks": list(self.hooks),
                 "streams": [_described(point) for point in self.points],
                 "side_streams": list(self._side),

@@ -34,6 +34,7 @@ class SilentHooks:
         self._compiled: set[HookStream] = set()
         self._said: set[HookStream] = set()
         self._streams = {stream: _fired(stream) for stream in streams}
+        self._start = start
         self._looks = [start + step for step in LOOKS]
 
     @property
@@ -58,7 +59,7 @@ class SilentHooks:
             else:
                 unexplained.append(stream)
         for reason, streams in compiled.items():
-            self._notices.say(_explanation(reason, streams, host_step))
+            self._notices.say(_explanation(reason, streams, host_step - self._start))
             self._compiled.update(streams)
         self._streams = {stream: _fired(stream) for stream in unexplained}
         if not self._looks:
@@ -88,7 +89,7 @@ class SilentHooks:
         for cause, group in causes.items():
             self._notices.say(
                 f"{'hook' if len(group) == 1 else 'hooks'} {_names(group)}: nothing was captured in "
-                f"{host_step} host steps: {cause}"
+                f"{host_step - self._start} host steps: {cause}"
             )
 
 
@@ -174,9 +175,9 @@ def _fired(stream: HookStream) -> int:
     return stream.calls.value + stream.recomputed.value
 
 
-def _explanation(reason: str, streams: Sequence[HookStream], host_step: int) -> str:
+def _explanation(reason: str, streams: Sequence[HookStream], host_steps: int) -> str:
     text = (
-        f"hooks {_names(streams)} have not fired in {host_step} host steps: {reason}, and compiled "
+        f"hooks {_names(streams)} have not fired in {host_steps} host steps: {reason}, and compiled "
         "code keeps the hooks that it saw at its first call. Attach before that call, or call "
         "torch.compiler.reset() once now: the next call compiles again, with the hooks in its graph"
     )

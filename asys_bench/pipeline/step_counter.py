@@ -11,7 +11,7 @@ from asys_bench.pipeline.root_hook import RootHook
 
 
 class StepCounter:
-    """A step begins with each forward call of `called` after the first.
+    """A step begins with each forward call of `called` after the first, unless the clock is paused.
 
     So `for batch in data: model(batch); observation.step()` numbers steps as counting alone does, and
     the first `step()` takes over without a jump.
@@ -45,6 +45,8 @@ class StepCounter:
         self.detach()
 
     def _before(self, module: torch.nn.Module, args: Any) -> None:
+        if self._clock.paused:
+            return
         if self._begun:
             self._clock.step()
         self._begun = True

@@ -116,6 +116,27 @@ def test_marked_steps_replace_counted_ones_and_figures_are_shown(tmp_path):
     assert observation.run.summary["host"]["step_unit"] == "batch"
 
 
+def test_a_resumed_loop_is_archived_from_its_own_step_on_and_without_what_it_pauses_for(tmp_path):
+    model = make_model()
+    with asys_bench.observe(
+        model, hooks="0", start_step=40, sae=False, run={"dir": str(tmp_path)}
+    ) as observation:
+        for _ in range(3):
+            model(torch.randn(4, 8))
+            with observation.pausing():
+                model(torch.randn(9, 8))
+            observation.step()
+        assert observation.steps == 43
+    run = observation.run
+    assert run.archive.numpy("0", ("host_step",))["host_step"].tolist() == [
+        step for step in (40, 41, 42) for _ in range(4)
+    ]
+    assert run.metrics("hook_skipped", hook="0")["value"][-1] == 3
+    assert run.summary["host"]["steps"] == 3
+    assert json.loads((run.path / "run.json").read_text())["first_step"] == 40
+    assert run.saes() == {}
+
+
 def test_an_error_in_the_training_comes_out_and_the_run_is_written(tmp_path):
     model = make_model()
     observation = observe(model, tmp_path, hooks="0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import signature
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from asys_bench.config import ConfigError, config_from_data, load_config
 from asys_bench.config.assignment import assignment
-from asys_bench.observing.settings import resolve_settings
+from asys_bench.observing import observe
+from asys_bench.observing.settings import ARGUMENTS, resolve_settings
 from asys_bench.pipeline.hookpoints import HookError
 
 
@@ -91,6 +93,82 @@ def test_a_file_without_hooks_gets_default_hooks_not_those_of_the_shipped_base(t
     bare.write_text("sinks: {archive: {kind: archiver}}\n")
     assert settings(bare).hooks[0].match == ("body",)
     assert settings("profile_hpc.yaml").hooks[0].match == ("body",)
+
+
+def sinks(**arguments):
+    return settings(**arguments).sinks
+
+
+def test_saes_and_the_archive_have_arguments_of_their_own():
+    found = sinks(sae={"k": 24, "architecture": "batchtopk"}, archive={"shard_rotate_mib": 5})
+    options = found["trainer"].options["sae"]
+    assert (options["k"], options["architecture"]) == (24, "batchtopk")
+    assert options["checkpoint_interval_s"] == 5, "of the consumer defaults, which it lies over"
+    assert found["archive"].options["shard_rotate_mib"] == 5
+    for arguments in ({}, {"sae": {}, "archive": {}}, {"sae": True, "archive": True}):
+        assert sinks(**arguments) == sinks(sae=None, archive=None)
+
+
+def test_either_may_be_left_out():
+    assert [s.enabled for s in sinks(archive=False).values()] == [True, False]
+    assert [s.enabled for s in sinks(sae=False).values()] == [False, True]
+
+
+def test_they_reach_the_sinks_of_their_kind_whatever_their_names_are(tmp_path: Path):
+    found = sinks(sinks={"trainer": None, "mine": {"kind": "sae_trainer"}}, sae={"k": 3})
+    assert found["mine"].options["sae"]["k"] == 3
+    assert "trainer" not in found
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("sinks: {keep: {kind: archiver, enabled: false}}\n")
+    found = settings(bare, sae={"k": 3}, archive=True).sinks
+    assert found["keep"].enabled
+    assert found["trainer"].options["sae"]["k"] == 3
+    given = config_from_data(settings().to_plain())
+    found = settings(given, sae={"k": 5}, archive=False).sinks
+    assert (found["trainer"].options["sae"]["k"], found["archive"].enabled) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            {"sae": {"kk": 24}},
+            ["observe(): sae.kk: unknown key `kk`", "normalize", "did you mean `k`?"],
+        ),
+        ({"sae": {"k": "x"}}, ["observe(): sae.k: should be a valid integer"]),
+        (
+            {"sae": 24},
+            ["observe(): sae: is a mapping of options, True or False (got 24)", '"k": 24'],
+        ),
+        ({"archive": "no"}, ["observe(): archive: is a mapping of options, True or False"]),
+        (
+            {"archive": {"max": 1}},
+            ["observe(): archive.max: unknown key `max`", "shard_rotate_mib"],
+        ),
+        (
+            {"sae": {"matryoshka_widths": [1]}},
+            ["observe(): sae: matryoshka_widths needs matryoshka"],
+        ),
+        ({"archives": False}, ["observe(): archives: unknown key", "did you mean `archive`?"]),
+        ({"bus": {"backend": 3}}, ["observe(): bus.backend"]),
+    ],
+)
+def test_a_wrong_argument_is_named_as_it_was_passed(arguments, words):
+    with pytest.raises(ConfigError) as caught:
+        settings(**arguments)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_arguments_that_an_error_lists_are_those_of_observe():
+    named = [p.name for p in signature(observe).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert sorted(ARGUMENTS) == sorted(["config", *named])
+
+
+@pytest.mark.parametrize("step", [-1, 2**63, 1.5, True, "3", None])
+def test_a_step_to_start_at_is_a_whole_number(step):
+    with pytest.raises(ValueError, match=r"start_step: .* is no step; pass a whole number"):
+        observe(Net(), start_step=step, hooks="body")
 
 
 def test_mistakes_name_the_field_and_the_fix():

@@ -1,0 +1,103 @@
+"""Callbacks of real libraries around an observation whose reader is in this process: no workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from asys_bench.callbacks import observed_training
+from asys_bench.config.bus import BusConfig
+from asys_bench.config.hooks import HookConfig
+from asys_bench.contracts.bus import GroupSpec
+from asys_bench.contracts.stats import StatsPage
+from asys_bench.observing.observation import Observation
+from asys_bench.pipeline.assembly import build_preprocessor, create_data_bus
+from asys_bench.pipeline.clock import StepClock
+from asys_bench.pipeline.hooker import ActivationHooker
+from asys_bench.pipeline.hookpoints import resolve
+
+
+class Session:
+    """Hooks and clock as an observation has them; packets are read as they come."""
+
+    def __init__(self, model, hooks, first_step):
+        self.page = StatsPage.create(["host"])
+        self.slot = self.page.slot("host")
+        self.clock = StepClock(self.slot, first_step)
+        self.bus = create_data_bus(
+            BusConfig(capacity_packets=4096, capacity_mib=8), [GroupSpec("g")]
+        )
+        points = resolve(model, [HookConfig(match=(hook,)) for hook in hooks])
+        kernels = [build_preprocessor(point.config) for point in points]
+        seeds = range(len(points))
+        self.hooker = ActivationHooker(
+            self.bus, points, kernels, self.slot, self.clock, seeds=list(seeds)
+        )
+        self.hooker.attach()
+        self.hooks = hooks
+
+    def pause(self, paused):
+        self.clock.paused = paused
+        self.hooker.pause(paused)
+
+    def counts(self):
+        metrics = self.slot.metrics()
+        names = ("calls", "captured", "skipped")
+        return tuple(metrics[f"hook_{n}{{hook={self.hooks[0]}}}"].value for n in names)
+
+    def packets(self):
+        with self.bus.pull_batch("g", 4096, timeout_s=0.1) as lease:
+            return [(p.host_step, p.microbatch, p.shape[0]) for p in lease]
+
+
+class Watched(Observation):
+    """An `Observation` around a `Session`; what it saw is kept when it closes."""
+
+    def __init__(self, model, first_step, options):
+        self.options, self.first = options, first_step
+        settings = SimpleNamespace(config=None)
+        self._place = None
+        self._settings, self._ranks, self._step_unit = settings, None, options["step_unit"]
+        self._called = self._model = model
+        self._name = type(model).__name__
+        self._counter = self._run_dir = None
+        self.error = None
+        self._closed = self._paused = False
+        hooks = options["hooks"]
+        self._hooks = (hooks,) if isinstance(hooks, str) else tuple(hooks)
+        self._session = Session(model, self._hooks, first_step)
+        self.seen, self.counted, self.reported = [], (), Counter()
+        self._steps = first_step
+
+    def report(self, name, value):
+        self.reported[name] += 1
+
+    def close(self):
+        if self._closed:
+            return
+        session = self._session
+        self.seen, self.counted = session.packets(), session.counts()
+        self._steps = session.clock.host_step
+        self._closed = True
+        session.hooker.detach()
+        session.bus.close()
+        session.page.close()
+        self._session = None
+
+
+@pytest.fixture
+def observations(monkeypatch):
+    """Every observation that callbacks have started, in order."""
+    started: list[Watched] = []
+
+    def observe(model: Any, config: Any, *, start_step: int, optimizers: Any, **options: Any):
+        started.append(Watched(model, start_step, options))
+        return started[-1]
+
+    monkeypatch.setattr(observed_training, "observe", observe)
+    yield started
+    for one in started:
+        one.close()

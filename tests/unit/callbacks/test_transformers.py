@@ -1,0 +1,176 @@
+"""The Hugging Face callback: `state.global_step`, evaluations left out, one training at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+
+from asys_bench.callbacks.transformers import ObserveCallback  # noqa: E402
+
+TRAIN_ROWS, EVAL_ROWS = 2, 3
+
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(2, 8)
+        self.fails_at = -1
+        self.calls = 0
+
+    def forward(self, x, labels=None):
+        self.calls += 1
+        if self.calls == self.fails_at:
+            raise ZeroDivisionError("a bad batch")
+        return {"loss": self.body(x).square().mean(), "logits": x}
+
+
+def rows(count):
+    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0))
+    return [{"x": row, "labels": 0} for row in x]
+
+
+class Samples(transformers.TrainerCallback):
+    """Calls the model between steps."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        model(torch.ones(5, 2))
+
+
+def train(tmp_path, model, callbacks, resume=None, **options):
+    settings = {
+        "output_dir": str(tmp_path / "out"),
+        "per_device_train_batch_size": TRAIN_ROWS,
+        "per_device_eval_batch_size": EVAL_ROWS,
+        "max_steps": 6,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "dataloader_pin_memory": False,
+    }
+    trainer = transformers.Trainer(
+        model,
+        transformers.TrainingArguments(**{**settings, **options}),
+        train_dataset=rows(64),
+        eval_dataset=rows(6),
+        callbacks=callbacks,
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def test_a_resumed_training_is_observed_from_its_own_step_on_and_without_its_evaluations(
+    observations, tmp_path
+):
+    train(tmp_path, Net(), [], save_strategy="steps", save_steps=4, max_steps=4)
+    checkpoint = str(tmp_path / "out" / "checkpoint-4")
+    trainer = train(tmp_path, Net(), [ObserveCallback(hooks="body")], checkpoint, max_steps=9)
+    (one,) = observations
+    assert one.first == 4
+    assert one.seen == [(step, 0, TRAIN_ROWS) for step in range(4, 9)]
+    assert one.steps == trainer.state.global_step == 9
+
+
+def test_batches_whose_gradients_are_accumulated_are_microbatches_of_one_step(
+    observations, tmp_path
+):
+    options = {"gradient_accumulation_steps": 3, "max_steps": 4}
+    train(tmp_path, Net(), [ObserveCallback(hooks="body")], **options)
+    assert observations[0].seen == [
+        (step, micro, TRAIN_ROWS) for step in range(4) for micro in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("during", "sizes"), [("validation", {EVAL_ROWS, 5}), ("all", {TRAIN_ROWS, EVAL_ROWS, 5})]
+)
+def test_evaluations_are_captured_when_asked_for(observations, tmp_path, during, sizes):
+    callbacks = [ObserveCallback(hooks="body", during=during), Samples()]
+    train(tmp_path, Net(), callbacks, eval_on_start=True)
+    (one,) = observations
+    assert {row[2] for row in one.seen} == sizes
+    evaluated = [row[0] for row in one.seen if row[2] == EVAL_ROWS]
+    assert evaluated == [0, 0, 2, 2, 4, 4, 6, 6]
+
+
+def test_what_is_left_out_is_counted_and_the_losses_are_the_same(observations, tmp_path):
+    losses = []
+    for callbacks in ([], [ObserveCallback(hooks="body"), Samples()]):
+        torch.manual_seed(0)
+        trainer = train(tmp_path, Net(), callbacks, eval_on_start=True)
+        losses.append(
+            [log[key] for log in trainer.state.log_history for key in log if "loss" in key]
+        )
+    assert losses[0] == losses[1]
+    assert len(losses[0]) > 8
+    assert observations[0].counted == (6 + 8 + 6, 6, 8 + 6)
+
+
+def test_a_trainer_that_never_says_that_a_step_begins_is_captured_whole(observations):
+    """As some of TRL's."""
+    model, state = Net(), transformers.TrainerState()
+    callback = ObserveCallback(hooks="body")
+    control = transformers.TrainerControl()
+    callback.on_train_begin(None, state, control, model=model)
+    for _ in range(3):
+        model(torch.ones(2, 2))
+        state.global_step += 1
+        callback.on_step_end(None, state, control)
+    callback.on_train_end(None, state, control)
+    assert [row[0] for row in observations[0].seen] == [0, 1, 2]
+
+
+def test_a_callback_that_is_used_again_after_a_failure_observes_the_new_model(
+    observations, tmp_path
+):
+    callback = ObserveCallback(hooks="body")
+    first, second = Net(), Net()
+    first.fails_at = 3
+    with pytest.raises(ZeroDivisionError):
+        train(tmp_path, first, [callback])
+    train(tmp_path, second, [callback])
+    before, after = observations
+    assert before.closed
+    assert not first.body._forward_hooks
+    assert callback.observation is after
+    assert after._model is second
+    assert [row[0] for row in before.seen] == [0, 1]
+    assert [row[0] for row in after.seen] == list(range(6))
+
+
+def test_two_trainings_at_a_time_do_not_mark_each_others_steps(observations):
+    callback = ObserveCallback(hooks="body")
+    control = transformers.TrainerControl()
+    states = [transformers.TrainerState(), transformers.TrainerState()]
+    for state in states:
+        callback.on_train_begin(None, state, control, model=Net())
+    states[0].global_step = 70
+    callback.on_step_end(None, states[0], control)
+    callback.on_train_end(None, states[0], control)
+    assert not observations[1].closed
+    assert observations[1].steps == 0
+    callback.on_train_end(None, states[1], control)
+    assert observations[1].closed
+
+
+def test_what_a_callback_is_told_wrongly_is_said_with_the_valid_words():
+    with pytest.raises(
+        ValueError, match=r"during: .*'validtion'; valid: training, validation, all"
+    ):
+        ObserveCallback(during="validtion")
+    with pytest.raises(TypeError, match="start_step: a callback takes the trainer's own"):
+        ObserveCallback(start_step=3)
+
+
+def test_the_callbacks_tokenizer_goes_before_the_trainers(observations):
+    callback = ObserveCallback(hooks="body", tokenizer="mine", step_unit="update")
+    control = transformers.TrainerControl()
+    state = transformers.TrainerState()
+    callback.on_train_begin(None, state, control, model=Net(), processing_class="theirs")
+    assert observations[0].options["tokenizer"] == "mine"
+    assert observations[0].options["step_unit"] == "update"
