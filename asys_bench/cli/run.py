@@ -86,6 +86,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _start(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from asys_bench.pipeline.standard_fds import take_standard_fds
+
+    take_standard_fds()  # for good: no file of the run's may become standard output
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the process's life
     from asys_bench.config import ConfigError, dump_yaml, load_config
 
     console = Console(stderr=True, highlight=False)
@@ -97,6 +101,11 @@ def _start(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         sys.stdout.write(dump_yaml(loaded.config, loaded.provenance))
         return EXIT_OK
+    from asys_bench.pipeline.preflight import preflight
+
+    if problems := preflight(loaded):
+        console.print(str(ConfigError(problems)), style="red", markup=False, soft_wrap=True)
+        return EXIT_USAGE
     if arguments.check:
         files = " <- ".join(str(path) for path in reversed(loaded.sources))
         print(f"{files}: valid")
@@ -117,6 +126,7 @@ class _Command:
     def run(self) -> int:
         from asys_bench.config import dump_yaml
         from asys_bench.pipeline.experiment import ExperimentPipeline
+        from asys_bench.pipeline.preflight import place_of
         from asys_bench.pipeline.resource_manager.crowding import crowding_of
 
         logging.basicConfig(
@@ -143,10 +153,12 @@ class _Command:
                 return self._interrupted()
             except (RuntimeError, ValueError, OSError) as error:
                 pipeline.abort()
+                place = place_of(self._loaded, error)
+                where = f"{place}: " if place else "setup failed: "
                 self._console.print(
-                    f"asys-run: setup failed: {error}", style="red", markup=False, soft_wrap=True
+                    f"asys-run: {where}{error}", style="red", markup=False, soft_wrap=True
                 )
-                return EXIT_FAILED
+                return EXIT_USAGE if place else EXIT_FAILED
             return self._observe(pipeline, started)
         finally:
             pipeline.close()
@@ -202,8 +214,13 @@ class _Command:
 
     def _misfits(self, messages: Sequence[str]) -> bool:
         """Show what the widths of the rows have made impossible, with the settings' places."""
+        from asys_bench.pipeline.preflight import place_of_saes
+
+        place = place_of_saes(self._loaded)
         for message in messages:
-            self._console.print(f"asys-run: {message}", style="red", markup=False, soft_wrap=True)
+            self._console.print(
+                f"asys-run: {place}: {message}", style="red", markup=False, soft_wrap=True
+            )
         return bool(messages)
 
     def _verdict(self, outcome: RunOutcome, failure: Exception | None) -> int:

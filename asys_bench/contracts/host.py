@@ -7,7 +7,7 @@ It knows nothing of hooks, buses or workers, so that it trains bit-identically w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,9 +16,18 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     import torch
 
+    from asys_bench.contracts.sink import Misfit
+
 
 class HostOptions(BaseModel, extra="forbid", frozen=True):
     """Base of a host's own option model (`host.options.<kind>` in YAML)."""
+
+    def misfits(self) -> Iterable[Misfit]:
+        """What cannot work here, asked before the host is built; files may be looked at.
+
+        A `Misfit.path` is inside these options.
+        """
+        return ()
 
 
 class HostClock(Protocol):

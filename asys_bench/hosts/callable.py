@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from asys_bench.contracts.host import (
     HostPlugin,
     HostResult,
 )
+from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import load_function
 
 _FORM = "it must return (model, train) with train(clock) -> figures or None"
@@ -46,6 +47,14 @@ class CallableOptions(HostOptions):
     )
     kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments of it")
     step_unit: str = Field(default="step", description="what one step is, shown beside rates")
+
+    def misfits(self) -> Iterator[Misfit]:
+        """A function that is not named or cannot be imported."""
+        try:
+            load_function(self.function, "host.options.callable.function")
+        except HostError as error:
+            message = str(error).removeprefix("host.options.callable.function: ")
+            yield Misfit(("function",), message, self.function, "")
 
 
 class CallableHost(BaseHost):

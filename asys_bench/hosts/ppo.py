@@ -8,7 +8,7 @@ the run's main process. Hook `mlp_extractor.policy_net` and `mlp_extractor.value
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from asys_bench.contracts.host import (
     HostPlugin,
     HostResult,
 )
+from asys_bench.contracts.sink import Misfit
+from asys_bench.hosts.device_check import device_misfits
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -51,6 +53,30 @@ class PPOOptions(HostOptions):
     )
     ent_coef: float = Field(default=0.0, ge=0, description="entropy bonus coefficient")
     device: str = Field(default="cpu", description='torch device of the policy, e.g. "cpu", "cuda"')
+
+    def misfits(self) -> Iterator[Misfit]:
+        """An environment that nobody registered, batches that do not divide a rollout."""
+        import gymnasium
+
+        rollout = self.n_envs * self.n_steps
+        if rollout % self.batch_size:
+            yield Misfit(
+                ("batch_size",),
+                f"does not divide the rollout of n_envs x n_steps = {rollout} rows",
+                self.batch_size,
+                "choose a divisor",
+            )
+        if ":" not in self.env_id:  # `module:id` registers when the module is imported
+            try:
+                gymnasium.spec(self.env_id)
+            except gymnasium.error.Error as error:
+                yield Misfit(
+                    ("env_id",),
+                    f"gymnasium has no such environment: {error}",
+                    self.env_id,
+                    "choose a registered one, or `module:id` of the package that registers it",
+                )
+        yield from device_misfits(self.device)
 
 
 class PPOHostProcess(BaseHost):

@@ -25,6 +25,7 @@ from asys_bench.contracts.host import (
     HostResult,
     LateClock,
 )
+from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import load_function
 from asys_bench.hosts.model_finder import ModelFinder
 
@@ -49,6 +50,15 @@ class ScriptOptions(HostOptions):
         description="`package.module:function` that is given each such module and returns the one "
         "to observe (it or a part of it), or None to go on looking",
     )
+
+    def misfits(self) -> Iterator[Misfit]:
+        """A script that is not named, twice named or not there."""
+        if (self.path is None) == (self.module is None):
+            yield Misfit((), "give either `path` or `module`", [self.path, self.module], "")
+        elif self.path is not None and not Path(self.path).is_file():
+            yield Misfit(
+                ("path",), f"is no file here ({os.getcwd()})", self.path, "name the script"
+            )
 
 
 class ScriptHost(BaseHost):

@@ -54,7 +54,7 @@ class TextCorpus:
         shuffle_seed: int | None = None,
     ) -> None:
         """Raises HostError: a pattern that matches no file, or blocks too short for special tokens."""
-        self._files = [path for pattern in patterns for path in _files_of(pattern)]
+        self._files = [path for pattern in patterns for path in files_of(pattern)]
         self._tokenizer, self._field = tokenizer, text_field
         self._shuffle_seed = shuffle_seed
         self._head, self._tail = _around(tokenizer)
@@ -157,7 +157,8 @@ class TextCorpus:
         return TextBatch(ids_BT, mask_BT)
 
 
-def _files_of(pattern: str) -> list[Path]:
+def files_of(pattern: str) -> list[Path]:
+    """The files of a folder or glob. Raises HostError: there are none."""
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
         found = [

@@ -25,7 +25,9 @@ from asys_bench.contracts.host import (
     HostPlugin,
     HostResult,
 )
-from asys_bench.hosts.text_corpus import TextBatch, TextCorpus
+from asys_bench.contracts.sink import Misfit
+from asys_bench.hosts.device_check import device_misfits
+from asys_bench.hosts.text_corpus import TextBatch, TextCorpus, files_of
 from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
 
 _AUTO = {
@@ -90,6 +92,30 @@ class TransformersOptions(HostOptions):
         default="float32", description="type of the weights"
     )
     device: str = Field(default="cpu", description='torch device, e.g. "cpu", "cuda"')
+
+    def misfits(self) -> Iterator[Misfit]:
+        """A model or texts that are not given or not there; names on the hub are not asked for."""
+        for name in ("model", "texts"):
+            if not getattr(self, name):
+                yield Misfit((name,), "must be given", getattr(self, name), "")
+        for index, pattern in enumerate(self.texts):
+            try:
+                files_of(pattern)
+            except HostError:
+                yield Misfit(
+                    ("texts", index),
+                    "matches no file",
+                    pattern,
+                    "a folder is searched for .txt, .md and .jsonl; a glob may have **",
+                )
+        for name in ("model", "tokenizer"):
+            value = getattr(self, name)
+            is_path = value and value.startswith((".", "/", "~"))
+            if is_path and not Path(value).expanduser().exists():
+                yield Misfit(
+                    (name,), "no such folder", value, "name a model's folder or its hub name"
+                )
+        yield from device_misfits(self.device)
 
 
 class TransformersHost(BaseHost):

@@ -31,7 +31,14 @@ FALLBACKS = {
 
 
 class AssemblyError(RuntimeError):
-    """The parts do not fit together; the message names the setting and the fix."""
+    """The parts do not fit together; the message names the setting and the fix.
+
+    path: the field to change, where it is one.
+    """
+
+    def __init__(self, message: str, path: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 def choose_backend(config: BusConfig, profile: RunProfile) -> BusPlugin:
@@ -163,7 +170,8 @@ def plan_workers(
         wanted = [h for h in hook_names if any(matches(h, glob) for glob in sink.hooks)]
         if not wanted:
             raise AssemblyError(
-                f"sinks.{name}.hooks: {list(sink.hooks)} match none of the hooks {list(hook_names)}"
+                f"sinks.{name}.hooks: {list(sink.hooks)} match none of the hooks {list(hook_names)}",
+                ("sinks", name, "hooks"),
             )
         delivery = sink.resolved_delivery()
         count = min(sink.workers, len(wanted)) if plugin.partition else sink.workers

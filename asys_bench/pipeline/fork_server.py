@@ -13,7 +13,7 @@ import os
 import signal
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, process, resource_tracker, util
 from typing import Any
 
 from asys_bench.pipeline.liveness import ProcessHandle, is_stopped
@@ -23,6 +23,7 @@ log = logging.getLogger("asys_bench.watchdog")
 GUARD = "asys_bench.pipeline.fork_server_guard"
 PARENT_VARIABLE = "ASYS_FORK_SERVER_PARENT"
 NICENESS_VARIABLE = "ASYS_FORK_SERVER_NICENESS"
+_SOCKET_PATH_BYTES, _SOCKET_NAME_BYTES = 107, len("/listener-12345678")
 
 
 class ForkServer:
@@ -38,6 +39,7 @@ class ForkServer:
         """
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([GUARD, *sorted(set(preload) - {GUARD})])
+        _shorten_socket_path()
         self._stopped_timeout_s = stopped_timeout_s
         self._stopped_since: float | None = None
         self._handle: ProcessHandle | None = None
@@ -102,6 +104,21 @@ class ForkServer:
             if pid:
                 _kill_child(pid)
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _shorten_socket_path() -> None:
+    """The server listens on a socket in the temporary folder, and the kernel takes 107 bytes of its
+    path. Through a descriptor of the folder the path is short, however deep the folder lies. Only this
+    process connects, so that nobody else needs to know it.
+
+    Raises:
+        OSError: there is no folder for temporary files.
+    """
+    folder: str = util.get_temp_dir()
+    if len(os.fsencode(folder)) + _SOCKET_NAME_BYTES <= _SOCKET_PATH_BYTES:
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    process.current_process()._config["tempdir"] = f"/proc/self/fd/{fd}"  # type: ignore[attr-defined]
 
 
 def _kill_child(pid: int) -> None:

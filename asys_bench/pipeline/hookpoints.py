@@ -38,7 +38,14 @@ log = logging.getLogger(__name__)
 
 
 class HookError(ValueError):
-    """A glob matches nothing or there is nothing to capture; the message lists what is there."""
+    """A glob matches nothing or there is nothing to capture; the message lists what is there.
+
+    pattern: the glob that asked for it, where one did.
+    """
+
+    def __init__(self, message: str, pattern: str | None = None) -> None:
+        super().__init__(message)
+        self.pattern = pattern
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
         for pattern in config.match:
             matched = [name for name in modules if matches(name, pattern)]
             if not matched:
-                raise HookError(_no_match(pattern, list(modules), model))
+                raise HookError(_no_match(pattern, list(modules), model), pattern)
             most = max(most, (len(matched), pattern))
             for capture in config.capture:
                 kind = Kind[capture.name]
@@ -94,7 +101,8 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
                 if not found:
                     raise HookError(
                         f"hooks: match {pattern!r} captures {capture.value}, but none of the "
-                        f"modules {', '.join(matched[:10])} has a parameter"
+                        f"modules {', '.join(matched[:10])} has a parameter",
+                        pattern,
                     )
                 for index, point in enumerate(found):
                     key = (point.path, kind, point.name)

@@ -18,6 +18,7 @@ from asys_bench.pipeline.live_run import LiveRun
 from asys_bench.pipeline.liveness import ProcessHandle, start_time
 from asys_bench.pipeline.local_ranks import LocalRanks
 from asys_bench.pipeline.shard_bus import ShardOfBus
+from asys_bench.pipeline.standard_fds import standard_fds_taken
 from asys_bench.pipeline.streams import plan_streams, sampler_seeds
 
 
@@ -28,6 +29,7 @@ class RankSession:
     leave, and what is pushed here is refused and counted for nobody.
     """
 
+    @standard_fds_taken()
     def __init__(
         self,
         config: MasterConfig,

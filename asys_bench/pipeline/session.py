@@ -42,6 +42,7 @@ from asys_bench.pipeline.notices import Notices
 from asys_bench.pipeline.rank_session import wait_for_ranks
 from asys_bench.pipeline.resource_manager.manager import PLAN_FILE, ResourceManager
 from asys_bench.pipeline.rundir import RunDir, environment
+from asys_bench.pipeline.standard_fds import standard_fds_taken
 from asys_bench.pipeline.streams import plan_streams, sampler_seeds
 from asys_bench.pipeline.supervisor import Supervisor
 from asys_bench.pipeline.trainer_manager import SAETrainerManager
@@ -78,6 +79,7 @@ class ObservationSession:
     first_step: number of the step that the host is in at the start.
     """
 
+    @standard_fds_taken()
     def __init__(
         self,
         config: MasterConfig,
@@ -110,7 +112,7 @@ class ObservationSession:
         names = streams.trained
         self.forecast = RunForecast(config, names)
         if self.forecast.problems:
-            raise AssemblyError("; ".join(self.forecast.problems))
+            raise AssemblyError("; ".join(self.forecast.problems), ("sinks",))
         groups, workers = plan_workers(config, names)
         groups = streams.with_side_streams(config, groups)
         others = ranks.slots if ranks is not None else []
@@ -176,6 +178,7 @@ class ObservationSession:
             self._release()
             raise
 
+    @standard_fds_taken()
     def start(self) -> None:
         """Start the workers, wait until they consume, then attach the hooks.
 

@@ -29,7 +29,8 @@ from asys_bench.pipeline.process_group import ProcessGroups
 from asys_bench.pipeline.resource_manager.apply import thread_environment
 from asys_bench.pipeline.resource_manager.plan import WATCHDOG, Placement
 from asys_bench.pipeline.restart import RestartBudget
-from asys_bench.pipeline.worker_words import epitaph
+from asys_bench.pipeline.standard_fds import standard_fds_taken
+from asys_bench.pipeline.worker_words import epitaph, log_of, words_of
 from asys_bench.storage import open_private
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class Supervisor:
         self._spawned_at = time.monotonic()
         log_file = Path(self._launch.run_dir) / "logs" / "watchdog.log"
         with (
+            standard_fds_taken(),
             os.fdopen(
                 open_private(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab"
             ) as errors,
@@ -182,9 +184,17 @@ class Supervisor:
                     waiting.remove(name)
                 elif state is WorkerState.QUARANTINED:
                     raise SupervisorError(self._explain([name], "keeps dying at its start"))
+            if waiting and self._slot.state is WorkerState.QUARANTINED:
+                raise SupervisorError(self._explain_watchdog())
             if waiting and time.monotonic() > deadline:
                 raise SupervisorError(self._explain(waiting, f"not ready after {timeout_s:g} s"))
             time.sleep(0.01)
+
+    def _explain_watchdog(self) -> str:
+        run_dir = Path(self._launch.run_dir)
+        words = words_of(run_dir, "watchdog")
+        said = words[-1] if words else "it said nothing"
+        return f"the watchdog keeps dying: {said} (log: {log_of(run_dir, 'watchdog')})"
 
     def _explain(self, names: list[str], what: str) -> str:
         run_dir = Path(self._launch.run_dir)

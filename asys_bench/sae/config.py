@@ -255,6 +255,8 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
             raise ValueError(
                 f"target_l0 steers the penalty of {', '.join(PENALISED)}; {name!r} is sparse by k"
             )
+        if self.target_l0 is not None and self.d_sae is not None and self.target_l0 > self.d_sae:
+            raise ValueError(f"target_l0 {self.target_l0:g} is more than d_sae {self.d_sae}")
         if self.matryoshka_widths is not None:
             self._check_widths(self.matryoshka_widths)
         if self.lr_tracking and self.lr_decay_steps is not None:
@@ -280,12 +282,17 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         """d_sae for rows of width `d_in`.
 
         Raises:
-            ValueError: fewer features than k.
+            ValueError: fewer features than k or target_l0.
         """
         d_sae = self.d_sae or max(2, math.ceil(self.expansion_factor * d_in))
         if self.architecture in TOPK_FAMILY and self.k > d_sae:
             raise ValueError(
                 f"k {self.k} is more than d_sae {d_sae} (d_in {d_in}); lower k or raise d_sae"
+            )
+        if self.target_l0 is not None and self.target_l0 > d_sae:
+            raise ValueError(
+                f"target_l0 {self.target_l0:g} is more than d_sae {d_sae} (d_in {d_in}); lower it or "
+                "raise d_sae"
             )
         return d_sae
 

@@ -35,7 +35,11 @@ def documented():
 
 def without_numbers(text):
     lines = [line for line in text.splitlines() if line.startswith("asys: ")]
-    kept = [line for line in lines if "torch threads" not in line and "are free where" not in line]
+    kept = [
+        line
+        for line in lines
+        if "torch.set_num_threads" not in line and "are free where" not in line
+    ]
     return [re.sub(r"-(?=,)|\d[\d.,-]*", "N", line) for line in kept]
 
 
