@@ -12,7 +12,7 @@ import torch
 import asys_bench
 
 QUICKSTART = Path(__file__).parents[2] / "docs" / "quickstart.md"
-SAE = {"batch_rows": 64, "buffer_rows": 512}
+SAE = {"batch_rows": 64, "buffer_rows": 512, "d_sae": None, "expansion_factor": 8, "k": 16}
 TRAINER = {"trainer": {"options": {"sae": SAE, "final_train_s": 0.5}}}
 
 

@@ -63,7 +63,12 @@ def test_a_k_that_the_width_of_the_rows_shows_to_be_too_large_ends_the_run_in_it
     tmp_path,
 ):
     pytest.importorskip("stable_baselines3")
-    done = run(tmp_path, "sinks: {trainer: {options: {sae: {k: 2000}}}}")
+    done = run(
+        tmp_path,
+        "sinks: {trainer: {options: {sae: {k: 2000, d_sae: null, expansion_factor: 8}}}}\n"
+        "hooks: [{match: mlp_extractor.policy_net}]\n"
+        "host: {options: {ppo: {n_envs: 8}}}",
+    )
     assert done.returncode == 2, done.stderr
     said = (
         "SAE 'mlp_extractor.policy_net' cannot be trained: k 2000 is more than d_sae 512 (d_in 64)"

@@ -21,7 +21,15 @@ from asys_bench.reports.run_summary.summary import (
 
 CONFIG = load_config(
     "profile_consumer.yaml",
-    ("sinks.trainer.options.sae.dtype=float32", "resources.host_threads=null"),  # as observe has it
+    (
+        "sinks.trainer.options.sae.dtype=float32",
+        "sinks.trainer.options.sae.d_sae=null",
+        "sinks.trainer.options.sae.expansion_factor=8",
+        "sinks.trainer.options.sae.buffer_rows=32768",
+        "sinks.trainer.options.sae.held_out_rows=4096",
+        "sinks.trainer.options.sae.k=16",
+        "resources.host_threads=null",
+    ),
     {},
 ).config
 

@@ -12,9 +12,19 @@ from asys_bench.pipeline.forecast import (
     size_text,
 )
 
+OWN = (  # whatever the profile has
+    "sinks.trainer.options.sae.dtype=float32",
+    "sinks.trainer.options.sae.d_sae=null",
+    "sinks.trainer.options.sae.expansion_factor=8",
+    "sinks.trainer.options.sae.buffer_rows=32768",
+    "sinks.trainer.options.sae.batch_rows=1024",
+    "sinks.trainer.options.sae.held_out_rows=4096",
+    "sinks.trainer.options.sae.k=16",
+)
+
 
 def config(*sets):
-    sets = ("sinks.trainer.options.sae.dtype=float32", *sets)
+    sets = (*OWN, *sets)
     return load_config("profile_consumer.yaml", sets, {}).config
 
 

@@ -14,7 +14,11 @@ def session(tmp_path):
     made = []
 
     def make(model, *sets, on_misfit=None):
-        sets = ("host.kind=observed", 'hooks=[{match: ["0", "1"]}]', *sets)
+        own = (
+            "sinks.trainer.options.sae.d_sae=null",
+            "sinks.trainer.options.sae.expansion_factor=8",
+        )
+        sets = ("host.kind=observed", 'hooks=[{match: ["0", "1"]}]', *own, *sets)
         config = load_config("profile_consumer.yaml", sets, {}).config
         run_dir = RunDir.create(tmp_path, "test")
         made.append(ObservationSession(config, model, run_dir, on_misfit=on_misfit))
