@@ -292,9 +292,12 @@ class Slot:
     def set(self, which: SlotField, value: int) -> None:
         self._cells[which] = value
 
-    def beat(self) -> None:
-        """Record a heartbeat (CLOCK_MONOTONIC, comparable between processes)."""
-        self._cells[SlotField.HEARTBEAT_NS] = time.monotonic_ns()
+    def beat(self, ahead_s: float = 0.0) -> None:
+        """Record a heartbeat (CLOCK_MONOTONIC, comparable between processes).
+
+        ahead_s: for this long there may be no other one, beyond the usual: work that cannot beat.
+        """
+        self._cells[SlotField.HEARTBEAT_NS] = time.monotonic_ns() + int(1e9 * ahead_s)
 
     @property
     def state(self) -> WorkerState:

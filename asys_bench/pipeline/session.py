@@ -248,10 +248,11 @@ class ObservationSession:
 
     @property
     def words(self) -> Mapping[str, list[str]]:
-        """Worker -> the warnings and errors in its log, where there are any."""
+        """Worker (or watchdog) -> the warnings and errors in its log, where there are any."""
         if self._supervisor is None:
             return {}
-        found = {name: words_of(self.run_dir.path, name) for name in self._supervisor.workers}
+        processes = ("watchdog", *self._supervisor.workers)
+        found = {name: words_of(self.run_dir.path, name) for name in processes}
         return {name: words for name, words in found.items() if words}
 
     def _on_first(self, stream: HookStream) -> None:

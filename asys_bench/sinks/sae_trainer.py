@@ -178,16 +178,8 @@ class SAETrainerWorker(BaseSink):
         """Spend what is left of the training budget, measure once more and write everything."""
         share = min(self._options.final_train_s, self._context.time_left_s() / 3)
         for training in self._trainings.values():
-            training.train(
-                max(0.0, share / len(self._trainings)),
-                wait_for_fill=False,
-                between_steps=self._context.heartbeat,
-            )
-            training.publish()
-            training.evaluate()
+            training.finish(max(0.0, share / len(self._trainings)), len(self._trainings))
             self._context.heartbeat()
-            training.save()
-            training.publish()
 
 
 def _build(options: SinkOptions) -> BaseSink:

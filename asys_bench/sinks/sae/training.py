@@ -15,6 +15,7 @@ from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, Gauge, StatsError
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
 from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sinks.sae.pace import Pace
 from asys_bench.sinks.sae.start import Beginning, StartFrom
 from asys_bench.storage.durability import Fsync
 
@@ -48,6 +49,8 @@ class Training:
             update={"seed": config.seed ^ context.seed ^ zlib.crc32(label.encode())}
         )
         self.trainer = SAETrainer(config, model_name=context.run_id, hook_name=hook)
+        self.pace = Pace(label, config)
+        self._context = context
         self.folder = Path(context.run_dir) / "sae" / file_slug(label)
         self.rejected = False
         self.evaluated_at = self.saved_at = time.monotonic()
@@ -121,9 +124,50 @@ class Training:
                 self.reject(error)
             if self._beginning is not None:
                 return 0
-        return self.trainer.train(
+        if self.trainer.d_in is not None:
+            self.pace.forecast(self.trainer.d_in)
+        if between_steps is not None and self.pace.promise_s:
+            between_steps = self._promise
+        began = time.monotonic()
+        steps = self.trainer.train(
             budget_s=budget_s, wait_for_fill=wait_for_fill, between_steps=between_steps
         )
+        self.pace.stepped(steps, time.monotonic() - began)
+        return steps
+
+    def _promise(self) -> None:
+        """A heartbeat for a step that outlasts the usual time between two."""
+        self._context.slot.beat(self.pace.promise_s)
+
+    def finish(self, budget_s: float, saes: int) -> None:
+        """The run drains: what training is left within `budget_s`, a last measurement, a checkpoint.
+
+        What would outlast the time that is left is not begun: a killed worker writes nothing.
+        saes: which share the worker.
+        """
+        left_s, slow = self._context.time_left_s(), self.pace.promise_s > 0
+        if slow and 2 * (self.pace.step_s or 0.0) > left_s:
+            budget_s = 0.0
+        if budget_s > 0:
+            self.train(budget_s, wait_for_fill=False, between_steps=self._context.heartbeat)
+        self.publish()
+        words = self.pace.final_words(self.trainer.steps, self.trainer.metrics.rows_ingested, saes)
+        if words is not None and not self.rejected:
+            log.warning("%s: %s", self.label, words)
+        left_s = self._context.time_left_s()
+        if slow and self.pace.save_s > left_s:
+            log.warning(
+                "%s: no last checkpoint: it takes about %.0f s and %.1f s are left; raise "
+                "run.drain_timeout_s",
+                self.label,
+                self.pace.save_s,
+                left_s,
+            )
+            return
+        self.evaluate()
+        self._context.slot.beat(self.pace.save_s if slow else 0.0)
+        self.save()
+        self.publish()
 
     def publish(self) -> None:
         """Bring the metrics up to date."""
