@@ -12,12 +12,13 @@ from asys_bench.config.bus import BusConfig
 from asys_bench.config.hooks import HookConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.contracts.packet import Kind
-from asys_bench.contracts.stats import StatsPage
+from asys_bench.contracts.stats import StatsPage, slot_bytes
 from asys_bench.pipeline.assembly import build_preprocessor, create_data_bus
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.decoding import Decoder
 from asys_bench.pipeline.hooker import ActivationHooker
 from asys_bench.pipeline.hookpoints import resolve
+from asys_bench.pipeline.session import METRICS_PER_HOOK
 
 
 class Captured(NamedTuple):
@@ -39,11 +40,12 @@ class Rig:
 
     def __init__(self, model, hooks, *, attach=True, **bus):
         config = BusConfig(**{"capacity_packets": 256, "capacity_mib": 8, **bus})
-        self.page = StatsPage.create(["host"])
+        self.points = resolve(model, hooks)
+        names = [point.name for point in self.points]
+        self.page = StatsPage.create({"host": slot_bytes(names, METRICS_PER_HOOK, 1)})
         self.slot = self.page.slot("host")
         self.clock = StepClock(self.slot)
         self.bus = create_data_bus(config, [GroupSpec("g")])
-        self.points = resolve(model, hooks)
         self.hooker = ActivationHooker(
             self.bus,
             self.points,

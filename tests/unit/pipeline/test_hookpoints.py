@@ -85,3 +85,17 @@ def test_a_parameter_below_a_module_that_the_model_knows_by_another_name_is_foun
     )
     hooks = [HookConfig.model_validate({"match": "b", "capture": "parameter_gradient"})]
     assert [p.name for p in resolve(model, hooks)] == ["b.0.weight:grad", "b.0.bias:grad"]
+
+
+@pytest.mark.parametrize("backend", ["mp_queue", "numba_ring", "cpp_spmc"])
+def test_1500_modules_send_a_packet_each_under_their_own_name(rig, backend):
+    class Count(torch.nn.Module):
+        def forward(self, x):
+            return x + 1
+
+    model = torch.nn.Sequential(*(Count() for _ in range(1500)))
+    bench = rig(model, {"match": "*"}, backend=backend, capacity_packets=4096)
+    model(torch.zeros(1, 1))
+    got = {p.name: float(p.tensor) for p in bench.packets()}
+    assert got == {str(n): n + 1.0 for n in range(1500)}
+    assert sum(bench.value("captured", name) for name in got) == 1500
