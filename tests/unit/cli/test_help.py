@@ -45,40 +45,36 @@ def test_a_word_that_names_no_command_of_the_bench_gets_a_hint(capsys):
 
 
 HEAVY = ("torch", "numpy", "pydantic", "pyarrow", "scipy", "rich", "yaml", "stable_baselines3")
-CODE = """
-import sys
-{code}
-print(*sorted(name for name in {heavy} if name in sys.modules))
-"""
 
 
-def imported_by(code, heavy):
+def imported_by(code):
+    """What a fresh interpreter prints that runs `code`; `loaded(*names)` is at hand there."""
+    loaded = "import sys\ndef loaded(*names): return [n for n in names if n in sys.modules]\n"
     done = subprocess.run(
-        [sys.executable, "-c", CODE.format(code=code, heavy=heavy)],
+        [sys.executable, "-c", loaded + code],
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("program", ["run", "bench"])
-def test_help_and_version_import_nothing_heavy(program):
-    code = f"from asys_bench.cli import {program}; {program}.build_parser().format_help()"
-    assert imported_by(code, HEAVY) == []
+def test_help_and_version_import_nothing_heavy():
+    code = f"""
+from asys_bench.cli import bench, run
+run.build_parser().format_help(), bench.build_parser().format_help()
+print(*loaded(*{HEAVY}))
+"""
+    assert imported_by(code) == []
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        *(
-            f"from asys_bench.cli import run; run.COMMANDS.parser({n!r})"
-            for n in run.COMMANDS.names
-        ),
-        *(
-            f"from asys_bench.cli import bench; bench.COMMANDS.parser({n!r})"
-            for n in bench.COMMANDS.names
-        ),
-        "import asys_bench, asys_bench.config, asys_bench.monitors.live_view",
-    ],
-)
-def test_explaining_a_command_and_reading_a_live_run_do_not_wait_for_torch(code):
-    assert imported_by(code, ("torch", "scipy", "pyarrow", "stable_baselines3")) == []
+def test_explaining_a_command_and_reading_a_live_run_do_not_wait_for_torch():
+    code = """
+from asys_bench.cli import bench, run
+for program in (run, bench):
+    for name in program.COMMANDS.names:
+        program.COMMANDS.parser(name)
+        if loaded("torch", "scipy", "pyarrow", "stable_baselines3"):
+            sys.exit(print(program.COMMANDS.program, name))
+import asys_bench, asys_bench.config, asys_bench.monitors.live_view, asys_bench.pipeline.watchdog
+print(*loaded("torch", "pyarrow"))
+"""
+    assert imported_by(code) == []
