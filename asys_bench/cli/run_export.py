@@ -61,4 +61,12 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             markup=False,
             soft_wrap=True,
         )
+        if made.outlier_norm is not None:
+            console.print(
+                f"  rows with a norm above {made.outlier_norm:.6g} are outliers that this SAE leaves "
+                f"as they are; {format_.name} does not do so by itself: its metadata has the number as "
+                "outlier_norm",
+                markup=False,
+                soft_wrap=True,
+            )
     return INCOMPLETE if failed else OK

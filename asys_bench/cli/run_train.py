@@ -7,7 +7,8 @@ Without --config the run's own trainer settings are used. FILE is another run's 
 plan with the fields epochs, hooks, seed, sae, overrides, variants, transcoders, start_from; --set
 changes one of them.
 Ctrl-C stops after the current step and writes a checkpoint; the same command goes on from there.
-Checkpoints (SAELens folders) are in DIR/<hook>/latest.
+Checkpoints (SAELens folders) are in DIR/<hook>/latest. An epoch trains on each row once. FVU is on
+held-out rows without outliers (rows of far larger norm, which are not trained on), "of all" with them.
 
 Exit codes: 0 done · 1 failed (it says what) · 2 the configuration or the command line is wrong ·
 130 stopped by Ctrl-C · 143 by SIGTERM.
@@ -151,7 +152,8 @@ def _run_dir(path: Path) -> Path:
 
 
 def _table(results: list[HookResult]) -> Table:
-    table = Table("hook", "steps", "rows", "FVU", "L0", "dead", "checkpoint", box=None)
+    names = ("hook", "steps", "rows", "FVU", "of all", "outliers", "L0", "dead", "checkpoint")
+    table = Table(*names, box=None)
     for result in results:
         held_out, running = result.held_out, result.running
         measured = held_out or running
@@ -161,6 +163,8 @@ def _table(results: list[HookResult]) -> Table:
             f"{result.steps:,}",
             f"{running.rows_trained:,}",
             f"{measured.fvu:.4f}{mark}",
+            f"{held_out.fvu_all:.4f}" if held_out else "-",
+            f"{running.rows_outlying:,}",
             f"{measured.l0:.1f}",
             f"{running.dead_fraction:.1%}",
             escape(str(result.checkpoint)) if result.checkpoint else "none: no rows",

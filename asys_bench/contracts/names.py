@@ -10,6 +10,9 @@ import hashlib
 import re
 from fnmatch import fnmatchcase
 
+TOKENS = "tokens"
+"""The stream of (token id, position) rows that travels beside a text model's activations."""
+
 
 def file_slug(name: str) -> str:
     """A file name for a hook or worker; names that had to be changed get a digest, so none collide."""

@@ -12,7 +12,7 @@ acknowledges after `consume` returned, and drains when the run ends. A sink only
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,6 +87,8 @@ class SinkContext:
     """Seconds until the drain deadline; infinity while the run goes on."""
     fsync: Fsync = Fsync.CHECKPOINT
     """The run's policy on forcing bytes to the device."""
+    names: Callable[[], Collection[str]] = tuple
+    """The interned names of all streams (and encodings) so far."""
     rows: Callable[[ActivationPacket], Positions | None] = lambda packet: None
     """Which row of the captured tensor each decoded row is; None: all of them, in order."""
     members: int = 1

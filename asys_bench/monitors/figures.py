@@ -68,6 +68,9 @@ class SaeFigures:
     l0: float
     dead_ratio: float
     dense_ratio: float
+    fvu_all: float
+    outlier_rows: int
+    outlier_norm: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +235,9 @@ def _sae(slot: SlotSnapshot, hook: str) -> SaeFigures:
         nonfinite_rows=count("sae_nonfinite_rows"),
         loss=gauge("sae_loss"),
         fvu=gauge("sae_fvu"),
+        fvu_all=gauge("sae_fvu_all"),
+        outlier_rows=count("sae_outlier_rows"),
+        outlier_norm=gauge("sae_outlier_norm"),
         l0=gauge("sae_l0"),
         dead_ratio=gauge("sae_dead_ratio"),
         dense_ratio=gauge("sae_dense_ratio"),

@@ -21,6 +21,7 @@ from asys_bench.monitors.readable import (
     bytes_text,
     count_text,
     duration_text,
+    fvu_text,
     percent_text,
     plural,
     rate_text,
@@ -213,7 +214,7 @@ def _saes(model: LiveModel, width: int, names: int) -> Table:
             cells.append(rate_text(per_second(sae.rows, before.rows, model.seconds)))
         cells += [
             significant(sae.loss),
-            Text(ratio_text(sae.fvu), "bold"),
+            Text(fvu_text(sae.fvu), "bold"),
             ratio_text(sae.l0, 1),
             Text(percent_text(sae.dead_ratio), "yellow" if sae.dead_ratio > 0.5 else ""),
         ]

@@ -104,7 +104,25 @@ PAGE: dict[str, MetricSpec] = {
     ),
     "sae_loss": _gauge("asys_sae_loss", "Training loss, smoothed.", "hook", "worker"),
     "sae_fvu": _gauge(
-        "asys_sae_fvu_ratio", "Fraction of variance unexplained on held-out rows.", "hook", "worker"
+        "asys_sae_fvu_ratio",
+        "Fraction of variance unexplained on held-out rows, outliers left out.",
+        "hook",
+        "worker",
+    ),
+    "sae_fvu_all": _gauge(
+        "asys_sae_fvu_all_ratio",
+        "The same over all held-out rows; outliers pass through the SAE unchanged.",
+        "hook",
+        "worker",
+    ),
+    "sae_outlier_rows": _counter(
+        "asys_sae_outlier_rows",
+        "Rows not trained on because of their norm (attention sinks).",
+        "hook",
+        "worker",
+    ),
+    "sae_outlier_norm": _gauge(
+        "asys_sae_outlier_norm", "Norm above which a row is an outlier.", "hook", "worker"
     ),
     "sae_l0": _gauge("asys_sae_l0_features", "Active features per row.", "hook", "worker"),
     "sae_dead_ratio": _gauge(

@@ -65,6 +65,11 @@ def ratio_text(x: float, digits: int = 3) -> str:
     return f"{x:.{digits}f}" if math.isfinite(x) else UNKNOWN
 
 
+def fvu_text(x: float) -> str:
+    """Three digits, and never 0 for what is not 0."""
+    return f"{x:.0e}" if 0 < x < 0.0005 else ratio_text(x)
+
+
 def percent_text(ratio: float) -> str:
     """100 %, 12.5 %, 0.4 %; never rounded up to 100 %."""
     if not math.isfinite(ratio):

@@ -106,6 +106,7 @@ def scalars_of(now: RunFigures, before: RunFigures | None) -> dict[str, float]:
     for sae in now.saes:
         tags[f"sae_loss/{sae.hook}"] = sae.loss
         tags[f"sae_fvu/{sae.hook}"] = sae.fvu
+        tags[f"sae_fvu_all/{sae.hook}"] = sae.fvu_all
         tags[f"sae_l0/{sae.hook}"] = sae.l0
         tags[f"sae_dead_ratio/{sae.hook}"] = sae.dead_ratio
         tags[f"sae_dense_ratio/{sae.hook}"] = sae.dense_ratio

@@ -1,5 +1,7 @@
 """Training one SAE from the archive, epoch by epoch, so that it can be stopped at any moment.
 
+An epoch trains on each row once. `sae.passes` is for live trainers, whose rows come only once.
+
 The position (epoch, packets taken in it) is part of each checkpoint's metadata. Training happens
 after fixed numbers of rows, whatever time it takes, so a stopped and resumed training ends with the
 same weights as one that ran through.
@@ -14,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asys_bench.contracts.names import TOKENS
 from asys_bench.offline.archive_packets import PacketRows, archive_packets, paired_packets
 from asys_bench.offline.plan import Job
 from asys_bench.sae import RunningMetrics, SAEMetrics, SAETrainer
 from asys_bench.sae.checkpoint import CFG_FILE
 from asys_bench.sae.checkpoint_files import CheckpointError, read_json
-from asys_bench.sae.exchange import adopt_when_filled, import_saelens
+from asys_bench.sae.exchange import adopt_when_filled, import_saelens, own_outliers
 from asys_bench.sinks.archive import Archive
 
 BLOCK_ROWS = 4096
@@ -76,15 +79,19 @@ class HookTraining:
         self._archive, self._job, self._folder, self._epochs = archive, job, folder, epochs
         self._should_stop, self._on_progress = should_stop, on_progress
         own_seed = job.config.seed ^ seed ^ zlib.crc32(job.label.encode())
-        config = job.config.model_copy(update={"seed": own_seed})
-        self.trainer = SAETrainer(config, model_name=model_name, hook_name=job.hook)
+        config = job.config.model_copy(update={"seed": own_seed, "passes": 1.0})
+        self._initial = None
+        if start_from is not None:
+            self._initial, _ = import_saelens(start_from)
+            config = own_outliers(config, self._initial)
+        self.trainer = SAETrainer(
+            config, model_name=model_name, hook_name=job.hook, text=TOKENS in archive.hooks
+        )
         self.position = Position()
         self.checkpoint = self.trainer.load(folder) if folder.exists() else None
         if self.checkpoint is not None:
             self.position = _position_of(self.checkpoint)
-        self._initial = None
-        if start_from is not None and self.checkpoint is None:
-            self._initial, _ = import_saelens(start_from)
+            self._initial = None
         self._saved_at = time.monotonic()
         self._block = max(1, min(BLOCK_ROWS, config.buffer_rows // 2))
         self._fresh_rows = 0
@@ -149,6 +156,7 @@ class HookTraining:
                 target_ND=None if target_ND is None else target_ND[part],
                 host_step=packet.moment.host_step,
                 weights_version=packet.weights_version,
+                part_of=(first, len(packet.rows_ND)),
             )
         self._fresh_rows += len(packet.rows_ND)
 
@@ -185,6 +193,7 @@ class HookTraining:
         metadata: dict[str, Any] = {METADATA_KEY: where}
         if held_out is not None:
             metadata["held_out_fvu"], metadata["held_out_l0"] = held_out.fvu, held_out.l0
+            metadata["held_out_fvu_all"] = held_out.fvu_all
         self.checkpoint = self.trainer.save(self._folder, metadata) or self.checkpoint
 
 

@@ -48,7 +48,12 @@ class OfflinePlan(Section):
     hooks: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = Field(
         default=("*",), min_length=1, description="fnmatch globs over the archive's hook names"
     )
-    epochs: Integer = Field(default=1, ge=1, le=10_000, description="times through the archive")
+    epochs: Integer = Field(
+        default=4,
+        ge=1,
+        le=10_000,
+        description="times through the archive; each trains on each row once",
+    )
     seed: Integer = Field(
         default=0, ge=0, lt=1 << 32, description="as `run.seed`: each hook's SAE gets its own"
     )

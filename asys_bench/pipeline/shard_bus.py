@@ -22,7 +22,7 @@ class ShardOfBus(BaseDataBus):
         """Take the producer of `shard`; packets carry `source`. Raises BusError when it is taken."""
         super().__init__()
         self._client = client
-        self._ids = _names(client)
+        self._ids = interned_names(client)
         self._producer: AttachedProducer = client.attach_producer(shard, source)
 
     def producer(self, shard: int = 0) -> BusProducer:
@@ -65,9 +65,10 @@ class ShardOfBus(BaseDataBus):
         self._producer.close()
 
 
-def _names(client: BusClient) -> dict[str, int]:
-    names: dict[str, int] = {}
-    for name_id in range(1 << 16):
+def interned_names(client: BusClient, known: dict[str, int] | None = None) -> dict[str, int]:
+    """Every name in the segment's table with its id; `known` ones are added to and not read again."""
+    names: dict[str, int] = {} if known is None else known
+    for name_id in range(len(names), 1 << 16):
         try:
             names[client.name_of(name_id)] = name_id
         except BusError:

@@ -156,6 +156,7 @@ class WorkerProcess:
         from asys_bench.contracts.sink import SinkContext, SinkPlugin
         from asys_bench.pipeline.attachment import attach_bus
         from asys_bench.pipeline.decoding import Decoder
+        from asys_bench.pipeline.shard_bus import interned_names
         from asys_bench.registry import registry
 
         spec = self._spec
@@ -163,6 +164,7 @@ class WorkerProcess:
         plugin = registry("sink").get(spec.plugin, SinkPlugin)
         sink = plugin.build(plugin.options.model_validate(spec.options))
         decoder = Decoder(client.name_of)
+        known: dict[str, int] = {}
         sink.open(
             SinkContext(
                 name=spec.name,
@@ -174,6 +176,7 @@ class WorkerProcess:
                 incarnation=self.slot.get(SlotField.INCARNATION),
                 fsync=Fsync(self._launch.config["run"]["fsync"]),
                 name_of=client.name_of,
+                names=lambda: interned_names(client, known),
                 decode=decoder,
                 rows=decoder.rows,
                 grid=decoder.grid,

@@ -26,7 +26,7 @@ from asys_bench.contracts.bus import BusClient, BusSubscription, Delivery, Group
 from asys_bench.offline.archive_packets import archive_packets
 from asys_bench.pipeline.decoding import Decoder
 from asys_bench.pipeline.live_run import LiveRun
-from asys_bench.sae.held_out import is_held_out
+from asys_bench.sae.held_out import split_rows
 from asys_bench.sinks.archive import Archive
 
 MAX_PACKETS = 1024
@@ -97,7 +97,7 @@ class ArchiveRows(IterableDataset[torch.Tensor]):
     """Shuffled batches of one hook's archived rows; the same ones each time it is iterated.
 
     epochs: times through the archive; None: without end.
-    held_out_fraction: leave out the packets that our trainers hold out with this fraction.
+    held_out_fraction: leave out the rows that our trainers hold out with this fraction.
 
     A `DataLoader` (with `batch_size=None`) may use workers: they share the packets.
     """
@@ -128,12 +128,14 @@ class ArchiveRows(IterableDataset[torch.Tensor]):
             epoch += 1
             rows = 0
             for number, packet in enumerate(archive_packets(self._archive, self._hook)):
-                if number % count != index or is_held_out(packet.key, self._held_out):
+                if number % count != index:
                     continue
-                rows += len(packet.rows_ND)
-                pool.add(packet.rows_ND)
-                while (batch_BD := pool.take()) is not None:
-                    yield batch_BD
+                _, trained = split_rows(packet.key, len(packet.rows_ND), self._held_out)
+                for part in trained:
+                    rows += part.stop - part.start
+                    pool.add(packet.rows_ND[part])
+                    while (batch_BD := pool.take()) is not None:
+                        yield batch_BD
             if not rows:
                 return  # an endless loop over nothing would never come back
         yield from pool.rest()

@@ -1,7 +1,9 @@
 """What every sparse autoencoder here is, and what a trainer may ask of it.
 
-- `encode(x_BD) -> acts_BF`, `decode(acts_BF) -> x_BD`, `forward = decode(encode(x))`: the function
-  that a checkpoint computes.
+- `encode(x_BD) -> acts_BF`, `decode(acts_BF) -> x_BD`, `forward = reconstruct(x, encode(x))`: the
+  function that a checkpoint computes. Rows with a norm above `outlier_norm` have no activations, and
+  `reconstruct` gives them back as they are (`outliers`); `decode`, which sees activations alone,
+  cannot.
 - Parameters: W_enc[D,F], W_dec[F,D], b_enc[F], b_dec[D], float32, and the architecture's own. W_enc
   is stored feature-major (a transposed view of [F,D] memory): one feature's weights lie together.
 - Decoder rows have unit norm, so penalties weighted by that norm are what they are without it; the
@@ -20,6 +22,7 @@ Shapes: B rows of a batch, D = d_in, F = d_sae, K = active features per row.
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
@@ -74,10 +77,24 @@ class SparseAutoencoder(nn.Module, ABC):
         self.W_enc = nn.Parameter(W_enc_FD.t())
         self.register_parameter(self.encoder_bias_name, nn.Parameter(torch.zeros(self.d_sae)))
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.outlier_norm = math.inf
+        """Rows of a larger norm are left alone; infinity: none. In units of the rows that it takes."""
 
     @abstractmethod
+    def activations(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """Dense feature activations acts_BF, float32, of rows whatever their norm."""
+
+    def outlying(self, x_BD: torch.Tensor) -> torch.Tensor | None:
+        """bool[B]: the rows that are left alone; None when there can be none."""
+        if math.isinf(self.outlier_norm):
+            return None
+        outlying_B: torch.Tensor = torch.linalg.vector_norm(x_BD, dim=-1) > self.outlier_norm
+        return outlying_B
+
     def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """Dense feature activations acts_BF, float32."""
+        """Dense feature activations acts_BF, float32; none in rows that are left alone."""
+        acts_BF, outlying_B = self.activations(x_BD), self.outlying(x_BD)
+        return acts_BF if outlying_B is None else acts_BF.masked_fill(outlying_B.unsqueeze(-1), 0.0)
 
     @abstractmethod
     def loss(
@@ -112,8 +129,12 @@ class SparseAutoencoder(nn.Module, ABC):
         return acts_BF @ self.W_dec + self.b_dec
 
     def reconstruct(self, x_BD: torch.Tensor, acts_BF: torch.Tensor) -> torch.Tensor:
-        """What these activations say about the rows they came from."""
-        return self.decode(acts_BF)
+        """What these activations say about the rows they came from; rows that are left alone as they
+        are."""
+        made_BD, outlying_B = self.decode(acts_BF), self.outlying(x_BD)
+        return (
+            made_BD if outlying_B is None else torch.where(outlying_B.unsqueeze(-1), x_BD, made_BD)
+        )
 
     def forward(self, x_BD: torch.Tensor) -> torch.Tensor:
         """The reconstruction of `x_BD`."""

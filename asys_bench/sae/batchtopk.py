@@ -44,7 +44,7 @@ class BatchTopKSAE(TopKSAE):
         self.register_buffer("threshold", torch.zeros(self.d_sae))
         self._last_least = 0.0  # only where a search begins, never what it finds
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
+    def activations(self, x_BD: torch.Tensor) -> torch.Tensor:
         """acts_BF, each row on its own: pre-activations above the running threshold."""
         pre_BF = self.centered(x_BD) @ self.W_enc + self.encoder_bias
         return torch.relu(pre_BF) * (pre_BF > self.threshold)

@@ -43,6 +43,21 @@ class ShuffleBuffer:
         return self._held.rows_ND[: self._filled]
 
     @property
+    def weights(self) -> torch.Tensor:
+        """View of what each row present stands for, float32[filled]."""
+        return self._held.weight_N[: self._filled]
+
+    def keep_only(self, wanted_N: torch.Tensor) -> int:
+        """Drop the rows where `wanted_N` is False; how many. A new pass begins over the others."""
+        dropped = self._filled - int(wanted_N.sum())
+        if dropped:
+            kept = self._held[: self._filled][wanted_N]
+            kept.copy_to(self._held, slice(0, len(kept)))
+            self._filled = len(kept)
+            self._new_pass()
+        return dropped
+
+    @property
     def drawable(self) -> int:
         """Rows that are not too old."""
         floor = self._oldest_drawn

@@ -5,12 +5,15 @@
                             b_enc[F]; threshold[F] (jumprelu, batchtopk, matryoshka, transcoder);
                             b_gate, b_mag, r_mag[F] instead of b_enc (gated); W_skip[D_out,D]
 
-The input scaling is folded in, so the SAE takes raw rows and `normalize_activations` is "none". Read
+metadata.outlier_norm, where there is one: rows of a larger norm pass through unchanged, which
+SAELens does not know of. The input scaling is folded in, so the SAE takes raw rows and
+`normalize_activations` is "none". Read
 off sae-lens 6.54; other files in the folder are ignored by it and by us.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,16 +35,23 @@ from asys_bench.sae.scaling import RowScaling
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
+OUTLIER_NORM = "outlier_norm"
+"""Entry of the metadata."""
 FORMAT_VERSION = "6.54.12"
 """sae-lens version whose layout is written; below 6.0.0 it would run its old-format converter."""
 
 
 def save_sae(
-    folder: Path, sae: SparseAutoencoder, scaling: RowScaling, metadata: Mapping[str, Any]
+    folder: Path,
+    sae: SparseAutoencoder,
+    scaling: RowScaling,
+    metadata: Mapping[str, Any],
+    outlier_norm: float = math.inf,
 ) -> None:
     """Write both files into the existing `folder`; `CheckpointStore.write` makes that atomic.
 
     metadata: JSON values; `model_name` and `hook_name` are what SAELens shows.
+    outlier_norm: raw rows of a larger norm are left alone.
 
     Raises:
         CheckpointError: a weight (after folding) or a metadata value is not finite.
@@ -63,6 +73,7 @@ def save_sae(
             "sae_lens_training_version": None,
             "training_architecture": raw.name,
             "training_architecture_details": raw.training_details(),
+            **({OUTLIER_NORM: outlier_norm} if math.isfinite(outlier_norm) else {}),
             **metadata,
         },
     }
@@ -83,7 +94,23 @@ def load_sae(folder: Path) -> tuple[SparseAutoencoder, dict[str, Any]]:
     sae = _build(cfg_path, cfg)
     assign_tensors(weights_path, sae, tensors)
     metadata = cfg.get("metadata")
-    return sae, metadata if isinstance(metadata, dict) else {}
+    metadata = metadata if isinstance(metadata, dict) else {}
+    sae.outlier_norm = outlier_norm_of(cfg_path, metadata) or math.inf
+    return sae, metadata
+
+
+def outlier_norm_of(path: Path, metadata: Mapping[str, Any]) -> float | None:
+    """The norm from which an SAE leaves rows alone; None where it has none.
+
+    Raises:
+        CheckpointError: it is no positive number; names `path`.
+    """
+    limit = metadata.get(OUTLIER_NORM)
+    if limit is None:
+        return None
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf:
+        raise CheckpointError(path, f"metadata.{OUTLIER_NORM} {limit!r} is not a positive number")
+    return float(limit)
 
 
 def _check_sizes(path: Path, cfg: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:

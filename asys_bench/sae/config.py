@@ -144,10 +144,15 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         4.0,
         gt=0,
         le=1000,
-        description="Budget: at most this many trained rows per incoming row, (0, 1000].",
+        description="Budget: at most this many trained rows per incoming row, (0, 1000]. Of a live "
+        "trainer: `asys-run train` trains on each row once per epoch.",
     )
     held_out_fraction: float = Field(
-        0.05, ge=0, lt=1, description="Share of packets that are only evaluated on, [0, 1)."
+        0.05,
+        ge=0,
+        lt=1,
+        description="Share of each packet's rows, one after the other, that are only evaluated on, "
+        "[0, 1).",
     )
     held_out_rows: int = Field(
         4096, ge=1, le=1 << 22, description="Most recent held-out rows kept, 1..2^22."
@@ -182,6 +187,21 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         description="What the SAE sees. std: rows centred and scaled to E||x - mean||^2 = d_in, "
         "following the drift of the host; norm: scaled to E||x|| = sqrt(d_in) (SAELens's "
         "expected_average_only_in); none: rows as they come. Folded into the weights on export.",
+    )
+    outliers: Literal["auto", "skip", "keep"] = Field(
+        "auto",
+        description="Rows of far larger norm than the others, such as attention sinks. auto: they are "
+        "not trained on and pass through the SAE unchanged where they are a mode of their own: on "
+        "text at most 25 % of the rows with hardly any row between them and the others, elsewhere at "
+        "most 2 %, 30 times the median norm or more and nearly one vector; a heavy tail stays. skip: "
+        "always. keep: never.",
+    )
+    outlier_ratio: float = Field(
+        10.0,
+        ge=2,
+        le=1e6,
+        description="outliers: norm from which a row is one, as a multiple of the running median of "
+        "the norms, 2..1e6.",
     )
     normalizer_window_rows: int = Field(
         65_536,

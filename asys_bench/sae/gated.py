@@ -54,7 +54,7 @@ class GatedSAE(SparseAutoencoder):
         magnitude_BF = torch.relu(self.r_mag.exp() * product_BF + self.b_mag)
         return gate_BF, magnitude_BF * (gate_BF > 0)
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
+    def activations(self, x_BD: torch.Tensor) -> torch.Tensor:
         """acts_BF >= 0."""
         return self._paths(x_BD)[1]
 

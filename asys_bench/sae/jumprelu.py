@@ -55,7 +55,7 @@ class JumpReLUSAE(SparseAutoencoder):
         super().__init__(d_in, config)
         self.threshold = torch.nn.Parameter(torch.zeros(self.d_sae))
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
+    def activations(self, x_BD: torch.Tensor) -> torch.Tensor:
         """acts_BF, 0 or above their thresholds (>= 0)."""
         pre_BF = self.centered(x_BD) @ self.W_enc + self.encoder_bias
         return torch.relu(pre_BF) * (pre_BF > self.threshold)

@@ -5,6 +5,7 @@ Ratios are plain fractions (0.05, not 5 %).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -22,10 +23,16 @@ class SAEMetrics:
     """A measurement on held-out rows, in units of the raw rows."""
 
     rows: int
+    """Without outliers."""
     loss: float
     """Mean of ||x - x_hat||^2 / D."""
     fvu: float
-    """Fraction of variance unexplained, sum ||x - x_hat||^2 / sum ||x - mean||^2; >= 0, best 0."""
+    """Fraction of variance unexplained, sum ||x - x_hat||^2 / sum ||x - mean||^2; >= 0, best 0. Of
+    the rows without outliers, as l0 and dense_fraction are; of all where all are outliers."""
+    fvu_all: float
+    """The same of all rows; an outlier is reconstructed exactly, for it passes through."""
+    outlier_share: float
+    """Rows that are outliers, 0..1."""
     l0: float
     """Mean active features per row."""
     dead_fraction: float
@@ -78,12 +85,21 @@ def measure(
     rows_BD: torch.Tensor,
     weight_B: torch.Tensor,
     dead_fraction: float,
+    outlier_norm: float = math.inf,
 ) -> SAEMetrics:
     """Measure `sae` (which works on scaled rows) on raw rows float32[B, D], B >= 1.
 
     rows_BD: a trainer's rows ([x | y] for a transcoder). Runs in chunks of at most 4 Mi activations.
+    outlier_norm: rows (inputs) of a larger norm are outliers.
     """
     chunk = max(1, CHUNK_ELEMENTS // sae.d_sae)
+    norm_B = torch.linalg.vector_norm(rows_BD[:, : sae.d_in], dim=1)
+    usual_B = norm_B <= outlier_norm
+    if not bool(usual_B.any()):
+        usual_B = torch.ones_like(usual_B)
+    share = 1.0 - float(usual_B.double() @ weight_B.double() / weight_B.double().sum())
+    all_BD, all_weight_B = sae.split(rows_BD)[1], weight_B
+    rows_BD, weight_B = rows_BD[usual_B], weight_B[usual_B]
     _, x_BD = sae.split(rows_BD)
     x_hat_BD = torch.empty_like(x_BD)
     fired_F = torch.zeros(sae.d_sae, dtype=torch.float64)
@@ -95,10 +111,17 @@ def measure(
             x_hat_BD[part] = scaling.undo(sae.reconstruct(input_BD, acts_BF))
             fired_F += firing_rates(acts_BF, weight_B[part]) * float(weight_B[part].double().sum())
     rate_F = fired_F / float(weight_B.double().sum())
+    fvu = fvu_all = fraction_of_variance_unexplained(x_BD, x_hat_BD, weight_B)
+    if share:
+        made_BD = all_BD.clone()
+        made_BD[usual_B] = x_hat_BD
+        fvu_all = fraction_of_variance_unexplained(all_BD, made_BD, all_weight_B)
     return SAEMetrics(
         rows=len(rows_BD),
         loss=mean_squared_error(x_BD, x_hat_BD, weight_B),
-        fvu=fraction_of_variance_unexplained(x_BD, x_hat_BD, weight_B),
+        fvu=fvu,
+        fvu_all=fvu_all,
+        outlier_share=share,
         l0=float(rate_F.sum()),
         dead_fraction=dead_fraction,
         dense_fraction=float((rate_F > DENSE_RATE).double().mean()),

@@ -71,17 +71,20 @@ class Normalizer:
         """E||x||."""
         return self._all.norm
 
-    def update(self, rows_ND: torch.Tensor, weight_N: torch.Tensor) -> None:
-        """Take in finite rows; row i counts as `weight_N[i]` > 0 rows."""
+    def update(
+        self, rows_ND: torch.Tensor, weight_N: torch.Tensor, norm_N: torch.Tensor | None = None
+    ) -> None:
+        """Take in finite rows; row i counts as `weight_N[i]` > 0 rows. norm_N: their norms, if known."""
         if len(rows_ND) == 0:
             return
         share_N = weight_N / weight_N.sum()
+        norm_N = torch.linalg.vector_norm(rows_ND, dim=1) if norm_N is None else norm_N
         mean_D = share_N @ rows_ND
         new = _Summary(
             float(weight_N.double().sum()),
             mean_D.double(),
             float(share_N @ (rows_ND - mean_D).square().sum(1)),
-            float(share_N @ torch.linalg.vector_norm(rows_ND, dim=1)),
+            float(share_N @ norm_N),
         )
         if self._chunks and self._chunks[-1].mass < self._window / MOST_CHUNKS:
             new = self._chunks.pop().merged(new)

@@ -21,9 +21,12 @@ class PairNormalizer:
         self._input = Normalizer(d_in, mode, window_rows)
         self._output = Normalizer(d_out, mode, window_rows)
 
-    def update(self, rows_ND: torch.Tensor, weight_N: torch.Tensor) -> None:
-        """Take in finite rows; row i counts as `weight_N[i]` > 0 rows."""
-        self._input.update(rows_ND[:, : self._d_in], weight_N)
+    def update(
+        self, rows_ND: torch.Tensor, weight_N: torch.Tensor, norm_N: torch.Tensor | None = None
+    ) -> None:
+        """Take in finite rows; row i counts as `weight_N[i]` > 0 rows. norm_N: the norms of their
+        inputs, if known."""
+        self._input.update(rows_ND[:, : self._d_in], weight_N, norm_N)
         self._output.update(rows_ND[:, self._d_in :], weight_N)
 
     @property

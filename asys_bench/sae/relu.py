@@ -35,14 +35,14 @@ class ReLUSAE(SparseAutoencoder):
     name: ClassVar[str] = "relu"
     saelens_name: ClassVar[str] = "standard"
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
+    def activations(self, x_BD: torch.Tensor) -> torch.Tensor:
         """acts_BF >= 0."""
         return torch.relu(self.centered(x_BD) @ self.W_enc + self.encoder_bias)
 
     def loss(
         self, x_BD: torch.Tensor, context: StepContext
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        acts_BF = self.encode(x_BD)
+        acts_BF = self.activations(x_BD)
         error_B = (self.decode(acts_BF) - x_BD).square().sum(1)
         row_B = error_B + context.sparsity_coefficient * acts_BF.sum(1)
         return torch.dot(context.row_share(x_BD), row_B) / self.d_in, error_B, acts_BF

@@ -19,6 +19,10 @@ class RunningMetrics:
     rows_held_out: int = 0
     rows_refused: int = 0
     """Rows with NaN, infinity or entries past 1e15."""
+    rows_outlying: int = 0
+    """Rows left out of training because of their norm (see `outliers`)."""
+    outlier_norm: float = math.inf
+    """Rows of a larger norm are left out of training; infinity: none."""
     rows_trained: int = 0
     rows_over_budget: int = 0
     """Trainable rows (budget) given up because training did not keep up."""

@@ -27,7 +27,7 @@ class TopKSAE(SparseAutoencoder):
     name: ClassVar[str] = "topk"
     saelens_name: ClassVar[str] = "topk"
 
-    def encode(self, x_BD: torch.Tensor) -> torch.Tensor:
+    def activations(self, x_BD: torch.Tensor) -> torch.Tensor:
         """acts_BF with at most k non-zero entries per row."""
         return self._training_acts(x_BD)
 

@@ -21,7 +21,7 @@ from asys_bench.sae.checkpoint import save_sae
 from asys_bench.sae.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint_store import CheckpointStore
 from asys_bench.sae.config import SAEConfig
-from asys_bench.sae.held_out import PacketKey, is_held_out
+from asys_bench.sae.held_out import PacketKey
 from asys_bench.sae.intake import split_usable
 from asys_bench.sae.manifest import check_seal
 from asys_bench.sae.metrics import SAEMetrics, measure
@@ -36,15 +36,26 @@ BLOCK_ROWS = 4096
 """Rows that wait at most before they are checked and shuffled in."""
 SMOOTHING = 0.02
 """Weight of a new step in the running loss and L0."""
-_COUNTERS = ("rows_ingested", "rows_held_out", "rows_refused", "rows_trained", "rows_over_budget")
+_COUNTERS = ("rows_ingested", "rows_held_out", "rows_refused", "rows_trained", "rows_over_budget",
+             "rows_outlying")  # fmt: skip
 log = logging.getLogger(__name__)
 
 
 class SAETrainer:
-    """Trains one SAE. `model_name` and `hook_name` go into the checkpoint's metadata."""
+    """Trains one SAE. `model_name` and `hook_name` go into the checkpoint's metadata.
 
-    def __init__(self, config: SAEConfig, model_name: str = "", hook_name: str = "") -> None:
-        self.config = config
+    text: token ids travel beside the rows (see `outliers`).
+    """
+
+    def __init__(
+        self,
+        config: SAEConfig,
+        model_name: str = "",
+        hook_name: str = "",
+        *,
+        text: bool = False,
+    ) -> None:
+        self.config, self._text = config, text
         self.model_name, self.hook_name = model_name, hook_name
         self._hook: TrainerParts | None = None
         self._budget_rows = 0.0
@@ -66,9 +77,12 @@ class SAETrainer:
     @property
     def sae(self) -> SparseAutoencoder | None:
         """A copy of the SAE that takes raw rows; None before the first row."""
-        if self._hook is None:
+        hook = self._hook
+        if hook is None:
             return None
-        return self._hook.learner.sae.folded(self._hook.learner.scaling)
+        raw = hook.learner.sae.folded(hook.learner.scaling)
+        raw.outlier_norm = hook.outliers.limit
+        return raw
 
     def ingest(
         self,
@@ -79,14 +93,17 @@ class SAETrainer:
         target_ND: torch.Tensor | None = None,
         host_step: int = 0,
         weights_version: int = 0,
+        part_of: tuple[int, int] | None = None,
     ) -> None:
-        """Take a copy of one packet's rows, for training or (decided by its key) to be held out.
+        """Take a copy of one packet's rows: most for training, and those that its key decides to be
+        held out.
 
         rows_ND: any real dtype, [..., D] (or [D]); may be a view that dies after the call.
         key: (source, shard, seq) of the packet.
         weight: rows each row stands for (1 / sampling rate), finite and > 0.
         target_ND: for a transcoder (and only there) the other hook's rows, [..., D_out].
         host_step, weights_version: when the packet was captured.
+        part_of: (index of the first of these rows, rows of the whole packet) when it comes in parts.
 
         Raises:
             ValueError: another D than before, D = 0, complex rows, a bad weight, or a target that is
@@ -113,7 +130,7 @@ class SAETrainer:
                     f"{len(rows_ND)} input rows cannot be paired with {len(target_ND)} output rows"
                 )
         if self._hook is None:
-            self._hook = TrainerParts(self.config, width, width_out)
+            self._hook = TrainerParts(self.config, width, width_out, text=self._text)
         hook = self._hook
         if (width, width_out) != (hook.d_in, hook.d_out):
             now, before = _widths(width, width_out), _widths(hook.d_in, hook.d_out)
@@ -123,13 +140,17 @@ class SAETrainer:
         else:
             owned_ND = rows_ND.to("cpu", torch.float32, copy=True)
         self._counts["rows_ingested"] += len(owned_ND)
-        if is_held_out(key, self.config.held_out_fraction):
-            self._counts["rows_held_out"] += len(owned_ND)
-            block, refused = split_usable(RowBlock.uniform(owned_ND))
+        first, whole = part_of or (0, len(owned_ND))
+        held_out, trained = hook.held_out.share(
+            key, whole, self.config.held_out_fraction, slice(first, first + len(owned_ND))
+        )
+        for part in held_out:
+            self._counts["rows_held_out"] += part.stop - part.start
+            block, refused = split_usable(RowBlock.uniform(owned_ND[part]))
             self._counts["rows_refused"] += refused
             hook.held_out.add(block.rows_ND, weight)
-            return
-        hook.intake.put(owned_ND, weight, host_step, weights_version)
+        for part in trained:
+            hook.intake.put(owned_ND[part], weight, host_step, weights_version)
         if hook.intake.waiting >= BLOCK_ROWS:
             self._absorb(hook)
 
@@ -139,7 +160,8 @@ class SAETrainer:
             return
         block, refused = split_usable(hook.intake.take())
         self._counts["rows_refused"] += refused
-        hook.normalizer.update(block.rows_ND, block.weight_N)
+        block, norm_N = self._without_outliers(hook, block)
+        hook.normalizer.update(block.rows_ND, block.weight_N, norm_N)
         hook.buffer.add(block)
         self._budget_rows += self.config.passes * len(block)
         most = max(self.config.passes * self.config.buffer_rows, 2.0 * self.config.batch_rows)
@@ -148,6 +170,29 @@ class SAETrainer:
             self._budget_rows = most
         if hook.learner.steps:
             hook.learner.follow(hook.normalizer.scaling)
+
+    def _without_outliers(
+        self, hook: TrainerParts, block: RowBlock
+    ) -> tuple[RowBlock, torch.Tensor]:
+        """The rows to train on, with their norms. Where a limit begins, the reservoir is rid of what
+        it took in before, and the input scale is that of what stays."""
+        gate = hook.outliers
+        norm_N, before = gate.norms(block.rows_ND), gate.limit
+        gate.observe(block.rows_ND, norm_N)
+        if math.isinf(gate.limit):
+            return block, norm_N
+        if math.isinf(before) and len(hook.buffer):
+            outlying = hook.buffer.keep_only(gate.norms(hook.buffer.rows) <= gate.limit)
+            self._counts["rows_outlying"] += outlying
+            if outlying:
+                hook.normalizer = hook.new_normalizer()
+                hook.normalizer.update(hook.buffer.rows, hook.buffer.weights)
+        usual_N = norm_N <= gate.limit
+        usual = int(usual_N.sum())
+        if usual == len(block):
+            return block, norm_N
+        self._counts["rows_outlying"] += len(block) - usual
+        return block[usual_N], norm_N[usual_N]
 
     def train(
         self,
@@ -222,6 +267,7 @@ class SAETrainer:
             hook, learner = self._hook, self._hook.learner
             running.steps, running.steps_skipped = learner.steps, learner.steps_skipped
             running.rollbacks = learner.rollbacks
+            running.outlier_norm = hook.outliers.limit
             running.buffer_fill_ratio = len(hook.buffer) / self.config.buffer_rows
             running.dead_fraction = learner.dead.fraction
             running.features_resampled = learner.features_resampled
@@ -241,7 +287,10 @@ class SAETrainer:
             return None
         learner = hook.learner
         rows_BD, weight_B = hook.held_out.rows, hook.held_out.weights
-        return measure(learner.sae, learner.scaling, rows_BD, weight_B, learner.dead.fraction)
+        limit = hook.outliers.limit
+        return measure(
+            learner.sae, learner.scaling, rows_BD, weight_B, learner.dead.fraction, limit
+        )
 
     def save(
         self, folder: Path, metadata: dict[str, Any] | None = None, *, sync: bool = True
@@ -273,7 +322,7 @@ class SAETrainer:
         }
 
         def fill(target: Path) -> None:
-            save_sae(target, hook.learner.sae, hook.learner.scaling, about)
+            save_sae(target, hook.learner.sae, hook.learner.scaling, about, hook.outliers.limit)
             write_state(target, TrainerState(self.config, hook.d_in, self._state(), hook.d_out))
 
         store = CheckpointStore(folder, self.config.checkpoint_keep, sync=sync)
@@ -335,15 +384,21 @@ class SAETrainer:
                 )
                 raise CheckpointError(path, reason)
         try:
-            hook = TrainerParts(ours, saved.d_in, saved.d_out)
+            hook = TrainerParts(ours, saved.d_in, saved.d_out, text=self._text)
             with_buffer = "buffer.rows" in saved.state
             for name, part in hook.stateful(with_buffer).items():
                 part.load_state_dict(pick(saved.state, name))
             budget_rows = number_of(saved.state, "budget_rows")
-            counts = {name: int(number_of(saved.state, f"counts.{name}")) for name in _COUNTERS}
+            counts = {name: int(number_of(saved.state, f"counts.{name}"))
+                      for name in _COUNTERS
+                      if name != "rows_outlying" or f"counts.{name}" in saved.state}  # fmt: skip
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(path, f"does not fit this configuration: {error}") from error
-        self._hook, self._budget_rows, self._counts = hook, budget_rows, counts
+        self._hook, self._budget_rows, self._counts = (
+            hook,
+            budget_rows,
+            dict.fromkeys(_COUNTERS, 0) | counts,
+        )
         smoothed = pick(saved.state, "smoothed")
         self._smoothed = {name: number_of(smoothed, name) for name in smoothed}
         self._saved_W_dec = hook.learner.sae.W_dec.detach().clone()

@@ -12,6 +12,7 @@ from asys_bench.sae.intake import Intake
 from asys_bench.sae.learner import Learner
 from asys_bench.sae.mixing import MixingMeter
 from asys_bench.sae.normalizer import Normalizer
+from asys_bench.sae.outliers import OutlierGate
 from asys_bench.sae.pair_normalizer import PairNormalizer
 from asys_bench.sae.state import StateDict
 
@@ -25,22 +26,22 @@ class Stateful(Protocol):
 
 
 class TrainerParts:
-    """Intake -> normaliser, reservoir -> learner; held-out rows and meters beside.
+    """Intake -> outlier gate -> normaliser, reservoir -> learner; held-out rows and meters beside.
 
     d_out: width of a transcoder's target, whose rows are [x | y]; None for autoencoders.
+    text: token ids travel beside the rows.
     """
 
-    def __init__(self, config: SAEConfig, d_in: int, d_out: int | None = None) -> None:
+    def __init__(
+        self, config: SAEConfig, d_in: int, d_out: int | None = None, *, text: bool = False
+    ) -> None:
         self.d_in, self.d_out = d_in, d_out
         width = d_in + (d_out or 0)
         self.learner = Learner(config, d_in, d_out)
         self.intake = Intake(width)
-        mode, window = config.normalize, config.normalizer_window_rows
-        self.normalizer: Normalizer | PairNormalizer = (
-            Normalizer(d_in, mode, window)
-            if d_out is None
-            else PairNormalizer(d_in, d_out, mode, window)
-        )
+        self.outliers = OutlierGate(d_in, config.outliers, config.outlier_ratio, text=text)
+        self._config = config
+        self.normalizer = self.new_normalizer()
         self.buffer = ShuffleBuffer(
             config.buffer_rows, width, config.seed ^ 0xB0F, config.max_row_age_versions
         )
@@ -48,11 +49,19 @@ class TrainerParts:
         self.window = FVUWindow(config.window_rows)
         self.mixing = MixingMeter()
 
+    def new_normalizer(self) -> Normalizer | PairNormalizer:
+        """One that has seen no rows."""
+        mode, window = self._config.normalize, self._config.normalizer_window_rows
+        if self.d_out is None:
+            return Normalizer(self.d_in, mode, window)
+        return PairNormalizer(self.d_in, self.d_out, mode, window)
+
     def stateful(self, with_buffer: bool) -> dict[str, Stateful]:
         """The parts by their name in a checkpoint."""
         parts: dict[str, Stateful] = {
             "learner": self.learner,
             "intake": self.intake,
+            "outliers": self.outliers,
             "normalizer": self.normalizer,
             "held_out": self.held_out,
             "window": self.window,

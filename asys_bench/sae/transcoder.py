@@ -48,6 +48,8 @@ class SkipTranscoder(BatchTopKSAE):
         self.W_skip = torch.nn.Parameter(torch.zeros(self.d_out, d_in))
 
     def reconstruct(self, x_BD: torch.Tensor, acts_BF: torch.Tensor) -> torch.Tensor:
+        """The other hook's rows. Of a row that is left alone it is what the skip makes, which stands
+        for nothing: `splice` leaves the module's own there."""
         return self.decode(acts_BF) + x_BD @ self.W_skip.t()
 
     def split(self, rows_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

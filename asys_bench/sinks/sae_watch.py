@@ -152,9 +152,9 @@ class SAEWatchWorker(BaseSink):
         rows_ND = rows_ND[finite_N]
         weight_N = torch.full((len(rows_ND),), 1.0 / packet.sampling_rate)
         acts_NF = sae.encode(rows_ND)
-        x_hat_ND = sae.decode(acts_NF)
+        x_hat_ND, outlying_N = sae.reconstruct(rows_ND, acts_NF), sae.outlying(rows_ND)
         for meter in (watched.window, watched.total):
-            meter.update(rows_ND, x_hat_ND, acts_NF, weight_N)
+            meter.update(rows_ND, x_hat_ND, acts_NF, weight_N, outlying_N)
         watched.rows.add(len(rows_ND))
         watched.in_window += len(rows_ND)
         if watched.in_window >= self._options.window_rows:
@@ -199,6 +199,8 @@ def _figures(report: ReconstructionReport) -> dict[str, float | None]:
     finite = report.fvu if report.fvu != float("inf") else None
     return {
         "fvu": finite,
+        "fvu_all": report.fvu_all if report.fvu_all != float("inf") else None,
+        "outlier_share": report.outlier_share,
         "mse": report.mse,
         "l0": report.l0,
         "dead_fraction": report.dead_fraction,

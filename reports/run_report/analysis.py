@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,6 +77,7 @@ class HookAnalysis:
 
     hook: str
     architecture: str = ""
+    """As it was trained: a BatchTopK SAE is a JumpReLU SAE afterwards."""
     d_in: int = 0
     d_sae: int = 0
     stats: FeatureStats | None = None
@@ -84,6 +86,8 @@ class HookAnalysis:
     rare: tuple[FeatureCard, ...] = ()
     """Of a text: features that fire on few rows, and strongly."""
     problem: str = ""
+    outlier_norm: float | None = None
+    """Rows of a larger norm have no activations."""
     look_range: tuple[float, float] = (0.0, 0.0)
     """Smallest and largest value over everything drawn as an observation or a row."""
 
@@ -110,7 +114,8 @@ def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
             found.append(HookAnalysis(label, problem=str(error)))
             continue
         hook = str(metadata.get("hook_name") or label)
-        found.append(_look(label, hook, sae, archive, missing, streams))
+        trained_as = str(metadata.get("training_architecture") or sae.config.architecture)
+        found.append(_look(label, hook, sae, trained_as, archive, missing, streams))
     return found
 
 
@@ -118,12 +123,18 @@ def _look(
     label: str,
     hook: str,
     sae: SparseAutoencoder,
+    trained_as: str,
     archive: Archive | None,
     missing: str,
     streams: Sequence[Mapping[str, Any]],
 ) -> HookAnalysis:
     basis = HookAnalysis(
-        label, sae.config.architecture, sae.d_in, sae.d_sae, plane=decoder_map(sae)
+        label,
+        trained_as,
+        sae.d_in,
+        sae.d_sae,
+        plane=decoder_map(sae),
+        outlier_norm=None if math.isinf(sae.outlier_norm) else sae.outlier_norm,
     )
     if archive is None or hook not in archive.hooks:
         why = missing or "this hook was not archived"

@@ -27,6 +27,8 @@ def sae_section(found: HookAnalysis, environment_id: str, vocabulary: Mapping[in
         if found.d_sae
         else ""
     )
+    if found.outlier_norm is not None:
+        about += f", rows with a norm above {number(found.outlier_norm)} left as they are"
     head = tag("h3", name(found.hook), tag("span", about, class_="unit") if about else None)
     parts: list[Markup] = [head]
     if found.problem:

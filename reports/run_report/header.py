@@ -85,6 +85,11 @@ def figures(record: RunRecord) -> list[tuple[str, str]]:
     fvus = [sae.fvu for sae in summary.saes if sae.fvu is not None]
     if fvus:
         found.append((significant(max(fvus)), "FVU of the worst SAE, held out"))
+    left_out = sum(sae.outlier_rows for sae in summary.saes)
+    overall = [sae.fvu_all for sae in summary.saes if sae.fvu_all is not None]
+    if left_out and overall:
+        found.append((significant(max(overall)), "the same, outliers included"))
+        found.append((count_text(left_out), "outliers not trained on"))
     restarts = sum(worker.restarts for worker in summary.workers)
     found.append((count_text(restarts), "restarts"))
     return [(value, label) for value, label in found if value != UNKNOWN]

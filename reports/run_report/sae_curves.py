@@ -30,6 +30,13 @@ def sae_curves(record: RunRecord) -> list[Markup]:
             moments=marks,
         ),
         chart(
+            "Fraction of variance unexplained, outliers included",
+            "",
+            lines("sae_fvu_all") if _has_outliers(record) else [],
+            end_s,
+            moments=marks,
+        ),
+        chart(
             "Active features per row (L0)",
             "",
             lines("sae_l0"),
@@ -59,6 +66,14 @@ def sae_curves(record: RunRecord) -> list[Markup]:
         chart("Trained", "rows/s", trained, end_s, moments=marks),
     ]
     return [figure for figure in drawn if figure is not None]
+
+
+def _has_outliers(record: RunRecord) -> bool:
+    metrics = record.metrics
+    return any(
+        metrics.points(key)[-1:] and metrics.points(key)[-1][1] > 0
+        for key in metrics.find("sae_outlier_rows")
+    )
 
 
 def _configured_l0(record: RunRecord) -> tuple[float, str] | None:

@@ -183,6 +183,9 @@ def _sae(sae: SaeFigures, target: float | None) -> SaeSummary:
         configured_l0=target,
         dead_ratio=known(sae.dead_ratio),
         dense_ratio=known(sae.dense_ratio),
+        fvu_all=known(sae.fvu_all),
+        outlier_rows=sae.outlier_rows,
+        outlier_norm=known(sae.outlier_norm),
     )
 
 

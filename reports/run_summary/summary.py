@@ -70,7 +70,8 @@ class HookSummary:
 
 @dataclass(frozen=True, slots=True)
 class SaeSummary:
-    """`configured_l0`: the k of a TopK SAE, when known; `fvu` is on held-out rows."""
+    """`configured_l0`: the k of a TopK SAE, when known; `fvu` is on held-out rows without outliers,
+    `fvu_all` on all of them (outliers pass through the SAE unchanged)."""
 
     hook: str
     worker: str
@@ -85,6 +86,11 @@ class SaeSummary:
     configured_l0: float | None
     dead_ratio: float | None
     dense_ratio: float | None
+    fvu_all: float | None = None
+    outlier_rows: int = 0
+    """Rows not trained on because of their norm."""
+    outlier_norm: float | None = None
+    """Norm above which a row is an outlier; None: none is."""
 
 
 @dataclass(frozen=True, slots=True)

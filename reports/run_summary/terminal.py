@@ -17,6 +17,7 @@ from asys_bench.monitors.readable import (
     bytes_text,
     count_text,
     duration_text,
+    fvu_text,
     percent_text,
     plural,
     rate_text,
@@ -139,10 +140,13 @@ def _hooks(summary: RunSummary, names: int) -> Table | None:
     return made
 
 
-def _saes(summary: RunSummary, names: int) -> Table | None:
+def _saes(summary: RunSummary, names: int) -> RenderableType | None:
     if not summary.saes:
         return None
-    made = _table("SAE", "rows", "steps", "loss", "FVU", "L0 (k)", "dead", "saved")
+    outliers = any(sae.outlier_rows for sae in summary.saes)
+    both = ("FVU", "of all") if outliers else ("FVU",)
+    made = _table("SAE", "rows", "steps", "loss", *both, "L0 (k)", "dead", "saved")
+    names -= len("of all ") if outliers else 0
     for sae in summary.saes:
         l0 = ratio_text(_number(sae.l0), 1)
         if sae.configured_l0 is not None:
@@ -152,12 +156,20 @@ def _saes(summary: RunSummary, names: int) -> Table | None:
             count_text(sae.rows),
             count_text(sae.steps),
             significant(_number(sae.loss)),
-            Text(ratio_text(_number(sae.fvu)), "bold"),
+            Text(fvu_text(_number(sae.fvu)), "bold"),
+            *((fvu_text(_number(sae.fvu_all)),) if outliers else ()),
             l0,
             percent_text(_number(sae.dead_ratio)),
             f"{sae.checkpoints}",
         )
-    return made
+    if not outliers:
+        return made
+    left_out = sum(sae.outlier_rows for sae in summary.saes)
+    told = (
+        f"{left_out:,} outliers (rows of far larger norm, such as attention sinks) were not trained "
+        "on: the SAE leaves such rows as they are; FVU is without them, 'of all' with them"
+    )
+    return Group(made, Text(told, "dim"))
 
 
 def _archive(summary: RunSummary, names: int) -> RenderableType | None:

@@ -4,6 +4,7 @@
 
 the fraction of variance unexplained; weights w are the rows a row stands for. Sums are float64, and
 the variance is merged batch by batch as Chan et al. 1979 do, so that a large mean costs no digits.
+Rows that the SAE leaves alone (`outliers`) count in `fvu_all` alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from asys_bench.sae.base import SparseAutoencoder
 from asys_bench.sae.evaluation.density import DensityHistogram, density_histogram
 from asys_bench.sae.metrics import DENSE_RATE
 
@@ -27,11 +29,16 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ReconstructionReport:
-    """A measurement of one SAE on `rows` rows. Shares are plain fractions."""
+    """A measurement of one SAE on `rows` rows. Shares are plain fractions. All figures but `fvu_all`
+    are of the rows without outliers (of all, where all are outliers)."""
 
     rows: int
     fvu: float
     """Fraction of variance unexplained, >= 0, best 0; constant rows: 0 if exact, else infinity."""
+    fvu_all: float
+    """The same with the outliers, which pass through the SAE unchanged."""
+    outlier_share: float
+    """Rows that are outliers, as a share of all."""
     mse: float
     """Mean of ||x - x_hat||^2 / D."""
     l0: float
@@ -43,14 +50,40 @@ class ReconstructionReport:
     density: DensityHistogram
 
 
+class _Moments:
+    """Weighted error and variance of some rows, float64."""
+
+    def __init__(self, d_in: int) -> None:
+        self.rows = 0
+        self.weight = self.error = self._spread = 0.0
+        self._mean_D = torch.zeros(d_in, dtype=torch.float64)
+
+    def update(self, x: torch.Tensor, x_hat: torch.Tensor, weight: torch.Tensor) -> None:
+        """Add rows float64[B, D], B >= 1."""
+        mass = float(weight.sum())
+        mean_D = weight @ x / mass
+        gap_D = mean_D - self._mean_D
+        total = self.weight + mass
+        share = mass / total
+        self._spread += float(weight @ (x - mean_D).square().sum(1))
+        self._spread += self.weight * share * float(gap_D.square().sum())
+        self._mean_D += share * gap_D
+        self.weight = total
+        self.rows += len(x)
+        self.error += float(weight @ (x - x_hat).square().sum(1))
+
+    @property
+    def fvu(self) -> float:
+        unexplained = 0.0 if self.error == 0 else float("inf")
+        return self.error / self._spread if self._spread > 0 else unexplained
+
+
 class ReconstructionMeter:
     """Adds up batches; `report` at any time."""
 
     def __init__(self, d_in: int, d_sae: int) -> None:
         self._d_in = d_in
-        self._rows = 0
-        self._weight = self._error = self._spread = self._active = 0.0
-        self._mean_D = torch.zeros(d_in, dtype=torch.float64)
+        self._usual, self._all = _Moments(d_in), _Moments(d_in)
         self._fired_F = torch.zeros(d_sae, dtype=torch.float64)
 
     @torch.no_grad()
@@ -60,38 +93,38 @@ class ReconstructionMeter:
         x_hat_BD: torch.Tensor,
         acts_BF: torch.Tensor,
         weight_B: torch.Tensor | None = None,
+        outlying_B: torch.Tensor | None = None,
     ) -> None:
-        """Add rows with their reconstructions and activations; no rows change nothing."""
+        """Add rows with their reconstructions and activations; no rows change nothing.
+
+        outlying_B: bool, the rows that are outliers (with themselves as reconstructions); None: none.
+        """
         if len(x_BD) == 0:
             return
         x, x_hat = x_BD.double().cpu(), x_hat_BD.double().cpu()
         weight = (
             torch.ones(len(x), dtype=torch.float64) if weight_B is None else weight_B.double().cpu()
         )
-        mass = float(weight.sum())
-        mean_D = weight @ x / mass
-        gap_D = mean_D - self._mean_D
-        total = self._weight + mass
-        share = mass / total
-        self._spread += float(weight @ (x - mean_D).square().sum(1))
-        self._spread += self._weight * share * float(gap_D.square().sum())
-        self._mean_D += share * gap_D
-        self._weight = total
-        self._rows += len(x)
-        self._error += float(weight @ (x - x_hat).square().sum(1))
+        self._all.update(x, x_hat, weight)
         self._fired_F += weight @ (acts_BF > 0).double().cpu()
+        if outlying_B is not None and bool(outlying_B.any()):
+            usual_B = ~outlying_B.cpu()
+            x, x_hat, weight = x[usual_B], x_hat[usual_B], weight[usual_B]
+        if len(x):
+            self._usual.update(x, x_hat, weight)
 
     def report(self) -> ReconstructionReport:
         """Raises ValueError before the first row."""
-        if self._rows == 0:
+        if self._all.rows == 0:
             raise ValueError("no rows were added")
-        rate_F = (self._fired_F / self._weight).clamp(0.0, 1.0)
-        unexplained = 0.0 if self._error == 0 else float("inf")
-        fvu = self._error / self._spread if self._spread > 0 else unexplained
+        of = self._usual if self._usual.rows else self._all
+        rate_F = (self._fired_F / of.weight).clamp(0.0, 1.0)
         return ReconstructionReport(
-            rows=self._rows,
-            fvu=fvu,
-            mse=self._error / self._weight / self._d_in,
+            rows=of.rows,
+            fvu=of.fvu,
+            fvu_all=self._all.fvu,
+            outlier_share=max(0.0, 1.0 - self._usual.weight / self._all.weight),
+            mse=of.error / of.weight / self._d_in,
             l0=float(rate_F.sum()),
             dead_fraction=float((rate_F == 0).double().mean()),
             dense_fraction=float((rate_F > DENSE_RATE).double().mean()),
@@ -101,7 +134,7 @@ class ReconstructionMeter:
 
 @torch.no_grad()
 def evaluate(sae: Autoencoder, batches: Iterable[torch.Tensor]) -> ReconstructionReport:
-    """`sae` on raw rows float32[B, D], batch by batch.
+    """`sae` on raw rows float32[B, D], batch by batch. One of ours is judged with its outliers.
 
     Raises:
         ValueError: there are no rows.
@@ -111,7 +144,12 @@ def evaluate(sae: Autoencoder, batches: Iterable[torch.Tensor]) -> Reconstructio
         acts_BF = sae.encode(x_BD)
         if meter is None:
             meter = ReconstructionMeter(x_BD.shape[-1], acts_BF.shape[-1])
-        meter.update(x_BD, sae.decode(acts_BF), acts_BF)
+        if isinstance(sae, SparseAutoencoder):
+            meter.update(
+                x_BD, sae.reconstruct(x_BD, acts_BF), acts_BF, outlying_B=sae.outlying(x_BD)
+            )
+        else:
+            meter.update(x_BD, sae.decode(acts_BF), acts_BF)
     if meter is None:
         raise ValueError("no rows were given")
     return meter.report()

@@ -5,7 +5,8 @@
 
 The hook is gone afterwards, whatever happens inside. Rows are the last dimension, or the channels of an
 image (`row_dim`); dtype, device and shape are kept. No gradient flows through the replacement: it is for
-measuring.
+measuring. Where an SAE leaves a row alone (its outliers), the module's own output stays, bit for
+bit.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+
+from asys_bench.sae.base import SparseAutoencoder
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]
 """Raw rows float32[B, D] -> rows [B, D'] of the width that is replaced. An SAE is one."""
@@ -58,6 +61,11 @@ def splice(
         given = given.detach().movedim(row_dim, -1)
         rows_BD = given.reshape(-1, given.shape[-1]).to(torch.float32)
         made = reconstruct(rows_BD).reshape(*given.shape[:-1], -1).movedim(-1, row_dim).to(tensor)
+        if isinstance(reconstruct, SparseAutoencoder) and made.shape == tensor.shape:
+            outlying_B = reconstruct.outlying(rows_BD)
+            if outlying_B is not None:
+                own = outlying_B.reshape(*given.shape[:-1], 1).movedim(-1, row_dim)
+                made = torch.where(own, tensor, made)
         if made.shape != tensor.shape:
             raise ValueError(
                 f"the reconstruction is {tuple(made.shape)}, the module's output "

@@ -6,7 +6,7 @@
 names, whoever trained it. A new format is one file with one `Format` and one line in `formats`.
 """
 
-from asys_bench.sae.exchange.adoption import adopt, adopt_when_filled, rebased
+from asys_bench.sae.exchange.adoption import adopt, adopt_when_filled, own_outliers, rebased
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.export import ExportedSAE, export, find_saes
 from asys_bench.sae.exchange.formats import FORMATS, Format, format_of, import_sae
@@ -26,6 +26,7 @@ __all__ = [
     "format_of",
     "import_sae",
     "import_saelens",
+    "own_outliers",
     "read_saelens",
     "rebased",
 ]

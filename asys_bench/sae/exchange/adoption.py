@@ -16,12 +16,14 @@ TopK chooses by size, so where decoder norms differ between features, it may cho
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 from pathlib import Path
 
 import torch
 
 from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import ACTIVATION_UNITS
 from asys_bench.sae.learner import Learner
@@ -65,6 +67,14 @@ def rebased(sae: SparseAutoencoder, scaling: RowScaling) -> dict[str, torch.Tens
     return state
 
 
+def own_outliers(config: SAEConfig, sae: SparseAutoencoder) -> SAEConfig:
+    """`config` for a trainer that is to go on from `sae`: an SAE that leaves no rows alone goes on
+    without doing so, unless `outliers` asks for it."""
+    if config.outliers == "auto" and math.isinf(sae.outlier_norm):
+        return config.model_copy(update={"outliers": "keep"})
+    return config
+
+
 def adopt(trainer: SAETrainer, sae: SparseAutoencoder) -> None:
     """Make `trainer` go on from `sae`, with a fresh optimizer; its rows and settings stay.
 
@@ -93,9 +103,13 @@ def adopt(trainer: SAETrainer, sae: SparseAutoencoder) -> None:
         parts = TrainerParts(config, saved.d_in, saved.d_out)
         parts.normalizer.load_state_dict(pick(saved.state, "normalizer"))
         parts.learner.load_state_dict(pick(saved.state, "learner"))
+        parts.outliers.load_state_dict(pick(saved.state, "outliers"))
+        if math.isinf(parts.outliers.limit):
+            parts.outliers.limit = sae.outlier_norm
         _begin(parts.learner, sae, parts.normalizer.scaling, what)
         state: StateDict = {k: v for k, v in saved.state.items() if not k.startswith("learner.")}
         put(state, "learner", parts.learner.state_dict())
+        put(state, "outliers", parts.outliers.state_dict())
         write_state(path, TrainerState(config, saved.d_in, state, saved.d_out))
         seal(path)
         trainer.load(Path(folder))

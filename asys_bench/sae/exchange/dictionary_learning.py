@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from asys_bench.sae.checkpoint import OUTLIER_NORM
 from asys_bench.sae.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import SAEWeights
@@ -127,6 +128,8 @@ def _config(weights: SAEWeights, dict_class: str) -> dict[str, Any]:
     }
     if dict_class not in ("AutoEncoder", "GatedAutoEncoder", "JumpReluAutoEncoder"):
         trainer["k"] = weights.k
+    if weights.outlier_norm is not None:
+        trainer[OUTLIER_NORM] = weights.outlier_norm
     if weights.widths:
         trainer["group_sizes"] = torch.tensor([0, *weights.widths]).diff().tolist()
     return {
@@ -160,6 +163,7 @@ def read_dictionary_learning(folder: Path) -> SAEWeights:
     metadata = {
         "hook_name": trainer.get("submodule_name") or "",
         "model_name": trainer.get("lm_name") or "",
+        **({OUTLIER_NORM: trainer[OUTLIER_NORM]} if OUTLIER_NORM in trainer else {}),
     }
     try:
         weights = reader(_tensors_of(path), trainer, metadata)

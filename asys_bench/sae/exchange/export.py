@@ -27,8 +27,11 @@ class ExportedSAE:
 
     hook: str
     architecture: str
+    """As it was trained."""
     source: Path
     folder: Path
+    outlier_norm: float | None = None
+    """The SAE leaves rows of a larger norm alone; what opens the folder has to be told."""
 
 
 def shelf(path: Path) -> Path:
@@ -97,7 +100,9 @@ def export(source: Path, format_: Format, out: Path, *, overwrite: bool = False)
         sync_folder(out)
     except OSError as error:
         raise CheckpointError(target, f"not written: {error}") from error
-    return ExportedSAE(weights.hook_name or name, weights.architecture, source, target)
+    return ExportedSAE(
+        weights.hook_name or name, weights.trained_as, source, target, weights.outlier_norm
+    )
 
 
 def _put(temporary: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from asys_bench.sae.checkpoint import OUTLIER_NORM
 from asys_bench.sae.checkpoint_files import (
     CheckpointError,
     read_json,
@@ -110,9 +111,10 @@ def read_sparsify(folder: Path) -> SAEWeights:
         tensors["W_skip"] = found["W_skip"]
     else:
         architecture = "transcoder"
-    weights = SAEWeights(
-        architecture, tensors, None if every else k, metadata={"hook_name": folder.name}
-    )
+    metadata = {"hook_name": folder.name}
+    if cfg.get(OUTLIER_NORM) is not None:
+        metadata[OUTLIER_NORM] = cfg[OUTLIER_NORM]
+    weights = SAEWeights(architecture, tensors, None if every else k, metadata=metadata)
     problem = weights.problem()
     if problem is not None:
         raise CheckpointError(path, problem)
@@ -131,4 +133,6 @@ def _cfg(weights: SAEWeights, k: int | None) -> dict[str, Any]:
         "skip_connection": "W_skip" in weights.tensors,
         "transcode": weights.transcodes,
         "d_in": weights.d_in,
+        # `SparseCoder` drops fields that it does not know.
+        **({} if weights.outlier_norm is None else {OUTLIER_NORM: weights.outlier_norm}),
     }

@@ -50,7 +50,8 @@ class SAEWeights:
     widths: tuple[int, ...] = ()
     """Cumulative widths of Matryoshka groups, the last one d_sae; empty for others."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """JSON values; `model_name` and `hook_name` say where the rows come from."""
+    """JSON values; `model_name` and `hook_name` say where the rows come from, `outlier_norm` (where
+    there is one) from which norm rows pass through unchanged."""
 
     @property
     def d_in(self) -> int:
@@ -72,6 +73,20 @@ class SAEWeights:
     @property
     def hook_name(self) -> str:
         return str(self.metadata.get("hook_name") or "")
+
+    @property
+    def outlier_norm(self) -> float | None:
+        """Rows of a larger norm pass through unchanged; None: no rows do."""
+        limit = self.metadata.get("outlier_norm")
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            return None
+        return float(limit)
+
+    @property
+    def trained_as(self) -> str:
+        """The architecture that was trained: BatchTopK and Matryoshka SAEs are JumpReLU SAEs
+        afterwards."""
+        return str(self.metadata.get("training_architecture") or self.architecture)
 
     @property
     def decoder_norm_F(self) -> torch.Tensor:

@@ -12,7 +12,13 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 from asys_bench.contracts.names import file_slug, matches
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer, SparseAutoencoder
 from asys_bench.sae.checkpoint_store import CheckpointStore
-from asys_bench.sae.exchange import ExchangeError, adopt_when_filled, format_of, import_sae
+from asys_bench.sae.exchange import (
+    ExchangeError,
+    adopt_when_filled,
+    format_of,
+    import_sae,
+    own_outliers,
+)
 from asys_bench.sae.exchange.export import SAE_DIR, shelf
 
 log = logging.getLogger(__name__)
@@ -102,7 +108,8 @@ def _matches(glob: str, *names: str) -> bool:
 
 
 def fitted(config: SAEConfig, sae: SparseAutoencoder, what: str) -> SAEConfig:
-    """`config` with the number of features of `sae`, where it does not ask for one itself.
+    """`config` with the number of features of `sae` and its rule for outliers, where it does not ask
+    for one itself.
 
     Raises:
         ExchangeError: it asks for another architecture or number of features.
@@ -124,9 +131,10 @@ def fitted(config: SAEConfig, sae: SparseAutoencoder, what: str) -> SAEConfig:
             f"set sae.d_sae: {sae.d_sae}, or leave both out",
         )
     try:
-        return SAEConfig.model_validate(config.model_dump() | {"d_sae": sae.d_sae})
+        sized = SAEConfig.model_validate(config.model_dump() | {"d_sae": sae.d_sae})
     except ValueError as error:
         raise ExchangeError(what, str(error), f"set sae.k to at most {sae.d_sae}") from None
+    return own_outliers(sized, sae)
 
 
 def unusable(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.names import TOKENS, file_slug
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, Gauge, StatsError
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
@@ -48,7 +48,9 @@ class Training:
         config = config.model_copy(
             update={"seed": config.seed ^ context.seed ^ zlib.crc32(label.encode())}
         )
-        self.trainer = SAETrainer(config, model_name=context.run_id, hook_name=hook)
+        self.trainer = SAETrainer(
+            config, model_name=context.run_id, hook_name=hook, text=TOKENS in context.names()
+        )
         self.pace = Pace(label, config)
         self._context = context
         self.folder = Path(context.run_dir) / "sae" / file_slug(label)
@@ -78,6 +80,9 @@ class Training:
         self._rollbacks = counter("sae_rollbacks")
         self._over_budget = counter("sae_over_budget_rows")
         self._window_fvu = gauge("sae_window_fvu")
+        self._fvu_all = gauge("sae_fvu_all")
+        self._outlier_rows = counter("sae_outlier_rows")
+        self._outlier_norm = gauge("sae_outlier_norm")
         self._checkpoint_failures = counter("sae_checkpoint_failures")
         self._unsaved = 0
         self._sync = context.fsync is not Fsync.NEVER
@@ -181,12 +186,14 @@ class Training:
         self._nonfinite.set(running.rows_refused)
         self._rollbacks.set(running.rollbacks)
         self._over_budget.set(running.rows_over_budget)
+        self._outlier_rows.set(running.rows_outlying)
         for metric, value in (
             (self._window_fvu, running.window_fvu),
             (self._survival, running.feature_survival),
             (self._drift, running.input_drift),
             (self._mixing, running.mixing_autocorrelation),
             (self._age, running.row_age_versions),
+            (self._outlier_norm, running.outlier_norm),
         ):
             if math.isfinite(value):
                 metric.set(value)
@@ -197,6 +204,7 @@ class Training:
         found = self.trainer.evaluate()
         if found is not None:
             self._fvu.set(found.fvu)
+            self._fvu_all.set(found.fvu_all)
             self._l0.set(found.l0)
             self._dense.set(found.dense_fraction)
 

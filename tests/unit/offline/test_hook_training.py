@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from asys_bench.offline import HookTraining, Job, Position
 from asys_bench.sae import SAEConfig, load_sae
 from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sae.held_out import held_out_run
 from asys_bench.sinks.archive import open_archive
 
 HOOK = "policy.mlp"
@@ -128,4 +129,35 @@ def test_a_packet_larger_than_the_reservoir_is_trained_on_whole(tmp_path, rig_cl
     result = training.run()
     assert result.running.rows_ingested == 27_000
     assert result.running.rows_over_budget == 0
-    assert result.running.rows_trained == 2 * 27_000 // 256 * 256
+    assert result.running.rows_trained == 27_000 // 256 * 256
+
+
+def test_an_epoch_trains_on_each_row_once_whatever_passes_says(archive, tmp_path):
+    for epochs in (1, 3):
+        training = HookTraining(
+            archive, job(passes=4, held_out_fraction=0.05), tmp_path / str(epochs), epochs=epochs
+        )
+        running = training.run().running
+        trainable = running.rows_ingested - running.rows_held_out
+        assert running.rows_ingested == epochs * 12_000
+        assert 0 <= trainable - running.rows_trained < 256
+        assert running.rows_over_budget == 0
+
+
+def test_held_out_rows_of_a_packet_in_parts_are_those_of_the_whole(tmp_path, rig_class):
+    rig = rig_class(tmp_path / "large")
+    worker = rig.start()
+    rig.feed(worker, rig.packet(torch.arange(9000.0 * 12).reshape(9000, 12), 3))
+    worker.close()
+    rig.page.close()
+    training = HookTraining(
+        open_archive(tmp_path / "large"), job(held_out_rows=16384), tmp_path / "out", epochs=2
+    )
+    training.run()
+    first, count = held_out_run((7, 0, 3), 9000, 0.05)
+    hook = training.trainer._hook
+    held_out = {int(row) for row in hook.held_out.rows[:, 0] / 12}
+    trained = {int(row) for row in hook.buffer.rows[:, 0] / 12}
+    assert held_out <= {row % 9000 for row in range(first, first + count)}
+    assert held_out
+    assert not held_out & trained

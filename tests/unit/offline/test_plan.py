@@ -40,7 +40,7 @@ def test_a_file_may_be_a_plan_or_another_runs_configuration(tmp_path):
 
 def test_without_any_file_the_defaults_stand(tmp_path):
     plan = read_plan(tmp_path, None, [])
-    assert plan.epochs == 1
+    assert plan.epochs == 4
     assert plan.start_of("x") is None
 
 

@@ -28,6 +28,7 @@ from asys_bench.monitors.metrics_csv import MetricsCsv, rows_of
 from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.reports.run_report.analysis import EXAMPLES, analyse
 from asys_bench.reports.run_report.archive_rows import newest_rows
+from asys_bench.reports.run_report.cards import sae_section
 from asys_bench.reports.run_report.curves import Line, Moment, chart, time_ticks
 from asys_bench.reports.run_report.decoder_map import decoder_map
 from asys_bench.reports.run_report.feature_figures import density_histogram, heat
@@ -497,6 +498,19 @@ def test_text_of_tokens_is_escaped() -> None:
     shown = sentence(Tokens((1, 2), 1), {1: "<b>", 2: "&"}, 1.0, 2.0)
     assert "&lt;b&gt;" in shown
     assert ">&amp;</mark>" in shown
+
+
+def test_an_sae_is_called_as_it_was_trained_and_its_outliers_are_said(tmp_path: Path) -> None:
+    sae = build_sae(SAEConfig(architecture="batchtopk", d_sae=D_SAE, k=2), D_IN)
+    CheckpointStore(tmp_path / "sae" / HOOK).write(
+        10, lambda folder: save_sae(folder, sae, InputScaling.identity(D_IN), {}, 12.5)
+    )
+    (found,) = analyse(tmp_path, [HOOK])
+    assert (found.architecture, found.outlier_norm) == ("batchtopk", 12.5)
+    text = str(sae_section(found, "", {}))
+    assert "batchtopk" in text
+    assert "jumprelu" not in text
+    assert "rows with a norm above 12.5 left as they are" in text
 
 
 def test_rows_that_look_alike_are_shown_once() -> None:

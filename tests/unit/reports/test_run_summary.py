@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,25 @@ def test_a_good_run_is_balanced_and_has_no_warnings(page: StatsPage) -> None:
     assert summary.host.figures == {"reward_mean": 187.5, "odd": None}
     assert summary.saes[0].loss is None
     assert summary.hooks[0].latency_max_us == 30
+
+
+def test_both_fvus_are_shown_where_there_are_outliers_and_neither_reads_0(page: StatsPage) -> None:
+    assert "of all" not in render_text(make(page, account()))
+    trainer = page.slot("trainer-0")
+    trainer.counter("sae_outlier_rows", hook=HOOK).add(681)
+    trainer.gauge("sae_outlier_norm", hook=HOOK).set(1527.5)
+    trainer.gauge("sae_fvu_all", hook=HOOK).set(0.00037)
+    made = make(page, account())
+    (sae,) = made.saes
+    assert (sae.fvu, sae.fvu_all, sae.outlier_rows, sae.outlier_norm) == (
+        0.125, 0.00037, 681, 1527.5,
+    )  # fmt: skip
+    for width in (80, 100):
+        text = render_text(made, width)
+        assert re.search(r"FVU +of all", text)
+        assert re.search(r"0\.125 +4e-04", text)
+        assert "681 outliers" in text
+        assert max(len(line) for line in text.split("what to type next")[0].splitlines()) <= width
 
 
 @pytest.mark.parametrize("width", [80, 100, 140])

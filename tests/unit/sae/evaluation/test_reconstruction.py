@@ -51,6 +51,25 @@ def test_an_sae_is_measured_on_raw_rows() -> None:
     assert report.density.silent == round(report.dead_fraction * 24)
 
 
+def test_outliers_count_in_the_fvu_of_all_rows_alone() -> None:
+    sae = build_sae(SAEConfig(d_sae=24, k=3), 6)
+    x_ND = rows(500)
+    x_ND[::100] *= 1000
+    usual_N = torch.arange(500) % 100 != 0
+    plain = evaluate(sae, [x_ND[usual_N]])
+    sae.outlier_norm = 50.0
+    report = evaluate(sae, x_ND.split(64))
+    assert report.rows == 495
+    assert report.outlier_share == pytest.approx(0.01)
+    assert report.fvu == pytest.approx(plain.fvu)
+    assert report.l0 == pytest.approx(plain.l0)
+    assert (report.dead_fraction, report.mse) == pytest.approx((plain.dead_fraction, plain.mse))
+    with torch.no_grad():
+        whole = fraction_of_variance_unexplained(x_ND, sae(x_ND), torch.ones(500))
+    assert report.fvu_all == pytest.approx(whole)
+    assert report.fvu_all < 1e-4 * report.fvu
+
+
 def test_constant_rows_are_explained_exactly_or_not_at_all() -> None:
     meter = ReconstructionMeter(2, 3)
     meter.update(torch.ones(5, 2), torch.ones(5, 2), torch.zeros(5, 3))

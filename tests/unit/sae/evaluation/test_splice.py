@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Normal
 
+from asys_bench.sae import SAEConfig, build_sae
 from asys_bench.sae.evaluation import (
     action_kl,
     episode_returns,
@@ -192,3 +193,18 @@ def test_returns_are_per_episode_and_change_under_the_splice():
     with splice(bias, double):
         assert episode_returns(act, Countdown(), episodes=3, seed=1) == [2.0, 4.0, 6.0]
     assert episode_returns(act, Countdown(), episodes=1, seed=9, max_steps=4) == [4.0]
+
+
+@pytest.mark.parametrize("architecture", ["topk", "skip_transcoder"])
+def test_the_modules_own_output_stays_where_an_sae_leaves_rows_alone(architecture):
+    sae = build_sae(SAEConfig(architecture=architecture, d_sae=12, k=2), 6)
+    sae.outlier_norm = 5.0
+    x_BTD = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0)).clamp(-0.8, 0.8)
+    x_BTD[:, 0] *= 100
+    module = torch.nn.Linear(6, 6)
+    source = "input" if architecture == "skip_transcoder" else "output"
+    clean_BTD = module(x_BTD)
+    with splice(module, sae, source=source):
+        made_BTD = module(x_BTD)
+    assert torch.equal(made_BTD[:, 0], clean_BTD[:, 0])
+    assert not torch.isclose(made_BTD[:, 1:], clean_BTD[:, 1:]).all(-1).any()

@@ -7,11 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asys_bench.sae import CheckpointError
-from asys_bench.sae.exchange import FORMATS, ExchangeError, export, find_saes, read_saelens
+from asys_bench.sae import CheckpointError, SAEConfig, build_sae, save_sae
+from asys_bench.sae.exchange import (
+    FORMATS,
+    ExchangeError,
+    export,
+    find_saes,
+    import_sae,
+    read_saelens,
+)
 from asys_bench.sae.exchange.dictionary_learning import write_dictionary_learning
 from asys_bench.sae.exchange.sparsify import write_sparsify
 from asys_bench.sae.exchange.weights import TENSORS, SAEWeights
+from asys_bench.sae.scaling import InputScaling
 
 
 def weights(architecture, *, d_in=5, d_out=5, d_sae=12, k=None, widths=()):
@@ -176,3 +184,26 @@ def test_a_run_a_folder_of_stores_a_store_and_a_checkpoint_all_name_saes(tmp_pat
     assert find_saes(run / "sae/a/step_000000001") == [run / "sae/a/step_000000001"]
     with pytest.raises(ExchangeError, match="no SAE is there"):
         find_saes(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_limit_of_outliers_travels_in_the_metadata_and_comes_back(tmp_path, name):
+    sae = build_sae(SAEConfig(d_sae=24, k=3), 6)
+    for folder in ("sae", "none"):
+        (tmp_path / folder).mkdir()
+    save_sae(tmp_path / "sae", sae, InputScaling.identity(6), {"hook_name": "layers.3"}, 12.5)
+    made = export(tmp_path / "sae", FORMATS[name], tmp_path / "out")
+    assert made.outlier_norm == 12.5
+    back, metadata = import_sae(made.folder)
+    assert back.outlier_norm == metadata["outlier_norm"] == 12.5
+    save_sae(tmp_path / "none", sae, InputScaling.identity(6), {"hook_name": "layers.3"})
+    made = export(tmp_path / "none", FORMATS[name], tmp_path / "out", overwrite=True)
+    assert made.outlier_norm is None
+    assert import_sae(made.folder)[0].outlier_norm == float("inf")
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka", "jumprelu", "topk"])
+def test_an_export_is_called_as_the_sae_was_trained(tmp_path, save, architecture):
+    save(tmp_path / "sae", architecture)
+    made = export(tmp_path / "sae", FORMATS["saelens"], tmp_path / "out")
+    assert made.architecture == architecture

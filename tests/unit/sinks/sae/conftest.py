@@ -74,6 +74,7 @@ class Rig:
         self.run_dir = run_dir
         self.page = StatsPage.create(["trainer-0"])
         self.left_s = float("inf")
+        self.names: tuple[str, ...] = NAMES
 
     def start(self, incarnation: int = 0, **options: Any) -> SAETrainerWorker:
         small = {
@@ -95,6 +96,7 @@ class Rig:
                 wall_offset_ns=0,
                 incarnation=incarnation,
                 name_of=NAMES.__getitem__,
+                names=lambda: self.names,
                 decode=ActivationPacket.raw_tensor,
                 heartbeat=lambda: None,
                 time_left_s=lambda: self.left_s,

@@ -43,7 +43,7 @@ def known(rig, tmp_path_factory) -> Path:
 def fvu_at_once(rig, **options) -> float:
     """Held-out FVU of a worker that has trained for only a step or so."""
     worker = rig.start(final_train_s=0.0, **options)
-    feed(rig, worker, 500, 503)
+    feed(rig, worker, 500, 504)
     worker.close()
     return rig.figure("sae_fvu", "layer.0")
 
@@ -186,3 +186,19 @@ def test_a_watched_sae_that_is_not_there_is_refused_with_its_line(tmp_path):
     ((found, problem),) = checked(tmp_path, "saes:\n  '*': nowhere", sink="kind: sae_watch")
     assert found == "'*': nowhere"
     assert "no such folder" in str(problem)
+
+
+@pytest.mark.parametrize(("own", "left_out"), [("auto", 0), ("skip", 50)])
+def test_an_sae_that_leaves_no_rows_alone_goes_on_so_unless_it_is_asked_for(
+    rig, known, own, left_out
+):
+    rig.names = (*rig.names, "tokens")
+    worker = rig.start(start_from=str(known), sae={"outliers": own})
+    for seq in range(60):
+        rows = truth(seq)
+        rows[0] *= 100
+        rig.feed(worker, rig.packet(rows, 500 + seq))
+        worker.idle()
+    worker.close()
+    assert rig.figure("sae_outlier_rows", "layer.0") >= left_out
+    assert (rig.figure("sae_outlier_rows", "layer.0") == 0) == (own == "auto")

@@ -132,3 +132,40 @@ def test_a_full_stats_page_costs_figures_and_not_the_training(rig) -> None:
     worker.close()
     assert rig.figure("sae_steps", "layer.0") > 5
     assert rig.labels("sae_window_fvu") == set()
+
+
+def sinks(rig, seq: int) -> torch.Tensor:
+    """64 rows, the first of them with about 30 times the norm of the others, and like no other's."""
+    rows = rig.rows(seq)
+    rows[0] *= 30
+    return rows
+
+
+def test_beside_tokens_the_first_rows_of_sequences_are_left_out_and_counted(rig) -> None:
+    rig.names = (*rig.names, "tokens")
+    worker = rig.start(final_train_s=5.0)
+    for seq in range(60):
+        rig.feed(worker, rig.packet(sinks(rig, seq), seq))
+    worker.close()
+    left_out = rig.figure("sae_outlier_rows", "layer.0")
+    assert 50 <= left_out <= 60
+    assert 20 < rig.figure("sae_outlier_norm", "layer.0") < 35
+    fvu, fvu_all = (rig.figure(name, "layer.0") for name in ("sae_fvu", "sae_fvu_all"))
+    assert 0 < fvu_all < fvu < 1
+
+
+def test_the_same_rows_without_tokens_are_all_trained_on(rig) -> None:
+    worker = rig.start(final_train_s=5.0)
+    for seq in range(60):
+        rig.feed(worker, rig.packet(sinks(rig, seq), seq))
+    worker.close()
+    assert rig.figure("sae_outlier_rows", "layer.0") == 0
+    assert rig.figure("sae_fvu", "layer.0") == rig.figure("sae_fvu_all", "layer.0") > 0
+
+
+def test_a_run_of_25_packets_has_a_held_out_figure_for_every_hook(rig) -> None:
+    worker = rig.start(sae={"held_out_fraction": 0.05}, final_train_s=5.0)
+    for seq in range(25):
+        rig.feed(worker, *(rig.packet(rig.rows(seq), 2 * seq + hook, hook + 1) for hook in (0, 1)))
+    worker.close()
+    assert all(0 < rig.figure("sae_fvu", hook) < 1 for hook in ("layer.0", "layer.1"))
