@@ -82,6 +82,7 @@ class SAETrainerWorker(BaseSink):
             if training.rejected:
                 training.rejected_packets.add()
                 continue
+            training.expect(rows)
             try:
                 training.trainer.ingest(
                     rows,

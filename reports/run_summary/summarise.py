@@ -36,6 +36,8 @@ from asys_bench.reports.run_summary.summary import (
     WorkerSummary,
 )
 
+WATCHDOG = "watchdog"
+
 
 def summarise(
     page: StatsPage,
@@ -201,17 +203,27 @@ def _warnings(
     for group in bus.groups if bus else ():
         if group.imbalance:
             yield f"group {group.group!r}: {group.imbalance:+,} packets are not accounted for"
+    for name, said in words.items():
+        if name != WATCHDOG:
+            yield from (f"{name}: {message}" for message in said)
+    captured = {hook.hook for hook in figures.hooks if hook.captured}
+    for sae in figures.saes:
+        told = any("never" in message for message in words.get(sae.worker, ()))
+        if sae.steps == 0 and sae.hook in captured and not told:
+            yield f"SAE {sae.hook!r} never finished a step of its training"
+    yield from notices
+    supervised = words.get(WATCHDOG, ())
+    yield from (f"{WATCHDOG}: {message}" for message in supervised)
+    for worker in figures.workers:
+        if worker.state in (WorkerState.QUARANTINED, WorkerState.FAILED):
+            is_told = words.get(worker.name) or any(worker.name in text for text in supervised)
+            silent = "" if is_told else "; it said nothing"
+            yield f"worker {worker.name!r} ended {worker.state.name.lower()}{silent}"
+    for group in bus.groups if bus else ():
         if group.ready:
             yield f"group {group.group!r}: {group.ready:,} packets were left unread"
         if group.dead_lettered:
             yield f"group {group.group!r}: {group.dead_lettered:,} packets were given up on"
-    for worker in figures.workers:
-        if worker.state in (WorkerState.QUARANTINED, WorkerState.FAILED):
-            said = "; it said nothing" if not words.get(worker.name) else ""
-            yield f"worker {worker.name!r} ended {worker.state.name.lower()}{said}"
-    for name, said_by in words.items():
-        yield from (f"{name}: {message}" for message in said_by)
-    yield from notices
     if figures.archive_dropped_packets:
         yield f"the disk refused {figures.archive_dropped_packets:,} packets of the archive"
     if figures.checkpoint_failures:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from asys_bench.contracts.names import TOKENS, file_slug
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, Gauge, StatsError
@@ -111,6 +113,16 @@ class Training:
         self.rejected = True
         # As text: a kept log record would keep the error's frames, and with them views of the lease.
         log.error("%s: not trained any more: %s", self.label, str(reason))
+
+    def expect(self, rows: torch.Tensor) -> None:
+        """The first rows are about to come: building a large SAE takes longer than usual."""
+        if self.trainer.d_in is None and rows.ndim and rows.shape[-1]:
+            try:
+                self.pace.forecast(rows.shape[-1])
+            except ValueError:
+                return  # it does not fit them, which the trainer says
+            if self.pace.promise_s:
+                self._promise()
 
     def train(
         self,

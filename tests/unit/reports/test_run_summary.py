@@ -55,6 +55,7 @@ def page() -> Iterator[StatsPage]:
     trainer.state = WorkerState.DONE
     trainer.set(SlotField.RESTARTS, 1)
     trainer.counter("sae_rows", hook=HOOK).add(5000)
+    trainer.counter("sae_steps", hook=HOOK).add(20)
     trainer.gauge("sae_fvu", hook=HOOK).set(0.125)
     trainer.gauge("sae_l0", hook=HOOK).set(8.0)
     yield made
@@ -169,9 +170,9 @@ def test_what_workers_and_hooks_have_said_is_among_the_warnings(page: StatsPage)
         words={"archive-0": ["OSError: no space"]},
     )
     assert summary.warnings == (
-        "worker 'archive-0' ended quarantined",
         "archive-0: OSError: no space",
         "hook a: nothing was captured",
+        "worker 'archive-0' ended quarantined",
     )
 
 
@@ -230,3 +231,9 @@ def test_files_are_listed_with_sizes_and_links_are_not_counted_twice(tmp_path: P
     (tmp_path / "a.csv").write_text("x\n")
     assert list_files(tmp_path) == (FileEntry("a.csv", 2), FileEntry("sae/step_1/cfg.json", 2))
     assert by_folder(list_files(tmp_path)) == [("a.csv", 1, 2), ("sae/", 1, 2)]
+
+
+def test_an_sae_that_was_fed_and_never_made_a_step_is_a_warning(page: StatsPage) -> None:
+    page.slot("trainer-0").counter("sae_steps", hook=HOOK).set(0)
+    expected = f"SAE {HOOK!r} never finished a step of its training"
+    assert expected in make(page, account()).warnings

@@ -78,3 +78,11 @@ def test_a_checkpoint_that_outlasts_the_time_left_is_not_begun(rig, slow, caplog
     worker.close()
     assert "no last checkpoint: it takes about 30 s and 8.0 s are left" in caplog.text
     assert not (rig.run_dir / "sae" / "layer.0").exists()
+
+
+def test_building_a_large_sae_is_covered_by_a_promise(rig, slow):
+    worker = rig.start()
+    before_ns = time.monotonic_ns()
+    rig.feed(worker, rig.packet(rig.rows(0), 0))
+    beat_ns = rig.page.slot("trainer-0").get(SlotField.HEARTBEAT_NS)
+    assert beat_ns >= before_ns + 56e9
