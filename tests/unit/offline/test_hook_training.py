@@ -161,3 +161,15 @@ def test_held_out_rows_of_a_packet_in_parts_are_those_of_the_whole(tmp_path, rig
     assert held_out <= {row % 9000 for row in range(first, first + count)}
     assert held_out
     assert not held_out & trained
+
+
+def test_the_known_number_of_steps_settles_the_rate_unless_a_schedule_is_asked_for(
+    archive, tmp_path
+):
+    training = HookTraining(archive, job(held_out_fraction=0.0), tmp_path / "out", epochs=2)
+    known = training.trainer.config
+    assert (known.total_steps, known.lr_half_steps) == (24_000 // 256, pytest.approx(0.6 * 93))
+    assert training.run().steps == known.total_steps
+    asked = job(lr_half_steps=70)
+    kept = HookTraining(archive, asked, tmp_path / "asked", epochs=2).trainer.config
+    assert (kept.total_steps, kept.lr_half_steps) == (None, 70)
