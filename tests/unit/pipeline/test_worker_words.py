@@ -1,5 +1,10 @@
 """What is quoted of a worker's log."""
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+from asys_bench.pipeline.supervisor import Supervisor
 from asys_bench.pipeline.worker_words import MOST_CHARACTERS, epitaph, last_line, words_of
 
 LOG = """\
@@ -57,3 +62,23 @@ def test_quotes_are_bounded(tmp_path):
     words = words_of(tmp_path, "trainer-0")
     assert [w.split()[0] for w in words] == ["96", "97", "98", "99"]
     assert all(len(w) == MOST_CHARACTERS for w in words)
+
+
+def test_a_start_that_fails_quotes_each_worker_and_names_a_log_that_exists(tmp_path):
+    """As `wait_ready` raises it."""
+    write(tmp_path, "trainer-0", LOG)
+    write(
+        tmp_path, "watchdog", "2026-11-28 10:00:00,001 ERROR archive-0 died again (exit code 1)\n"
+    )
+    supervisor = Supervisor.__new__(Supervisor)
+    supervisor._launch = SimpleNamespace(run_dir=str(tmp_path))
+    said = supervisor._explain(["trainer-0", "archive-0"], "keeps dying at its start")
+    first, second = said.split("; archive-0: ")
+    assert first == (
+        "trainer-0: keeps dying at its start: worker trainer-0 failed: OSError: [Errno 28] No space "
+        f"left (log: {tmp_path}/logs/trainer-0.log)"
+    )
+    assert "the watchdog says: archive-0 died again (exit code 1)" in second
+    for log in re.findall(r"log: ([^)]*)", said):
+        assert Path(log).is_file()
+    assert "archive-0 died again" in supervisor._explain_watchdog()
