@@ -14,6 +14,8 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -26,7 +28,10 @@ if TYPE_CHECKING:  # `asys-run --help` waits for none of them
     from asys_bench.config import LoadedConfig
     from asys_bench.pipeline.experiment import ExperimentPipeline, RunOutcome
     from asys_bench.pipeline.session import ObservationSession
+    from asys_bench.reports.run_summary.summary import RunSummary
 
+REPORT_S = 60.0
+"""Longest wait for the report at the end of a run; it takes a few seconds."""
 SHOW_CURSOR = b"\x1b[?25h"
 EXIT_OK, EXIT_FAILED = 0, 1
 COMMANDS = Commands(
@@ -209,8 +214,27 @@ class _Command:
             write_json(summary, run_dir.path)
         except OSError as error:
             self._console.print(f"asys-run: no summary.json: {error}", style="red", markup=False)
+        if failure is None and not self._signals and session.hooks:
+            summary = self._with_report(summary, run_dir.path)
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(render_terminal(summary, console.width), crop=False)  # commands stay whole
+
+    def _with_report(self, summary: RunSummary, run_dir: Path) -> RunSummary:
+        """The summary of a run whose report is written; as it was where that took too long."""
+        from asys_bench.cli.run_report import write_within
+        from asys_bench.reports.run_summary.document import write_json
+        from asys_bench.reports.run_summary.files import list_files
+
+        print("writing the report ...", flush=True)
+        report = write_within(run_dir, REPORT_S)
+        if report is None:
+            words = f"no report within {REPORT_S:g} s: asys-run report {summary.run_dir}"
+            self._console.print(f"asys-run: {words}", style="yellow", markup=False, soft_wrap=True)
+            return summary
+        summary = replace(summary, files=tuple(list_files(run_dir)), report=_shown(report))
+        with suppress(OSError):  # said when it was written first
+            write_json(summary, run_dir)
+        return summary
 
     def _misfits(self, messages: Sequence[str]) -> bool:
         """Show what the widths of the rows have made impossible, with the settings' places."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +24,23 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", metavar="FILE", help=f"default: {FILE_NAME} in the run's directory"
     )
+
+
+def write_within(run_dir: Path, seconds: float) -> Path | None:
+    """The report of a run that has just ended, written by a process of its own; None: not in time.
+
+    Whatever happens to that process, the run has ended as it did.
+    """
+    command = [sys.executable, "-m", "asys_bench.cli.run", "report", str(run_dir)]
+    quiet = subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=seconds, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    target = run_dir / FILE_NAME
+    return target if done.returncode == OK and target.is_file() else None
 
 
 def main(arguments: argparse.Namespace, console: Console) -> int:

@@ -8,9 +8,9 @@ the run's main process. Hook `mlp_extractor.policy_net` and `mlp_extractor.value
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
@@ -25,10 +25,21 @@ from asys_bench.contracts.host import (
 )
 from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.device_check import device_misfits
+from asys_bench.hosts.observation import OBSERVATION_FILE, observation_document
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
     from stable_baselines3.common.base_class import BaseAlgorithm
+
+
+_ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
+_OBSERVED = (
+    "mlp_extractor.policy_net:input",
+    "mlp_extractor.value_net:input",
+    "features_extractor",
+    "features_extractor:input",
+)
+"""Streams that carry the observation as it is, where the policy is an MLP."""
 
 
 class PPOOptions(HostOptions):
@@ -36,6 +47,9 @@ class PPOOptions(HostOptions):
 
     env_id: str = Field(default="CartPole-v1", description="gymnasium environment id")
     policy: str = Field(default="MlpPolicy", description="stable-baselines3 policy class name")
+    activation: Literal["tanh", "relu"] = Field(
+        default="tanh", description="between the layers of policy and value network"
+    )
     total_timesteps: int = Field(
         default=60_000, ge=1, description="environment steps to train for, summed over environments"
     )
@@ -122,6 +136,7 @@ class PPOHostProcess(BaseHost):
             device=options.device,
             seed=self._seed,
             verbose=0,
+            policy_kwargs={"activation_fn": _ACTIVATIONS[options.activation]},
         )
         self._model.set_logger(Logger(folder=None, output_formats=[]))  # its default litters /tmp
         return self._model.policy
@@ -148,6 +163,14 @@ class PPOHostProcess(BaseHost):
             stopped_early=model.num_timesteps < self._options.total_timesteps,
             figures=figures,
         )
+
+    def documents(self) -> Mapping[str, Mapping[str, Any]]:
+        environments = self._model.get_env() if self._model is not None else None
+        if environments is None:
+            return {}
+        one = environments.get_attr("unwrapped", 0)[0]
+        document = observation_document(one, _OBSERVED)
+        return {OBSERVATION_FILE: {**document, "environment": self._options.env_id}}
 
     def close(self) -> None:
         if self._model is not None:

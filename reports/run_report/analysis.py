@@ -13,6 +13,11 @@ import numpy.typing as npt
 
 from asys_bench.contracts.names import file_slug
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, newest_rows
+from asys_bench.reports.run_report.coordinates import (
+    Coordinate,
+    ObservationNames,
+    read_observation_names,
+)
 from asys_bench.reports.run_report.decoder_map import DecoderMap, decoder_map
 from asys_bench.reports.run_report.features import (
     Candidate,
@@ -31,19 +36,21 @@ from asys_bench.reports.run_report.inputs import (
     read_streams,
     tokens,
 )
+from asys_bench.reports.run_report.leanings import Leaning, in_words, leanings
 from asys_bench.reports.run_report.token_levels import token_levels
 from asys_bench.sae.base import SparseAutoencoder
 from asys_bench.sae.checkpoint import load_sae
 from asys_bench.sae.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint_store import CheckpointStore
 from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.read import open_shard
 from asys_bench.sinks.archive.reader import Archive, open_archive
 
 MOST_ROWS = 60_000
 MOST_BYTES = 256 << 20
 """Rows of one hook that are looked at: at most these many and this much memory."""
 EVERY = 4
-"""One record batch in so many is looked at, over as many times the rows."""
+"""Of a long archive one record batch in so many is looked at, over as many times the rows."""
 FEATURES, EXAMPLES = 12, 6
 
 
@@ -69,6 +76,10 @@ class FeatureCard:
     examples: tuple[Example, ...]
     field: Field | None = None
     """Where in the space of observations it fires, when that can be mapped."""
+    leanings: tuple[Leaning, ...] = ()
+    """How the states that it fires on most differ from all states, coordinate by coordinate."""
+    words: str = ""
+    """The same in words; empty where no coordinate tells them apart."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,10 @@ class HookAnalysis:
     """Rows of a larger norm have no activations."""
     look_range: tuple[float, float] = (0.0, 0.0)
     """Smallest and largest value over everything drawn as an observation or a row."""
+    coordinates: tuple[Coordinate, ...] = ()
+    """What the numbers of the observations are."""
+    left_out: str = ""
+    """Why observations are not drawn, where the host said so."""
 
 
 def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
@@ -104,6 +119,7 @@ def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
     except ArchiveError as error:
         archive, missing = None, str(error)
     found, streams = [], read_streams(run_dir)
+    names = read_observation_names(run_dir)
     for label in labels:
         latest = CheckpointStore(run_dir / "sae" / file_slug(label)).latest()
         if latest is None:
@@ -115,7 +131,7 @@ def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
             continue
         hook = str(metadata.get("hook_name") or label)
         trained_as = str(metadata.get("training_architecture") or sae.config.architecture)
-        found.append(_look(label, hook, sae, trained_as, archive, missing, streams))
+        found.append(_look(label, hook, sae, trained_as, archive, missing, streams, names))
     return found
 
 
@@ -127,6 +143,7 @@ def _look(
     archive: Archive | None,
     missing: str,
     streams: Sequence[Mapping[str, Any]],
+    names: ObservationNames,
 ) -> HookAnalysis:
     basis = HookAnalysis(
         label,
@@ -135,28 +152,61 @@ def _look(
         sae.d_sae,
         plane=decoder_map(sae),
         outlier_norm=None if math.isinf(sae.outlier_norm) else sae.outlier_norm,
+        left_out=names.left_out,
     )
     if archive is None or hook not in archive.hooks:
         why = missing or "this hook was not archived"
         return _with(basis, problem=f"no activations to look at: {why}")
     try:
         most = min(MOST_ROWS, max(1, MOST_BYTES // (8 * sae.d_in)))
-        found = newest_rows(archive, hook, most * EVERY, EVERY)
+        every = EVERY if _more_rows_than(archive, hook, most) else 1
+        found = newest_rows(archive, hook, most * every, every)
         blocks = [block for block in found if block.values.shape[1] == sae.d_in]
         if not blocks:
             return _with(basis, problem=f"the archive has no rows of {sae.d_in} values")
         stats = feature_stats(sae, blocks)
-        source = input_hook(archive, hook, streams)
-        cards = _cards(archive, hook, source, sae, stats, blocks, stats.most_active(FEATURES))
+        told = next((stream for stream in names.streams if stream in archive.hooks), None)
+        source = told or input_hook(archive, hook, streams)
+        named = names if told is not None else ObservationNames()
+        cards = _cards(
+            archive, hook, source, sae, stats, blocks, stats.most_active(FEATURES), named
+        )
+        # What can be told apart best comes first.
+        cards = tuple(sorted(cards, key=lambda card: -_telling(card)))
         rare: tuple[FeatureCard, ...] = ()
         if any(example.tokens is not None for card in cards for example in card.examples):
             shown = {card.feature for card in cards}
             others = stats.rare_and_strong(2 * FEATURES, EXAMPLES)
             chosen = [feature for feature in others if feature not in shown][:FEATURES]
-            rare = _cards(archive, hook, source, sae, stats, blocks, chosen)
+            rare = _cards(archive, hook, source, sae, stats, blocks, chosen, named)
     except ArchiveError as error:
         return _with(basis, problem=f"the archive cannot be read: {error}")
-    return _with(basis, stats=stats, cards=cards, rare=rare, look_range=_range(cards))
+    width = max((len(card.leanings) for card in cards), default=0)
+    return _with(
+        basis,
+        stats=stats,
+        cards=cards,
+        rare=rare,
+        look_range=_range(cards),
+        coordinates=tuple(named.of(width)),
+    )
+
+
+def _more_rows_than(archive: Archive, hook: str, most: int) -> bool:
+    rows = 0
+    for path in archive.shards(hook):
+        try:
+            with open_shard(path) as (_, frames):
+                rows += frames.rows
+        except ArchiveError:
+            continue
+        if rows > most:
+            return True
+    return False
+
+
+def _telling(card: FeatureCard) -> float:
+    return max((one.distance for one in card.leanings), default=0.0) if card.words else 0.0
 
 
 def _with(basis: HookAnalysis, **changes: object) -> HookAnalysis:
@@ -171,6 +221,7 @@ def _cards(
     stats: FeatureStats,
     blocks: list[RowBlock],
     features: Sequence[int],
+    names: ObservationNames,
 ) -> tuple[FeatureCard, ...]:
     tops = candidates(stats, blocks, features)
     keys = {row.key for rows in tops.values() for row in rows}
@@ -179,7 +230,12 @@ def _cards(
     seen = observations(inputs, keys)
     texts = tokens(archive, keys, rows_read)
     joined = beside(inputs, blocks)
-    fields = _fields(sae, blocks, list(tops), joined) if joined is not None and tops else {}
+    fields: dict[int, Field] = {}
+    sides: dict[int, tuple[Leaning, ...]] = {}
+    coordinates: Sequence[Coordinate] = ()
+    if joined is not None and tops:
+        fields, sides = _over_observations(sae, blocks, list(tops), joined)
+        coordinates = names.of(joined.shape[1])
     chosen: dict[int, list[Candidate]] = {}
     for feature, rows in tops.items():
         known = [row for row in rows if row.key in texts or row.key in seen] or rows
@@ -199,6 +255,8 @@ def _cards(
             tops[feature][0].activation if tops[feature] else 0.0,
             tuple(_example(row, seen, texts_of.get((feature, row.key))) for row in rows),
             fields.get(feature),
+            sides.get(feature, ()),
+            in_words(sides.get(feature, ()), coordinates),
         )
         for feature, rows in chosen.items()
     )
@@ -224,20 +282,24 @@ def _with_levels(
     }
 
 
-def _fields(
+def _over_observations(
     sae: SparseAutoencoder,
     blocks: list[RowBlock],
     features: list[int],
     joined: npt.NDArray[np.float32],
-) -> dict[int, Field]:
-    """Receptive fields of the features that have one, over the rows whose input is known."""
+) -> tuple[dict[int, Field], dict[int, tuple[Leaning, ...]]]:
+    """Receptive fields and leanings of the features that have one, over rows with a known input."""
     known_N = np.isfinite(joined).all(1)
-    acts_NF = activations(sae, blocks, features)[known_N]
-    found = {
-        feature: receptive_field(acts_NF[:, column], joined[known_N])
-        for column, feature in enumerate(features)
-    }
-    return {feature: one for feature, one in found.items() if one is not None}
+    acts_NF, seen_NW = activations(sae, blocks, features)[known_N], joined[known_N]
+    fields: dict[int, Field] = {}
+    sides: dict[int, tuple[Leaning, ...]] = {}
+    for column, feature in enumerate(features):
+        field = receptive_field(acts_NF[:, column], seen_NW)
+        if field is not None:
+            fields[feature] = field
+        if len(seen_NW):
+            sides[feature] = leanings(acts_NF[:, column], seen_NW)
+    return fields, sides
 
 
 def _first_of_each_text(rows: list[Candidate], texts: Mapping[RowKey, Tokens]) -> list[int]:

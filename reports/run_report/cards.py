@@ -8,12 +8,15 @@ from asys_bench.reports.bench_findings.quantity import number, share
 from asys_bench.reports.bench_html.markup import Markup, flat, name, tag
 from asys_bench.reports.run_report.analysis import Example, FeatureCard, HookAnalysis
 from asys_bench.reports.run_report.feature_figures import decoder_picture, density_histogram
-from asys_bench.reports.run_report.looks import field_map, observation, row, sentence
+from asys_bench.reports.run_report.leanings import TOP
+from asys_bench.reports.run_report.looks import field_map, observation, row, sentence, strips
 
 HOW_TO_INPUTS = (
     "Observations were not archived, so the activations themselves are drawn. "
     "`capture: [activation, input]` in the hook's configuration archives what the module was given."
 )
+BESIDE_MAP = 4
+"""Examples beside a map: as high as it is."""
 HOW_RARE = (
     "Features that fire on less than 1 % of rows, the largest single activation first: what they "
     "stand for is often the plainest."
@@ -37,8 +40,6 @@ def sae_section(found: HookAnalysis, environment_id: str, vocabulary: Mapping[in
     figures = [density_histogram(found.stats)] if found.stats is not None else []
     if found.plane is not None:
         figures.append(decoder_picture(found.plane, found.stats, labelled))
-    if figures:
-        parts.append(tag("div", *figures, class_="figures level"))
     if found.cards:
         parts.append(tag("p", _how(found), class_="how"))
         cards = [_card(card, found, environment_id, vocabulary) for card in found.cards]
@@ -48,6 +49,8 @@ def sae_section(found: HookAnalysis, environment_id: str, vocabulary: Mapping[in
         parts.append(tag("p", HOW_RARE, class_="how"))
         cards = [_card(card, found, environment_id, vocabulary) for card in found.rare]
         parts.append(tag("div", *cards, class_="cards"))
+    if figures:  # after what they summarise: a reader wants to see a feature first
+        parts.append(tag("div", *figures, class_="figures level"))
     return tag("section", *parts, class_="family")
 
 
@@ -68,6 +71,14 @@ def _how(found: HookAnalysis) -> Markup:
                 " The map shows where it fires: mean activation over the two coordinates that "
                 "explain it best."
             )
+        if any(card.leanings for card in found.cards):
+            words += (
+                f" Below it, coordinate by coordinate: all states in grey, the {TOP} that it fires on "
+                "most in colour. The heading says in which coordinates these two differ most "
+                "(Kolmogorov-Smirnov, p < 0.001)."
+            )
+    elif found.left_out:
+        return tag("span", f"Observations are not drawn: {found.left_out}.")
     else:
         return tag("span", HOW_TO_INPUTS)
     return tag("span", words)
@@ -78,11 +89,13 @@ def _card(
 ) -> Markup:
     facts = tag(
         "p",
+        tag("span", f"feature {card.feature}") if card.words else None,
         tag("span", f"{share(card.density)} of rows"),
         tag("span", f"mean {number(card.mean)}"),
         tag("span", f"max {number(card.highest)}"),
         class_="facts-line",
     )
+    shown = card.examples if card.field is None else card.examples[:BESIDE_MAP]
     texts = [example for example in card.examples if example.tokens is not None]
     if texts:
         body = flat(
@@ -93,17 +106,22 @@ def _card(
     else:
         body = tag(
             "ul",
-            *(_look(example, card, found, environment_id) for example in card.examples),
+            *(_look(example, card, found, environment_id) for example in shown),
             class_="looks",
         )
     if card.field is not None:
-        body = tag("div", field_map(card.field, environment_id), body, class_="eyepiece")
-    return tag("article", tag("h4", f"feature {card.feature}"), facts, body, class_="card feature")
+        body = tag("div", field_map(card.field, found.coordinates), body, class_="eyepiece")
+    below = strips(card.leanings, found.coordinates) if card.leanings else None
+    title = card.words[:1].upper() + card.words[1:] if card.words else f"feature {card.feature}"
+    kind = "card feature told" if card.words else "card feature"
+    return tag("article", tag("h4", title), facts, body, below, class_=kind)
 
 
 def _look(example: Example, card: FeatureCard, found: HookAnalysis, environment_id: str) -> Markup:
     if example.observation is not None:
-        picture = observation(example.observation, environment_id, found.look_range)
+        picture = observation(
+            example.observation, environment_id, found.look_range, found.coordinates
+        )
     else:
         picture = row(example.values, found.look_range)
     strength = max(2.0, 100 * example.activation / card.highest) if card.highest > 0 else 2.0

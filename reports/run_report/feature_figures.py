@@ -44,7 +44,7 @@ def density_histogram(stats: FeatureStats) -> Markup:
     ticks = [(x.place(d), _percent(10.0**d)) for d in decades if low < d < 0]
     parts = [*DENSITY_FRAME.rows(y), *DENSITY_FRAME.columns(ticks)]
     parts.append(_bar(LEFT + 6, 22, silent, y, "silent", f"{silent} features never fired"))
-    top = max(y.place(float(silent)), TOP)
+    top = min(max(y.place(float(silent)), TOP), DENSITY_FRAME.bottom - 16)
     parts.append(text(f"{silent}", LEFT + 17, top + 12, "middle", "strong"))
     parts.append(text("never", LEFT + 17, DENSITY_FRAME.bottom + 15, "middle", "tick"))
     for index, count in enumerate(counts.tolist()):

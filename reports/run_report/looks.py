@@ -11,35 +11,32 @@ import numpy.typing as npt
 from asys_bench.reports.bench_findings.quantity import number, share
 from asys_bench.reports.bench_html.frame import text
 from asys_bench.reports.bench_html.markup import Markup, tag
+from asys_bench.reports.run_report.coordinates import Coordinate
 from asys_bench.reports.run_report.fields import Field
 from asys_bench.reports.run_report.inputs import Tokens
+from asys_bench.reports.run_report.leanings import SURE, Leaning
 
 WIDTH, HEIGHT = 120.0, 64.0
 MOST_BARS = 64
 """Wider vectors are drawn as a strip of averages."""
+STRIP_WIDTH, STRIP_HEIGHT, MOST_STRIPS = 120.0, 26.0, 8
 Vector = npt.NDArray[np.float32]
 
-OBSERVATION_NAMES: Mapping[str, Sequence[str]] = {
-    "CartPole": ("position", "speed", "angle", "angular speed"),
-    "Acrobot": ("cos 1", "sin 1", "cos 2", "sin 2", "speed 1", "speed 2"),
-    "MountainCar": ("position", "speed"),
-    "MountainCarContinuous": ("position", "speed"),
-    "Pendulum": ("cos", "sin", "angular speed"),
-}
-"""gymnasium's classic control environments: what each number of an observation is."""
 
-
-def observation(values: Vector, environment_id: str, bounds: tuple[float, float]) -> Markup:
+def observation(
+    values: Vector,
+    environment_id: str,
+    bounds: tuple[float, float],
+    coordinates: Sequence[Coordinate] = (),
+) -> Markup:
     """An observation drawn in WIDTH x HEIGHT; its numbers are in the picture's title."""
-    kind = environment_id.partition("-")[0]
-    names = OBSERVATION_NAMES.get(kind, ())
-    scene = _SCENES.get(kind)
+    width, scene = _SCENES.get(environment_id.partition("-")[0], (0, None))
     finite = bool(np.isfinite(values).all())
-    if scene is not None and finite and len(values) == len(names):
+    if scene is not None and finite and len(values) == width:
         parts = scene([float(value) for value in values])
     else:
         parts = bars(values, bounds)
-    return _picture(parts, _told(values, names))
+    return _picture(parts, _told(values, coordinates))
 
 
 def row(values: Vector, bounds: tuple[float, float]) -> Markup:
@@ -75,12 +72,11 @@ def bars(values: Vector, bounds: tuple[float, float]) -> list[Markup]:
     return parts
 
 
-def field_map(field: Field, environment_id: str) -> Markup:
+def field_map(field: Field, coordinates: Sequence[Coordinate] = ()) -> Markup:
     """Where in two coordinates of the observation a feature fires: the warmer, the more."""
-    names = OBSERVATION_NAMES.get(environment_id.partition("-")[0], ())
 
     def called(column: int) -> str:
-        return names[column] if column < len(names) else f"input {column}"
+        return coordinates[column].name if column < len(coordinates) else f"input {column}"
 
     cells = field.mean_YX.shape[0]
     most = float(np.nanmax(field.mean_YX))
@@ -155,12 +151,59 @@ def _picture(parts: Sequence[Markup], told: str) -> Markup:
     return tag("svg", tag("title", told), *parts, viewBox=view, class_="look", role="img")
 
 
-def _told(values: Vector, names: Sequence[str]) -> str:
+def _told(values: Vector, coordinates: Sequence[Coordinate]) -> str:
     if len(values) > 16:
         return f"{len(values)} values"
-    labels = names if len(names) == len(values) else [f"[{i}]" for i in range(len(values))]
-    pairs = zip(labels, values.tolist(), strict=True)
-    return ", ".join(f"{label} {number(value)}" for label, value in pairs if math.isfinite(value))
+    named = len(coordinates) == len(values)
+    told = []
+    for index, value in enumerate(values.tolist()):
+        label = coordinates[index].name if named else f"[{index}]"
+        unit = coordinates[index].unit if named else ""
+        if math.isfinite(value):
+            told.append(f"{label} {number(value)} {unit}".rstrip())
+    return ", ".join(told)
+
+
+def strips(leanings: Sequence[Leaning], coordinates: Sequence[Coordinate]) -> Markup:
+    """A small histogram per coordinate: all states in grey, those it fires on most in colour."""
+    items = []
+    for one in leanings[:MOST_STRIPS]:
+        about = (
+            coordinates[one.column]
+            if one.column < len(coordinates)
+            else Coordinate(f"input {one.column}")
+        )
+        told = (
+            f"{about.label}: the top states are around {number(one.middle, 2)}, above "
+            f"{share(one.at)} of all states"
+        )
+        parts: list[Markup] = [tag("title", told)]
+        if one.low < 0 < one.high:
+            zero = STRIP_WIDTH * -one.low / (one.high - one.low)
+            parts.append(tag("path", d=f"M{zero:.1f} 0V{STRIP_HEIGHT:g}", class_="zero"))
+        for shares, kind in ((one.all_B, "every"), (one.top_B, "best")):
+            parts.append(tag("path", d=_outline(shares), class_=kind))
+        drawing = tag(
+            "svg", *parts, viewBox=f"0 0 {STRIP_WIDTH:g} {STRIP_HEIGHT + 1:g}", class_="strip",
+            role="img", preserveAspectRatio="none",
+        )  # fmt: skip
+        ends = tag(
+            "span", tag("i", number(one.low, 2)), tag("i", number(one.high, 2)), class_="strip-axis"
+        )  # fmt: skip
+        label = tag("b", about.label)
+        items.append(tag("li", label, drawing, ends, class_="sure" if one.p < SURE else None))
+    return tag("ul", *items, class_="strips")
+
+
+def _outline(shares_B: npt.NDArray[np.float64]) -> str:
+    """Bars as one closed path, the tallest as high as the strip."""
+    most = float(shares_B.max()) or 1.0
+    step = STRIP_WIDTH / len(shares_B)
+    path = f"M0 {STRIP_HEIGHT:g}"
+    for index, value in enumerate(shares_B.tolist()):
+        y = STRIP_HEIGHT - value / most * (STRIP_HEIGHT - 1)
+        path += f"V{y:.1f}H{(index + 1) * step:.1f}"
+    return f"{path}V{STRIP_HEIGHT:g}Z"
 
 
 def _cart_pole(values: Sequence[float]) -> list[Markup]:
@@ -170,7 +213,7 @@ def _cart_pole(values: Sequence[float]) -> list[Markup]:
     """
     position, speed, angle, turning = values
     ground = HEIGHT - 12
-    middle = WIDTH / 2 + max(-1.0, min(1.0, position / 2.4)) * (WIDTH / 2 - 16)
+    middle = WIDTH / 2 + max(-1.0, min(1.0, position / 2.4)) * (WIDTH / 2 - 34)
     cart_top = ground - 9
     length = 36.0
     # Angles end the episode at 12 degrees: they are drawn three times as large.
@@ -236,9 +279,10 @@ def _arrow(x0: float, y0: float, x1: float, y1: float, kind: str) -> Markup:
     return tag("path", d=f"M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}{head}", class_=f"arrow {kind}")
 
 
-_SCENES: Mapping[str, Callable[[Sequence[float]], list[Markup]]] = {
-    "CartPole": _cart_pole,
-    "MountainCar": _mountain_car,
-    "MountainCarContinuous": _mountain_car,
-    "Pendulum": _pendulum,
+_SCENES: Mapping[str, tuple[int, Callable[[Sequence[float]], list[Markup]]]] = {
+    "CartPole": (4, _cart_pole),
+    "MountainCar": (2, _mountain_car),
+    "MountainCarContinuous": (2, _mountain_car),
+    "Pendulum": (3, _pendulum),
 }
+"""Environment -> (numbers of an observation, its drawing)."""

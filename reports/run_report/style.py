@@ -68,9 +68,20 @@ h4{margin:0;font-size:.95rem}
 .h2{background:color-mix(in srgb,var(--heat4) 36%,transparent)}
 .h3{background:color-mix(in srgb,var(--heat4) 58%,transparent)}
 .h4{background:color-mix(in srgb,var(--heat4) 86%,transparent);color:#1a1206}
+.told h4{display:block;font-size:1.02rem;line-height:1.35;margin:0}
+.strips{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:8px 14px;margin-top:10px}
+.strips li{min-width:0;opacity:.6;display:flex;flex-direction:column;justify-content:flex-end}
+.strips li.sure{opacity:1}
+.strip{display:block;width:100%;height:30px;border-bottom:1px solid var(--track)}
+.every{fill:var(--track)}.best{fill:var(--heat4);fill-opacity:.72}
+.zero{fill:none;stroke:var(--soft);stroke-width:.7;stroke-dasharray:2 2}
+.strips b{display:block;font-size:.72rem;font-weight:500;line-height:1.3}
+.strip-axis{display:flex;justify-content:space-between;color:var(--soft);font-size:.68rem;line-height:1.4}
+.strip-axis i{font-style:normal}
+.cards+.figures.level{margin-top:18px}
 .figures.level{align-items:stretch}
 .spaced{margin-top:12px}
 @media (max-width:620px){.clock{margin-left:0}.tile b{font-size:1.25rem}
- .tiles{grid-template-columns:repeat(2,1fr)}.field text{font-size:9px}}
+ .tiles{grid-template-columns:repeat(2,1fr)}}
 @media print{.cards .card{break-inside:avoid}.events{max-height:none}}
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 
 from asys_bench.reports.run_summary.summary import FileEntry, NextStep
@@ -15,33 +16,37 @@ SHARD_SUFFIXES = (".arrow", ".arrows")
 
 
 def next_steps(run_dir: Path, files: Sequence[FileEntry]) -> tuple[NextStep, ...]:
-    """Commands for what this run has written; an empty run gives none."""
+    """Commands for what this run has written, by packages that are installed; maybe none."""
     written = [PurePosixPath(entry.path) for entry in files if entry.nbytes]
     paths = [path for path in written if not any(part.startswith(".") for part in path.parts)]
     steps = []
-    if any(path.parts[0] == "tensorboard" for path in paths):
+    if _installed("tensorboard") and any(path.parts[0] == "tensorboard" for path in paths):
         command = f"tensorboard --logdir {shlex.quote(str(run_dir / 'tensorboard'))}"
         steps.append(NextStep("watch the curves", command))
-    if (sae := _newest_sae(paths)) is not None:
+    if _installed("sae_lens") and (sae := _newest_sae(paths)) is not None:
         code = (
             f"from sae_lens import SAE; sae = SAE.load_from_disk({str(run_dir / sae)!r}); "
             "print(sae.cfg)"
         )
         steps.append(NextStep("load an SAE with SAELens", _python(code)))
     shards = [path for path in paths if path.suffix in SHARD_SUFFIXES]
-    if shards:
+    if shards and _installed("datasets"):
         code = (
             f"from datasets import Dataset; d = Dataset.from_file({str(run_dir / shards[0])!r}); "
             "print(d)"
         )
         steps.append(NextStep("open the archive with datasets", _python(code)))
-    if any(str(path) == "metrics.csv" for path in paths):
+    if _installed("pandas") and any(str(path) == "metrics.csv" for path in paths):
         code = (
             f"import pandas; d = pandas.read_csv({str(run_dir / 'metrics.csv')!r}); "
             "print(d[d.metric == 'sae_fvu'].pivot_table('value', 'time_s', 'hook'))"
         )
         steps.append(NextStep("read the metrics with pandas", _python(code)))
     return tuple(steps)
+
+
+def _installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def _python(code: str) -> str:

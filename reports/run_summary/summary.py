@@ -165,6 +165,8 @@ class RunSummary:
     """Ranks beside `host`'s."""
     archive_deleted: DeletedSummary | None = None
     """None when nothing was deleted."""
+    report: str = ""
+    """Path of the report, where it is written already."""
     schema: str = field(default=SCHEMA)
 
     @property

@@ -61,6 +61,9 @@ def render_terminal(summary: RunSummary, width: int = 100) -> RenderableType:
             # Not wrapped by us: a command must survive being copied from the screen.
             command = Text(f"  {step.command}", "cyan", no_wrap=True, overflow="ignore")
             parts += [Text(f"# {step.what}", "dim"), command]
+    if summary.report:
+        path = Text(f"  {summary.report}", "bold cyan", no_wrap=True, overflow="ignore")
+        parts += [Text(), Text("what the features fire on: open in a browser", "bold"), path]
     return Group(*parts)
 
 

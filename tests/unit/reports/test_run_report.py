@@ -29,6 +29,7 @@ from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.reports.run_report.analysis import EXAMPLES, analyse
 from asys_bench.reports.run_report.archive_rows import newest_rows
 from asys_bench.reports.run_report.cards import sae_section
+from asys_bench.reports.run_report.coordinates import Coordinate, read_observation_names
 from asys_bench.reports.run_report.curves import Line, Moment, chart, time_ticks
 from asys_bench.reports.run_report.decoder_map import decoder_map
 from asys_bench.reports.run_report.feature_figures import density_histogram, heat
@@ -43,6 +44,7 @@ from asys_bench.reports.run_report.fields import receptive_field
 from asys_bench.reports.run_report.inputs import Tokens, beside, observations, tokens
 from asys_bench.reports.run_report.lanes import stretches
 from asys_bench.reports.run_report.latency import steps
+from asys_bench.reports.run_report.leanings import in_words, kolmogorov_smirnov, leanings
 from asys_bench.reports.run_report.looks import field_map, observation, sentence
 from asys_bench.reports.run_report.page import render_run
 from asys_bench.reports.run_report.record import read_run
@@ -57,6 +59,15 @@ from asys_bench.sae.scaling import InputScaling
 from asys_bench.sinks.archive.reader import open_archive
 from asys_bench.sinks.archiver import ArchiverOptions, ArchiverWorker
 
+CARTPOLE = tuple(
+    Coordinate(*words)
+    for words in (
+        ("cart position", "m", "the cart is left", "the cart is right"),
+        ("cart velocity", "m/s", "the cart moves left", "the cart moves right"),
+        ("pole angle", "rad", "the pole leans left", "the pole leans right"),
+        ("pole angular velocity", "rad/s", "the pole swings left", "the pole swings right"),
+    )
+)
 HOOK = "policy.net"
 NAMES = ("identity", HOOK, f"{HOOK}:input", "tokens")
 D_IN, D_SAE = 6, 32
@@ -398,13 +409,72 @@ def test_a_receptive_field_finds_the_coordinates_that_the_feature_reads() -> Non
     # Cells on the diagonal of the sum: the warm corner is where both are high.
     mean = np.nan_to_num(found.mean_YX)
     assert mean[-4:, -4:].mean() > 4 * mean[:4, :4].mean()
-    drawn = field_map(found, "CartPole-v1")
-    assert "speed" in drawn
+    drawn = field_map(found, CARTPOLE)
+    assert "cart velocity" in drawn
     assert "nan" not in drawn
     wide = np.concatenate([rng.normal(size=(20_000, 20)).astype(np.float32), seen], 1)
     chosen = receptive_field(acts, wide)
     assert chosen is not None
     assert (chosen.x, chosen.y) == (21, 22)
+
+
+def states(rows: int = 4000) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(rows, 4)).astype(np.float32)
+
+
+def test_a_feature_is_said_in_the_words_of_the_coordinates_it_fires_on() -> None:
+    seen = states()
+    acts = np.maximum(0, seen[:, 2] + seen[:, 3])
+    found = leanings(acts, seen)
+    assert [one.p < 1e-3 for one in found] == [False, False, True, True]
+    words = in_words(found, CARTPOLE)
+    assert words in (
+        "the pole leans right and swings right",
+        "the pole swings right and leans right",
+    )
+    left = in_words(leanings(np.maximum(0, -seen[:, 0]), seen), CARTPOLE)
+    assert left == "the cart is left"
+    assert in_words(found, ()) in (
+        "input 2 is high and input 3 is high",
+        "input 3 is high and input 2 is high",
+    )
+
+
+def test_a_side_is_named_only_where_the_values_are_on_it() -> None:
+    seen = states() * 0.1 + 5  # always right of the centre
+    low = in_words(leanings(np.maximum(0, 5 - seen[:, 0]), seen), CARTPOLE)
+    assert low == "cart position is low"
+    near = in_words(leanings(np.maximum(0, 0.01 - np.abs(seen[:, 0] - 5)), seen), CARTPOLE)
+    assert near.startswith("cart position is near 5")
+
+
+def test_noise_has_no_words_and_a_feature_of_few_states_nothing() -> None:
+    seen = states()
+    noise = np.random.default_rng(1).random(len(seen)).astype(np.float32)
+    assert in_words(leanings(noise, seen), CARTPOLE) == ""
+    assert leanings(np.where(np.arange(len(seen)) < 5, 1.0, 0.0).astype(np.float32), seen) == ()
+
+
+def test_the_kolmogorov_smirnov_test_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    rng = np.random.default_rng(2)
+    for shift in (0.0, 0.2, 0.5, 1.0):
+        a, b = rng.normal(size=50) + shift, rng.normal(size=2000)
+        distance, p = kolmogorov_smirnov(a, b)
+        right = stats.ks_2samp(a, b)
+        assert distance == pytest.approx(right.statistic)
+        assert p == pytest.approx(right.pvalue, rel=0.3, abs=1e-4)
+
+
+def test_names_of_an_observation_that_cannot_be_read_are_none(tmp_path: Path) -> None:
+    assert read_observation_names(tmp_path).coordinates == ()
+    for text in ("", "[]", '{"coordinates": 3}', '{"coordinates": [3], "streams": []}'):
+        (tmp_path / "observation.json").write_text(text)
+        assert read_observation_names(tmp_path).coordinates == ()
+    (tmp_path / "observation.json").write_text(
+        json.dumps({"coordinates": [], "streams": ["x"], "left_out": "images"})
+    )
+    assert read_observation_names(tmp_path).left_out == "images"
 
 
 def test_there_is_no_receptive_field_of_noise_or_of_few_rows() -> None:
@@ -543,9 +613,9 @@ def test_warmer_points_fire_more_often(density: float, level: int) -> None:
 
 def test_a_cart_pole_is_drawn_as_one_and_anything_else_as_bars() -> None:
     values = np.array([0.5, -1.0, 0.1, 2.0], np.float32)
-    scene = observation(values, "CartPole-v1", (-2.0, 2.0))
+    scene = observation(values, "CartPole-v1", (-2.0, 2.0), CARTPOLE)
     assert 'class="pole"' in scene
-    assert "angular speed 2.00" in scene
+    assert "pole angular velocity 2.00 rad/s" in scene
     for environment, look in (("LunarLander-v3", values), ("CartPole-v1", values[:3])):
         assert 'class="plus"' in observation(look, environment, (-2.0, 2.0))
     broken = observation(np.array([np.nan] * 4, np.float32), "CartPole-v1", (0.0, 0.0))
