@@ -214,7 +214,7 @@ class _Command:
             write_json(summary, run_dir.path)
         except OSError as error:
             self._console.print(f"asys-run: no summary.json: {error}", style="red", markup=False)
-        if failure is None and not self._signals and session.hooks:
+        if failure is None and self._signal is None and session.hooks:
             summary = self._with_report(summary, run_dir.path)
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(render_terminal(summary, console.width), crop=False)  # commands stay whole
