@@ -11,6 +11,8 @@ from types import FrameType
 
 from rich.console import Console
 
+from asys_bench.pipeline.process_state import SignalHandlers
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """A suite (or `--config FILE` that names one), `--set`, `--only` and `--out`."""
@@ -50,10 +52,13 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         sets, formats = [*config.set, *sets], config.reports
     loaded = select(load_suite(suite, sets), arguments.only)
     folder = Path(out or "runs/bench")
-    signal.signal(signal.SIGTERM, _interrupt)
+    handlers = SignalHandlers((signal.SIGTERM,), _interrupt)
     command = ["asys-bench", *sys.argv[1:]]
-    with BenchProgress(console) as progress:
-        result = SuiteRunner(loaded, folder, command, progress).run()
+    try:
+        with BenchProgress(console) as progress:
+            result = SuiteRunner(loaded, folder, command, progress).run()
+    finally:
+        handlers.restore()
     path = folder / result.run.id / "result.json"
     data = result.to_plain()
     console.print(render_terminal(result, console.width))

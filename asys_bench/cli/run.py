@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
+from asys_bench.pipeline.process_state import SignalHandlers, log_lines
 
 if TYPE_CHECKING:  # `asys-run --help` waits for none of them
     from rich.console import Console
@@ -129,16 +130,19 @@ class _Command:
         self._running = False
 
     def run(self) -> int:
+        handlers = SignalHandlers((signal.SIGINT, signal.SIGTERM), self._on_signal)
+        try:
+            with log_lines("asys-run: %(message)s"):
+                return self._run()
+        finally:
+            handlers.restore()
+
+    def _run(self) -> int:
         from asys_bench.config import dump_yaml
         from asys_bench.pipeline.experiment import ExperimentPipeline
         from asys_bench.pipeline.preflight import place_of
         from asys_bench.pipeline.resource_manager.crowding import crowding_of
 
-        logging.basicConfig(
-            level=logging.WARNING, format="asys-run: %(message)s", stream=sys.stderr
-        )
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
         started = time.monotonic()
         if (crowded := crowding_of(self._loaded.config, "resources.host_threads={}")) is not None:
             self._console.print(f"asys-run: {crowded}", style="yellow", markup=False)
@@ -250,7 +254,7 @@ class _Command:
     def _verdict(self, outcome: RunOutcome, failure: Exception | None) -> int:
         problems = []
         if failure is not None:
-            logging.getLogger(__name__).error("the host failed", exc_info=failure)
+            logging.getLogger("asys_bench.cli.run").error("the host failed", exc_info=failure)
             problems.append(f"the host raised {type(failure).__name__}: {failure}")
         if not outcome.orderly:
             problems.append(

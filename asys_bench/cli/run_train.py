@@ -26,6 +26,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.pipeline.process_state import SignalHandlers
+
 if TYPE_CHECKING:
     from asys_bench.offline import HookResult, Job, OfflinePlan
     from asys_bench.sinks.archive import Archive
@@ -91,10 +93,7 @@ class _Command:
 
         keep_freed_memory()  # as the live trainer's worker does
         torch.set_flush_denormal(True)
-        before = {
-            number: signal.signal(number, self._on_signal)
-            for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        handlers = SignalHandlers((signal.SIGINT, signal.SIGTERM), self._on_signal)
         results: list[HookResult] = []
         try:
             for job in jobs:
@@ -104,8 +103,7 @@ class _Command:
         except (ArchiveError, CheckpointError, ExchangeError, ValueError) as error:
             return _fail(self._console, str(error), FAILED)
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            handlers.restore()
             if results:
                 self._console.print(_table(results))
         if all(result.finished for result in results) and len(results) == len(jobs):

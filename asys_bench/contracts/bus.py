@@ -192,6 +192,8 @@ class BusProducer(ABC):
     """The single writer of one shard. Not thread-safe: one producer per thread."""
 
     shard: int
+    max_payload_bytes: int = 1 << 62
+    """A larger payload is refused however empty the bus is (`DropReason.TOO_LARGE`)."""
 
     @abstractmethod
     def try_push(self, meta: PacketMeta, payload: Payload) -> bool:

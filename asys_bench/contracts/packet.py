@@ -33,6 +33,8 @@ import crc32c as _crc32c
 import numpy as np
 import torch
 
+from asys_bench.contracts.tensor_memory import memory_fault
+
 MAGIC = 0x50595341  # b"ASYP" little-endian
 VERSION = 1
 HEADER_BYTES = 128
@@ -299,12 +301,15 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, zero-copy, any dtype.
 
     Raises:
-        PacketError: the tensor is not contiguous, not dense or not on the CPU.
+        PacketError: the tensor is not contiguous, not dense, not on the CPU, or its memory is gone.
     """
     if not tensor.is_cpu or not tensor.is_contiguous():
         raise PacketError(f"needs a contiguous CPU tensor, got {tensor.device}, {tensor.stride()}")
     if tensor.numel() == 0:
         return memoryview(b"")
+    fault = memory_fault(tensor)
+    if fault is not None:
+        raise PacketError(fault)
     tensor = tensor.detach()
     if tensor.dtype not in _NUMPY_KNOWS:
         tensor = tensor.reshape(-1).view(torch.uint8)

@@ -34,6 +34,7 @@ from asys_bench.contracts.host import (
 )
 from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import load_function
+from asys_bench.hosts.forked import children_leave
 
 _FORM = "it must return (model, train) with train(clock) -> figures or None"
 
@@ -87,7 +88,8 @@ class CallableHost(BaseHost):
             raise HostError("run() before build()")
         counting = _CountingClock(clock)
         started = time.monotonic()
-        figures = self._train(counting) or {}
+        with children_leave():
+            figures = self._train(counting) or {}
         return HostResult(
             counting.steps,
             time.monotonic() - started,

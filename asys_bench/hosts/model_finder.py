@@ -7,6 +7,7 @@ found as a whole. Both are watched without changing what they do, and only until
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -34,7 +35,7 @@ class ModelFinder:
         class_name: str | None = None,
         choose: Callable[[torch.nn.Module], torch.nn.Module | None] | None = None,
     ) -> None:
-        self._misfit, self._found = misfit, found
+        self._misfit, self._found, self._pid = misfit, found, os.getpid()
         self._class_name, self._choose = class_name, choose
         self._seen: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
         self._rejected: dict[str, str] = {}
@@ -95,6 +96,9 @@ class ModelFinder:
 
     def _consider(self, module: torch.nn.Module, called: bool) -> None:
         if self._original_train is None or module in self._seen:
+            return
+        if os.getpid() != self._pid:  # a forked child's model is not what the run is about
+            self.stop()
             return
         self._seen.add(module)
         kind = type(module)

@@ -27,6 +27,7 @@ from asys_bench.contracts.host import (
 )
 from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import load_function
+from asys_bench.hosts.forked import children_leave
 from asys_bench.hosts.model_finder import ModelFinder
 
 
@@ -138,7 +139,7 @@ def run_script(path: str | None, module: str | None, args: tuple[str, ...]) -> N
     """
     name = path if path is not None else f"-m {module}"
     try:
-        with _command_line([path or str(module), *args], path):
+        with _command_line([path or str(module), *args], path), children_leave():
             if path is not None:
                 runpy.run_path(path, run_name="__main__")
             else:

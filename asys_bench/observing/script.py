@@ -21,6 +21,7 @@ from asys_bench.hosts.script import ScriptOptions, run_script
 from asys_bench.observing.observation import Observation
 from asys_bench.pipeline.hookpoints import HookError, resolve
 from asys_bench.pipeline.local_ranks import LocalRanks
+from asys_bench.pipeline.process_state import log_lines
 from asys_bench.pipeline.wrapped import unwrap
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,11 @@ def observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> i
 
     Returns an exit code. What the script raises goes through, after the observation has ended.
     """
-    logging.basicConfig(level=logging.WARNING, format="asys: %(message)s")
+    with log_lines("asys: %(message)s"):
+        return _observe_script(config, sets, script)
+
+
+def _observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> int:
     ours = [
         assignment(("host", "kind"), "observed"),
         assignment(("resources", "host_threads"), None),

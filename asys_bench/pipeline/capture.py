@@ -90,6 +90,7 @@ def build_capture(
     kernel, phase, is_identity = stream.kernel, stream.phase, stream.kernel.is_identity
     fill, budget, random, rows = stream.fill, stream.budget, stream.random, stream.rows
     producer, timeout_s, adapts = writer.producer, writer.block_timeout_s, writer.adapts
+    most_bytes = producer.max_payload_bytes
     acquire, release, patience_s = writer.lock.acquire, writer.lock.release, writer.patience_s
     count_call, count_skipped = stream.calls.add, stream.skipped.add
     count_sampled_out, count_recomputed = stream.sampled_out.add, stream.recomputed.add
@@ -246,14 +247,18 @@ def build_capture(
         if not tensor.is_cpu:
             return _AWAY
         nbytes: int | None
-        if is_identity and is_plain(tensor):
+        room = tensor.nbytes if is_identity else kernel.encoded_bytes(tensor)
+        if room > most_bytes:  # it never fits: refused and counted before anything is made of it
+            producer.reserve(room)
+            nbytes = None
+        elif is_identity and is_plain(tensor):
             whole = Encoded(tensor.nbytes, tensor.dtype, tensor.shape)
             nbytes = whole.nbytes if push_whole(tensor, header(whole, ticket, began)) else None
         elif is_bare():
-            nbytes = encode(plain(tensor), ticket, began)
+            nbytes = encode(plain(tensor), room, ticket, began)
         else:
             with undisturbed():
-                nbytes = encode(plain(tensor), ticket, began)
+                nbytes = encode(plain(tensor), room, ticket, began)
         count_call()
         if nbytes is None:
             stream.dropped.add()
@@ -268,10 +273,9 @@ def build_capture(
             return producer.push(meta, tensor, timeout_s)
         return producer.try_push(meta, tensor)
 
-    def encode(tensor: torch.Tensor, ticket: Ticket, began: int) -> int | None:
+    def encode(tensor: torch.Tensor, room: int, ticket: Ticket, began: int) -> int | None:
         """Payload bytes, or None when the bus refused it."""
         nonlocal kept
-        room = kernel.encoded_bytes(tensor)
         if timeout_s:  # a reservation cannot wait for room
             scratch = memoryview(bytearray(room))
             encoded = kernel.encode(tensor, scratch)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
+from asys_bench.contracts.tensor_memory import memory_fault
 from asys_bench.pipeline.capture import Capture, Ticket
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.graph_op import capture_op
 from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.host_state import is_transformed, unwatched
 from asys_bench.pipeline.inert import LiveHook
-from asys_bench.pipeline.readability import TRANSFORMED, memory_fault
+from asys_bench.pipeline.readability import TRANSFORMED
 from asys_bench.pipeline.selection import all_tensors, select_tensor
 from asys_bench.pipeline.untraced import untraced
 

@@ -29,6 +29,7 @@ from torch._C._autograd import _get_sequence_nr
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.compiler import is_dynamo_compiling
 
+from asys_bench.contracts.tensor_memory import memory_fault
 from asys_bench.pipeline.capture import Capture, Ticket
 from asys_bench.pipeline.clock import StepClock, Tags
 from asys_bench.pipeline.gradient_hooks import OutputGradientHook, RecomputeFilter
@@ -36,7 +37,7 @@ from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.host_state import is_transformed, undisturbed, unwatched
 from asys_bench.pipeline.inert import LiveHook
 from asys_bench.pipeline.module_hooks import positions
-from asys_bench.pipeline.readability import TRANSFORMED, memory_fault
+from asys_bench.pipeline.readability import TRANSFORMED
 from asys_bench.pipeline.selection import all_tensors, select_input
 from asys_bench.pipeline.untraced import untraced
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from asys_bench.contracts.packet import DTYPE_CODE
+from asys_bench.contracts.packet import DTYPE_CODE, MAX_DIM, MAX_NDIM
+from asys_bench.contracts.tensor_memory import memory_fault
 from asys_bench.pipeline.host_state import is_transformed
 
 TRANSFORMED = "tensors inside a functorch transform (grad, vmap) cannot be read"
@@ -18,7 +19,8 @@ def unreadable(tensor: torch.Tensor) -> str | None:
     """Why there is nothing to copy, or None.
 
     Tensors of a tracer (fake, functional), of a functorch transform, of a distributed layout or
-    without storage are legal in a model; a hook passes them by.
+    without storage are legal in a model; a hook passes them by. Every hook asks here before it reads
+    (the compiled path, `view_tensor` of py_packet.cpp, asks the same and leaves the rest to this).
     """
     kind = type(tensor)
     if kind not in _PLAIN and kind.__torch_dispatch__ is not _PLAIN_DISPATCH:
@@ -31,23 +33,13 @@ def unreadable(tensor: torch.Tensor) -> str | None:
         return "a tensor on the meta device has no values"
     if tensor.dtype not in DTYPE_CODE:
         return f"packets cannot carry {tensor.dtype}"
-    return None
-
-
-def memory_fault(tensor: torch.Tensor) -> str | None:
-    """Why reading a strided tensor would read what is not its memory, or None.
-
-    Hosts free a tensor's storage under it (`untyped_storage().resize_(0)`: FSDP, reversible networks).
-    Not even torch's own operators look before they read.
-    """
-    if tensor.layout is not torch.strided or tensor.numel() == 0:
-        return None
-    end = tensor.storage_offset() + 1
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        end += (size - 1) * stride
-    if end * tensor.itemsize <= tensor.untyped_storage().nbytes():
-        return None
-    return "the host has freed the tensor's memory, or a part of it (its storage was resized)"
+    if tensor.ndim > MAX_NDIM:
+        return f"packets carry tensors of at most {MAX_NDIM} dimensions"
+    if tensor.numel() > MAX_DIM and max(tensor.shape) > MAX_DIM:
+        return "packets carry dimensions below 2**32"
+    if tensor._is_zerotensor():
+        return "a zero of autograd's own has no memory"
+    return memory_fault(tensor) if tensor.is_cpu else None
 
 
 def is_plain(tensor: torch.Tensor) -> bool:

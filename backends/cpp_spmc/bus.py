@@ -58,6 +58,7 @@ class CppSpmcProducer(BusProducer):
     def __init__(self, core: stub.Producer, shard: int) -> None:
         self.shard = shard
         self.core = core
+        self.max_payload_bytes = core.max_payload_bytes
         # The class's methods below document and type them; these are what callers reach.
         self.try_push = core.try_push  # type: ignore[method-assign]
         self.try_push_many = core.try_push_many  # type: ignore[method-assign]

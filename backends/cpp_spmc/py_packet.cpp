@@ -1,4 +1,6 @@
 // Packet headers and payload bytes: PacketMeta -> 128 bytes -> ActivationPacket.
+#include <dlfcn.h>
+
 #include <cmath>
 #include <cstring>
 
@@ -70,6 +72,85 @@ constexpr std::int32_t kDlCpu = 1;
 constexpr u8 kDlInt = 0, kDlUInt = 1, kDlFloat = 2, kDlBfloat = 4, kDlBool = 6;
 constexpr u8 kOtherDtype = 0xFF;
 
+// ---- what DLPack does not say of a tensor ---------------------------------------------------------
+// Its data pointer is no promise: the host may have freed the storage or made it smaller, and a lazily
+// negated or conjugated tensor, a zero without memory and the wrappers of functorch have the class
+// torch.Tensor too. The storage's size comes from torch's stable C interface
+// (torch/csrc/inductor/aoti_torch/c/shim.h), the rest from the tensor's dispatch keys. Where in an
+// object the tensor and its keys are is looked up once, in tensors of known keys.
+struct TensorInside {
+  int (*storage_bytes)(void* tensor, std::int64_t* out) = nullptr;
+  int (*storage_offset)(void* tensor, std::int64_t* out) = nullptr;
+  Py_ssize_t impl = 0;   // offset in the object of the pointer that is at::Tensor
+  std::size_t keys = 0;  // offset of the dispatch keys in what it points to
+  u64 plain_keys = 0;    // keys that a tensor of plain host memory may have
+  bool known = false;
+};
+TensorInside inside;
+constexpr std::size_t kSearched = 176;  // bytes of a TensorImpl that are looked through; it has as many
+
+u64 word_at(const void* base, std::size_t offset) {
+  u64 word;
+  std::memcpy(&word, static_cast<const u8*>(base) + offset, sizeof word);
+  return word;
+}
+
+// `probes`: tuples (tensor, its address as torch says, its keys), the last one of a lazily negated tensor.
+void look_inside(PyObject* probes) {
+  const Py_ssize_t count = PyTuple_Check(probes) ? PyTuple_GET_SIZE(probes) : 0;
+  if (count < 2) return;
+  void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return;
+  const auto find = [library](const char* name) { return dlsym(library, name); };
+  using Getter = int (*)(void*, std::int64_t*);
+  inside.storage_bytes = reinterpret_cast<Getter>(find("aoti_torch_get_storage_size"));
+  inside.storage_offset = reinterpret_cast<Getter>(find("aoti_torch_get_storage_offset"));
+  if (inside.storage_bytes == nullptr || inside.storage_offset == nullptr) return;
+  const auto same_everywhere = [&](auto matches) {
+    for (Py_ssize_t i = 0; i < count; ++i) {
+      PyObject* probe = PyTuple_GET_ITEM(probes, i);
+      PyObject* tensor = PyTuple_GET_ITEM(probe, 0);
+      const u64 address = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(probe, 1));
+      const u64 keys = PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(probe, 2));
+      if (!matches(tensor, address, keys)) return false;
+    }
+    return true;
+  };
+  auto* type = reinterpret_cast<PyTypeObject*>(contract.tensor);
+  Py_ssize_t impl = static_cast<Py_ssize_t>(sizeof(PyObject));
+  const auto holds_address = [&](PyObject* tensor, u64 address, u64) {
+    return word_at(tensor, static_cast<std::size_t>(impl)) == address;
+  };
+  while (impl + 8 <= type->tp_basicsize && !same_everywhere(holds_address)) impl += 8;
+  if (impl + 8 > type->tp_basicsize) return;
+  std::size_t at = 0;
+  const auto holds_keys = [&](PyObject*, u64 address, u64 keys) {
+    return word_at(reinterpret_cast<const void*>(address), at) == keys;
+  };
+  while (at < kSearched && !same_everywhere(holds_keys)) at += 8;
+  if (at >= kSearched) return;
+  inside.impl = impl;
+  inside.keys = at;
+  for (Py_ssize_t i = 0; i + 1 < count; ++i)
+    inside.plain_keys |=
+        PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(PyTuple_GET_ITEM(probes, i), 2));
+  inside.known = true;
+}
+
+// Plain host memory, nothing lazy, no wrapper.
+bool is_plain_memory(PyObject* tensor) {
+  const u64 impl = word_at(tensor, static_cast<std::size_t>(inside.impl));
+  return (word_at(reinterpret_cast<const void*>(impl), inside.keys) & ~inside.plain_keys) == 0;
+}
+
+// Whether the storage of a contiguous tensor of `nbytes` bytes still holds them.
+bool holds(PyObject* tensor, u64 itemsize, u64 nbytes) {
+  void* handle = reinterpret_cast<u8*>(tensor) + inside.impl;
+  std::int64_t bytes = 0, offset = 0;
+  return inside.storage_bytes(handle, &bytes) == 0 && inside.storage_offset(handle, &offset) == 0 &&
+         static_cast<u64>(offset) * itemsize + nbytes <= static_cast<u64>(bytes);
+}
+
 // The packet's dtype code (index in contracts.packet.DTYPES) of a DLPack type.
 u8 dtype_code(u8 code, u8 bits, u16 lanes) {
   if (lanes != 1) return kOtherDtype;
@@ -117,15 +198,16 @@ bool find_slots() {
 }  // namespace
 
 bool set_contract(PyObject* args) {
-  PyObject* packet = nullptr;
-  if (!PyArg_ParseTuple(args, "OOOOOOOO", &contract.packet_error, &contract.bus_error, &packet,
+  PyObject *packet = nullptr, *probes = nullptr;
+  if (!PyArg_ParseTuple(args, "OOOOOOOOO", &contract.packet_error, &contract.bus_error, &packet,
                         &contract.kinds, &contract.dtypes, &contract.refusals, &contract.no_params,
-                        &contract.tensor))
+                        &contract.tensor, &probes))
     return false;
   contract.packet = reinterpret_cast<PyTypeObject*>(packet);
   Py_INCREF(args);  // the tuple keeps all of them for the life of the process
   find_exchange();
-  return find_slots();
+  look_inside(probes);
+  return PyErr_Occurred() == nullptr && find_slots();
 }
 
 bool parse_meta(PyObject* meta, Header& header) {
@@ -263,7 +345,9 @@ PyObject* build_packet(const u8* h, u64 nbytes, PyObject* payload) {
 
 bool view_tensor(PyObject* object, TensorView& out) {
   // The exact class: a subclass (a fake, a distributed or a quantised tensor) may hold no bytes.
-  if (exchange == nullptr || Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(contract.tensor))
+  if (exchange == nullptr || !inside.known ||
+      Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(contract.tensor) ||
+      !is_plain_memory(object))
     return false;
   DlTensor t{};
   if (exchange->view(object, &t) != 0) {
@@ -279,10 +363,9 @@ bool view_tensor(PyObject* object, TensorView& out) {
     count *= static_cast<u64>(t.shape[i]);
   }
   out.dtype = dtype_code(t.code, t.bits, t.lanes);
-  // One element: its strides cannot show a lazily negated view (conj().imag), so ask the general path.
-  if (out.dtype == kOtherDtype || count <= 1) return false;
-  out.data = static_cast<const u8*>(t.data) + t.byte_offset;
   out.nbytes = count * (t.bits / 8);
+  if (out.dtype == kOtherDtype || count == 0 || !holds(object, t.bits / 8, out.nbytes)) return false;
+  out.data = static_cast<const u8*>(t.data) + t.byte_offset;
   out.ndim = static_cast<u8>(t.ndim);
   out.shape = t.shape;
   return true;
@@ -298,9 +381,16 @@ bool Payload::from_tensor(PyObject* object, bool matrix) {
         contiguous = false;
       count *= static_cast<u64>(t.shape[i]);
     }
+    const u64 item = (static_cast<u64>(t.bits) * t.lanes + 7) / 8;
+    if (inside.known && t.device_type == kDlCpu && contiguous && count != 0 &&
+        !holds(object, item, count * item)) {
+      PyErr_SetString(contract.packet_error,
+                      "the tensor's memory was freed, or a part of it (its storage was resized)");
+      return false;
+    }
     if (t.device_type == kDlCpu && (contiguous || count == 0)) {
       data = static_cast<const u8*>(t.data) + t.byte_offset;
-      nbytes = count * ((static_cast<u64>(t.bits) * t.lanes + 7) / 8);
+      nbytes = count * item;
       rows = matrix && t.ndim >= 1 ? static_cast<u64>(t.shape[0]) : 0;
       return true;
     }
@@ -314,19 +404,24 @@ bool Payload::from_tensor(PyObject* object, bool matrix) {
   PyObject* dense = PyObject_CallMethod(object, "is_contiguous", nullptr);
   PyObject* pointer = PyObject_CallMethod(object, "data_ptr", nullptr);
   PyObject* size = PyObject_GetAttrString(object, "nbytes");
-  const bool good = device == Py_True && dense == Py_True && pointer != nullptr && size != nullptr;
+  PyObject* item = PyObject_GetAttrString(object, "itemsize");
+  bool good = device == Py_True && dense == Py_True && pointer != nullptr && size != nullptr &&
+              item != nullptr;
   if (good) {
     data = static_cast<const u8*>(PyLong_AsVoidPtr(pointer));
     nbytes = PyLong_AsUnsignedLongLong(size);
+    good = !inside.known || nbytes == 0 || holds(object, PyLong_AsUnsignedLongLong(item), nbytes);
     rows = matrix ? static_cast<u64>(PyObject_Length(object)) : 0;
   }
   Py_XDECREF(device);
   Py_XDECREF(dense);
   Py_XDECREF(pointer);
   Py_XDECREF(size);
+  Py_XDECREF(item);
   if (good && PyErr_Occurred() == nullptr) return true;
   PyErr_Clear();
-  PyErr_SetString(contract.packet_error, "needs a contiguous CPU tensor");
+  PyErr_SetString(contract.packet_error,
+                  "needs a contiguous CPU tensor whose storage holds all of it");
   return false;
 }
 

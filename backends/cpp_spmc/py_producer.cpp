@@ -242,6 +242,11 @@ PyObject* get_pushing(PyObject* object, void*) {
   return PyBool_FromLong(reinterpret_cast<ProducerObject*>(object)->use == Use::pushing);
 }
 
+PyObject* get_most_bytes(PyObject* object, void*) {
+  const auto* self = reinterpret_cast<ProducerObject*>(object);
+  return PyLong_FromUnsignedLongLong(self->core->segment()->geometry().max_payload);
+}
+
 PyObject* get_refusal(PyObject* object, void*) {
   return Py_NewRef(
       PyTuple_GET_ITEM(contract.refusals, reinterpret_cast<ProducerObject*>(object)->refusal));
@@ -349,6 +354,7 @@ PyMethodDef producer_methods[] = {
     {"capture_port", as_c(new_capture_port), METH_VARARGS | METH_KEYWORDS, nullptr},
     {}};
 PyGetSetDef producer_getters[] = {{"last_refusal", get_refusal, nullptr, nullptr, nullptr},
+                                  {"max_payload_bytes", get_most_bytes, nullptr, nullptr, nullptr},
                                   {"pushing", get_pushing, nullptr, nullptr, nullptr},
                                   {}};
 PyType_Slot producer_slots[] = {{Py_tp_methods, producer_methods},

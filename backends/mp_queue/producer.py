@@ -64,7 +64,7 @@ class QueueProducer(BusProducer):
         self._wake = wake
         self._source = source
         self._with_checksum = with_checksum
-        self._max_payload_bytes = max_payload_bytes
+        self.max_payload_bytes = max_payload_bytes
         self._seq = 0
         self._arena = arena
         self._reserved = False
@@ -164,7 +164,7 @@ class QueueProducer(BusProducer):
     def _limits(self, nbytes: int) -> DropReason | None:
         if self._ledger.finished:
             return DropReason.CLOSED
-        return DropReason.TOO_LARGE if nbytes > self._max_payload_bytes else None
+        return DropReason.TOO_LARGE if nbytes > self.max_payload_bytes else None
 
     def _refuse(self, reason: DropReason) -> bool:
         self._ledger.refuse(reason)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from asys_bench.contracts.packet import PacketError
+from asys_bench.contracts.tensor_memory import memory_fault
 
 _from_buffer: Callable[[Any], ctypes.c_char] = ctypes.c_char.from_buffer
 _NOWHERE = np.zeros(8, np.uint8)
@@ -41,6 +42,9 @@ def locate(payload: Any) -> Located:
             raise PacketError(
                 f"needs a contiguous CPU tensor, got {payload.device}, {payload.stride()}"
             )
+        fault = memory_fault(payload)
+        if fault is not None:
+            raise PacketError(fault)
         return payload.data_ptr(), payload.nbytes, payload
     if type(payload) is np.ndarray and payload.flags.carray and payload.nbytes:
         # Contiguous and writable: four times faster than its `__array_interface__`.

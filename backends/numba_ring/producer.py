@@ -87,6 +87,7 @@ class RingProducer(BusProducer):
         self._next_death_check = 0
         self._address_of_bytes = BytesAddress()
         geometry = segment.geometry
+        self.max_payload_bytes = geometry.max_payload
         self._state = np.zeros(P_STATE_BYTES // 8, np.int64)
         self._starts = np.zeros(geometry.slots, np.int64)
         template = np.zeros(HEADER_BYTES, np.uint8)

@@ -1,0 +1,115 @@
+"""Whatever a hooked module returns, the hook reads what is there and counts the call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from asys_bench.config.hooks import HookConfig
+from asys_bench.contracts.bus import BusPlugin
+from asys_bench.contracts.packet import PacketError, PacketMeta
+from asys_bench.registry import registry
+from tests.conformance.odd_tensors import BACKENDS, KINDS, Emits, Odd, Through, meet, readable_value
+from tests.unit.pipeline.conftest import Rig
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    reason = registry("backend").get(request.param, BusPlugin).unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.fixture
+def observe():
+    rigs = []
+
+    def make(model, backend, **rule):
+        hook = HookConfig.model_validate({"match": "0", **rule})
+        rigs.append(Rig(model, [hook], backend=backend))
+        return rigs[-1], rigs[-1].hooker._streams[0]
+
+    yield make
+    for rig in rigs:
+        rig.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kernel", ["identity", {"cast": {"dtype": "float16"}}])
+def test_every_call_with_an_odd_tensor_is_counted_and_what_arrives_is_right(
+    observe, backend, kind, kernel
+):
+    model = torch.nn.Sequential(Through() if kind == "input_gradient" else Emits())
+    rig, stream = observe(model, backend, capture=kind, preprocess=[kernel])
+    odd = Odd(0)
+    met = 0
+    for name in [*odd.kinds, *(odd.one()[0] for _ in range(20))]:
+        tensor = odd.kinds[name]()
+        captured, calls = stream.captured.value, stream.calls.value
+        if not meet(kind, model, tensor):
+            continue
+        met += 1
+        assert stream.calls.value == calls + 1, name
+        packets = rig.packets()
+        assert len(packets) == stream.captured.value - captured, name
+        if packets and kernel == "identity":
+            expected = readable_value(tensor)
+            assert expected is None or torch.equal(packets[0].tensor, expected), name
+    assert met > 20
+    assert stream.failures.value == 0
+    assert rig.is_accounted_for(stream.name)
+    model[0](torch.ones(2, 3))
+    assert not stream.off
+
+
+@pytest.mark.parametrize("kind", ["freed", "freed_view", "shrunken", "shrunken_alias"])
+def test_no_bus_reads_memory_that_is_not_there(observe, backend, kind):
+    rig, stream = observe(torch.nn.Sequential(Emits()), backend)
+    tensor = Odd(1).kinds[kind]()
+    meta = PacketMeta(stream.hook_id, 0, 0, tuple(tensor.shape))
+    with pytest.raises(PacketError, match="storage"):
+        rig.hooker._writer.producer.try_push(meta, tensor)
+    assert rig.packets() == []
+
+
+@pytest.mark.parametrize("on_full", ["drop", "block"])
+def test_what_can_never_fit_is_refused_before_anything_is_made_of_it(backend, on_full):
+    """A tensor that looks like 1 GiB and is 4 KiB; in a process of its own, for its peak of memory."""
+    code = """
+        import resource, sys, torch
+        from asys_bench.config.hooks import HookConfig
+        from tests.conformance.odd_tensors import Emits
+        from tests.unit.pipeline.conftest import Rig
+
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        model = torch.nn.Sequential(Emits())
+        hooks = [HookConfig.model_validate({"match": "0", "preprocess": [step]})
+                 for step in ("identity", "int8")]
+        for hook in hooks:
+            rig = Rig(model, [hook], backend=sys.argv[1], on_full=sys.argv[2])
+            model(torch.ones(2, 1024))
+            before = peak()
+            model(torch.ones(1, 1024).expand(1 << 18, 1024))
+            assert peak() - before < 16, (before, peak())
+            assert rig.value("dropped", "0") == 1 and rig.is_accounted_for("0")
+            assert sum(rig.bus.account().dropped.values()) == 1
+            rig.close()
+        """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), backend, on_full],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
