@@ -20,7 +20,7 @@ from asys_bench.config.overrides import apply_sets
 from asys_bench.config.problems import ConfigError, Origin
 from asys_bench.config.section import Integer, Section, Text, as_list
 from asys_bench.config.sources import read_layers
-from asys_bench.contracts.names import matches
+from asys_bench.contracts.names import TOKENS, matches
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
@@ -92,6 +92,8 @@ class OfflinePlan(Section):
         options = self.trainer_options()
         found = []
         for hook in hooks:
+            if hook == TOKENS and TOKENS not in self.hooks:
+                continue  # token ids are no activations; live trainers do not get them either
             if any(matches(hook, glob) for glob in self.hooks):
                 found += [Job(label, hook, sae) for label, sae in options.saes_of(hook).items()]
         for coder in self.transcoders:

@@ -76,3 +76,10 @@ def test_variants_and_transcoders_are_jobs_of_their_own(tmp_path):
         plan.jobs(["a"])
     with pytest.raises(ValueError, match="match none of the archive's: c"):
         read_plan(tmp_path, None, ["hooks=x"]).jobs(["c"])
+
+
+def test_no_sae_is_trained_on_token_ids_unless_they_are_named(tmp_path):
+    plan = read_plan(tmp_path, None, [])
+    assert [job.hook for job in plan.jobs(["layers.14", "tokens"])] == ["layers.14"]
+    named = read_plan(tmp_path, None, ["hooks=[tokens]"])
+    assert [job.hook for job in named.jobs(["layers.14", "tokens"])] == ["tokens"]
