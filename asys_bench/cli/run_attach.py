@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import yaml
-
-from asys_bench.contracts.stats import SlotField, StatsError, StatsPage
-from asys_bench.pipeline.liveness import start_time
+from asys_bench.config.document import read_run_config
+from asys_bench.config.problems import ConfigError
+from asys_bench.contracts.stats import SlotField, StatsPage
+from asys_bench.pipeline.live_run import (
+    RUN_FILE,
+    LiveRunError,
+    attach_page,
+    host_lives,
+    read_run_file,
+)
+from asys_bench.storage.below import is_file, scan_if_there
 
 RUNS = Path("runs")
 
@@ -57,6 +62,11 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def printable(text: str) -> str:
+    """`text` from a run's folder for a terminal: control characters as escapes, line ends kept."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+
+
 def find_run(name: str | None, folder: Path = RUNS) -> Path:
     """The directory of a run: as given, by its id under `folder`, or the newest one there.
 
@@ -65,15 +75,15 @@ def find_run(name: str | None, folder: Path = RUNS) -> Path:
     """
     if name is not None:
         for path in (Path(name), folder / name):
-            if (path / "run.json").is_file():
+            if is_file(path / RUN_FILE):
                 return path
         raise RunGoneError(
             f"{name}: no run.json there; name a run's directory, e.g. {folder}/<run>"
         )
-    found = [path for path in folder.glob("*/run.json") if not path.is_symlink()]
+    found = [path for path, _ in scan_if_there(folder) if is_file(path / RUN_FILE, below=folder)]
     if not found:
         raise RunGoneError(f"{folder}/ has no runs; start one, or name a run's directory")
-    return max(found, key=lambda path: path.stat().st_mtime).parent
+    return max(found, key=lambda path: (path / RUN_FILE).stat().st_mtime)
 
 
 def attach_run(path: Path) -> AttachedRun:
@@ -82,28 +92,16 @@ def attach_run(path: Path) -> AttachedRun:
     Raises:
         RunGoneError: its host process has ended, or is another user's.
     """
-    try:
-        document = json.loads((path / "run.json").read_text())
-        pid, where = int(document["host_pid"]), str(document["stats_page"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunGoneError(f"{path}: run.json cannot be read ({error})") from error
     ended = f"{path}: this run has ended; see it with: asys-run report {path}"
     try:
-        fd = os.open(where, os.O_RDWR | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise RunGoneError(
-            f"{path}: {where} cannot be opened ({error.strerror}); only the user who started the "
-            "run may"
-        ) from error
-    except OSError:
-        raise RunGoneError(ended) from None
-    try:
-        page = StatsPage.attach(fd)
-    except (StatsError, OSError, ValueError):
-        os.close(fd)
-        raise RunGoneError(ended) from None  # the pid is somebody else's by now
+        document = read_run_file(path)
+        if not host_lives(document):
+            raise RunGoneError(ended)
+        page = attach_page(path, document)
+    except LiveRunError as error:
+        raise RunGoneError(str(error)) from error
     host = page.slot("host")
-    if host.get(SlotField.PID) != pid or host.get(SlotField.PROCESS_START) != start_time(pid):
+    if host.get(SlotField.PID) != document["host_pid"]:
         page.close()
         raise RunGoneError(ended)
     return AttachedRun(
@@ -118,7 +116,7 @@ def attach_run(path: Path) -> AttachedRun:
 
 def _config(path: Path) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load((path / "config.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+        found = read_run_config(path).to_data()
+    except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -17,6 +17,7 @@ Exit codes: 0 done · 1 failed (it says what) · 2 the configuration or the comm
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -69,8 +70,19 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         jobs = plan.jobs(archive.hooks)
     except ValueError as error:
         return _fail(console, str(error), USAGE)
-    out = Path(arguments.out) if arguments.out else run_dir / OUT_DIR
+    try:
+        out = Path(arguments.out) if arguments.out else _own_folder(run_dir)
+    except OSError as error:
+        return _fail(console, f"{error}; name another folder with --out", USAGE)
     return _Command(console, archive, plan, run_dir, out).run(jobs)
+
+
+def _own_folder(run_dir: Path) -> Path:
+    """Where checkpoints go in the run's folder. Raises OSError: a link lies there."""
+    from asys_bench.storage.below import real_folder
+
+    out = run_dir / OUT_DIR
+    return real_folder(run_dir, OUT_DIR) if os.path.lexists(out) else out
 
 
 class _Command:

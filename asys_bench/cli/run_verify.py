@@ -21,19 +21,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from asys_bench.cli.run_attach import RunGoneError, add_run_argument, find_run
+from asys_bench.cli.run_attach import RunGoneError, add_run_argument, find_run, printable
 
 if TYPE_CHECKING:
     from asys_bench.verification import Finding, Verification
 
 OK, DAMAGED, USAGE = 0, 1, 2
+_OF_A_RUN = ("run.json", "archive", "sae")
 _STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "cyan"}
 
 
@@ -77,10 +80,8 @@ def _usage(message: str) -> int:
 
 def _folder(name: str | None) -> Path:
     """Like `find_run`, and also a folder whose run.json is gone but whose archive is there."""
-    if name is not None and not (Path(name) / "run.json").is_file():
-        path = Path(name)
-        if (path / "archive").is_dir() or (path / "sae").is_dir():
-            return path
+    if name is not None and any(os.path.lexists(Path(name) / file) for file in _OF_A_RUN):
+        return Path(name)
     return find_run(name)
 
 
@@ -90,9 +91,10 @@ def _show(found: Verification, console: Console, *, repaired: bool) -> None:
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for one in found.findings:
         rows = "" if one.rows is None else f"{one.rows:,}"
-        table.add_row(one.path, one.state.value, rows, _remark(one), style=_STYLES.get(one.state))
+        cells = (printable(one.path), one.state.value, rows, printable(_remark(one)))
+        table.add_row(*(escape(cell) for cell in cells), style=_STYLES.get(one.state))
     console.print(table)
-    console.print(_verdict(found, repaired), markup=False, soft_wrap=True)
+    console.print(printable(_verdict(found, repaired)), markup=False, soft_wrap=True)
 
 
 def _remark(one: Finding) -> str:

@@ -13,7 +13,10 @@ import yaml
 
 from asys_bench.config.node import Node
 from asys_bench.config.problems import NOTHING, ConfigError, Origin, Problem
+from asys_bench.storage.below import read_file
 
+RUN_CONFIG = "config.yaml"
+"""In a run's folder: its whole configuration."""
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 100_000
@@ -59,6 +62,30 @@ def read_document(path: Path, shown: str) -> Node:
         raise ConfigError(
             [Problem.at(file, f"is larger than {MAX_BYTES} bytes", fix="split it with `extends`")]
         )
+    return _mapping_of(raw, shown)
+
+
+def read_run_config(run_dir: Path) -> Node:
+    """The tree of a run's own config.yaml, which extends nothing.
+
+    Raises:
+        ConfigError: as `read_document`, or a link is on the way to it.
+    """
+    path = run_dir / RUN_CONFIG
+    try:
+        raw = read_file(path, MAX_BYTES, below=run_dir)
+    except OSError as error:
+        raise ConfigError(
+            [Problem.at(Origin(str(path)), f"cannot be read: {error.strerror}")]
+        ) from None
+    root = _mapping_of(raw, str(path))
+    extends = root.content.pop("extends", None)
+    if extends is not None:
+        raise ConfigError([Problem.at(extends.origin, "a run's own configuration extends nothing")])
+    return root
+
+
+def _mapping_of(raw: bytes, shown: str) -> Node:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

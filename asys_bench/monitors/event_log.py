@@ -16,6 +16,7 @@ from pathlib import Path
 
 from asys_bench.monitors.append_file import AppendFile
 from asys_bench.monitors.changes import Change
+from asys_bench.storage.below import parse_json, text_lines
 
 OPENED = "run_opened"
 REOPENED = "monitor_restarted"
@@ -32,9 +33,8 @@ class EventLog:
     def started_ns(self) -> int | None:
         """The run's start (CLOCK_MONOTONIC) as the first monitor wrote it; None in a fresh file."""
         try:
-            with self._file.path.open(encoding="utf-8") as lines:
-                found = json.loads(lines.readline()).get("started_ns")
-        except (ValueError, AttributeError, OSError):
+            found = parse_json(next(text_lines(self._file.path))).get("started_ns")
+        except (ValueError, AttributeError, StopIteration):
             return None
         return found if isinstance(found, int) else None
 

@@ -31,6 +31,7 @@ from asys_bench.contracts.monitor import (
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.prometheus_server import MetricsServer, Reply
 from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
+from asys_bench.storage.below import read_json
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -181,7 +182,7 @@ class PrometheusMonitor(BaseMonitor):
 def _started_s(context: MonitorContext) -> float:
     """The run's start as run.json has it, so that a restarted exporter says the same; else now."""
     try:
-        document = json.loads((context.run_dir / "run.json").read_text())
+        document = read_json(context.run_dir / "run.json", below=context.run_dir)
         return int(document["started_unix_ns"]) / 1e9
     except (OSError, ValueError, KeyError, TypeError):
         return time.time()

@@ -7,6 +7,7 @@ SAEs are trained again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from asys_bench.config.diagnosis import diagnose
+from asys_bench.config.document import RUN_CONFIG, read_run_config
 from asys_bench.config.node import Node
 from asys_bench.config.overrides import apply_sets
 from asys_bench.config.problems import ConfigError, Origin
@@ -24,7 +26,6 @@ from asys_bench.contracts.names import TOKENS, matches
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
-RUN_CONFIG = "config.yaml"
 _TRAINER = "sae_trainer"
 _SHARED = ("sae", "overrides", "variants", "transcoders", "plain_saes")
 """Fields that mean what they mean for the live trainer."""
@@ -125,8 +126,8 @@ def read_plan(run_dir: Path, config: str | None, sets: Sequence[str]) -> Offline
     root = Node({}, Origin("--set"))
     if config is not None:
         root = read_layers(config)[0]
-    elif (run_dir / RUN_CONFIG).is_file():
-        root = read_layers(run_dir / RUN_CONFIG)[0]
+    elif os.path.lexists(run_dir / RUN_CONFIG):
+        root = read_run_config(run_dir)
     if root.child("sinks") is not None:
         root = _of_run(root)
     problems = apply_sets(root, sets)

@@ -6,18 +6,22 @@ the kernel opens to the same user and to nobody else. Nothing is asked of the ho
 
 from __future__ import annotations
 
-import json
 import os
+import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from asys_bench.contracts.bus import BusClient, BusHandle, BusPlugin
-from asys_bench.contracts.stats import StatsPage
+from asys_bench.contracts.stats import StatsError, StatsPage
 from asys_bench.pipeline.liveness import start_time
 from asys_bench.registry import registry
+from asys_bench.storage.below import read_json
 
 RUN_FILE = "run.json"
+RUN_SCHEMA = "asys.run/1"
+_FIELDS = {"run_id": str, "hooks": list, "host_pid": int}
 
 
 class LiveRunError(RuntimeError):
@@ -52,11 +56,14 @@ class LiveRun:
             raise LiveRunError(
                 f"{path}: its host (pid {pid}) is gone; open_run() reads what it wrote"
             )
-        page = StatsPage.attach(_open(path, document["stats_page"]))
+        page = attach_page(path, document)
         fds: list[int] = []
         try:
-            fds += [_open(path, name) for name in bus["fds"]]
+            fds += [_open(path, pid, name) for name in bus["fds"]]
             client = _attach(bus["handle"], fds)
+        except (KeyError, TypeError, AttributeError) as error:
+            page.close()
+            raise LiveRunError(f"{path / RUN_FILE}: what it says of its bus is damaged") from error
         except BaseException:
             page.close()
             raise
@@ -79,16 +86,24 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
     """What the run says of itself.
 
     Raises:
-        LiveRunError: there is no run, or its file is not readable as one.
+        LiveRunError: there is no run, or its file is not readable as one (no regular file, too large,
+            nested too deep, or it lacks run_id, hooks or host_pid).
     """
     try:
-        document = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))
+        document = read_json(run_dir / RUN_FILE, below=run_dir)
     except FileNotFoundError:
         raise LiveRunError(f"{run_dir}: no {RUN_FILE} there; give the folder of one run") from None
     except (OSError, ValueError) as error:
         raise LiveRunError(f"{run_dir / RUN_FILE} cannot be read: {error}") from error
-    if not isinstance(document, dict) or document.get("schema") != "asys.run/1":
-        raise LiveRunError(f"{run_dir / RUN_FILE}: not an asys.run/1 document")
+    if not isinstance(document, dict) or document.get("schema") != RUN_SCHEMA:
+        raise LiveRunError(f"{run_dir / RUN_FILE}: not an {RUN_SCHEMA} document")
+    for name, kind in _FIELDS.items():
+        if name not in document:
+            raise LiveRunError(f"{run_dir / RUN_FILE}: lacks {name}")
+        if not isinstance(document[name], kind):
+            raise LiveRunError(f"{run_dir / RUN_FILE}: {name} is {str(document[name])[:80]!r}")
+    if not all(isinstance(hook, str) for hook in document["hooks"]):
+        raise LiveRunError(f"{run_dir / RUN_FILE}: hooks are not all names")
     return document
 
 
@@ -109,10 +124,29 @@ def descriptor_paths(fds: Sequence[int]) -> list[str]:
     return [f"/proc/{os.getpid()}/fd/{fd}" for fd in fds]
 
 
-def _open(run_dir: Path, name: str) -> int:
+def attach_page(run_dir: Path, document: Mapping[str, Any]) -> StatsPage:
+    """The stats page of the run with this run file; its host process is `host_pid`.
+
+    Raises:
+        LiveRunError: the host is gone, or the page is not to be opened by this user.
+    """
+    fd = _open(run_dir, int(document.get("host_pid") or 0), document.get("stats_page"))
+    try:
+        return StatsPage.attach(fd)
+    except (StatsError, OSError, ValueError) as error:
+        os.close(fd)
+        raise LiveRunError(f"{run_dir}: its host is gone ({error})") from None
+
+
+def _open(run_dir: Path, pid: int, name: Any) -> int:
+    """A descriptor of the run's host. `name` comes from a file: nothing else is ever opened by it."""
+    if not isinstance(name, str) or not re.fullmatch(rf"/proc/{pid}/fd/\d{{1,9}}", name):
+        raise LiveRunError(f"{run_dir / RUN_FILE}: {name!r} is no descriptor of its host ({pid})")
     refused: OSError | None = None
     for flags in (os.O_RDWR, os.O_RDONLY):
         try:
+            if not stat.S_ISREG(os.stat(name).st_mode):
+                raise LiveRunError(f"{run_dir / RUN_FILE}: {name} is no shared memory")
             return os.open(name, flags | os.O_CLOEXEC)
         except OSError as error:
             refused = error

@@ -27,6 +27,7 @@ from asys_bench.pipeline.decoding import Decoder
 from asys_bench.pipeline.live_run import LiveRun
 from asys_bench.reading.error import ReadingError
 from asys_bench.reading.run import Run, open_run
+from asys_bench.storage.below import real_folder
 
 log = logging.getLogger(__name__)
 
@@ -199,11 +200,15 @@ def _take_seat(run_dir: Path) -> tuple[int, str]:
     Raises:
         ReadingError: all are taken.
     """
-    folder = run_dir / READERS_DIR
-    folder.mkdir(mode=0o700, exist_ok=True)
+    (run_dir / READERS_DIR).mkdir(mode=0o700, exist_ok=True)
+    try:
+        folder = real_folder(run_dir, READERS_DIR)
+    except OSError as error:
+        raise ReadingError(f"{run_dir}: no reader can attach: {error}") from error
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     for number in range(MOST_READERS):
         name = f"reader-{number}"
-        seat = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        seat = os.open(folder / name, flags, 0o600)
         try:
             fcntl.flock(seat, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

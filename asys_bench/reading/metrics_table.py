@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from asys_bench.monitors.metrics_csv import COLUMNS
 from asys_bench.reading.error import ReadingError
+from asys_bench.storage.below import open_file, text_lines
 
 NUMBERS = ("time_s", "value")
 
@@ -41,23 +43,22 @@ def read_metrics(path: Path, where: Mapping[str, str]) -> Table:
         raise ReadingError(f"metrics.csv has no column {unknown[0]!r}; it has {', '.join(COLUMNS)}")
     columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
     try:
-        text = path.read_text(encoding="utf-8")
+        os.close(open_file(path))
     except FileNotFoundError:
         raise ReadingError(f"{path}: the run wrote no metrics (monitors.log is off)") from None
     except (OSError, ValueError) as error:
         raise ReadingError(f"{path} cannot be read: {error}") from error
-    whole = text[: text.rfind("\n") + 1]
-    lines = csv.reader(whole.splitlines())
-    if tuple(next(lines, ())) != COLUMNS:
-        raise ReadingError(f"{path}: its columns are not {', '.join(COLUMNS)}")
+    lines = csv.reader(line for line in text_lines(path) if line.endswith("\n"))
     wanted = [(COLUMNS.index(name), value) for name, value in where.items()]
-    for line in lines:
-        if len(line) == len(COLUMNS) and all(line[index] == value for index, value in wanted):
-            for name, value in zip(COLUMNS, line, strict=True):
-                columns[name].append(value)
     try:
+        if tuple(next(lines, ())) != COLUMNS:
+            raise ReadingError(f"{path}: its columns are not {', '.join(COLUMNS)}")
+        for line in lines:
+            if len(line) == len(COLUMNS) and all(line[index] == value for index, value in wanted):
+                for name, value in zip(COLUMNS, line, strict=True):
+                    columns[name].append(value)
         return Table({name: _array(name, values) for name, values in columns.items()})
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ReadingError(f"{path}: a damaged line ({error}): asys-run verify") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -16,6 +15,8 @@ from asys_bench.reading.error import ReadingError
 from asys_bench.reading.metrics_table import Table, read_metrics
 from asys_bench.reading.token_rows import Vocabulary
 from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
+from asys_bench.sae.exchange.export import SAE_DIR
+from asys_bench.storage.below import is_file, read_json, real_folder, scan_if_there
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -25,11 +26,14 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         ReadingError: there is no run.
     """
     folder = Path(path)
-    if not (folder / RUN_FILE).is_file():
-        found = [file for file in folder.glob(f"*/{RUN_FILE}") if not file.parent.is_symlink()]
+    if not is_file(folder / RUN_FILE):
+        try:
+            found = [p for p, _ in scan_if_there(folder) if is_file(p / RUN_FILE, below=folder)]
+        except OSError as error:
+            raise ReadingError(f"{folder} cannot be listed: {error}") from error
         if not found:
             raise ReadingError(f"{folder}: neither a run ({RUN_FILE}) nor a folder of runs")
-        folder = max(found, key=lambda file: (_started_ns(file), file.parent.name)).parent
+        folder = max(found, key=lambda run: (_started_ns(run), run.name))
     return Run(folder)
 
 
@@ -44,6 +48,9 @@ class Run:
 
     @cached_property
     def _document(self) -> dict[str, Any]:
+        return self._document_now()
+
+    def _document_now(self) -> dict[str, Any]:
         try:
             return read_run_file(self.path)
         except LiveRunError as error:
@@ -61,17 +68,19 @@ class Run:
     @property
     def live(self) -> bool:
         """Its host is still at it: `subscribe` can attach."""
-        return goes_on(read_run_file(self.path))
+        return goes_on(self._document_now())
 
     @property
     def summary(self) -> dict[str, Any] | None:
         """summary.json; None while the run goes on, or when it was killed."""
         try:
-            summary: dict[str, Any] = json.loads((self.path / "summary.json").read_text())
+            summary = read_json(self.path / "summary.json", below=self.path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise ReadingError(f"{self.path / 'summary.json'} cannot be read: {error}") from error
+        if not isinstance(summary, dict):
+            raise ReadingError(f"{self.path / 'summary.json'} holds no object")
         return summary
 
     @property
@@ -120,11 +129,16 @@ class Run:
         return Vocabulary.of(self.path)
 
     def _checkpoint(self, hook: str) -> Path | None:
-        return CheckpointStore(self.path / "sae" / file_slug(hook)).latest()
+        try:
+            return CheckpointStore(real_folder(self.path, SAE_DIR, file_slug(hook))).latest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ReadingError(f"{self.path}: no SAE of {hook!r} can be read: {error}") from error
 
 
-def _started_ns(file: Path) -> int:
+def _started_ns(run_dir: Path) -> int:
     try:
-        return int(json.loads(file.read_text())["started_unix_ns"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(read_run_file(run_dir)["started_unix_ns"])
+    except (LiveRunError, ValueError, KeyError, TypeError):
         return 0

@@ -6,7 +6,6 @@ forward call, in the same order; host step, microbatch and rank say which call t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy.typing as npt
 from asys_bench.pipeline.text_inputs import TOKENS
 from asys_bench.reading.archive_view import ArchiveView
 from asys_bench.reading.error import ReadingError
+from asys_bench.storage.below import read_json
 
 _CALL = ("source", "host_step", "microbatch")
 Call = tuple[int, int, int]
@@ -38,7 +38,7 @@ class Vocabulary:
         """
         path = run_dir / "vocabulary.json"
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = read_json(path, below=run_dir)
             return cls([str(text) for text in document["tokens"]])
         except FileNotFoundError:
             return None

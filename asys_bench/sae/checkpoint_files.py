@@ -17,7 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from asys_bench.storage import below
 from asys_bench.storage.private import FILE_MODE, open_private
+
+MAX_HEADER_BYTES = 1 << 20
+"""Of a safetensors file: a JSON object with one entry per tensor."""
 
 
 class CheckpointError(RuntimeError):
@@ -54,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: unreadable, not JSON, or not an object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = below.read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(path, f"cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):
@@ -86,13 +90,25 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         CheckpointError: unreadable, truncated, not safetensors, or not finite.
     """
     try:
+        _check_header(path)
         tensors = load_file(path)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, MemoryError) as error:
         raise CheckpointError(path, f"cannot be read as safetensors: {error}") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(path, f"tensor {name!r} is not finite")
     return tensors
+
+
+def _check_header(path: Path) -> None:
+    """Raises OSError or ValueError: it is no regular file, or its header is no SAE's."""
+    fd = below.open_file(path)
+    try:
+        length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    finally:
+        os.close(fd)
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes; an SAE's has at most {MAX_HEADER_BYTES}")
 
 
 def finite_or_none(value: float) -> float | None:

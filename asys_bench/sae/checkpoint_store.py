@@ -22,6 +22,7 @@ from pathlib import Path
 from asys_bench.sae.checkpoint_files import CheckpointError
 from asys_bench.sae.manifest import seal
 from asys_bench.storage import make_private_folder, sync_folder, sync_tree
+from asys_bench.storage.below import EntryKind, scan_if_there
 from asys_bench.storage.private import FOLDER_MODE
 
 LATEST = "latest"
@@ -77,24 +78,26 @@ class CheckpointStore:
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
+        found = self.checkpoints()
         try:
             named = self.folder / (self.folder / LATEST).readlink().name
         except OSError:
             named = None
-        if named is not None and _NAME.fullmatch(named.name) and named.is_dir():
+        if named in found:
             return named
-        found = self.checkpoints()
         return found[0] if found else None
 
     def checkpoints(self) -> list[Path]:
         """Every complete checkpoint, newest first."""
-        if not self.folder.is_dir():
+        try:
+            entries = scan_if_there(self.folder)
+        except OSError:
             return []
-        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.iterdir())
+        matches = ((_NAME.fullmatch(entry.path.name), entry) for entry in entries)
         ranked = [
-            (int(match[1]), int(match[2] or 0), path)
-            for match, path in matches
-            if match is not None and path.is_dir()
+            (int(match[1]), int(match[2] or 0), entry.path)
+            for match, entry in matches
+            if match is not None and entry.kind is EntryKind.FOLDER
         ]
         return [path for _, _, path in sorted(ranked, reverse=True)]
 

@@ -6,12 +6,14 @@ against accidents, not against people: who can change a file can change its chec
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.sae.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.storage import file_crc32c
+from asys_bench.storage.below import is_file
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "asys.checkpoint/1"
@@ -52,7 +54,7 @@ def check_seal(folder: Path) -> bool:
         CheckpointError: a file is missing or differs, or the manifest is damaged.
     """
     path = folder / MANIFEST_FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return False
     try:
         manifest = Manifest.model_validate(read_json(path))
@@ -61,14 +63,15 @@ def check_seal(folder: Path) -> bool:
         raise CheckpointError(path, f"{first['loc']}: {first['msg']}") from None
     for name, sealed in manifest.files.items():
         file = folder / name
-        if "/" in name or not file.is_file():
+        if "/" in name or not is_file(file):
             raise CheckpointError(file, "is missing; the manifest names it")
         try:
-            size, checksum = file.stat().st_size, file_crc32c(file)
+            size = file.stat().st_size
+            if size != sealed.bytes:
+                raise CheckpointError(file, f"has {size} bytes, was written with {sealed.bytes}")
+            checksum = file_crc32c(file)
         except OSError as error:
             raise CheckpointError(file, f"cannot be read: {error}") from error
-        if size != sealed.bytes:
-            raise CheckpointError(file, f"has {size} bytes, was written with {sealed.bytes}")
         if checksum != sealed.crc32c:
             raise CheckpointError(file, "its bytes do not match the crc32c of the manifest")
     return True

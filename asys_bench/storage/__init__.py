@@ -1,7 +1,7 @@
 """Files that survive a crash and that only their owner reads. The lowest floor: it imports no other.
 
-`durability` when to fsync, `private` modes, `atomic` replacing a file whole, `refusal` what a disk says
-when it takes no more, `checksum` of a whole file.
+`durability` when to fsync, `private` modes, `atomic` replacing a file whole, `below` opening what a
+stranger may have written, `refusal` what a disk says when it takes no more, `checksum` of a whole file.
 """
 
 from asys_bench.storage.atomic import replace_file, sync_file, sync_folder, sync_tree

@@ -10,12 +10,13 @@ FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
 
 def open_private(path: Path, flags: int) -> int:
-    """`os.open` with close-on-exec; a file of ours gets mode 0600, also one that was there.
+    """`os.open` with close-on-exec and no link followed; a file of ours gets mode 0600, also one that
+    was there.
 
     Raises:
         OSError: as os.open.
     """
-    fd = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
     try:
         status = os.fstat(fd)
         if stat.S_IMODE(status.st_mode) != FILE_MODE and status.st_uid == os.geteuid():

@@ -23,6 +23,7 @@ from asys_bench.sinks.archive.read import (
 )
 from asys_bench.sinks.archive.sidecar import Sidecar
 from asys_bench.sinks.archive.verify import check_shard
+from asys_bench.storage.below import EntryKind, remove, walk
 from asys_bench.verification.finding import Finding, State
 from asys_bench.verification.locks import is_locked
 
@@ -37,15 +38,21 @@ class ArchiveCheck:
         self._deletions: dict[str, Deletion] = {}
 
     def findings(self) -> Iterator[Finding]:
-        """Every file under `archive/`, hook by hook in the order of their names."""
+        """Every file under `archive/`, hook by hook in the order of their names.
+
+        Raises:
+            OSError: it is a link, or too large a tree.
+        """
         folder = self._run_dir / ARCHIVE_DIR
-        paths = [path for path in sorted(folder.rglob("*")) if not path.is_dir()]
-        # After the paths: a shard that is deleted meanwhile is on record before it is gone.
+        entries = list(walk(folder, below=self._run_dir))
+        # After the entries: a shard that is deleted meanwhile is on record before it is gone.
         self._deletions = read_deletions(self._run_dir)
-        for path in paths:
+        for path, kind in entries:
             shard = path.with_suffix(SUFFIX) if path.suffix == ".json" else path
             deletion = self._deletions.get(shard.relative_to(folder).as_posix())
-            if deletion is not None:
+            if kind is not EntryKind.FILE:
+                yield Finding(self._name(path), "other", State.FOREIGN, f"a {kind}; left alone")
+            elif deletion is not None:
                 if (over := self._recorded(path, folder, deletion)) is not None:
                     yield over
             elif path.suffix == SUFFIX and not path.name.startswith("."):
@@ -78,7 +85,7 @@ class ArchiveCheck:
                 return Finding(name, "shard", State.BEING_WRITTEN, "its first batch is on its way")
             done = None
             if self._repair:
-                path.unlink(missing_ok=True)
+                remove(path, below=self._run_dir)
                 done = "removed"
             return Finding(name, "shard", State.LEFTOVER, "never held a whole batch", repair=done)
         if path.name.endswith(RECORD_SUFFIX):

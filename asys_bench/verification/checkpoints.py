@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from asys_bench.sae.checkpoint_files import CheckpointVersionError
 from asys_bench.sae.checkpoint_store import LATEST
 from asys_bench.sae.manifest import check_seal
 from asys_bench.sae.trainer_state import read_state
+from asys_bench.storage.below import EntryKind, remove, rename, scan_if_there
 from asys_bench.verification.finding import Finding, State
 
 ASIDE = ".damaged"
@@ -26,9 +27,13 @@ class CheckpointCheck:
         self._live, self._repair = live, repair
 
     def findings(self) -> Iterator[Finding]:
-        """Every checkpoint, oldest first, with what else lies beside them."""
-        for folder in sorted(self._root.iterdir()) if self._root.is_dir() else []:
-            if folder.is_dir() and not folder.is_symlink():
+        """Every checkpoint, oldest first, with what else lies beside them.
+
+        Raises:
+            OSError: the folder is a link, or holds too much.
+        """
+        for folder, kind in scan_if_there(self._root, below=self._run_dir):
+            if kind is EntryKind.FOLDER:
                 yield from self._of_hook(folder)
             else:
                 yield Finding(self._name(folder), "other", State.FOREIGN, "no folder of a hook")
@@ -49,7 +54,7 @@ class CheckpointCheck:
             elif self._repair and not self._live:
                 found = self._set_aside(path, found)
             yield found
-        for path in sorted(folder.iterdir()):
+        for path, _ in scan_if_there(folder, below=self._run_dir):
             if path in complete:
                 continue
             if path.name == LATEST:
@@ -60,7 +65,7 @@ class CheckpointCheck:
                 yield Finding(
                     self._name(path), "other", State.OK, "a damaged checkpoint, set aside"
                 )
-            elif path.exists():
+            elif os.path.lexists(path):
                 yield Finding(self._name(path), "other", State.FOREIGN, "no checkpoint")
 
     def _checkpoint(self, path: Path) -> Finding | None:
@@ -90,22 +95,29 @@ class CheckpointCheck:
             number += 1
             aside = path.with_name(f"{path.name}.{number}{ASIDE}")
         try:
-            path.rename(aside)
+            rename(path, aside.name, below=self._run_dir)
         except OSError as error:
             return _repaired(found, f"not repaired: {error}")
         return _repaired(found, f"set aside as {aside.name}")
 
     def _latest(self, store: CheckpointStore, link: Path, good: list[Path]) -> Iterator[Finding]:
-        target = link.resolve()
-        if link.is_symlink() and target.parent == link.parent.resolve() and target.is_dir():
-            return
-        if self._live and not link.exists():
-            return  # swung between two looks
+        try:
+            if link.parent / os.readlink(link) in store.checkpoints():
+                return
+        except FileNotFoundError:
+            if self._live:
+                return  # swung between two looks
+        except OSError:
+            pass  # no link at all
         found = Finding(self._name(link), "checkpoint", State.DAMAGED, "points at no checkpoint")
         if self._repair and not self._live:
             if good:
-                store.point_latest_at(good[-1])
-                found = _repaired(found, f"points at {good[-1].name} now")
+                try:
+                    store.point_latest_at(good[-1])
+                except OSError as error:
+                    found = _repaired(found, f"not repaired: {error}")
+                else:
+                    found = _repaired(found, f"points at {good[-1].name} now")
             elif link.is_symlink():
                 link.unlink()
                 found = _repaired(found, "removed: there is no whole checkpoint")
@@ -117,11 +129,11 @@ class CheckpointCheck:
             return Finding(name, "checkpoint", State.BEING_WRITTEN)
         done = None
         if self._repair:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-            done = "removed"
+            try:
+                remove(path, below=self._run_dir)
+                done = "removed"
+            except OSError as error:
+                done = f"not removed: {error}"
         detail = "an unfinished checkpoint of a killed trainer"
         return Finding(name, "checkpoint", State.LEFTOVER, detail, repair=done)
 

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
 from crc32c import crc32c
 
+from asys_bench.storage.below import open_file
 from asys_bench.verification.finding import Finding, State
 from asys_bench.verification.lines import cut_tail
 
-MAX_RECORD_BYTES = 1 << 28
+MAX_RECORD_BYTES = 64 << 20
 
 
 def check_events(
-    path: Path, name: str, *, live: bool, repair: bool = False, keep_torn: bool = True
+    path: Path,
+    name: str,
+    run_dir: Path,
+    *,
+    live: bool,
+    repair: bool = False,
+    keep_torn: bool = True,
 ) -> Finding:
     """Walk the records. A tail that is too short is torn; readers leave it out by themselves."""
     records, good_end = 0, 0
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    try:
+        fd = open_file(path, below=run_dir)
+    except OSError as error:
+        return Finding(name, "events", State.DAMAGED, str(error), lost_rows=None)
+    with os.fdopen(fd, "rb") as file:
+        size = os.fstat(fd).st_size
         while head := file.read(12):
             if len(head) < 12:
                 break
@@ -37,7 +49,7 @@ def check_events(
     if live:
         return Finding(name, "events", State.BEING_WRITTEN, "", records)
     if lost:
-        done = cut_tail(path, lost, keep_torn) if repair else None
+        done = cut_tail(path, run_dir, lost, keep_torn) if repair else None
         return Finding(
             name, "events", State.TORN, "its last record is not whole", records, 0, 1, lost, done
         )

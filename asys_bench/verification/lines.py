@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from asys_bench.monitors.metrics_csv import COLUMNS
-from asys_bench.storage import open_private, replace_file
+from asys_bench.storage import replace_file
+from asys_bench.storage.below import open_file, parse_json
 from asys_bench.verification.finding import Finding, State
 
 MAX_LINE_BYTES = 1 << 20
+MAX_TAIL_BYTES = 128 << 20
+"""What a repair keeps of a torn tail."""
 
 
 def _bad_row(line: bytes, first: bool) -> str:
@@ -33,7 +35,7 @@ def _bad_row(line: bytes, first: bool) -> str:
 
 def _bad_event(line: bytes, first: bool) -> str:
     try:
-        event = json.loads(line)
+        event = parse_json(line)
     except ValueError as error:
         return str(error)
     return "" if isinstance(event, dict) and "event" in event else "no event"
@@ -46,17 +48,23 @@ CHECKS: dict[str, tuple[str, Callable[[bytes, bool], str]]] = {
 """File name -> kind and the check of one line (is it the first?)."""
 
 
-def check_lines(path: Path, name: str, *, live: bool, repair: bool, keep_torn: bool) -> Finding:
-    """The file `path`; a half line at its end is torn, or being written while the run goes on."""
-    kind, bad = CHECKS[path.name]
+def check_lines(path: Path, *, live: bool, repair: bool, keep_torn: bool) -> Finding:
+    """The file `path` of the run's folder; a half line at its end is torn, or being written while the
+    run goes on."""
+    name, run_dir = path.name, path.parent
+    kind, bad = CHECKS[name]
     rows, bad_lines, first_bad = 0, 0, ""
     tail = 0
-    with path.open("rb") as file:
+    try:
+        fd = open_file(path, below=run_dir)
+    except OSError as error:
+        return Finding(name, kind, State.DAMAGED, str(error), lost_rows=None)
+    with os.fdopen(fd, "rb") as file:
         number = 0
         while line := file.readline(MAX_LINE_BYTES):
             number += 1
             if not line.endswith(b"\n"):
-                tail = len(line) + len(file.read())
+                tail = os.fstat(fd).st_size - file.tell() + len(line)
                 break
             if why := bad(line, number == 1):
                 bad_lines += 1
@@ -70,16 +78,21 @@ def check_lines(path: Path, name: str, *, live: bool, repair: bool, keep_torn: b
         return Finding(name, kind, State.BEING_WRITTEN if live else State.OK, "", rows)
     if live:
         return Finding(name, kind, State.BEING_WRITTEN, "", rows)
-    done = cut_tail(path, tail, keep_torn) if repair else None
+    done = cut_tail(path, run_dir, tail, keep_torn) if repair else None
     return Finding(name, kind, State.TORN, "its last line is not whole", rows, 0, 1, tail, done)
 
 
-def cut_tail(path: Path, tail: int, keep: bool) -> str:
+def cut_tail(path: Path, run_dir: Path, tail: int, keep: bool) -> str:
     """Take a torn tail off; the cut bytes are on the disk before the file is changed."""
-    fd = open_private(path, os.O_RDWR)
+    try:
+        fd = open_file(path, os.O_RDWR, below=run_dir)
+    except OSError as error:
+        return f"not repaired: {error}"
     try:
         end = os.fstat(fd).st_size - tail
         kept = "discarded"
+        if keep and tail > MAX_TAIL_BYTES:
+            return f"not repaired: a tail of {tail} bytes is no record; --discard-torn cuts it off"
         if keep:
             copy = path.with_name(path.name + ".torn")
             replace_file(copy, os.pread(fd, tail, end), sync=True)

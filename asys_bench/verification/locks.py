@@ -30,7 +30,7 @@ def locked_files() -> frozenset[tuple[int, int, int]]:
 def is_locked(path: Path) -> bool:
     """Whether a live process has `path` locked, as the writer of a shard has."""
     try:
-        status = path.stat()
+        status = path.lstat()
     except OSError:
         return False
     key = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from asys_bench.config.document import read_run_config
+from asys_bench.config.problems import ConfigError
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.stats import HISTOGRAM_BUCKETS, HistogramSnapshot
 from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
@@ -17,6 +16,7 @@ from asys_bench.monitors.snapshot import parse_key
 from asys_bench.reports.run_report.series import Metrics, read_metrics
 from asys_bench.reports.run_summary.document import FILE_NAME, from_dict
 from asys_bench.reports.run_summary.summary import RunSummary
+from asys_bench.storage.below import parse_json, read_json, text_lines
 
 RUN_SCHEMA = "asys.run/1"
 
@@ -89,7 +89,7 @@ def read_run(path: Path) -> RunRecord:
         ReportError: there is no run of a known schema.
     """
     try:
-        run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        run = read_json(path / "run.json", below=path)
     except (OSError, ValueError) as error:
         raise ReportError(
             f"{path}: not a run's directory, run.json cannot be read: {error}"
@@ -97,6 +97,8 @@ def read_run(path: Path) -> RunRecord:
     if not isinstance(run, dict) or run.get("schema") != RUN_SCHEMA:
         found = run.get("schema") if isinstance(run, dict) else type(run).__name__
         raise ReportError(f"{path}/run.json: schema is {found!r}; this reads {RUN_SCHEMA!r}")
+    if not isinstance(run.get("hooks", []), list):
+        raise ReportError(f"{path}/run.json: hooks are {str(run['hooks'])[:80]!r}")
     return RunRecord(
         path,
         run,
@@ -110,28 +112,24 @@ def read_run(path: Path) -> RunRecord:
 
 def _summary(path: Path) -> RunSummary | None:
     try:
-        return from_dict(json.loads((path / FILE_NAME).read_text(encoding="utf-8")))
+        return from_dict(read_json(path / FILE_NAME, below=path))
     except (OSError, ValueError):
         return None
 
 
 def _config(path: Path) -> Mapping[str, Any]:
     try:
-        found = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        found = read_run_config(path).to_data()
+    except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _events(path: Path) -> tuple[Event, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ()
     found = []
-    for line in lines:
+    for line in text_lines(path, below=path.parent):
         try:
-            data = json.loads(line)
+            data = parse_json(line)
             event = Event(
                 float(data.pop("time_s")), str(data.pop("level", "")), str(data.pop("event")), data
             )
@@ -144,7 +142,7 @@ def _events(path: Path) -> tuple[Event, ...]:
 def _latencies(path: Path) -> Mapping[str, HistogramSnapshot]:
     """Of the host's slot; see `monitors.histograms_json`."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path, below=path.parent)
         found = {}
         for name, one in data["host"].items():
             key = parse_key(name)

@@ -10,10 +10,12 @@ import csv
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from asys_bench.monitors.metrics_csv import COLUMNS
+from asys_bench.storage.below import text_lines
 
 Points = Sequence[tuple[float, float]]
 """(seconds since the run's start, value), ascending."""
@@ -58,12 +60,9 @@ class Metrics:
 def read_metrics(path: Path) -> Metrics:
     """The series of a metrics.csv; none when there is no such file."""
     found: dict[SeriesKey, list[tuple[float, float]]] = {}
-    try:
-        file = path.open(encoding="utf-8", newline="", errors="replace")
-    except OSError:
-        return Metrics()
-    with file:
-        for row in csv.DictReader(file):
+    rows = csv.DictReader(text_lines(path, below=path.parent))
+    with suppress(csv.Error):  # a field of more than 128 KiB: no monitor wrote it
+        for row in rows:
             if set(COLUMNS) - row.keys() or None in row.values():
                 continue
             try:

@@ -6,9 +6,10 @@ It holds pieces as the tokenizer shows them; here they become what a person read
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from asys_bench.storage.below import read_json
 
 FILE_NAME = "vocabulary.json"
 
@@ -29,7 +30,7 @@ _SPACE = "\u0120"
 def read_vocabulary(run_dir: Path) -> Mapping[int, str]:
     """Token id -> its text, spaces included; empty when there is no vocabulary that can be read."""
     try:
-        document = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
+        document = read_json(run_dir / FILE_NAME, below=run_dir)
         pieces = [str(piece) for piece in document["tokens"]]
     except (OSError, ValueError, KeyError, TypeError):
         return {}

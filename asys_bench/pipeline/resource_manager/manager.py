@@ -6,7 +6,6 @@ run goes on unpinned. A map written by hand that cannot be had stops the run ins
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from asys_bench.pipeline.resource_manager.numa import preferring
 from asys_bench.pipeline.resource_manager.plan import HOST, Need, Placement, Plan, make_plan
 from asys_bench.pipeline.resource_manager.readback import Reading, differences, read_process
 from asys_bench.pipeline.resource_manager.topology import Topology, read_topology
+from asys_bench.storage.below import read_json
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ def read_plan(run_dir: Path) -> tuple[Plan, list[Need]]:
     """
     path = run_dir / PLAN_FILE
     try:
-        data = json.loads(path.read_text())
+        data = read_json(path, below=run_dir)
         if data["schema"] != PLAN_SCHEMA:
             raise ValueError(f"schema is {data['schema']!r}; this reads {PLAN_SCHEMA!r}")
         placements = {name: Placement.from_dict(one) for name, one in data["placements"].items()}

@@ -16,8 +16,10 @@ stands for that.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from asys_bench.sae.checkpoint import OUTLIER_NORM
 from asys_bench.sae.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import SAEWeights
+from asys_bench.storage.below import open_file
 
 FOLDER = "trainer_0"
 CONFIG_FILE = "config.json"
@@ -178,11 +181,24 @@ def read_dictionary_learning(folder: Path) -> SAEWeights:
 def _tensors_of(path: Path) -> StateDict:
     """Its tensors as float32; weights_only admits plain tensors and runs no pickle's code."""
     try:
+        _check_size(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
         return {str(name): tensor.detach().float() for name, tensor in dict(found).items()}
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, AttributeError,
-            TypeError) as error:  # fmt: skip
+            TypeError, zipfile.BadZipFile, MemoryError) as error:  # fmt: skip
         raise CheckpointError(path, f"cannot be read: {error}") from error
+
+
+def _check_size(path: Path) -> None:
+    """Raises OSError or ValueError: it is no regular file, or a ZIP file that unpacks to far more."""
+    with os.fdopen(open_file(path), "rb") as file:
+        if not zipfile.is_zipfile(file):
+            return
+        packed = os.fstat(file.fileno()).st_size
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > 2 * packed:  # torch.save does not compress
+        raise ValueError(f"{packed} bytes that unpack to {unpacked}")
 
 
 def _linear(found: StateDict, bias: str) -> StateDict:

@@ -15,6 +15,7 @@ from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.formats import Format
 from asys_bench.sae.exchange.saelens import read_saelens
 from asys_bench.storage import sync_folder, sync_tree
+from asys_bench.storage.below import EntryKind, is_file, is_folder, scan_if_there
 
 SAE_DIR = "sae"
 """Where a run keeps its trainers' checkpoints, one folder per hook."""
@@ -36,7 +37,7 @@ class ExportedSAE:
 
 def shelf(path: Path) -> Path:
     """Where the SAEs of a run, or of a folder of SAEs, lie."""
-    return path / SAE_DIR if (path / SAE_DIR).is_dir() else path
+    return path / SAE_DIR if is_folder(path / SAE_DIR) else path
 
 
 def find_saes(path: Path | str) -> list[Path]:
@@ -49,17 +50,23 @@ def find_saes(path: Path | str) -> list[Path]:
         ExchangeError: there is none.
     """
     path = Path(path)
-    if (path / CFG_FILE).is_file():
+    if is_file(path / CFG_FILE):
         return [path]
     newest = CheckpointStore(path).latest()
     if newest is not None:
         return [newest]
     parent = shelf(path)
     found = []
-    for folder in sorted(parent.iterdir()) if parent.is_dir() else ():
-        if folder.name.startswith(".") or not folder.is_dir():
+    try:
+        entries = scan_if_there(parent)
+    except OSError as error:
+        raise ExchangeError(
+            str(parent), f"cannot be listed: {error}", "name one checkpoint"
+        ) from None
+    for folder, kind in entries:
+        if folder.name.startswith(".") or kind is not EntryKind.FOLDER:
             continue
-        sae = folder if (folder / CFG_FILE).is_file() else CheckpointStore(folder).latest()
+        sae = folder if is_file(folder / CFG_FILE) else CheckpointStore(folder).latest()
         if sae is not None:
             found.append(sae)
     if not found:

@@ -17,15 +17,19 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from asys_bench.monitors.append_file import AppendFile
 from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR, SUFFIX, ShardName
 from asys_bench.sinks.archive.sidecar import Sidecar
+from asys_bench.storage.below import parse_json, remove, scan_if_there, text_lines
 
 log = logging.getLogger(__name__)
 RECORD_SUFFIX = ".deleted.jsonl"
@@ -43,6 +47,9 @@ class Deletion:
     packets: int
     bytes: int
     reason: str = BUDGET
+
+
+_LINE = TypeAdapter(Deletion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,24 +78,32 @@ def read_deletions(run_dir: Path | str) -> dict[str, Deletion]:
     A line that cannot be read is left out: its writer was killed, and the shard is still there.
     """
     found: dict[str, Deletion] = {}
-    for path in sorted((Path(run_dir) / ARCHIVE_DIR).glob(f"*{RECORD_SUFFIX}")):
-        found.update(_read(path))
+    try:
+        entries = scan_if_there(Path(run_dir) / ARCHIVE_DIR, below=Path(run_dir))
+    except OSError:  # the archive's own reader says so
+        return {}
+    for path, _ in entries:
+        if path.name.endswith(RECORD_SUFFIX):
+            found.update(_read(path))
     return found
 
 
 def _read(path: Path) -> dict[str, Deletion]:
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
     found: dict[str, Deletion] = {}
-    for line in lines:
+    for line in text_lines(path):
         try:
-            one = Deletion(**json.loads(line))
-        except (ValueError, TypeError):
+            one = _LINE.validate_python(parse_json(line))
+        except ValueError:
             continue
-        found[one.shard] = one
+        if _is_shard(one.shard):
+            found[one.shard] = one
     return found
+
+
+def _is_shard(name: str) -> bool:
+    """Whether it is `<hook's folder>/<shard>`: the record is input, and what it names is deleted."""
+    folder, _, file = name.partition("/")
+    return folder not in ("", ".", "..") and "/" not in file and ShardName.parse(file) is not None
 
 
 def finish(archive: Path, deletion: Deletion) -> bool:
@@ -96,11 +111,9 @@ def finish(archive: Path, deletion: Deletion) -> bool:
     shard = archive / deletion.shard
     there = False
     for path in (shard, Sidecar.path_of(shard)):
-        try:
-            path.unlink()
-        except FileNotFoundError:
-            continue
-        there = True
+        if os.path.lexists(path):
+            remove(path, below=archive)
+            there = True
     return there
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 CONTINUATION = 0xFFFFFFFF
@@ -128,6 +129,28 @@ def parse_message(metadata: bytes) -> tuple[int, int, int]:
     return kind, body, rows
 
 
+def unpacked_bytes(frame: bytes) -> int:
+    """What the body of a record batch takes once its buffers are decompressed.
+
+    Raises:
+        ValueError, struct.error: the bytes are not a whole frame of such a message.
+    """
+    (length,) = struct.unpack_from("<i", frame, 4)
+    metadata, body = frame[8 : 8 + length], memoryview(frame)[8 + length :]
+    batch = _Table(metadata, _unsigned(metadata, 0)).table(2)
+    if not batch.has(3):
+        return len(body)
+    total = 0
+    for offset, size in batch.structs(2, "<qq"):
+        if size == 0:
+            continue
+        if size < 8 or not 0 <= offset <= len(body) - 8:
+            raise ValueError("a buffer lies outside its message")
+        (unpacked,) = struct.unpack_from("<q", body, offset)
+        total += size - 8 if unpacked == -1 else unpacked
+    return total
+
+
 class _Table:
     """A flatbuffer table: bounds-checked access to its fields by position in the vtable."""
 
@@ -154,11 +177,26 @@ class _Table:
             default if position is None else int(struct.unpack_from(form, self._data, position)[0])
         )
 
+    def has(self, index: int) -> bool:
+        return self._field(index) is not None
+
     def table(self, index: int) -> _Table:
+        return _Table(self._data, self._target(index))
+
+    def structs(self, index: int, form: str) -> Iterator[tuple[int, ...]]:
+        """The elements of a vector of structs."""
+        position = self._target(index)
+        count, size = _unsigned(self._data, position), struct.calcsize(form)
+        if position + 4 + count * size > len(self._data):
+            raise ValueError("a vector lies outside its message")
+        for number in range(count):
+            yield struct.unpack_from(form, self._data, position + 4 + number * size)
+
+    def _target(self, index: int) -> int:
         position = self._field(index)
         if position is None:
             raise ValueError(f"field {index} of a table is missing")
-        return _Table(self._data, position + _unsigned(self._data, position))
+        return position + _unsigned(self._data, position)
 
 
 def _unsigned(data: bytes, position: int) -> int:

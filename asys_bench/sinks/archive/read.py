@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,13 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
-from asys_bench.sinks.archive.frames import Frame, Frames, walk
+from asys_bench.sinks.archive.frames import Frame, Frames, unpacked_bytes, walk
 from asys_bench.sinks.archive.layout import check_schema
+from asys_bench.storage.below import open_file
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, MemoryError, TypeError)
 """What pyarrow raises for bytes that are not what they claim to be."""
+MOST_UNPACKED_BYTES, MOST_RATIO = 96 << 20, 16
+"""A batch may decompress to more than the first only if its bytes are at least 1/16 of that."""
+MAX_NAME_BYTES = 4096
+"""Of a hook or an encoding in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +102,9 @@ def open_shard(path: Path, flags: int = os.O_RDONLY) -> Iterator[tuple[int, Fram
         os.close(fd)
 
 
-def _open(path: Path, flags: int) -> int:
+def _open(path: Path, flags: int = os.O_RDONLY) -> int:
     try:
-        return os.open(path, flags | os.O_CLOEXEC)
+        return open_file(path, flags)
     except FileNotFoundError as error:
         raise ShardGoneError(path, None, f"cannot be opened ({error.strerror})") from error
     except OSError as error:
@@ -147,17 +154,42 @@ def parse_batch(raw: Any, path: Path, schema: Any, frame: Frame) -> Any:
         ArchiveError: it is damaged.
     """
     try:
+        _check_unpacking(raw)
         message = pa.ipc.read_message(pa.py_buffer(raw))
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
         nulls = sum(column.null_count for column in batch.columns)
-    except DAMAGE as error:
+    except (struct.error, *DAMAGE) as error:
         raise ArchiveError(path, frame.start, f"bad record batch ({_line(error)})") from None
     if nulls:
         raise ArchiveError(path, frame.start, f"{nulls} nulls, but no column has any")
     if batch.num_rows != frame.rows:
         raise ArchiveError(path, frame.start, f"{batch.num_rows} rows, header says {frame.rows}")
+    if (problem := _value_problem(batch)) is not None:
+        raise ArchiveError(path, frame.start, problem)
     return batch
+
+
+def _check_unpacking(raw: Any) -> None:
+    """Raises ValueError: the batch is a decompression bomb."""
+    unpacked = unpacked_bytes(raw)
+    if unpacked > max(MOST_UNPACKED_BYTES, MOST_RATIO * len(raw)):
+        raise ValueError(f"{len(raw)} bytes that unpack to {unpacked}")
+
+
+def _value_problem(batch: Any) -> str | None:
+    """What no archiver writes, and a reader would stumble over."""
+    if not batch.num_rows:
+        return None
+    rate_N = batch.column("sampling_rate").to_numpy()
+    wrong_N = rate_N[~((rate_N > 0) & (rate_N <= 1))]
+    if len(wrong_N):
+        return f"sampling_rate {wrong_N[0]} is not in (0, 1]"
+    for name in ("hook", "encoding"):
+        longest = pc.max(pc.binary_length(batch.column(name))).as_py()
+        if longest > MAX_NAME_BYTES:
+            return f"a {name} of {longest} bytes"
+    return None
 
 
 def _pread(fd: int, frame: Frame) -> bytes:
@@ -173,7 +205,7 @@ def _pread(fd: int, frame: Frame) -> bytes:
 
 
 def _batches(path: Path, schema: Any, frames: list[Frame]) -> Iterator[Any]:
-    fd = _open(path, os.O_RDONLY)
+    fd = _open(path)
     try:
         for frame in frames:
             yield read_batch(fd, path, schema, frame)

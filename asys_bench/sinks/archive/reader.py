@@ -26,6 +26,7 @@ from asys_bench.sinks.archive.read import (
     schema_run,
 )
 from asys_bench.sinks.archive.repair import repair_shard
+from asys_bench.storage.below import EntryKind, scan
 
 __all__ = ["Archive", "ShardReport", "open_archive", "read_shard", "repair_shard", "shard_paths"]
 
@@ -127,14 +128,21 @@ def shard_paths(run_dir: Path | str) -> list[Path]:
     """Every shard of a run: hook by hook, then by worker, incarnation and number.
 
     Raises:
-        ArchiveError: the run has no archive folder.
+        ArchiveError: the run has no archive folder, or one that is a link.
     """
-    folder = Path(run_dir) / ARCHIVE_DIR
-    if not folder.is_dir():
-        raise ArchiveError(folder, None, "no such folder; did the run have an archiver?")
+    root = Path(run_dir)
+    folder = root / ARCHIVE_DIR
+    try:
+        hooks = [path for path, kind in scan(folder, below=root) if kind is EntryKind.FOLDER]
+        inside = [entry.path for hook in hooks for entry in scan(hook, below=root)]
+    except FileNotFoundError:
+        raise ArchiveError(folder, None, "no such folder; did the run have an archiver?") from None
+    except OSError as error:
+        raise ArchiveError(folder, None, f"cannot be listed: {error}") from error
 
     def order(path: Path) -> tuple[str, str, int, int, str]:
         name = ShardName.parse(path.name)
         return (path.parent.name, *(name.sort_key() if name else ("", 0, 0)), path.name)
 
-    return sorted(folder.glob(f"*/[!.]*{SUFFIX}"), key=order)
+    shards = [path for path in inside if path.suffix == SUFFIX and not path.name.startswith(".")]
+    return sorted(shards, key=order)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.storage import replace_file
+from asys_bench.storage.below import read_file
 
 FORMAT = "asys.archive.sidecar/1"
 MAX_BYTES = 8 << 20
@@ -57,14 +58,11 @@ class Sidecar(BaseModel, extra="forbid", frozen=True):
         """
         path = cls.path_of(shard)
         try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_BYTES + 1)
+            raw = read_file(path, MAX_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise ArchiveError(path, None, f"cannot be read ({error})") from error
-        if len(raw) > MAX_BYTES:
-            raise ArchiveError(path, MAX_BYTES, "too long for a sidecar")
         try:
             return cls.model_validate_json(raw)
         except ValidationError as error:
