@@ -39,7 +39,7 @@ COMMANDS = Commands(
     "asys-run", ("train", "export", "plan", "top", "report", "verify", "completion")
 )
 EXAMPLES = (
-    ("asys-run --config profile_consumer.yaml", "PPO on CartPole with SAEs, under a minute"),
+    ("asys-run --config demo.yaml", "PPO on CartPole with an SAE, about half a minute"),
     ("asys-run top", "watch it from another terminal"),
     ("asys-run report", "what each feature of the newest run fires on, as one page"),
 )

@@ -7,8 +7,10 @@ does for them.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 import torch
 
@@ -21,7 +23,7 @@ from asys_bench.hosts.script import ScriptOptions, run_script
 from asys_bench.observing.observation import Observation
 from asys_bench.pipeline.hookpoints import HookError, resolve
 from asys_bench.pipeline.local_ranks import LocalRanks
-from asys_bench.pipeline.process_state import log_lines
+from asys_bench.pipeline.process_state import SignalHandlers, log_lines
 from asys_bench.pipeline.wrapped import unwrap
 
 log = logging.getLogger(__name__)
@@ -67,16 +69,29 @@ def _observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> 
         observation = Observation(model, settings, ranks, "forward call")
         observation.start(called=called)
 
+    ended_by: int | None = None
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal ended_by
+        ended_by = number
+        raise KeyboardInterrupt  # as the `script` host: the script may clean up
+
     finder = ModelFinder(misfit, found, class_name=options.model_class, choose=choose)
     is_module = script[0] == "-m"
+    handlers = SignalHandlers((signal.SIGTERM,), end)
     finder.start()
     try:
         path, module = (None, script[1]) if is_module else (script[0], None)
         run_script(path, module, tuple(script[2:] if is_module else script[1:]))
     except HostError as error:
         print(f"asys: {error}", file=sys.stderr)
-        return FAILED
+        return FAILED if ended_by is None else 128 + ended_by
+    except KeyboardInterrupt:
+        if ended_by is None:
+            raise
+        return 128 + ended_by
     finally:
+        handlers.restore()
         finder.stop()
         if observation is not None:
             observation.close()

@@ -107,6 +107,51 @@ def test_a_killed_rank_does_not_wedge_the_workers(tmp_path, backend):
     check_rank(run, 1, die_at)
 
 
+UNCHANGED = """\
+import time, torch
+model = torch.nn.Sequential(torch.nn.Linear(8, 32))
+model.train()
+while True:
+    model(torch.ones(4, 8)).sum().backward()
+    print("step", flush=True)
+    time.sleep(0.02)
+"""
+
+
+def test_sigterm_to_the_ranks_of_an_unchanged_script_leaves_a_summary(tmp_path):
+    """As torchrun ends its processes."""
+    (tmp_path / "train.py").write_text(UNCHANGED)
+    (tmp_path / "c.yaml").write_text(
+        'extends: base.yaml\nhooks: [{match: "0"}]\nhost: {kind: script}\n'
+    )
+    command = [sys.executable, "-u", "-m", "asys_bench", "run", "-c", "c.yaml", "--", "train.py"]
+    job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1",
+           "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, **job, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        for process in ranks:
+            assert process.stdout is not None
+            assert any(line == "step\n" for line in iter(process.stdout.readline, ""))
+        for process in ranks:
+            process.terminate()
+        for process in ranks:
+            _, errors = process.communicate(timeout=PATIENCE_S)
+            assert process.returncode == 143, errors
+    finally:
+        for process in ranks:
+            process.kill()
+            process.wait()
+    bus = asys_bench.open_run(tmp_path / "runs").summary["bus"]
+    assert bus["produced"] >= 2
+    assert [group["imbalance"] for group in bus["groups"]] == [0] * len(bus["groups"])
+
+
 # Finding each other.
 
 
