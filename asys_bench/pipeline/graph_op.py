@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch._library.effects import EffectType
+from torch.compiler import is_exporting
 
 Receiver = Callable[[torch.Tensor], None]
 
@@ -83,7 +84,16 @@ _LIBRARY.define(
 )
 _LIBRARY.impl("capture", _capture, "CompositeExplicitAutograd")
 _LIBRARY.impl("capture", torch.library.fallthrough_kernel, "Autograd")
+# Inside of vmap there is no tensor of one call: nothing is captured, as outside of a graph.
+_LIBRARY.impl("capture", lambda x, hook: None, "FuncTorchBatched")
 torch.library.register_fake("asys::capture", _capture_fake, lib=_LIBRARY)
 torch.library._register_effectful_op("asys::capture", EffectType.ORDERED, lib=_LIBRARY)
 
-capture_op = torch.ops.asys.capture.default
+_OPERATOR = torch.ops.asys.capture.default
+
+
+def capture_op(x: torch.Tensor, hook: int) -> None:
+    """What a traced hook leaves in the graph: the operator. An exported program gets nothing of ours, so
+    that it loads and runs where this package is not."""
+    if not is_exporting():
+        _OPERATOR(x, hook)

@@ -420,15 +420,46 @@ def test_copies_of_an_observed_model_can_be_compiled(rig):
     assert observed.packets() == []
 
 
-def test_an_observed_model_can_be_exported(rig):
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_observed_model_exports_to_a_program_without_anything_of_ours(rig, tmp_path, strict):
     model = net().eval()
     observed = rig(model, {"match": "first*", "capture": [*KINDS, "input_gradient"]})
     x = torch.ones(2, 3, 8)
     with torch.no_grad():
-        program = torch.export.export(model, (x,), strict=False)
+        program = torch.export.export(model, (x,), strict=strict)
         assert torch.equal(program.module()(x), model(x))
     assert "asys" not in str(program.graph)
+    torch.export.save(program, tmp_path / "program.pt2")
+    assert b"asys" not in (tmp_path / "program.pt2").read_bytes()
     assert observed.value("failed", "first") == 0
+
+
+@pytest.mark.parametrize("kind", ["activation", "gradient", "input_gradient"])
+def test_transforms_and_tracers_take_an_observed_model(rig, kind):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model = net().eval()
+    observed = rig(model, {"match": "first.*", "capture": kind})
+    x = torch.randn(2, 3, 8)
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(weights, x):
+        return torch.func.functional_call(model, weights, (x,)).sum()
+
+    per_sample = torch.func.vmap(torch.func.grad(loss), (None, 0))
+    eager = per_sample(weights, x)
+    compiled = torch.compile(per_sample, fullgraph=True, backend="aot_eager")(weights, x)
+    for name, gradient in eager.items():
+        torch.testing.assert_close(compiled[name], gradient)
+    torch.func.jvp(model, (x,), (x,))
+    torch.func.hessian(lambda x: model(x).sum())(x[:1, :1])
+    operators = str(make_fx(model)(x).graph)
+    assert "asys" not in operators
+    observed.hooker.detach()
+    assert operators == str(make_fx(model)(x).graph), "a tracer sees no operator of ours"
+    for name in [s.name for s in observed.hooker._streams]:
+        assert observed.value("failed", name) == 0
+        assert observed.is_accounted_for(name)
 
 
 def test_reduced_precision_under_inductor_is_explained_once(rig, caplog, monkeypatch):
