@@ -61,8 +61,8 @@ check: $(VENV)/.run ## the configuration of CONFIG, checked and not run
 model: ## the ring's protocol under a model checker, with mutants (needs relacy: apt-get install relacy-dev)
 	tests/model/run_model.sh $(EXECUTIONS)
 
-sanitize: ## the ring's C++ under ThreadSanitizer and AddressSanitizer
-	tests/model/run_sanitizers.sh
+sanitize: $(VENV)/.test ## the C++ under ThreadSanitizer and AddressSanitizer, odd tensors through every hook
+	PYTHON=$(BIN)/python tests/model/run_sanitizers.sh
 
 soak: $(VENV)/.test ## long storms; minutes to an hour, by hand
 	ASYS_SOAK=1 $(BIN)/pytest -m stress -s --timeout 3600 $(ARGS)
