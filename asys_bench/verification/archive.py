@@ -154,7 +154,12 @@ class ArchiveCheck:
     def _unreadable(self, path: Path, error: ArchiveError) -> Finding:
         """Why it cannot be read in full, and how many rows can."""
         name = self._name(path)
-        rows, good_end, frames = _readable(path)
+        try:
+            rows, good_end, frames = _readable(path)
+        except ShardGoneError:
+            raise
+        except ArchiveError as closed:
+            return Finding(name, "shard", State.DAMAGED, _where(closed), lost_rows=None)
         if not frames.schema_end and frames.damage is None:
             detail = "torn before its schema ends: it never held a row"
             return Finding(name, "shard", State.TORN, detail, 0, 0, 0, frames.size)

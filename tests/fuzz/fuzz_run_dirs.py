@@ -290,7 +290,7 @@ def events(run: Path, draw: random.Random, canary: Path) -> None:
 def pointers(run: Path, draw: random.Random, canary: Path) -> None:
     """A run.json that leads a reader to other places."""
     path = run / "run.json"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, MemoryError):
         document = json.loads(path.read_text())
         with open(f"/proc/{os.getppid()}/stat", "rb") as file:
             started = int(file.read().rpartition(b")")[2].split()[19])

@@ -162,3 +162,18 @@ def test_a_record_of_deletions_deletes_nothing_but_shards(run, canary, shard):
     before = contents(run) | contents(canary)
     verify_run(run, repair=True)
     assert contents(run) | contents(canary) == before
+
+
+@pytest.mark.timeout(20)
+def test_a_shard_of_holes_is_damaged_and_a_repair_leaves_it_alone(run):
+    shard = run / "archive" / "h" / "archive-0-0-0.arrows"
+    shard.parent.mkdir(parents=True)
+    shard.touch()
+    os.truncate(shard, 30 << 30)
+    for repair in (False, True):
+        (finding,) = [
+            one for one in verify_run(run, repair=repair).findings if one.path.endswith(".arrows")
+        ]
+        assert finding.state is State.DAMAGED
+        assert "file of holes" in finding.detail
+    assert shard.stat().st_size == 30 << 30
