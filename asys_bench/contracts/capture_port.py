@@ -101,8 +101,12 @@ OFF_NOTHING, OFF_DIRECT = 1, 2
 CALLS_BETWEEN_LOOKS = 16
 """`STATE_COUNTDOWN` after a look at a calm bus."""
 
-CLOCK_SERIAL, CLOCK_STEP, CLOCK_VERSION, CLOCK_MICROBATCH, CLOCK_POSITION, CLOCK_CELLS = range(6)
-"""Cells of `Decision.clock`. SERIAL: another number for every change of the tags behind it."""
+(
+    CLOCK_SERIAL, CLOCK_STEP, CLOCK_VERSION, CLOCK_MICROBATCH, CLOCK_POSITION, CLOCK_OWNER,
+    CLOCK_CELLS,
+) = range(7)  # fmt: skip
+"""Cells of `Decision.clock`. SERIAL: another number for every change of the tags behind it. OWNER:
+`threading.get_ident()` of the thread that the tags are of; calls in another one are PORT_NOT_MINE."""
 
 BUDGET_DUE_NS, BUDGET_OFFERED, BUDGET_DEBT, BUDGET_TOP, BUDGET_CELLS = range(5)
 """Cells of `Decision.budget`. DUE_NS: time (CLOCK_MONOTONIC) from which a call must make it up anew.

@@ -12,14 +12,15 @@ Header, version 1 (offset, type, field)::
      16 u64 host_step           58 u8  kind                112 u8[16] encoding parameters
      24 u64 timestamp_ns        59 u8  dtype
      32 u64 weights_version     60 u8  ndim
-     40 u64 payload_bytes       61 u8  reserved
+     40 u64 payload_bytes       61 u8  text (0: none)
                                 62 u16 microbatch
                                 64 u32 call_index
 
 ``hook_id`` and ``encoding_id`` index the bus's table of interned names (`contracts.bus.NameTable`);
 encoding 0 is always "identity". ``timestamp_ns`` is CLOCK_MONOTONIC; a run records the offset to
-wall time once. ``dtype`` and ``shape`` describe the *decoded* tensor; the payload's own form is the
-encoding's business.
+wall time once. ``text`` n > 0: the rows are the tokens, padding left out, of the n-th text of this
+(host step, microbatch), in order; 0: nothing is said. ``dtype`` and ``shape`` describe the *decoded*
+tensor; the payload's own form is the encoding's business.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ MAX_DIM = 2**32 - 1
 FLAG_CRC = 1
 NO_TOKEN_POSITION = -1
 NO_PARAMS = bytes(16)
+NO_TEXT = 0
+MAX_TEXT = 254
+"""Texts of one (host step, microbatch) that have a number; 255 is the readers' for "not recorded"."""
 
 HEADER = struct.Struct("<IHHQQQQQIHHHBBBBHIfIi8I16s")
 assert HEADER.size == HEADER_BYTES
@@ -113,6 +117,7 @@ class PacketMeta(NamedTuple):
     call_index: int = 0
     microbatch: int = 0
     token_position: int = NO_TOKEN_POSITION
+    text: int = NO_TEXT
 
 
 def pack_header_into(
@@ -154,7 +159,7 @@ def pack_header_into(
             meta.kind,
             meta.dtype,
             ndim,
-            0,
+            meta.text,
             meta.microbatch,
             meta.call_index & 0xFFFFFFFF,
             meta.sampling_rate,
@@ -194,6 +199,7 @@ class ActivationPacket:
     token_position: int
     crc: int | None
     payload: memoryview
+    text: int = NO_TEXT
 
     @classmethod
     def unpack(cls, frame: memoryview) -> ActivationPacket:
@@ -211,7 +217,7 @@ class ActivationPacket:
         """Decode a header and the payload that lies elsewhere (ring backends). Errors as `unpack`."""
         (
             magic, version, flags, seq, host_step, timestamp_ns, weights_version, payload_bytes,
-            source, shard, hook_id, encoding_id, kind, dtype, ndim, _reserved, microbatch,
+            source, shard, hook_id, encoding_id, kind, dtype, ndim, text, microbatch,
             call_index, sampling_rate, crc, token_position, *rest,
         ) = HEADER.unpack(header)  # fmt: skip
         if magic != MAGIC or version != VERSION:
@@ -228,7 +234,7 @@ class ActivationPacket:
         return cls(
             seq, source, shard, hook_id, Kind(kind), DTYPES[dtype], shape, host_step, timestamp_ns,
             weights_version, encoding_id, rest[MAX_NDIM], sampling_rate, call_index, microbatch,
-            token_position, crc if flags & FLAG_CRC else None, payload,
+            token_position, crc if flags & FLAG_CRC else None, payload, text,
         )  # fmt: skip
 
     def verify(self) -> bool:

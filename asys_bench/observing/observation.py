@@ -32,7 +32,6 @@ from asys_bench.pipeline.rank_session import RankSession
 from asys_bench.pipeline.rendezvous import RankDesk, find_run
 from asys_bench.pipeline.rundir import RunDir
 from asys_bench.pipeline.session import ObservationSession
-from asys_bench.pipeline.step_counter import StepCounter
 from asys_bench.pipeline.wrapped import is_compiled_in_place, unwrap
 
 if TYPE_CHECKING:
@@ -131,7 +130,6 @@ class Observation:
         self._session: ObservationSession | RankSession | None = None
         self._run_dir: Path | None = None
         self._run_id = ""
-        self._counter: StepCounter | None = None
         self._optimizers: OptimizerWatch | None = None
         self._desk: RankDesk | None = None
         self._account: BusAccount | None = None
@@ -262,7 +260,7 @@ class Observation:
             session.close()
             self._place.release()
             self._session = None  # and with it shared memory, which a hook's producer maps
-            self._counter = self._optimizers = self._called = self._model = None
+            self._optimizers = self._called = self._model = None
             self._voice.close()
 
     def __enter__(self) -> Self:
@@ -365,20 +363,17 @@ class Observation:
                 type(self._called).__name__,
             )
             return
-        self._counter = StepCounter(self._called, clock)
-        self._counter.attach(called=called)
+        clock.count_calls(called=called)
 
     def _marked_clock(self) -> StepClock | None:
         """For a host that marks its own steps; None while nothing is observed."""
         if self._session is None or self._closed:
             return None
-        if self._counter is not None:
-            self._counter.detach()
         return self._session.clock
 
     def _stop_counting(self) -> None:
-        if self._counter is not None:
-            self._counter.end()
+        if self._session is not None:
+            self._session.clock.end_counting()
         if self._optimizers is not None:
             self._optimizers.detach()
 

@@ -39,8 +39,8 @@ from asys_bench.contracts.capture_port import (
     Decision,
     DirectCapture,
 )
-from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
-from asys_bench.contracts.preprocessor import Encoded, rows_and_width
+from asys_bench.contracts.packet import DTYPE_CODE, NO_TEXT, PacketMeta
+from asys_bench.contracts.preprocessor import Encoded, Positions, rows_and_width
 from asys_bench.pipeline.clock import StepClock, Tags
 from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.host_state import is_bare, undisturbed, unwatched
@@ -49,8 +49,22 @@ from asys_bench.pipeline.readability import is_plain, plain, unreadable
 from asys_bench.pipeline.rows import seen_as_rows
 from asys_bench.pipeline.writer import Writer
 
-Ticket = tuple[Tags, int, float]
-"""(tags, call_index, sampling rate) of the forward call that a tensor belongs to."""
+
+class RowTokens(NamedTuple):
+    """Which tokens the rows of a tensor are (`token_places`).
+
+    text: number of the text. kept: rows that are tokens, the others are padding; None: all.
+    position: of the first token in its sequence, or NO_TOKEN_POSITION.
+    """
+
+    text: int
+    kept: Positions | None
+    position: int
+
+
+Ticket = tuple[Tags, int, float, RowTokens | None]
+"""(tags, call_index, sampling rate, which tokens) of the forward call that a tensor belongs to."""
+SendRows = Callable[["torch.Tensor | None", "bool | None", "RowTokens | None"], None]
 
 _AWAY, _SKIPPED = 3, 4
 """Outcomes beside the port's: on another device; nothing there to copy."""
@@ -69,11 +83,11 @@ class Capture(NamedTuple):
     what its outcome says."""
     refused: Callable[[], None]
     """`direct` has said PORT_REFUSED."""
-    observe: Callable[[torch.Tensor | None, bool | None], None]
-    """(tensor or nothing, module.training): capture it now."""
-    draw: Callable[[torch.Tensor | None, bool | None], Ticket | None]
-    """(a tensor of the shape to come, module.training): a ticket if this call is to be captured.
-    Call it `unwatched`."""
+    observe: Callable[..., None]
+    """(tensor or nothing, module.training, its `RowTokens` or nothing): capture it now."""
+    draw: Callable[..., Ticket | None]
+    """(a tensor of the shape to come, module.training, its `RowTokens` or nothing): a ticket if this
+    call is to be captured. Call it `unwatched`."""
     send: Callable[[torch.Tensor | None, Ticket], None]
     """Capture the tensor of a ticket; None: it never came."""
     leave_out: Callable[[str | Exception | None], None]
@@ -83,11 +97,20 @@ class Capture(NamedTuple):
 
 
 def build_capture(
-    stream: HookStream, writer: Writer, clock: StepClock, offload: Offload
+    stream: HookStream,
+    writer: Writer,
+    clock: StepClock,
+    offload: Offload,
+    *,
+    is_of_text: bool = False,
 ) -> Capture:
-    """The capture functions of `stream`, which they switch on; they are its only writers."""
+    """The capture functions of `stream`, which they switch on; they are its only writers.
+
+    is_of_text: it may be told which tokens its rows are, which the compiled paths do not know.
+    """
     hook_id, kind, encoding_id = stream.hook_id, int(stream.point.kind), stream.encoding_id
     kernel, phase, is_identity = stream.kernel, stream.phase, stream.kernel.is_identity
+    number = stream.number
     fill, budget, random, rows = stream.fill, stream.budget, stream.random, stream.rows
     producer, timeout_s, adapts = writer.producer, writer.block_timeout_s, writer.adapts
     most_bytes = producer.max_payload_bytes
@@ -100,7 +123,7 @@ def build_capture(
     state[STATE_SEEN] = clock.serial - 1
     state[STATE_COUNTDOWN] = 0
     own_port = None
-    if is_identity and not timeout_s:
+    if is_identity and not timeout_s and not is_of_text:
         own_port = producer.capture_port(stream.meta, stream.port_cells)
     port = own_port if own_port is not None else _no_port
     direct: DirectCapture = not_direct
@@ -120,14 +143,16 @@ def build_capture(
     rate = fill.rate
     kept = 1.0  # share of a tensor's rows that the encoder leaves
 
-    def observe(tensor: torch.Tensor | None, training: bool | None) -> None:
+    def observe(
+        tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None = None
+    ) -> None:
         if stream.off or (not acquire(False) and not acquire(True, patience_s)):
             return
         try:
             if backward_task() != _NO_BACKWARD:  # activation checkpointing computes it again
                 count_recomputed()
                 return
-            ticket = decide(tensor, training)
+            ticket = decide(tensor, training, tokens)
             if ticket is None or tensor is None or deliver(tensor, ticket) != _AWAY:
                 return
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
@@ -147,11 +172,13 @@ def build_capture(
         finally:
             release()
 
-    def draw(tensor: torch.Tensor | None, training: bool | None) -> Ticket | None:
+    def draw(
+        tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None = None
+    ) -> Ticket | None:
         if stream.off or (not acquire(False) and not acquire(True, patience_s)):
             return None
         try:
-            return decide(tensor, training)
+            return decide(tensor, training, tokens)
         except Exception as error:  # noqa: BLE001 - as above
             miss(error)
             return None
@@ -195,18 +222,25 @@ def build_capture(
         if isinstance(why, Exception):
             stream.stumble(why)
 
-    def decide(tensor: torch.Tensor | None, training: bool | None) -> Ticket | None:
+    def decide(
+        tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None
+    ) -> Ticket | None:
         """Whether to capture, and with which tags. A call that gets no ticket is counted here."""
         out_of_phase = phase is not None and phase is not training
         if tensor is None or out_of_phase or stream.paused:
             count_call()
             count_skipped()
             return None
-        tags = clock.tags
-        if state[STATE_SEEN] == clock.serial:
-            state[STATE_CALL_INDEX] += 1
+        tags, serial = clock.tags, clock.serial
+        here = clock.here()  # asked last: whose they were
+        if here is not None:
+            seen, counted = state[STATE_SEEN], state[STATE_CALL_INDEX]
+            tags, index = here.tags, here.next_index(number, seen, counted)
+        elif state[STATE_SEEN] == serial:
+            index = state[STATE_CALL_INDEX] = state[STATE_CALL_INDEX] + 1
         else:
-            state[STATE_SEEN], state[STATE_CALL_INDEX] = clock.serial, 0
+            index = state[STATE_CALL_INDEX] = 0
+            state[STATE_SEEN] = serial
         if budget is not None and budget.offer(rows_and_width(tensor.shape)[0] * kept, now()):
             choose_rate()
         state[STATE_COUNTDOWN] -= 1
@@ -224,10 +258,10 @@ def build_capture(
             count_call()
             count_sampled_out()
             return None
-        return tags, state[STATE_CALL_INDEX], rate
+        return tags, index, rate, tokens
 
     def deliver(tensor: torch.Tensor, ticket: Ticket) -> int:
-        (step, version, microbatch, position), index, chance = ticket
+        (step, version, microbatch, position), index, chance, _ = ticket
         outcome = port(tensor, step, version, index, microbatch, position, chance)
         if outcome == PORT_NOT_MINE:
             outcome = push(tensor, ticket)
@@ -247,11 +281,13 @@ def build_capture(
         if not tensor.is_cpu:
             return _AWAY
         nbytes: int | None
+        tokens = ticket[3]
+        whole_tensor = tokens is None or tokens.kept is None
         room = tensor.nbytes if is_identity else kernel.encoded_bytes(tensor)
         if room > most_bytes:  # it never fits: refused and counted before anything is made of it
             producer.reserve(room)
             nbytes = None
-        elif is_identity and is_plain(tensor):
+        elif is_identity and whole_tensor and is_plain(tensor):
             whole = Encoded(tensor.nbytes, tensor.dtype, tensor.shape)
             nbytes = whole.nbytes if push_whole(tensor, header(whole, ticket, began)) else None
         elif is_bare():
@@ -278,7 +314,7 @@ def build_capture(
         nonlocal kept
         if timeout_s:  # a reservation cannot wait for room
             scratch = memoryview(bytearray(room))
-            encoded = kernel.encode(tensor, scratch)
+            encoded = write(tensor, scratch, ticket)
             kept = encoded.row_rate
             meta, payload = header(encoded, ticket, began), scratch[: encoded.nbytes]
             return encoded.nbytes if producer.push(meta, payload, timeout_s) else None
@@ -286,7 +322,7 @@ def build_capture(
         if slot is None:
             return None
         try:
-            encoded = kernel.encode(tensor, slot.view)
+            encoded = write(tensor, slot.view, ticket)
             kept = encoded.row_rate
             meta = header(encoded, ticket, began)
         except BaseException:
@@ -294,11 +330,22 @@ def build_capture(
             raise
         return encoded.nbytes if slot.commit(meta, encoded.nbytes) else None
 
+    def write(tensor: torch.Tensor, out: memoryview, ticket: Ticket) -> Encoded:
+        tokens = ticket[3]
+        if tokens is None or tokens.kept is None:
+            return kernel.encode(tensor, out)
+        return kernel.encode_rows(tensor, out, tokens.kept)
+
     def header(encoded: Encoded, ticket: Ticket, began: int) -> PacketMeta:
-        (step, version, microbatch, position), index, chance = ticket
+        (step, version, microbatch, position), index, chance, tokens = ticket
+        text = NO_TEXT
+        if tokens is not None:
+            text = tokens.text
+            position = tokens.position if tokens.position >= 0 else position
         return PacketMeta(
             hook_id, kind, DTYPE_CODE[encoded.dtype], encoded.shape, step, began, version,
             encoding_id, encoded.params, chance * encoded.row_rate, index, microbatch, position,
+            text,
         )  # fmt: skip
 
     def look_at_bus() -> None:
@@ -334,7 +381,8 @@ def build_capture(
             if not offload.serves(tensor.device):
                 send(offload.fetch(tensor), ticket)
                 return
-            make_header = partial(header, ticket=ticket, began=now())
+            # What a device encodes is the whole tensor: its rows are not the kept ones.
+            make_header = partial(header, ticket=(*ticket[:3], None), began=now())
             if not offload.submit(stream, tensor, make_header):
                 with writer.lock:
                     refused()
@@ -348,9 +396,9 @@ def build_capture(
                 own_port.close()
 
     stream.off = False
-    take_now: Callable[[torch.Tensor | None, bool | None], None] = observe
-    take_ticket: Callable[[torch.Tensor | None, bool | None], Ticket | None] = draw
-    take_late: Callable[[torch.Tensor | None, Ticket], None] = send
+    take_now: Callable[..., None] = observe
+    take_ticket: Callable[..., Ticket | None] = draw
+    take_late: Callable[..., None] = send
     if rows is not None and not rows.always_last:
         take_now = seen_as_rows(observe, rows, leave_out)
         take_ticket = seen_as_rows(draw, rows, leave_out)

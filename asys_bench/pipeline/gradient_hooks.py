@@ -22,6 +22,7 @@ from asys_bench.pipeline.host_state import is_transformed, unwatched
 from asys_bench.pipeline.inert import LiveHook
 from asys_bench.pipeline.readability import TRANSFORMED
 from asys_bench.pipeline.selection import all_tensors, select_tensor
+from asys_bench.pipeline.token_places import TokenPlaces
 from asys_bench.pipeline.untraced import untraced
 
 TRACES_TENSOR_HOOKS = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 13)
@@ -39,8 +40,15 @@ class OutputGradientHook(LiveHook):
     tensor that it views gets a hook too, which speaks up when the other one has not.
     """
 
-    def __init__(self, stream: HookStream, capture: Capture, clock: StepClock) -> None:
+    def __init__(
+        self,
+        stream: HookStream,
+        capture: Capture,
+        clock: StepClock,
+        places: TokenPlaces | None = None,
+    ) -> None:
         self.stream, self.draw, self.send = stream, capture.draw, capture.send
+        self.places = places
         self.leave_out = capture.leave_out
         self.path, self.phase = stream.path, stream.phase
         self.recompute = RecomputeFilter(stream, clock)
@@ -80,7 +88,11 @@ class OutputGradientHook(LiveHook):
             self.stream.needs_no_gradient = True
             self.leave_out(None)
             return
-        ticket = self.draw(tensor, getattr(module, "training", None))
+        tokens = None
+        if self.places is not None:
+            args, *more = inputs
+            tokens = self.places.of_output(tensor, args, more[0] if more else {})
+        ticket = self.draw(tensor, getattr(module, "training", None), tokens)
         if ticket is not None and tensor is not None:
             base = _base_of_its_own(tensor, inputs)
             if base is None:
@@ -176,7 +188,7 @@ class RecomputeFilter:
         ):  # such a call is skipped by the sampler's decision, and counted there
             return torch.is_grad_enabled()
         in_backward = torch._C._current_graph_task_id() != -1
-        weights = self._clock.tags[:2]  # nothing is recomputed with other weights
+        weights = self._clock.own_tags[:2]  # nothing is recomputed with other weights
         if weights != self._weights:
             self._weights, self._without_graph = weights, 0
         if not torch.is_grad_enabled():

@@ -189,6 +189,10 @@ class HookStream:
         except Exception:  # noqa: BLE001 - a closed stats page or a broken logging handler, no more
             return
 
+    def say(self, what: str) -> None:
+        """A line in the log about this hook."""
+        self._notices.say(f"hook {self.name}: {what}")
+
     def nothing_at(self, value: Any) -> None:
         """Say, once, that `select` found no tensor in `value`."""
         wanted = self.point.config.select

@@ -32,11 +32,19 @@ from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.hookpoints import HookPoint
 from asys_bench.pipeline.inert import LiveHook
 from asys_bench.pipeline.input_gradient import InputGradientHook
-from asys_bench.pipeline.module_hooks import ForwardCounter, InputHook, OutputHook
+from asys_bench.pipeline.module_hooks import (
+    InputHook,
+    OutputHook,
+    TextInputHook,
+    TextOutputHook,
+)
 from asys_bench.pipeline.notices import Notices
 from asys_bench.pipeline.offload import Offload
 from asys_bench.pipeline.own_hooks import keep_out, remove_hooks
+from asys_bench.pipeline.root_hook import ForwardCalls
 from asys_bench.pipeline.silent_hooks import SilentHooks
+from asys_bench.pipeline.text_inputs import TextInputs
+from asys_bench.pipeline.token_places import TokenPlaces
 from asys_bench.pipeline.writer import Writer
 
 
@@ -46,6 +54,8 @@ class ActivationHooker:
     kernels, seeds: one preprocessor and one sampler seed per point, in order.
     device: the path of models on a GPU; the defaults without.
     count_forwards: count calls of the model as microbatches; without, they are the host's to set.
+    called: what the user calls, where that is a wrapper around the model.
+    text: of a model that takes text.
     notices: where what a person should know is said.
     on_first: told of each stream when its first tensor comes, in the host's hook.
     """
@@ -65,9 +75,11 @@ class ActivationHooker:
         count_forwards: bool = True,
         notices: Notices | None = None,
         on_first: Callable[[HookStream], None] | None = None,
+        called: torch.nn.Module | None = None,
+        text: TextInputs | None = None,
     ) -> None:
         self.notices = notices or Notices()
-        self._clock, self._counts_forwards = clock, count_forwards
+        self._clock, self._text = clock, text
         self._writer = Writer(bus, on_full, block_timeout_s)
         self._offload = Offload(self._writer, slot, device or DeviceConfig())
         self._streams = [
@@ -76,6 +88,9 @@ class ActivationHooker:
         ]
         for stream in self._streams:
             stream.on_first = on_first
+        model = self._model
+        roots = [module for module in (called, model) if module is not None]
+        self._calls = ForwardCalls(clock, roots, counts_forwards=count_forwards, text=text)
         self._undo: list[Callable[[], None]] = []
         self._silent: SilentHooks | None = None
         self._hooks: list[LiveHook] = []
@@ -94,7 +109,7 @@ class ActivationHooker:
         """
         if self._undo or not self._streams:
             return
-        model = next((s.point.model for s in self._streams if s.point.model is not None), None)
+        model = self._model
         parameters = model.parameters() if model is not None else ()
         devices = {p.device for p in parameters if p.device.type != "cpu"}
         self._offload.prepare(self._streams, sorted(devices, key=str))
@@ -103,12 +118,16 @@ class ActivationHooker:
         self._undo.append(keep_out.end)
         self._undo.append(self._remove_moved_hooks)
         try:
-            if model is not None and self._counts_forwards:
-                self._count_forwards(model)
+            self._undo.append(self._calls.detach)
+            self._hooks += self._calls.attach_begin()
             for stream in self._streams:
-                capture = build_capture(stream, self._writer, self._clock, self._offload)
+                is_of_text = self._text is not None
+                capture = build_capture(
+                    stream, self._writer, self._clock, self._offload, is_of_text=is_of_text
+                )
                 self._undo.append(capture.close)
                 self._register(stream, capture)
+            self._hooks += self._calls.attach_end()
         except BaseException:
             self.detach()
             raise
@@ -139,9 +158,22 @@ class ActivationHooker:
         """Capture nothing from now on; takes no lock (a forked child: its owner is not there)."""
         for stream in self._streams:
             stream.off = True
+        self._clock.forked()
+
+    @property
+    def _model(self) -> torch.nn.Module | None:
+        return next((s.point.model for s in self._streams if s.point.model is not None), None)
 
     def _register(self, stream: HookStream, capture: Capture) -> None:
         module = stream.point.module
+        if self._text is not None and self._text.is_point(stream.point):
+            self._text.rows_sent = capture.observe
+            self._undo.append(self._text.send_no_rows)
+            return
+        places = TokenPlaces(stream, self._clock) if self._text is not None else None
+        if places is not None and stream.point.kind in (Kind.ACTIVATION, Kind.INPUT):
+            self._register_of_text(stream, capture, places)
+            return
         match stream.point.kind:
             case Kind.ACTIVATION:
                 hook_class = OutputHook
@@ -155,12 +187,12 @@ class ActivationHooker:
                 self._keep(hook, module.register_forward_pre_hook(hook, with_kwargs=True))
                 self._receive(stream.number, lambda x: capture.observe(x, stream.phase))
             case Kind.GRADIENT:
-                gradient = OutputGradientHook(stream, capture, self._clock)
+                gradient = OutputGradientHook(stream, capture, self._clock, places)
                 self._undo.append(gradient.remove)
                 self._keep(gradient, module.register_forward_hook(gradient, with_kwargs=True))
                 self._receive_gradient(stream, capture)
             case Kind.INPUT_GRADIENT:
-                both = InputGradientHook(stream, capture, self._clock)
+                both = InputGradientHook(stream, capture, self._clock, places)
                 self._undo.append(both.of_output.remove)
                 before = module.register_forward_pre_hook(both.before, with_kwargs=True)
                 self._keep(both.before, before)
@@ -186,10 +218,25 @@ class ActivationHooker:
         self._undo.append(remove)
         self._receive_gradient(stream, capture)
 
-    def _count_forwards(self, model: torch.nn.Module) -> None:
-        counter = ForwardCounter(model, self._clock)
-        self._keep(counter, model.register_forward_pre_hook(counter, with_kwargs=True))
-        self._receive(counter.number, counter.count)
+    def _register_of_text(self, stream: HookStream, capture: Capture, places: TokenPlaces) -> None:
+        module, number = stream.point.module, graph_op.reserve_number()
+        if stream.point.kind is Kind.ACTIVATION:
+            hook = TextOutputHook(stream, capture, places, number)
+            self._keep(hook, module.register_forward_hook(hook, with_kwargs=True))
+        else:
+            before = TextInputHook(stream, capture, places, number)
+            self._keep(before, module.register_forward_pre_hook(before, with_kwargs=True))
+
+        def receive_rows(x: torch.Tensor) -> None:
+            try:
+                tokens = places.of_input(x)
+            except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
+                capture.leave_out(error)
+                return
+            capture.observe(x, stream.phase, tokens)
+
+        self._receive(number, receive_rows)
+        self._receive(stream.number, lambda x: capture.observe(x, stream.phase))
 
     def _receive(self, number: int, receiver: graph_op.Receiver) -> None:
         graph_op.receive(number, receiver)

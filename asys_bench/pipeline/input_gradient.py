@@ -36,9 +36,9 @@ from asys_bench.pipeline.gradient_hooks import OutputGradientHook, RecomputeFilt
 from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.host_state import is_transformed, undisturbed, unwatched
 from asys_bench.pipeline.inert import LiveHook
-from asys_bench.pipeline.module_hooks import positions
 from asys_bench.pipeline.readability import TRANSFORMED
-from asys_bench.pipeline.selection import all_tensors, select_input
+from asys_bench.pipeline.selection import all_tensors, positions, select_input
+from asys_bench.pipeline.token_places import TokenPlaces
 from asys_bench.pipeline.untraced import untraced
 
 MAX_NODES = 20_000
@@ -59,8 +59,15 @@ class _Entry:
 class InputGradientHook:
     """The pre-hook and the forward hook of one stream; each is an object in the module's dictionary."""
 
-    def __init__(self, stream: HookStream, capture: Capture, clock: StepClock) -> None:
+    def __init__(
+        self,
+        stream: HookStream,
+        capture: Capture,
+        clock: StepClock,
+        places: TokenPlaces | None = None,
+    ) -> None:
         self.stream, self.capture, self.clock = stream, capture, clock
+        self.places = places
         self.recompute = RecomputeFilter(stream, clock)
         self.names = positions(stream.point.module)
         self.of_output = OutputGradientHook(stream, capture, clock)
@@ -70,7 +77,7 @@ class InputGradientHook:
 
     def enter(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         stack = self._stack()
-        tags = self.clock.tags
+        tags = self.clock.own_tags
         while stack and stack[-1].tags is not tags:
             stack.pop()  # that call raised: its forward hook never came
         entry = _Entry(tags)
@@ -87,7 +94,8 @@ class InputGradientHook:
             self.stream.needs_no_gradient = True
             self.capture.leave_out(None)
             return
-        entry.ticket = self.capture.draw(tensor, getattr(module, "training", None))
+        tokens = self.places.of_input(tensor) if self.places is not None else None
+        entry.ticket = self.capture.draw(tensor, getattr(module, "training", None), tokens)
         if entry.ticket is not None and tensor is not None:
             edge = get_gradient_edge(tensor)
             entry.tensor, entry.node, entry.output_nr = tensor, edge.node, edge.output_nr

@@ -10,7 +10,6 @@ from asys_bench.config.hooks import HookConfig
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.hookpoints import HookError, resolve
 from asys_bench.pipeline.optimizer_watch import OptimizerWatch
-from asys_bench.pipeline.step_counter import StepCounter
 from asys_bench.pipeline.wrapped import is_compiled_in_place, unwrap
 
 
@@ -25,7 +24,6 @@ class LateStepClock:
     ) -> None:
         self._hooks, self._begin = hooks, begin
         self._clock: StepClock | None = None
-        self._counter: StepCounter | None = None
         self._optimizers: OptimizerWatch | None = None
         self.should_stop = False
 
@@ -49,19 +47,16 @@ class LateStepClock:
         self._optimizers = OptimizerWatch(unwrap(model), clock)
         self._optimizers.attach()
         if not is_compiled_in_place(model):
-            self._counter = StepCounter(model, clock)
-            self._counter.attach(called=called)
+            clock.count_calls(called=called)
 
     def end(self) -> None:
         """The host has ended: the last step has, too. Idempotent."""
-        if self._counter is not None:
-            self._counter.end()
+        if self._clock is not None:
+            self._clock.end_counting()
         if self._optimizers is not None:
             self._optimizers.detach()
 
     def step(self, n: int = 1) -> None:
-        if self._counter is not None:
-            self._counter.detach()
         if self._clock is not None:
             self._clock.step(n)
 

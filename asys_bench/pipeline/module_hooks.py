@@ -1,4 +1,4 @@
-"""The hooks on modules that capture outputs and inputs, and the one that counts forward passes.
+"""The hooks on modules that capture outputs and inputs.
 
 Each is an object and not a closure, so that a copy of the model gets an inert one (`inert.py`). Under
 torch.compile the same object is traced: `is_dynamo_compiling` is False at run time and True to the
@@ -11,24 +11,19 @@ Others move hooks between modules and register them anew, with and without keywo
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._C import _current_graph_task_id as backward_task
 from torch.compiler import is_dynamo_compiling
 
 from asys_bench.contracts.capture_port import PORT_NOT_MINE, PORT_REFUSED
-from asys_bench.pipeline import graph_op
 from asys_bench.pipeline.capture import Capture, not_direct
-from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.graph_op import capture_op
 from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.host_state import unwatched
 from asys_bench.pipeline.inert import LiveHook
-from asys_bench.pipeline.selection import select_input, select_tensor
+from asys_bench.pipeline.selection import positions, select_input, select_tensor
+from asys_bench.pipeline.token_places import TokenPlaces
 from asys_bench.pipeline.untraced import untraced
 
 
@@ -120,35 +115,94 @@ class InputHook(LiveHook):
         self.observe(tensor, training)
 
 
-class ForwardCounter(LiveHook):
-    """A forward pre-hook on the whole model: a new forward pass, so a new microbatch."""
+class TextOutputHook(LiveHook):
+    """As `OutputHook`, in a model that takes text: says which tokens the rows are.
 
-    def __init__(self, model: torch.nn.Module, clock: StepClock) -> None:
-        self.model, self.clock, self.number = model, clock, graph_op.reserve_number()
+    number_of_rows: names the stream in compiled graphs where the module's first input has the leading
+    dimensions of what is captured.
+    """
+
+    def __init__(
+        self, stream: HookStream, capture: Capture, places: TokenPlaces, number_of_rows: int
+    ) -> None:
+        self.stream, self.capture, self.places = stream, capture, places
+        self.path, self.phase = stream.path, stream.phase
+        self.number, self.number_of_rows = stream.number, number_of_rows
 
     @untraced
-    def __call__(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def __call__(self, module: Any = None, args: Any = (), *rest: Any, **_: Any) -> None:
+        args = args if isinstance(args, tuple) else (args,)
+        output = rest[-1] if rest else None
+        kwargs = rest[0] if len(rest) > 1 and isinstance(rest[0], dict) else {}
         if is_dynamo_compiling():
-            traced = select_input(args, kwargs, None, {})
-            if traced is not None:
-                capture_op(traced, self.number)
+            if self.phase is None or self.phase == module.training:
+                traced = select_tensor(output, self.path)
+                if traced is not None:
+                    given = select_input(args, kwargs, None, {})
+                    keeps = _keeps_leading(given, traced)
+                    capture_op(traced, self.number_of_rows if keeps else self.number)
             return
-        # Replicas of DataParallel and recomputation are part of a pass that was counted.
-        if module is self.model and backward_task() == -1:
-            self.clock.forward_started()
+        if not self.stream.off:
+            unwatched(self._capture, module, args, kwargs, output)
 
-    def count(self, _: torch.Tensor) -> None:
-        """The receiver of the traced call."""
-        if backward_task() == -1:
-            self.clock.forward_started()
+    def _capture(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        try:
+            tensor = output if type(output) is Tensor else None
+            if tensor is None or self.path is not None:
+                tensor = select_tensor(output, self.path)
+                if tensor is None:
+                    self.stream.nothing_at(output)
+            tokens = self.places.of_output(tensor, args, kwargs)
+            training = getattr(module, "training", None)
+        except Exception as error:  # noqa: BLE001 - fail open: a host's own class may do anything
+            self.capture.leave_out(error)
+            return
+        self.capture.observe(tensor, training, tokens)
 
 
-def positions(module: torch.nn.Module) -> Mapping[str, int]:
-    """Parameter name -> position in a call of `module`; empty when its forward has no signature."""
-    try:
-        parameters = inspect.signature(module.forward).parameters
-    except (TypeError, ValueError):
-        return {}
-    return {name: index for index, name in enumerate(parameters)}
+class TextInputHook(LiveHook):
+    """As `InputHook`, in a model that takes text."""
+
+    def __init__(
+        self, stream: HookStream, capture: Capture, places: TokenPlaces, number_of_rows: int
+    ) -> None:
+        self.stream, self.capture, self.places = stream, capture, places
+        self.path, self.phase = stream.path, stream.phase
+        self.number_of_rows = number_of_rows
+        self.names = positions(stream.point.module)
+
+    @untraced
+    def __call__(self, module: Any = None, args: Any = (), kwargs: Any = None, *_: Any) -> None:
+        args = args if isinstance(args, tuple) else (args,)
+        kwargs = kwargs if isinstance(kwargs, dict) else {}
+        if is_dynamo_compiling():
+            if self.phase is None or self.phase == module.training:
+                traced = select_input(args, kwargs, self.path, self.names)
+                if traced is not None:
+                    capture_op(traced, self.number_of_rows)
+            return
+        if not self.stream.off:
+            unwatched(self._capture, module, args, kwargs)
+
+    def _capture(self, module: Any, args: Any, kwargs: Any) -> None:
+        try:
+            tensor = select_input(args, kwargs, self.path, self.names)
+            if tensor is None:
+                self.stream.nothing_at({**dict(enumerate(args)), **kwargs})
+            tokens = self.places.of_input(tensor)
+            training = getattr(module, "training", None)
+        except Exception as error:  # noqa: BLE001 - as above
+            self.capture.leave_out(error)
+            return
+        self.capture.observe(tensor, training, tokens)
+
+
+def _keeps_leading(given: Tensor | None, output: Tensor) -> bool:
+    """Traced: [B, T, ...] came in and [B, T, D] went out."""
+    return (
+        given is not None
+        and given.ndim >= 2
+        and output.ndim == 3
+        and given.shape[0] == output.shape[0]
+        and given.shape[1] == output.shape[1]
+    )

@@ -46,7 +46,7 @@ class RankSession:
             with its owner; HookError: a glob that matches no module.
         """
         streams = plan_streams(config, model, root)
-        self.points, self._text = streams.points, streams.text
+        self.points = streams.points
         self.hooks = tuple(streams.trained)
         self._run = LiveRun.attach(run_dir)
         self.page = self._run.page
@@ -65,6 +65,8 @@ class RankSession:
                 block_timeout_s=config.bus.block_timeout_s,
                 seeds=sampler_seeds(config, self.points, ranks.rank),
                 device=config.device,
+                called=root,
+                text=streams.text,
             )
         except BaseException:
             self.close()
@@ -78,8 +80,6 @@ class RankSession:
         slot.state = WorkerState.READY
         slot.beat()
         self._hooker.attach()
-        if self._text is not None:
-            self._text.attach(self.clock)
 
     def pause(self, paused: bool) -> None:
         """As `ObservationSession.pause`, on this rank."""
@@ -89,8 +89,6 @@ class RankSession:
     def stop(self) -> BusAccount:
         """Detach and end this shard. The account is the whole run's, which goes on. Idempotent."""
         self._hooker.detach()
-        if self._text is not None:
-            self._text.detach()
         if self._bus is not None:
             self._bus.finish()
         self._slot.state = WorkerState.DONE

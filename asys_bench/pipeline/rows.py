@@ -49,7 +49,6 @@ _LAST = (
     nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
 )  # fmt: skip
 LAST = -1
-S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -263,19 +262,19 @@ def _add(module: nn.Module, sizes: Sizes) -> None:
 
 
 def seen_as_rows(
-    take: Callable[[torch.Tensor | None, S], T],
+    take: Callable[..., T],
     rows: Rows,
     leave_out: Callable[[Exception], None],
-) -> Callable[[torch.Tensor | None, S], T | None]:
+) -> Callable[..., T | None]:
     """`take`, given its tensor as rows; one that cannot be turned is left out."""
 
-    def taken(tensor: torch.Tensor | None, second: S) -> T | None:
+    def taken(tensor: torch.Tensor | None, *more: Any) -> T | None:
         if tensor is not None:
             try:
                 tensor = rows.view(tensor)
             except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
                 leave_out(error)
                 return None
-        return take(tensor, second)
+        return take(tensor, *more)
 
     return taken

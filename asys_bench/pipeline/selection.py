@@ -7,6 +7,7 @@ dispatch by table.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -125,3 +126,21 @@ def describe(value: Any, depth: int = 2) -> str:
         return f"{name} of {len(parts)}"
     inside = ", ".join(f"{key}: {describe(v, depth - 1)}" for key, v in parts[:_SHOWN])
     return f"{name}({inside}{', ...' if len(parts) > _SHOWN else ''})"
+
+
+def positions(module: torch.nn.Module) -> Mapping[str, int]:
+    """Parameter name -> position in a call of `module`; empty when its forward has no signature."""
+    try:
+        parameters = inspect.signature(module.forward).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: index for index, name in enumerate(parameters)}
+
+
+def passes_arguments_on(module: torch.nn.Module) -> bool:
+    """Whether the forward of `module` takes any arguments by place, as wrappers do."""
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return True
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)

@@ -107,7 +107,7 @@ class ObservationSession:
         self._ranks = ranks
         self.step_unit = step_unit
         streams = plan_streams(config, model, root)
-        self.points, self._text = streams.points, streams.text
+        self.points = streams.points
         self.hooks, self._side = tuple(streams.trained), tuple(streams.side)
         names = streams.trained
         self.forecast = RunForecast(config, names)
@@ -153,6 +153,8 @@ class ObservationSession:
                     count_forwards=not one_call_per_step,
                     notices=self.notices,
                     on_first=self._on_first,
+                    called=root,
+                    text=streams.text,
                 )
                 handle = self.bus.handle()
                 # The fork server imports the bus once, so that no restart waits for it.
@@ -206,8 +208,6 @@ class ObservationSession:
             self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)
             self.hooker.attach()
             say_rows(self.points)
-            if self._text is not None:
-                self._text.attach(self.clock)
         if self._resources is not None:
             self.run_dir.write_json(PLAN_FILE, self._resources.to_dict())
             self._resources.check(self.page)
@@ -292,8 +292,6 @@ class ObservationSession:
     def _detach(self) -> None:
         if self.hooker is not None:
             self.hooker.detach()
-        if self._text is not None:
-            self._text.detach()
 
     def _release(self) -> None:
         if self.bus is not None:

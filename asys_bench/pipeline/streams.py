@@ -15,7 +15,7 @@ from asys_bench.contracts.names import matches
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.pipeline.assembly import build_preprocessor
 from asys_bench.pipeline.hookpoints import HookPoint, resolve
-from asys_bench.pipeline.text_inputs import RealRowsPreprocessor, TextInputs
+from asys_bench.pipeline.text_inputs import TextInputs
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,8 @@ class Streams:
     text: TextInputs | None
 
     def preprocessors(self) -> list[Preprocessor]:
-        """One per point; those of a text model leave padding out."""
-        kernels = [build_preprocessor(point.config) for point in self.points]
-        if self.text is None:
-            return kernels
-        rows = self.text.rows
-        return [
-            kernel if point.name in self.side else RealRowsPreprocessor(kernel, rows)
-            for point, kernel in zip(self.points, kernels, strict=True)
-        ]
+        """One per point."""
+        return [build_preprocessor(point.config) for point in self.points]
 
     def with_side_streams(
         self, config: MasterConfig, groups: Sequence[GroupSpec]

@@ -1,11 +1,16 @@
-"""What a text model is being fed: which rows are padding, and which token and position each row is.
+"""What a text model is being fed: which positions are padding, and which token and position each is.
 
-Hugging Face models take `input_ids` [B, T] and `attention_mask` [B, S >= T] in their root forward
-call. A pre-hook there reads both, before any module inside runs:
+Modules that take text are found by the signature of their own forward (`input_ids`), wherever they sit
+in the model. When one is called, its root hook (`root_hook`) has the arguments read here:
 
-- rows of padding are left out of every [B, T, D] capture (`RealRows`), so that no SAE learns them;
-- the stream `tokens` carries int32 rows (token id, position), one per row of the captures of the same
-  forward call and in the same order, so that an archived activation can be traced to its token.
+- `Text` says which of the B * T positions are tokens. Captures of the modules inside leave the others
+  out (`token_places`), so that no SAE learns padding.
+- the stream `tokens` gets int32 rows (token id, position), one per token in the same order, under a
+  number that the other captures of the call carry too.
+
+The innermost module around that takes text decides, so the encoder and the decoder of one model each
+have their own. A module that is given another input too (pictures, sound), or two texts, decides for
+nothing in it: only the modules inside that take the text alone do.
 
 With a key-value cache T is the new tokens alone and S counts the cached ones; positions go on. On an
 accelerator none of this is read, because that would stall the host: there, padding stays in.
@@ -13,108 +18,134 @@ accelerator none of this is read, because that would stall the host: there, padd
 
 from __future__ import annotations
 
-import inspect
 import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
 from asys_bench.config.hooks import HookConfig
-from asys_bench.contracts.packet import ActivationPacket, Kind
-from asys_bench.contracts.preprocessor import Encoded, Positions, Preprocessor
-from asys_bench.pipeline.clock import StepClock
+from asys_bench.contracts.packet import NO_TEXT, NO_TOKEN_POSITION, Kind
+from asys_bench.contracts.preprocessor import Positions
+from asys_bench.pipeline.capture import RowTokens, SendRows
+from asys_bench.pipeline.clock import CallFrame, StepClock
 from asys_bench.pipeline.hookpoints import HookPoint
-from asys_bench.pipeline.root_hook import RootHook
+from asys_bench.pipeline.padding_mask import real_tokens
+from asys_bench.pipeline.selection import passes_arguments_on, positions
 
 log = logging.getLogger(__name__)
 
 TOKENS = "tokens"
 """Name of the stream of (token id, position) rows."""
+IDS, MASK, EMBEDS = "input_ids", "attention_mask", "inputs_embeds"
+_OF_THE_TEXT = ("mask", "past", "cache", "bias", "head", "label", "inputs_embeds")
+_SEQUENCES = ("hidden", "embed", "encoder")
+"""Parts of the names of arguments that belong to the text, and of other sequences' states [B, S, D].
+A float tensor of three dimensions and more that is neither is an input of another kind."""
 
 
-class RealRows:
-    """The rows of a [B, T, D] activation that are tokens, as of the last root forward call."""
+@dataclass(slots=True, eq=False)
+class Text:
+    """B sequences of T tokens, as one module was given them.
 
-    def __init__(self) -> None:
-        self._shape: tuple[int, int] = (0, 0)
-        self.positions: Positions | None = None
-        """Rows to keep of B * T; None: all of them."""
+    ids_BT: None where only embeddings were given. mask: the argument, whatever it was.
+    kept: positions of B * T that are tokens; None: all of them.
+    others: other sequences that the module was given beside them: leading dimensions, and address of
+    the memory, of their states.
+    number: of the packet of token rows; NO_TEXT while none was sent.
+    position: of the first token, where there is one sequence; else NO_TOKEN_POSITION.
+    """
 
-    def set(self, mask_BT: torch.Tensor | None) -> None:
-        """mask_BT: bool on the CPU; None: no padding."""
-        if mask_BT is None or bool(mask_BT.all()):
-            self.positions = None
-            return
-        self._shape = (mask_BT.shape[0], mask_BT.shape[1])
-        self.positions = np.flatnonzero(mask_BT.numpy()).astype(np.int64)
-
-    def of(self, tensor: torch.Tensor) -> Positions | None:
-        """The rows to keep of `tensor`; None when it is not [B, T, D] of this call, or all are kept."""
-        if self.positions is None or tensor.ndim != 3 or tuple(tensor.shape[:2]) != self._shape:
-            return None
-        return self.positions
+    shape: tuple[int, int]
+    ids_BT: torch.Tensor | None
+    mask: Any
+    kept: Positions | None
+    positions_BT: torch.Tensor | None = None
+    others: frozenset[tuple[tuple[int, int], int]] = field(default_factory=frozenset)
+    number: int = NO_TEXT
+    position: int = NO_TOKEN_POSITION
 
 
-class RealRowsPreprocessor(Preprocessor):
-    """`inner`, applied to the rows that are tokens: what is sent is [n, D] instead of [B, T, D]."""
+class TextReader:
+    """Finds the text among the arguments of one module.
 
-    def __init__(self, inner: Preprocessor, rows: RealRows) -> None:
-        self._inner, self._rows = inner, rows
-        self.encoding = inner.encoding
+    names: parameter -> position; of the module itself, or of what it passes its arguments on to.
+    two_texts: it is an encoder-decoder, which has two.
+    """
 
-    def payload_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        return self._inner.payload_bytes(shape, dtype)
+    def __init__(self, names: Mapping[str, int], *, two_texts: bool = False) -> None:
+        self.names = names
+        self.two_texts = two_texts
+        self.takes_ids = IDS in names and not two_texts
 
-    def decoded_width(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        return self._inner.decoded_width(shape, dtype)
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The argument `name`, however it was passed: by name, by place, or in a dict of features."""
+        if name in kwargs:
+            return kwargs[name]
+        index = self.names.get(name, len(args))
+        if index < len(args) and not isinstance(args[index], Mapping):
+            return args[index]
+        for value in args:
+            if isinstance(value, Mapping) and name in value:
+                return value[name]
+        return None
 
-    def encode(self, tensor: torch.Tensor, out: memoryview) -> Encoded:
-        positions = self._rows.of(tensor)
-        if positions is None:
-            return self._inner.encode(tensor, out)
-        return self._inner.encode_rows(tensor, out, positions)
+    def other_inputs(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, float tensor of three dimensions or more) that is not part of the text."""
+        by_place = {index: name for name, index in self.names.items()}
+        named = [(by_place.get(index, ""), value) for index, value in enumerate(args)]
+        named += kwargs.items()
+        features = [
+            pair for _, value in named if isinstance(value, Mapping) for pair in value.items()
+        ]
+        for name, value in (*named, *features):
+            if (
+                isinstance(value, torch.Tensor)
+                and value.ndim >= 3
+                and value.is_floating_point()
+                and not any(part in name for part in _OF_THE_TEXT)
+            ):
+                yield name, value
 
-    def encode_rows(self, tensor: torch.Tensor, out: memoryview, positions: Positions) -> Encoded:
-        return self._inner.encode_rows(tensor, out, positions)
 
-    def decode(self, packet: ActivationPacket) -> torch.Tensor:
-        return self._inner.decode(packet)
+def takes_text(module: torch.nn.Module) -> bool:
+    """Whether `module` takes text, going by the signature of its forward."""
+    return IDS in positions(module)
 
 
 class _Tap(torch.nn.Module):
-    """Gives its input back; the hook on it is what sends the token rows."""
-
-    def forward(self, rows_N2: torch.Tensor) -> torch.Tensor:
-        return rows_N2
+    """Stands for the stream of token rows among the hook points; never called."""
 
 
 class TextInputs:
-    """Reads a model's text arguments; `attach` it while the hooks are attached."""
+    """Reads the text of the forward calls of one model.
 
-    def __init__(self, called: torch.nn.Module, names: list[str]) -> None:
-        """called: the module that the user calls; names: parameters of the model's `forward`."""
-        self.rows = RealRows()
-        self._root = called
-        self._index = {name: index for index, name in enumerate(names)}
+    rows_sent: capture of the stream of token rows; None while nobody wants them.
+    readers: module that takes text -> its reader, outermost first.
+    """
+
+    def __init__(self, model: torch.nn.Module, called: torch.nn.Module) -> None:
+        self.readers = {module: _reader(module) for module in model.modules() if takes_text(module)}
+        self.rows_sent: SendRows | None = None
         self._tap = _Tap()
-        self._handle: torch.utils.hooks.RemovableHandle | None = None
-        self._clock: StepClock | None = None
+        self._wrappers = [module for module in (called, model) if module not in self.readers]
+        self._fallback = next(iter(self.readers.values()), None)
+        self._two_texts = any(reader.two_texts for reader in self.readers.values())
+        self._explained: set[str] = set()
         self._failed = False
-        self.sends_tokens = "input_ids" in self._index
 
     @classmethod
     def of(cls, model: torch.nn.Module, root: torch.nn.Module | None = None) -> TextInputs | None:
-        """None when `model` takes no text, or when two sequences (encoder and decoder) share it.
+        """None when `model` takes no text, or is not on the CPU.
 
         root: what the user calls, where that is a wrapper which passes its arguments on to `model`.
         """
-        try:
-            names = list(inspect.signature(model.forward).parameters)
-        except (TypeError, ValueError):
-            return None
-        takes_text = "input_ids" in names or "attention_mask" in names
-        if not takes_text or "decoder_input_ids" in names:
+        found = cls(model, root if root is not None else model)
+        if not found.readers and MASK not in positions(model):
             return None
         if not all(parameter.is_cpu for parameter in model.parameters()):
             log.warning(
@@ -122,87 +153,207 @@ class TextInputs:
                 "ids are not recorded; feed it sequences without padding"
             )
             return None
-        return cls(root if root is not None else model, names)
+        return found
 
     @property
     def points(self) -> list[HookPoint]:
         """The stream of token rows as a hook point."""
         config = HookConfig(match=(TOKENS,))
-        return [HookPoint(TOKENS, self._tap, Kind.ACTIVATION, config)] if self.sends_tokens else []
+        return [HookPoint(TOKENS, self._tap, Kind.ACTIVATION, config)] if self.readers else []
 
-    def attach(self, clock: StepClock) -> None:
-        """Register the pre-hook; a second call changes nothing.
+    def send_no_rows(self) -> None:
+        """The stream of token rows is closed."""
+        self.rows_sent = None
 
-        clock: told the position of the first token where one sequence is fed at a time.
-        """
-        self._clock = clock
-        if self._handle is None:
-            hook = RootHook(self._before)
-            self._handle = self._root.register_forward_pre_hook(hook, with_kwargs=True)
+    def is_point(self, point: HookPoint) -> bool:
+        """Whether `point` is the stream of token rows."""
+        return point.module is self._tap
 
-    def detach(self) -> None:
-        """Remove it. Idempotent."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
+    def reader_of(self, module: torch.nn.Module) -> TextReader | None:
+        """The reader of a root: its own, or for a wrapper that of what it passes its arguments to."""
+        if module in self.readers:
+            return self.readers[module]
+        names = positions(module)
+        if self._fallback is None:
+            return TextReader(names) if MASK in names else None
+        if passes_arguments_on(module):
+            names = self._fallback.names
+        return TextReader(names, two_texts=self._two_texts)
 
-    def _before(self, module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def enter(
+        self, frame: CallFrame, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
+        clock: StepClock,
+    ) -> None:  # fmt: skip
+        """A root is called in `frame`: set the text that holds inside of it. Never raises."""
         if self._failed:
+            frame.text = None
             return
         try:
-            self._read(args, kwargs)
+            with torch.no_grad():
+                self._enter(frame, reader, args, kwargs, clock)
         except Exception as error:  # noqa: BLE001 - fail-open: nothing of ours may reach the host
             self._failed = True
-            self.rows.set(None)
+            frame.text = None
             log.warning(
                 "padding and token ids are no longer read, after %s: %s",
                 type(error).__name__,
                 error,
             )
 
-    def _read(self, args: Any, kwargs: dict[str, Any]) -> None:
-        ids_BT = _matrix(self._argument("input_ids", args, kwargs))
-        mask_BS = _matrix(self._argument("attention_mask", args, kwargs))
-        mask_BT = None
-        if mask_BS is not None:
-            length = ids_BT.shape[1] if ids_BT is not None else mask_BS.shape[1]
-            mask_BT = (mask_BS != 0)[:, -length:]
-        self.rows.set(mask_BT)
-        if ids_BT is None or not self._tap._forward_hooks:
+    def _enter(
+        self, frame: CallFrame, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
+        clock: StepClock,
+    ) -> None:  # fmt: skip
+        if reader.two_texts:
+            frame.text = frame.offered = None
             return
-        positions_BT = self._positions(ids_BT, mask_BS, args, kwargs)
-        if ids_BT.shape[0] == 1 and ids_BT.shape[1] and self._clock is not None:
-            self._clock.token_position = int(positions_BT[0, 0])
-        rows_N2 = torch.stack([ids_BT.reshape(-1), positions_BT.reshape(-1)], dim=1)
-        kept = self.rows.positions
-        if kept is not None:
-            rows_N2 = rows_N2.index_select(0, torch.from_numpy(kept))
-        with torch.no_grad():
-            self._tap(rows_N2.to(torch.int32))
+        ids_BT = _matrix(reader.argument(IDS, args, kwargs))
+        mask = reader.argument(MASK, args, kwargs)
+        around = frame.text if frame.text is not None else frame.offered
+        if ids_BT is not None:
+            shape = (ids_BT.shape[0], ids_BT.shape[1])
+            is_around = around is not None and _same(ids_BT, around.ids_BT)
+        else:
+            leading = _leading(reader.argument(EMBEDS, args, kwargs), mask)
+            if leading is None:
+                return  # a call that carries no text of its own
+            shape = leading
+            is_around = around is not None and around.shape == shape
+        others = list(reader.other_inputs(args, kwargs))
+        states = [v for name, v in others if any(part in name for part in _SEQUENCES)]
+        text = around if is_around else None
+        if text is None or (mask is not None and mask is not text.mask):
+            kept = self._kept(mask, shape, reader, args, kwargs)
+            if text is None or (kept is not None and not _equal(kept, text.kept)):
+                ids_BT = ids_BT if ids_BT is not None or text is None else text.ids_BT
+                text = self._text(shape, ids_BT, mask, kept, reader, args, kwargs)
+        text.others |= {((s.shape[0], s.shape[1]), s.data_ptr()) for s in states}
+        if len(states) < len(others):  # pictures or sound: it is not known what is whose inside
+            frame.text, frame.offered = None, text
+        else:
+            self._hold(frame, text, clock)
 
-    def _positions(
-        self, ids_BT: torch.Tensor, mask_BS: torch.Tensor | None, args: Any, kwargs: dict[str, Any]
-    ) -> torch.Tensor:
-        given = self._argument("position_ids", args, kwargs)
-        length = ids_BT.shape[1]
-        if isinstance(given, torch.Tensor) and given.is_cpu and given.shape[-1] == length:
-            return given.detach().expand(ids_BT.shape).to(ids_BT.dtype)
-        if mask_BS is not None and mask_BS.shape[0] == ids_BT.shape[0]:
-            counted_BS = (mask_BS != 0).long().cumsum(1) - 1
-            return counted_BS.clamp(min=0)[:, -length:].to(ids_BT.dtype)
-        cache = self._argument("past_key_values", args, kwargs)
-        seen = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-        return torch.arange(seen, seen + length, dtype=ids_BT.dtype).expand(ids_BT.shape)
+    def _text(
+        self, shape: tuple[int, int], ids_BT: torch.Tensor | None, mask: Any,
+        kept: Positions | None, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
+    ) -> Text:  # fmt: skip
+        text = Text(shape, ids_BT, mask, kept)
+        if ids_BT is not None:
+            text.positions_BT = _positions(ids_BT, mask, kept, reader, args, kwargs)
+            if shape[0] == 1 and shape[1]:
+                first = 0 if kept is None or not len(kept) else int(kept[0])
+                text.position = int(text.positions_BT[0, first])
+        return text
 
-    def _argument(self, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
-        if name in kwargs:
-            return kwargs[name]
-        index = self._index.get(name, len(args))
-        return args[index] if index < len(args) else None
+    def _hold(self, frame: CallFrame, text: Text, clock: StepClock) -> None:
+        """`text` holds from here on; its token rows are sent once."""
+        frame.text = text
+        if self.rows_sent is None or text.number != NO_TEXT or text.ids_BT is None:
+            return
+        assert text.positions_BT is not None
+        number = clock.number_text(frame)
+        if number == NO_TEXT:
+            self._explain("more texts in one step and microbatch than have numbers: no tokens")
+            return
+        text.number = number
+        rows_N2 = torch.stack([text.ids_BT.reshape(-1), text.positions_BT.reshape(-1)], dim=1)
+        if text.kept is not None:
+            rows_N2 = rows_N2.index_select(0, torch.from_numpy(text.kept))
+        self.rows_sent(rows_N2.to(torch.int32), None, RowTokens(number, None, text.position))
+
+    def _kept(
+        self, mask: Any, shape: tuple[int, int], reader: TextReader, args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Positions | None:  # fmt: skip
+        if mask is None:
+            return None
+        found = real_tokens(mask, shape, _seen(reader, args, kwargs))
+        if found is None:
+            kind = (
+                f"{list(mask.shape)} of {mask.dtype}"
+                if isinstance(mask, torch.Tensor)
+                else type(mask).__name__
+            )
+            self._explain(
+                f"the attention mask ({kind}) of a call with {list(shape)} tokens cannot be read: "
+                "rows of padding are captured like any other"
+            )
+            return None
+        if bool(found.all()):
+            return None
+        return np.flatnonzero(found.numpy()).astype(np.int64)
+
+    def _explain(self, what: str) -> None:
+        if what not in self._explained and len(self._explained) < 8:
+            self._explained.add(what)
+            log.warning("%s", what)
+
+
+def _reader(module: torch.nn.Module) -> TextReader:
+    names = positions(module)
+    return TextReader(names, two_texts=any(n != IDS and n.endswith(IDS) for n in names))
 
 
 def _matrix(value: Any) -> torch.Tensor | None:
-    """A two-dimensional CPU tensor of integers or booleans, or None."""
-    if not isinstance(value, torch.Tensor) or value.ndim != 2 or not value.is_cpu:
+    """A two-dimensional CPU tensor of integers, or None."""
+    if type(value) is not torch.Tensor or value.ndim != 2 or not value.is_cpu:
         return None
-    return None if value.is_floating_point() or value.is_complex() else value.detach()
+    whole = not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool)
+    return value.detach() if whole else None
+
+
+def _leading(embeds: Any, mask: Any) -> tuple[int, int] | None:
+    """(B, T) of embeddings, or of a mask that came without them."""
+    for value, dimensions in ((embeds, 3), (mask, 2)):
+        if type(value) is torch.Tensor and value.ndim == dimensions:
+            return value.shape[0], value.shape[1]
+    return None
+
+
+def _same(ids_BT: torch.Tensor, other: torch.Tensor | None) -> bool:
+    return other is not None and (
+        ids_BT is other
+        or (
+            ids_BT.shape == other.shape
+            and ids_BT.dtype == other.dtype
+            and torch.equal(ids_BT, other)
+        )
+    )
+
+
+def _equal(one: Positions | None, other: Positions | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
+def _seen(reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Tokens in the key-value cache before this call."""
+    given = reader.argument("cache_position", args, kwargs)
+    if type(given) is torch.Tensor and given.is_cpu and given.ndim == 1 and len(given):
+        return int(given[0])
+    cache = reader.argument("past_key_values", args, kwargs)
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+
+
+def _positions(
+    ids_BT: torch.Tensor, mask: Any, kept: Positions | None, reader: TextReader,
+    args: tuple[Any, ...], kwargs: dict[str, Any],
+) -> torch.Tensor:  # fmt: skip
+    given = reader.argument("position_ids", args, kwargs)
+    length = ids_BT.shape[1]
+    if type(given) is torch.Tensor and given.is_cpu and given.ndim == 2:
+        fits = given.shape[1] == length and given.shape[0] in (1, ids_BT.shape[0])
+        if fits:
+            return given.detach().expand(ids_BT.shape).to(ids_BT.dtype)
+    if type(mask) is torch.Tensor and mask.ndim == 2 and not mask.is_floating_point():
+        fits = mask.shape[0] == ids_BT.shape[0] and mask.shape[1] >= length
+        if fits:
+            counted_BS = (mask != 0).long().cumsum(1) - 1
+            return counted_BS.clamp(min=0)[:, -length:].to(ids_BT.dtype)
+    seen = _seen(reader, args, kwargs)
+    if kept is not None and not seen:
+        real_BT = torch.zeros(ids_BT.shape, dtype=torch.long).view(-1)
+        real_BT[torch.from_numpy(kept)] = 1
+        return (real_BT.view(ids_BT.shape).cumsum(1) - 1).clamp(min=0).to(ids_BT.dtype)
+    return torch.arange(seen, seen + length, dtype=ids_BT.dtype).expand(ids_BT.shape)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 COLUMNS = ("values", *(name for name, _ in METADATA_COLUMNS))
+TEXT_NOT_RECORDED = 255
+"""The column `text` of archives that were written without it."""
 Columns = dict[str, npt.NDArray[Any]]
 
 
@@ -178,6 +180,8 @@ def _check(columns: Sequence[str]) -> None:
 def _array(batch: Any, name: str) -> npt.NDArray[Any]:
     if name == "grid" and name not in batch.schema.names:  # asys.archive/1
         return np.full(batch.num_rows, "", dtype=np.str_)
+    if name == "text" and name not in batch.schema.names:
+        return np.full(batch.num_rows, TEXT_NOT_RECORDED, dtype=np.uint8)
     column = batch.column(name)
     if name != "values":
         array: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)

@@ -16,7 +16,7 @@ namespace {
 
 // contracts/capture_port.py: STATE_*, CLOCK_* and BUDGET_*.
 enum State { kOff, kSeen, kCallIndex, kCountdown, kRate, kCalm, kCalmLooks, kStateCells };
-enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kClockCells };
+enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kOwner, kClockCells };
 enum Budget { kDueNs, kOffered, kDebt, kTop, kBudgetCells };
 constexpr long kNoBackward = -1;
 constexpr std::int64_t kCallsBetweenLooks = 16;  // contracts/capture_port.py
@@ -87,9 +87,10 @@ int decide_and_deliver(DirectObject& self, PyObject* output) {
   if ((budget != nullptr && static_cast<double>(started) >= budget[kDueNs]) ||
       !takes(output, tensor) || !is_ready(self))
     return kNotMine;
+  const std::int64_t* clock = self.clock;
+  if (clock[kOwner] != static_cast<std::int64_t>(PyThread_get_thread_ident())) return kNotMine;
   if (state[kCountdown] <= 1 && !is_calm(self)) return kNotMine;
 
-  const std::int64_t* clock = self.clock;
   if (state[kSeen] == clock[kSerial]) {
     ++state[kCallIndex];
   } else {

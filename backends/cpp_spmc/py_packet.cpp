@@ -14,8 +14,8 @@ Contract contract;
 
 namespace {
 
-constexpr Py_ssize_t kMetaFields = 13;
-constexpr unsigned kPacketFields = 18;
+constexpr Py_ssize_t kMetaFields = 14;
+constexpr unsigned kPacketFields = 19;
 constexpr u32 kPacketMagic = 0x50595341;
 Py_ssize_t slot_offsets[kPacketFields];  // of ActivationPacket, in field order
 
@@ -179,7 +179,8 @@ bool find_slots() {
   static const char* const names[kPacketFields] = {
       "seq",         "source",      "shard",  "hook_id",       "kind",       "dtype",
       "shape",       "host_step",   "timestamp_ns", "weights_version", "encoding_id", "params",
-      "sampling_rate", "call_index", "microbatch", "token_position", "crc", "payload"};
+      "sampling_rate", "call_index", "microbatch", "token_position", "crc", "payload",
+      "text"};
   for (unsigned i = 0; i < kPacketFields; ++i) {
     PyObject* descriptor =
         PyObject_GetAttrString(reinterpret_cast<PyObject*>(contract.packet), names[i]);
@@ -249,7 +250,8 @@ bool parse_meta(PyObject* meta, Header& header) {
   }
   if (!dims_fit) return out_of_range(meta);
   put<u8>(h, 60, static_cast<u8>(ndim));
-  put<u8>(h, 61, 0);
+  if (!to_u64(item(13), 0xFF, value)) return out_of_range(meta);
+  put<u8>(h, 61, static_cast<u8>(value));
 
   for (int i = 0; i < 3; ++i) {  // host_step, timestamp_ns, weights_version
     if (!to_u64(item(4 + i), ~0ULL, value)) return out_of_range(meta);
@@ -339,6 +341,7 @@ PyObject* build_packet(const u8* h, u64 nbytes, PyObject* payload) {
   set(PyLong_FromLong(get<std::int32_t>(h, 76)));
   set((get<u16>(h, 6) & 1) != 0 ? integer(get<u32>(h, 72)) : Py_NewRef(Py_None));
   set(Py_NewRef(payload));
+  set(integer(get<u8>(h, 61)));
   if (!ok) Py_CLEAR(packet);
   return packet;
 }

@@ -40,11 +40,11 @@ def pack_template(
     try:
         (
             hook_id, kind, dtype, shape, host_step, timestamp_ns, weights_version, encoding_id,
-            params, sampling_rate, call_index, microbatch, token_position,
+            params, sampling_rate, call_index, microbatch, token_position, text,
         ) = meta  # fmt: skip
         _pack_into(
             buffer, 0, MAGIC, VERSION, 0 if crc is None else FLAG_CRC, 0, host_step, timestamp_ns,
-            weights_version, nbytes, source, shard, hook_id, encoding_id, kind, dtype, len(shape), 0,
+            weights_version, nbytes, source, shard, hook_id, encoding_id, kind, dtype, len(shape), text,
             microbatch, call_index & 0xFFFFFFFF, sampling_rate, crc or 0, token_position,
             *shape, *_PADDING[len(shape)], params,
         )  # fmt: skip
@@ -67,7 +67,7 @@ _host_step, _timestamp_ns = map(_setter, ("host_step", "timestamp_ns"))
 _weights_version, _encoding_id = map(_setter, ("weights_version", "encoding_id"))
 _params, _sampling_rate, _call_index = map(_setter, ("params", "sampling_rate", "call_index"))
 _microbatch, _token_position = map(_setter, ("microbatch", "token_position"))
-_crc = _setter("crc")
+_crc, _text = map(_setter, ("crc", "text"))
 set_payload = _setter("payload")
 """(packet, view): also puts a fresh view in place of one that a refused release closed."""
 
@@ -80,7 +80,7 @@ def build_packet(arena: memoryview, header_at: int, payload: memoryview) -> Acti
     """
     (
         magic, version, flags, seq, host_step, timestamp_ns, weights_version, payload_bytes,
-        source, shard, hook_id, encoding_id, kind, dtype, ndim, _, microbatch,
+        source, shard, hook_id, encoding_id, kind, dtype, ndim, text, microbatch,
         call_index, sampling_rate, crc, token_position, *rest,
     ) = HEADER.unpack_from(arena, header_at)  # fmt: skip
     if (
@@ -112,4 +112,5 @@ def build_packet(arena: memoryview, header_at: int, payload: memoryview) -> Acti
     _token_position(packet, token_position)
     _crc(packet, crc if flags & FLAG_CRC else None)
     set_payload(packet, payload)
+    _text(packet, text)
     return packet

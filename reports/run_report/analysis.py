@@ -34,6 +34,7 @@ from asys_bench.reports.run_report.inputs import (
     input_hook,
     observations,
     read_streams,
+    texts_of,
     tokens,
 )
 from asys_bench.reports.run_report.leanings import Leaning, in_words, leanings
@@ -228,7 +229,7 @@ def _cards(
     rows_read = 2 * EVERY * stats.rows  # the streams are sampled apart: this one may be denser
     inputs = list(newest_rows(archive, source, rows_read)) if source is not None else []
     seen = observations(inputs, keys)
-    texts = tokens(archive, keys, rows_read)
+    texts = tokens(archive, texts_of(blocks, keys), rows_read)
     joined = beside(inputs, blocks)
     fields: dict[int, Field] = {}
     sides: dict[int, tuple[Leaning, ...]] = {}
@@ -246,14 +247,14 @@ def _cards(
             else spread_out(known, looks, EXAMPLES)
         )
         chosen[feature] = [known[index] for index in picked]
-    texts_of = _with_levels(sae, blocks, chosen, texts)
+    shown = _with_levels(sae, blocks, chosen, texts)
     return tuple(
         FeatureCard(
             feature,
             float(stats.density_F[feature]),
             float(stats.mean_F[feature]),
             tops[feature][0].activation if tops[feature] else 0.0,
-            tuple(_example(row, seen, texts_of.get((feature, row.key))) for row in rows),
+            tuple(_example(row, seen, shown.get((feature, row.key))) for row in rows),
             fields.get(feature),
             sides.get(feature, ()),
             in_words(sides.get(feature, ()), coordinates),

@@ -26,10 +26,14 @@ RowKey = tuple[int, int, int, int, int, int]
 
 @dataclass(frozen=True)
 class RowBlock:
-    """One record batch: `values` [rows, width] and a column per key, int64 [rows]."""
+    """One record batch: `values` [rows, width] and a column per key, int64 [rows].
+
+    text: int64[rows], the column of the archive; None where it was not recorded.
+    """
 
     values: npt.NDArray[Any]
     keys: dict[str, npt.NDArray[np.int64]]
+    text: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -112,4 +116,6 @@ def _block(batch: Any) -> RowBlock:
     width = values.type.list_size
     flat = values.flatten().to_numpy(zero_copy_only=False)
     columns = {name: batch.column(name).to_numpy().astype(np.int64) for name in ROW_KEY}
-    return RowBlock(flat.reshape(-1, width), columns)
+    has_text = "text" in batch.schema.names
+    text = batch.column("text").to_numpy().astype(np.int64) if has_text else None
+    return RowBlock(flat.reshape(-1, width), columns, text)

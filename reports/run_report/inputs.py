@@ -2,13 +2,16 @@
 
 - An RL host's observation is the input of the hooked module: `capture: [activation, input]` archives
   it as `<hook>:input`. Both captures see the same calls, so the row's key identifies it exactly.
-- A text host's side stream `tokens` has a row (token id, position) per activation row of the same
-  forward call, in the same order; source, host step, weights version and microbatch say which call that was.
+- A text host's side stream `tokens` has a row (token id, position) per token of a text, and the column
+  `text` of an activation row says of which text of the call it is the token of the same row number;
+  source, host step, weights version and microbatch say which call that was. Archives of before do not
+  say: there row numbers alone are a guess, which the log tells.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asys_bench.contracts.packet import NO_TEXT
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, hash_keys, newest_rows
 from asys_bench.sinks.archive.reader import Archive
+
+log = logging.getLogger(__name__)
 
 INPUT_SUFFIX = ":input"
 TOKENS = "tokens"
@@ -26,8 +32,9 @@ TOKENS = "tokens"
 CONTEXT_BEFORE, CONTEXT_AFTER = 24, 8
 MOST_WIDE = 64
 
-_Call = tuple[int, int, int, int]
-"""(source, host step, weights version, microbatch)."""
+_Call = tuple[int, int, int, int, int]
+"""(source, host step, weights version, microbatch, text)."""
+_NOT_RECORDED = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +109,50 @@ def beside(
     return joined
 
 
-def tokens(archive: Archive, keys: Iterable[RowKey], most_rows: int) -> dict[RowKey, Tokens]:
-    """The token of each activation row with its context; empty when no tokens were archived."""
-    if TOKENS not in archive.hooks:
+def texts_of(blocks: Sequence[RowBlock], keys: Iterable[RowKey]) -> dict[RowKey, int]:
+    """The number of the text that each row is a token of; rows that are none are left out."""
+    wanted = set(keys)
+    if not wanted:
         return {}
-    wanted = list(keys)
-    calls: dict[_Call, dict[int, tuple[int, int]]] = {key[:4]: {} for key in wanted}
+    hashes = hash_keys(np.array(sorted(wanted), dtype=np.int64))
+    found: dict[RowKey, int] = {}
+    for block in blocks:
+        for at in np.flatnonzero(np.isin(block.hashes, hashes)).tolist():
+            key = block.key(at)
+            text = _NOT_RECORDED if block.text is None else int(block.text[at])
+            if key in wanted and text != NO_TEXT:
+                found[key] = text
+    return found
+
+
+def tokens(archive: Archive, texts: Mapping[RowKey, int], most_rows: int) -> dict[RowKey, Tokens]:
+    """The token of each activation row with its context; empty when no tokens were archived.
+
+    texts: as `texts_of` gives them.
+    """
+    if TOKENS not in archive.hooks or not texts:
+        return {}
+    if _NOT_RECORDED in texts.values():
+        log.warning("the archive does not say which rows are tokens: they are joined by a guess")
+    wanted = list(texts)
+
+    def call(key: RowKey, text: int) -> _Call:
+        return (*key[:4], text)
+
+    calls: dict[_Call, dict[int, tuple[int, int]]] = {
+        call(key, text): {} for key, text in texts.items()
+    }
     steps = np.array(sorted({key[1] for key in wanted}), dtype=np.int64)
     for block in newest_rows(archive, TOKENS, most_rows):
         if block.values.shape[1] != 2 or block.values.dtype.kind not in "iu":
             continue
         for at in np.flatnonzero(np.isin(block.keys["host_step"], steps)).tolist():
             key = block.key(at)
-            rows = calls.get(key[:4])
+            text = _NOT_RECORDED if block.text is None else int(block.text[at])
+            rows = calls.get(call(key, text))
             if rows is not None:
                 rows[key[5]] = int(block.values[at, 0]), int(block.values[at, 1])
-    found = {key: _context(calls[key[:4]], key[5]) for key in wanted}
+    found = {key: _context(calls[call(key, texts[key])], key[5]) for key in wanted}
     return {key: context for key, context in found.items() if context is not None}
 
 

@@ -30,7 +30,7 @@ from asys_bench.sinks.archive.error import ArchiveError
 
 FORMAT = "asys.archive/2"
 OLD_FORMAT = "asys.archive/1"
-"""Without the last column."""
+"""Without the last two columns."""
 ARCHIVE_DIR = "archive"
 SUFFIX = ".arrows"
 KEY_COLUMNS = ("source", "shard", "seq", "row")
@@ -69,6 +69,7 @@ METADATA_COLUMNS: tuple[tuple[str, Any], ...] = (
     ("token_position", pa.int32()),
     ("encoding", pa.string()),
     ("grid", pa.string()),
+    ("text", pa.uint8()),
 )
 
 
@@ -160,7 +161,7 @@ def check_schema(schema: Any, path: Path) -> str:
     if missing:
         raise ArchiveError(path, 0, f"schema metadata lacks {', '.join(sorted(missing))}")
     actual = [(field.name, field.type) for field in schema]
-    expected = list(METADATA_COLUMNS if found == FORMAT else METADATA_COLUMNS[:-1])
+    expected = list(METADATA_COLUMNS if found == FORMAT else METADATA_COLUMNS[:-2])
     values = actual[0][1] if actual and actual[0][0] == "values" else None
     if values is None or not pa.types.is_fixed_size_list(values):
         raise ArchiveError(path, 0, "first column is not a fixed-size list called 'values'")

@@ -117,6 +117,7 @@ class BatchBuilder:
             "token_position": position.astype(np.int32),
             "encoding": _strings([piece.encoding for piece in pieces], counts),
             "grid": _strings([piece.grid for piece in pieces], counts),
+            "text": column([p.text for p in packets], np.uint8),
         }
         values = self._values(pieces, layout, total)
         arrays = [values, *(columns[name] for name in schema.names[1:])]

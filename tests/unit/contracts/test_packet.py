@@ -36,6 +36,7 @@ metas = st.builds(
     call_index=st.integers(0, 2**32 - 1),
     microbatch=st.integers(0, 2**16 - 1),
     token_position=st.integers(-1, 2**31 - 1),
+    text=st.integers(0, 255),
 )
 
 
@@ -51,7 +52,7 @@ def test_a_header_comes_back_as_it_was_written(meta, seq, payload, with_crc):
     assert packet.dtype is DTYPES[meta.dtype]
     for name in ("hook_id", "kind", "shape", "host_step", "timestamp_ns", "weights_version"):
         assert getattr(packet, name) == getattr(meta, name)
-    for name in ("params", "sampling_rate", "call_index", "microbatch", "token_position"):
+    for name in ("params", "sampling_rate", "call_index", "microbatch", "token_position", "text"):
         assert getattr(packet, name) == getattr(meta, name)
     assert packet.crc == crc
     assert packet.verify()

@@ -33,14 +33,17 @@ class Captured(NamedTuple):
     position: int
     call: int
     rate: float
+    text: int = 0
 
 
 class Rig:
     """Hooks on `model`, attached unless told otherwise."""
 
-    def __init__(self, model, hooks, *, attach=True, **bus):
+    def __init__(self, model, hooks, *, attach=True, called=None, text=None, **bus):
         config = BusConfig(**{"capacity_packets": 256, "capacity_mib": 8, **bus})
         self.points = resolve(model, hooks)
+        if text is not None:
+            self.points += text.points
         names = [point.name for point in self.points]
         self.page = StatsPage.create({"host": slot_bytes(names, METRICS_PER_HOOK, 1)})
         self.slot = self.page.slot("host")
@@ -55,6 +58,8 @@ class Rig:
             on_full=config.on_full,
             block_timeout_s=config.block_timeout_s,
             seeds=list(range(len(self.points))),
+            called=called,
+            text=text,
         )
         if attach:
             self.hooker.attach()
@@ -71,7 +76,7 @@ class Rig:
                     Captured(
                         self.bus.name_of(p.hook_id), p.kind, decode(p).clone(), p.host_step,
                         p.weights_version, p.microbatch, p.token_position, p.call_index,
-                        p.sampling_rate,
+                        p.sampling_rate, p.text,
                     )
                     for p in lease
                 ]  # fmt: skip

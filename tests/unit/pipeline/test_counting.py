@@ -13,8 +13,7 @@ from asys_bench.contracts.stats import StatsPage
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.late_clock import LateStepClock
 from asys_bench.pipeline.optimizer_watch import OptimizerWatch
-from asys_bench.pipeline.root_hook import RootHook
-from asys_bench.pipeline.step_counter import StepCounter
+from asys_bench.pipeline.root_hook import ForwardCalls
 from asys_bench.pipeline.wrapped import is_compiled_in_place, unwrap
 
 
@@ -29,40 +28,45 @@ def model():
     return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
 
 
+def counted(net, clock):
+    """`net` with the hooks of a root, its calls counted as steps."""
+    calls = ForwardCalls(clock, [net])
+    calls.attach_begin()
+    calls.attach_end()
+    clock.count_calls()
+    return calls
+
+
 def test_a_step_begins_with_each_call_after_the_first(clock):
     net = model()
-    counter = StepCounter(net, clock)
-    counter.attach()
+    counted(net, clock)
     seen = []
     net[0].register_forward_hook(lambda *_: seen.append(clock.host_step))
     for _ in range(3):
         net(torch.randn(2, 4))
     assert seen == [0, 1, 2]
-    counter.end()
+    clock.end_counting()
     assert clock.host_step == 3
-    counter.end()
+    clock.end_counting()
     assert clock.host_step == 3
 
 
 def test_marked_steps_number_calls_as_counting_does(clock):
     net = model()
-    counter = StepCounter(net, clock)
-    counter.attach()
+    counted(net, clock)
     seen = []
     net[0].register_forward_hook(lambda *_: seen.append(clock.host_step))
     for _ in range(3):
         net(torch.randn(2, 4))
-        counter.detach()
         clock.step()
-    counter.end()
+    clock.end_counting()
     assert seen == [0, 1, 2]
     assert clock.host_step == 3
 
 
 def test_a_model_that_is_never_called_makes_no_step(clock):
-    counter = StepCounter(model(), clock)
-    counter.attach()
-    counter.end()
+    counted(model(), clock)
+    clock.end_counting()
     assert clock.host_step == 0
 
 
@@ -83,8 +87,7 @@ def test_only_optimizers_of_the_model_version_its_weights(clock):
 
 def test_an_observed_model_can_be_copied_and_saved(clock):
     net = model()
-    counter = StepCounter(net, clock)
-    counter.attach()
+    counted(net, clock)
     twin = copy.deepcopy(net)
     buffer = io.BytesIO()
     torch.save(net, buffer)
@@ -95,10 +98,46 @@ def test_an_observed_model_can_be_copied_and_saved(clock):
     assert clock.host_step == 1, "a copy counts nothing"
 
 
-def test_a_root_hook_passes_its_arguments_on():
-    got = []
-    RootHook(lambda *args: got.append(args))("module", (1,))
-    assert got == [("module", (1,))]
+def test_a_call_that_raises_is_over_and_one_that_was_interrupted_is_found_out(clock):
+    net = model()
+    counted(net, clock)
+    with pytest.raises(RuntimeError):
+        net(torch.randn(2, 5))
+    assert clock.call is None
+    handle = net[1].register_forward_hook(lambda *_: interrupt())
+
+    def interrupt():
+        raise KeyboardInterrupt  # torch calls no forward hook for what is no Exception
+
+    with pytest.raises(KeyboardInterrupt):
+        net(torch.randn(2, 4))
+    assert clock.call is not None
+    handle.remove()
+    net(torch.randn(2, 4))
+    assert clock.call is None
+    assert clock.host_step == 2
+
+
+def test_a_model_that_calls_itself_is_one_call(clock):
+    class Twice(torch.nn.Module):
+        def forward(self, x, deeper=True):
+            return self(x, False) + 1 if deeper else x
+
+    net = Twice()
+    counted(net, clock)
+    for _ in range(2):
+        net(torch.zeros(1))
+    clock.end_counting()
+    assert clock.host_step == 2
+
+
+def test_copies_of_the_hooks_of_a_root_do_nothing(clock):
+    net = model()
+    counted(net, clock)
+    twin = copy.deepcopy(net)
+    assert twin(torch.ones(1, 4)).shape == (1, 2)
+    assert clock.host_step == 0
+    assert clock.call is None
 
 
 def test_wrappers_are_looked_through():
@@ -120,7 +159,14 @@ def test_a_late_clock_says_why_a_model_does_not_fit(clock):
 
 def test_a_late_clock_counts_from_the_call_that_is_under_way(clock):
     net = model()
-    late = LateStepClock([], lambda _: clock)
+
+    def begin(found):
+        calls = ForwardCalls(clock, [found])
+        calls.attach_begin()
+        calls.attach_end()
+        return clock
+
+    late = LateStepClock([], begin)
     late.step()
     late.report("loss", 1.0)
     assert late.host_step == 0, "nobody is observed yet"

@@ -21,6 +21,7 @@ from asys_bench.contracts.capture_port import (
     BUDGET_TOP,
     CALLS_BETWEEN_LOOKS,
     CLOCK_CELLS,
+    CLOCK_OWNER,
     PORT_ACCEPTED,
     PORT_NOT_MINE,
     PORT_REFUSED,
@@ -215,6 +216,13 @@ def counting_observe(make, calls):
     return new
 
 
+def own_clock():
+    """Cells of a clock whose tags are this thread's."""
+    cells = memoryview(bytearray(8 * CLOCK_CELLS)).cast("q")
+    cells[CLOCK_OWNER] = threading.get_ident()
+    return cells
+
+
 class Alone:
     """A `DirectCapture` with a port and state of its own."""
 
@@ -229,7 +237,7 @@ class Alone:
         self.port = observed.hooker._writer.producer.capture_port(stream.meta, stream.port_cells)
         decision = Decision(
             self.state,
-            memoryview(bytearray(8 * CLOCK_CELLS)).cast("q"),
+            own_clock(),
             stream.sampled_out.cell,
             stream.skipped.cell,
             random=lambda: 0.5,

@@ -435,7 +435,7 @@ def test_replicas_of_data_parallel_capture_and_are_one_forward_pass(rig, backend
     for thread in threads:
         thread.join(30)
     packets = observed.packets()
-    assert sorted(p.call for p in packets) == [0, 1]
+    assert len({p.call for p in packets}) == 2
     assert {p.microbatch for p in packets} == {0}
     expected = {tuple(model[0](x).flatten().tolist()) for x in inputs}
     assert {tuple(p.tensor.flatten().tolist()) for p in packets} == expected
