@@ -144,10 +144,10 @@ class ForwardCalls:
         self._handles: list[RemovableHandle] = []
         self._failed = False
 
-    def attach_begin(self) -> list[LiveHook]:
+    def attach_begin(self) -> Sequence[LiveHook]:
         """Register the pre-hooks, before any other hook of ours."""
         self._failed = False
-        hooks: list[LiveHook] = [BeginCall(root) for root in self._roots]
+        hooks = [BeginCall(root) for root in self._roots]
         for root, hook in zip(self._roots, hooks, strict=True):
             self._handles.append(root.module.register_forward_pre_hook(hook, with_kwargs=True))
             graph_op.receive(root.mask, root.receive_mask)
@@ -155,9 +155,9 @@ class ForwardCalls:
             graph_op.receive(root.closed, root.receive_closed)
         return hooks
 
-    def attach_end(self) -> list[LiveHook]:
+    def attach_end(self) -> Sequence[LiveHook]:
         """Register the forward hooks, behind all others of ours."""
-        hooks: list[LiveHook] = [EndCall(root) for root in self._roots]
+        hooks = [EndCall(root) for root in self._roots]
         for root, hook in zip(self._roots, hooks, strict=True):
             self._handles.append(root.module.register_forward_hook(hook, always_call=True))
         self._join_call_under_way()

@@ -19,6 +19,7 @@ from asys_bench.pipeline.decoding import Decoder
 from asys_bench.pipeline.hooker import ActivationHooker
 from asys_bench.pipeline.hookpoints import resolve
 from asys_bench.pipeline.session import METRICS_PER_HOOK
+from asys_bench.pipeline.text_inputs import TextInputs
 
 
 class Captured(NamedTuple):
@@ -110,3 +111,16 @@ def rig() -> Iterator[Any]:
     yield make
     for one in rigs:
         one.close()
+
+
+@pytest.fixture
+def watch(rig):
+    """watch(model, *hooks): a rig of a text model."""
+
+    def make(model, *hooks, called=None, **options):
+        text = TextInputs.of(model, called)
+        assert text is not None
+        rules = [hook if isinstance(hook, dict) else {"match": hook} for hook in hooks]
+        return rig(model, *rules, called=called, text=text, **options)
+
+    return make

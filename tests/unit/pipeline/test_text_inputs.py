@@ -41,19 +41,6 @@ class Text(torch.nn.Module):
         return self.mid(self.embed(input_ids))
 
 
-@pytest.fixture
-def watch(rig):
-    """watch(model, *hooks): a rig of a text model."""
-
-    def make(model, *hooks, called=None, **options):
-        text = TextInputs.of(model, called)
-        assert text is not None
-        rules = [hook if isinstance(hook, dict) else {"match": hook} for hook in hooks]
-        return rig(model, *rules, called=called, text=text, **options)
-
-    return make
-
-
 def labelled(packets, hook="mid"):
     """(value of a row, its token) for each row of `hook` that says which token it is."""
     tokens = {}

@@ -41,7 +41,7 @@ from asys_bench.reports.run_report.features import (
     spread_out,
 )
 from asys_bench.reports.run_report.fields import receptive_field
-from asys_bench.reports.run_report.inputs import Tokens, beside, observations, tokens
+from asys_bench.reports.run_report.inputs import Tokens, beside, observations, texts_of, tokens
 from asys_bench.reports.run_report.lanes import stretches
 from asys_bench.reports.run_report.latency import steps
 from asys_bench.reports.run_report.leanings import in_words, kolmogorov_smirnov, leanings
@@ -492,11 +492,20 @@ def test_tokens_are_found_by_call_and_row_and_stay_in_their_sequence(run_dir: Pa
     pairs = torch.stack([torch.arange(40), positions], 1).to(torch.int32)
     acts = torch.randn(40, D_IN, generator=torch.Generator().manual_seed(2))
     archive(
-        run_dir, [packet(pairs, 0, 3, host_step=5), packet(acts, 1, 1, host_step=5, call_index=2)]
+        run_dir,
+        [
+            packet(pairs, 0, 3, host_step=5, text=2),
+            packet(pairs + 100, 1, 3, host_step=5, text=1),
+            packet(acts, 2, 1, host_step=5, call_index=2, text=2),
+            packet(acts, 3, 1, host_step=6, call_index=2),
+        ],
     )
     opened = open_archive(run_dir)
     wanted = [(0, 5, 0, 0, 2, 27), (0, 5, 0, 0, 2, 39), (0, 5, 1, 0, 2, 27), (0, 6, 0, 0, 2, 0)]
-    found = tokens(opened, wanted, 100)
+    blocks = list(newest_rows(opened, HOOK, 100))
+    texts = texts_of(blocks, wanted)
+    assert texts == {wanted[0]: 2, wanted[1]: 2}, "rows that say they are tokens"
+    found = tokens(opened, texts, 100)
     assert found == {
         wanted[0]: Tokens(tuple(range(20, 36)), 7),
         wanted[1]: Tokens(tuple(range(20, 40)), 19),

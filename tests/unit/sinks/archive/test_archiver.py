@@ -34,7 +34,7 @@ def test_one_row_per_token_with_its_metadata(rig):
         "source": 7, "shard": 0, "hook": "policy.mlp", "seq": 5, "row": 0, "kind": 0,
         "host_step": 50, "weights_version": 3, "sampling_rate": 0.5, "call_index": 5,
         "microbatch": 2, "token_position": 100, "encoding": "identity",
-        "grid": "2x3",
+        "grid": "2x3", "text": 0,
     }  # fmt: skip
     described = table.schema.metadata
     assert (described[b"format"], described[b"run_id"]) == (b"asys.archive/2", b"run-1")
