@@ -7,7 +7,7 @@ import torch
 
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.pipeline.clock import StepClock
-from asys_bench.pipeline.step_counter import StepCounter
+from asys_bench.pipeline.root_hook import ForwardCalls
 
 
 @pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc"])
@@ -55,13 +55,15 @@ def clock():
 
 def test_calls_in_a_pause_are_neither_steps_nor_microbatches(clock):
     net = torch.nn.Sequential(torch.nn.Linear(3, 4))
-    counter = StepCounter(net, clock)
-    counter.attach()
+    calls = ForwardCalls(clock, [net])
+    calls.attach_begin()
+    calls.attach_end()
+    clock.count_calls()
     for paused in (False, True, True, False):
         clock.paused = paused
         net(torch.ones(1, 3))
         clock.forward_started()
-    counter.end()
+    clock.end_counting()
     assert (clock.host_step, clock.steps_made) == (42, 2)
     clock.paused = True
     clock.forward_started()

@@ -193,14 +193,14 @@ def test_an_archive_from_before_places_is_read_and_says_that_it_has_none(rig):
     worker.close()
     (path,) = rig.shards()
     with pa.ipc.open_stream(path.read_bytes()) as stream:
-        table = stream.read_all().drop_columns(["grid"])
+        table = stream.read_all().drop_columns(["grid", "text"])
     old = table.schema.with_metadata(table.schema.metadata | {b"format": b"asys.archive/1"})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, old) as out:
         out.write_table(table.cast(old))
     path.with_suffix(".json").unlink()
     view = ArchiveView(rig.run_dir)
     columns = view.numpy(view.hooks[0])
-    assert (len(columns["values"]), set(columns["grid"])) == (2, {""})
+    assert (len(columns["values"]), set(columns["grid"]), set(columns["text"])) == (2, {""}, {255})
     with pytest.raises(ReadingError, match="not recorded"):
         view.places(view.hooks[0])
 
