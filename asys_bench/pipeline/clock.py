@@ -139,20 +139,23 @@ class StepClock:
 
     def step(self, n: int = 1) -> None:
         """Mark `n` steps; from now on calls are not counted as steps."""
-        self._mark(self.host_step + n)
+        with self._lock:
+            self._mark(self.host_step + n)
+        self._stepped()
 
     def step_to(self, host_step: int) -> None:
         """The host is in step `host_step` of its own count; nothing changes if it was already."""
-        self.counting = False
-        if host_step != self.host_step:
-            self._mark(host_step)
-
-    def _mark(self, host_step: int) -> None:
         with self._lock:
             self.counting = False
-            self._home = get_ident()
-            self._advance(host_step)
+            if host_step == self.host_step:
+                return
+            self._mark(host_step)
         self._stepped()
+
+    def _mark(self, host_step: int) -> None:
+        self.counting = False
+        self._home = get_ident()
+        self._advance(host_step)
 
     def weights_updated(self) -> None:
         with self._lock:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import sys
+import threading
 
 import pytest
 import torch
@@ -179,3 +181,19 @@ def test_a_late_clock_counts_from_the_call_that_is_under_way(clock):
     assert late.host_step == 2
     with pytest.raises(RuntimeError, match="observed already"):
         late.observe(net)
+
+
+def test_steps_that_several_threads_mark_at_once_all_count(clock):
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [
+            threading.Thread(target=lambda: [clock.step() for _ in range(400)]) for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert clock.host_step == 1600
