@@ -1,8 +1,8 @@
 """Training one SAE from the archive, epoch by epoch, so that it can be stopped at any moment.
 
 An epoch trains on each row once. `sae.passes` is for live trainers, whose rows come only once. The
-number of steps is known, so the learning rate stays high for longer and settles at the end
-(`with_known_length`).
+number of rows is known and nothing waits for a step, so batches are smaller, the learning rate stays
+high for longer and settles at the end (`with_known_length`).
 
 The position (epoch, packets taken in it) is part of each checkpoint's metadata. Training happens
 after fixed numbers of rows, whatever time it takes, so a stopped and resumed training ends with the
@@ -29,7 +29,9 @@ from asys_bench.offline.plan import Job
 from asys_bench.sae import RunningMetrics, SAEConfig, SAEMetrics, SAETrainer
 from asys_bench.sae.checkpoint import CFG_FILE
 from asys_bench.sae.checkpoint_files import CheckpointError, read_json
+from asys_bench.sae.checkpoint_store import CheckpointStore
 from asys_bench.sae.exchange import adopt_when_filled, import_saelens, own_outliers
+from asys_bench.sae.trainer_state import read_config
 from asys_bench.sinks.archive import Archive
 
 BLOCK_ROWS = 4096
@@ -37,6 +39,8 @@ BLOCK_ROWS = 4096
 SLICE_S = 0.2
 """Training between two looks at `should_stop`, in seconds."""
 METADATA_KEY = "offline"
+BATCH_ROWS = 512
+"""Rows per step where `sae.batch_rows` is left at its default: half of a live trainer's."""
 HALF_SHARE, MOST_HALF_STEPS = 0.6, 200.0
 """Steps after which the learning rate begins to fall, as a share of all, and at most."""
 
@@ -89,7 +93,7 @@ class HookTraining:
         self._should_stop, self._on_progress = should_stop, on_progress
         rows = epochs * archived_rows(archive, job.hook)
         own_seed = job.config.seed ^ seed ^ zlib.crc32(job.label.encode())
-        config = with_known_length(job.config, rows).model_copy(
+        config = with_known_length(job.config, rows, _batch_rows(folder)).model_copy(
             update={"seed": own_seed, "passes": 1.0}
         )
         self._initial = None
@@ -209,18 +213,31 @@ class HookTraining:
         self.checkpoint = self.trainer.save(self._folder, metadata) or self.checkpoint
 
 
-def with_known_length(config: SAEConfig, rows: int) -> SAEConfig:
-    """`config` with `total_steps` for one pass over `rows`, where no schedule is asked for.
+def with_known_length(config: SAEConfig, rows: int, batch_rows: int = BATCH_ROWS) -> SAEConfig:
+    """`config` with `total_steps` for one pass over `rows`, where no schedule is asked for, and with
+    `batch_rows` where it is left at its default.
 
-    On 86,000 rows of SmolLM2 (four epochs, 331 steps) the FVU of sequences never trained on fell from
-    0.157 to 0.152.
+    An archive of 1e5 rows is a few hundred steps, and more of them teach more than larger ones.
+    Numbers: docs/benchmarks.md, "SAEs of a language model".
     """
+    if config.batch_rows == SAEConfig.model_fields["batch_rows"].default:
+        config = config.model_copy(update={"batch_rows": min(batch_rows, config.buffer_rows)})
     schedule = ("total_steps", "lr_half_steps", "lr_decay_steps", "lr_tracking")
     if any(getattr(config, name) != SAEConfig.model_fields[name].default for name in schedule):
         return config
     steps = max(1, int(rows * (1.0 - config.held_out_fraction) / config.batch_rows))
     half = min(MOST_HALF_STEPS, max(float(config.lr_half_steps or 0.0), HALF_SHARE * steps))
     return config.model_copy(update={"total_steps": steps, "lr_half_steps": half})
+
+
+def _batch_rows(folder: Path) -> int:
+    """Rows per step of the training that `folder`'s newest checkpoint is of: the schedule counts its
+    steps. `BATCH_ROWS` where there is none that can be read."""
+    checkpoint = CheckpointStore(folder).latest()
+    try:
+        return BATCH_ROWS if checkpoint is None else read_config(checkpoint).batch_rows
+    except CheckpointError:
+        return BATCH_ROWS  # `load` says what is wrong, or passes it over
 
 
 def _position_of(checkpoint: Path) -> Position:

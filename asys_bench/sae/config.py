@@ -124,7 +124,13 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         "stops improving, and returns to its peak when drift makes it rise. Instead of "
         "lr_half_steps and lr_decay_steps.",
     )
-    batch_rows: int = Field(1024, ge=1, le=1 << 20, description="Rows per optimizer step, 1..2^20.")
+    batch_rows: int = Field(
+        1024,
+        ge=1,
+        le=1 << 20,
+        description="Rows per optimizer step, 1..2^20. Of a live trainer: left at its default, "
+        "`asys-run train` takes 512.",
+    )
     buffer_rows: int = Field(
         32768,
         ge=1,

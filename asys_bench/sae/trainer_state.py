@@ -68,24 +68,43 @@ def read_state(folder: Path) -> TrainerState:
         CheckpointError: missing, damaged, or of another version.
     """
     path = folder / STATE_JSON
-    data = read_json(path)
-    if data.get("version") != STATE_VERSION:
-        raise CheckpointVersionError(
-            path, f"version {data.get('version')!r} is not supported; valid: {STATE_VERSION}"
-        )
+    data = _read_json(path)
     d_in, d_out, numbers = data.get("d_in"), data.get("d_out"), data.get("numbers")
     if not isinstance(d_in, int) or d_in < 1 or not isinstance(numbers, dict):
         raise CheckpointError(path, "d_in or numbers are missing")
     if d_out is not None and (not isinstance(d_out, int) or d_out < 1):
         raise CheckpointError(path, f"d_out is {d_out!r}")
-    try:
-        config = SAEConfig.model_validate(data.get("config"))
-    except ValidationError as error:
-        raise CheckpointError(path, f"config: {error}") from None
+    config = _config(path, data)
     state: StateDict = {name: _number(path, name, value) for name, value in numbers.items()}
     state.update(read_tensors(folder / STATE_TENSORS))
     _check_sizes(path, config, d_in, d_out, state)
     return TrainerState(config, d_in, state, d_out)
+
+
+def read_config(folder: Path) -> SAEConfig:
+    """How the SAE of a checkpoint was trained, without its tensors.
+
+    Raises:
+        CheckpointError: as `read_state`.
+    """
+    path = folder / STATE_JSON
+    return _config(path, _read_json(path))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    data = read_json(path)
+    if data.get("version") != STATE_VERSION:
+        raise CheckpointVersionError(
+            path, f"version {data.get('version')!r} is not supported; valid: {STATE_VERSION}"
+        )
+    return data
+
+
+def _config(path: Path, data: dict[str, Any]) -> SAEConfig:
+    try:
+        return SAEConfig.model_validate(data.get("config"))
+    except ValidationError as error:
+        raise CheckpointError(path, f"config: {error}") from None
 
 
 def _check_sizes(

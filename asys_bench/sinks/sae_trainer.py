@@ -1,7 +1,7 @@
 """`SAETrainerWorker`: one worker process that trains the SAEs of its hook points.
 
 It takes packets as they come, trains in short slices between two pulls (so that heartbeats go on
-and the bus is emptied first), measures on held-out packets and writes checkpoints that SAELens
+and the bus is emptied first), measures on held-out rows and writes checkpoints that SAELens
 loads. A packet is decoded once for all SAEs of its hook. A new incarnation resumes each SAE from
 its newest readable checkpoint.
 """

@@ -57,7 +57,7 @@ def _sections(
         ),
         _section(
             "How they learnt",
-            "Measured by the trainers on packets that they were not trained on.",
+            "Measured by the trainers on rows that they were not trained on.",
             [tag("div", *curves, class_="figures")] if curves else [],
         ),
         _section(

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from asys_bench.offline import HookTraining, Job, Position
-from asys_bench.sae import SAEConfig, load_sae
+from asys_bench.sae import SAEConfig, SAETrainer, load_sae
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sae.held_out import held_out_run
 from asys_bench.sinks.archive import open_archive
@@ -173,3 +173,23 @@ def test_the_known_number_of_steps_settles_the_rate_unless_a_schedule_is_asked_f
     asked = job(lr_half_steps=70)
     kept = HookTraining(archive, asked, tmp_path / "asked", epochs=2).trainer.config
     assert (kept.total_steps, kept.lr_half_steps) == (None, 70)
+
+
+def test_batches_are_smaller_than_live_ones_unless_a_number_is_asked_for(archive, tmp_path):
+    live = SAEConfig.model_fields["batch_rows"].default
+    left = Job(HOOK, HOOK, config(batch_rows=live, held_out_fraction=0.0))
+    known = HookTraining(archive, left, tmp_path / "left", epochs=2).trainer.config
+    assert (known.batch_rows, known.total_steps) == (512, 24_000 // 512)
+    asked = HookTraining(archive, job(batch_rows=700), tmp_path / "asked", epochs=2).trainer.config
+    assert asked.batch_rows == 700
+
+
+def test_a_training_goes_on_with_the_batches_it_began_with(archive, tmp_path):
+    """The schedule counts steps, so half a training of larger ones may not become one of many."""
+    begun = SAETrainer(config(batch_rows=1024, d_sae=24, held_out_fraction=0.0))
+    begun.ingest(torch.randn(4096, 12, generator=torch.Generator().manual_seed(0)), (0, 0, 0))
+    begun.train()
+    begun.save(tmp_path / "out", {"offline": {"epoch": 0, "packets": 585}})
+    left = Job(HOOK, HOOK, config(batch_rows=1024, held_out_fraction=0.0))
+    known = HookTraining(archive, left, tmp_path / "out", epochs=2).trainer.config
+    assert (known.batch_rows, known.total_steps) == (1024, 24_000 // 1024)
