@@ -31,6 +31,8 @@ from enum import IntEnum
 from typing import Self
 
 from asys_bench.storage.private import private_memfd
+from asys_bench.system.descriptor import Descriptor
+from asys_bench.system.mapping import map_shared
 
 VERSION = 2
 MAGIC = 0x4753_5953_4100 | VERSION
@@ -399,8 +401,8 @@ def _check(mapping: mmap.mmap, size: int) -> None:
 class StatsPage:
     """The whole page; `create` in the run's owner, `attach` by descriptor anywhere else."""
 
-    def __init__(self, fd: int, mapping: mmap.mmap) -> None:
-        self.fd = fd
+    def __init__(self, descriptor: Descriptor, mapping: mmap.mmap) -> None:
+        self._descriptor = descriptor
         self._mapping = mapping
         self._cells = memoryview(mapping).cast("q")
         self._slots: dict[str, Slot] = {}
@@ -427,7 +429,7 @@ class StatsPage:
         fd = private_memfd("asys-stats", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(fd, 0, size)
-            with mmap.mmap(fd, size) as mapping:
+            with map_shared(fd, size) as mapping:
                 offset = 8 * PAGE_CELLS
                 for name, nbytes in sizes.items():
                     raw = name.encode()
@@ -447,7 +449,7 @@ class StatsPage:
 
     @classmethod
     def attach(cls, fd: int) -> Self:
-        """Map the page behind `fd` (kept open and owned by the result).
+        """Map the page behind `fd` (owned by the result, which may give it another number).
 
         Raises:
             StatsError: it is not a stats page, or one of another version of its layout.
@@ -455,13 +457,18 @@ class StatsPage:
         size = os.fstat(fd).st_size
         if size < 8 * PAGE_CELLS:
             raise StatsError(f"{size} bytes are too few for a stats page")
-        mapping = mmap.mmap(fd, size)
+        mapping = map_shared(fd, size)
         try:
             _check(mapping, size)
         except StatsError:
             mapping.close()
             raise
-        return cls(fd, mapping)
+        return cls(Descriptor(fd), mapping)
+
+    @property
+    def fd(self) -> int:
+        """For passing on. Raises OSError: this process has closed it (the page stays mapped)."""
+        return self._descriptor.number
 
     def slot(self, name: str) -> Slot:
         try:
@@ -500,12 +507,11 @@ class StatsPage:
 
     def close(self) -> None:
         """Unmap and close the descriptor. Idempotent."""
-        if self.fd < 0:
+        if self._descriptor.last_number < 0:
             return
+        self._descriptor.close()
         for slot in self._slots.values():
             slot.release()
         self._slots.clear()
         self._cells.release()
         self._mapping.close()
-        os.close(self.fd)
-        self.fd = -1

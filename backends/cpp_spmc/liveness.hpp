@@ -12,7 +12,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 
+#include "descriptor.hpp"
 #include "layout.hpp"
 
 namespace spmc {
@@ -46,36 +48,40 @@ inline u64 own_identity() {
   return make_identity(pid, process_start_time(pid));
 }
 
-// Watches one process through a pidfd, which stays right when the pid is reused.
+// Watches one process through a pidfd, which stays right when the pid is reused. It is opened with the
+// first question: only readers ask, so a host that pushes has none that it could close.
 class ProcessWatch {
  public:
-  ProcessWatch() = default;
-  explicit ProcessWatch(u64 identity) {
-    const u64 pid = identity_pid(identity);
-    fd_ = static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0));
-    if (fd_ < 0) {
+  explicit ProcessWatch(u64 identity) : identity_(identity) {}
+  ProcessWatch(const ProcessWatch&) = delete;
+  ProcessWatch& operator=(const ProcessWatch&) = delete;
+
+  bool dead() {
+    if (gone_) return true;
+    std::call_once(opened_, [this] { open(); });
+    const int fd = pidfd_.get();
+    if (gone_ || fd < 0) return gone_;
+    pollfd poll_fd{fd, POLLIN, 0};  // readable once it has terminated, zombie or not
+    if (poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & POLLIN) != 0 && pidfd_.get() >= 0) gone_ = true;
+    return gone_;
+  }
+
+ private:
+  void open() {
+    const u64 pid = identity_pid(identity_);
+    pidfd_ = Descriptor(static_cast<int>(syscall(SYS_pidfd_open, static_cast<pid_t>(pid), 0)));
+    if (pidfd_.empty()) {
       gone_ = errno == ESRCH;
       return;  // anything else (EMFILE, EPERM): unknown counts as alive
     }
     // The pidfd may already name a later process of the same pid: the start time tells.
     const u64 start = process_start_time(pid);
-    gone_ = start != 0 && make_identity(pid, start) != identity_of(identity);
-  }
-  ~ProcessWatch() {
-    if (fd_ >= 0) close(fd_);
-  }
-  ProcessWatch(const ProcessWatch&) = delete;
-  ProcessWatch& operator=(const ProcessWatch&) = delete;
-
-  bool dead() {
-    if (gone_ || fd_ < 0) return gone_;
-    pollfd poll_fd{fd_, POLLIN, 0};  // readable once it has terminated, zombie or not
-    if (poll(&poll_fd, 1, 0) == 1 && (poll_fd.revents & POLLIN) != 0) gone_ = true;
-    return gone_;
+    gone_ = start != 0 && make_identity(pid, start) != identity_of(identity_);
   }
 
- private:
-  int fd_ = -1;
+  u64 identity_;
+  std::once_flag opened_;
+  Descriptor pidfd_;
   std::atomic<bool> gone_ = false;  // the threads of a process share the watch of its bus's owner
 };
 

@@ -86,13 +86,13 @@ std::shared_ptr<Segment> Segment::create(const SegmentRequest& request) {
   const bool named = !request.name.empty();
   const std::string path = named ? path_of(request.name) : "";
   const char* where = named ? kDirectory : "memory";
-  const int fd = named ? open(kDirectory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)
-                       : memfd_create("asys-cpp-spmc", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  s.fd_ = Descriptor(named ? open(kDirectory, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)
+                           : memfd_create("asys-cpp-spmc", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  const int fd = s.fd_.get();
   if (fd < 0)
     fail(std::string("cannot create a shared segment in ") + where, errno,
          errno == EMFILE || errno == ENFILE ? "raise the open-file limit (ulimit -n)"
                                             : "is /dev/shm mounted and writable?");
-  s.fd_ = fd;
   // A memfd starts as 0777, and /proc/<pid>/fd opens it by its mode.
   if (!named && fchmod(fd, 0600) != 0) fail("cannot make the segment private", errno, "report this kernel");
   reserve(fd, bytes, where);
@@ -123,14 +123,15 @@ std::shared_ptr<Segment> Segment::create(const SegmentRequest& request) {
 
 std::shared_ptr<Segment> Segment::attach_fd(int given) {
   std::shared_ptr<Segment> segment(new Segment());
-  segment->fd_ = fcntl(given, F_DUPFD_CLOEXEC, 3);
-  if (segment->fd_ < 0)
+  segment->fd_ = Descriptor(fcntl(given, F_DUPFD_CLOEXEC, 3));
+  const int fd = segment->fd_.get();
+  if (fd < 0)
     fail("file descriptor " + std::to_string(given) + " cannot be attached", errno,
          "pass the handle's descriptors to this process (pass_fds) and use their numbers here");
   struct stat status {};
-  if (fstat(segment->fd_, &status) != 0 || !S_ISREG(status.st_mode))
+  if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode))
     throw Error("file descriptor " + std::to_string(given) + " is not a bus segment");
-  const int seals = fcntl(segment->fd_, F_GET_SEALS);
+  const int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0 || (seals & kSeals) != kSeals)
     throw Error("the segment is not sealed: whoever shrinks it would kill this process by SIGBUS");
   segment->validate(static_cast<u64>(status.st_size));
@@ -140,17 +141,18 @@ std::shared_ptr<Segment> Segment::attach_fd(int given) {
 std::shared_ptr<Segment> Segment::attach_name(const std::string& name) {
   const std::string path = path_of(name);
   std::shared_ptr<Segment> segment(new Segment());
-  segment->fd_ = open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-  if (segment->fd_ < 0) fail("cannot open bus " + name + " at " + path, errno, "is its host running?");
+  segment->fd_ = Descriptor(open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+  const int fd = segment->fd_.get();
+  if (fd < 0) fail("cannot open bus " + name + " at " + path, errno, "is its host running?");
   struct stat status {};
-  if (fstat(segment->fd_, &status) != 0 || !S_ISREG(status.st_mode) ||
+  if (fstat(fd, &status) != 0 || !S_ISREG(status.st_mode) ||
       status.st_uid != geteuid() || (status.st_mode & 0777) != 0600)
     throw Error(path + " is not a private file of this user (0600): refusing to attach");
-  if (flock(segment->fd_, LOCK_EX | LOCK_NB) == 0) {
+  if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
     ::unlink(path.c_str());
     throw Error("bus " + name + " was left behind by dead processes; it is removed now");
   }
-  if (flock(segment->fd_, LOCK_SH | LOCK_NB) != 0)
+  if (flock(fd, LOCK_SH | LOCK_NB) != 0)
     throw Error("bus " + name + " is being removed; start it again");
   segment->validate(static_cast<u64>(status.st_size));
   segment->name_ = name;
@@ -160,7 +162,7 @@ std::shared_ptr<Segment> Segment::attach_name(const std::string& name) {
 void Segment::validate(u64 file_bytes) {
   u64 header[kPage / 8];
   if (file_bytes < kShardsOffset ||
-      pread(fd_, header, sizeof header, 0) != static_cast<ssize_t>(sizeof header))
+      pread(fd_.get(), header, sizeof header, 0) != static_cast<ssize_t>(sizeof header))
     throw Error("the segment has " + std::to_string(file_bytes) + " bytes: too few for a bus");
   const auto field = [&header](u64 offset) { return header[offset / 8]; };
   if (field(kHdrMagic) != kMagic) throw Error("the segment is not a cpp_spmc bus (wrong magic)");
@@ -188,7 +190,7 @@ void Segment::validate(u64 file_bytes) {
 
 void Segment::map(bool writable_arena, bool prefault) {
   const u64 bytes = geometry_.segment_bytes;
-  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
+  void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), 0);
   if (base == MAP_FAILED)
     fail("cannot map " + mib(bytes), errno, "raise the address-space limit (ulimit -v)");
   base_ = static_cast<u8*>(base);
@@ -272,7 +274,7 @@ void Segment::unlink() {
   if (name_.empty()) return;
   const std::string path = path_of(name_);
   struct stat ours {}, theirs {};
-  if (fstat(fd_, &ours) == 0 && stat(path.c_str(), &theirs) == 0 && ours.st_ino == theirs.st_ino)
+  if (fstat(fd_.get(), &ours) == 0 && stat(path.c_str(), &theirs) == 0 && ours.st_ino == theirs.st_ino)
     ::unlink(path.c_str());
   name_.clear();
 }
@@ -280,7 +282,6 @@ void Segment::unlink() {
 Segment::~Segment() {
   if (owner_ && identity_pid(identity_) == static_cast<u64>(getpid())) unlink();
   if (base_ != nullptr) munmap(base_, geometry_.segment_bytes);
-  if (fd_ >= 0) close(fd_);
 }
 
 }  // namespace spmc

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "atomics.hpp"
+#include "descriptor.hpp"
 #include "layout.hpp"
 #include "liveness.hpp"
 
@@ -37,7 +38,8 @@ class Segment {
   u64 initial_seq() const { return initial_seq_; }
   bool checksum() const { return checksum_; }
   bool owner() const { return owner_; }
-  int fd() const { return fd_; }
+  // -1 when this process has closed it; the memory stays mapped.
+  int fd() const { return fd_.get(); }
   const std::string& name() const { return name_; }
   u64 identity() const { return identity_; }
 
@@ -71,7 +73,7 @@ class Segment {
   Geometry geometry_{};
   u64 source_ = 0, initial_seq_ = 0, identity_ = 0;
   bool checksum_ = false, owner_ = false;
-  int fd_ = -1;
+  Descriptor fd_;
   std::string name_;
   std::unique_ptr<ProcessWatch> owner_watch_;
 };

@@ -20,8 +20,11 @@ import numpy as np
 from asys_bench.backends.mp_queue.wire import padded
 from asys_bench.contracts.packet import HEADER_BYTES
 from asys_bench.storage.private import private_memfd
+from asys_bench.system.descriptor import Descriptor
+from asys_bench.system.mapping import map_shared
 
 NO_ROOM = -1
+_POPULATE_WRITE = 23  # madvise: fill the page tables
 MAX_PAYLOAD_BYTES = 1 << 30
 
 
@@ -62,7 +65,7 @@ class Arena:
         """
         self.capacity_packets = capacity_packets
         self.size = padded(capacity_bytes) + capacity_packets * padded(HEADER_BYTES + 1)
-        self.fd = _memory(self.size) if shared else -1
+        self._memory = Descriptor(_memory(self.size)) if shared else None
         self.freed = 0
         """Slots freed since `take_freed` (under the bus lock)."""
         flags = mmap.MAP_SHARED
@@ -71,7 +74,11 @@ class Arena:
         try:
             if of is not None and os.fstat(of).st_size < self.size:
                 raise OSError("the shared arena is smaller than its owner says")
-            self._map = mmap.mmap(self.fd if of is None else of, self.size, flags=flags)
+            if self._memory is not None or of is not None:
+                self._map = map_shared(self.fd if of is None else of, self.size)
+                self._prefault()
+            else:
+                self._map = mmap.mmap(-1, self.size, flags=flags)
         except (OSError, ValueError) as error:
             self._close_fd()
             raise OSError(f"the arena cannot be mapped: {error}") from error
@@ -79,6 +86,17 @@ class Arena:
         self.array = np.frombuffer(self._map, np.uint8)
         self.slots: deque[Slot] = deque()
         self._head = 0
+
+    @property
+    def shared(self) -> bool:
+        """Another process may have the producer of this shard."""
+        return self._memory is not None
+
+    @property
+    def fd(self) -> int:
+        """Of a `shared` arena, for passing on. Raises OSError: this process has closed it."""
+        assert self._memory is not None
+        return self._memory.number
 
     def place(self, size: int) -> int:
         """Where a frame of `size` bytes (padded) fits now, or NO_ROOM. Claims nothing yet.
@@ -140,9 +158,12 @@ class Arena:
         self._close_fd()
 
     def _close_fd(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._memory is not None:
+            self._memory.close()
+
+    def _prefault(self) -> None:
+        with contextlib.suppress(OSError):  # an older kernel: first touches fault instead
+            self._map.madvise(_POPULATE_WRITE)
 
 
 def _memory(nbytes: int) -> int:

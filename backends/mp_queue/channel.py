@@ -11,6 +11,7 @@ from asys_bench.backends.mp_queue import wire
 from asys_bench.backends.mp_queue.lease import Batch
 from asys_bench.backends.mp_queue.wire import HEAD, Frame, Hello
 from asys_bench.contracts.bus import BusError
+from asys_bench.system.descriptor import HeldSocket
 
 _SEND_TIMEOUT_S = 5.0
 _MAX_BATCH_BYTES = 1 << 40
@@ -33,7 +34,8 @@ class Channel:
         Raises:
             BusError: nobody listens, or the owner refuses (unknown group, wrong token).
         """
-        self.sock = wire.connect(address, timeout_s, buffer_bytes)
+        self._held = HeldSocket(wire.connect(address, timeout_s, buffer_bytes))
+        self.sock = self._held.sock
         self.gone = False
         self.ended = False
         self.torn = False
@@ -48,7 +50,7 @@ class Channel:
             self._greet(token, hello)
             self.sock.setblocking(False)
         except BaseException:
-            self.sock.close()
+            self._held.close()
             raise
         self._poll = select.poll()
         self._poll.register(self.sock, select.POLLIN)
@@ -67,7 +69,9 @@ class Channel:
                 try:
                     data = data[self.sock.send(data, wire.NO_SIGNAL) :]
                 except BlockingIOError:
-                    if not select.select([], [self.sock], [], _SEND_TIMEOUT_S)[1]:
+                    room = select.poll()
+                    room.register(self.sock, select.POLLOUT)
+                    if not room.poll(_SEND_TIMEOUT_S * 1000):
                         raise BusError(
                             f"the bus owner read nothing for {_SEND_TIMEOUT_S} s"
                         ) from None
@@ -126,7 +130,7 @@ class Channel:
             self.spare = buffer
 
     def close(self) -> None:
-        self.sock.close()
+        self._held.close()
 
     def _fill(self, view: memoryview, deadline: float) -> bool:
         with view:

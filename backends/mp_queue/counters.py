@@ -23,6 +23,8 @@ from array import array
 
 from asys_bench.contracts.bus import BusAccount, BusError, DropReason, GroupAccount
 from asys_bench.storage.private import private_memfd
+from asys_bench.system.descriptor import Descriptor
+from asys_bench.system.mapping import map_shared
 
 MAGIC = 0x3150_5359_5341
 MAX_GROUPS = 64
@@ -58,7 +60,8 @@ class CounterWriter:
     """The owner's side: `cells` are changed freely (under the bus lock), then `publish`ed."""
 
     def __init__(self) -> None:
-        self.reader_fd, self._map = _create_page()
+        fd, self._map = _create_page()
+        self._reader = Descriptor(fd)
         self._words = memoryview(self._map).cast("B").cast("q")
         self._words[0] = MAGIC
         self.cells: array[int] = array("q", bytes(8 * (FIRST_GROUP + 1)))
@@ -67,6 +70,11 @@ class CounterWriter:
         self._closed = False
         self._targets: tuple[memoryview, memoryview]
         self._aim()
+
+    @property
+    def reader_fd(self) -> int:
+        """For handles. Raises OSError: this process has closed it."""
+        return self._reader.number
 
     def add_group(self, name: str) -> int:
         """Append a group with zero counts (not yet published); returns its first cell's index.
@@ -116,7 +124,7 @@ class CounterWriter:
         for view in (*self._targets, self._words):
             view.release()
         self._map.close()
-        os.close(self.reader_fd)
+        self._reader.close()
 
     def _aim(self) -> None:
         length = len(self.cells)
@@ -136,7 +144,7 @@ class CounterReader:
         try:
             if os.fstat(fd).st_size != PAGE_BYTES:
                 raise BusError("the handle's descriptor is not an mp_queue counter page")
-            self._map = mmap.mmap(fd, PAGE_BYTES, prot=mmap.PROT_READ)
+            self._map = map_shared(fd, PAGE_BYTES, writable=False)
         except OSError as error:
             raise BusError(f"the handle's descriptor {fd} cannot be mapped: {error}") from error
         self._names: list[str] = []
@@ -198,7 +206,7 @@ def _create_page() -> tuple[int, mmap.mmap]:
     try:
         os.posix_fallocate(fd, 0, PAGE_BYTES)
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        page = mmap.mmap(fd, PAGE_BYTES)
+        page = map_shared(fd, PAGE_BYTES)
         with contextlib.suppress(FileNotFoundError, PermissionError):  # no /proc in this sandbox
             return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC), page
         return os.dup(fd), page

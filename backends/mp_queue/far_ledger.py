@@ -19,6 +19,7 @@ from asys_bench.backends.mp_queue.arena import Arena, Slot
 from asys_bench.backends.mp_queue.counters import REASON_INDEX
 from asys_bench.backends.mp_queue.wire import HEAD, Frame, Hello
 from asys_bench.contracts.bus import BusError, DropReason
+from asys_bench.system.descriptor import HeldSocket
 
 _CATCH_UP_EVERY = 64
 """Accepted packets between two looks at what the owner has said."""
@@ -39,12 +40,13 @@ class FarLedger:
         """
         self.finished = False
         self.checksum = False
-        self._sock = wire.connect(address, timeout_s, buffer_bytes)
+        self._held = HeldSocket(wire.connect(address, timeout_s, buffer_bytes))
+        self._sock = self._held.sock
         try:
             self.arena = self._greet(token, shard)
             self._sock.setblocking(False)
         except BaseException:
-            self._sock.close()
+            self._held.close()
             raise
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
@@ -82,6 +84,8 @@ class FarLedger:
     def catch_up(self, timeout_s: float = 0.0) -> None:
         """Read what the owner has said: freed frames, or that the bus takes no more."""
         self._since_look = 0
+        if not self._held.held:
+            self.finished = True  # this process has closed it
         if self.finished:
             return
         if timeout_s > 0:
@@ -111,13 +115,13 @@ class FarLedger:
                 said = self._send(HEAD.pack(Frame.BYE, 0, 0))
             self.catch_up(0.02)
         self.finished = True
-        self._sock.close()
+        self._held.close()
         self.arena.close()
 
     def after_fork_in_child(self) -> None:
         """Close the inherited socket, so that the owner sees this process's death as end of file."""
         self._closed = self.finished = True
-        self._sock.close()
+        self._held.close()
 
     def _greet(self, token: str, shard: int) -> Arena:
         hello = Hello("", f"producer-{os.getpid()}", None, shard)

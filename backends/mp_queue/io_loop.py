@@ -18,11 +18,22 @@ from asys_bench.backends.mp_queue.arena import Slot
 from asys_bench.backends.mp_queue.broker import Broker, Group
 from asys_bench.backends.mp_queue.counters import REASONS
 from asys_bench.backends.mp_queue.member import Member, ProtocolError
+from asys_bench.backends.mp_queue.strangers import Strangers
 from asys_bench.backends.mp_queue.wire import Frame
 from asys_bench.contracts.bus import BusError, DropReason
 from asys_bench.contracts.packet import HEADER_BYTES
+from asys_bench.system.descriptor import Descriptor, HeldSocket
 
 log = logging.getLogger(__name__)
+
+LOOK_S = 1.0
+"""The thread looks after its sockets at least this often."""
+STOP_S = 5.0
+"""`stop` waits no longer for a thread that may be inside anything."""
+
+
+def _spare() -> Descriptor:
+    return Descriptor(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
 
 
 class IoLoop:
@@ -33,14 +44,21 @@ class IoLoop:
         self._broker = broker
         self._token = token
         self._buffer_bytes = buffer_bytes
-        self._listener, self.address, self._folder = wire.listen()
-        self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._wake_in, self._wake_out = socket.socketpair()
-        self._wake_in.setblocking(False)
-        self._wake_out.setblocking(False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        listener, self.address, self._folder = wire.listen()
+        self._listener = HeldSocket(listener)
+        self._spare = _spare()
+        # Empty datagrams wake the thread: should the host have closed the socket and opened one of its
+        # own under this high number, an empty send leaves a stream of the host's as it is.
+        wake_in, wake_out = socket.socketpair(type=socket.SOCK_DGRAM)
+        wake_in.setblocking(False)
+        wake_out.setblocking(False)
+        self._wake_in, self._wake_out = HeldSocket(wake_in), HeldSocket(wake_out)
+        self._send_wake = self._wake_in.sock.send
+        # poll(2) needs no descriptor of its own, and says which of those it is given are closed.
+        self._selector = selectors.PollSelector()
+        self._selector.register(self._listener.number, selectors.EVENT_READ)
+        self._selector.register(self._wake_out.number, selectors.EVENT_READ)
+        self._strangers = Strangers()
         self._members: dict[int, Member] = {}
         self._far_producers: list[Member] = []
         self._waiting: dict[Group, deque[Member]] = {}
@@ -52,7 +70,7 @@ class IoLoop:
     def wake(self) -> None:
         """Make the thread look at the queues; never blocks."""
         with contextlib.suppress(BlockingIOError, OSError):  # full: it is awake anyway
-            self._wake_in.send(b"\0")
+            self._send_wake(b"")
 
     def reap(self, pid: int) -> int:
         """Drop the channels of `pid`; returns how many claimed packets were taken back."""
@@ -76,7 +94,7 @@ class IoLoop:
         """End the thread and close every socket."""
         self._stopping = True
         self.wake()
-        self._thread.join()
+        self._thread.join(STOP_S)
         self._wake_in.close()
         self._wake_out.close()
 
@@ -86,10 +104,10 @@ class IoLoop:
         for sock in (self._listener, self._wake_in, self._wake_out):
             sock.close()
         for member in list(self._members.values()):
-            member.sock.close()
+            member.channel.close()
         for arena in self._broker.arenas:
             arena.abandon()
-        os.close(self._spare_fd)
+        self._spare.close()
 
     # The thread.
 
@@ -102,21 +120,28 @@ class IoLoop:
                 # Claims stay counted as ready: nobody can say any more what became of them.
                 with contextlib.suppress(OSError):
                     member.sock.shutdown(socket.SHUT_RDWR)
-                member.sock.close()
+                member.channel.close()
                 member.outgoing.clear()
             self._selector.close()
             self._listener.close()
-            os.close(self._spare_fd)
+            self._spare.close()
             if self._folder is not None:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
     def _turn(self) -> None:
-        for key, mask in self._selector.select():
-            if key.fileobj is self._wake_out:
+        ready = self._selector.select(self._strangers.pause_s(LOOK_S))
+        if not (self._listener.held and self._wake_out.held):
+            self._give_up()
+            return
+        if self._strangers.over():
+            self._selector.register(self._listener.number, selectors.EVENT_READ)
+        for key, mask in ready:
+            if key.fd == self._wake_out.number:
                 with contextlib.suppress(BlockingIOError):
-                    self._wake_out.recv(4096)
-            elif key.fileobj is self._listener:
-                self._accept()
+                    while True:
+                        self._wake_out.sock.recv(1)
+            elif key.fd == self._listener.number:
+                self._accept_all()
             elif (member := self._members.get(key.fd)) is not None:
                 self._guarded(member, self._serve, mask)
         while self._calls:
@@ -138,38 +163,61 @@ class IoLoop:
             action(member, *args)
         except (OSError, ProtocolError, BusError) as error:
             if isinstance(error, ProtocolError | BusError):
-                log.warning("dropping %s: %s", member, error)
+                self._strangers.say("dropping %s: %s", member, error)
             self._drop(member)
         except Exception:  # one consumer must not stop the bus for the others
             log.exception("dropping %s after an unexpected error", member)
             self._drop(member)
 
-    def _accept(self) -> None:
+    def _give_up(self) -> None:
+        """The host has closed the sockets: nobody can be handed anything any more."""
+        log.error(
+            "this process closed the sockets of its mp_queue bus: what is pushed from now on is refused "
+            "and counted (bus.backend cpp_spmc and numba_ring live on in shared memory)"
+        )
+        self._broker.finish()
+        for member in list(self._members.values()):
+            self._drop(member)
+        self._stopping = True
+
+    def _accept_all(self) -> None:
+        """Who has connected, at most a backlog of them."""
+        for _ in range(wire.BACKLOG):
+            if not self._accept():
+                return
+            if self._strangers.too_many():  # the kernel keeps the others waiting meanwhile
+                self._selector.unregister(self._listener.number)
+                return
+
+    def _accept(self) -> bool:
+        """One connection, if there is one. Its user is asked for before anything else is done."""
         try:
-            sock, _ = self._listener.accept()
+            sock, _ = self._listener.sock.accept()
         except BlockingIOError:
-            return
+            return False
         except OSError as error:
-            log.warning("cannot accept a consumer: %s", error)
+            self._strangers.say("cannot accept a consumer: %s", error)
             self._turn_away()
-            return
-        sock.setblocking(False)
+            return False
         pid, uid = wire.peer_of(sock)
         if uid != os.geteuid():
-            log.warning("refused process %d of user %d", pid, uid)
             sock.close()
-            return
+            self._strangers.refused(pid, uid)
+            return True
+        sock.setblocking(False)
         wire.size_buffers(sock, self._buffer_bytes)
-        self._members[sock.fileno()] = Member(sock, pid)
-        self._selector.register(sock, selectors.EVENT_READ)
+        channel = HeldSocket(sock)
+        self._members[channel.number] = Member(channel, pid)
+        self._selector.register(channel.number, selectors.EVENT_READ)
+        return True
 
     def _turn_away(self) -> None:
         """Out of descriptors: spend the spare one to hang up, or the listener would spin."""
         with contextlib.suppress(OSError):
-            os.close(self._spare_fd)
+            self._spare.close()
             with contextlib.suppress(OSError):
-                self._listener.accept()[0].close()
-            self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                self._listener.sock.accept()[0].close()
+            self._spare = _spare()
 
     def _serve(self, member: Member, mask: int) -> None:
         if mask & selectors.EVENT_READ:
@@ -230,7 +278,7 @@ class IoLoop:
 
     def _admit_producer(self, member: Member, shard: int) -> None:
         request = self._broker.request
-        if not 0 <= shard < request.shards or self._broker.arenas[shard].fd < 0:
+        if not 0 <= shard < request.shards or not self._broker.arenas[shard].shared:
             raise BusError(f"no shard {shard} for other processes; this bus has {request.shards}")
         self._broker.take_shard(shard)
         welcome = wire.encode_welcome(
@@ -310,7 +358,7 @@ class IoLoop:
         if done is member.watching_write:
             member.watching_write = not done
             events = selectors.EVENT_READ | (0 if done else selectors.EVENT_WRITE)
-            self._selector.modify(member.sock, events)
+            self._selector.modify(member.channel.number, events)
 
     def _drop(self, member: Member, last_seen: int | None = None) -> None:
         """Close a channel; its claims go back. `last_seen`: batches past it were never opened."""
@@ -318,9 +366,9 @@ class IoLoop:
             return
         member.gone = True
         with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(member.sock)
-        self._members.pop(member.sock.fileno(), None)
-        member.sock.close()
+            self._selector.unregister(member.channel.number)
+        self._members.pop(member.channel.number, None)
+        member.channel.close()
         member.outgoing.clear()
         if member in self._far_producers:
             self._far_producers.remove(member)

@@ -13,6 +13,7 @@ from asys_bench.backends.mp_queue.arena import Arena, Slot
 from asys_bench.backends.mp_queue.broker import Group
 from asys_bench.backends.mp_queue.wire import HEAD, Frame
 from asys_bench.contracts.packet import HEADER_BYTES
+from asys_bench.system.descriptor import HeldSocket
 
 _IOV_MAX = 512
 _READ_BYTES = 65536
@@ -25,8 +26,8 @@ class ProtocolError(ValueError):
 class Member:
     """State of one channel; only the I/O thread touches it."""
 
-    def __init__(self, sock: socket.socket, pid: int) -> None:
-        self.sock = sock
+    def __init__(self, sock: HeldSocket, pid: int) -> None:
+        self.channel = sock
         self.pid = pid
         self.name = "?"
         self.group: Group | None = None
@@ -41,6 +42,11 @@ class Member:
         self.outgoing: deque[memoryview] = deque()
         self._incoming = bytearray()
         self._next_batch = 0
+
+    @property
+    def sock(self) -> socket.socket:
+        """Raises OSError: this process has closed it, and the consumer is gone."""
+        return self.channel.sock
 
     def __repr__(self) -> str:
         if self.shard is not None:

@@ -47,9 +47,12 @@ from asys_bench.contracts.bus import BusError, Delivery, GroupSpec
 HEAD = struct.Struct("<B3xIQ")
 ALIGN = 64
 MAX_HELLO_BYTES = 1 << 20
+BACKLOG = 128
+"""Connections that the kernel keeps until they are accepted."""
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
 """Send flag: a dead peer is an error code, never a SIGPIPE (hosts may have reset its handler)."""
 _CREDENTIALS = struct.Struct("3i")
+_TIMEVAL = struct.Struct("@ll")
 
 
 class Frame(IntEnum):
@@ -103,7 +106,7 @@ def listen() -> tuple[socket.socket, str, str | None]:
             folder = tempfile.mkdtemp(prefix="asys-")  # mode 0700
             address = os.path.join(folder, "bus")
             listener.bind(address)
-        listener.listen(128)
+        listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError:
         listener.close()
@@ -121,8 +124,12 @@ def connect(address: str, timeout_s: float, buffer_bytes: int) -> socket.socket:
     """
     channel = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        channel.settimeout(timeout_s)
+        # With a timeout of Python's connect(2) would not wait for a place in a full backlog.
+        seconds, part = divmod(timeout_s, 1.0)
+        limit = _TIMEVAL.pack(int(seconds), int(part * 1e6) or int(not seconds))
+        channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         channel.connect("\0" + address[1:] if address.startswith("@") else address)
+        channel.settimeout(timeout_s)
         if peer_of(channel)[1] != os.geteuid():
             raise BusError(f"the bus at {address} belongs to another user; check the handle")
         size_buffers(channel, buffer_bytes)

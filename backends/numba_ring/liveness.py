@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import select
+import threading
 from pathlib import Path
 
 from asys_bench.backends.numba_ring.layout import GENERATION_MASK
+from asys_bench.system.descriptor import Descriptor
 
 _PID_MASK = 0x3FFFFF
 
@@ -48,37 +50,48 @@ def own_identity() -> int:
 
 
 class ProcessWatch:
-    """Watches one process through a pidfd, which stays right when the pid is reused."""
+    """Watches one process through a pidfd, which stays right when the pid is reused. It is opened with
+    the first question: only readers ask, so a host that pushes has none that it could close."""
 
     def __init__(self, identity: int) -> None:
-        self._fd = -1
+        self._identity = identity
+        self._pidfd: Descriptor | None = None
         self._gone = False
-        pid = identity_pid(identity)
-        try:
-            self._fd = os.pidfd_open(pid)
-        except OSError as error:
-            # Anything but ESRCH (EMFILE, EPERM): unknown counts as alive.
-            self._gone = error.errno == errno.ESRCH
-            return
-        # The pidfd may already name a later process of the same pid: the start time tells.
-        start = process_start_time(pid)
-        self._gone = start != 0 and make_identity(pid, start) != identity_of(identity)
+        self._opening = threading.Lock()
 
     def dead(self) -> bool:
-        if not self._gone and self._fd >= 0:
+        if self._gone:
+            return True
+        with self._opening:
+            if self._pidfd is None and not self._open():
+                return self._gone
+        pidfd = self._pidfd
+        if pidfd is not None and pidfd.held:
             poll = select.poll()  # a new one: threads share this watch, but may not share a poll
-            poll.register(self._fd, select.POLLIN)
+            poll.register(pidfd.last_number, select.POLLIN)
             # Readable once it has terminated, zombie or not.
-            self._gone = any(event & select.POLLIN for _, event in poll.poll(0))
+            self._gone = any(event & select.POLLIN for _, event in poll.poll(0)) and pidfd.held
         return self._gone
 
     def close(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self._pidfd is not None:
+            self._pidfd.close()
 
     def __del__(self) -> None:
         self.close()
+
+    def _open(self) -> bool:
+        pid = identity_pid(self._identity)
+        try:
+            self._pidfd = Descriptor(os.pidfd_open(pid))
+        except OSError as error:
+            # Anything but ESRCH (EMFILE, EPERM): unknown counts as alive.
+            self._gone = error.errno == errno.ESRCH
+            return False
+        # The pidfd may already name a later process of the same pid: the start time tells.
+        start = process_start_time(pid)
+        self._gone = start != 0 and make_identity(pid, start) != identity_of(self._identity)
+        return not self._gone
 
 
 def is_dead(identity: int) -> bool:

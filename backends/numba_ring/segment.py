@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import stat
-
-import numpy as np
 
 from asys_bench.backends.numba_ring import header, names_in_shm
 from asys_bench.backends.numba_ring import layout as at
@@ -19,6 +16,8 @@ from asys_bench.backends.numba_ring.liveness import ProcessWatch, identity_pid, 
 from asys_bench.backends.numba_ring.words import Words, ring_doorbell
 from asys_bench.contracts.bus import BusError
 from asys_bench.storage.private import private_memfd
+from asys_bench.system.descriptor import Descriptor
+from asys_bench.system.mapping import address_of, map_shared
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # madvise: fill the page tables
@@ -32,7 +31,8 @@ class Segment:
 
     def __init__(self, fd: int, geometry: Geometry, *, owner: bool, prefault: bool = True) -> None:
         """Takes over `fd`."""
-        self.fd = fd
+        self._descriptor = Descriptor(fd)
+        fd = self.fd
         self.geometry = geometry
         self.is_owner = owner
         self.name = ""
@@ -43,12 +43,11 @@ class Segment:
         self._pid = os.getpid()
         self.owner_watch: ProcessWatch | None = None
         try:
-            self._control = mmap.mmap(fd, geometry.arena_offset)
-            access = mmap.PROT_READ | (mmap.PROT_WRITE if owner else 0)
-            self._arena = mmap.mmap(
+            self._control = map_shared(fd, geometry.arena_offset)
+            self._arena = map_shared(
                 fd,
                 geometry.segment_bytes - geometry.arena_offset,
-                prot=access,
+                writable=owner,
                 offset=geometry.arena_offset,
             )
         except OSError as error:
@@ -59,11 +58,16 @@ class Segment:
             with contextlib.suppress(OSError):  # an older kernel: first touches fault instead
                 self._control.madvise(_POPULATE_WRITE)
                 self._arena.madvise(_POPULATE_WRITE if owner else _POPULATE_READ)
-        self.base = _address(self._control)
-        self.arena_base = _address(self._arena)
+        self.base = address_of(self._control)
+        self.arena_base = address_of(self._arena)
         self.words = Words(self.base)
         self.payloads = memoryview(self._arena).toreadonly()
         """All arenas, one after the other: what leases view."""
+
+    @property
+    def fd(self) -> int:
+        """For passing on. Raises OSError: this process has closed it (the memory stays mapped)."""
+        return self._descriptor.number
 
     def take_shard(self, shard: int) -> memoryview:
         """The writable arena of `shard`, of which this process is the one writer from now on.
@@ -86,7 +90,7 @@ class Segment:
         if self.is_owner:
             return memoryview(self._arena)[shard * nbytes : (shard + 1) * nbytes]
         try:
-            own = mmap.mmap(self.fd, nbytes, offset=self.geometry.arena_offset + shard * nbytes)
+            own = map_shared(self.fd, nbytes, offset=self.geometry.arena_offset + shard * nbytes)
         except OSError as error:
             self.words.store(word, 0)
             raise _failure(f"cannot map {_mib(nbytes)}", error, _limits_hint(error)) from error
@@ -122,14 +126,14 @@ class Segment:
     def unlink(self) -> None:
         """Remove the name of a named segment; the memory lives until the last process lets go."""
         if self.name:
-            names_in_shm.unlink(self.name, self.fd)
+            with contextlib.suppress(OSError):
+                names_in_shm.unlink(self.name, self.fd)
             self.name = ""
 
     def __del__(self) -> None:
         if self.is_owner and self._pid == os.getpid():
             self.unlink()
-        if self.fd >= 0:
-            os.close(self.fd)
+        self._descriptor.close()
 
 
 def create(request: SegmentRequest) -> Segment:
@@ -166,10 +170,10 @@ def create(request: SegmentRequest) -> Segment:
     segment.checksum = request.checksum
     header.initialise(segment.words, geometry, request, segment.identity)
     if request.name:
-        names_in_shm.publish(request.name, fd)
+        names_in_shm.publish(request.name, segment.fd)
         segment.name = request.name
     else:
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        fcntl.fcntl(segment.fd, fcntl.F_ADD_SEALS, _SEALS)
     return segment
 
 
@@ -250,10 +254,6 @@ def _available_bytes() -> int:
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) << 10
     return 1 << 62
-
-
-def _address(mapping: mmap.mmap) -> int:
-    return int(np.frombuffer(mapping, np.uint8).__array_interface__["data"][0])
 
 
 def _mib(nbytes: int) -> str:
