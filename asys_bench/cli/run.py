@@ -289,7 +289,10 @@ class _Command:
 
 
 def _shown(path: os.PathLike[str]) -> str:
-    relative = os.path.relpath(path)
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the working directory is gone
+        return os.fspath(path)
     return os.fspath(path) if relative.startswith("..") else relative
 
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from asys_bench.config.diagnosis import diagnose, locate
 from asys_bench.config.node import Node, plain_node
-from asys_bench.config.overrides import apply_environment, apply_sets
+from asys_bench.config.overrides import apply_environment, apply_sets, trusted_environment
 from asys_bench.config.paths import format_path
 from asys_bench.config.plugin_access import Registries
 from asys_bench.config.plugin_options import OptionCheck
@@ -48,7 +48,7 @@ def load_config(
         ConfigError: everything that is wrong, each with its place and a fix.
     """
     root, files = read_layers(path)
-    problems = apply_environment(root, os.environ if env is None else env)
+    problems = apply_environment(root, trusted_environment() if env is None else env)
     problems += apply_sets(root, sets)
     config = _validate(root, problems, registries)
     provenance = {format_path(path): node.origin for path, node in root.leaves()}

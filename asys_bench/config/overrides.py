@@ -5,6 +5,9 @@ An override replaces what it names, mappings too: `--set sinks={}` leaves no sin
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import os
 from collections.abc import Mapping, Sequence
 
 from asys_bench.config.document import parse_document
@@ -13,6 +16,31 @@ from asys_bench.config.paths import Path, format_path, parse_path
 from asys_bench.config.problems import ConfigError, Origin, Problem
 
 ENV_PREFIX = "ASYS__"
+_AT_SECURE = 23
+"""getauxval(3): the kernel started this program with more rights than its caller has."""
+
+log = logging.getLogger(__name__)
+
+
+def trusted_environment() -> Mapping[str, str]:
+    """The environment; without `ASYS__...` where its author has fewer rights than this process, whose
+    files those settings would name (a set-user-ID program, one with file capabilities)."""
+    if not is_privileged():
+        return os.environ
+    refused = sorted(name for name in os.environ if name.startswith(ENV_PREFIX))
+    if refused:
+        log.warning("this process runs with another user's rights: ignored %s", ", ".join(refused))
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
+def is_privileged() -> bool:
+    """Whether the caller of this program has fewer rights than the program; False where the C library
+    cannot say."""
+    getauxval = getattr(ctypes.CDLL(None), "getauxval", None)
+    if getauxval is None:
+        return False
+    getauxval.restype, getauxval.argtypes = ctypes.c_ulong, (ctypes.c_ulong,)
+    return bool(getauxval(_AT_SECURE))
 
 
 def apply_environment(root: Node, env: Mapping[str, str]) -> list[Problem]:

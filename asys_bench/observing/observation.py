@@ -8,7 +8,7 @@ import logging
 import operator
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -234,7 +234,8 @@ class Observation:
 
     def close(self) -> None:
         """Detach, let the workers write and leave. Idempotent; takes at most about
-        `run.drain_timeout_s`, and raises nothing but what interrupts it (Ctrl-C)."""
+        `run.drain_timeout_s` (and `END_S` of the supervisor), and raises nothing but what interrupts it
+        (Ctrl-C). What it could not do is logged."""
         if self._closed or os.getpid() != self._pid:  # a forked child has no part in it
             return
         self._closed = True
@@ -242,26 +243,35 @@ class Observation:
         session = self._session
         if session is None:
             return
-        self._stop_counting()
+        self._tried(self._stop_counting)
         try:
-            self._stop(session)
-        except Exception:
-            log.exception(
-                "the observation did not end in order; files up to the last flush are kept"
-            )
-            self._abort()
+            if not self._tried(self._stop, session):
+                self._tried(self._abort)
         except BaseException:
-            self._abort()
+            self._tried(self._abort)
             raise
         finally:
             if self._desk is not None:
-                self._desk.close()
+                self._tried(self._desk.close)
             self._steps = session.clock.host_step
-            session.close()
-            self._place.release()
+            self._tried(session.close)
+            self._tried(self._place.release)
             self._session = None  # and with it shared memory, which a hook's producer maps
             self._optimizers = self._called = self._model = None
-            self._voice.close()
+            self._tried(self._voice.close)
+
+    def _tried(self, action: Callable[..., None], *arguments: Any) -> bool:
+        """False: it raised, and the log says what. The host's process may have become anything by
+        now: another user's, under another root, without descriptors."""
+        try:
+            action(*arguments)
+        except Exception:
+            log.exception(
+                "the observation did not end in order (%s); files up to the last flush are kept",
+                getattr(action, "__qualname__", action),
+            )
+            return False
+        return True
 
     def __enter__(self) -> Self:
         return self
@@ -387,19 +397,23 @@ class Observation:
         self._account = end.account
         if not end.orderly:
             log.warning("not every worker finished in order; see %s", self.run_dir / "logs")
-        summary = write_summary(
-            session.page,
-            end.account,
-            self.config,
-            self._hooks,
-            self.run_dir,
-            run_id=self._run_id,
-            step_unit=self._step_unit,
-            steps=steps,
-            seconds=seconds,
-            notices=session.notices.messages,
-            words=session.words,
-        )
+        try:
+            summary = write_summary(
+                session.page,
+                end.account,
+                self.config,
+                self._hooks,
+                self.run_dir,
+                run_id=self._run_id,
+                step_unit=self._step_unit,
+                steps=steps,
+                seconds=seconds,
+                notices=session.notices.messages,
+                words=session.words,
+            )
+        except OSError as error:
+            log.warning("%s: its summary cannot be written: %s", self.run_dir, error)
+            return
         self._voice.say(*closing_lines(summary, self.run_dir))
 
     def _abort(self) -> None:

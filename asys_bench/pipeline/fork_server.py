@@ -30,15 +30,27 @@ class ForkServer:
     """Starts worker processes. `context` makes the process objects to start."""
 
     def __init__(
-        self, preload: Iterable[str], stopped_timeout_s: float, niceness: int | None = None
+        self,
+        preload: Iterable[str],
+        stopped_timeout_s: float,
+        niceness: int | None = None,
+        folder: str = "",
     ) -> None:
         """stopped_timeout_s: how long a server may be stopped (SIGSTOP) before it is killed.
 
         niceness: of the server and so of what it starts; its imports take seconds of a CPU, which
         a restart must not take from the host. None: as this process.
+
+        folder: for the server's socket, private and removed by somebody else; one that multiprocessing
+        makes stays behind when this process is killed.
         """
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([GUARD, *sorted(set(preload) - {GUARD})])
+        # Before Python 3.11.1 it would listen on an abstract socket, where any user of the machine may
+        # have it start processes of this user (CVE-2022-42919).
+        vars(util)["abstract_sockets_supported"] = False
+        if folder:
+            process.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
         _shorten_socket_path()
         self._stopped_timeout_s = stopped_timeout_s
         self._stopped_since: float | None = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 
 from asys_bench.pipeline.liveness import (
     ProcessHandle,
@@ -39,20 +40,23 @@ class ProcessGroups:
             return []
         return [pid for pid in all_pids() if _session(pid) in self._leaders and self._marked(pid)]
 
-    def end(self) -> None:
-        """SIGKILL what does not leave by itself within `GRACE_S`."""
-        deadline = time.monotonic() + GRACE_S
-        while (left := self.members()) and time.monotonic() < deadline:
+    def end(self, deadline: float) -> list[int]:
+        """SIGKILL what does not leave by itself within `GRACE_S`; returns what is there at `deadline`
+        (monotonic) all the same, because this process may not kill it."""
+        grace = min(deadline, time.monotonic() + GRACE_S)
+        while (left := self.members()) and time.monotonic() < grace:
             time.sleep(0.01)
         for pid in left:
             try:
                 handle = ProcessHandle(pid)
             except OSError:
                 continue
-            if self._marked(pid):  # still the same one, now that it cannot be confused any more
-                handle.kill(signal.SIGKILL)
-                handle.wait(2.0)
+            with suppress(OSError):  # another user's, since this process has changed its own
+                if self._marked(pid):  # still the same one, now that it cannot be confused any more
+                    handle.kill(signal.SIGKILL)
+                    handle.wait(max(0.0, min(2.0, deadline - time.monotonic())))
             handle.close()
+        return self.members() if left else []
 
     def _marked(self, pid: int) -> bool:
         return has_in_environment(pid, f"{VARIABLE}={self.environment[VARIABLE]}")

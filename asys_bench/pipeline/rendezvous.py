@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from asys_bench.pipeline.local_ranks import LocalRanks
+from asys_bench.system.descriptor import HeldSocket
 
 _CREDENTIALS = struct.Struct("3i")
 _RETRY_S = 0.05
@@ -48,11 +49,11 @@ class RankDesk:
     def __init__(self, ranks: LocalRanks, serial: int) -> None:
         """Raises RendezvousError: somebody answers for this job already."""
         self._left = ranks.local_world_size - 1
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener = HeldSocket(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         self._thread: threading.Thread | None = None
         try:
-            self._listener.bind(_address(ranks, serial))
-            self._listener.listen(ranks.local_world_size)
+            self._listener.sock.bind(_address(ranks, serial))
+            self._listener.sock.listen(ranks.local_world_size)
         except OSError as error:
             self._listener.close()
             raise RendezvousError(
@@ -71,7 +72,7 @@ class RankDesk:
     def close(self) -> None:
         """Stop answering. Idempotent."""
         with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+            self._listener.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread
         self._listener.close()
         if self._thread is not None:
             self._thread.join(1.0)
@@ -86,7 +87,7 @@ class RankDesk:
     def _serve(self, data: bytes) -> None:
         while self._left > 0:
             try:
-                channel, _ = self._listener.accept()
+                channel, _ = self._listener.sock.accept()
             except OSError:
                 return
             with channel, contextlib.suppress(OSError):

@@ -128,6 +128,7 @@ class ObservationSession:
         self._supervisor: Supervisor | None = None
         self._account: BusAccount | None = None
         self._started_unix_ns = time.time_ns()
+        self._page_path = ""
         self.clock = StepClock(self.page.slot("host"), first_step)
         try:
             if self.points:
@@ -294,6 +295,8 @@ class ObservationSession:
             self.hooker.detach()
 
     def _release(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.close()
         if self.bus is not None:
             self.bus.close()
             self.bus = None
@@ -301,9 +304,11 @@ class ObservationSession:
 
     def _write_run_json(self, result: dict[str, Any] | None) -> None:
         bus = None
-        if self.bus is not None and result is None:
-            handle = self.bus.handle()
-            bus = {"handle": handle.to_dict(), "fds": descriptor_paths(handle.fds)}
+        if result is None:
+            fds = self._supervisor.fds if self._supervisor is not None else (self.page.fd,)
+            self._page_path, *rest = descriptor_paths(fds)
+            if self.bus is not None:
+                bus = {"handle": self.bus.handle().to_dict(), "fds": rest}
         self.run_dir.write_json(
             RUN_FILE,
             {
@@ -312,7 +317,7 @@ class ObservationSession:
                 "started_unix_ns": self._started_unix_ns,
                 "host_pid": os.getpid(),
                 "host_start": start_time(os.getpid()),
-                "stats_page": descriptor_paths([self.page.fd])[0],
+                "stats_page": self._page_path,
                 "bus": bus,
                 "ranks": self._ranks.local_world_size if self._ranks is not None else 1,
                 "step_unit": self.step_unit,

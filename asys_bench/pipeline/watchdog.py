@@ -20,6 +20,7 @@ import json
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
 import time
@@ -65,7 +66,9 @@ class WatchdogProcess:
         preload = {*PRELOAD}.union(*(spec.preload for spec in launch.workers))
         least = min(launch.workers, key=lambda spec: spec.nice, default=None)
         niceness = launch.niceness_of(least) if least is not None else None
-        self._fork_server = ForkServer(preload, config.heartbeat_timeout_s, niceness)
+        self._fork_server = ForkServer(
+            preload, config.heartbeat_timeout_s, niceness, launch.temp_dir
+        )
         self._client: BusClient | None = None
         self._doubt = self._new_doubt()
         self._host = ProcessHandle(launch.host_pid)
@@ -98,6 +101,8 @@ class WatchdogProcess:
                 break
             self._wait()
         self._fork_server.end()
+        if self._launch.temp_dir:
+            shutil.rmtree(self._launch.temp_dir, ignore_errors=True)
         self._slot.state = WorkerState.DONE
 
     def _new_doubt(self) -> SelfDoubt:
@@ -342,6 +347,10 @@ def main() -> None:
     """Read the launch specification from standard input and supervise."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # What a host or its launcher ignores or blocks is inherited. Ignored, SIGCHLD has the kernel reap
+    # the fork server, and `wait` fails for good: no worker could be started any more.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal_on_parent_death(signal.SIGCONT)  # stopped, it must still see to it that workers leave
     launch = LaunchSpec.from_dict(json.load(sys.stdin))
     logging.basicConfig(

@@ -10,10 +10,12 @@ import faulthandler
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,12 @@ from typing import Any
 from asys_bench.config.resources import IoPriority
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
-from asys_bench.pipeline.liveness import ProcessHandle, signal_on_parent_death, start_time
+from asys_bench.pipeline.liveness import (
+    ProcessHandle,
+    is_running,
+    signal_on_parent_death,
+    start_time,
+)
 from asys_bench.pipeline.resource_manager.apply import settle
 from asys_bench.pipeline.resource_manager.plan import Placement
 from asys_bench.storage.durability import Fsync
@@ -64,6 +71,8 @@ def worker_main(launch_json: str, worker_json: str, launch_id: int, passed: Pass
     # Ctrl-C is the host's business, and so is SIGTERM: systemd and Slurm send it to all of a service.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):  # else "/", where the watchdog is: the host's may be gone by now
+        os.chdir(launch.working_dir or "/")
     os.umask(0o077)  # what libraries create in the run's folder is private too
     signal_on_parent_death(signal.SIGCONT)  # stopped, it must still notice that the host is gone
     _log_to_file(Path(launch.run_dir), spec)
@@ -75,6 +84,7 @@ def worker_main(launch_json: str, worker_json: str, launch_id: int, passed: Pass
         process.slot.state = WorkerState.FAILED
         logging.shutdown()
         os._exit(1)
+    process.leave_nothing()
     logging.shutdown()
     os._exit(0)  # no atexit or destructors of preloaded libraries: the files are closed
 
@@ -263,4 +273,12 @@ class WorkerProcess:
             pass
         self._host_died_at = time.monotonic()
         time.sleep(HOST_DEATH_GRACE_S)
+        self.leave_nothing()
         os._exit(ORPHAN_EXIT)
+
+    def leave_nothing(self) -> None:
+        """Remove what host or watchdog would, when both are gone."""
+        watchdog = self._page.slot("watchdog")
+        watched = is_running(watchdog.get(SlotField.PID), watchdog.get(SlotField.PROCESS_START))
+        if self._host_died_at is not None and not watched and self._launch.temp_dir:
+            shutil.rmtree(self._launch.temp_dir, ignore_errors=True)

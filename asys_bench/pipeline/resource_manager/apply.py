@@ -32,7 +32,10 @@ def pin(cpus: Iterable[int]) -> list[str]:
     # Threads may start while we go through them; they inherit, so a second pass finds the last ones.
     done: set[int] = set()
     for _ in range(3):
-        fresh = [int(name) for name in os.listdir("/proc/self/task") if int(name) not in done]
+        try:
+            fresh = [int(name) for name in os.listdir("/proc/self/task") if int(name) not in done]
+        except OSError as error:  # under another root there may be no /proc
+            return [f"CPUs {format_cpus(wanted)} cannot be had: {error.strerror}"]
         for thread in fresh:
             done.add(thread)
             try:

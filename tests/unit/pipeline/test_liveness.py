@@ -46,6 +46,50 @@ def test_a_stopped_process_is_alive_and_can_be_killed():
     handle.close()
 
 
+def sleeper():
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+def test_a_pidfd_that_the_host_closed_or_reused_says_nothing_and_is_opened_again():
+    child, stranger = sleeper(), sleeper()
+    handle = ProcessHandle(child.pid)
+    os.close(handle.fd)
+    assert handle.alive(), "a closed number is no death"
+    number = handle.fd
+    theirs = os.pidfd_open(stranger.pid)
+    os.dup2(theirs, number, inheritable=False)
+    os.close(theirs)
+    handle.kill()
+    assert handle.wait(10)
+    ours = handle.fd
+    assert child.wait() == -signal.SIGKILL
+    handle.close()
+    with pytest.raises(OSError, match="Bad file"):
+        os.fstat(ours)  # the kernel says less of it once the process was reaped
+    assert stranger.poll() is None, "the host's own process"
+    os.fstat(number)  # and its descriptor
+    os.close(number)
+    stranger.kill()
+    stranger.wait()
+
+
+def test_the_exit_code_is_known_once_and_to_nobody_when_somebody_else_has_waited():
+    child = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    handle = ProcessHandle(child.pid)
+    assert handle.wait(20)
+    assert handle.reap() == 3
+    assert handle.reap() is None, "not 0: that would be an orderly end"
+    handle.close()
+    child.returncode = 3
+    child = sleeper()
+    handle = ProcessHandle(child.pid)
+    handle.kill()
+    assert handle.wait(20)
+    assert handle.reap() == -signal.SIGKILL
+    handle.close()
+    child.returncode = -signal.SIGKILL
+
+
 BUSY = """
 import os, sys, time
 os.sched_setaffinity(0, {int(sys.argv[1])})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+import subprocess
+import sys
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from asys_bench.config import load_config
+from asys_bench.config import load_config, overrides
 from asys_bench.contracts.bus import BusPlugin, BusRequest, Delivery, GroupSpec
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.monitors.append_file import AppendFile
@@ -84,3 +88,49 @@ def test_metrics_are_served_to_this_machine_alone_by_default():
         monitors = load_config(name, env={}).config.monitors
         for monitor in monitors.values():
             assert monitor.options.get("address", "127.0.0.1") == "127.0.0.1"
+
+
+def test_a_fork_server_listens_in_a_private_folder_and_on_no_abstract_socket(tmp_path: Path):
+    """An abstract one lets every user of the machine have it start processes (CVE-2022-42919)."""
+    code = """
+import os, stat, sys
+from pathlib import Path
+from asys_bench.pipeline.fork_server import ForkServer
+folder = Path(sys.argv[1])
+server = ForkServer((), 5.0, folder=str(folder))
+server.ensure()
+server._ensuring.result(60)
+from multiprocessing import forkserver
+address = forkserver._forkserver._forkserver_address
+print(Path(address).parent == folder, oct(stat.S_IMODE(os.lstat(address).st_mode)))
+server.end()
+"""
+    tmp_path.chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.split() == ["True", "0o600"]
+
+
+def test_settings_from_the_environment_are_not_taken_with_another_users_rights(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setenv("ASYS__RUN__DIR", "/somewhere/else")
+    monkeypatch.setattr(overrides, "is_privileged", lambda: True)
+    with caplog.at_level(logging.WARNING):
+        assert "ASYS__RUN__DIR" not in overrides.trusted_environment()
+        assert str(load_config("profile_consumer.yaml").config.run.dir) != "/somewhere/else"
+    assert "ignored ASYS__RUN__DIR" in caplog.text
+    monkeypatch.setattr(overrides, "is_privileged", lambda: False)
+    assert overrides.trusted_environment()["ASYS__RUN__DIR"] == "/somewhere/else"
+
+
+def test_privilege_is_what_the_kernel_says_in_the_auxiliary_vector():
+    words = array("L", Path("/proc/self/auxv").read_bytes())
+    kernel = dict(zip(words[::2], words[1::2], strict=True))
+    assert 23 in kernel  # AT_SECURE
+    assert overrides.is_privileged() is bool(kernel[23])

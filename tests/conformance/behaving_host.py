@@ -1,0 +1,185 @@
+"""A host that owns its process and does one unexpected thing with it, for test_host_behaviour.py:
+
+    python behaving_host.py BEHAVIOUR BUS VIA FOLDER      # via observe() or a callback
+    BEHAVIOUR BUS script FOLDER                           # the arguments as asys-run's host `script`
+
+What became of it is written to FOLDER/outcome.json, by the process's last act.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+
+OWN_EXIT_CODE = 7
+OWN_NUMBERS = range(3, 700)
+"""A host that opens files takes the lowest numbers; these reach past where ours begin."""
+PATIENCE_S = 60.0
+
+
+class Host:
+    """One training; `behave` in the middle of it."""
+
+    def __init__(self, behaviour, bus, via, folder):
+        self.behaviour, self.bus, self.via, self.folder = behaviour, bus, via, Path(folder)
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)
+        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 0.01)
+        self.observation = None
+        self.own = {}
+        self.outcome = {"raised": None, "replaced": []}
+
+    def run(self):
+        if "reaps" in self.behaviour:
+            threading.Thread(target=reap_everybody, daemon=True).start()
+        if self.via == "observe":
+            import asys_bench
+
+            self.observation = asys_bench.observe(self.model, **self.settings)
+        elif self.via == "callback":
+            from asys_bench.callbacks.observed_training import ObservedTraining
+
+            self.callback = ObservedTraining(None, "step", "all", self.settings)
+            self.callback.start(self, self.model, 0)
+            self.observation = self.callback.observation
+        self.train(50)
+        self.behave()
+        self.train(50)
+        began = time.monotonic()
+        try:
+            if self.via == "callback":
+                self.callback.close()
+            elif self.via == "observe":
+                self.observation.close()
+        except Exception as error:  # noqa: BLE001 - the test asserts that there is none
+            self.outcome["raised"] = repr(error)
+        self.outcome["close_s"] = time.monotonic() - began
+
+    @property
+    def settings(self):
+        return {
+            "hooks": ["0"],
+            "bus": {"backend": self.bus},
+            "run": {"dir": str(self.folder / "runs"), "drain_timeout_s": 10.0},
+            "sinks": {"trainer": None, "archive": {"kind": "archiver"}},
+            "monitors": {},
+            "watchdog": {"tick_s": 0.05, "backoff_initial_s": 0.05},
+        }
+
+    def train(self, steps):
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            self.model(torch.randn(4, 8)).square().mean().backward()
+            self.optimizer.step()
+            time.sleep(0.001)
+
+    def behave(self):
+        if "removes_cwd" in self.behaviour:
+            gone = self.folder / "gone"
+            gone.mkdir()
+            os.chdir(gone)
+            gone.rmdir()
+        if "closes" in self.behaviour:
+            os.closerange(3, 4096)
+            for number in OWN_NUMBERS:
+                fd = os.open(self.folder / f"own-{number % 8}", os.O_RDWR | os.O_CREAT, 0o600)
+                if fd != number:
+                    os.dup2(fd, number, inheritable=False)
+                    os.close(fd)
+                self.own[number] = identity(number)
+        if "kills_watchdog" in self.behaviour:
+            if "closes" in self.behaviour:
+                time.sleep(1.5)  # the supervisor looks after its descriptors every half second
+            self.kill("watchdog", self.pid("watchdog"))
+        if "kills_fork_server" in self.behaviour:
+            for pid in children_of(self.pid("watchdog"), b"forkserver"):
+                os.kill(pid, signal.SIGKILL)
+        if "kills_worker" in self.behaviour:
+            self.kill("archive-0", self.pid("archive-0"))
+        if "setuid" in self.behaviour:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+        if "chroot" in self.behaviour:
+            (self.folder / "root").mkdir()
+            os.chroot(self.folder / "root")
+            os.chdir("/")
+
+    def pid(self, name):
+        from asys_bench.contracts.stats import SlotField
+
+        return self.observation.page.slot(name).get(SlotField.PID)
+
+    def kill(self, name, pid):
+        """And train on until there is another."""
+        from asys_bench.contracts.stats import WorkerState
+
+        os.kill(pid, signal.SIGKILL)
+        slot = self.observation.page.slot(name)
+        deadline = time.monotonic() + PATIENCE_S
+        while self.pid(name) == pid or slot.state is not WorkerState.READY:
+            if time.monotonic() > deadline:
+                return
+            self.train(5)
+        self.outcome["replaced"].append(name)
+
+    def write_outcome(self):
+        outcome = self.outcome
+        outcome["lost"] = [n for n, was in self.own.items() if identity(n) != was]
+        account = self.observation.account if self.observation is not None else None
+        if account is not None:
+            outcome["produced"], outcome["dropped"] = (
+                account.produced,
+                sum(account.dropped.values()),
+            )
+            outcome["delivered"] = account.group("archive").delivered
+            outcome["imbalance"] = account.imbalance(account.group("archive"))
+        path = Path("/" if "chroot" in self.behaviour else self.folder) / "outcome.json"
+        if "setuid" in self.behaviour:
+            print(json.dumps(outcome), flush=True)
+        else:
+            path.write_text(json.dumps(outcome))
+
+
+def identity(fd):
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def reap_everybody():
+    while True:
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            time.sleep(0.001)
+
+
+def children_of(parent, word):
+    found = []
+    for name in os.listdir("/proc"):
+        try:
+            fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+            if int(fields[1]) == parent and word in Path(f"/proc/{name}/cmdline").read_bytes():
+                found.append(int(name))
+        except (OSError, IndexError):
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    host = Host(*sys.argv[1:])
+    atexit.register(host.write_outcome)
+    host.run()
+    sys.exit(0 if host.via == "script" else OWN_EXIT_CODE)
