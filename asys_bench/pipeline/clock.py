@@ -57,7 +57,7 @@ class CallFrame:
     tags: as of its begin, and as the call itself changed them since.
     text: what the innermost module around that takes text was given (`text_inputs`); None: nothing.
     offered: a text of which it is not known yet which modules it is for.
-    modules: root modules under way, outermost first, each with the text to go back to.
+    modules: root modules under way, outermost first, each with `text` and `offered` to go back to.
     """
 
     __slots__ = (
@@ -77,7 +77,7 @@ class CallFrame:
         self.indices: dict[int, int] = {}
         self.text: Text | None = None
         self.offered: Text | None = None
-        self.modules: list[tuple[torch.nn.Module, Text | None]] = []
+        self.modules: list[tuple[torch.nn.Module, Text | None, Text | None]] = []
 
     def next_index(self, stream: int, seen: int, counted: int) -> int:
         """Which call of `stream` this is. seen, counted: serial and index of its last counted call."""

@@ -170,7 +170,8 @@ class ActivationHooker:
             self._text.rows_sent = capture.observe
             self._undo.append(self._text.send_no_rows)
             return
-        places = TokenPlaces(stream, self._clock) if self._text is not None else None
+        text = self._text
+        places = TokenPlaces(stream, self._clock, text) if text is not None else None
         if places is not None and stream.point.kind in (Kind.ACTIVATION, Kind.INPUT):
             self._register_of_text(stream, capture, places)
             return

@@ -44,7 +44,7 @@ _NO_BACKWARD = -1
 class Root:
     """One root module: what its two hooks share.
 
-    opened, closed, mask: numbers of its operators in a compiled graph.
+    opened, beside, closed, mask: numbers of its operators in a compiled graph.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Root:
         self.module, self.calls, self.reader = module, calls, reader
         self.opened = graph_op.reserve_number()
         self.mask = graph_op.reserve_number()
+        self.beside = graph_op.reserve_number()
         self.closed = graph_op.reserve_number()
         self._traced = threading.local()
 
@@ -67,6 +68,11 @@ class Root:
             given = {"input_ids": first, "attention_mask": getattr(self._traced, "mask", None)}
         self._traced.mask = None
         self.calls.enter(self, (), given)
+
+    def receive_beside(self, _: torch.Tensor) -> None:
+        """The receiver of a traced call with another input, of which only the leading tensor comes."""
+        self._traced.mask = None
+        self.calls.enter(self, (), {}, is_readable=False)
 
     def receive_closed(self, _: torch.Tensor) -> None:
         self.calls.leave(self.module)
@@ -84,15 +90,16 @@ class BeginCall(LiveHook):
         kwargs = kwargs if isinstance(kwargs, dict) else {}
         root = self.root
         if is_dynamo_compiling():
-            ids, mask = None, None
+            ids, mask, is_beside = None, None, False
             if root.reader is not None and root.reader.takes_ids:
-                ids = first_tensor(root.reader.argument("input_ids", args, kwargs))
+                ids = first_tensor(root.reader.ids(args, kwargs))
                 mask = first_tensor(root.reader.argument("attention_mask", args, kwargs))
+                is_beside = len(list(root.reader.other_inputs(args, kwargs))) > 0
             if ids is not None and mask is not None:
                 capture_op(mask, root.mask)
             traced = ids if ids is not None else select_input(args, kwargs, None, {})
             if traced is not None:
-                capture_op(traced, root.opened)
+                capture_op(traced, root.beside if is_beside else root.opened)
             return
         if module is root.module:  # and no replica of DataParallel
             root.calls.enter(root, args, kwargs)
@@ -113,6 +120,32 @@ class EndCall(LiveHook):
             return
         if module is self.root.module:
             self.root.calls.leave(module)
+
+
+class BeginEmbedding(LiveHook):
+    """The forward pre-hook of an embedding, which tells what is text where no name does.
+
+    number: of its operator in a compiled graph.
+    """
+
+    def __init__(self, module: torch.nn.Module, calls: ForwardCalls) -> None:
+        self.module, self.calls, self.number = module, calls, graph_op.reserve_number()
+
+    @untraced
+    def __call__(self, module: Any = None, args: Any = (), kwargs: Any = None, *_: Any) -> None:
+        args = args if isinstance(args, tuple) else (args,)
+        kwargs = kwargs if isinstance(kwargs, dict) else {}
+        ids = select_input(args, kwargs, None, {})
+        if ids is None:
+            return
+        if is_dynamo_compiling():
+            capture_op(ids, self.number)
+            return
+        if module is self.module:
+            self.receive(ids)
+
+    def receive(self, ids: torch.Tensor) -> None:
+        self.calls.embedded(self.module, ids)
 
 
 class ForwardCalls:
@@ -141,6 +174,8 @@ class ForwardCalls:
             Root(module, self, text.reader_of(module) if text is not None else None)
             for module in modules
         ]
+        embeddings = text.embeddings if text is not None else []
+        self._embeddings = [BeginEmbedding(module, self) for module in embeddings]
         self._handles: list[RemovableHandle] = []
         self._failed = False
 
@@ -152,8 +187,13 @@ class ForwardCalls:
             self._handles.append(root.module.register_forward_pre_hook(hook, with_kwargs=True))
             graph_op.receive(root.mask, root.receive_mask)
             graph_op.receive(root.opened, root.receive_opened)
+            graph_op.receive(root.beside, root.receive_beside)
             graph_op.receive(root.closed, root.receive_closed)
-        return hooks
+        for begin in self._embeddings:
+            handle = begin.module.register_forward_pre_hook(begin, with_kwargs=True)
+            self._handles.append(handle)
+            graph_op.receive(begin.number, begin.receive)
+        return [*hooks, *self._embeddings]
 
     def attach_end(self) -> Sequence[LiveHook]:
         """Register the forward hooks, behind all others of ours."""
@@ -168,11 +208,18 @@ class ForwardCalls:
         while self._handles:
             self._handles.pop().remove()
         for root in self._roots:
-            for number in (root.mask, root.opened, root.closed):
+            for number in (root.mask, root.opened, root.beside, root.closed):
                 graph_op.stop_receiving(number)
+        for begin in self._embeddings:
+            graph_op.stop_receiving(begin.number)
 
-    def enter(self, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A root is called in this thread. Never raises."""
+    def enter(
+        self, root: Root, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_readable: bool = True
+    ) -> None:
+        """A root is called in this thread. Never raises.
+
+        is_readable: the arguments are all of what it was called with.
+        """
         if self._failed or backward_task() != _NO_BACKWARD:
             return
         try:
@@ -182,14 +229,21 @@ class ForwardCalls:
                 frame = None
             if frame is None:
                 frame = self.clock.begin_call(counts_forwards=self._counts_forwards)
-            frame.modules.append((root.module, frame.text))
+            frame.modules.append((root.module, frame.text, frame.offered))
             if self.text is not None and root.reader is not None:
-                if is_transformed():
-                    frame.text = None
+                if is_transformed() or not is_readable:
+                    frame.text = frame.offered = None
                 else:
                     unwatched(self.text.enter, frame, root.reader, args, kwargs, self.clock)
         except Exception as error:  # noqa: BLE001 - fail open: nothing of ours may reach the host
             self._fail(error)
+
+    def embedded(self, module: torch.nn.Module, ids: torch.Tensor) -> None:
+        """An embedding is called in this thread. Never raises."""
+        if self.text is None or self._failed or backward_task() != _NO_BACKWARD:
+            return
+        if not is_transformed():
+            unwatched(self.text.embedded, self.clock.call, module, ids, self.clock)
 
     def leave(self, module: torch.nn.Module) -> None:
         """A root has returned or raised. Never raises."""
@@ -197,21 +251,23 @@ class ForwardCalls:
             return
         try:
             frame = self.clock.call
-            if frame is None or all(entered is not module for entered, _ in frame.modules):
+            if frame is None or all(entered is not module for entered, *_ in frame.modules):
                 return  # hooked while it was under way
             while frame.modules:
-                entered, frame.text = frame.modules.pop()
+                entered, frame.text, frame.offered = frame.modules.pop()
                 if entered is module:
                     break
             if not frame.modules:
                 self.clock.end_call(frame)
+                if self.text is not None:
+                    self.text.ended()
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(error)
 
     def _is_left_over(self, frame: CallFrame, module: torch.nn.Module) -> bool:
         """Whether the frame's call is over though its forward hook never came (an interrupt, or a
         host that clears hooks): the same module is entered again, and not by its own forward."""
-        if all(entered is not module for entered, _ in frame.modules):
+        if all(entered is not module for entered, *_ in frame.modules):
             return False
         return len(_calls_under_way(module)) < 2
 

@@ -1,7 +1,9 @@
 """What a text model is being fed: which positions are padding, and which token and position each is.
 
 Modules that take text are found by the signature of their own forward (`input_ids`), wherever they sit
-in the model. When one is called, its root hook (`root_hook`) has the arguments read here:
+in the model. Where there is none, those around an embedding are *plain* readers: the first matrix of
+integers that one is called with is taken for text as soon as an embedding inside is called with it.
+When one is called, its root hook (`root_hook`) has the arguments read here:
 
 - `Text` says which of the B * T positions are tokens. Captures of the modules inside leave the others
   out (`token_places`), so that no SAE learns padding.
@@ -11,6 +13,9 @@ in the model. When one is called, its root hook (`root_hook`) has the arguments 
 The innermost module around that takes text decides, so the encoder and the decoder of one model each
 have their own. A module that is given another input too (pictures, sound), or two texts, decides for
 nothing in it: only the modules inside that take the text alone do.
+
+A plain model that gives its embeddings a second sequence is not read any more, because it is not known
+what is whose inside. Its padding is that of a mask or of `Embedding.padding_idx`.
 
 With a key-value cache T is the new tokens alone and S counts the cached ones; positions go on. On an
 accelerator none of this is read, because that would stall the host: there, padding stays in.
@@ -54,6 +59,7 @@ class Text:
     kept: positions of B * T that are tokens; None: all of them.
     others: other sequences that the module was given beside them: leading dimensions, and address of
     the memory, of their states.
+    beside: shape of other integers that an embedding was called with (a plain model's second text).
     number: of the packet of token rows; NO_TEXT while none was sent.
     position: of the first token, where there is one sequence; else NO_TOKEN_POSITION.
     """
@@ -64,6 +70,7 @@ class Text:
     kept: Positions | None
     positions_BT: torch.Tensor | None = None
     others: frozenset[tuple[tuple[int, int], int]] = field(default_factory=frozenset)
+    beside: list[int] | None = None
     number: int = NO_TEXT
     position: int = NO_TOKEN_POSITION
 
@@ -73,12 +80,22 @@ class TextReader:
 
     names: parameter -> position; of the module itself, or of what it passes its arguments on to.
     two_texts: it is an encoder-decoder, which has two.
+    plain: none of its parameters is called `input_ids`; an embedding tells.
     """
 
-    def __init__(self, names: Mapping[str, int], *, two_texts: bool = False) -> None:
+    def __init__(
+        self, names: Mapping[str, int], *, two_texts: bool = False, plain: bool = False
+    ) -> None:
         self.names = names
-        self.two_texts = two_texts
-        self.takes_ids = IDS in names and not two_texts
+        self.two_texts, self.plain = two_texts, plain
+        self.takes_ids = plain or (IDS in names and not two_texts)
+
+    def ids(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What may be the token ids."""
+        if not self.plain:
+            return self.argument(IDS, args, kwargs)
+        given = [kwargs[name] for name in self.names if name in kwargs]
+        return _first_matrix([*args, *given, *kwargs.values()])
 
     def argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """The argument `name`, however it was passed: by name, by place, or in a dict of features."""
@@ -130,11 +147,18 @@ class TextInputs:
 
     def __init__(self, model: torch.nn.Module, called: torch.nn.Module) -> None:
         self.readers = {module: _reader(module) for module in model.modules() if takes_text(module)}
+        self.embeddings: list[torch.nn.Module] = []
+        if not self.readers:
+            self.readers, self.embeddings = _plain_readers(model)
+        self._plain = bool(self.embeddings)
+        self._recognised = not self._plain
+        self._offered = False
         self.rows_sent: SendRows | None = None
         self._tap = _Tap()
         self._wrappers = [module for module in (called, model) if module not in self.readers]
         self._fallback = next(iter(self.readers.values()), None)
         self._two_texts = any(reader.two_texts for reader in self.readers.values())
+        self._plain_is_two = False
         self._explained: set[str] = set()
         self._failed = False
 
@@ -148,6 +172,8 @@ class TextInputs:
         if not found.readers and MASK not in positions(model):
             return None
         if not all(parameter.is_cpu for parameter in model.parameters()):
+            if found.embeddings:
+                return None  # whether it takes text is not known
             log.warning(
                 "the model is not on the CPU: rows of padding are captured like any other, and token "
                 "ids are not recorded; feed it sequences without padding"
@@ -160,6 +186,11 @@ class TextInputs:
         """The stream of token rows as a hook point."""
         config = HookConfig(match=(TOKENS,))
         return [HookPoint(TOKENS, self._tap, Kind.ACTIVATION, config)] if self.readers else []
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the model takes text, as far as is known."""
+        return self._recognised and not self._plain_is_two
 
     def send_no_rows(self) -> None:
         """The stream of token rows is closed."""
@@ -178,7 +209,7 @@ class TextInputs:
             return TextReader(names) if MASK in names else None
         if passes_arguments_on(module):
             names = self._fallback.names
-        return TextReader(names, two_texts=self._two_texts)
+        return TextReader(names, two_texts=self._two_texts, plain=self._plain)
 
     def enter(
         self, frame: CallFrame, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -192,22 +223,87 @@ class TextInputs:
             with torch.no_grad():
                 self._enter(frame, reader, args, kwargs, clock)
         except Exception as error:  # noqa: BLE001 - fail-open: nothing of ours may reach the host
-            self._failed = True
-            frame.text = None
-            log.warning(
-                "padding and token ids are no longer read, after %s: %s",
-                type(error).__name__,
-                error,
+            self._fail(frame, error)
+
+    def embedded(
+        self, frame: CallFrame | None, module: Any, ids: torch.Tensor, clock: StepClock
+    ) -> None:
+        """An embedding of a plain model is called with `ids`. Never raises."""
+        if self._failed or frame is None:
+            return
+        text = frame.text if frame.text is not None else frame.offered
+        if text is None or text.ids_BT is None or type(ids) is not torch.Tensor or not ids.is_cpu:
+            return
+        try:
+            with torch.no_grad():
+                self._embedded(frame, text, text.ids_BT, module, ids.detach(), clock)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(frame, error)
+
+    def _embedded(
+        self, frame: CallFrame, text: Text, ids_BT: torch.Tensor, module: Any, ids: torch.Tensor,
+        clock: StepClock,
+    ) -> None:  # fmt: skip
+        if ids.shape == ids_BT.shape and torch.equal(ids.long(), ids_BT.long()):
+            if frame.text is None and text.beside is None:
+                self._recognise(text, ids_BT, module)
+                self._hold(frame, text, clock)
+                return
+            is_known = True
+        else:
+            if text.shape[0] in ids.shape[:2] and not _counts_up(ids):
+                text.beside = list(ids.shape)
+            is_known = frame.text is not None
+        if is_known and text.beside is not None:
+            frame.text = frame.offered = None
+            self._plain_is_two = True
+            self._explain(
+                f"embeddings are called with integers {text.beside} beside the text of "
+                f"{list(text.shape)}: it is not known which rows are of which, and none carries a token"
             )
+
+    def _recognise(self, text: Text, ids_BT: torch.Tensor, module: Any) -> None:
+        padding = getattr(module, "padding_idx", None)
+        if text.kept is None and padding is not None:
+            real_N = (ids_BT != padding).reshape(-1)
+            if not bool(real_N.all()):
+                text.kept = np.flatnonzero(real_N.numpy()).astype(np.int64)
+                _place(text, _positions(ids_BT, None, text.kept, _NO_READER, (), {}))
+        if not self._recognised:
+            self._recognised = True
+            has_padding = padding is not None or text.mask is not None
+            log.info(
+                "integers %s that go into an embedding are taken for text%s",
+                list(text.shape),
+                "" if has_padding else "; what of it is padding is not known: nothing says so",
+            )
+
+    def ended(self) -> None:
+        """An outermost call has returned."""
+        if self._offered and not self._recognised and not self._plain_is_two:
+            self._explain(
+                "the model is called with a matrix of integers that goes into no embedding as it is: "
+                "it is not taken for text, and no row carries a token (a parameter that is called "
+                "input_ids is)"
+            )
+
+    def _fail(self, frame: CallFrame, error: Exception) -> None:
+        self._failed = True
+        frame.text = None
+        log.warning(
+            "padding and token ids are no longer read, after %s: %s", type(error).__name__, error
+        )
 
     def _enter(
         self, frame: CallFrame, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
         clock: StepClock,
     ) -> None:  # fmt: skip
-        if reader.two_texts:
+        if reader.two_texts or (reader.plain and self._plain_is_two):
             frame.text = frame.offered = None
             return
-        ids_BT = _matrix(reader.argument(IDS, args, kwargs))
+        ids_BT = _matrix(reader.ids(args, kwargs))
+        if reader.plain and ids_BT is None:
+            return
         mask = reader.argument(MASK, args, kwargs)
         around = frame.text if frame.text is not None else frame.offered
         if ids_BT is not None:
@@ -228,8 +324,12 @@ class TextInputs:
                 ids_BT = ids_BT if ids_BT is not None or text is None else text.ids_BT
                 text = self._text(shape, ids_BT, mask, kept, reader, args, kwargs)
         text.others |= {((s.shape[0], s.shape[1]), s.data_ptr()) for s in states}
+        is_known = not reader.plain or (is_around and around is frame.text)
         if len(states) < len(others):  # pictures or sound: it is not known what is whose inside
+            frame.text, frame.offered = None, None if reader.plain else text
+        elif not is_known:
             frame.text, frame.offered = None, text
+            self._offered = True
         else:
             self._hold(frame, text, clock)
 
@@ -239,10 +339,7 @@ class TextInputs:
     ) -> Text:  # fmt: skip
         text = Text(shape, ids_BT, mask, kept)
         if ids_BT is not None:
-            text.positions_BT = _positions(ids_BT, mask, kept, reader, args, kwargs)
-            if shape[0] == 1 and shape[1]:
-                first = 0 if kept is None or not len(kept) else int(kept[0])
-                text.position = int(text.positions_BT[0, first])
+            _place(text, _positions(ids_BT, mask, kept, reader, args, kwargs))
         return text
 
     def _hold(self, frame: CallFrame, text: Text, clock: StepClock) -> None:
@@ -292,6 +389,62 @@ class TextInputs:
 def _reader(module: torch.nn.Module) -> TextReader:
     names = positions(module)
     return TextReader(names, two_texts=any(n != IDS and n.endswith(IDS) for n in names))
+
+
+_NO_READER = TextReader({})
+
+
+def _plain_readers(
+    model: torch.nn.Module,
+) -> tuple[dict[torch.nn.Module, TextReader], list[torch.nn.Module]]:
+    """(readers of what is around an embedding, outermost first, the embeddings)."""
+    embeddings: list[torch.nn.Module] = [
+        module for module in model.modules() if isinstance(module, torch.nn.Embedding)
+    ]
+    around = [
+        module
+        for module in model.modules()
+        if module not in embeddings
+        and not isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict)
+        and any(isinstance(inside, torch.nn.Embedding) for inside in module.modules())
+    ]
+    readers = {module: TextReader(positions(module), plain=True) for module in around}
+    return readers, embeddings if readers else []
+
+
+def _first_matrix(value: Any) -> Any:
+    """The first [B, T] tensor of integers that an embedding takes; also traced."""
+    if isinstance(value, torch.Tensor):
+        fits = value.ndim == 2 and value.dtype in (torch.int64, torch.int32)
+        return value if fits else None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        for element in value:
+            found = _first_matrix(element)
+            if found is not None:
+                return found
+    return None
+
+
+def _counts_up(ids: torch.Tensor) -> bool:
+    """Whether these are positions or segments, and no tokens: each row goes up by 0 or 1."""
+    if not ids.numel():
+        return True
+    rows = ids.reshape(-1, ids.shape[-1])
+    if rows.shape[1] == 1:
+        return bool((rows == rows[0]).all())
+    steps = rows[:, 1:] - rows[:, :-1]
+    return bool(((steps == 0) | (steps == 1)).all())
+
+
+def _place(text: Text, positions_BT: torch.Tensor) -> None:
+    """Give `text` its positions."""
+    text.positions_BT = positions_BT
+    batch, length = text.shape
+    if batch == 1 and length:
+        first = 0 if text.kept is None or not len(text.kept) else int(text.kept[0])
+        text.position = int(positions_BT[0, first])
 
 
 def _matrix(value: Any) -> torch.Tensor | None:

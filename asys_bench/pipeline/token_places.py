@@ -30,7 +30,7 @@ from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.host_state import is_transformed
 from asys_bench.pipeline.rows import LAST
 from asys_bench.pipeline.selection import all_tensors, first_tensor, positions
-from asys_bench.pipeline.text_inputs import Text
+from asys_bench.pipeline.text_inputs import Text, TextInputs
 
 _NO_BACKWARD = -1
 
@@ -38,8 +38,8 @@ _NO_BACKWARD = -1
 class TokenPlaces:
     """Of one hook. Any thread may ask."""
 
-    def __init__(self, stream: HookStream, clock: StepClock) -> None:
-        self._stream, self._clock = stream, clock
+    def __init__(self, stream: HookStream, clock: StepClock, inputs: TextInputs) -> None:
+        self._stream, self._clock, self._inputs = stream, clock, inputs
         self._names = positions(stream.point.module)
         self._embeds = isinstance(stream.point.module, torch.nn.Embedding)
         self._follows = self._strays = False
@@ -67,7 +67,7 @@ class TokenPlaces:
     def _text(self) -> Text | None:
         frame = self._clock.call
         text = frame.text if frame is not None else None
-        if text is None:
+        if text is None and self._inputs.is_text:
             self._say(
                 "is called outside of what takes the text, or beside another input: its rows carry "
                 "no tokens, and rows of padding among them are captured like any other"

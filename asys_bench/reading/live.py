@@ -22,7 +22,7 @@ import torch
 
 from asys_bench.contracts.bus import BusAccount, BusError, BusSubscription, Delivery, GroupSpec
 from asys_bench.contracts.names import matches
-from asys_bench.contracts.packet import ActivationPacket, Kind, PacketError
+from asys_bench.contracts.packet import NO_TEXT, ActivationPacket, Kind, PacketError
 from asys_bench.pipeline.decoding import Decoder
 from asys_bench.pipeline.live_run import LiveRun
 from asys_bench.reading.error import ReadingError
@@ -43,6 +43,8 @@ class LiveSample:
 
     tensor: as captured, in its own dtype; [..., D], or [n, D] where padding was left out.
     timestamp_ns: CLOCK_MONOTONIC of the capture. sampling_rate: each sample stands for 1 / rate.
+    text: its rows are the tokens, one by one, of the sample of `tokens` with the same source, host_step,
+    microbatch and text; 0: it is not known that they are tokens.
     """
 
     hook: str
@@ -54,6 +56,8 @@ class LiveSample:
     weights_version: int
     timestamp_ns: int
     sampling_rate: float
+    microbatch: int = 0
+    text: int = NO_TEXT
 
 
 def subscribe(
@@ -180,6 +184,8 @@ class LiveSubscription:
             packet.weights_version,
             packet.timestamp_ns,
             packet.sampling_rate,
+            packet.microbatch,
+            packet.text,
         )
 
     def _keep(self, samples: list[LiveSample]) -> None:

@@ -149,6 +149,25 @@ def test_observe(tmp_path, marked, threads):
         assert observation.steps == CALLS
 
 
+def test_samples_of_a_live_run_say_which_tokens_their_rows_are(tmp_path):
+    model = Text()
+    with (
+        asys_bench.observe(
+            model, hooks="mid", run={"dir": str(tmp_path)}, sinks=NO_TRAINER, bus=BUS
+        ) as observation,
+        asys_bench.subscribe(observation.run) as live,
+    ):
+        call_and_mark(model, None, 0)
+        model(*padded(torch.Generator()))
+        samples = [live.get(20.0) for _ in range(2 * CALLS + 2)]
+    tokens = {(s.host_step, s.microbatch, s.text): s.tensor for s in samples if s.hook == "tokens"}
+    found = [s for s in samples if s.hook == "mid"]
+    assert len(tokens) == len(found) == CALLS + 1
+    for sample in found:
+        ids = tokens[sample.host_step, sample.microbatch, sample.text][:, 0]
+        assert sample.tensor[:, 0].int().tolist() == ids.tolist()
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_script_as_it_is(tmp_path, threads):
     script = f"""\
