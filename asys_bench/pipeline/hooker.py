@@ -131,7 +131,11 @@ class ActivationHooker:
         except BaseException:
             self.detach()
             raise
-        watched = [s for s in self._streams if s.point.kind is not Kind.PARAMETER_GRADIENT]
+        watched = [
+            stream
+            for stream in self._streams
+            if stream.point.kind is not Kind.PARAMETER_GRADIENT and stream.point.model is not None
+        ]
         if model is not None:
             self._silent = SilentHooks(model, watched, self._clock.host_step, self.notices)
             self._clock.call_at(self._silent.first_look, self._silent.look)

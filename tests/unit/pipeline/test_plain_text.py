@@ -121,7 +121,9 @@ def test_class_labels_and_pictures_are_no_text(watch, caplog, picture):
     observed = watch(model, "mid", "label")
     for _ in range(2):
         model(picture, torch.tensor([3, 1, 4, 1]))
+        observed.clock.step()
     packets = observed.packets()
+    observed.hooker.review()
     assert not any(p.text or p.name == "tokens" for p in packets)
     assert rows(packets) == 2 * picture.flatten(2).shape[2] * 4
     assert caplog.text == ""
