@@ -164,7 +164,7 @@ def tiny(tmp_path_factory):
 
 def run_tiny(tiny, folder, task, hook):
     options = f"model: {tiny / 'model'}, texts: ['{tiny}/*.txt'], task: {task}, block_tokens: 16"
-    more = "batch_size: 4, total_tokens: 1500, prompt_tokens: 4, new_tokens: 6"
+    more = "batch_size: 4, total_tokens: 1500, prompt_tokens: 5, new_tokens: 6"
     config = write(
         folder / "c.yaml",
         f"hooks: [{{match: {hook}}}]\n"
@@ -191,7 +191,7 @@ def test_text_becomes_rows_with_tokens_and_no_padding(tiny, tmp_path, task, hook
     assert 0 not in ids.tolist(), "padding"
     positions = np.concatenate([part.position_N for part in parts])
     assert positions.min() == 0
-    assert positions.max() == (8 if task == "generate" else 15)
+    assert positions.max() == (9 if task == "generate" else 15)
     texts = {run.vocabulary[int(i)] for i in ids}
     assert texts <= {f"w{i}" for i in range(50)} | {"[PAD]", "[UNK]"}
     found = top_tokens(run, hook, tokens=3, most_features=5)
