@@ -365,7 +365,9 @@ def test_hooks_that_come_after_the_first_compiled_call_are_explained(rig, caplog
         assert not said(caplog)
         host_steps(observed, called, 200)
     (message,) = said(caplog)
-    assert "first:input_gradient, first.norm, first.norm:input_gradient" in message
+    assert "first.norm, first.norm:input_gradient" in message
+    # A part that is compiled by itself is called from outside: its own hooks see that call.
+    assert ("first:input_gradient, " in message) is (how is not regional)
     assert "torch.compiler.reset()" in message
     assert "input_gradient is not captured inside compiled code" in message
     torch.compiler.reset()
