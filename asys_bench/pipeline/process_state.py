@@ -35,6 +35,11 @@ class SignalHandlers:
         _watch_forks()
         _installed.add(self)
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The signals that have our handler."""
+        return tuple(self._before)
+
     def restore(self) -> None:
         """Put back what was there before, unless somebody has replaced ours since. Idempotent."""
         for number, handler in self._before.items():
@@ -58,7 +63,29 @@ def _watch_forks() -> None:
     global _forks_are_watched
     if not _forks_are_watched:
         _forks_are_watched = True
-        os.register_at_fork(after_in_child=_restore_all)
+        os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_released_child)
+
+
+_held: list[set[int] | None] = []
+"""The masks before the forks that are under way; None where nothing was blocked."""
+
+
+def _hold() -> None:
+    """Block our signals: Python forgets one that comes between a fork and the child's first step, and
+    without our handlers it would have ended the child."""
+    ours = {n for handlers in list(_installed) for n in handlers.numbers}
+    _held.append({*signal.pthread_sigmask(signal.SIG_BLOCK, ours)} if ours else None)
+
+
+def _release() -> None:
+    before = _held.pop()
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _released_child() -> None:
+    _restore_all()
+    _release()
 
 
 def _restore_all() -> None:

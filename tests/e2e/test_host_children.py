@@ -46,6 +46,7 @@ SCRIPT = """\
         pid = os.fork()
         if pid == 0:
             work()
+            os._exit(99)  # nobody ended it: going on here would kill(0, ...), the whole process group
         return pid
 
     def main():

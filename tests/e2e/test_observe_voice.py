@@ -16,7 +16,7 @@ SAE = {"batch_rows": 64, "buffer_rows": 512, "d_sae": None, "expansion_factor": 
 TRAINER = {"trainer": {"options": {"sae": SAE, "final_train_s": 0.5}}}
 
 
-class Model(torch.nn.Module):
+class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(8))
@@ -40,12 +40,12 @@ def without_numbers(text):
         for line in lines
         if "torch.set_num_threads" not in line and "are free where" not in line
     ]
-    return [re.sub(r"-(?=,)|\d[\d.,-]*", "N", line) for line in kept]
+    return [re.sub(r"-(?=,)|\d+(?:[.,-]\d+)*", "N", line) for line in kept]
 
 
 def test_the_lines_are_those_of_the_documents_and_the_model_is_let_go(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    model = Model()
+    model = Net()
     observation = asys_bench.observe(model, hooks=["layers.3", "layers.6"], sinks=TRAINER)
     for _ in range(300):
         model(torch.randn(64, 64))
@@ -54,7 +54,7 @@ def test_the_lines_are_those_of_the_documents_and_the_model_is_let_go(tmp_path, 
     said = capfd.readouterr().err
     assert without_numbers(said) == without_numbers(documented())
     assert observation.run.summary["warnings"] == []
-    assert "observation of Model" in repr(observation)
+    assert "observation of Net" in repr(observation)
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -87,7 +87,7 @@ def test_silent_hooks_and_saes_that_do_not_fit_are_in_the_log_the_terminal_and_t
 
 def test_quiet_says_nothing(tmp_path, capfd):
     with asys_bench.observe(
-        Model(), hooks="layers.3", sinks={"trainer": None}, run__dir=str(tmp_path), quiet=True
+        Net(), hooks="layers.3", sinks={"trainer": None}, run__dir=str(tmp_path), quiet=True
     ) as observation:
         observation.step()
     assert "asys:" not in capfd.readouterr().err
