@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,21 +67,20 @@ def _watch_forks() -> None:
         os.register_at_fork(before=_hold, after_in_parent=_release, after_in_child=_released_child)
 
 
-_held: list[set[int] | None] = []
-"""The masks before the forks that are under way; None where nothing was blocked."""
+_fork = threading.local()
+"""`mask`: of the thread that forks, before the fork; None where nothing was blocked."""
 
 
 def _hold() -> None:
     """Block our signals: Python forgets one that comes between a fork and the child's first step, and
     without our handlers it would have ended the child."""
     ours = {n for handlers in list(_installed) for n in handlers.numbers}
-    _held.append({*signal.pthread_sigmask(signal.SIG_BLOCK, ours)} if ours else None)
+    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ours) if ours else None
 
 
 def _release() -> None:
-    before = _held.pop()
-    if before is not None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if getattr(_fork, "mask", None) is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
 
 
 def _released_child() -> None:

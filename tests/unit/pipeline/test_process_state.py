@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 
 import pytest
 
@@ -126,3 +127,20 @@ def test_log_lines_leave_the_root_logger_to_the_host(capsys):
         logging.getLogger("asys_bench.x").info("not this one")
     assert capsys.readouterr().err == "ours: a line\n"
     assert logging.getLogger("asys_bench").propagate
+
+
+def test_a_signal_in_the_middle_of_a_fork_ends_the_child_and_no_mask_is_left():
+    handlers = SignalHandlers((signal.SIGTERM,), lambda *_: None)
+    try:
+        ends = []
+        for _ in range(30):
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(5)
+                os._exit(99)
+            os.kill(pid, signal.SIGTERM)  # most often before the child's first step
+            ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        assert ends == [-signal.SIGTERM] * 30
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        handlers.restore()
