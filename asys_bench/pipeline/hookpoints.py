@@ -16,7 +16,7 @@ from difflib import get_close_matches
 import torch
 
 from asys_bench.config.hooks import HookConfig
-from asys_bench.contracts.names import matches, printable, shortened
+from asys_bench.contracts.names import TOKENS, matches, printable, shortened
 from asys_bench.contracts.packet import Kind
 from asys_bench.pipeline.rows import RowFinder, Rows
 
@@ -31,7 +31,7 @@ _COMPILED_WRAPPER = "_orig_mod"
 MOST_HOOKS = 2048
 NAME_BYTES = 160
 """Longest name of a stream in UTF-8: what a bus's name table holds, less what others add to it."""
-SIDE_STREAMS = frozenset({"tokens"})
+SIDE_STREAMS = frozenset({TOKENS})
 """Names that no hooked module's stream has: their rows mean something else."""
 
 log = logging.getLogger(__name__)

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from asys_bench.config.hooks import HookConfig
+from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT, NO_TOKEN_POSITION, Kind
 from asys_bench.contracts.preprocessor import Positions
 from asys_bench.pipeline.capture import RowTokens, SendRows
@@ -42,8 +43,6 @@ from asys_bench.pipeline.selection import passes_arguments_on, positions
 
 log = logging.getLogger(__name__)
 
-TOKENS = "tokens"
-"""Name of the stream of (token id, position) rows."""
 IDS, MASK, EMBEDS = "input_ids", "attention_mask", "inputs_embeds"
 _OF_THE_TEXT = ("mask", "past", "cache", "bias", "head", "label", "inputs_embeds")
 _SEQUENCES = ("hidden", "embed", "encoder")

@@ -16,8 +16,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT
-from asys_bench.pipeline.text_inputs import TOKENS
 from asys_bench.reading.archive_view import TEXT_NOT_RECORDED, ArchiveView
 from asys_bench.reading.error import ReadingError
 from asys_bench.storage.below import read_json

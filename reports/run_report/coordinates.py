@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from asys_bench.storage.below import read_json
 
 FILE_NAME = "observation.json"
 
@@ -42,7 +43,7 @@ class ObservationNames:
 def read_observation_names(run_dir: Path) -> ObservationNames:
     """Empty when there is no such file, or it cannot be read."""
     try:
-        document = json.loads((run_dir / FILE_NAME).read_text(encoding="utf-8"))
+        document = read_json(run_dir / FILE_NAME, below=run_dir)
         coordinates = tuple(
             Coordinate(*(str(one.get(key, "")) for key in ("name", "unit", "low", "high")))
             for one in document["coordinates"]

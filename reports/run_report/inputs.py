@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, hash_keys, newest_rows
 from asys_bench.sinks.archive.reader import Archive
+from asys_bench.storage.below import read_json
 
 log = logging.getLogger(__name__)
 
 INPUT_SUFFIX = ":input"
-TOKENS = "tokens"
-"""The stream's name, as `pipeline.text_inputs` has it; its rows are two integers."""
 CONTEXT_BEFORE, CONTEXT_AFTER = 24, 8
 MOST_WIDE = 64
 
@@ -52,7 +51,7 @@ class Tokens:
 def read_streams(run_dir: Path) -> tuple[Mapping[str, Any], ...]:
     """What run.json says about each stream: its `name`, `module` and `kind`; () where it does not."""
     try:
-        run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
+        run = read_json(run_dir / "run.json", below=run_dir)
         return tuple(s for s in run.get("streams", ()) if isinstance(s, dict) and "name" in s)
     except (OSError, ValueError, AttributeError, TypeError):
         return ()

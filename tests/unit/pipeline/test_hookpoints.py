@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from asys_bench.config.hooks import HookConfig
+from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import Kind
 from asys_bench.pipeline.hookpoints import (
     MOST_HOOKS,
@@ -14,7 +15,6 @@ from asys_bench.pipeline.hookpoints import (
     HookError,
     resolve,
 )
-from asys_bench.pipeline.text_inputs import TOKENS
 
 
 class Named(torch.nn.Module):
