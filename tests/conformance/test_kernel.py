@@ -238,8 +238,10 @@ def test_a_consumer_learns_which_rows_were_kept(chain):
         assert rows is not None
         assert len(rows) == encoded.shape[0] == 10
         assert np.array_equal(rows, np.unique(rows)), "ascending, no repeats"
-        total, number = struct.unpack("<QQ", packet.params)
+        total, number, inner, first, *rest = struct.unpack("<IIBxHHH", packet.params)
         assert (total, number) == (40, draw)
+        assert (inner, first, rest) == (1, 5, [0, 0]), "the dimension after the first"
+        assert decoder_of(encoder.encoding).grid(packet) == (8, 5)
         if "random_projection" not in chain and "topk" not in chain:
             decoded = decoder_of(encoder.encoding)(packet)
             assert np.allclose(decoded[:, 0].numpy(), rows, rtol=0.07)
