@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
+from asys_bench.harness.child import keep_exit_codes
 
 COMMANDS = Commands(
     "asys-bench",
@@ -38,6 +39,8 @@ EXAMPLES = (
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asys-bench` and `asys-i-bench`; returns the exit code."""
     words = sys.argv[1:] if argv is None else argv
+    if argv is None:  # the program itself: nobody else's code runs in this process
+        keep_exit_codes()
     if words[:1] == ["--config"] or (words[:1] and words[0].startswith("--config=")):
         words = ["run", *words]  # asys-i-bench --config configs/benchmark.yaml
     parser = build_parser()

@@ -29,9 +29,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def write_within(run_dir: Path, seconds: float) -> Path | None:
     """The report of a run that has just ended, written by a process of its own; None: not in time.
 
-    Whatever happens to that process, the run has ended as it did.
+    Whatever happens to that process, the run has ended as it did. Its exit code alone says nothing where
+    the host ignores SIGCHLD; the file is there whole or not at all.
     """
-    command = [sys.executable, "-m", "asys_bench.cli.run", "report", str(run_dir)]
+    command = [sys.executable, "-P", "-m", "asys_bench.cli.run", "report", str(run_dir)]
     quiet = subprocess.DEVNULL
     try:
         done = subprocess.run(

@@ -191,7 +191,8 @@ class ForkedConsumer:
             return True
         if not select.select([self._pidfd], [], [], timeout_s)[0]:
             return False
-        os.waitpid(self.pid, 0)
+        with contextlib.suppress(ChildProcessError):  # reaped by the kernel, or by another thread
+            os.waitpid(self.pid, 0)
         self._reaped = True
         return True
 

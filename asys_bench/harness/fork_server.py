@@ -1,21 +1,21 @@
 """The fork server of `process: forked`: imports everything once, then forks one child per round.
 
-A line of JSON in (`timeout_s`, `spec`), a line out (`pid`, `code`: exit code, minus the signal, or
-null after the timeout). It starts no thread, so that a fork copies a whole process.
+A line of JSON in (`timeout_s`, `spec`), a line out (the fields of `child.ProcessEnd`). It starts no
+thread, so that a fork copies a whole process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import select
 import signal
 import sys
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from asys_bench.harness.child import await_end, end_group, keep_exit_codes
 from asys_bench.harness.round import RoundSpec, run_round
 from asys_bench.registry import registry
 
@@ -29,8 +29,7 @@ class _Current:
 def _terminate(number: int, frame: FrameType | None) -> None:
     """End the running round's whole process group, then this server."""
     if _Current.pid:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(_Current.pid, signal.SIGKILL)
+        end_group(_Current.pid)
     os._exit(0)
 
 
@@ -38,6 +37,7 @@ def serve() -> int:
     """Until standard input ends or SIGTERM comes."""
     signal.signal(signal.SIGTERM, _terminate)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's business
+    keep_exit_codes()
     registry("backend").failures()
     registry("scenario").failures()
     for line in sys.stdin:
@@ -46,9 +46,9 @@ def serve() -> int:
         if pid == 0:
             _child(RoundSpec(**json.loads(request["spec"])))
         _Current.pid = pid
-        code = _wait(pid, float(request["timeout_s"]))
+        end = await_end(pid, float(request["timeout_s"]))
         _Current.pid = 0
-        sys.stdout.write(json.dumps({"pid": pid, "code": code}) + "\n")
+        sys.stdout.write(json.dumps(asdict(end)) + "\n")
         sys.stdout.flush()
     return 0
 
@@ -71,18 +71,6 @@ def _child(spec: RoundSpec) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-
-
-def _wait(pid: int, timeout_s: float) -> int | None:
-    pidfd = os.pidfd_open(pid)
-    try:
-        ended = bool(select.select([pidfd], [], [], timeout_s)[0])
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # what it left behind, or all of it after the timeout
-        _, status = os.waitpid(pid, 0)
-    finally:
-        os.close(pidfd)
-    return os.waitstatus_to_exitcode(status) if ended else None
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from asys_bench.harness.child import ProcessEnd, await_end, end_group
 from asys_bench.harness.plan import environment_length
 from asys_bench.harness.round import ROUND_FILE, SAMPLES_FILE, RoundSpec
 from asys_bench.harness.words import RoundStatus
 
 LOG_CHARS = 4000
 PADDING = "ASYS_BENCH_PADDING"
+_UNKNOWN_END = "its exit code is not known: this process ignores SIGCHLD, or waits for every child"
 
 
 @dataclass(frozen=True)
@@ -60,21 +62,20 @@ class FreshProcess:
             environment = {**os.environ, PADDING: "x" * environment_length(spec.seed)}
             log = Path(folder) / "log"
             started = time.monotonic()
-            with log.open("wb") as output:
+            with log.open("wb") as output, tempfile.TemporaryFile() as given:
+                given.write(spec.to_json().encode())
+                given.seek(0)
                 process = subprocess.Popen(
                     [self._python, "-P", "-m", "asys_bench.harness.round"],
-                    stdin=subprocess.PIPE,
+                    stdin=given,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     env=environment,
                     start_new_session=True,  # one signal reaches it and all that it has forked
                 )
-            try:
-                code = _communicate(process, spec.to_json(), timeout_s)
-            finally:
-                _end_group(process.pid)
-                process.wait()
-            return _collect(Path(folder), code, time.monotonic() - started, process.pid, timeout_s)
+            end = await_end(process.pid, timeout_s)
+            process.returncode = end.code or 0  # or Popen would wait for a pid that is a stranger's
+            return _collect(Path(folder), end, time.monotonic() - started, timeout_s)
 
     def close(self) -> None:
         return None
@@ -101,8 +102,8 @@ class ForkedProcess:
             if not line:
                 self.close()
                 return RoundEnd(RoundStatus.CRASHED, wall_s, error="the fork server died")
-            reply = json.loads(line)
-            return _collect(Path(folder), reply["code"], wall_s, reply["pid"], timeout_s)
+            end = ProcessEnd(**json.loads(line))
+            return _collect(Path(folder), end, wall_s, timeout_s)
 
     def _started(self) -> subprocess.Popen[str]:
         if self._server is None or self._server.poll() is not None:
@@ -124,45 +125,30 @@ class ForkedProcess:
             try:
                 self._server.wait(5.0)
             except subprocess.TimeoutExpired:
-                _end_group(self._server.pid)
+                end_group(self._server.pid)
                 self._server.wait()
             self._server.stdin.close()
             self._server.stdout.close()
             self._server = None
 
 
-def _communicate(process: subprocess.Popen[bytes], text: str, timeout_s: float) -> int | None:
-    """The exit code, or None after the timeout."""
-    try:
-        process.communicate(text.encode(), timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        return None
-    return process.returncode
-
-
-def _end_group(pid: int) -> None:
-    """SIGKILL what is left of a round's own process group."""
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _collect(folder: Path, code: int | None, wall_s: float, pid: int, timeout_s: float) -> RoundEnd:
-    log = ""
+def _collect(folder: Path, end: ProcessEnd, wall_s: float, timeout_s: float) -> RoundEnd:
+    log, pid = "", end.pid
     if (folder / "log").is_file():
         log = (folder / "log").read_text(errors="replace")[-LOG_CHARS:]
-    if code is None:
+    if end.timed_out:
         error = f"no result within {timeout_s:g} s"
         return RoundEnd(RoundStatus.TIMEOUT, wall_s, error=error, log=log, pid=pid)
-    if code != 0:
-        return RoundEnd(RoundStatus.CRASHED, wall_s, error=_why(code, log), log=log, pid=pid)
+    if end.code:
+        return RoundEnd(RoundStatus.CRASHED, wall_s, error=_why(end.code, log), log=log, pid=pid)
     try:
         document = json.loads((folder / ROUND_FILE).read_text())
         with np.load(folder / SAMPLES_FILE) as arrays:
             samples = {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError) as broken:
-        return RoundEnd(RoundStatus.CRASHED, wall_s, error=f"no result: {broken}", log=log, pid=pid)
+        how = "" if end.code == 0 else f" ({_UNKNOWN_END})"
+        error = f"no result{how}: {broken}"
+        return RoundEnd(RoundStatus.CRASHED, wall_s, error=error, log=log, pid=pid)
     status = RoundStatus.INVALID if document["faults"] else RoundStatus.OK
     faults = ", ".join(document["faults"]) or None
     return RoundEnd(status, wall_s, document, samples, faults, log or None, pid)

@@ -17,7 +17,7 @@ def commit() -> tuple[str | None, bool | None]:
     """(commit, uncommitted changes) of the checkout this package runs from; None outside one."""
     folder = Path(asys_bench.__file__).resolve().parent
     head = _git(folder, "rev-parse", "HEAD")
-    if head is None:
+    if not head:
         return None, None
     status = _git(folder, "status", "--porcelain", "--untracked-files=no")
     return head.strip(), None if status is None else bool(status.strip())

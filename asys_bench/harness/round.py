@@ -29,6 +29,7 @@ from asys_bench.contracts.scenario import (
     ScenarioPlugin,
     unit_of,
 )
+from asys_bench.harness.child import keep_exit_codes
 from asys_bench.harness.noise import NoiseWatch
 from asys_bench.harness.plugins import metrics_of, register_extra, scenario_plugin
 from asys_bench.harness.recording import (
@@ -200,6 +201,7 @@ def run_round(spec: RoundSpec) -> None:
 
 def main() -> int:
     """Entry point of a fresh round process."""
+    keep_exit_codes()
     spec = RoundSpec(**json.load(sys.stdin))
     run_round(spec)
     return 0

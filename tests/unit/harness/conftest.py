@@ -17,6 +17,7 @@ from asys_bench.backends.memcpy.bus import MemcpyBus
 from asys_bench.backends.memcpy.plugin import plugin as memcpy
 from asys_bench.contracts.bus import BusProducer, DropReason, Payload, Reservation
 from asys_bench.contracts.packet import PacketMeta
+from asys_bench.harness.child import ProcessEnd
 from asys_bench.harness.launch import RoundEnd, _collect
 from asys_bench.harness.result import Instrument
 from asys_bench.harness.round import RoundSpec, run_round
@@ -44,7 +45,8 @@ class InlineLauncher:
             except Exception as error:  # noqa: BLE001 - what a round's process would print
                 (Path(folder) / "log").write_text(f"{type(error).__name__}: {error}")
                 code = 1
-            return _collect(Path(folder), code, time.monotonic() - started, 1, timeout_s)
+            end = ProcessEnd(1, code)
+            return _collect(Path(folder), end, time.monotonic() - started, timeout_s)
 
     def close(self) -> None:
         return None
