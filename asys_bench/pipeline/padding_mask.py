@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from asys_bench.pipeline.readability import readable
+
 _BLOCKED = -1e3
 """Additive masks hold the dtype's lowest number or -inf, biases such as ALiBi's stay far above."""
 
@@ -28,7 +30,8 @@ def real_tokens(mask: Any, shape: tuple[int, int], seen: int) -> torch.Tensor | 
     if isinstance(mask, Mapping):
         values = list(mask.values())
         mask = mask.get("full_attention", values[0] if values else None)
-    if type(mask) is not torch.Tensor or not mask.is_cpu or mask.is_complex():
+    mask = readable(mask)
+    if mask is None or mask.is_complex():
         return None
     mask = mask.detach()
     if mask.ndim == 2:

@@ -42,6 +42,18 @@ def unreadable(tensor: torch.Tensor) -> str | None:
     return memory_fault(tensor) if tensor.is_cpu else None
 
 
+def readable(value: object) -> torch.Tensor | None:
+    """`value` where it is a tensor in host memory that may be read and computed with; else None."""
+    if type(value) is not torch.Tensor or not value.is_cpu or unreadable(value) is not None:
+        return None
+    return value
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Of its memory, to compare; 0 where it has none. Nobody may read there."""
+    return tensor.data_ptr() if unreadable(tensor) is None else 0
+
+
 def is_plain(tensor: torch.Tensor) -> bool:
     """Whether a readable tensor's bytes, as they lie in host memory, are its values in order."""
     return (

@@ -17,6 +17,9 @@ nothing in it: only the modules inside that take the text alone do.
 A plain model that gives its embeddings a second sequence is not read any more, because it is not known
 what is whose inside. Its padding is that of a mask or of `Embedding.padding_idx`.
 
+An argument that has no readable bytes (`readability`) is no ids, no mask and no positions. A call that
+cannot be read carries no text, and the next one is read again.
+
 With a key-value cache T is the new tokens alone and S counts the cached ones; positions go on. On an
 accelerator none of this is read, because that would stall the host: there, padding stays in.
 """
@@ -35,10 +38,13 @@ from asys_bench.config.hooks import HookConfig
 from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT, NO_TOKEN_POSITION, Kind
 from asys_bench.contracts.preprocessor import Positions
+from asys_bench.contracts.tensor_memory import memory_fault
 from asys_bench.pipeline.capture import RowTokens, SendRows
 from asys_bench.pipeline.clock import CallFrame, StepClock
+from asys_bench.pipeline.hook_stream import FAILURES_IN_A_ROW
 from asys_bench.pipeline.hookpoints import HookPoint
 from asys_bench.pipeline.padding_mask import real_tokens
+from asys_bench.pipeline.readability import address, readable
 from asys_bench.pipeline.selection import passes_arguments_on, positions
 
 log = logging.getLogger(__name__)
@@ -159,7 +165,7 @@ class TextInputs:
         self._two_texts = any(reader.two_texts for reader in self.readers.values())
         self._plain_is_two = False
         self._explained: set[str] = set()
-        self._failed = False
+        self._failed_in_a_row = 0
 
     @classmethod
     def of(cls, model: torch.nn.Module, root: torch.nn.Module | None = None) -> TextInputs | None:
@@ -215,12 +221,13 @@ class TextInputs:
         clock: StepClock,
     ) -> None:  # fmt: skip
         """A root is called in `frame`: set the text that holds inside of it. Never raises."""
-        if self._failed:
+        if self._off:
             frame.text = None
             return
         try:
             with torch.no_grad():
                 self._enter(frame, reader, args, kwargs, clock)
+            self._failed_in_a_row = 0
         except Exception as error:  # noqa: BLE001 - fail-open: nothing of ours may reach the host
             self._fail(frame, error)
 
@@ -228,14 +235,16 @@ class TextInputs:
         self, frame: CallFrame | None, module: Any, ids: torch.Tensor, clock: StepClock
     ) -> None:
         """An embedding of a plain model is called with `ids`. Never raises."""
-        if self._failed or frame is None:
+        if self._off or frame is None:
             return
         text = frame.text if frame.text is not None else frame.offered
-        if text is None or text.ids_BT is None or type(ids) is not torch.Tensor or not ids.is_cpu:
+        if text is None or text.ids_BT is None:
             return
         try:
-            with torch.no_grad():
-                self._embedded(frame, text, text.ids_BT, module, ids.detach(), clock)
+            given = readable(ids)
+            if given is not None and memory_fault(text.ids_BT) is None:
+                with torch.no_grad():
+                    self._embedded(frame, text, text.ids_BT, module, given.detach(), clock)
         except Exception as error:  # noqa: BLE001 - as above
             self._fail(frame, error)
 
@@ -286,12 +295,21 @@ class TextInputs:
                 "input_ids is)"
             )
 
+    @property
+    def _off(self) -> bool:
+        return self._failed_in_a_row >= FAILURES_IN_A_ROW
+
     def _fail(self, frame: CallFrame, error: Exception) -> None:
-        self._failed = True
-        frame.text = None
-        log.warning(
-            "padding and token ids are no longer read, after %s: %s", type(error).__name__, error
-        )
+        self._failed_in_a_row += 1
+        frame.text = frame.offered = None
+        what = f"{type(error).__name__}: {error}"
+        if self._off:
+            log.warning("padding and token ids are no longer read, after %s", what)
+        else:
+            self._explain(
+                f"a call's text could not be read ({what}): rows of such calls carry no tokens, and "
+                "rows of padding among them are captured like any other"
+            )
 
     def _enter(
         self, frame: CallFrame, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -322,7 +340,7 @@ class TextInputs:
             if text is None or (kept is not None and not _equal(kept, text.kept)):
                 ids_BT = ids_BT if ids_BT is not None or text is None else text.ids_BT
                 text = self._text(shape, ids_BT, mask, kept, reader, args, kwargs)
-        text.others |= {((s.shape[0], s.shape[1]), s.data_ptr()) for s in states}
+        text.others |= {((s.shape[0], s.shape[1]), address(s)) for s in states if not s.is_nested}
         is_known = not reader.plain or (is_around and around is frame.text)
         if len(states) < len(others):  # pictures or sound: it is not known what is whose inside
             frame.text, frame.offered = None, None if reader.plain else text
@@ -367,7 +385,7 @@ class TextInputs:
         if found is None:
             kind = (
                 f"{list(mask.shape)} of {mask.dtype}"
-                if isinstance(mask, torch.Tensor)
+                if isinstance(mask, torch.Tensor) and not mask.is_nested
                 else type(mask).__name__
             )
             self._explain(
@@ -448,16 +466,17 @@ def _place(text: Text, positions_BT: torch.Tensor) -> None:
 
 def _matrix(value: Any) -> torch.Tensor | None:
     """A two-dimensional CPU tensor of integers, or None."""
-    if type(value) is not torch.Tensor or value.ndim != 2 or not value.is_cpu:
+    ids = readable(value)
+    if ids is None or ids.ndim != 2:
         return None
-    whole = not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool)
-    return value.detach() if whole else None
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool)
+    return ids.detach() if whole else None
 
 
 def _leading(embeds: Any, mask: Any) -> tuple[int, int] | None:
     """(B, T) of embeddings, or of a mask that came without them."""
     for value, dimensions in ((embeds, 3), (mask, 2)):
-        if type(value) is torch.Tensor and value.ndim == dimensions:
+        if type(value) is torch.Tensor and not value.is_nested and value.ndim == dimensions:
             return value.shape[0], value.shape[1]
     return None
 
@@ -468,6 +487,7 @@ def _same(ids_BT: torch.Tensor, other: torch.Tensor | None) -> bool:
         or (
             ids_BT.shape == other.shape
             and ids_BT.dtype == other.dtype
+            and memory_fault(other) is None
             and torch.equal(ids_BT, other)
         )
     )
@@ -481,8 +501,8 @@ def _equal(one: Positions | None, other: Positions | None) -> bool:
 
 def _seen(reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Tokens in the key-value cache before this call."""
-    given = reader.argument("cache_position", args, kwargs)
-    if type(given) is torch.Tensor and given.is_cpu and given.ndim == 1 and len(given):
+    given = readable(reader.argument("cache_position", args, kwargs))
+    if given is not None and given.ndim == 1 and len(given):
         return int(given[0])
     cache = reader.argument("past_key_values", args, kwargs)
     return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
@@ -492,16 +512,17 @@ def _positions(
     ids_BT: torch.Tensor, mask: Any, kept: Positions | None, reader: TextReader,
     args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> torch.Tensor:  # fmt: skip
-    given = reader.argument("position_ids", args, kwargs)
+    given = readable(reader.argument("position_ids", args, kwargs))
     length = ids_BT.shape[1]
-    if type(given) is torch.Tensor and given.is_cpu and given.ndim == 2:
+    if given is not None and given.ndim == 2:
         fits = given.shape[1] == length and given.shape[0] in (1, ids_BT.shape[0])
         if fits:
             return given.detach().expand(ids_BT.shape).to(ids_BT.dtype)
-    if type(mask) is torch.Tensor and mask.ndim == 2 and not mask.is_floating_point():
-        fits = mask.shape[0] == ids_BT.shape[0] and mask.shape[1] >= length
+    marks_BS = readable(mask)
+    if marks_BS is not None and marks_BS.ndim == 2 and not marks_BS.is_floating_point():
+        fits = marks_BS.shape[0] == ids_BT.shape[0] and marks_BS.shape[1] >= length
         if fits:
-            counted_BS = (mask != 0).long().cumsum(1) - 1
+            counted_BS = (marks_BS != 0).long().cumsum(1) - 1
             return counted_BS.clamp(min=0)[:, -length:].to(ids_BT.dtype)
     seen = _seen(reader, args, kwargs)
     if kept is not None and not seen:

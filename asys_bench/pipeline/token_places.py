@@ -28,6 +28,7 @@ from asys_bench.pipeline.capture import RowTokens
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.host_state import is_transformed
+from asys_bench.pipeline.readability import address
 from asys_bench.pipeline.rows import LAST
 from asys_bench.pipeline.selection import all_tensors, first_tensor, positions
 from asys_bench.pipeline.text_inputs import Text, TextInputs
@@ -78,9 +79,11 @@ class TokenPlaces:
         self, text: Text, tensor: torch.Tensor, given: torch.Tensor | None, call: Any = None
     ) -> RowTokens | None:
         batch, length = text.shape
+        if tensor.is_nested or given is None or given.is_nested:
+            return None
         shape = tuple(tensor.shape)
         turned = self._stream.rows
-        if given is None or not batch * length or is_transformed():
+        if not batch * length or is_transformed():
             return None
         if turned is not None and turned.axis_of(shape) not in (LAST, len(shape) - 1):
             given = None  # rows of channels
@@ -88,7 +91,7 @@ class TokenPlaces:
         if given is not None and came[:2] == text.shape and given.ndim >= 2:
             fits = len(shape) == 3 and shape[:2] == text.shape
             doubtful = _is_other(given, text, call) or _doubtful(shape) or _doubtful(came)
-            if self._embeds and given.data_ptr() == _address(text.ids_BT):
+            if self._embeds and text.ids_BT is not None and address(given) == address(text.ids_BT):
                 doubtful = False  # an embedding of the ids themselves
         elif given is not None and _is_flattened(given, text.shape):
             fits = len(shape) == 2 and shape[0] == batch * length
@@ -143,7 +146,7 @@ def _is_other(given: torch.Tensor, text: Text, call: Any) -> bool:
     alike = {address for leading, address in text.others if leading == text.shape}
     if not alike or call is None:
         return bool(alike)
-    beside = {tensor.data_ptr() for tensor in all_tensors(list(call))} - {given.data_ptr()}
+    beside = {address(tensor) for tensor in all_tensors(list(call))} - {address(given)}
     return not alike <= beside
 
 
@@ -157,11 +160,7 @@ def _is_flattened(tensor: torch.Tensor, leading: tuple[int, int]) -> bool:
         and tensor.ndim == 2
         and tensor.shape[0] == leading[0] * leading[1]
         and tensor.numel() == base.numel()
-        and tensor.data_ptr() == base.data_ptr()
+        and address(tensor) == address(base)
         and tensor.is_contiguous()
         and base.is_contiguous()
     )
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return tensor.data_ptr() if tensor is not None else 0

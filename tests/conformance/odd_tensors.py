@@ -181,6 +181,40 @@ class Odd:
         return self.random.choice([None, "text", 5, (1, (inner,)), [], {"z": inner}])
 
 
+class Text(torch.nn.Module):
+    """Takes text, and anything beside it that text models take; reads its ids alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(9, 4)
+        self.block = torch.nn.Linear(4, 4)
+
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, cache_position=None,
+        encoder_hidden_states=None, pixel_values=None,
+    ):  # fmt: skip
+        ids = input_ids if is_ids(input_ids) else torch.tensor([[1, 2, 3], [4, 5, 6]])
+        return self.block(self.embed(ids))
+
+
+class PlainText(Text):
+    """As `Text`, and its ids are known by the embedding that they go into."""
+
+    def forward(self, ids, *beside):
+        return self.block(self.embed(ids if is_ids(ids) else torch.tensor([[1, 2, 3], [4, 5, 6]])))
+
+
+def is_ids(value: object) -> bool:
+    """What an embedding can be called with."""
+    return (
+        type(value) is torch.Tensor
+        and value.layout is torch.strided
+        and value.is_cpu
+        and value.dtype is torch.int64
+        and value.untyped_storage().nbytes() == 2 * 3 * 8
+    )
+
+
 class Emits(torch.nn.Module):
     """Returns its input; the gradient of its parameter is what `swap` makes of it."""
 

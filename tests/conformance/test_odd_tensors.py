@@ -12,8 +12,19 @@ import torch
 from asys_bench.config.hooks import HookConfig
 from asys_bench.contracts.bus import BusPlugin
 from asys_bench.contracts.packet import PacketError, PacketMeta
+from asys_bench.pipeline.text_inputs import TextInputs
 from asys_bench.registry import registry
-from tests.conformance.odd_tensors import BACKENDS, KINDS, Emits, Odd, Through, meet, readable_value
+from tests.conformance.odd_tensors import (
+    BACKENDS,
+    KINDS,
+    Emits,
+    Odd,
+    PlainText,
+    Text,
+    Through,
+    meet,
+    readable_value,
+)
 from tests.unit.pipeline.conftest import Rig
 
 pytestmark = [
@@ -113,3 +124,61 @@ def test_what_can_never_fit_is_refused_before_anything_is_made_of_it(backend, on
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def freed(tensor):
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+MATRICES = {
+    "freed ids": lambda: freed(torch.ones(2, 3, dtype=torch.int64)),
+    "freed pages of ids": lambda: freed(torch.ones(2, 5000, dtype=torch.int64)),
+    "freed mask": lambda: freed(torch.ones(2, 3)),
+    "freed mask of queries": lambda: freed(torch.ones(2, 1, 3, 3, dtype=torch.bool)),
+    "freed positions": lambda: freed(torch.arange(5000)),
+    "freed states": lambda: freed(torch.ones(2, 3, 4)),
+    "sparse ids": lambda: torch.ones(2, 3, dtype=torch.int64).to_sparse(),
+    "other integers": lambda: torch.ones(2, 3).to(torch.uint32),
+}
+"""Of the dimensions that these arguments have."""
+ARGUMENTS = (
+    "input_ids", "attention_mask", "position_ids", "cache_position", "encoder_hidden_states",
+    "pixel_values", "ids", "beside",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_no_odd_argument_of_a_text_model_is_read_or_ends_the_reading_of_text(argument):
+    """A mask whose memory is gone ended the host, and another odd one the tokens of all later calls."""
+    model = PlainText() if argument in ("ids", "beside") else Text()
+    ids = torch.tensor([[3, 2, 1], [6, 5, 4]])
+    hook = HookConfig.model_validate({"match": "block", "capture": list(KINDS[:4])})
+    rig = Rig(model, [hook], text=TextInputs.of(model))
+
+    def call(*arguments, **named):
+        model(*arguments, **named).sum().backward()
+        rig.clock.step()
+        return rig.packets()
+
+    kinds = {**Odd(0).kinds, **MATRICES}
+    try:
+        for name, make in kinds.items():
+            odd = make()
+            match argument:
+                case "ids":
+                    call(odd)
+                case "beside":
+                    call(ids, odd)
+                case "input_ids":
+                    call(odd, attention_mask=torch.ones(2, 3))
+                case _:
+                    call(ids, **{argument: odd})
+            found = call(ids)
+            assert found[0].name == "tokens", name
+            assert {packet.text for packet in found} == {1}, name
+        for point in rig.points[:4]:
+            counts = [rig.value(what, point.name) for what in ("calls", "captured")]
+            assert counts == [2 * len(kinds)] * 2, point.name
+    finally:
+        rig.close()

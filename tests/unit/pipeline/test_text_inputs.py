@@ -126,18 +126,34 @@ def test_rows_of_a_single_sequence_carry_its_position_and_later_calls_do_not(wat
     assert [p.position for p in observed.packets() if p.name == "mid"] == [12, -1]
 
 
-def test_trouble_switches_it_off_and_never_reaches_the_host(watch, caplog):
-    class Broken:
-        def get_seq_length(self):
-            raise RuntimeError("no")
+class Broken:
+    def get_seq_length(self):
+        raise RuntimeError("no")
 
+
+def test_trouble_costs_its_own_call_the_tokens_and_never_reaches_the_host(watch, caplog):
     model = Text()
     observed = watch(model, "mid")
     ids = torch.tensor([[5, 6]])
-    assert model(ids, past_key_values=Broken()).shape == (1, 2, WIDTH)
-    assert "no longer read" in caplog.text
+    for _ in range(20):
+        assert model(ids, past_key_values=Broken()).shape == (1, 2, WIDTH)
+        model(ids)
+        observed.clock.step()
+    texts = [packet.text for packet in observed.packets() if packet.name == "mid"]
+    assert texts == [0, 1] * 20
+    assert caplog.text.count("could not be read (RuntimeError: no)") == 1
+    assert "no longer read" not in caplog.text
+
+
+def test_where_every_call_is_trouble_the_reading_of_text_switches_itself_off(watch, caplog):
+    model = Text()
+    observed = watch(model, "mid")
+    ids = torch.tensor([[5, 6]])
+    for _ in range(20):
+        assert model(ids, past_key_values=Broken()).shape == (1, 2, WIDTH)
+    assert caplog.text.count("no longer read") == 1
     model(ids)
-    assert [packet.text for packet in observed.packets()] == [0, 0]
+    assert {packet.text for packet in observed.packets()} == {0}
 
 
 @pytest.mark.parametrize("mask", [torch.tensor([[1, 1, 0], [1, 1, 1]]), object()])
