@@ -51,8 +51,6 @@ class LaunchSpec:
     """The host's, to which `WorkerSpec.nice` is added."""
     working_dir: str = ""
     """The host's at the start, to which relative paths in options refer; "" when it had none."""
-    temp_dir: str = ""
-    """Folder (mode 0700) of the fork servers' sockets; whoever of the run leaves last removes it."""
 
     def niceness_of(self, worker: WorkerSpec) -> int | None:
         """The niceness that `worker` is to have; None: the host's, and nothing is to be done."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing import forkserver, process, resource_tracker, util
@@ -23,7 +25,6 @@ log = logging.getLogger("asys_bench.watchdog")
 GUARD = "asys_bench.pipeline.fork_server_guard"
 PARENT_VARIABLE = "ASYS_FORK_SERVER_PARENT"
 NICENESS_VARIABLE = "ASYS_FORK_SERVER_NICENESS"
-_SOCKET_PATH_BYTES, _SOCKET_NAME_BYTES = 107, len("/listener-12345678")
 
 
 class ForkServer:
@@ -34,27 +35,25 @@ class ForkServer:
         preload: Iterable[str],
         stopped_timeout_s: float,
         niceness: int | None = None,
-        folder: str = "",
+        folder: str | None = None,
     ) -> None:
         """stopped_timeout_s: how long a server may be stopped (SIGSTOP) before it is killed.
 
         niceness: of the server and so of what it starts; its imports take seconds of a CPU, which
         a restart must not take from the host. None: as this process.
 
-        folder: for the server's socket, private and removed by somebody else; one that multiprocessing
-        makes stays behind when this process is killed.
+        folder: for the server's socket where there is no folder for temporary files.
         """
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload([GUARD, *sorted(set(preload) - {GUARD})])
         # Before Python 3.11.1 it would listen on an abstract socket, where any user of the machine may
         # have it start processes of this user (CVE-2022-42919).
         vars(util)["abstract_sockets_supported"] = False
-        if folder:
-            process.current_process()._config["tempdir"] = folder  # type: ignore[attr-defined]
-        _shorten_socket_path()
+        self._folder = folder
         self._stopped_timeout_s = stopped_timeout_s
         self._stopped_since: float | None = None
         self._handle: ProcessHandle | None = None
+        self._socket: int | None = None
         self._ensuring: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "asys-starter")
         os.environ[PARENT_VARIABLE] = str(os.getpid())
@@ -76,11 +75,53 @@ class ForkServer:
     def ensure(self) -> None:
         """See to it that a server runs; it imports what is preloaded meanwhile. Does not wait."""
         if self._ensuring is None or self._ensuring.done():
-            self._ensuring = self._thread.submit(forkserver.ensure_running)
+            self._ensuring = self._thread.submit(self._ensure)
 
     def start(self, process: Any) -> Future[None]:
         """Start `process`, a process object of `context`; done when it has a pid (or failed)."""
-        return self._thread.submit(process.start)
+        return self._thread.submit(self._start, process)
+
+    def _start(self, process: Any) -> None:
+        self._ensure()
+        process.start()
+
+    def _ensure(self) -> None:
+        """Have a server run. Its socket has a name until this process holds it open, and none from then
+        on: nothing lies in the folder when every process is killed, and nobody else can connect.
+
+        Raises:
+            OSError: the server cannot be started.
+        """
+        folder = self._new_folder()
+        server: Any = forkserver._forkserver
+        try:
+            within = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                # The kernel takes 107 bytes of a socket's path, and the folder may lie deep.
+                near = f"/proc/self/fd/{within}"
+                process.current_process()._config["tempdir"] = near  # type: ignore[attr-defined]
+                forkserver.ensure_running()
+                address = server._forkserver_address
+                if address.startswith(near):  # a new one
+                    held = os.open(address, os.O_PATH | os.O_CLOEXEC)
+                    server._forkserver_address = f"/proc/self/fd/{held}"
+                    self._close_socket()
+                    self._socket = held
+            finally:
+                os.close(within)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _new_folder(self) -> str:
+        try:
+            return tempfile.mkdtemp(prefix="asys-")
+        except OSError:
+            return tempfile.mkdtemp(prefix=".asys-", dir=self._folder)
+
+    def _close_socket(self) -> None:
+        if self._socket is not None:
+            os.close(self._socket)
+            self._socket = None
 
     def watch(self, now: float) -> None:
         """Look after the server; `now` on the monotonic clock, in seconds."""
@@ -116,21 +157,6 @@ class ForkServer:
             if pid:
                 _kill_child(pid)
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _shorten_socket_path() -> None:
-    """The server listens on a socket in the temporary folder, and the kernel takes 107 bytes of its
-    path. Through a descriptor of the folder the path is short, however deep the folder lies. Only this
-    process connects, so that nobody else needs to know it.
-
-    Raises:
-        OSError: there is no folder for temporary files.
-    """
-    folder: str = util.get_temp_dir()
-    if len(os.fsencode(folder)) + _SOCKET_NAME_BYTES <= _SOCKET_PATH_BYTES:
-        return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    process.current_process()._config["tempdir"] = f"/proc/self/fd/{fd}"  # type: ignore[attr-defined]
 
 
 def _kill_child(pid: int) -> None:

@@ -19,10 +19,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -75,7 +73,6 @@ class Supervisor:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._said_lost = False
-        self._temp_dir = ""
         self.watchdog_restarts = 0
 
     @property
@@ -85,7 +82,6 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the watchdog, which starts the workers. Raises OSError: it cannot be."""
-        self._temp_dir = tempfile.mkdtemp(prefix="asys-")
         (Path(self._launch.run_dir) / "logs").mkdir(mode=0o700, exist_ok=True)
         self._spawn()
         self._thread = threading.Thread(target=self._watch, name="asys-supervisor", daemon=True)
@@ -107,7 +103,6 @@ class Supervisor:
         launched = replace(
             self._launch,
             fds=self._passed,
-            temp_dir=self._temp_dir,
             working_dir=self._working_dir,
         )
         log_file = Path(self._launch.run_dir) / "logs" / "watchdog.log"
@@ -302,8 +297,6 @@ class Supervisor:
         with self._lock:
             self._stopping.set()
             refused = self._watchdog is not None and not _killed(self._watchdog)
-        if self._temp_dir and self._thread is None:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
         if self._thread is None:
             return
         self._join(END_S / 4 if not refused else 0.0)
@@ -318,7 +311,6 @@ class Supervisor:
         if left:
             log.warning("still there, and not to be ended by this process: %s", sorted(left))
         self._join(deadline - time.monotonic())
-        shutil.rmtree(self._temp_dir, ignore_errors=True)
 
     def close(self) -> None:
         """Let go of the descriptors. Idempotent."""

@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import select
-import shutil
 import signal
 import sys
 import time
@@ -67,7 +66,7 @@ class WatchdogProcess:
         least = min(launch.workers, key=lambda spec: spec.nice, default=None)
         niceness = launch.niceness_of(least) if least is not None else None
         self._fork_server = ForkServer(
-            preload, config.heartbeat_timeout_s, niceness, launch.temp_dir
+            preload, config.heartbeat_timeout_s, niceness, launch.run_dir
         )
         self._client: BusClient | None = None
         self._doubt = self._new_doubt()
@@ -101,8 +100,6 @@ class WatchdogProcess:
                 break
             self._wait()
         self._fork_server.end()
-        if self._launch.temp_dir:
-            shutil.rmtree(self._launch.temp_dir, ignore_errors=True)
         self._slot.state = WorkerState.DONE
 
     def _new_doubt(self) -> SelfDoubt:

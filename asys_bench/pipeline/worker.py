@@ -10,7 +10,6 @@ import faulthandler
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -25,7 +24,6 @@ from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.pipeline.liveness import (
     ProcessHandle,
-    is_running,
     signal_on_parent_death,
     start_time,
 )
@@ -84,7 +82,6 @@ def worker_main(launch_json: str, worker_json: str, launch_id: int, passed: Pass
         process.slot.state = WorkerState.FAILED
         logging.shutdown()
         os._exit(1)
-    process.leave_nothing()
     logging.shutdown()
     os._exit(0)  # no atexit or destructors of preloaded libraries: the files are closed
 
@@ -273,12 +270,4 @@ class WorkerProcess:
             pass
         self._host_died_at = time.monotonic()
         time.sleep(HOST_DEATH_GRACE_S)
-        self.leave_nothing()
         os._exit(ORPHAN_EXIT)
-
-    def leave_nothing(self) -> None:
-        """Remove what host or watchdog would, when both are gone."""
-        watchdog = self._page.slot("watchdog")
-        watched = is_running(watchdog.get(SlotField.PID), watchdog.get(SlotField.PROCESS_START))
-        if self._host_died_at is not None and not watched and self._launch.temp_dir:
-            shutil.rmtree(self._launch.temp_dir, ignore_errors=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import stat
 import subprocess
 import sys
+import tempfile
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,30 +92,41 @@ def test_metrics_are_served_to_this_machine_alone_by_default():
             assert monitor.options.get("address", "127.0.0.1") == "127.0.0.1"
 
 
-def test_a_fork_server_listens_in_a_private_folder_and_on_no_abstract_socket(tmp_path: Path):
-    """An abstract one lets every user of the machine have it start processes (CVE-2022-42919)."""
+def test_a_fork_server_s_socket_has_no_name_that_anybody_could_connect_to_or_that_could_stay():
+    """An abstract one lets every user of the machine have it start processes (CVE-2022-42919); a file is
+    still there when every process is killed."""
     code = """
-import os, stat, sys
-from pathlib import Path
+import json, os, signal, sys, tempfile, time
 from asys_bench.pipeline.fork_server import ForkServer
-folder = Path(sys.argv[1])
-server = ForkServer((), 5.0, folder=str(folder))
-server.ensure()
-server._ensuring.result(60)
-from multiprocessing import forkserver
-address = forkserver._forkserver._forkserver_address
-print(Path(address).parent == folder, oct(stat.S_IMODE(os.lstat(address).st_mode)))
+from asys_bench.pipeline.liveness import ProcessHandle
+os.umask(0)
+deep = os.path.join(tempfile.gettempdir(), *["a-long-name-of-a-folder"] * 8)
+os.makedirs(deep)
+tempfile.tempdir = deep
+server = ForkServer((), 5.0)
+codes, left = [], []
+for _ in range(2):
+    started = server.context.Process(target=time.sleep, args=(0,))
+    server.start(started).result(60)
+    left += os.listdir(deep)
+    started.join(60)
+    codes.append(started.exitcode)
+    handle = ProcessHandle(server.pid)
+    handle.kill()
+    handle.wait(60)
 server.end()
+print(json.dumps([codes, left]))
 """
-    tmp_path.chmod(0o700)
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stdout.split() == ["True", "0o600"]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+            env={**os.environ, "TMPDIR": folder},
+        )
+    assert json.loads(done.stdout) == [[0, 0], []]
 
 
 def test_settings_from_the_environment_are_not_taken_with_another_users_rights(
