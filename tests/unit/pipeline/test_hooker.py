@@ -363,31 +363,6 @@ def test_autocast_and_bfloat16_hosts_send_what_they_compute(rig, backend, kernel
     assert torch.equal(gradient, torch.ones_like(gradient))
 
 
-def test_an_encoder_does_not_inherit_the_hosts_modes(rig):
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Counts(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.operations = 0
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            self.operations += 1
-            return func(*args, **(kwargs or {}))
-
-    model = mlp()
-    x = torch.randn(3, 4)
-    with Counts() as alone:
-        model(x)
-    observed = rig(model, {"match": "*", "preprocess": [{"cast": {"dtype": "float16"}}]})
-    with Counts() as with_hooks:
-        model(x)
-    with torch.device("meta"):
-        model(x)
-    assert len(observed.packets()) == 6
-    assert with_hooks.operations == alone.operations
-
-
 def test_threads_that_share_the_model_lose_no_packet(rig, backend):
     model = mlp()
     hooks = {"match": ["0", "2"], "capture": ["activation", "gradient"]}

@@ -78,6 +78,73 @@ def test_an_input_gradient_comes_even_if_a_part_of_the_module_takes_no_part(rig)
     assert torch.equal(second, torch.full((2, 4), 2.0))
 
 
+def _dense(weight):
+    return (weight * weight).sum()
+
+
+def _sparse(weight):
+    return torch.nn.functional.embedding(torch.tensor([1, 2, 1]), weight, sparse=True).sum()
+
+
+ORDERS = {
+    "sparse first": [_dense, _sparse],
+    "dense first": [_sparse, _dense],
+    "sparse between": [_dense, _sparse, lambda w: w.sum()],
+    "dense between": [_sparse, _dense, _sparse],
+    "only sparse": [_sparse, _sparse],
+    "once": [_dense],
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize(("order", "dtype"), [
+    (order, dtype)
+    for order in ORDERS
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+    if order != "only sparse" or dtype.itemsize > 2  # which torch itself cannot add
+])  # fmt: skip
+def test_the_sum_of_sparse_and_dense_parts_is_the_hosts_gradient(rig, order, dtype):
+    """The engine runs the parts backwards: the last use of the weight sends its gradient first."""
+
+    class Tied(torch.nn.Module):
+        def forward(self, weight):
+            return sum(use(weight) for use in ORDERS[order])
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tied = Tied()
+            values = torch.tensor([[0.5, -3.0], [1.0, 2.0], [-1.5, 0.25], [8.0, 0.0]])
+            self.weight = torch.nn.Parameter(values.to(dtype))
+
+        def forward(self):
+            return self.tied(self.weight)
+
+    model, alone = Net(), Net()
+    observed = rig(model, {"match": "tied", "capture": "input_gradient"})
+    for _ in range(3):
+        for one in (model, alone):
+            one.weight.grad = None
+            one().backward()
+        assert torch.equal(model.weight.grad.to_dense(), alone.weight.grad.to_dense())
+    uses = [use for use in ORDERS[order] if use is not _sparse]
+    expected = sum(2 * alone.weight if use is _dense else 1 for use in uses)
+    sparse = torch.tensor([0, 2, 1, 0], dtype=dtype)[:, None]
+    expected = (expected + ORDERS[order].count(_sparse) * sparse).detach()
+    found = observed.tensors()
+    if order == "only sparse":
+        assert found == []
+        assert observed.value("skipped", "tied:input_gradient") == 3
+    else:
+        assert len(found) == 3
+        for gradient in found:
+            assert gradient.dtype == dtype
+            assert torch.equal(gradient, expected)
+            assert torch.equal(gradient, alone.weight.grad)
+    assert observed.is_accounted_for("tied:input_gradient")
+    assert observed.value("failed", "tied:input_gradient") == 0
+
+
 def test_a_second_backward_through_the_same_graph_sends_the_gradient_again(rig):
     model = torch.nn.Sequential(Linear(4, 4), Residual(4))
     hook = {"match": "1", "capture": ["gradient", "input_gradient"]}

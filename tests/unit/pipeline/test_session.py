@@ -43,6 +43,13 @@ def feed(session, module, calls):
         session.clock.step()
 
 
+def wait_for_readers(session, deadline, most=16):
+    """Until those that live leave room on the bus, however slow they are."""
+    while any(g.ready > most for g in session.bus.account().groups if g.group != "archive"):
+        time.sleep(0.002)
+        assert time.monotonic() < deadline
+
+
 @pytest.mark.parametrize("once", [False, True])
 def test_a_model_that_is_called_once_per_step_is_not_counted(tmp_path, once):
     module = model()
@@ -112,18 +119,22 @@ def test_an_archiver_that_cannot_work_is_quarantined_and_holds_nobody_up(tmp_pat
         watchdog={"restart_limit": 1, "backoff_initial_s": 0.01, "backoff_max_s": 0.01},
     )
     session = ObservationSession(hopeless, module, run_dir)
+    log = run_dir.path / "logs" / "watchdog.log"
     try:
         session.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 90
         while session.page.slot("archive-0").state is not WorkerState.QUARANTINED:
             feed(session, module, 1)
             time.sleep(0.01)
             assert time.monotonic() < deadline
-        time.sleep(0.3)
+        while "nobody reads group archive" not in log.read_text():
+            time.sleep(0.01)
+            assert time.monotonic() < deadline
+        wait_for_readers(session, deadline)
         before = session.bus.account().dropped_total
         for _ in range(200):
             feed(session, module, 1)
-            time.sleep(0.003)
+            wait_for_readers(session, deadline)
         after = session.bus.account()
         end = session.stop()
     finally:
@@ -134,7 +145,6 @@ def test_an_archiver_that_cannot_work_is_quarantined_and_holds_nobody_up(tmp_pat
     assert end.account is not None
     assert all(end.account.imbalance(group) == 0 for group in end.account.groups)
     assert end.account.group("archive").missed >= 200
-    assert "nobody reads group archive" in (run_dir.path / "logs" / "watchdog.log").read_text()
 
 
 def test_a_sink_whose_globs_match_no_hook_is_refused(tmp_path):
