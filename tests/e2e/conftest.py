@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from asys_bench.contracts.stats import Slot, SlotField, StatsPage
+from asys_bench.contracts.stats import Slot, SlotField, StatsPage, WorkerState
 from asys_bench.pipeline.liveness import start_time
 
 PATIENCE_S = 90.0
@@ -63,6 +63,10 @@ class Run:
         pid = self.slot(name).get(SlotField.PID)
         self._seen[pid] = start_time(pid)
         return pid
+
+    def is_replaced(self, name: str, pid: int) -> bool:
+        """Whether a successor of `pid` is at work; one that has only begun may not drain in time."""
+        return self.pid(name) != pid and self.slot(name).state is WorkerState.READY
 
     def remember_processes(self) -> dict[int, int]:
         """pid -> start time of every process of the run, for `leftovers`."""

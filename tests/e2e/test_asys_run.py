@@ -97,12 +97,10 @@ def test_a_stopped_trainer_is_killed_and_replaced(start_run):
     run.wait_rows(1000)
     stopped = run.pid("trainer-0")
     os.kill(stopped, signal.SIGSTOP)
-    run.wait_for(lambda: run.pid("trainer-0") != stopped, "another trainer", 20)
+    run.wait_for(lambda: run.is_replaced("trainer-0", stopped), "another trainer")
     before = run.metric("trainer-0", "sae_rows{hook=mlp_extractor.policy_net}")
     run.wait_for(
-        lambda: run.metric("trainer-0", "sae_rows{hook=mlp_extractor.policy_net}") > before,
-        "rows",
-        20,
+        lambda: run.metric("trainer-0", "sae_rows{hook=mlp_extractor.policy_net}") > before, "rows"
     )
     assert "hangs: no heartbeat" in (run.path / "logs" / "watchdog.log").read_text()
     run.remember_processes()
@@ -117,10 +115,10 @@ def test_a_killed_watchdog_is_replaced_and_adopts_the_workers(start_run):
     run.wait_rows(500)
     trainer, watchdog = run.pid("trainer-0"), run.pid("watchdog")
     os.kill(watchdog, signal.SIGKILL)
-    run.wait_for(lambda: run.pid("watchdog") != watchdog, "another watchdog", 20)
+    run.wait_for(lambda: run.is_replaced("watchdog", watchdog), "another watchdog")
     assert run.pid("trainer-0") == trainer
     os.kill(trainer, signal.SIGKILL)
-    run.wait_for(lambda: run.pid("trainer-0") != trainer, "another trainer", 30)
+    run.wait_for(lambda: run.is_replaced("trainer-0", trainer), "another trainer")
     run.remember_processes()
     run.process.send_signal(signal.SIGTERM)
     assert run.finish(30) == 143
