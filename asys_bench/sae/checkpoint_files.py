@@ -51,14 +51,14 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
         file.write(text + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most_bytes: int = below.MAX_DOCUMENT_BYTES) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
         CheckpointError: unreadable, not JSON, or not an object.
     """
     try:
-        data = below.read_json(path)
+        data = below.read_json(path, most_bytes)
     except (OSError, ValueError) as error:
         raise CheckpointError(path, f"cannot be read as JSON: {error}") from error
     if not isinstance(data, dict):

@@ -112,14 +112,16 @@ def read_file(path: Path, most_bytes: int, *, below: Path | None = None) -> byte
     raise UnsafeFileError(path, f"has more than {most_bytes} bytes, and no such file has")
 
 
-def read_json(path: Path, *, below: Path | None = None) -> Any:
-    """The JSON document in a regular file.
+def read_json(
+    path: Path, most_bytes: int = MAX_DOCUMENT_BYTES, *, below: Path | None = None
+) -> Any:
+    """The JSON document in a regular file of at most `most_bytes`.
 
     Raises:
         UnsafeFileError, OSError: as `read_file`. ValueError: it is no JSON, no UTF-8, or nested deeper
             than MAX_DEPTH.
     """
-    return parse_json(read_file(path, MAX_DOCUMENT_BYTES, below=below))
+    return parse_json(read_file(path, most_bytes, below=below))
 
 
 def parse_json(data: bytes | str) -> Any:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import json
 import os
 import struct
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from asys_bench.sae import CheckpointError
+from asys_bench.sae.manifest import check_seal
+from asys_bench.sae.trainer_state import read_config
+from asys_bench.sinks.archive import ArchiveError
+from asys_bench.sinks.archive.sidecar import Sidecar
 from asys_bench.verification import State, verify_run
 
 
@@ -177,3 +183,22 @@ def test_a_shard_of_holes_is_damaged_and_a_repair_leaves_it_alone(run):
         assert finding.state is State.DAMAGED
         assert "file of holes" in finding.detail
     assert shard.stat().st_size == 30 << 30
+
+
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("archive-0-0-0.json", lambda folder: Sidecar.read(folder / "archive-0-0-0.arrows")),
+        ("manifest.json", check_seal),
+        ("trainer_state.json", read_config),
+    ],
+)
+def test_a_file_of_too_many_fields_is_refused_before_each_of_them_is_an_error(tmp_path, name, read):
+    (tmp_path / name).write_text("{" + ",".join(f'"{n}":{{}}' for n in range(400_000)) + "}")
+    tracemalloc.start()
+    try:
+        with pytest.raises((ArchiveError, CheckpointError), match="more than 262144 bytes"):
+            read(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
