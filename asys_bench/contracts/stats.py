@@ -19,6 +19,7 @@ goes on counting.
 
 from __future__ import annotations
 
+import fcntl
 import math
 import mmap
 import os
@@ -426,9 +427,11 @@ class StatsPage:
             raise StatsError(f"slot names are not unique: {slots}")
         sizes = dict(slots) if isinstance(slots, Mapping) else dict.fromkeys(slots, SLOT_BYTES)
         size = 8 * PAGE_CELLS + sum(sizes.values())
-        fd = private_memfd("asys-stats", os.MFD_CLOEXEC)
+        fd = private_memfd("asys-stats", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.posix_fallocate(fd, 0, size)
+            # Cut short under its readers, it would end each of them with SIGBUS.
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
             with map_shared(fd, size) as mapping:
                 offset = 8 * PAGE_CELLS
                 for name, nbytes in sizes.items():

@@ -22,7 +22,7 @@ import torch
 OWN_EXIT_CODE = 7
 OWN_NUMBERS = range(3, 700)
 """A host that opens files takes the lowest numbers; these reach past where ours begin."""
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 
 
 class Host:
@@ -52,6 +52,12 @@ class Host:
             self.callback.start(self, self.model, 0)
             self.observation = self.callback.observation
         self.train(50)
+        if self.observation is not None:
+            from open_to_others import open_to_others, session_of
+
+            processes = [os.getpid(), *session_of(self.pid("watchdog"))]
+            self.outcome["swept"] = len(processes)
+            self.outcome["open to others"] = open_to_others(processes, [self.folder])
         self.behave()
         self.train(50)
         began = time.monotonic()
@@ -72,7 +78,11 @@ class Host:
             "run": {"dir": str(self.folder / "runs"), "drain_timeout_s": 10.0},
             "sinks": {"trainer": None, "archive": {"kind": "archiver"}},
             "monitors": {},
-            "watchdog": {"tick_s": 0.05, "backoff_initial_s": 0.05},
+            "watchdog": {
+                "tick_s": 0.05,
+                "backoff_initial_s": 0.05,
+                "startup_timeout_s": 180.0,  # a busy machine takes over a minute for the imports
+            },
         }
 
     def train(self, steps):

@@ -69,9 +69,10 @@ PLUGINS = """\
 """
 
 
-def _listen_to_ctrl_c():
-    """A background job inherits that SIGINT is ignored, and so would what it starts."""
+def _signals(sigchld):
+    """What a parent ignores is inherited: SIGINT by background jobs, SIGCHLD from `trap '' CHLD`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGCHLD, sigchld)
 
 
 @pytest.fixture
@@ -87,17 +88,17 @@ def bench(tmp_path):
 
     started = []
 
-    def start(*words):
+    def start(*words, sigchld=signal.SIG_DFL):
         command = [sys.executable, "-P", "-m", "asys_bench.cli.bench", *map(str, words)]
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=_listen_to_ctrl_c,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=lambda: _signals(sigchld),
         )  # fmt: skip
         started.append(process)
         return process
 
-    def run(*words):
-        process = start(*words)
+    def run(*words, **signals):
+        process = start(*words, **signals)
         output, _ = process.communicate(timeout=110)
         return process.returncode, output
 
@@ -164,9 +165,12 @@ def test_a_part_of_a_suite_is_measured_and_says_so(bench):
     assert "a part of the suite: --only oth*" in data["notes"]
 
 
-@pytest.mark.parametrize("process", ["fresh", "forked"])
-def test_a_crashed_contender_is_reported_and_the_rest_goes_on(bench, process):
-    code, output = bench("run", bench.suite("crash", process=process), "--out", "out")
+@pytest.mark.parametrize(
+    ("process", "sigchld"), [("fresh", signal.SIG_DFL), ("forked", signal.SIG_IGN)]
+)
+def test_a_crashed_contender_is_reported_and_the_rest_goes_on(bench, process, sigchld):
+    suite = bench.suite("crash", process=process)
+    code, output = bench("run", suite, "--out", "out", sigchld=sigchld)
     assert code == 4, output
     _, data = bench.result()
     bus, crashed = data["cases"][0], data["cases"][1]

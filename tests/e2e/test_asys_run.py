@@ -7,11 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import pyarrow.ipc
 import pytest
 from safetensors.torch import load_file
+
+from tests.conformance.open_to_others import open_to_others, session_of
 
 HOOKS = ("mlp_extractor.policy_net", "mlp_extractor.value_net")
 ENDLESS = "host.options.ppo.total_timesteps=100000000"
@@ -38,9 +42,14 @@ def archived_rows(run_dir) -> int:
 
 
 def test_a_short_run_trains_archives_accounts_and_leaves_nothing_behind(start_run):
-    run = start_run(timesteps(12288))
+    exporter = ("monitors.prometheus.kind=prometheus", "monitors.prometheus.options.port=0")
+    run = start_run(timesteps(12288), *exporter)
     run.wait_rows(2000)
+    run.wait_for((run.path / "prometheus.json").exists, "the exporter's address")
     run.remember_processes()
+    processes = [run.process.pid, *session_of(run.pid("watchdog"))]
+    assert len(processes) >= 8, "host, watchdog, fork server, tracker, two sinks, two monitors"
+    assert open_to_others(processes, [run.folder, Path(tempfile.gettempdir())]) == []
     assert run.finish() == 0, run.text()
     assert run.leftovers() == []
     summary = run.summary()
