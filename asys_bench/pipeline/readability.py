@@ -39,7 +39,7 @@ def unreadable(tensor: torch.Tensor) -> str | None:
         return "packets carry dimensions below 2**32"
     if tensor._is_zerotensor():
         return "a zero of autograd's own has no memory"
-    return memory_fault(tensor) if tensor.is_cpu else None
+    return memory_fault(tensor) if tensor.is_cpu or tensor.is_cuda else None
 
 
 def readable(value: object) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ import torch
 from asys_bench.config.hooks import HookConfig
 from asys_bench.contracts.bus import BusPlugin
 from asys_bench.contracts.packet import PacketError, PacketMeta
+from asys_bench.contracts.tensor_memory import FREED, memory_fault
 from asys_bench.pipeline.text_inputs import TextInputs
 from asys_bench.registry import registry
 from tests.conformance.odd_tensors import (
@@ -91,6 +92,14 @@ def test_no_bus_reads_memory_that_is_not_there(observe, backend, kind):
     with pytest.raises(PacketError, match="storage"):
         rig.hooker._writer.producer.try_push(meta, tensor)
     assert rig.packets() == []
+
+
+def test_a_storage_of_any_device_can_be_freed():
+    """FSDP frees those of a GPU; a tensor without values stands for one here."""
+    tensor = torch.ones(3, 4, device="meta")
+    assert memory_fault(tensor) is None
+    tensor.untyped_storage().resize_(0)
+    assert memory_fault(tensor) == FREED
 
 
 @pytest.mark.parametrize("on_full", ["drop", "block"])

@@ -17,7 +17,7 @@ import pytest
 from asys_bench.contracts.stats import Slot, SlotField, StatsPage, WorkerState
 from asys_bench.pipeline.liveness import start_time
 
-PATIENCE_S = 90.0
+PATIENCE_S = 240.0
 
 
 class Run:
