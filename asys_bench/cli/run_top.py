@@ -94,7 +94,9 @@ class TopView:
         )
         nobody = usage.get("host") is None and usage.get("watchdog") is None
         self.ended = nobody or snapshot.state is RunState.STOPPED
-        elapsed_s = max(0.0, time.time() - self._run.started_unix_ns / 1e9)
+        # On the run's own clock: what the wall clock was stepped since then is no time that passed.
+        began_ns = self._run.started_unix_ns - page.wall_offset_ns - page.clock_shift_ns
+        elapsed_s = max(0.0, (snapshot.time_ns - began_ns) / 1e9)
         model = LiveModel(
             self._run.run_id,
             self._run.step_unit,

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from asys_bench.contracts.bus import BusAccount
-from asys_bench.contracts.stats import RunState, SlotField, StatsPage
+from asys_bench.contracts.stats import RunState, StatsPage
 
 
 class MonitorOptions(BaseModel, extra="forbid", frozen=True):
@@ -63,11 +63,7 @@ class BaseMonitor(ABC):
 def heartbeats(page: StatsPage) -> dict[str, float]:
     """Slot name -> seconds since its last heartbeat; infinity for a slot that never beat."""
     now = time.monotonic_ns()
-    ages: dict[str, float] = {}
-    for name, slot in page.slots():
-        beat = slot.get(SlotField.HEARTBEAT_NS)
-        ages[name] = (now - beat) / 1e9 if beat else float("inf")
-    return ages
+    return {name: slot.silence_s(now) for name, slot in page.slots()}
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,8 @@ class SinkContext:
     """Workers that share the packets of its group, this one included."""
     grid: Callable[[ActivationPacket], tuple[int, ...]] = lambda packet: packet.shape[:-1]
     """Leading dimensions of the captured tensor; () if not known."""
+    clock_shift_ns: int = 0
+    """Add to this process's CLOCK_MONOTONIC to compare it with a packet's timestamp."""
 
 
 class BaseSink(ABC):

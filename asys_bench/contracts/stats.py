@@ -7,7 +7,8 @@ taken in full at start; nothing is left behind when the last process ends.
 Layout (little-endian, 8-byte cells)::
 
     page    0  u64 magic, its low byte the layout's version | 1  u64 slots | 2 run state
-            3 drain deadline (monotonic ns) | 4  wall-clock offset (ns) | 5 owner pid | 64.. slots
+            3 time left of the drain (ns) | 4 wall-clock offset (ns) | 5 owner pid | 6 owner's clock
+            64.. slots
     slot    0..23 SlotField cells | 24..31 name (64 bytes UTF-8) | 32.. metrics, one after another
     metric  0 kind | 1 bytes of its name | 2.. name (UTF-8, whole cells) | data cells
 
@@ -15,6 +16,9 @@ A slot is as large as its SlotField.CELLS says, and the next one follows it: a s
 2,048 hooks is larger than that of a monitor. Metrics are appended to a slot at run time; their number is
 written last, so a reader never sees half of one. A restarted worker finds its metrics by name and
 goes on counting.
+
+Processes of a run may read different clocks (time namespaces, `system/process`): nobody compares a time
+in the page with his own clock unless the cell beside it says that it is the same one.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from typing import Self
 from asys_bench.storage.private import private_memfd
 from asys_bench.system.descriptor import Descriptor
 from asys_bench.system.mapping import map_shared
+from asys_bench.system.process import own_clock, start_time
 
 VERSION = 2
 MAGIC = 0x4753_5953_4100 | VERSION
@@ -89,10 +94,14 @@ class SlotField(IntEnum):
     EXIT_CODE = 7
     ENTRIES = 8
     DOWN_SINCE_NS = 10
+    AHEAD_NS = 9
+    """How far HEARTBEAT_NS is ahead of its writer's clock; see `Slot.beat`."""
     LAUNCH = 11
     """Which start of the worker the slot belongs to; a process of another one leaves."""
     CELLS = 12
     """Size of the slot; written once, when the page is made."""
+    CLOCK = 13
+    """Whose clock HEARTBEAT_NS is on (`own_clock`)."""
 
 
 class MetricKind(IntEnum):
@@ -281,6 +290,8 @@ class Slot:
     def __init__(self, page: memoryview, base: int, cells: int) -> None:
         self._cells = page[base : base + cells]
         self._known: dict[str, tuple[MetricKind, Metric]] = {}
+        self._heard = (0, 0, 0)
+        """A heartbeat, the clock that it is on, and this process's clock when it was first seen."""
         self._entries_read = 0
         self._next_cell = METRICS_CELL
 
@@ -296,11 +307,40 @@ class Slot:
         self._cells[which] = value
 
     def beat(self, ahead_s: float = 0.0) -> None:
-        """Record a heartbeat (CLOCK_MONOTONIC, comparable between processes).
+        """Record a heartbeat; whoever reads it may be on another clock (`silence_s`).
 
         ahead_s: for this long there may be no other one, beyond the usual: work that cannot beat.
         """
-        self._cells[SlotField.HEARTBEAT_NS] = time.monotonic_ns() + int(1e9 * ahead_s)
+        ahead_ns = int(1e9 * ahead_s)
+        # In this order: an old heartbeat must not be judged by the shorter time of a new one.
+        self._cells[SlotField.HEARTBEAT_NS] = time.monotonic_ns() + ahead_ns
+        self._cells[SlotField.AHEAD_NS] = ahead_ns
+
+    def occupy(self) -> None:
+        """Say that the slot is this process's from now on, and give its first heartbeat."""
+        self._cells[SlotField.PID] = os.getpid()
+        self._cells[SlotField.PROCESS_START] = start_time(os.getpid())
+        self._cells[SlotField.CLOCK] = own_clock()
+        self.beat()
+
+    def silence_s(self, now_ns: int) -> float:
+        """Seconds since the last heartbeat (negative while it is ahead); infinity before the first.
+
+        Of a writer on another clock: since this process first saw that heartbeat, which is less by up
+        to the time between two looks.
+
+        now_ns: CLOCK_MONOTONIC of this process.
+        """
+        cells = self._cells
+        ahead_ns = cells[SlotField.AHEAD_NS]  # before the heartbeat; see `beat`
+        beat_ns, clock = cells[SlotField.HEARTBEAT_NS], cells[SlotField.CLOCK]
+        if not beat_ns:
+            return math.inf
+        if self._heard[:2] != (beat_ns, clock):
+            self._heard = beat_ns, clock, now_ns
+        if clock and clock == own_clock():
+            return (now_ns - beat_ns) / 1e9
+        return (now_ns - self._heard[2] - ahead_ns) / 1e9
 
     @property
     def state(self) -> WorkerState:
@@ -407,6 +447,8 @@ class StatsPage:
         self._mapping = mapping
         self._cells = memoryview(mapping).cast("q")
         self._slots: dict[str, Slot] = {}
+        self._drain_seen = (0, 0)
+        """The time left of the drain as it was last read, and this process's clock at that time."""
         base = PAGE_CELLS
         for _ in range(int(self._cells[1])):
             size = int(self._cells[base + SlotField.CELLS])
@@ -443,7 +485,9 @@ class StatsPage:
                     struct.pack_into("<q", mapping, offset + 8 * SlotField.CELLS, nbytes // 8)
                     offset += nbytes
                 wall_offset = time.time_ns() - time.monotonic_ns()
-                head = (MAGIC, len(sizes), RunState.STARTING, 0, wall_offset, os.getpid())
+                head = (
+                    MAGIC, len(sizes), RunState.STARTING, 0, wall_offset, os.getpid(), own_clock()
+                )  # fmt: skip
                 mapping[: 8 * len(head)] = struct.pack(f"<{len(head)}q", *head)
             return cls.attach(fd)
         except BaseException:
@@ -491,18 +535,38 @@ class StatsPage:
         self._cells[2] = int(value)
 
     @property
-    def drain_deadline_ns(self) -> int:
-        """CLOCK_MONOTONIC time by which workers must have exited; 0 while the run goes on."""
-        return int(self._cells[3])
+    def drain_left_s(self) -> float:
+        """Seconds until workers must have exited; infinity while the run goes on.
 
-    @drain_deadline_ns.setter
-    def drain_deadline_ns(self, value: int) -> None:
-        self._cells[3] = value
+        It passes on the clock of whoever reads it, from what he read last; whoever ends the run writes
+        it anew while he waits, so that one who comes late is told the same.
+        """
+        left_ns, now_ns = int(self._cells[3]), time.monotonic_ns()
+        if not left_ns:
+            return math.inf
+        if self._drain_seen[0] != left_ns:
+            self._drain_seen = left_ns, now_ns
+        return (left_ns - (now_ns - self._drain_seen[1])) / 1e9
+
+    @drain_left_s.setter
+    def drain_left_s(self, value: float) -> None:
+        self._cells[3] = max(1, int(1e9 * value))
 
     @property
     def wall_offset_ns(self) -> int:
         """Add to a packet's monotonic timestamp to get nanoseconds since the epoch."""
         return int(self._cells[4])
+
+    @property
+    def clock_shift_ns(self) -> int:
+        """Add to this process's CLOCK_MONOTONIC to get the owner's, on which packets are stamped.
+
+        0 on the same clock. Else it is told by the wall clock, and wrong by what that was stepped since
+        the page was made.
+        """
+        if self._cells[6] == own_clock() != 0:
+            return 0
+        return time.time_ns() - time.monotonic_ns() - self.wall_offset_ns
 
     @property
     def owner_pid(self) -> int:

@@ -1,8 +1,8 @@
 """monitor.log: one JSON object per line, for `jq` and for people.
 
 Every line has `time` (UTC, ISO 8601), `time_s` (since the run's start), `level` and `event`; the
-rest depends on the event. The first line, `run_opened`, holds the start's monotonic time, by which
-a restarted monitor goes on with the same clock.
+rest depends on the event. The first line, `run_opened`, holds the start's monotonic time on the host's
+clock, by which a restarted monitor goes on with the same clock.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class EventLog:
         self.resumed = self._file.resumed
 
     def started_ns(self) -> int | None:
-        """The run's start (CLOCK_MONOTONIC) as the first monitor wrote it; None in a fresh file."""
+        """The run's start (the host's CLOCK_MONOTONIC) as the first monitor wrote it; None in a fresh
+        file."""
         try:
             found = parse_json(next(text_lines(self._file.path))).get("started_ns")
         except (ValueError, AttributeError, StopIteration):

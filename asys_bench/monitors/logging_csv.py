@@ -80,7 +80,7 @@ class LoggingCSVMonitor(BaseMonitor):
         self._csv: MetricsCsv | None = None
         self._tensorboard: TensorBoardFiles | None = None
         self._live: Live | None = None
-        self._started_ns = 0
+        self._started_ns = self._shift_ns = 0
         self._changes = ChangeDetector()
         self._window: Window[RunFigures] = Window(RATE_SPAN_S)
         self._recorded: tuple[RunSnapshot, RunFigures] | None = None
@@ -91,6 +91,7 @@ class LoggingCSVMonitor(BaseMonitor):
     def open(self, context: MonitorContext) -> None:
         """Open or take up the files in `context.run_dir`; start the live view on a terminal."""
         self._context = context
+        self._shift_ns = context.page.clock_shift_ns
         self._capacity = _capacity(context.config)
         self._guard("log", self._open_log)
         self._started_ns = self._started_ns or time.monotonic_ns()
@@ -109,10 +110,16 @@ class LoggingCSVMonitor(BaseMonitor):
         log = EventLog(self._context.run_dir / "monitor.log", LEVELS[self._options.log_level])
         self._changes = ChangeDetector(resumed=log.resumed)
         now = time.monotonic_ns()
-        self._started_ns = log.started_ns() or now
+        shift_ns, started_ns = self._shift_ns, log.started_ns()
+        self._started_ns = now if started_ns is None else started_ns - shift_ns
         elapsed_s = (now - self._started_ns) / 1e9
         try:
-            log.opened(elapsed_s, self._wall_s(now), self._started_ns, self._context.run_id)
+            log.opened(
+                elapsed_s,
+                self._wall_s(now),
+                self._started_ns + shift_ns,
+                self._context.run_id,
+            )
         except OSError:
             log.close()
             raise
@@ -250,7 +257,7 @@ class LoggingCSVMonitor(BaseMonitor):
                 self._log.write((now - self._started_ns) / 1e9, self._wall_s(now), [change])
 
     def _wall_s(self, monotonic_ns: int) -> float:
-        return (monotonic_ns + self._context.page.wall_offset_ns) / 1e9
+        return (monotonic_ns + self._shift_ns + self._context.page.wall_offset_ns) / 1e9
 
 
 def _capacity(config: Mapping[str, object]) -> int | None:

@@ -106,7 +106,6 @@ def _read_slot(name: str, slot: Slot, now: int) -> SlotSnapshot:
             gauges[key] = metric.value
         elif isinstance(metric, Histogram):
             histograms[key] = metric.snapshot()
-    beat = slot.get(SlotField.HEARTBEAT_NS)
     return SlotSnapshot(
         name=name,
         state=slot.state,
@@ -114,7 +113,7 @@ def _read_slot(name: str, slot: Slot, now: int) -> SlotSnapshot:
         incarnation=slot.get(SlotField.INCARNATION),
         restarts=slot.get(SlotField.RESTARTS),
         exit_code=slot.get(SlotField.EXIT_CODE),
-        heartbeat_age_s=max(0.0, (now - beat) / 1e9) if beat else float("inf"),
+        heartbeat_age_s=max(0.0, slot.silence_s(now)),
         counters=counters,
         gauges=gauges,
         histograms=histograms,

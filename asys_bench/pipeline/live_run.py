@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from asys_bench.contracts.bus import BusClient, BusHandle, BusPlugin
-from asys_bench.contracts.stats import StatsError, StatsPage
-from asys_bench.pipeline.liveness import start_time
+from asys_bench.contracts.stats import RunState, StatsError, StatsPage
 from asys_bench.registry import registry
 from asys_bench.storage.below import read_json
+from asys_bench.system.process import is_same_start, start_time
 
 RUN_FILE = "run.json"
 RUN_SCHEMA = "asys.run/1"
@@ -76,6 +76,13 @@ class LiveRun:
     def hooks(self) -> tuple[str, ...]:
         return tuple(self.document["hooks"])
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether the host lives and has not ended the run."""
+        return self.page.run_state in (RunState.STARTING, RunState.RUNNING) and host_lives(
+            self.document
+        )
+
     def close(self) -> None:
         """Detach. Idempotent."""
         self.client.close()
@@ -109,9 +116,10 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
 
 def host_lives(document: Mapping[str, Any]) -> bool:
     """Whether the host process that a run file names is there, and not another of the same pid."""
-    pid = document.get("host_pid")
-    started = start_time(pid) if isinstance(pid, int) else 0
-    return started != 0 and started == document.get("host_start")
+    pid, started = document.get("host_pid"), document.get("host_start")
+    if not isinstance(pid, int) or not isinstance(started, int):
+        return False
+    return is_same_start(start_time(pid), started)
 
 
 def goes_on(document: Mapping[str, Any]) -> bool:

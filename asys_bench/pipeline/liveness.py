@@ -13,31 +13,19 @@ import signal
 import time
 
 from asys_bench.system.descriptor import Descriptor
+from asys_bench.system.process import is_same_start, start_time, stat_fields
 
 PR_SET_PDEATHSIG = 1
 BLIND_WAIT_S = 0.05
 """Between two looks at a process that no descriptor is left for."""
 
 
-def stat_fields(pid: int) -> list[bytes]:
-    """What proc(5) says of `pid` from its state (field 3) on, after its name; empty when it is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
-    except OSError:
-        return []
-
-
-def start_time(pid: int) -> int:
-    """Start time of `pid` in clock ticks since boot (proc(5), field 22); 0 when it is gone."""
-    fields = stat_fields(pid)
-    return int(fields[19]) if fields else 0
-
-
 def is_running(pid: int, started: int) -> bool:
     """Whether `pid` is the process that `start_time` said `started` of, and has not exited."""
     fields = stat_fields(pid)
-    return bool(fields) and int(fields[19]) == started and fields[0] not in (b"Z", b"X")
+    return (
+        bool(fields) and fields[0] not in (b"Z", b"X") and is_same_start(start_time(pid), started)
+    )
 
 
 def is_stopped(pid: int) -> bool:
@@ -101,7 +89,7 @@ class ProcessHandle:
         self._closed = False
         self._descriptor = Descriptor(os.pidfd_open(pid))
         found = start_time(pid)
-        if started is not None and found != started:
+        if started is not None and not is_same_start(found, started):
             self._descriptor.close()
             raise ProcessLookupError(f"pid {pid} is not the process that was asked for")
         self.started = found

@@ -11,12 +11,8 @@ import signal
 import time
 from contextlib import suppress
 
-from asys_bench.pipeline.liveness import (
-    ProcessHandle,
-    all_pids,
-    has_in_environment,
-    stat_fields,
-)
+from asys_bench.pipeline.liveness import ProcessHandle, all_pids, has_in_environment
+from asys_bench.system.process import stat_fields
 
 VARIABLE = "ASYS_RUN_MARK"
 GRACE_S = 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerSta
 from asys_bench.pipeline.clock import StepClock
 from asys_bench.pipeline.hooker import ActivationHooker
 from asys_bench.pipeline.live_run import LiveRun
-from asys_bench.pipeline.liveness import ProcessHandle, start_time
+from asys_bench.pipeline.liveness import ProcessHandle
 from asys_bench.pipeline.local_ranks import LocalRanks
 from asys_bench.pipeline.shard_bus import ShardOfBus
 from asys_bench.pipeline.standard_fds import standard_fds_taken
@@ -75,10 +74,8 @@ class RankSession:
     def start(self) -> None:
         """Attach the hooks; the workers are up already."""
         slot = self._slot
-        slot.set(SlotField.PID, os.getpid())
-        slot.set(SlotField.PROCESS_START, start_time(os.getpid()))
+        slot.occupy()
         slot.state = WorkerState.READY
-        slot.beat()
         self._hooker.attach()
 
     def pause(self, paused: bool) -> None:

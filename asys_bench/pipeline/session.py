@@ -22,7 +22,6 @@ from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.contracts.stats import (
     SLOT_BYTES,
     RunState,
-    SlotField,
     StatsPage,
     WorkerState,
     slot_bytes,
@@ -36,7 +35,6 @@ from asys_bench.pipeline.hook_stream import HookStream
 from asys_bench.pipeline.hooker import ActivationHooker
 from asys_bench.pipeline.hookpoints import HookPoint
 from asys_bench.pipeline.live_run import RUN_FILE, descriptor_paths
-from asys_bench.pipeline.liveness import start_time
 from asys_bench.pipeline.local_ranks import LocalRanks
 from asys_bench.pipeline.notices import Notices
 from asys_bench.pipeline.rank_session import wait_for_ranks
@@ -48,6 +46,7 @@ from asys_bench.pipeline.supervisor import Supervisor
 from asys_bench.pipeline.trainer_manager import SAETrainerManager
 from asys_bench.pipeline.worker_words import words_of
 from asys_bench.registry import registry
+from asys_bench.system.process import start_time
 
 log = logging.getLogger(__name__)
 METRICS_PER_HOOK = 24
@@ -199,10 +198,8 @@ class ObservationSession:
 
     def _start(self) -> None:
         slot = self.page.slot("host")
-        slot.set(SlotField.PID, os.getpid())
-        slot.set(SlotField.PROCESS_START, start_time(os.getpid()))
+        slot.occupy()
         slot.state = WorkerState.READY
-        slot.beat()
         self._write_run_json(None)
         if self._supervisor is not None and self.hooker is not None:
             self._supervisor.start()

@@ -34,8 +34,8 @@ class Supervised:
         waited_ns = waited_for_cpu_ns(self.handle.pid)
         if beat_ns != self._beat_ns:
             self._beat_ns, self._waited_ns = beat_ns, waited_ns
-        starved_ns = max(0, waited_ns - self._waited_ns)
-        return (now_ns - beat_ns - starved_ns) / 1e9, starved_ns / 1e9
+        starved_s = max(0, waited_ns - self._waited_ns) / 1e9
+        return self.slot.silence_s(now_ns) - starved_s, starved_s
 
     @property
     def finished(self) -> bool:

@@ -205,10 +205,11 @@ class Supervisor:
                 self._slot.get(SlotField.PID) == handle.pid
                 and self._slot.state is not WorkerState.STARTING
             )
-            since = self._slot.get(SlotField.HEARTBEAT_NS) / 1e9 if ready else self._spawned_at
+            heard_s = self._slot.silence_s(time.monotonic_ns())
+            silent_s = heard_s if ready else now - self._spawned_at
             limit = timeout_s if ready else self._config.startup_timeout_s
-            if now - since > limit and doubt.trusts(now):
-                log.error("the watchdog hangs (no heartbeat for %.1f s): killed", now - since)
+            if silent_s > limit and doubt.trusts(now):
+                log.error("the watchdog hangs (no heartbeat for %.1f s): killed", silent_s)
                 if not _killed(handle):
                     log.error("the watchdog (pid %d) is another user's now: not killed", handle.pid)
                     self._spawned_at = now
@@ -258,11 +259,12 @@ class Supervisor:
 
     def drain(self, timeout_s: float) -> bool:
         """Tell workers to finish what is there; True when all left in order before the deadline."""
-        self._page.drain_deadline_ns = time.monotonic_ns() + int(timeout_s * 1e9)
+        end = time.monotonic() + timeout_s
+        self._page.drain_left_s = timeout_s
         self._page.run_state = RunState.DRAINING
-        deadline = time.monotonic() + timeout_s + 1.0
         thread = self._thread
-        while thread is not None and time.monotonic() < deadline:
+        while thread is not None and (left_s := end - time.monotonic()) > -1.0:
+            self._page.drain_left_s = left_s
             if self._slot.state is WorkerState.QUARANTINED:
                 if self._settle_alone():
                     break
@@ -301,7 +303,7 @@ class Supervisor:
             return
         self._join(END_S / 4 if not refused else 0.0)
         refused = self._end_workers(deadline) or refused
-        self._page.drain_deadline_ns = time.monotonic_ns()
+        self._page.drain_left_s = 0.0
         self._page.run_state = RunState.STOPPED
         if refused:  # they read there that they must leave, and the watchdog kills who does not
             self._join(deadline - time.monotonic())

@@ -6,7 +6,8 @@
   The server is watched as well, and nothing here waits for it (`fork_server`).
 - Death is seen through pidfds at once. A hang is a heartbeat older than `heartbeat_timeout_s`, without
   the time for which the worker waited for a CPU; it (SIGSTOPped ones too) is killed first, its death
-  confirmed, and only then are its claims taken back from the bus.
+  confirmed, and only then are its claims taken back from the bus. Host and workers may be on other
+  clocks than this process (time namespaces): only times of one clock are compared.
 - The watchdog doubts itself: when its own tick came late it gives every worker a fresh timeout.
 - A worker that dies too often is quarantined, with a log line that says so; the run goes on.
 - A restarted watchdog adopts the workers that are still alive. A worker whose start it never heard
@@ -32,13 +33,14 @@ from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.pipeline.doubt import SelfDoubt
 from asys_bench.pipeline.fork_server import ForkServer
-from asys_bench.pipeline.liveness import ProcessHandle, signal_on_parent_death, start_time
+from asys_bench.pipeline.liveness import ProcessHandle, signal_on_parent_death
 from asys_bench.pipeline.resource_manager.apply import settle
 from asys_bench.pipeline.resource_manager.plan import WATCHDOG, Placement
 from asys_bench.pipeline.restart import RestartBudget
 from asys_bench.pipeline.supervised import Supervised
 from asys_bench.pipeline.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
 from asys_bench.pipeline.worker_words import epitaph
+from asys_bench.system.process import own_clock
 
 if TYPE_CHECKING:
     from asys_bench.contracts.bus import BusClient
@@ -77,9 +79,7 @@ class WatchdogProcess:
 
     def run(self) -> None:
         """Supervise until every worker has finished and the run has stopped."""
-        self._slot.set(SlotField.PID, os.getpid())
-        self._slot.set(SlotField.PROCESS_START, start_time(os.getpid()))
-        self._slot.beat()
+        self._slot.occupy()
         self._slot.state = WorkerState.STARTING
         self._fork_server.ensure()
         self._warm_up()  # while the fork server imports the same
@@ -131,12 +131,8 @@ class WatchdogProcess:
             return
         if self._page.run_state is not RunState.DRAINING:
             log.error("the host (pid %d) is gone: workers drain and leave", self._host.pid)
-            self._page.drain_deadline_ns = time.monotonic_ns() + int(HOST_DEATH_GRACE_S * 1e9)
+            self._page.drain_left_s = HOST_DEATH_GRACE_S
             self._page.run_state = RunState.DRAINING
-
-    def _time_left_s(self) -> float:
-        deadline = self._page.drain_deadline_ns
-        return (deadline - time.monotonic_ns()) / 1e9 if deadline else float("inf")
 
     def _supervise(self, worker: Supervised, now: float) -> None:
         if worker.starting is not None:
@@ -151,7 +147,7 @@ class WatchdogProcess:
             return
         if worker.killed:
             return  # its death comes as soon as the kernel is done with it
-        if self._time_left_s() < (0.0 if worker.spec.role == "sink" else -LAST_TICK_S):
+        if self._page.drain_left_s < (0.0 if worker.spec.role == "sink" else -LAST_TICK_S):
             log.error("%s did not leave before the drain deadline: killed", worker.spec.name)
             self._kill(worker)
             return
@@ -183,10 +179,11 @@ class WatchdogProcess:
 
     def _start(self, worker: Supervised) -> None:
         worker.start_at = None
-        if self._time_left_s() < LATE_START_S:
+        if self._page.drain_left_s < LATE_START_S:
             return
         worker.started_at = time.monotonic()
         launch_id = time.monotonic_ns()
+        worker.slot.set(SlotField.CLOCK, own_clock())
         worker.slot.beat()
         worker.slot.state = WorkerState.STARTING
         worker.slot.set(SlotField.LAUNCH, launch_id)
@@ -317,7 +314,7 @@ class WatchdogProcess:
         if not draining:
             return False
         sinks = [w for w in self._workers if w.spec.role == "sink"]
-        given_up = self._time_left_s() < LATE_START_S
+        given_up = self._page.drain_left_s < LATE_START_S
         gone = (w.handle is None and w.starting is None for w in sinks)
         if all(w.finished or (absent and given_up) for w, absent in zip(sinks, gone, strict=True)):
             self._page.run_state = RunState.STOPPED

@@ -22,11 +22,7 @@ from typing import Any
 from asys_bench.config.resources import IoPriority
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
-from asys_bench.pipeline.liveness import (
-    ProcessHandle,
-    signal_on_parent_death,
-    start_time,
-)
+from asys_bench.pipeline.liveness import ProcessHandle, signal_on_parent_death
 from asys_bench.pipeline.resource_manager.apply import settle
 from asys_bench.pipeline.resource_manager.plan import Placement
 from asys_bench.storage.durability import Fsync
@@ -116,9 +112,7 @@ class WorkerProcess:
         self.slot = self._page.slot(spec.name)
         self._host_died_at: float | None = None
         self._leave_if_replaced()
-        self.slot.set(SlotField.PID, os.getpid())
-        self.slot.set(SlotField.PROCESS_START, start_time(os.getpid()))
-        self.slot.beat()
+        self.slot.occupy()
         self.slot.state = WorkerState.STARTING
 
     def run(self) -> None:
@@ -152,9 +146,7 @@ class WorkerProcess:
 
     def time_left_s(self) -> float:
         """Seconds until this process must be gone; infinity while the run goes on."""
-        left = float("inf")
-        if self._page.drain_deadline_ns:
-            left = (self._page.drain_deadline_ns - time.monotonic_ns()) / 1e9
+        left = self._page.drain_left_s
         if self._host_died_at is not None:
             left = min(left, self._host_died_at + HOST_DEATH_GRACE_S - time.monotonic())
         return left
@@ -180,6 +172,7 @@ class WorkerProcess:
                 seed=self._launch.seed,
                 slot=self.slot,
                 wall_offset_ns=self._page.wall_offset_ns,
+                clock_shift_ns=self._page.clock_shift_ns,
                 incarnation=self.slot.get(SlotField.INCARNATION),
                 fsync=Fsync(self._launch.config["run"]["fsync"]),
                 name_of=client.name_of,

@@ -11,6 +11,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -98,14 +99,12 @@ class LiveSubscription:
             if not any(matches(name, glob) for name in streams for glob in hooks):
                 raise ReadingError(f"{run_dir}: {list(hooks)} match none of {list(streams)}")
             self._seat, group = _take_seat(run_dir)
-            spec = GroupSpec(group, Delivery.AT_MOST_ONCE)
-            self._subscription = self._live.client.subscribe(group, f"reader-{os.getpid()}", spec)
+            self._spec = GroupSpec(group, Delivery.AT_MOST_ONCE)
+            self._subscription = self._join()
         except BaseException:
             self.close()
             raise
-        self._thread = threading.Thread(
-            target=self._read, args=(self._subscription,), name="asys-reader", daemon=True
-        )
+        self._thread = threading.Thread(target=self._read, name="asys-reader", daemon=True)
         self._thread.start()
 
     def get(self, timeout_s: float | None = None) -> LiveSample | None:
@@ -151,19 +150,37 @@ class LiveSubscription:
     ) -> None:
         self.close()
 
-    def _read(self, subscription: BusSubscription) -> None:
+    def _join(self) -> BusSubscription:
+        return self._live.client.subscribe(self._spec.name, f"reader-{os.getpid()}", self._spec)
+
+    def _read(self) -> None:
         decode = Decoder(self._live.client.name_of)
         try:
-            while not self._stop and not subscription.ended:
-                with subscription.pull_batch(_PULL_PACKETS, _PULL_S) as lease:
-                    samples = [sample for p in lease if (sample := self._sample(p, decode))]
-                self._keep(samples)
+            while not self._stop:
+                self._read_until_the_end(decode)
+                time.sleep(_PULL_S)  # for the host to say that this was the end of the run
+                if self._stop or not self._live.goes_on:
+                    return
+                # This process stood still while the bus was full, and was let go of.
+                self._subscription.close()
+                self._subscription = self._join()
         except (BusError, OSError) as error:
             log.warning("the subscription ends: %s", error)
         finally:
             with self._news:
                 self._over = True
                 self._news.notify_all()
+
+    def _read_until_the_end(self, decode: Decoder) -> None:
+        while not self._stop and not self._subscription.ended:
+            with self._subscription.pull_batch(_PULL_PACKETS, _PULL_S) as lease:
+                count = len(lease)
+                samples = [sample for p in lease if (sample := self._sample(p, decode))]
+                delivered = lease.release()
+            if delivered == count:
+                self._keep(samples)
+            else:  # taken away while this process stood still: what was read may be torn
+                self.skipped += len(samples)
 
     def _sample(self, packet: ActivationPacket, decode: Decoder) -> LiveSample | None:
         hook = self._live.client.name_of(packet.hook_id)

@@ -62,7 +62,8 @@ class SAETrainerWorker(BaseSink):
 
     def consume(self, lease: Lease) -> None:
         draining = self._context.time_left_s() != float("inf")
-        oldest_ns = time.monotonic_ns() - int(1e9 * self._options.max_lag_s)
+        now_ns = time.monotonic_ns() + self._context.clock_shift_ns
+        oldest_ns = now_ns - int(1e9 * self._options.max_lag_s)
         for packet in lease:
             route = self._routes.get(packet.hook_id)
             if route is None:

@@ -109,6 +109,7 @@ bool Consumer::wait(u64 deadline_ns) {
 
 // Nothing came for a while: take back what the dead hold, and undo what a dead reaper half did.
 void Consumer::look_after_the_dead() {
+  tables_.stay_in(group_);
   tables_.reap_dead();
   for (ShardMemory& m : shards_) ShardRing::repair(m, group_);
 }

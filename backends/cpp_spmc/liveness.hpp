@@ -19,7 +19,7 @@
 
 namespace spmc {
 
-// Who a word of the owner table names: start time (clock ticks since boot, low 32 bits) and pid.
+// Who a word of the owner table names: start time (`process_start_time`, low 32 bits) and pid.
 // One word, so that registering is one compare-and-swap and a kill leaves no half-written identity.
 constexpr u64 make_identity(u64 pid, u64 start_time) {
   return ((start_time & 0xFFFFFFFF) << 32) | ((pid & 0x3FFFFF) << 10);
@@ -29,7 +29,7 @@ constexpr u64 identity_generation(u64 identity) { return identity & 0x3FF; }
 constexpr u64 identity_of(u64 word) { return word & ~0x3FFULL; }
 
 // Field 22 of /proc/<pid>/stat, or 0 when there is no such process. (comm may hold spaces and ')'.)
-inline u64 process_start_time(u64 pid) {
+inline u64 boot_ticks(u64 pid) {
   char path[64], text[1024];
   std::snprintf(path, sizeof path, "/proc/%llu/stat", static_cast<unsigned long long>(pid));
   const int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -42,6 +42,19 @@ inline u64 process_start_time(u64 pid) {
   for (int field = 2; at != nullptr && field < 22; ++field) at = std::strchr(at + 1, ' ');
   return at == nullptr ? 0 : std::strtoull(at + 1, nullptr, 10);
 }
+
+// As asys_bench/system/process.py: clock ticks since process 1 started, plus 3, or 0 when there is no
+// such process. /proc shifts field 22 to the clock of the reader's time namespace, all by the same time,
+// and adds 2^64 ns to who started before that clock was 0.
+inline u64 process_start_time(u64 pid) {
+  constexpr u64 kWrapped = ~0ULL / 10'000'000 + 1;
+  const auto unwrapped = [](u64 ticks) { return ticks > kWrapped / 2 ? ticks - kWrapped : ticks; };
+  const u64 ticks = boot_ticks(pid);
+  return ticks == 0 ? 0 : unwrapped(ticks) - unwrapped(boot_ticks(1)) + 3;
+}
+
+// Two namespaces round differently, each of the two times.
+constexpr bool is_same_start(u64 a, u64 b) { return ((a - b + 2) & 0xFFFFFFFF) <= 4; }
 
 inline u64 own_identity() {
   const auto pid = static_cast<u64>(getpid());
@@ -76,7 +89,7 @@ class ProcessWatch {
     }
     // The pidfd may already name a later process of the same pid: the start time tells.
     const u64 start = process_start_time(pid);
-    gone_ = start != 0 && make_identity(pid, start) != identity_of(identity_);
+    gone_ = start != 0 && !is_same_start(start, identity_ >> 32);
   }
 
   u64 identity_;

@@ -5,6 +5,7 @@
 namespace spmc {
 namespace {
 constexpr u64 kDeathCheckNs = 50'000'000;
+constexpr u64 kStandstillNs = 1'000'000'000;
 
 u64 now_ns() {
   timespec time;
@@ -52,11 +53,26 @@ u8* Producer::reserve(u64 nbytes, Refusal& refusal) {
     next_death_check_ = now + kDeathCheckNs;
     tables_.reap_dead();
     tables_.let_go_of_empty_groups();
+    pass_over_who_stands_still(now);
     reclaim(true);
   }
   refusal = Refusal::none;
   reserved_ = *offset;
   return base_ + reserved_ + kPacketHeaderBytes;
+}
+
+// A reader that joined late and may lose packets (`subscribe`) must not hold up the others, not when it is
+// stopped (SIGSTOP, a debugger) with the oldest packet in its hands either.
+void Producer::pass_over_who_stands_still(u64 now) {
+  if (tail_ != full_at_) {
+    full_at_ = tail_;
+    full_since_ = now;
+  }
+  if (now - full_since_ < kStandstillNs) return;
+  for (const GroupInfo& info : filters_)
+    if (info.temporary && !info.at_least_once &&
+        !is_final(load(m_.word(tail_, info.index), Order::acquire)))
+      tables_.pass_over(info.index);
 }
 
 void Producer::abort() { arena_.undo(reserved_); }

@@ -47,6 +47,7 @@ class Producer {
 
  private:
   void reclaim(bool full = false);
+  void pass_over_who_stands_still(u64 now);
   void refresh_groups(u64 mask);
   u32 wanted(u64 hook_id);
   void bump(u64 offset) { store(m_.at(offset), load(m_.at(offset)) + 1); }
@@ -72,6 +73,7 @@ class Producer {
   std::vector<GroupInfo> filters_;
   Tally harvest_;
   u64 next_death_check_ = 0;
+  u64 full_at_ = ~0ULL, full_since_ = 0;  // the oldest slot while the ring is full, and when it was first seen
 };
 
 }  // namespace spmc

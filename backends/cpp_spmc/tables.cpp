@@ -171,6 +171,21 @@ void Tables::let_go_of_empty_groups() {
     std::atomic_ref<u64>(s_.word(kHdrGroupMask)).fetch_and(~(empty << kActiveShift));
 }
 
+void Tables::pass_over(unsigned group) {
+  std::atomic_ref<u64>(s_.word(kHdrGroupMask)).fetch_and(~(1ULL << kActiveShift << group));
+  for (u64 index = 1; index < kOwners; ++index) {
+    const u64 word = load(owner_word(index), Order::acquire);
+    if (identity_pid(word) != 0 && load(s_.word(kOwnersOffset + index * kOwnerStride + 8)) == group)
+      reap_owner(make_owner(index, identity_generation(word)), group);
+  }
+}
+
+void Tables::stay_in(unsigned group) {
+  const u64 active = 1ULL << kActiveShift << group;
+  if ((group_mask() & active) == 0)
+    std::atomic_ref<u64>(s_.word(kHdrGroupMask)).fetch_or(active);
+}
+
 void Tables::retire(const std::string& name) {
   const auto found = find_group(name);
   if (!found) throw Error("no group " + name + " to retire");

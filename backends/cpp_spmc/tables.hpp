@@ -35,6 +35,11 @@ class Tables {
   // Temporary groups that have no member left get no more packets, until someone joins again.
   void let_go_of_empty_groups();
 
+  // A temporary group whose members stand still while the ring is full: what they hold is lost to them,
+  // what waits for them is passed over, and nothing comes until one of them looks again (`stay_in`).
+  void pass_over(unsigned group);
+  void stay_in(unsigned group);
+
   // From now on this group is temporary too. Throws Error when there is none of that name.
   void retire(const std::string& name);
 

@@ -25,6 +25,7 @@ from asys_bench.contracts.bus import (
 )
 
 _NOBODY_WAITS = sys.maxsize
+_WANT_OF_ROOM = (DropReason.FULL, DropReason.TIMEOUT)
 
 
 class Group:
@@ -81,6 +82,9 @@ class Broker:
         self.room = threading.Event()
         """Set whenever packets were settled; `push` waits on it."""
         self._order = 0
+        self._refused = 0
+        self._oldest: set[int] = set()
+        """As `standing_still` found them last."""
         self._routes: dict[int, Route] = {}
         try:
             for name in ("identity", *request.names):
@@ -243,6 +247,17 @@ class Broker:
         """Frames of `shard` that were freed since the last call."""
         with self.lock:
             return self.arenas[shard].take_freed()
+
+    def standing_still(self) -> list[Slot]:
+        """The oldest frame of each shard that has refused packets since the last call for want of room,
+        where it was the oldest at that call as well."""
+        with self.lock:
+            cells = self.page.cells
+            refused = sum(cells[c.DROPPED + c.REASON_INDEX[reason]] for reason in _WANT_OF_ROOM)
+            before, self._refused = self._refused, refused
+            oldest = [arena.slots[0] for arena in self.arenas if arena.slots]
+            seen, self._oldest = self._oldest, {slot.order for slot in oldest}
+            return [slot for slot in oldest if refused > before and slot.order in seen]
 
     def exhausted(self, group: Group) -> bool:
         """True when nothing will ever come for `group`."""

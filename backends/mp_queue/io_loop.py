@@ -9,6 +9,7 @@ import selectors
 import shutil
 import socket
 import threading
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class IoLoop:
         self._far_producers: list[Member] = []
         self._waiting: dict[Group, deque[Member]] = {}
         self._calls: deque[Callable[[], None]] = deque()
+        self._next_look = time.monotonic() + LOOK_S
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="asys-mp-queue-io", daemon=True)
         self._thread.start()
@@ -156,6 +158,22 @@ class IoLoop:
                     self._guarded(member, self._end_if_exhausted)
         for member in list(self._far_producers):
             self._guarded(member, self._tell_producer)
+        if (now := time.monotonic()) >= self._next_look:
+            self._next_look = now + LOOK_S
+            for slot in self._broker.standing_still():
+                self._drop_who_stands_still(slot)
+
+    def _drop_who_stands_still(self, slot: Slot) -> None:
+        """A reader that joined late and may lose packets (`subscribe`) must not hold up the others, not
+        when it is stopped (SIGSTOP, a debugger) with the oldest packet in its hands either."""
+        for member in list(self._members.values()):
+            group = member.group
+            if group is None or group.declared or group.retry:
+                continue
+            claimed = any(slot in batch for batch in member.batches.values())
+            if claimed or (group.pending and group.pending[0] is slot):
+                log.warning("dropping %s: it stands still and fills the bus for everybody", member)
+                self._drop(member)
 
     def _guarded(self, member: Member, action: Callable[..., None], *args: object) -> None:
         """One channel's trouble ends that channel only."""

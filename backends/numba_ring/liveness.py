@@ -10,10 +10,10 @@ import errno
 import os
 import select
 import threading
-from pathlib import Path
 
 from asys_bench.backends.numba_ring.layout import GENERATION_MASK
 from asys_bench.system.descriptor import Descriptor
+from asys_bench.system.process import is_same_start, start_time
 
 _PID_MASK = 0x3FFFFF
 
@@ -35,18 +35,8 @@ def identity_of(word: int) -> int:
     return word & ~GENERATION_MASK
 
 
-def process_start_time(pid: int) -> int:
-    """Field 22 of /proc/<pid>/stat (clock ticks since boot), or 0 when there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except OSError:
-        return 0
-    fields = text[text.rfind(")") + 2 :].split()  # comm may hold spaces and ')'
-    return int(fields[19]) if len(fields) > 19 else 0
-
-
 def own_identity() -> int:
-    return make_identity(os.getpid(), process_start_time(os.getpid()))
+    return make_identity(os.getpid(), start_time(os.getpid()))
 
 
 class ProcessWatch:
@@ -89,8 +79,10 @@ class ProcessWatch:
             self._gone = error.errno == errno.ESRCH
             return False
         # The pidfd may already name a later process of the same pid: the start time tells.
-        start = process_start_time(pid)
-        self._gone = start != 0 and make_identity(pid, start) != identity_of(self._identity)
+        start = start_time(pid)
+        # The identity holds it modulo 2^32.
+        apart = ((start - (self._identity >> 32) + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
+        self._gone = start != 0 and not is_same_start(start, start - apart)
         return not self._gone
 
 

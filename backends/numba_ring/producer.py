@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from asys_bench.backends.numba_ring import forks, producer_core
+from asys_bench.backends.numba_ring import layout as at
 from asys_bench.backends.numba_ring.config import NumbaRingOptions
 from asys_bench.backends.numba_ring.packets import pack_template
 from asys_bench.backends.numba_ring.payload import BytesAddress, locate
@@ -59,6 +60,7 @@ UNLOCK_BYTES = 64 << 10
 _push, _push_unlocked = producer_core.push, producer_core.push_unlocked
 _ROOM_POLL_S = 50e-6
 _DEATH_CHECK_NS = 50_000_000
+_STANDSTILL_NS = 1_000_000_000
 
 
 class RingProducer(BusProducer):
@@ -85,6 +87,8 @@ class RingProducer(BusProducer):
         self._generation = forks.generation
         self._refusal: DropReason | None = None
         self._next_death_check = 0
+        self._full_at, self._full_since = -1, 0
+        """The oldest slot while the ring is full, and when it was first seen."""
         self._address_of_bytes = BytesAddress()
         geometry = segment.geometry
         self.max_payload_bytes = geometry.max_payload
@@ -244,7 +248,25 @@ class RingProducer(BusProducer):
         self._next_death_check = now + _DEATH_CHECK_NS
         self._tables.reap_dead()
         self._tables.let_go_of_empty_groups()
+        self._pass_over_who_stands_still(now)
         return True
+
+    def _pass_over_who_stands_still(self, now: int) -> None:
+        """A reader that joined late and may lose packets (`subscribe`) must not hold up the others, not
+        when it is stopped (SIGSTOP, a debugger) with the oldest packet in its hands either."""
+        tail = int(self._state[P_TAIL // 8])
+        if tail != self._full_at:
+            self._full_at, self._full_since = tail, now
+        if now - self._full_since < _STANDSTILL_NS:
+            return
+        geometry = self.segment.geometry
+        slot = at.SHARDS_OFFSET + self.shard * geometry.shard_stride + at.SH_SLOTS
+        slot += (tail & (geometry.slots - 1)) * at.SLOT_STRIDE
+        for group in self._tables.groups():
+            state = self.segment.words.load(slot + 8 * group.number) & 0xF
+            late = group.temporary and not group.at_least_once
+            if late and state in (at.STATE_PENDING, at.STATE_CLAIMED):
+                self._tables.pass_over(group.number)
 
     def _check(self) -> None:
         if forks.generation != self._generation:

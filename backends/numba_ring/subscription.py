@@ -140,6 +140,7 @@ class RingSubscription(BusSubscription):
         now = time.monotonic_ns()
         if now >= self._next_look:
             self._next_look = now + LOOK_NS
+            self._tables.stay_in(self._group_number)
             self._tables.reap_dead()
             consumer_core.repair(self._address)
         return self.segment.no_more

@@ -185,6 +185,21 @@ class Tables:
         finally:
             self._words.store(at.HDR_TABLE_LOCK, 0)
 
+    def pass_over(self, group: int) -> None:
+        """A temporary group whose members stand still while the ring is full: what they hold is lost to
+        them, what waits for them is passed over, and nothing comes until one of them looks again
+        (`stay_in`)."""
+        self._words.clear_bits(at.HDR_GROUP_MASK, 1 << at.ACTIVE_SHIFT << group)
+        for index in range(1, at.OWNERS):
+            word = self._words.load(self._owner(index))
+            if identity_pid(word) and self._words.load(self._owner(index) + at.OWN_GROUP) == group:
+                self.reap_owner(index << 10 | identity_generation(word), group)
+
+    def stay_in(self, group: int) -> None:
+        active = 1 << at.ACTIVE_SHIFT << group
+        if not self.group_mask() & active:
+            self._words.set_bits(at.HDR_GROUP_MASK, active)
+
     def reap_owner(self, owner: int, only_group: int | None = None) -> int:
         """Settle the claims of one owner id. Returns packets taken back."""
         geometry = self._segment.geometry

@@ -11,7 +11,9 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import runpy
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -39,6 +41,8 @@ class Host:
         self.outcome = {"raised": None, "replaced": []}
 
     def run(self):
+        if "clock_ahead" in self.behaviour:
+            move_children_in_time(3 * 86400)
         if "reaps" in self.behaviour:
             threading.Thread(target=reap_everybody, daemon=True).start()
         if self.via == "observe":
@@ -60,6 +64,7 @@ class Host:
             self.outcome["open to others"] = open_to_others(processes, [self.folder])
         self.behave()
         self.train(50)
+        self.outcome["restarts"] = self.restarts()
         began = time.monotonic()
         try:
             if self.via == "callback":
@@ -69,6 +74,14 @@ class Host:
         except Exception as error:  # noqa: BLE001 - the test asserts that there is none
             self.outcome["raised"] = repr(error)
         self.outcome["close_s"] = time.monotonic() - began
+
+    def restarts(self):
+        from asys_bench.contracts.stats import SlotField
+
+        if self.observation is None:
+            return {}
+        slots = self.observation.page.slots()
+        return {name: slot.get(SlotField.RESTARTS) for name, slot in slots if name != "host"}
 
     @property
     def settings(self):
@@ -82,6 +95,7 @@ class Host:
                 "tick_s": 0.05,
                 "backoff_initial_s": 0.05,
                 "startup_timeout_s": 180.0,  # a busy machine takes over a minute for the imports
+                "heartbeat_timeout_s": 2.0 if "clock" in self.behaviour else 10.0,
             },
         }
 
@@ -106,6 +120,8 @@ class Host:
                     os.dup2(fd, number, inheritable=False)
                     os.close(fd)
                 self.own[number] = identity(number)
+        if "clock_behind_later" in self.behaviour:
+            move_children_in_time(-min(3600, int(time.monotonic()) // 2))
         if "kills_watchdog" in self.behaviour:
             if "closes" in self.behaviour:
                 time.sleep(1.5)  # the supervisor looks after its descriptors every half second
@@ -115,6 +131,12 @@ class Host:
                 os.kill(pid, signal.SIGKILL)
         if "kills_worker" in self.behaviour:
             self.kill("archive-0", self.pid("archive-0"))
+        if "read_by_child" in self.behaviour:
+            self.read_by_child()
+        if "stops_worker" in self.behaviour:
+            began = time.monotonic()
+            self.kill("archive-0", self.pid("archive-0"), signal.SIGSTOP)
+            self.outcome["found_s"] = time.monotonic() - began
         if "setuid" in self.behaviour:
             os.setgroups([])
             os.setgid(65534)
@@ -129,11 +151,21 @@ class Host:
 
         return self.observation.page.slot(name).get(SlotField.PID)
 
-    def kill(self, name, pid):
+    def read_by_child(self):
+        """Somebody else reads the run, from where this process's children are."""
+        run_dir = str(next((self.folder / "runs").glob("*")))
+        reader = subprocess.Popen(
+            [sys.executable, "-P", "-c", READER, run_dir], stdout=subprocess.PIPE, text=True
+        )
+        while reader.poll() is None:
+            self.train(5)
+        self.outcome["read"] = json.loads(reader.communicate()[0])
+
+    def kill(self, name, pid, number=signal.SIGKILL):
         """And train on until there is another."""
         from asys_bench.contracts.stats import WorkerState
 
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
         slot = self.observation.page.slot(name)
         deadline = time.monotonic() + PATIENCE_S
         while self.pid(name) == pid or slot.state is not WorkerState.READY:
@@ -158,6 +190,33 @@ class Host:
             print(json.dumps(outcome), flush=True)
         else:
             path.write_text(json.dumps(outcome))
+
+
+READER = """
+import json, sys, time
+from rich.console import Console
+from asys_bench.cli.run_attach import attach_run
+from asys_bench.cli.run_top import TopView
+from asys_bench.contracts.monitor import heartbeats
+from asys_bench.reading.live import subscribe
+with subscribe(sys.argv[1]) as samples:
+    sample = samples.get(30.0)
+with attach_run(__import__("pathlib").Path(sys.argv[1])) as run:
+    view = TopView(run)
+    view.frame(120)
+    heartbeats(run.page)
+    time.sleep(0.5)
+    with open("/dev/null", "w") as nowhere:
+        console = Console(file=nowhere, record=True, width=120)
+        console.print(view.frame(120))
+    ages = heartbeats(run.page)
+    print(json.dumps({"hook": sample.hook, "ages": ages, "top": console.export_text()}))
+"""
+
+
+def move_children_in_time(seconds):
+    script = Path(__file__).parents[1] / "fixtures/in_time_namespace.py"
+    runpy.run_path(str(script))["move_children_in_time"](seconds)
 
 
 def identity(fd):

@@ -113,11 +113,13 @@ class Nursery:
             end_script(self._process)
 
 
-def start_script(role: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """`remote_process.py` as an ordinary spawned process."""
+def start_script(
+    role: str, under: Sequence[str] = ()
+) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """`remote_process.py` as an ordinary spawned process; `under` goes before its command."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     near.settimeout(TIMEOUT_S)
-    command = [sys.executable, str(SCRIPT), role, str(far.fileno())]
+    command = [*under, sys.executable, str(SCRIPT), role, str(far.fileno())]
     process = subprocess.Popen(command, pass_fds=[far.fileno()])
     far.close()
     return process, near

@@ -107,8 +107,8 @@ class Puppet:
     def end_production(self, fds: list[int]) -> None:
         self.attached.close()
 
-    def subscribe(self, fds: list[int], group: str, member: str) -> str:
-        self.subscription = self.client.subscribe(group, member)
+    def subscribe(self, fds: list[int], group: str, member: str, late: bool = False) -> str:
+        self.subscription = self.client.subscribe(group, member, GroupSpec(group) if late else None)
         return member
 
     def pull(self, fds: list[int], most: int, timeout_s: float) -> list[int]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +35,7 @@ from .support import (
     settled,
 )
 
+IN_TIME_NAMESPACE = Path(__file__).parents[1] / "fixtures/in_time_namespace.py"
 TRAIN = GroupSpec("train")
 ARCHIVE = GroupSpec("archive", Delivery.AT_LEAST_ONCE)
 
@@ -63,6 +67,34 @@ def test_a_handle_travels_as_json_and_descriptors_to_a_spawned_process(shared_bu
     finally:
         end_script(process)
         remote.end()
+
+
+def test_a_reader_on_another_clock_takes_nobody_for_dead_and_is_not_taken_for_dead(
+    shared_bus: Buses,
+) -> None:
+    in_three_days = [sys.executable, str(IN_TIME_NAMESPACE), str(3 * 86400)]
+    if subprocess.run([*in_three_days, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no time namespace is to be had here: root, and Linux 6.3 or later")
+    bus = shared_bus(ARCHIVE)
+    producer = bus.producer()
+    push_numbers(producer, 0, 20)
+    process, control = start_script("obey", in_three_days)
+    try:
+        far = Remote(control, process.pid)
+        far.attach(bus.handle(), "archive")
+        held = far.call("pull", most=8, timeout_s=5.0)
+        with bus.subscribe("archive", "near") as near:  # looks for dead members when it joins
+            assert len(held) + len(pull_numbers(near, 20 - len(held))) == 20
+            time.sleep(0.15)  # and when nothing has come for a while
+            assert not near.pull_batch(8, 0.1).release()
+        assert far.call("release") == len(held), "a lease that is taken from a live reader fails"
+        push_numbers(producer, 20, 5)
+        assert far.call("pull", most=8, timeout_s=5.0), "its owner, the host, lives"
+        far.call("release")
+        settled(bus, "archive", redelivered=0, lost_in_flight=0)
+    finally:
+        end_script(process)
+        far.end()
 
 
 def test_a_name_interned_later_is_known_before_its_first_packet(
@@ -156,6 +188,48 @@ def test_a_stopped_member_does_not_block_the_others(shared_bus: Buses, nursery: 
     with bus.subscribe("train", "awake") as train, bus.subscribe("archive", "awake") as archive:
         assert pull_numbers(train, 40) == list(range(40))
         assert pull_numbers(archive, 40) == list(range(40))
+
+
+def test_a_late_reader_that_stands_still_holds_up_the_others_for_a_second_and_no_longer(
+    killable_bus: Buses, nursery: Nursery
+) -> None:
+    bus = killable_bus(TRAIN, packets=64)
+    producer = bus.producer()
+    late = nursery.child().attach(bus.handle())
+    late.call("subscribe", group="reader-0", member="late", late=True)
+    push_numbers(producer, 0, 4)
+    held = late.call("pull", most=2, timeout_s=5.0)
+    late.signal(signal.SIGSTOP)
+    offered = refused = row = 0
+    deadline = time.monotonic() + 20.0
+    with bus.subscribe("train", "near") as train:
+        while row < 500:  # more than fit: the bus takes packets again
+            assert time.monotonic() < deadline, f"still full after {refused} refusals"
+            accepted = producer.try_push(meta_of(offered, 64), body_of(offered, 64))
+            offered, refused = offered + 1, refused + (not accepted)
+            row = row + 1 if accepted and refused else 0
+            train.pull_batch(64, 0.0 if accepted else 0.01).release()
+        assert refused, "it was full at first, because of the reader"
+        account = bus.account()
+        assert account.group("train").lost_in_flight == 0
+        assert not any(account.imbalance(group) for group in account.groups)
+        eventually(lambda: bus.account().group("reader-0").lost_in_flight == len(held), "its loss")
+
+        late.signal(signal.SIGCONT)
+        if not late.call("ended"):  # else its channel was closed, and it has to join again
+            assert late.call("release") == 0, "what it holds may be torn by now"
+        else:
+            late.attach(bus.handle())
+            late.call("subscribe", group="reader-0", member="late", late=True)
+        news: list[int] = []
+        while not news:
+            assert time.monotonic() < deadline, "it reads nothing any more"
+            producer.try_push(meta_of(offered, 64), body_of(offered, 64))
+            offered += 1
+            train.pull_batch(64, 0.0).release()
+            news = late.call("pull", most=8, timeout_s=0.06)
+            late.call("release")
+    assert min(news) > max(held)
 
 
 def test_a_stopped_member_that_is_killed_gives_its_claim_back(

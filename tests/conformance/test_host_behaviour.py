@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from asys_bench.contracts.bus import BusPlugin
-from asys_bench.pipeline.liveness import all_pids, has_in_environment, is_running, start_time
+from asys_bench.pipeline.liveness import all_pids, has_in_environment, is_running
+from asys_bench.system.process import start_time
 
 from . import behaving_host
 
@@ -31,6 +32,10 @@ DEADLINE_S = 10.0 + 1.0 + 5.0 + 2.0
 """`run.drain_timeout_s`, what `drain` adds, `Supervisor.end`, and a loaded machine."""
 PATIENCE_S = 280.0
 pytestmark = pytest.mark.timeout(340)
+needs_time_namespace = pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/proc/self/ns/time"),
+    reason="only root makes time namespaces, where there are any",
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root changes user and root")
 
 
@@ -174,6 +179,33 @@ def test_a_thread_that_waits_for_every_child_and_a_removed_directory_stop_no_res
     ended.check()
     assert ended.outcome["replaced"] == ["watchdog"]
     ended.check_all_delivered()
+
+
+@needs_time_namespace
+@pytest.mark.parametrize(
+    ("behaviour", "bus", "restarts"),
+    [
+        ("clock_ahead+read_by_child+stops_worker", "cpp_spmc", {"watchdog": 0, "archive-0": 1}),
+        (
+            "clock_behind_later+kills_watchdog+stops_worker",
+            "numba_ring",
+            {"watchdog": 1, "archive-0": 1},
+        ),
+    ],
+)
+def test_on_another_clock_than_its_workers_nobody_is_called_dead_and_a_stopped_one_is_found(
+    behaviour, bus, restarts, tmp_path
+):
+    ended = Ended(behaviour, bus, "observe", tmp_path)
+    ended.check()
+    assert ended.outcome["restarts"] == restarts, "whoever was struck, once, and nobody else"
+    assert ended.outcome["found_s"] < 2.0 + DEADLINE_S
+    ended.check_all_delivered()
+    if "read_by_child" in behaviour:
+        read = ended.outcome["read"]
+        assert read["hook"] == "0"
+        assert max(read["ages"].values()) < 30.0, "not three days"
+        assert "archive-0" in read["top"]
 
 
 @needs_root

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from asys_bench.contracts.stats import Slot, SlotField, StatsPage, WorkerState
-from asys_bench.pipeline.liveness import start_time
+from asys_bench.system.process import start_time
 
 PATIENCE_S = 240.0
 

@@ -19,6 +19,8 @@ from asys_bench.harness.words import RoundStatus
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"
 SOAK = os.environ.get("ASYS_SOAK") == "1"
 HEARTBEAT_S = 1.0
+KILLS = 60
+GROWTH_MIB = 32.0
 NEVER = (
     "failed_hosts",
     "changed_weights",
@@ -108,6 +110,25 @@ def test_two_hundred_faults_are_recovered_from(fault, worker, group, faults):
         assert len(took[-1]) == per_round
         assert end.document["values"]["unread_packets"]["count"] == 0
     told(f"{fault} of {worker} to consuming", took)
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="ten minutes a bus: make soak")
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("backend", ["cpp_spmc", "numba_ring", "mp_queue"])
+def test_five_minutes_at_full_rate_with_a_kill_every_five_seconds(backend):
+    """The victim is by chance a worker, the watchdog, its fork server or a resource tracker. Rows are
+    few, or the archive would have 12 GB."""
+    end = strike(
+        backend, 5, "host.options.synthetic.pause_ms=0", "host.options.synthetic.rows=4",
+        timeout_s=1500, fault="kill", worker="anyone", faults=KILLS, calm_s=5.0, settle_s=5.0,
+        await_recovery=False, record_steps=False, patience_s=300.0,
+    )  # fmt: skip
+    values = end.document["values"]
+    print(f"{backend}: n {end.document['n']}, {values}")
+    assert values["quarantined_workers"]["count"] == 0
+    for process in ("host", "watchdog"):
+        assert values[f"{process}_growth_mib"]["median"] <= GROWTH_MIB
 
 
 @pytest.mark.stress

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from abc import ABC
 from collections.abc import Sequence
 from typing import ClassVar
@@ -58,6 +59,14 @@ class Fault(ABC):
     def victims(self, run: ObservedRun) -> Sequence[str]:
         """Slots of the processes it strikes."""
         return run.others() if self.options.worker == "everyone" else (self.options.worker,)
+
+    def strike(self, run: ObservedRun, number: signal.Signals) -> None:
+        """Send a signal to whom the case names."""
+        if self.options.worker == "anyone":
+            run.send_one(self.random.choice, number)
+        else:
+            self.remember(run)
+            run.send(self.victims(run), number)
 
     def remember(self, run: ObservedRun) -> None:
         """Which incarnation is struck; call it right before."""

@@ -18,15 +18,11 @@ from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import RunState, Slot, SlotField
 from asys_bench.harness.faults.host_process import HostTask
 from asys_bench.pipeline.live_run import RUN_FILE, LiveRun, LiveRunError
-from asys_bench.pipeline.liveness import (
-    ProcessHandle,
-    all_pids,
-    has_in_environment,
-    start_time,
-)
+from asys_bench.pipeline.liveness import ProcessHandle, all_pids, has_in_environment
+from asys_bench.system.process import start_time
 
 MARK = "ASYS_CHAOS_MARK"
-START_PATIENCE_S = 60.0
+START_PATIENCE_S = 180.0
 """For torch, fork server and workers of a run to come up."""
 
 
@@ -112,6 +108,11 @@ class ObservedRun:
         """To every process of the run but the host."""
         for pid in self.processes():
             _send(pid, number)
+
+    def send_one(self, choose: Callable[[Sequence[int]], int], number: signal.Signals) -> None:
+        """To one of those: a worker, the watchdog, its fork server, a resource tracker."""
+        if found := self.processes():
+            _send(choose(sorted(found)), number)
 
     def processes(self) -> list[int]:
         """Every process of the run but the host, by the mark in its environment."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -31,8 +31,8 @@ class ChaosOptions(ScenarioOptions):
     fault: FaultName = Field(description="which fault; `none` for a reference")
     worker: str = Field(
         default="archive-0",
-        description="slot of the process that is struck: a worker, `watchdog`, or `everyone` but "
-        "the host",
+        description="slot of the process that is struck: a worker or `watchdog`; `everyone` but "
+        "the host; `anyone`, one of those by chance each time (kill, stop)",
     )
     group: str = Field(default="archive", description="the consumer group that must go on")
     archive_group: str = Field(
@@ -50,6 +50,9 @@ class ChaosOptions(ScenarioOptions):
     )
     patience_s: float = Field(default=30, gt=0, le=300, description="longest wait for recovery")
     settle_s: float = Field(default=0.5, ge=0, le=60, description="calm after the last recovery")
+    record_steps: bool = Field(
+        default=True, description="time each host step (`step_ms`); it keeps 16 bytes of each"
+    )
     check_weights: bool = Field(
         default=True,
         description="train the same host again without any observer and compare its weights",
@@ -61,8 +64,11 @@ class ChaosOptions(ScenarioOptions):
     memory_mib: float = Field(
         default=1.0, gt=0, le=65536, description="oom: what the worker may add to its memory"
     )
-    step_s: float = Field(
-        default=3600.0, ge=-1e7, le=1e7, description="clock_step: how far the wall clock jumps"
+    clock_s: tuple[Annotated[float, Field(ge=-4e9, le=4e9)], ...] = Field(
+        default=(-86400.0, 86400.0, 6.3e8, -2e9),
+        min_length=1,
+        description="clock_step: how far the wall clock is off after each strike, in seconds; "
+        "a day behind, a day ahead, 20 years ahead, before 1970",
     )
     files: int = Field(default=3, ge=0, le=1024, description="emfile: highest descriptor allowed")
     torn_bytes: int = Field(

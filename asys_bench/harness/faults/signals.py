@@ -23,8 +23,7 @@ class Kill(Fault):
     name, summary = "kill", "SIGKILL"
 
     def inject(self, run: ObservedRun) -> None:
-        self.remember(run)
-        run.send(self.victims(run), signal.SIGKILL)
+        self.strike(run, signal.SIGKILL)
 
 
 class Stop(Fault):
@@ -33,8 +32,7 @@ class Stop(Fault):
     name, summary = "stop", "SIGSTOP: alive, silent, holding its claims"
 
     def inject(self, run: ObservedRun) -> None:
-        self.remember(run)
-        run.send(self.victims(run), signal.SIGSTOP)
+        self.strike(run, signal.SIGSTOP)
 
 
 class Storm(Fault):

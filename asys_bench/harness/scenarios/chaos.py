@@ -14,7 +14,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from asys_bench.contracts.scenario import (
     ScenarioOptions,
     ScenarioPlugin,
 )
-from asys_bench.contracts.stats import Counter, SlotField
+from asys_bench.contracts.stats import Counter, SlotField, WorkerState
 from asys_bench.harness.faults.archive_count import archived_packets
 from asys_bench.harness.faults.fault import Fault
 from asys_bench.harness.faults.host_process import (
@@ -42,6 +42,7 @@ from asys_bench.harness.faults.options import ChaosOptions
 from asys_bench.harness.faults.stage import Stage
 from asys_bench.harness.faults.table import FAULTS
 from asys_bench.harness.scenarios.pipeline_account import count_packets
+from asys_bench.monitors.process_usage import process_usage
 
 POLL_S = 0.001
 LEAVE_PATIENCE_S = 10.0
@@ -61,6 +62,7 @@ class _Round:
         self._random = random.Random(context.seed)
         self._strikes_ns: list[int] = []
         self._run: ObservedRun | None = None
+        self._resident: list[list[float | None]] = []
 
     def run(self) -> None:
         self._shm = _segments()
@@ -79,13 +81,14 @@ class _Round:
     def _start(self) -> ObservedRun:
         context = self._context
         config, check = context.config.to_plain(), self._options.check_weights
-        task = HostTask(str(context.scratch), config, check)
+        task = HostTask(str(context.scratch), config, check, self._options.record_steps)
         return ObservedRun.start(task, self._stage.runs, self._stage.environment)
 
     def _strike_all(self, run: ObservedRun) -> None:
         options = self._options
         if run.live is not None:
             self._await(run, lambda: run.delivered(options.group) > 0, "the first packets")
+        self._weigh(run)
         for _ in range(options.faults):
             time.sleep(options.calm_s * self._random.uniform(0.5, 1.5))
             if run.process.poll() is not None:
@@ -94,6 +97,20 @@ class _Round:
             if self._fault.host_survives and options.await_recovery and run.live is not None:
                 self._recover(run, begin)
         time.sleep(options.settle_s)
+        self._weigh(run)
+
+    def _weigh(self, run: ObservedRun) -> None:
+        """Resident memory of host and watchdog, now; a watchdog that starts again has none yet."""
+        if run.live is not None and self._fault.host_survives:
+            found = process_usage(run.process.pid), process_usage(run.pid("watchdog"))
+            self._resident.append([usage[1] / (1 << 20) if usage else None for usage in found])
+
+    def _resident_pairs(self) -> Iterator[tuple[str, float, float]]:
+        """Process, MiB before the first strike and after the last, where both are known."""
+        if len(self._resident) == 2:
+            for name, first, last in zip(("host", "watchdog"), *self._resident, strict=True):
+                if first is not None and last is not None:
+                    yield name, first, last
 
     def _strike(self, run: ObservedRun) -> int:
         """Returns the time from which recovery counts."""
@@ -156,6 +173,10 @@ class _Round:
             context.count("changed_weights", int(changed), 1)
         self._count_packets(run, outcome)
         self._count_restarts(run)
+        self._count_quarantined(run)
+        for name, first, last in self._resident_pairs():
+            context.value(f"{name}_resident_mib", last)
+            context.value(f"{name}_growth_mib", last - first)
         self._steps()
 
     def _count_packets(self, run: ObservedRun, outcome: dict[str, Any]) -> None:
@@ -194,6 +215,13 @@ class _Round:
         names = run.others()
         restarts = sum(run.slot(name).get(SlotField.RESTARTS) for name in names)
         self._context.count("needless_restarts", restarts, len(names))
+
+    def _count_quarantined(self, run: ObservedRun) -> None:
+        if run.live is None:
+            return
+        names = run.others()
+        given_up = [name for name in names if run.slot(name).state is WorkerState.QUARANTINED]
+        self._context.count("quarantined_workers", len(given_up), len(names))
 
     def _steps(self) -> None:
         begun, ended = read_steps(self._context.scratch)
@@ -244,6 +272,15 @@ plugin = ScenarioPlugin(
         ),
         "unread_packets": _count("accepted, and not taken by the archive before the run ended"),
         "needless_restarts": _count("restarts under a fault that calls for none"),
+        "quarantined_workers": _count("workers, or the watchdog, given up in the end"),
+        "host_resident_mib": MetricSpec("lower", MetricKind.ROUND, "the host's memory at the end"),
+        "host_growth_mib": MetricSpec(
+            "lower", MetricKind.ROUND, "of that, since before the strikes"
+        ),
+        "watchdog_resident_mib": MetricSpec("lower", MetricKind.ROUND, "the watchdog's at the end"),
+        "watchdog_growth_mib": MetricSpec(
+            "lower", MetricKind.ROUND, "of that, more than the watchdog's before the strikes"
+        ),
         "left_behind": _count("processes, descriptors and /dev/shm names that stayed"),
     },
     run=run,

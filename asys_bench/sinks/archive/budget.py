@@ -117,6 +117,16 @@ def finish(archive: Path, deletion: Deletion) -> bool:
     return there
 
 
+def _last_seq(shard: Path) -> int:
+    """The newest packet in a closed shard: its age among those of other hooks, which wall clocks and
+    file times do not tell. -1: unknown."""
+    try:
+        sidecar = Sidecar.read(shard)
+    except ArchiveError:
+        return -1
+    return max((part.last_seq for part in sidecar.ranges), default=-1) if sidecar else -1
+
+
 class Budget:
     """Keeps the closed shards of one worker within `most_bytes`.
 
@@ -159,8 +169,9 @@ class Budget:
             if name is None or name.worker != self._worker:
                 continue
             if Sidecar.path_of(path).exists():
-                found.append((path.stat().st_mtime_ns, name.sort_key(), path))
-        for _, _, path in sorted(found):
+                found.append((name.incarnation, _last_seq(path), name.number, path))
+                self._heartbeat()
+        for *_, path in sorted(found):
             self._add(path)
         self._keep_within()
 

@@ -24,7 +24,7 @@ from asys_bench.cli.run_attach import RunGoneError, attach_run, find_run
 from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.monitors.published_account import publish_account
-from asys_bench.pipeline.liveness import start_time
+from asys_bench.system.process import start_time
 
 HOOK = "policy.net.0"
 

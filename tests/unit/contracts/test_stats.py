@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 
 import pytest
 from hypothesis import given
@@ -40,7 +41,6 @@ def test_another_mapping_sees_what_the_writer_wrote(page):
     slot.gauge("fvu", hook="a").set(-0.25)
     slot.histogram("latency_ns").record(1000)
     page.run_state = RunState.DRAINING
-    page.drain_deadline_ns = 77
 
     other = StatsPage.attach(os.dup(page.fd))
     try:
@@ -49,10 +49,65 @@ def test_another_mapping_sees_what_the_writer_wrote(page):
         assert metrics["fvu{hook=a}"].value == -0.25
         assert metrics["latency_ns"].snapshot().count == 1
         assert other.slot("trainer-0").state is WorkerState.READY
-        assert (other.run_state, other.drain_deadline_ns) == (RunState.DRAINING, 77)
+        assert other.run_state is RunState.DRAINING
         assert other.owner_pid == os.getpid()
     finally:
         other.close()
+
+
+def test_time_left_passes_on_the_readers_clock_whatever_the_writer_reads(page, monkeypatch):
+    assert page.drain_left_s == math.inf
+    now_ns = [5_000_000_000]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns[0])
+    page.drain_left_s = 10.0
+    other = StatsPage.attach(os.dup(page.fd))
+    try:
+        now_ns[0] = 90_000_000_000_000  # the reader is a day ahead, or has come late
+        assert other.drain_left_s == 10.0
+        now_ns[0] += 4_000_000_000
+        assert other.drain_left_s == 6.0
+        page.drain_left_s = 7.5  # as the writer, who waits, says it
+        assert other.drain_left_s == 7.5
+        now_ns[0] += 8_000_000_000
+        assert other.drain_left_s == -0.5
+        page.drain_left_s = -1.0
+        assert -1e-6 < other.drain_left_s < 1e-6, "over, and not: no drain"
+    finally:
+        other.close()
+
+
+def test_a_writer_on_another_clock_is_silent_since_its_heartbeat_was_first_seen(page, monkeypatch):
+    slot = page.slot("trainer-0")
+    assert slot.silence_s(1) == math.inf
+    now_ns = [50_000_000_000]
+    monkeypatch.setattr(time, "monotonic_ns", lambda: now_ns[0])
+    slot.occupy()
+    assert slot.silence_s(53_000_000_000) == 3.0, "on the same clock to the nanosecond"
+    slot.beat(ahead_s=20.0)
+    assert slot.silence_s(53_000_000_000) == -17.0
+
+    slot.set(SlotField.CLOCK, slot.get(SlotField.CLOCK) + 1)
+    now_ns[0] = 3 * 86_400_000_000_000
+    for here_ns in (60_000_000_000, 10 * 86_400_000_000_000):  # days behind it, days ahead of it
+        slot.beat()
+        assert slot.silence_s(here_ns) == 0.0
+        assert slot.silence_s(here_ns + 11_000_000_000) == 11.0, "a hang is found all the same"
+        now_ns[0] += 1
+        slot.beat(ahead_s=20.0)
+        assert slot.silence_s(here_ns + 12_000_000_000) == -20.0
+        assert slot.silence_s(here_ns + 42_000_000_000) == 10.0
+        now_ns[0] += 1
+    slot.set(SlotField.CLOCK, 0)  # nobody knows: as on another clock
+    assert slot.silence_s(1) == -20.0
+
+
+def test_packets_are_dated_on_the_owners_clock(page, monkeypatch):
+    assert page.clock_shift_ns == 0
+    day_ns = 86_400_000_000_000
+    ahead = time.monotonic_ns() + day_ns
+    monkeypatch.setattr("asys_bench.contracts.stats.own_clock", lambda: 5)
+    monkeypatch.setattr(time, "monotonic_ns", lambda: ahead)
+    assert abs(page.clock_shift_ns + day_ns) < 60_000_000_000
 
 
 def test_a_gauge_is_unknown_until_it_is_set_and_stays_set_for_a_restarted_worker(page):

@@ -13,12 +13,12 @@ from typing import cast
 import pytest
 from pydantic import ValidationError
 
-from asys_bench.harness.faults import disk, memory
+from asys_bench.harness.faults import clock, disk, memory
 from asys_bench.harness.faults.clock import ClockStep
 from asys_bench.harness.faults.disk import NoDescriptors
 from asys_bench.harness.faults.observed import MARK, ObservedRun
 from asys_bench.harness.faults.options import FAULT_NAMES, ChaosOptions
-from asys_bench.harness.faults.signals import Slow
+from asys_bench.harness.faults.signals import Kill, Slow
 from asys_bench.harness.faults.stage import Stage, cannot_mount
 from asys_bench.harness.faults.table import FAULTS
 from asys_bench.harness.judge import CaseRecord, judge
@@ -29,6 +29,20 @@ from asys_bench.harness.words import CaseStatus, Verdict
 from asys_bench.pipeline.liveness import is_stopped
 
 SUITE = Path(__file__).parents[3] / "suites/chaos.yaml"
+needs_compiler = pytest.mark.skipif(
+    ClockStep.unavailable(ChaosOptions(fault="clock_step")) is not None, reason="no C compiler"
+)
+ASKS_CLOCKS = """\
+import ctypes, numpy, sys, time
+libc, cells = ctypes.CDLL(None), (ctypes.c_long * 2)()
+print("up", flush=True)
+for line in sys.stdin:
+    libc.gettimeofday(cells, None)
+    libc.time.restype = ctypes.c_long
+    clocks = cells[0] + cells[1] / 1e6, libc.time(None), time.time_ns() / 1e9
+    by_numpy = numpy.datetime64("now", "s").astype(float)
+    print(time.time(), time.monotonic(), by_numpy, *clocks, flush=True)
+"""
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
 
 
@@ -102,31 +116,51 @@ def test_without_descriptors_opening_fails_until_the_limit_is_back():
     victim.close()
 
 
-def test_the_wall_clock_of_the_run_steps_and_its_monotonic_clock_does_not(tmp_path):
+@needs_compiler
+def test_the_wall_clock_of_the_run_steps_in_c_as_well_and_its_monotonic_clock_does_not(tmp_path):
     stage = Stage(tmp_path)
-    fault = ClockStep(ChaosOptions(fault="clock_step", step_s=-5000), 0)
+    steps = (-5000.25, 6.3e8, -2e9)
+    fault = ClockStep(ChaosOptions(fault="clock_step", clock_s=steps), 0)
     fault.prepare(stage)
-    victim = Victim(
-        "import sys, time\n"
-        "print('up', flush=True)\n"
-        "for line in sys.stdin:\n"
-        "    print(time.time(), time.time_ns(), time.monotonic(), flush=True)\n",
-        **stage.environment,
-    )
+    victim = Victim(ASKS_CLOCKS, **stage.environment)
 
     def ask() -> tuple[float, ...]:
         victim.process.stdin.write(b"?\n")
         victim.process.stdin.flush()
         return tuple(map(float, victim.process.stdout.readline().split()))
 
-    before = ask()
+    began, monotonic_s, *others = ask()
+    assert max(others) - began < 60
+    for added_s in steps:
+        fault.inject(victim)
+        after, now_s, *others = ask()
+        assert abs(after - began - added_s) < 60
+        assert 0 <= now_s - monotonic_s < 60
+        assert all(abs(other - after) < 2 for other in others), "numpy, gettimeofday and time too"
+    assert after < 0, "before 1970"
+    victim.close()
+
+
+def test_without_a_compiler_the_clock_is_not_stepped_and_it_is_said_why(monkeypatch):
+    monkeypatch.setattr(clock, "COMPILERS", ())
+    assert "C compiler" in ClockStep.unavailable(ChaosOptions(fault="clock_step"))
+
+
+def test_anyone_is_one_process_of_the_run_and_never_the_host():
+    victim = Victim(
+        "import subprocess, sys, time\n"
+        "child = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+        "subprocess.Popen([sys.executable, '-c', child])\n"
+        "time.sleep(60)\n"
+    )
+    fault = Kill(ChaosOptions(fault="kill", worker="anyone"), 0)
     fault.inject(victim)
-    after = ask()
-    assert -5001 < after[0] - before[0] < -4900
-    assert abs(after[0] - after[1] / 1e9) < 1
-    assert 0 <= after[2] - before[2] < 60
-    fault.inject(victim)
-    assert ask()[0] > before[0] + 4900
+    deadline = time.monotonic() + 20
+    while victim.processes() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert victim.processes() == []
+    fault.inject(victim)  # nobody is left
+    assert victim.process.poll() is None
     victim.close()
 
 
@@ -150,6 +184,7 @@ def test_every_process_of_a_run_is_found_by_its_mark_and_ended():
 def test_a_fault_that_this_machine_cannot_have_is_named_and_is_no_pass(monkeypatch):
     monkeypatch.setattr(disk, "cannot_mount", lambda: "it takes CAP_SYS_ADMIN: run it as root")
     monkeypatch.setattr(memory, "_memory_cgroup", lambda: None)
+    monkeypatch.setattr(clock, "_compiler", lambda: "cc")
     loaded = load_suite(SUITE)
     skipped = {c.id: c.unavailable for c in loaded.contenders if c.unavailable}
     assert set(skipped) == {"fault.disk_full", "fault.shm_full", "fault.oom.trainer"}

@@ -9,6 +9,7 @@ import pytest
 
 from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
+from asys_bench.system.process import own_clock
 
 HOOK = "policy.net.0"
 
@@ -41,6 +42,7 @@ class SmallRun:
         slot.state = state
         slot.set(SlotField.RESTARTS, restarts)
         slot.set(SlotField.INCARNATION, restarts)
+        slot.set(SlotField.CLOCK, own_clock())
         slot.beat()
 
     def account(self) -> BusAccount:

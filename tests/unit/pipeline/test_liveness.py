@@ -14,14 +14,10 @@ from asys_bench.config.watchdog import WatchdogConfig
 from asys_bench.contracts.launch import WorkerSpec
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.pipeline import supervised
-from asys_bench.pipeline.liveness import (
-    ProcessHandle,
-    is_stopped,
-    start_time,
-    waited_for_cpu_ns,
-)
+from asys_bench.pipeline.liveness import ProcessHandle, is_stopped, waited_for_cpu_ns
 from asys_bench.pipeline.restart import RestartBudget
 from asys_bench.pipeline.supervised import Supervised
+from asys_bench.system.process import own_clock, start_time
 
 
 def test_a_zombie_is_dead():
@@ -141,6 +137,7 @@ def test_silence_is_counted_without_the_time_that_a_worker_waited_for_a_cpu(monk
     waited = [7_000_000_000]
     monkeypatch.setattr(supervised, "waited_for_cpu_ns", lambda pid: waited[0])
     try:
+        worker.slot.set(SlotField.CLOCK, own_clock())
         worker.slot.set(SlotField.HEARTBEAT_NS, 100_000_000_000)
         assert worker.silence_s(101_000_000_000) == (1.0, 0.0)  # what it waited before is past
         waited[0] += 8_000_000_000
@@ -156,5 +153,5 @@ def test_silence_is_counted_without_the_time_that_a_worker_waited_for_a_cpu(monk
 
 def test_a_reused_pid_is_not_the_process_that_was_asked_for():
     with pytest.raises(ProcessLookupError):
-        ProcessHandle(os.getpid(), start_time(os.getpid()) + 1)
+        ProcessHandle(os.getpid(), start_time(os.getpid()) + 3)
     assert start_time(2**22 + 5) == 0

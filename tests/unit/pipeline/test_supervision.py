@@ -14,10 +14,11 @@ import torch
 
 from asys_bench.config import config_from_data
 from asys_bench.contracts.stats import SlotField, WorkerState
-from asys_bench.pipeline.liveness import is_stopped, start_time
+from asys_bench.pipeline.liveness import is_stopped
 from asys_bench.pipeline.rundir import RunDir
 from asys_bench.pipeline.session import ObservationSession
 from asys_bench.pipeline.supervisor import Supervisor
+from asys_bench.system.process import start_time
 
 
 def open_session(tmp_path, module, **watchdog):

@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from asys_bench.contracts.stats import RunState
 from asys_bench.monitors.metrics_csv import COLUMNS
-from asys_bench.pipeline.liveness import start_time
 from asys_bench.sae import SAEConfig, SAETrainer
+from asys_bench.system.process import start_time
 
 ARCHIVER = Path(__file__).parent.parent / "sinks" / "archive" / "conftest.py"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -150,6 +151,22 @@ def test_a_restarted_worker_keeps_the_budget_with_the_shards_of_before(rig):
     assert held(rig) <= BUDGET_MIB * MIB
     seqs = kept(rig)
     assert seqs == list(range(seqs[0], 120))
+
+
+def test_a_restarted_worker_knows_the_oldest_shard_whatever_the_clock_of_its_files_says(rig):
+    options = {"shard_rotate_mib": 0.5, "fsync": "never"}
+    worker = rig.start(max_gib=1.0, **options)
+    for hook in (1, 2, 1, 2):
+        first = rig.count("archive_packets")
+        write(rig, worker, range(first, first + 15), hook)
+    worker.close()
+    paths = rig.shards()
+    first_seq = {path: min(rig.table(path)["seq"].to_pylist()) for path in paths}
+    for path in paths:  # the wall clock went backwards
+        os.utime(path, ns=(0, (1000 - first_seq[path]) * 1_000_000_000))
+    worker = rig.start(1, max_gib=(held(rig) - 1) / (1 << 30), **options)
+    worker.close()
+    assert set(paths) - set(rig.shards()) == {min(paths, key=first_seq.__getitem__)}
 
 
 def test_a_reader_reads_on_in_a_deleted_shard_and_skips_those_that_are_gone(rig):
