@@ -1,13 +1,13 @@
-"""Everything but the host is killed or stopped at random moments, and the host does not notice.
+"""What faults and storms take: recovery, the host's step, the way of everybody out.
 
-`make soak` (ASYS_SOAK=1) strikes 100 storms and 200 single faults and prints what they took;
-`suites/chaos.yaml` holds the targets with verdicts.
+`make soak` (ASYS_SOAK=1) strikes 100 times everything but the host, and 200 single faults, and prints
+what they took; `test_run_storms.py` has the storms that count, `suites/chaos.yaml` the targets with
+verdicts.
 """
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,19 +16,16 @@ from asys_bench.harness.launch import FreshProcess, RoundEnd
 from asys_bench.harness.round import RoundSpec
 from asys_bench.harness.words import RoundStatus
 
-PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"
+from .run_storms import NEVER, PIPELINE
+
 SOAK = os.environ.get("ASYS_SOAK") == "1"
 HEARTBEAT_S = 1.0
 KILLS = 60
 GROWTH_MIB = 32.0
-NEVER = (
-    "failed_hosts",
-    "changed_weights",
-    "unaccounted_packets",
-    "archive_missing_packets",
-    "left_behind",
-    "torn_frames",
-)
+pytestmark = [
+    pytest.mark.stress,
+    pytest.mark.skipif(not SOAK, reason="minutes: make soak"),
+]
 
 
 def strike(backend: str, seed: int, *sets: str, timeout_s: float = 240, **params) -> RoundEnd:
@@ -65,32 +62,25 @@ def told(what: str, values_ms) -> None:
     )
 
 
-@pytest.mark.stress
-def test_storms_leave_the_host_its_weights_and_nothing_else_behind():
-    rounds, storms = (10, 10) if SOAK else (1, 3)
-    pace = ("host.options.synthetic.pause_ms=0",) if SOAK else ("run.drain_timeout_s=3",)
+def test_a_host_without_pauses_is_itself_again_a_second_after_a_storm():
+    pace = ("host.options.synthetic.pause_ms=0",)
+    storm = {
+        "fault": "storm", "faults": 10, "await_recovery": False, "calm_s": 2.0, "settle_s": 2.0,
+    }  # fmt: skip
+    quiet = {**storm, "fault": "none", "check_weights": False}
     observed, alone = [], []
-    for seed in range(rounds):
-        calm = {"calm_s": 2.0 if SOAK else 0.5, "settle_s": 2.0 if SOAK else 0.2}
-        storm = {"fault": "storm", "faults": storms, "await_recovery": False, **calm}
+    for seed in range(10):
         end = strike("cpp_spmc", seed, *pace, **storm)
         assert end.document["n"]["unaccounted_packets"] > 20
         observed.append(end.samples["step_ms"])
-        if SOAK:
-            quiet = strike(
-                "cpp_spmc", seed, *pace, "hooks=[]", "sinks={}",
-                **{**storm, "fault": "none", "check_weights": False},
-            )  # fmt: skip
-            alone.append(quiet.samples["step_ms"])
-            told(f"seed {seed}: host step, 1 s after a storm", [observed[-1]])
-            told(f"seed {seed}: host step, unobserved", [alone[-1]])
-    if SOAK:
-        told("host step, 1 s after a storm", observed)
-        told("host step, unobserved", alone)
+        end = strike("cpp_spmc", seed, *pace, "hooks=[]", "sinks={}", **quiet)
+        alone.append(end.samples["step_ms"])
+        told(f"seed {seed}: host step, 1 s after a storm", [observed[-1]])
+        told(f"seed {seed}: host step, unobserved", [alone[-1]])
+    told("host step, 1 s after a storm", observed)
+    told("host step, unobserved", alone)
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="minutes: make soak")
 @pytest.mark.parametrize(
     ("fault", "worker", "group", "faults"),
     [
@@ -112,8 +102,6 @@ def test_two_hundred_faults_are_recovered_from(fault, worker, group, faults):
     told(f"{fault} of {worker} to consuming", took)
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="ten minutes a bus: make soak")
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("backend", ["cpp_spmc", "numba_ring", "mp_queue"])
 def test_five_minutes_at_full_rate_with_a_kill_every_five_seconds(backend):
@@ -131,8 +119,6 @@ def test_five_minutes_at_full_rate_with_a_kill_every_five_seconds(backend):
         assert values[f"{process}_growth_mib"]["median"] <= GROWTH_MIB
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="minutes: make soak")
 @pytest.mark.parametrize("backend", ["cpp_spmc", "numba_ring"])
 def test_workers_leave_when_the_host_is_killed(backend):
     took = [

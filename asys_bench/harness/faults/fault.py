@@ -37,6 +37,14 @@ class Fault(ABC):
         self.random = random.Random(seed)
         self._lives: dict[str, tuple[int, int]] = {}
 
+    def calm_s(self) -> float:
+        """How long nothing happens before the next strike."""
+        return self.options.calm_s * self.random.uniform(0.5, 1.5)
+
+    def hold_s(self) -> float:
+        """How long a strike that lasts does so."""
+        return self.options.hold_s
+
     @classmethod
     def unavailable(cls, options: ChaosOptions) -> str | None:
         """Why this machine cannot have it, with the fix; None when it can."""

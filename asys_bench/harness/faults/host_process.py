@@ -1,13 +1,13 @@
 """The host under test: `python -m asys_bench.harness.faults.host_process`, a process of its own.
 
 A line of JSON on standard input says what to run (`HostTask`); the end of standard input asks it to
-finish. It leaves `outcome.json` and `steps.npy` in its task's folder, which no fault touches.
+finish. It leaves `outcome.json`, `steps.npy` and what its twin knows (`twin`) in its task's folder,
+which no fault touches.
 """
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import os
 import sys
@@ -21,20 +21,20 @@ from time import monotonic_ns
 from typing import Any
 
 import numpy as np
-import torch
 
-from asys_bench.config import MasterConfig, config_from_data
+from asys_bench.config import config_from_data
 from asys_bench.contracts.bus import BusAccount, GroupAccount
+from asys_bench.harness.faults.twin import digest, train_twin
 from asys_bench.harness.plugins import register_extra
 from asys_bench.pipeline.experiment import ExperimentPipeline, RunOutcome
-from asys_bench.pipeline.wrapped import unwrap
 
 OUTCOME_FILE, STEPS_FILE = "outcome.json", "steps.npy"
 
 
 @dataclass(frozen=True)
 class HostTask:
-    """folder: where the results go. check_weights: train once more, unobserved, and compare.
+    """folder: where the results go. check_weights: train once more, unobserved, for
+    weights and rows to compare.
 
     record_steps: keep when each step began and ended (32 bytes per step).
     """
@@ -67,47 +67,6 @@ class _Steps:
         np.save(path, np.stack([begun[:-1], ended[1:]]))  # no .npz: ZIP knows no time before 1980
 
 
-class _Counted:
-    """A clock that nobody watches, which ends after `steps`."""
-
-    def __init__(self, steps: int) -> None:
-        self._left = steps
-        self.should_stop = steps <= 0
-
-    def step(self, n: int = 1) -> None:
-        self._left -= n
-        self.should_stop = self._left <= 0
-
-    def weights_updated(self) -> None:
-        return None
-
-    def report(self, name: str, value: float) -> None:
-        return None
-
-
-def digest(model: torch.nn.Module) -> str:
-    """SHA-256 of every parameter and buffer, bit by bit."""
-    whole = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        whole.update(name.encode())
-        whole.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
-    return whole.hexdigest()
-
-
-def unobserved(config: MasterConfig, steps: int) -> str:
-    """The digest of the same host's weights after `steps` steps without any observer."""
-    options = config.host.plugin_options()
-    if "pause_ms" in type(options).model_fields:
-        options = options.model_copy(update={"pause_ms": 0.0})
-    host = config.host.plugin().build(options, config.run.seed)
-    model = host.build()
-    assert model is not None
-    host.run(_Counted(steps))
-    found = digest(unwrap(model))
-    host.close()
-    return found
-
-
 def run_host(task: HostTask) -> dict[str, Any]:
     """Run to the end of standard input; what it came to, as JSON-able data."""
     register_extra({})
@@ -119,11 +78,13 @@ def run_host(task: HostTask) -> dict[str, Any]:
         steps = _Steps(pipeline) if task.record_steps else None
         threading.Thread(target=_await_end, args=(pipeline,), daemon=True).start()
         result = pipeline.run()
+        begin_ns = monotonic_ns()
         outcome = pipeline.shutdown()
-        points = pipeline.session.points
+        close_ns = monotonic_ns() - begin_ns
+        points, hooks = pipeline.session.points, pipeline.session.hooks
         model = points[0].model if points else None
         weights = digest(model) if model is not None else None
-        document = _document(outcome, result.steps, weights)
+        document = {**_document(outcome, result.steps, weights), "close_ns": close_ns}
         if steps is not None:
             steps.save(Path(task.folder) / STEPS_FILE)
     finally:
@@ -133,7 +94,9 @@ def run_host(task: HostTask) -> dict[str, Any]:
     gc.collect()  # a closed ring lies in cycles of ours until then
     document["descriptors_left"] = len(set(os.listdir("/proc/self/fd")) - before)
     if task.check_weights and weights is not None:
-        document["weights_unobserved"] = unobserved(config, result.steps)
+        twin = train_twin(config, result.steps, hooks)
+        twin.save(Path(task.folder))
+        document["weights_unobserved"] = twin.weights
     return document
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self
@@ -35,20 +36,32 @@ class ObservedRun:
         self.run_dir = runs
         self._at_end: list[Callable[[], None]] = []
         self._seen: dict[int, int] = {}
+        self.sent = 0
+        """Signals."""
 
     @classmethod
-    def start(cls, task: HostTask, runs: Path, environment: Mapping[str, str]) -> Self:
+    def start(
+        cls,
+        task: HostTask,
+        runs: Path,
+        environment: Mapping[str, str],
+        terminal: Path | None = None,
+    ) -> Self:
         """Start the host, which runs until `stop_host`.
 
-        runs: where its run directory will be. environment: beside this process's own.
+        runs: where its run directory will be. environment: beside this process's own. terminal: a file
+        for what it prints; None: where this process prints.
         """
         mark = uuid.uuid4().hex
         config = {**task.config, "run": {**task.config["run"], "dir": str(runs)}}
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "asys_bench.harness.faults.host_process"],
-            stdin=subprocess.PIPE,
-            env={**os.environ, **environment, MARK: mark},
-        )
+        with open(terminal, "wb") if terminal else nullcontext() as output:
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "asys_bench.harness.faults.host_process"],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, **environment, MARK: mark},
+            )
         assert process.stdin is not None
         process.stdin.write(json.dumps({**asdict(task), "config": config}).encode() + b"\n")
         process.stdin.flush()
@@ -103,16 +116,22 @@ class ObservedRun:
         for name in names:
             slot = self.slot(name)
             _send(slot.get(SlotField.PID), number, slot.get(SlotField.PROCESS_START))
+            self.sent += 1
 
     def send_all(self, number: signal.Signals) -> None:
         """To every process of the run but the host."""
         for pid in self.processes():
-            _send(pid, number)
+            self.send_to(pid, number)
+
+    def send_to(self, pid: int, number: signal.Signals) -> None:
+        """To this process, one of `processes`; one that is gone, and its pid reused, is fine."""
+        _send(pid, number, self._seen[pid])
+        self.sent += 1
 
     def send_one(self, choose: Callable[[Sequence[int]], int], number: signal.Signals) -> None:
         """To one of those: a worker, the watchdog, its fork server, a resource tracker."""
         if found := self.processes():
-            _send(choose(sorted(found)), number)
+            self.send_to(choose(sorted(found)), number)
 
     def processes(self) -> list[int]:
         """Every process of the run but the host, by the mark in its environment."""

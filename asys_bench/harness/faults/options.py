@@ -13,6 +13,8 @@ FaultName = Literal[
     "kill",
     "stop",
     "storm",
+    "any_signal",
+    "freeze",
     "slow",
     "disk_full",
     "shm_full",
@@ -40,15 +42,24 @@ class ChaosOptions(ScenarioOptions):
     )
     faults: int = Field(default=1, ge=1, le=1000, description="how often it strikes in a round")
     calm_s: float = Field(
-        default=0.5, ge=0, le=60, description="mean calm before each strike; 0.5 to 1.5 of it"
+        default=0.5,
+        ge=0,
+        le=60,
+        description="mean calm before each strike; 0.5 to 1.5 of it, in storms nearly 0 to 2",
     )
     hold_s: float = Field(
-        default=1.0, ge=0, le=300, description="how long a fault that lasts does so"
+        default=1.0,
+        ge=0,
+        le=300,
+        description="how long a fault that lasts does so; freeze: 0.1 to 1.9 of it",
     )
     await_recovery: bool = Field(
         default=True, description="wait for recovery before the next strike (and measure it)"
     )
     patience_s: float = Field(default=30, gt=0, le=300, description="longest wait for recovery")
+    keep: str | None = Field(
+        default=None, description="a folder that the round's run directory is left in"
+    )
     settle_s: float = Field(default=0.5, ge=0, le=60, description="calm after the last recovery")
     record_steps: bool = Field(
         default=True, description="time each host step (`step_ms`); it keeps 16 bytes of each"

@@ -9,7 +9,15 @@ from asys_bench.harness.faults.crash import HostCrash
 from asys_bench.harness.faults.disk import DiskFull, NoDescriptors, ShmFull, TornFile
 from asys_bench.harness.faults.fault import Fault
 from asys_bench.harness.faults.memory import OutOfMemory
-from asys_bench.harness.faults.signals import Kill, NoFault, Slow, Stop, Storm
+from asys_bench.harness.faults.signals import (
+    AnySignal,
+    Freeze,
+    Kill,
+    NoFault,
+    Slow,
+    Stop,
+    Storm,
+)
 
 FAULTS: Mapping[str, type[Fault]] = {
     fault.name: fault
@@ -18,6 +26,8 @@ FAULTS: Mapping[str, type[Fault]] = {
         Kill,
         Stop,
         Storm,
+        AnySignal,
+        Freeze,
         Slow,
         DiskFull,
         ShmFull,

@@ -1,20 +1,21 @@
 """chaos: a fault strikes a production pipeline; packets and seconds are counted.
 
 The pipeline runs in a process of its own (`harness.faults`). What every round must show, whatever
-the fault: the host finishes (unless it was killed) with the weights it would have had unobserved;
-each packet is accounted for; the archive holds every packet that it took, apart from those that are
-counted as dropped or that the fault itself tore off; nothing is left behind. Where workers have time
-to drain, the archive has taken every packet that the bus accepted (`unread_packets`).
+the fault: the host finishes (unless it was killed) with the weights it would have had unobserved, and
+in time; each packet is accounted for; the archive holds every packet that it took, apart from those
+that are counted as dropped or that the fault itself tore off, and every row as the host made it; no
+file is damaged; nobody's exception shows on the terminal; nothing is left behind. Where workers have
+time to drain, the archive has taken every packet that the bus accepted (`unread_packets`).
 """
 
 from __future__ import annotations
 
-import os
-import random
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from asys_bench.contracts.scenario import (
     ScenarioPlugin,
 )
 from asys_bench.contracts.stats import Counter, SlotField, WorkerState
-from asys_bench.harness.faults.archive_count import archived_packets
+from asys_bench.harness.faults.archive_count import archived_packets, changed_rows
 from asys_bench.harness.faults.fault import Fault
 from asys_bench.harness.faults.host_process import (
     HostTask,
@@ -41,11 +42,18 @@ from asys_bench.harness.faults.observed import START_PATIENCE_S, ObservedRun
 from asys_bench.harness.faults.options import ChaosOptions
 from asys_bench.harness.faults.stage import Stage
 from asys_bench.harness.faults.table import FAULTS
+from asys_bench.harness.faults.twin import read_rows
 from asys_bench.harness.scenarios.pipeline_account import count_packets
 from asys_bench.monitors.process_usage import process_usage
+from asys_bench.verification import State, verify_run
 
 POLL_S = 0.001
 LEAVE_PATIENCE_S = 10.0
+FILES_PATIENCE_S = 2.0
+TWIN_PATIENCE_S = 60.0
+"""For the unobserved twin to be trained."""
+CLOSE_GRACE_S = 6.0
+"""`close` takes this much longer than `run.drain_timeout_s` at most."""
 UNSETTLED_NS = 1_000_000_000
 """Host steps count for `step_ms` from this long after a strike."""
 
@@ -59,30 +67,40 @@ class _Round:
         self._context, self._options = context, options
         self._stage = Stage(context.scratch)
         self._fault: Fault = FAULTS[options.fault](options, context.seed)
-        self._random = random.Random(context.seed)
         self._strikes_ns: list[int] = []
         self._run: ObservedRun | None = None
         self._resident: list[list[float | None]] = []
 
     def run(self) -> None:
-        self._shm = _segments()
         try:
             self._fault.prepare(self._stage)
             self._run = run = self._start()
             with self._context.timed():
-                if run.attach(START_PATIENCE_S):
+                timeout_s = self._context.config.watchdog.startup_timeout_s
+                if run.attach(START_PATIENCE_S + timeout_s):
                     self._strike_all(run)
             self._finish(run)
         finally:
             if self._run is not None:
                 self._run.close()
+                self._keep(self._run)
             self._stage.clear()
 
     def _start(self) -> ObservedRun:
         context = self._context
         config, check = context.config.to_plain(), self._options.check_weights
         task = HostTask(str(context.scratch), config, check, self._options.record_steps)
-        return ObservedRun.start(task, self._stage.runs, self._stage.environment)
+        stage = self._stage
+        return ObservedRun.start(task, stage.runs, stage.environment, stage.terminal)
+
+    def _keep(self, run: ObservedRun) -> None:
+        """Print what the run printed, and leave its directory where it was asked for."""
+        print(self._stage.terminal.read_text(errors="replace"), file=sys.stderr)
+        if self._options.keep is not None:
+            kept = Path(self._options.keep)
+            kept.mkdir(parents=True)
+            shutil.copyfile(self._stage.terminal, kept / self._stage.terminal.name)
+            shutil.move(run.run_dir, kept)
 
     def _strike_all(self, run: ObservedRun) -> None:
         options = self._options
@@ -90,7 +108,7 @@ class _Round:
             self._await(run, lambda: run.delivered(options.group) > 0, "the first packets")
         self._weigh(run)
         for _ in range(options.faults):
-            time.sleep(options.calm_s * self._random.uniform(0.5, 1.5))
+            time.sleep(self._fault.calm_s())
             if run.process.poll() is not None:
                 return
             begin = self._strike(run)
@@ -120,7 +138,7 @@ class _Round:
         self._fault.inject(run)
         run.processes()
         if self._fault.lasts:
-            time.sleep(self._options.hold_s)
+            time.sleep(self._fault.hold_s())
             begin = time.monotonic_ns()
             self._fault.lift(run)
             self._strikes_ns.append(begin)
@@ -150,7 +168,8 @@ class _Round:
         run.processes()
         run.stop_host()
         try:
-            run.process.wait(self._options.patience_s + 60)
+            limit_s = context.config.run.drain_timeout_s + CLOSE_GRACE_S
+            run.process.wait(limit_s + self._options.patience_s + TWIN_PATIENCE_S)
         except subprocess.TimeoutExpired:
             context.count("failed_hosts", 1, 1)
             return
@@ -162,22 +181,43 @@ class _Round:
         if failed:
             print(f"the host failed: {outcome.get('failure')}", file=sys.stderr)
         context.count("failed_hosts", int(failed), 1)
-        names = _segments() - self._shm
+        names = self._stage.left_behind(FILES_PATIENCE_S)
+        if left or names:
+            print(f"left behind: processes {left}, files {names}", file=sys.stderr)
         context.count(
             "left_behind",
             len(left) + len(names) + outcome.get("descriptors_left", 0),
             max(1, run.seen),
         )
+        if "close_ns" in outcome:
+            self._count_close(outcome["close_ns"])
         if "weights_unobserved" in outcome:
             changed = outcome["weights"] != outcome["weights_unobserved"]
             context.count("changed_weights", int(changed), 1)
         self._count_packets(run, outcome)
+        self._count_files(run)
         self._count_restarts(run)
         self._count_quarantined(run)
         for name, first, last in self._resident_pairs():
             context.value(f"{name}_resident_mib", last)
             context.value(f"{name}_growth_mib", last - first)
         self._steps()
+
+    def _count_close(self, close_ns: int) -> None:
+        limit_s = self._context.config.run.drain_timeout_s + CLOSE_GRACE_S
+        self._context.recorder("close_ms").record(close_ns)
+        self._context.count("late_closes", int(close_ns > limit_s * 1e9), 1)
+
+    def _count_files(self, run: ObservedRun) -> None:
+        context = self._context
+        context.count("changed_rows", *changed_rows(run.run_dir, read_rows(context.scratch)))
+        findings = verify_run(run.run_dir).findings
+        damaged = [found for found in findings if found.state in (State.TORN, State.DAMAGED)]
+        for found in damaged:
+            print(f"{found.path}: {found.state}: {found.detail}", file=sys.stderr)
+        context.count("damaged_files", len(damaged), len(findings))
+        said = self._stage.terminal.read_text(errors="replace")
+        context.count("tracebacks", said.count("Traceback"), 1)
 
     def _count_packets(self, run: ObservedRun, outcome: dict[str, Any]) -> None:
         account = outcome_account(outcome) or run.account()
@@ -209,12 +249,14 @@ class _Round:
         self._context.count("unread_packets", unread, accepted)
 
     def _count_restarts(self, run: ObservedRun) -> None:
-        """Restarts that the fault does not call for."""
-        if self._fault.replaces or not self._fault.host_survives or run.live is None:
+        """Restarts, those that the fault does not call for apart; and who was given up."""
+        if not self._fault.host_survives or run.live is None:
             return
         names = run.others()
         restarts = sum(run.slot(name).get(SlotField.RESTARTS) for name in names)
-        self._context.count("needless_restarts", restarts, len(names))
+        word = "restarts" if self._fault.replaces else "needless_restarts"
+        self._context.count(word, restarts, len(names))
+        self._context.value("signals", run.sent)
 
     def _count_quarantined(self, run: ObservedRun) -> None:
         if run.live is None:
@@ -229,11 +271,6 @@ class _Round:
         for strike in self._strikes_ns:
             settled &= (ended < strike) | (begun > strike + UNSETTLED_NS)
         self._context.recorder("step_ms").extend((ended - begun)[settled])
-
-
-def _segments() -> set[str]:
-    """Names that a bus of ours may have left in /dev/shm."""
-    return {name for name in os.listdir("/dev/shm") if "asys" in name}
 
 
 def run(context: RoundContext) -> None:
@@ -263,6 +300,7 @@ plugin = ScenarioPlugin(
         "step_ms": MetricSpec(
             "lower", MetricKind.SAMPLES, "host step, from 1 s after each strike on"
         ),
+        "close_ms": MetricSpec("lower", MetricKind.SAMPLES, "draining, writing and ending it all"),
         "dropped_ratio": MetricSpec("lower", MetricKind.ROUND, "refused by a full bus, of offered"),
         "failed_hosts": _count("hosts that raised, hung or died when nobody killed them"),
         "changed_weights": _count("hosts whose weights differ from those of an unobserved run"),
@@ -270,8 +308,14 @@ plugin = ScenarioPlugin(
         "archive_missing_packets": _count(
             "taken by the archive, not counted as dropped, not in it"
         ),
+        "changed_rows": _count("archived rows that are not bit by bit those of an unobserved run"),
+        "damaged_files": _count("files of the run that `asys-run verify` finds torn or damaged"),
+        "tracebacks": _count("exceptions that show on the terminal"),
+        "late_closes": _count("ends that took longer than run.drain_timeout_s and 6 s"),
         "unread_packets": _count("accepted, and not taken by the archive before the run ended"),
         "needless_restarts": _count("restarts under a fault that calls for none"),
+        "restarts": _count("processes that were started again"),
+        "signals": MetricSpec("lower", MetricKind.ROUND, "how many were sent"),
         "quarantined_workers": _count("workers, or the watchdog, given up in the end"),
         "host_resident_mib": MetricSpec("lower", MetricKind.ROUND, "the host's memory at the end"),
         "host_growth_mib": MetricSpec(
@@ -281,7 +325,9 @@ plugin = ScenarioPlugin(
         "watchdog_growth_mib": MetricSpec(
             "lower", MetricKind.ROUND, "of that, more than the watchdog's before the strikes"
         ),
-        "left_behind": _count("processes, descriptors and /dev/shm names that stayed"),
+        "left_behind": _count(
+            "processes, descriptors, and names in /dev/shm and TMPDIR that stayed"
+        ),
     },
     run=run,
     unavailable_for=_unavailable_for,

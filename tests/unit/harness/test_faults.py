@@ -18,7 +18,7 @@ from asys_bench.harness.faults.clock import ClockStep
 from asys_bench.harness.faults.disk import NoDescriptors
 from asys_bench.harness.faults.observed import MARK, ObservedRun
 from asys_bench.harness.faults.options import FAULT_NAMES, ChaosOptions
-from asys_bench.harness.faults.signals import Kill, Slow
+from asys_bench.harness.faults.signals import AnySignal, Freeze, Kill, Slow
 from asys_bench.harness.faults.stage import Stage, cannot_mount
 from asys_bench.harness.faults.table import FAULTS
 from asys_bench.harness.judge import CaseRecord, judge
@@ -44,6 +44,13 @@ for line in sys.stdin:
     print(time.time(), time.monotonic(), by_numpy, *clocks, flush=True)
 """
 SLEEPER = "import time; print('up', flush=True); time.sleep(60)"
+PARENT = (
+    "import subprocess, sys, time\n"
+    "child = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
+    "subprocess.Popen([sys.executable, '-c', child])\n"
+    "time.sleep(60)\n"
+)
+"""Prints its child's pid."""
 
 
 class Victim(ObservedRun):
@@ -88,6 +95,64 @@ def test_a_slowed_process_is_stopped_and_goes_on_in_turn():
     time.sleep(0.05)
     assert not is_stopped(victim.process.pid)
     victim.close()
+
+
+def test_a_frozen_run_stands_still_until_it_thaws_and_its_host_goes_on():
+    victim = Victim(PARENT)
+    child = int(victim.line)
+    fault = Freeze(ChaosOptions(fault="freeze"), 0)
+    fault.inject(victim)
+    wait_until(lambda: is_stopped(child))
+    assert not is_stopped(victim.process.pid)
+    fault.lift(victim)
+    wait_until(lambda: not is_stopped(child))
+    assert victim.sent == 2
+    victim.process.kill()
+    victim.process.wait()
+    victim.wait_gone(0.0)
+    victim.close()
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert condition()
+
+
+class Marked:
+    """A run of five processes that remembers what is sent to them."""
+
+    def __init__(self):
+        self.sent = []
+
+    def others(self):
+        return []
+
+    def processes(self):
+        return [1, 2, 3, 4, 5]
+
+    def send_to(self, pid, number):
+        self.sent.append((pid, number))
+
+
+def struck(fault, seed, strikes=200):
+    storm = fault(ChaosOptions(fault=fault.name), seed)
+    found = []
+    for _ in range(strikes):
+        run = Marked()
+        storm.inject(run)
+        found.append(run.sent)
+    return found
+
+
+def test_any_signal_goes_to_one_to_three_processes_and_again_alike_from_the_same_seed():
+    signals = struck(AnySignal, 0)
+    assert {len({pid for pid, _ in strike}) for strike in signals} == {1, 2, 3}
+    assert all(len(strike) == len({pid for pid, _ in strike}) for strike in signals)
+    assert {number for strike in signals for _, number in strike} == set(AnySignal.signals)
+    assert struck(AnySignal, 0) == signals
+    assert struck(AnySignal, 1) != signals
 
 
 def test_without_descriptors_opening_fails_until_the_limit_is_back():
@@ -164,13 +229,15 @@ def test_anyone_is_one_process_of_the_run_and_never_the_host():
     victim.close()
 
 
+def test_what_a_run_leaves_in_its_own_temporary_folder_is_left_behind(tmp_path):
+    stage = Stage(tmp_path)
+    assert stage.left_behind(0.0) == []
+    (Path(stage.environment["TMPDIR"]) / "pymp-1").mkdir()
+    assert stage.left_behind(0.0) == ["pymp-1"]
+
+
 def test_every_process_of_a_run_is_found_by_its_mark_and_ended():
-    victim = Victim(
-        "import subprocess, sys, time\n"
-        "child = 'import os, time; print(os.getpid(), flush=True); time.sleep(60)'\n"
-        "subprocess.Popen([sys.executable, '-c', child])\n"
-        "time.sleep(60)\n"
-    )
+    victim = Victim(PARENT)
     child = int(victim.line)
     assert victim.processes() == [child]
     os.kill(child, signal.SIGSTOP)
