@@ -138,22 +138,23 @@ class Crowd:
 def main(run_dir, comings, at_once, seed):
     registry("backend").failures()
     crowd = Crowd(run_dir, seed)
-    room, refusal = crowd.fill()
-    crowd.became.clear()
-    crowd.refusals.clear()
-    left = comings
     try:
+        room, refusal = crowd.fill()
+        crowd.became.clear()
+        crowd.refusals.clear()
+        left = comings
         while left or crowd.readers:
             while left and len(crowd.readers) < at_once:
                 crowd.come(crowd.random.choice(MODES))
                 left -= 1
             crowd.look()
+        became = dict(crowd.became)
+        again, _ = crowd.fill()
     finally:
         for reader in crowd.readers:
             os.kill(reader.pid, signal.SIGKILL)
-    again, _ = crowd.fill()
     print(json.dumps({
-        "room": room, "refusal": refusal, "room_after": again, "became": crowd.became,
+        "room": room, "refusal": refusal, "room_after": again, "became": became,
         "refusals": sorted(crowd.refusals),
     }))  # fmt: skip
 

@@ -45,7 +45,8 @@ REFUSAL = {
 )
 def test_readers_that_come_and_go_disturb_nobody_and_leave_nothing(backend, tmp_path):
     register_extra({})
-    config = load_config(str(PIPELINE), [f"bus.backend={backend}"], env={}).config
+    sets = [f"bus.backend={backend}", "watchdog.heartbeat_timeout_s=30"]  # on a busy machine, too
+    config = load_config(str(PIPELINE), sets, env={}).config
     task = HostTask(str(tmp_path), config.to_plain(), check_weights=True, record_steps=False)
     shm = set(os.listdir("/dev/shm"))
     run = ObservedRun.start(task, tmp_path / "runs", {})
