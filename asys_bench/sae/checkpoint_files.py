@@ -23,6 +23,8 @@ from asys_bench.storage.private import FILE_MODE, open_private
 MAX_HEADER_BYTES = 1 << 20
 """Of a safetensors file: a JSON object with one entry per tensor."""
 
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be read or must not be written."""
@@ -95,6 +97,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError, ValueError, KeyError, MemoryError) as error:
         raise CheckpointError(path, f"cannot be read as safetensors: {error}") from error
     for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+            raise CheckpointError(path, f"tensor {name!r} is {tensor.dtype}, which no SAE has")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(path, f"tensor {name!r} is not finite")
     return tensors

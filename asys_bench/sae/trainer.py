@@ -27,7 +27,7 @@ from asys_bench.sae.manifest import check_seal
 from asys_bench.sae.metrics import SAEMetrics, measure
 from asys_bench.sae.row_block import RowBlock
 from asys_bench.sae.running_metrics import RunningMetrics
-from asys_bench.sae.state import StateDict, number_of, pick, put
+from asys_bench.sae.state import StateDict, check_like, number_of, pick, put
 from asys_bench.sae.survival import feature_survival
 from asys_bench.sae.trainer_parts import TrainerParts
 from asys_bench.sae.trainer_state import TrainerState, read_state, write_state
@@ -38,6 +38,7 @@ SMOOTHING = 0.02
 """Weight of a new step in the running loss and L0."""
 _COUNTERS = ("rows_ingested", "rows_held_out", "rows_refused", "rows_trained", "rows_over_budget",
              "rows_outlying")  # fmt: skip
+_SMOOTHED = ("loss", "fvu", "l0", "input_drift")
 log = logging.getLogger(__name__)
 
 
@@ -63,6 +64,10 @@ class SAETrainer:
         self._smoothed: dict[str, float] = {}
         self._saved_W_dec: torch.Tensor | None = None
         self._survival = math.nan
+        self._unfed: Path | None = None
+        self._untried: Path | None = None
+        """The checkpoint that it goes on from, until the first rows have come, and until a step from it
+        was good."""
 
     @property
     def d_in(self) -> int | None:
@@ -129,6 +134,8 @@ class SAETrainer:
                 raise ValueError(
                     f"{len(rows_ND)} input rows cannot be paired with {len(target_ND)} output rows"
                 )
+        if self._unfed is not None:
+            self._compare_widths(self._unfed, width, width_out)
         if self._hook is None:
             self._hook = TrainerParts(self.config, width, width_out, text=self._text)
         hook = self._hook
@@ -153,6 +160,25 @@ class SAETrainer:
             hook.intake.put(owned_ND[part], weight, host_step, weights_version)
         if hook.intake.waiting >= BLOCK_ROWS:
             self._absorb(hook)
+
+    def _compare_widths(self, checkpoint: Path, d_in: int, d_out: int | None) -> None:
+        """Let go of a checkpoint that is of other rows than the first ones that come."""
+        hook, self._unfed = self._hook, None
+        if hook is not None and (d_in, d_out) != (hook.d_in, hook.d_out):
+            now, before = _widths(d_in, d_out), _widths(hook.d_in, hook.d_out)
+            self._begin_anew(checkpoint, f"its rows were {before} wide, and these are {now}")
+
+    def _begin_anew(self, checkpoint: Path, reason: str) -> None:
+        log.error(
+            "%s: no training goes on from %s, it starts anew: %s",
+            self.hook_name,
+            checkpoint,
+            reason,
+        )
+        self._hook, self._budget_rows, self._smoothed = None, 0.0, {}
+        self._counts = dict.fromkeys(_COUNTERS, 0)
+        self._saved_W_dec, self._survival = None, math.nan
+        self._unfed = self._untried = None
 
     def _absorb(self, hook: TrainerParts) -> None:
         """Move waiting rows into the reservoir and grant their budget."""
@@ -214,6 +240,22 @@ class SAETrainer:
         hook = self._hook
         if hook is None:
             return 0
+        try:
+            return self._train(hook, budget_s, max_steps, wait_for_fill, between_steps)
+        except Exception as error:
+            if self._untried is None:
+                raise
+            self._begin_anew(self._untried, f"{type(error).__name__}: {error}")
+            return 0
+
+    def _train(
+        self,
+        hook: TrainerParts,
+        budget_s: float | None,
+        max_steps: int | None,
+        wait_for_fill: bool,
+        between_steps: Callable[[], None] | None,
+    ) -> int:
         self._absorb(hook)
         rows, wanted = self.config.batch_rows, self.config.min_buffer_fill_ratio
         needed = rows
@@ -228,7 +270,13 @@ class SAETrainer:
             if between_steps is not None:
                 between_steps()
             self._budget_rows -= rows
-            done += self._step(hook)
+            rollbacks = hook.learner.rollbacks
+            if self._step(hook):
+                done += 1
+                self._untried = None
+            elif self._untried is not None and hook.learner.rollbacks > rollbacks:
+                self._begin_anew(self._untried, "no step from there is finite")
+                break
         return done
 
     def _step(self, hook: TrainerParts) -> bool:
@@ -293,12 +341,17 @@ class SAETrainer:
         )
 
     def save(
-        self, folder: Path, metadata: dict[str, Any] | None = None, *, sync: bool = True
+        self,
+        folder: Path,
+        metadata: dict[str, Any] | None = None,
+        *,
+        sync: bool = True,
+        below: Path | None = None,
     ) -> Path | None:
         """Write `folder/step_.../` (SAELens files and trainer state) and point `latest` at it.
 
         metadata: more JSON values for cfg.json.
-        sync: wait until it is on the device.
+        sync: wait until it is on the device. below: as in `CheckpointStore`.
         Returns the new folder; None before any row came.
 
         Raises:
@@ -323,9 +376,10 @@ class SAETrainer:
 
         def fill(target: Path) -> None:
             save_sae(target, hook.learner.sae, hook.learner.scaling, about, hook.outliers.limit)
-            write_state(target, TrainerState(self.config, hook.d_in, self._state(), hook.d_out))
+            state = TrainerState(self.config, hook.d_in, self._state(), hook.d_out, self.hook_name)
+            write_state(target, state)
 
-        store = CheckpointStore(folder, self.config.checkpoint_keep, sync=sync)
+        store = CheckpointStore(folder, self.config.checkpoint_keep, sync=sync, below=below)
         written = store.write(self.steps, fill)
         self._saved_W_dec, self._survival = W_dec_FD.clone(), survival
         hook.learner.mark_good()
@@ -340,20 +394,18 @@ class SAETrainer:
             put(state, name, part.state_dict())
         return state
 
-    def load(self, folder: Path) -> Path | None:
+    def load(self, folder: Path, *, below: Path | None = None) -> Path | None:
         """Go on from the newest readable checkpoint in `folder`; returns it, None if there is none.
 
-        Damaged ones are passed over with a warning.
+        Damaged ones, and those of another hook, are passed over with a warning. below: as in
+        `CheckpointStore`.
 
         Raises:
-            CheckpointError: there are checkpoints but none can be used (the newest one's reason).
+            CheckpointError: there are checkpoints but none can be used (the newest one's reason), or the
+                folder cannot be read.
         """
-        store = CheckpointStore(folder)
-        latest = store.latest()
-        candidates = [latest] if latest else []
-        candidates += [path for path in store.checkpoints() if path != latest]
         first: CheckpointError | None = None
-        for path in candidates:
+        for path in CheckpointStore(folder, below=below).candidates():
             try:
                 self.restore(path)
             except CheckpointError as error:
@@ -383,25 +435,33 @@ class SAETrainer:
                     f"{field} is {getattr(theirs, field)!r}, configured {getattr(ours, field)!r}"
                 )
                 raise CheckpointError(path, reason)
+        if saved.hook_name and self.hook_name and saved.hook_name != self.hook_name:
+            raise CheckpointError(path, f"is of hook {saved.hook_name!r}, not {self.hook_name!r}")
         try:
             hook = TrainerParts(ours, saved.d_in, saved.d_out, text=self._text)
             with_buffer = "buffer.rows" in saved.state
             for name, part in hook.stateful(with_buffer).items():
-                part.load_state_dict(pick(saved.state, name))
+                state = pick(saved.state, name)
+                check_like(state, part.state_dict())
+                part.load_state_dict(state)
+            own: StateDict = {"budget_rows": 0.0, **{f"counts.{name}": 0 for name in _COUNTERS}}
+            check_like(saved.state, own)
             budget_rows = number_of(saved.state, "budget_rows")
             counts = {name: int(number_of(saved.state, f"counts.{name}"))
                       for name in _COUNTERS
                       if name != "rows_outlying" or f"counts.{name}" in saved.state}  # fmt: skip
-        except (ValueError, RuntimeError) as error:
-            raise CheckpointError(path, f"does not fit this configuration: {error}") from error
+        except Exception as error:  # whatever a state does to a part, another one is tried
+            reason = f"does not fit this configuration: {type(error).__name__}: {error}"
+            raise CheckpointError(path, reason) from error
         self._hook, self._budget_rows, self._counts = (
             hook,
             budget_rows,
             dict.fromkeys(_COUNTERS, 0) | counts,
         )
         smoothed = pick(saved.state, "smoothed")
-        self._smoothed = {name: number_of(smoothed, name) for name in smoothed}
+        self._smoothed = {n: number_of(smoothed, n) for n in _SMOOTHED if n in smoothed}
         self._saved_W_dec = hook.learner.sae.W_dec.detach().clone()
+        self._unfed = self._untried = path
 
 
 def _flat(rows: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ trainer_state.safetensors  unfolded weights, Adam moments, reservoir, held-out r
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ class TrainerState:
     state: StateDict
     d_out: int | None = None
     """Width of a transcoder's target; None for autoencoders."""
+    hook_name: str = ""
+    """Of the rows that it was trained on; "" where nobody wrote it down."""
 
 
 def write_state(folder: Path, saved: TrainerState) -> None:
@@ -57,6 +60,7 @@ def write_state(folder: Path, saved: TrainerState) -> None:
             "version": STATE_VERSION,
             "d_in": saved.d_in,
             "d_out": saved.d_out,
+            "hook_name": saved.hook_name,
             "config": saved.config.model_dump(mode="json"),
             "numbers": numbers,
         },
@@ -76,11 +80,14 @@ def read_state(folder: Path) -> TrainerState:
         raise CheckpointError(path, "d_in or numbers are missing")
     if d_out is not None and (not isinstance(d_out, int) or d_out < 1):
         raise CheckpointError(path, f"d_out is {d_out!r}")
+    hook_name = data.get("hook_name", "")
+    if not isinstance(hook_name, str):
+        raise CheckpointError(path, f"hook_name is {hook_name!r}")
     config = _config(path, data)
     state: StateDict = {name: _number(path, name, value) for name, value in numbers.items()}
     state.update(read_tensors(folder / STATE_TENSORS))
     _check_sizes(path, config, d_in, d_out, state)
-    return TrainerState(config, d_in, state, d_out)
+    return TrainerState(config, d_in, state, d_out, hook_name)
 
 
 def read_config(folder: Path) -> SAEConfig:
@@ -130,6 +137,13 @@ def _check_sizes(
 
 
 def _number(path: Path, name: str, value: Any) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _finite(value):
         raise CheckpointError(path, f"number {name!r} is {value!r}")
     return value
+
+
+def _finite(value: int | float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is no float
+        return False

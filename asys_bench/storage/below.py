@@ -24,6 +24,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from asys_bench.storage.private import FOLDER_MODE
+
 MAX_DOCUMENT_BYTES = 8 << 20
 """Of a JSON document: `[],[],...` takes 24 times its size in memory."""
 MAX_DEPTH = 64
@@ -238,6 +240,25 @@ def is_file(path: Path, *, below: Path | None = None) -> bool:
 def is_folder(path: Path, *, below: Path | None = None) -> bool:
     """Whether `path` is a folder below the folder, reached without a link."""
     return _is(EntryKind.FOLDER, path, below)
+
+
+def make_folders(folder: Path, *, below: Path) -> None:
+    """Make `folder` (mode 0700), and what is missing between `below` and it.
+
+    Raises:
+        UnsafeFileError: a link or something else is in the way. OSError: as mkdir.
+    """
+    here = below
+    for part in folder.relative_to(below).parts:
+        here /= part
+        with _parent(here, below) as parent:
+            try:
+                os.mkdir(part, FOLDER_MODE, dir_fd=parent)
+            except FileExistsError:
+                continue
+            os.chmod(part, FOLDER_MODE, dir_fd=parent)  # a umask may have taken bits away
+    with _folder(folder, below):
+        return
 
 
 def remove(path: Path, *, below: Path) -> None:

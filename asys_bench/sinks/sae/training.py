@@ -55,7 +55,8 @@ class Training:
         )
         self.pace = Pace(label, config)
         self._context = context
-        self.folder = Path(context.run_dir) / "sae" / file_slug(label)
+        self._run_dir = Path(context.run_dir)
+        self.folder = self._run_dir / "sae" / file_slug(label)
         self.rejected = False
         self.evaluated_at = self.saved_at = time.monotonic()
         slot = context.slot
@@ -92,8 +93,7 @@ class Training:
         self._drift = gauge("sae_input_drift")
         self._mixing = gauge("sae_mixing_autocorrelation")
         self._age = gauge("sae_row_age_versions")
-        if self.folder.exists():
-            self._resume()
+        self._resume()
         if self.trainer.steps:
             self._beginning = None  # an earlier incarnation began with it
         elif misfit is not None:
@@ -101,7 +101,7 @@ class Training:
 
     def _resume(self) -> None:
         try:
-            path = self.trainer.load(self.folder)
+            path = self.trainer.load(self.folder, below=self._run_dir)
         except CheckpointError as error:
             log.error("%s: no checkpoint can be used, training starts anew: %s", self.label, error)
             return
@@ -224,7 +224,7 @@ class Training:
         """Write a checkpoint. A failure is said once and counted, training goes on, the last one stays."""
         self.saved_at = time.monotonic()
         try:
-            written = self.trainer.save(self.folder, sync=self._sync)
+            written = self.trainer.save(self.folder, sync=self._sync, below=self._run_dir)
         except CheckpointError as error:
             self._checkpoint_failures.add()
             self._unsaved += 1
