@@ -116,6 +116,10 @@ class ForkServer:
         try:
             return tempfile.mkdtemp(prefix="asys-")
         except OSError:
+            if (
+                self._folder is not None
+            ):  # torch._dynamo makes this one in TMPDIR when it is imported
+                os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", self._folder)
             return tempfile.mkdtemp(prefix=".asys-", dir=self._folder)
 
     def _close_socket(self) -> None:

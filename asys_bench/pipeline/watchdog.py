@@ -356,7 +356,12 @@ def main() -> None:
     for problem in settle(Placement.from_dict(launch.placements.get(WATCHDOG, {}))):
         log.warning("%s", problem)
     try:
-        WatchdogProcess(launch, page).run()
+        watchdog = WatchdogProcess(launch, page)
+    except ProcessLookupError:  # killed since, by want of memory perhaps; workers see it as well
+        log.error("the host (pid %d) was gone before its watchdog was ready", launch.host_pid)
+        return
+    try:
+        watchdog.run()
     except Exception:
         log.exception("the watchdog failed")
         raise

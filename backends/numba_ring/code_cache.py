@@ -39,7 +39,16 @@ def unsafe_reason(directory: Path) -> str | None:
 @cache
 def private_directory() -> Path | None:
     """`$XDG_CACHE_HOME/asys-i/numba_ring` (or below `~/.cache`), made 0700; None if it is not safe."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(
+        root
+    ):  # a relative one is to be ignored (XDG base directory specification)
+        root = os.path.expanduser("~/.cache")
+    if not os.path.isabs(root):  # no HOME, and a user without an entry in /etc/passwd
+        logger.warning(
+            "numba_ring compiles in every process: HOME and XDG_CACHE_HOME name no folder"
+        )
+        return None
     directory = Path(os.path.realpath(root)) / "asys-i" / "numba_ring"
     try:
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

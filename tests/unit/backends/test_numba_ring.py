@@ -582,3 +582,15 @@ print(compiled.log.from_cache)
     for path in (tmp_path / "asys-i" / "numba_ring").iterdir():
         path.write_bytes(b"junk")
     assert [from_cache(), from_cache()] == [0, 1]
+
+
+@pytest.mark.parametrize("cache_home", ["", "cache", "./cache"])
+def test_without_a_home_no_folder_is_made_in_the_working_directory(
+    monkeypatch, tmp_path, caplog, cache_home
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", cache_home)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for an unknown user
+    assert code_cache.private_directory.__wrapped__() is None
+    assert os.listdir(tmp_path) == []
+    assert "HOME and XDG_CACHE_HOME name no folder" in caplog.text

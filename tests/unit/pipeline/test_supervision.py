@@ -3,8 +3,11 @@ they leave behind is ended with the run."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +152,30 @@ def test_a_new_watchdog_is_on_its_cpus_before_it_has_imported_anything(tmp_path)
     finally:
         supervisor.end()
         session.close()
+
+
+def test_a_watchdog_whose_host_was_killed_meanwhile_leaves_with_one_line(tmp_path):
+    """As the kernel does to a host that does not fit in its memory."""
+    session = open_session(tmp_path, torch.nn.Sequential(torch.nn.Linear(8, 16)))
+    host = subprocess.Popen(["true"])
+    host.wait()
+    (session.run_dir.path / "logs").mkdir()
+    launch = replace(session._supervisor._launch, host_pid=host.pid)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "asys_bench.pipeline.watchdog"],
+            input=json.dumps(launch.to_dict()),
+            text=True,
+            pass_fds=launch.fds,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        session.close()
+    assert done.returncode == 0
+    log = (session.run_dir.path / "logs" / "watchdog.log").read_text()
+    assert f"the host (pid {host.pid}) was gone before its watchdog was ready" in log
+    assert "Traceback" not in log
 
 
 @pytest.mark.parametrize("word", ["", "wrong"])
