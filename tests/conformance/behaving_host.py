@@ -12,6 +12,7 @@ import atexit
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -112,6 +113,8 @@ class Host:
             gone.mkdir()
             os.chdir(gone)
             gone.rmdir()
+        if "removes_tmp" in self.behaviour:
+            shutil.rmtree(os.environ["TMPDIR"])
         if "closes" in self.behaviour:
             os.closerange(3, 4096)
             for number in OWN_NUMBERS:

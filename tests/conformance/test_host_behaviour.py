@@ -84,7 +84,9 @@ class Ended:
         )
         self.outcome = json.loads(text)
         self.left = wait_for_none(mark)
-        self.files = sorted(set(os.listdir(folder / "tmp")) | (set(os.listdir("/dev/shm")) - shm))
+        tmp = os.listdir(folder / "tmp") if (folder / "tmp").exists() else []
+        self.files = sorted({*tmp, *(set(os.listdir("/dev/shm")) - shm)})
+        self.files += [path.name for path in folder.glob("runs/*/.*")]
 
     def check(self, code=behaving_host.OWN_EXIT_CODE):
         assert self.code == code, self.said[-4000:]
@@ -93,7 +95,7 @@ class Ended:
         assert self.outcome.get("open to others", []) == []
         assert self.outcome["close_s"] <= DEADLINE_S
         assert self.left == []
-        assert [name for name in self.files if name.startswith(("asys-", "pymp-"))] == []
+        assert [name for name in self.files if name.startswith(("asys-", "pymp-", "."))] == []
         assert "Traceback" not in self.said
         assert self.outcome.get("imbalance", 0) == 0
 
@@ -166,8 +168,8 @@ def test_nor_does_it_lose_one_under_a_callback_or_asys_run(via, tmp_path):
         ended.check_all_delivered()
 
 
-def test_with_sigchld_ignored_by_the_launcher_whoever_dies_is_replaced(tmp_path):
-    behaviour = "kills_fork_server+kills_worker+kills_watchdog"
+def test_with_sigchld_ignored_and_the_temporary_folder_removed_whoever_dies_is_replaced(tmp_path):
+    behaviour = "removes_tmp+kills_fork_server+kills_worker+kills_watchdog"
     ended = Ended(behaviour, ONE_BUS, "observe", tmp_path, ignore_sigchld=True)
     ended.check()
     assert ended.outcome["replaced"] == ["watchdog", "archive-0"]
