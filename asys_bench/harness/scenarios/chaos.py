@@ -51,7 +51,7 @@ POLL_S = 0.001
 LEAVE_PATIENCE_S = 10.0
 FILES_PATIENCE_S = 2.0
 TWIN_PATIENCE_S = 60.0
-"""For the unobserved twin to be trained."""
+"""For the unobserved twin to be trained, beside the time that the run itself took."""
 CLOSE_GRACE_S = 6.0
 """`close` takes this much longer than `run.drain_timeout_s` at most."""
 UNSETTLED_NS = 1_000_000_000
@@ -68,6 +68,7 @@ class _Round:
         self._stage = Stage(context.scratch)
         self._fault: Fault = FAULTS[options.fault](options, context.seed)
         self._strikes_ns: list[int] = []
+        self._started = time.monotonic()
         self._run: ObservedRun | None = None
         self._resident: list[list[float | None]] = []
 
@@ -167,9 +168,10 @@ class _Round:
         context, survives = self._context, self._fault.host_survives
         run.processes()
         run.stop_host()
+        took_s = time.monotonic() - self._started
+        limit_s = context.config.run.drain_timeout_s + CLOSE_GRACE_S
         try:
-            limit_s = context.config.run.drain_timeout_s + CLOSE_GRACE_S
-            run.process.wait(limit_s + self._options.patience_s + TWIN_PATIENCE_S)
+            run.process.wait(limit_s + self._options.patience_s + TWIN_PATIENCE_S + took_s)
         except subprocess.TimeoutExpired:
             context.count("failed_hosts", 1, 1)
             return
