@@ -3,7 +3,7 @@
     <folder>/step_000001234/      complete, never changed after it got this name
     <folder>/step_000001234.1/    written again at the same step
     <folder>/latest -> step_...   relative symlink, replaced atomically
-    <folder>/.tmp-XXXXXXXX/       being written; a leftover of a killed writer is removed
+    <folder>/.tmp-XXXXXXXX/       being written, or removed; a leftover of a killed writer is removed
 
 Order of a write: the files and their manifest get a temporary folder, are fsynced with it, renamed,
 the parent fsynced, `latest` swung, and only then older ones removed. One writer per folder. A kill at any
@@ -19,6 +19,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from asys_bench.sae.checkpoint_files import CheckpointError
@@ -85,8 +86,15 @@ class CheckpointStore:
             sync_folder(self.folder)
         self.point_latest_at(target)
         for old in self._replaced_by(target):
-            shutil.rmtree(old, ignore_errors=True)
+            self._remove(old)
         return target
+
+    def _remove(self, old: Path) -> None:
+        """Under another name first: a writer that is killed meanwhile leaves no half of a checkpoint."""
+        going = old.with_name(f"{_TEMPORARY}{old.name}")
+        with suppress(OSError):
+            old.rename(going)
+            shutil.rmtree(going, ignore_errors=True)
 
     def _replaced_by(self, target: Path) -> list[Path]:
         """What need not be kept beside `target`. Checkpoints of later steps are those that no training

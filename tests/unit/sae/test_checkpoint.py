@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,32 @@ def test_non_finite_weights_or_metadata_are_not_written(tmp_path: Path) -> None:
         sae.W_enc[0, 0] = math.inf
     with pytest.raises(CheckpointError, match="W_enc"):
         save_sae(tmp_path, sae, _scaling(sae, 1.0), {})
+
+
+def test_a_writer_killed_while_it_removes_an_old_checkpoint_leaves_whole_ones_only(
+    tmp_path, monkeypatch
+):
+    class Killed(BaseException):
+        pass
+
+    def fill(folder):
+        for name in ("a", "b"):
+            (folder / name).write_text(name)
+
+    def half(path, **_):
+        (Path(path) / "a").unlink()
+        raise Killed
+
+    store = CheckpointStore(tmp_path, keep_last=1)
+    store.write(1, fill)
+    with monkeypatch.context() as patch:
+        patch.setattr("asys_bench.sae.checkpoint_store.shutil.rmtree", half)
+        with pytest.raises(Killed):
+            store.write(2, fill)
+    assert store.checkpoints() == [tmp_path / "step_000000002"]
+    assert sorted(os.listdir(store.latest())) == ["a", "b", "manifest.json"]
+    store.write(3, fill)
+    assert sorted(os.listdir(tmp_path)) == ["latest", "step_000000003"]
 
 
 def test_the_store_keeps_the_last_ones_and_latest_points_at_the_newest(tmp_path: Path) -> None:
