@@ -19,6 +19,7 @@ from multiprocessing import forkserver, process, resource_tracker, util
 from typing import Any
 
 from asys_bench.pipeline.liveness import ProcessHandle, is_stopped
+from asys_bench.pipeline.process_group import VARIABLE, folder_prefix, remove_folders
 
 log = logging.getLogger("asys_bench.watchdog")
 
@@ -113,14 +114,16 @@ class ForkServer:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _new_folder(self) -> str:
+        mark = os.environ.get(VARIABLE, "")
+        if mark:  # what a watchdog has left that was killed in the middle of this
+            remove_folders(mark, self._folder)
         try:
-            return tempfile.mkdtemp(prefix="asys-")
+            return tempfile.mkdtemp(prefix=folder_prefix(mark))
         except OSError:
-            if (
-                self._folder is not None
-            ):  # torch._dynamo makes this one in TMPDIR when it is imported
+            if self._folder is not None:
+                # torch._dynamo makes this one in TMPDIR when it is imported
                 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", self._folder)
-            return tempfile.mkdtemp(prefix=".asys-", dir=self._folder)
+            return tempfile.mkdtemp(prefix=f".{folder_prefix(mark)}", dir=self._folder)
 
     def _close_socket(self) -> None:
         if self._socket is not None:

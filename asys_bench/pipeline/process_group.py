@@ -1,15 +1,20 @@
 """The sessions that a run's watchdogs lead: whatever is left in one is the run's, and is ended.
 
 Workers are known by their slots. A fork server or resource tracker that was stopped (SIGSTOP) when its
-watchdog died is not, and would stay for ever.
+watchdog died is not, and would stay for ever. So would the folder of a watchdog that was killed while it
+started a fork server: its name tells whose it is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import signal
+import tempfile
 import time
 from contextlib import suppress
+from pathlib import Path
 
 from asys_bench.pipeline.liveness import ProcessHandle, all_pids, has_in_environment
 from asys_bench.system.process import stat_fields
@@ -25,6 +30,10 @@ class ProcessGroups:
     def __init__(self, run_id: str) -> None:
         self.environment = {VARIABLE: f"{run_id}:{os.getpid()}:{id(self):x}"}
         self._leaders: set[int] = set()
+
+    def remove_folders(self, run_dir: str) -> None:
+        """Those that a watchdog of this run left; once no process of it is there."""
+        remove_folders(self.environment[VARIABLE], run_dir)
 
     def add(self, leader: int) -> None:
         """A watchdog was started as the leader of a session of its own."""
@@ -56,6 +65,22 @@ class ProcessGroups:
 
     def _marked(self, pid: int) -> bool:
         return has_in_environment(pid, f"{VARIABLE}={self.environment[VARIABLE]}")
+
+
+def folder_prefix(mark: str) -> str:
+    """How the names of temporary folders of the run with this mark begin."""
+    return f"asys-{hashlib.sha256(mark.encode()).hexdigest()[:12]}-"
+
+
+def remove_folders(mark: str, run_dir: str | None) -> None:
+    """Remove the temporary folders of the run with this mark, in TMPDIR or in `run_dir`."""
+    places = [] if run_dir is None else [run_dir]
+    with suppress(OSError):  # no folder for temporary files is left
+        places.append(tempfile.gettempdir())
+    for place in places:
+        for prefix in (folder_prefix(mark), f".{folder_prefix(mark)}"):
+            for folder in Path(place).glob(f"{prefix}*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _session(pid: int) -> int:

@@ -310,6 +310,7 @@ class Supervisor:
             while self._running() and time.monotonic() < deadline:
                 time.sleep(0.01)
         left = {*self._groups.end(deadline), *self._running().values()}
+        self._groups.remove_folders(self._launch.run_dir)
         if left:
             log.warning("still there, and not to be ended by this process: %s", sorted(left))
         self._join(deadline - time.monotonic())

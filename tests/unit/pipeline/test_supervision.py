@@ -186,3 +186,23 @@ def test_a_process_without_the_runs_mark_is_not_the_runs(word):
     groups.add(os.getsid(0))
     assert groups.members() == []
     assert groups.end(time.monotonic() + 5.0) == []
+
+
+def test_the_folder_of_a_watchdog_killed_while_it_started_a_fork_server_is_removed(
+    tmp_path, monkeypatch
+):
+    from asys_bench.pipeline.fork_server import PARENT_VARIABLE, ForkServer
+    from asys_bench.pipeline.process_group import VARIABLE, ProcessGroups
+
+    monkeypatch.setenv(PARENT_VARIABLE, "0")  # what ForkServer sets is taken back after the test
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mine, other = ProcessGroups("run"), ProcessGroups("run")
+    made = {}
+    for groups in (mine, other):
+        monkeypatch.setenv(VARIABLE, groups.environment[VARIABLE])
+        made[groups] = Path(ForkServer((), 5.0)._new_folder())
+    assert sorted(tmp_path.iterdir()) == sorted(made.values())
+    again = Path(ForkServer((), 5.0)._new_folder())  # of the other's next watchdog
+    assert sorted(tmp_path.iterdir()) == sorted([made[mine], again])
+    mine.remove_folders(str(tmp_path))
+    assert list(tmp_path.iterdir()) == [again]
