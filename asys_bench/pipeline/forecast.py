@@ -7,6 +7,7 @@ host calls its model, so only the size of a row is known of it.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,6 +20,11 @@ from asys_bench.sae.footprint import Footprint, footprint
 from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
 MIB, GIB = 1 << 20, 1 << 30
+_CGROUP_FILES = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Limit and use of a memory cgroup, version 2 and version 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +160,8 @@ def memory_limit_bytes() -> int | None:
 def memory_available_bytes() -> int | None:
     """What is free for new processes here, as the kernel estimates it."""
     found = [_meminfo("MemAvailable")]
-    for folder in cgroup_folders():
-        limit = _integer(folder / "memory.max")
-        used = _integer(folder / "memory.current")
+    for folder, (most, taken) in itertools.product(cgroup_folders(), _CGROUP_FILES):
+        limit, used = _integer(folder / most), _integer(folder / taken)
         if limit is not None and used is not None:
             found.append(max(0, limit - used))
     return min((value for value in found if value is not None), default=None)
@@ -164,7 +169,7 @@ def memory_available_bytes() -> int | None:
 
 def _cgroup_limits() -> Iterator[int | None]:
     for folder in cgroup_folders():
-        for name in ("memory.max", "memory.limit_in_bytes"):
+        for name, _ in _CGROUP_FILES:
             yield _integer(folder / name)
 
 

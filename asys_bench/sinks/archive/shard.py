@@ -29,7 +29,8 @@ from crc32c import crc32c
 from asys_bench.sinks.archive.frames import END_OF_STREAM
 from asys_bench.sinks.archive.sidecar import Sidecar, Tally
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience
-from asys_bench.storage import make_private_folder, open_private, sync_folder
+from asys_bench.storage import open_private, sync_folder
+from asys_bench.storage.below import make_folders
 
 log = logging.getLogger(__name__)
 _BUFFERS_PER_WRITE = 512  # IOV_MAX is 1024
@@ -82,7 +83,8 @@ class ShardWriter:
         self._named = self._ended = False
 
     def _create(self) -> int:
-        make_private_folder(self.path.parent)
+        hook_folder = self.path.parent
+        make_folders(hook_folder, below=hook_folder.parent.parent)  # <run>/archive/<hook>
         fd = open_private(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         lock(fd)
         return fd

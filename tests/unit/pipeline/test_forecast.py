@@ -84,3 +84,16 @@ def test_a_transcoder_is_forecast_once_both_widths_are_known():
 )
 def test_sizes_are_binary(n, text):
     assert size_text(n) == text
+
+
+@pytest.mark.parametrize(
+    ("limit", "use"),
+    [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")],
+)
+def test_what_is_free_is_no_more_than_the_cgroup_of_either_version_leaves(
+    tmp_path, monkeypatch, limit, use
+):
+    monkeypatch.setattr(forecast, "cgroup_folders", lambda: [tmp_path])
+    (tmp_path / limit).write_text(f"{300 << 10}\n")
+    (tmp_path / use).write_text(f"{100 << 10}\n")
+    assert forecast.memory_available_bytes() == 200 << 10

@@ -219,3 +219,15 @@ def test_the_plugin_builds_what_its_options_say():
     assert (worker.max_packets, worker.min_packets, worker.linger_s) == (8, 8, 1)
     assert plugin.default_delivery == "at_least_once"
     assert all(field.description for field in plugin.options.model_fields.values())
+
+
+@pytest.mark.parametrize("name", ["archive", "archive/policy.mlp"])
+def test_nothing_is_written_through_a_link_out_of_the_run(rig, tmp_path_factory, name):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    worker = rig.start()
+    link = rig.run_dir / name
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(elsewhere, target_is_directory=True)
+    with pytest.raises(OSError, match="symbolic link"):
+        rig.feed(worker, rig.packet(torch.zeros(2, 3), 0))
+    assert list(elsewhere.iterdir()) == []
