@@ -62,11 +62,6 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def printable(text: str) -> str:
-    """`text` from a run's folder for a terminal: control characters as escapes, line ends kept."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
-
-
 def find_run(name: str | None, folder: Path = RUNS) -> Path:
     """The directory of a run: as given, by its id under `folder`, or the newest one there.
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.contracts.names import printable, printable_lines
 from asys_bench.pipeline.process_state import SignalHandlers
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def _table(results: list[HookResult]) -> Table:
         measured = held_out or running
         mark = "" if held_out else " (training rows)"
         table.add_row(
-            escape(result.label),
+            escape(printable(result.label)),
             f"{result.steps:,}",
             f"{running.rows_trained:,}",
             f"{measured.fvu:.4f}{mark}",
@@ -183,5 +184,7 @@ def _table(results: list[HookResult]) -> Table:
 
 
 def _fail(console: Console, message: str, code: int) -> int:
-    console.print(f"asys-run train: {message}", style="red", markup=False, soft_wrap=True)
+    console.print(
+        f"asys-run train: {printable_lines(message)}", style="red", markup=False, soft_wrap=True
+    )
     return code

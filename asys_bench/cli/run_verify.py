@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from asys_bench.cli.run_attach import RunGoneError, add_run_argument, find_run, printable
+from asys_bench.cli.run_attach import RunGoneError, add_run_argument, find_run
+from asys_bench.contracts.names import printable_lines
 
 if TYPE_CHECKING:
     from asys_bench.verification import Finding, Verification
@@ -91,10 +92,10 @@ def _show(found: Verification, console: Console, *, repaired: bool) -> None:
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for one in found.findings:
         rows = "" if one.rows is None else f"{one.rows:,}"
-        cells = (printable(one.path), one.state.value, rows, printable(_remark(one)))
+        cells = (printable_lines(one.path), one.state.value, rows, printable_lines(_remark(one)))
         table.add_row(*(escape(cell) for cell in cells), style=_STYLES.get(one.state))
     console.print(table)
-    console.print(printable(_verdict(found, repaired)), markup=False, soft_wrap=True)
+    console.print(printable_lines(_verdict(found, repaired)), markup=False, soft_wrap=True)
 
 
 def _remark(one: Finding) -> str:

@@ -32,6 +32,11 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
+def printable_lines(text: str) -> str:
+    """`text` from a run's folder for a terminal: as `printable`, but line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def shortened(name: str, most_bytes: int) -> str:
     """`name`, or its beginning with a digest of it where it has more bytes of UTF-8."""
     raw = name.encode()

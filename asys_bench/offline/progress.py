@@ -15,6 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from asys_bench.contracts.names import printable
 from asys_bench.sae import RunningMetrics
 
 LINE_EVERY_S = 10.0
@@ -24,7 +25,7 @@ class TrainingProgress:
     """Shows one hook's training; `rows` is how many will be taken in altogether."""
 
     def __init__(self, console: Console, hook: str, rows: int) -> None:
-        self._console, self._hook, self._rows = console, hook, rows
+        self._console, self._hook, self._rows = console, printable(hook), rows
         self._started = self._spoke_at = time.monotonic()
         self._first_trained: int | None = None
         self._bar: Progress | None = None
@@ -37,7 +38,7 @@ class TrainingProgress:
                 TextColumn("{task.fields[note]}", markup=False),
             )
             self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task(hook, total=max(1, rows), note="")
+            self._task = self._bar.add_task(self._hook, total=max(1, rows), note="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -55,7 +56,7 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, soft_wrap=True)
 
     def update(self, running: RunningMetrics) -> None:
         """Show where the training is."""

@@ -133,7 +133,7 @@ def _events(path: Path) -> tuple[Event, ...]:
             event = Event(
                 float(data.pop("time_s")), str(data.pop("level", "")), str(data.pop("event")), data
             )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, OverflowError, KeyError, TypeError, AttributeError):
             continue  # the last line of a killed monitor
         found.append(event)
     return tuple(found)
@@ -154,5 +154,5 @@ def _latencies(path: Path) -> Mapping[str, HistogramSnapshot]:
                     sum(buckets), int(one["sum"]), int(one["max"]), tuple(buckets)
                 )
         return found
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, AttributeError):
         return {}

@@ -296,6 +296,17 @@ def test_a_run_that_lacks_a_part_is_shown_without_it(whole_run: Path, lost: str)
     assert whole_run.name in read(render(whole_run)).text
 
 
+def test_numbers_that_are_no_counts_leave_a_part_out(whole_run: Path) -> None:
+    histograms_file, events = whole_run / "histograms.json", whole_run / "monitor.log"
+    one = {"buckets": [[3, float("inf")]], "sum": 1, "max": 1}
+    histograms_file.write_text(json.dumps({"host": {f'hook_latency_ns{{hook="{HOOK}"}}': one}}))
+    with events.open("a") as file:
+        file.write('{"event": "a", "time_s": 1' + "0" * 400 + "}\n")
+    record = read_run(whole_run)
+    assert record.latencies == {}
+    assert "a" not in {event.name for event in record.events}
+
+
 def test_a_run_of_which_only_run_json_is_left_is_still_a_page(run_dir: Path) -> None:
     text = read(render(run_dir)).text
     assert "still running, or ended without a summary" in text
