@@ -184,7 +184,7 @@ def _started_s(context: MonitorContext) -> float:
     try:
         document = read_json(context.run_dir / "run.json", below=context.run_dir)
         return int(document["started_unix_ns"]) / 1e9
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ArithmeticError, ValueError, KeyError, TypeError):
         return time.time()
 
 

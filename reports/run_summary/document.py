@@ -30,12 +30,14 @@ def to_json(summary: RunSummary) -> str:
     return json.dumps(to_dict(summary), indent=2, allow_nan=False) + "\n"
 
 
-def from_dict(data: Mapping[str, Any]) -> RunSummary:
+def from_dict(data: Any) -> RunSummary:
     """The inverse of `to_dict`.
 
     Raises:
-        ReportError: another schema, or fields that do not fit it.
+        ReportError: no object, another schema, or fields that do not fit it.
     """
+    if not isinstance(data, Mapping):
+        raise ReportError(f"holds a {type(data).__name__}, no run summary")
     if data.get("schema") != SCHEMA:
         raise ReportError(f"schema is {data.get('schema')!r}; this reads {SCHEMA!r}")
     try:

@@ -134,5 +134,7 @@ def read_plan(run_dir: Path) -> tuple[Plan, list[Need]]:
         placements = {name: Placement.from_dict(one) for name, one in data["placements"].items()}
         needs = [Need(name, role, int(threads)) for name, role, threads in data["needs"]]
         return Plan(data["mode"], placements, tuple(data["notes"])), needs
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError, ArithmeticError, ValueError, KeyError, TypeError, AttributeError
+    ) as error:  # fmt: skip
         raise ResourceError(f"{path}: no plan can be read there ({error})") from error

@@ -307,6 +307,13 @@ def test_numbers_that_are_no_counts_leave_a_part_out(whole_run: Path) -> None:
     assert "a" not in {event.name for event in record.events}
 
 
+@pytest.mark.parametrize("text", ["[]", "7", '{"schema": "another"}'])
+def test_a_summary_that_is_none_is_left_out(whole_run: Path, text: str) -> None:
+    (whole_run / "summary.json").write_text(text)
+    assert read_run(whole_run).summary is None
+    assert whole_run.name in read(render(whole_run)).text
+
+
 def test_a_run_of_which_only_run_json_is_left_is_still_a_page(run_dir: Path) -> None:
     text = read(render(run_dir)).text
     assert "still running, or ended without a summary" in text
