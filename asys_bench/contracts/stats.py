@@ -93,9 +93,9 @@ class SlotField(IntEnum):
     READY_NS = 6
     EXIT_CODE = 7
     ENTRIES = 8
-    DOWN_SINCE_NS = 10
     AHEAD_NS = 9
     """How far HEARTBEAT_NS is ahead of its writer's clock; see `Slot.beat`."""
+    DOWN_SINCE_NS = 10
     LAUNCH = 11
     """Which start of the worker the slot belongs to; a process of another one leaves."""
     CELLS = 12

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from asys_bench.sae.checkpoint_files import CheckpointError
 from asys_bench.sae.manifest import seal
-from asys_bench.storage import make_private_folder, sync_folder, sync_tree
+from asys_bench.storage import sync_folder, sync_tree
 from asys_bench.storage.below import EntryKind, make_folders, remove, scan, scan_if_there
 from asys_bench.storage.private import FOLDER_MODE
 
@@ -65,7 +65,6 @@ class CheckpointStore:
             raise CheckpointError(self.folder, f"not written: {error}") from error
 
     def _write(self, step: int, fill: Callable[[Path], None]) -> Path:
-        make_private_folder(self._below)
         make_folders(self.folder, below=self._below)
         for entry in scan(self.folder, below=self._below):
             if entry.path.name.startswith(_TEMPORARY):

@@ -13,12 +13,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.sae.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.storage import file_crc32c
-from asys_bench.storage.below import is_file
+from asys_bench.storage.below import MAX_MODEL_BYTES, is_file
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = "asys.checkpoint/1"
-_MAX_BYTES = 256 << 10
-"""A field that does not belong there costs 2.5 KB of memory to be said."""
 
 
 class SealedFile(BaseModel, extra="forbid", frozen=True):
@@ -59,7 +57,7 @@ def check_seal(folder: Path) -> bool:
     if not os.path.lexists(path):
         return False
     try:
-        manifest = Manifest.model_validate(read_json(path, _MAX_BYTES))
+        manifest = Manifest.model_validate(read_json(path, MAX_MODEL_BYTES))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise CheckpointError(path, f"{first['loc']}: {first['msg']}") from None

@@ -24,12 +24,11 @@ from asys_bench.sae.checkpoint_files import (
 )
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.state import StateDict
+from asys_bench.storage.below import MAX_MODEL_BYTES
 
 STATE_JSON = "trainer_state.json"
 STATE_TENSORS = "trainer_state.safetensors"
 STATE_VERSION = 2
-_MAX_BYTES = 256 << 10
-"""Of the JSON: 3 KB today. A field that does not belong there costs 2.5 KB of memory to be said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def read_config(folder: Path) -> SAEConfig:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    data = read_json(path, _MAX_BYTES)
+    data = read_json(path, MAX_MODEL_BYTES)
     if data.get("version") != STATE_VERSION:
         raise CheckpointVersionError(
             path, f"version {data.get('version')!r} is not supported; valid: {STATE_VERSION}"

@@ -24,10 +24,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asys_bench.storage.private import FOLDER_MODE
+from asys_bench.storage.private import FOLDER_MODE, make_private_folder
 
 MAX_DOCUMENT_BYTES = 8 << 20
 """Of a JSON document: `[],[],...` takes 24 times its size in memory."""
+MAX_MODEL_BYTES = 256 << 10
+"""Of one that a pydantic model reads: a field that does not belong there costs 2.5 KB to be said."""
 MAX_DEPTH = 64
 """Nesting of a JSON document."""
 MAX_LINE_BYTES = 1 << 20
@@ -243,11 +245,12 @@ def is_folder(path: Path, *, below: Path | None = None) -> bool:
 
 
 def make_folders(folder: Path, *, below: Path) -> None:
-    """Make `folder` (mode 0700), and what is missing between `below` and it.
+    """Make `folder` (mode 0700), and what is missing above it; from `below` on through no link.
 
     Raises:
         UnsafeFileError: a link or something else is in the way. OSError: as mkdir.
     """
+    make_private_folder(below)
     here = below
     for part in folder.relative_to(below).parts:
         here /= part

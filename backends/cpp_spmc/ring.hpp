@@ -81,7 +81,7 @@ enum State : u64 {
   kLost = 4,
   kDead = 5,
   kMissed = 6,     // never meant for this group
-  kLeft = 7,       // its group had no member left when the ring was full
+  kLeft = 7,       // nobody of its group was there, or went on, when the ring was full
 };
 
 inline constexpr u64 kSeqMask = (1ULL << 40) - 1;

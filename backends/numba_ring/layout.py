@@ -90,7 +90,7 @@ STATE_DELIVERED = 3
 STATE_LOST = 4
 STATE_DEAD = 5
 STATE_MISSED = 6  # never meant for this group
-STATE_LEFT = 7  # its group had no member left when the ring was full
+STATE_LEFT = 7  # nobody of its group was there, or went on, when the ring was full
 
 SEQ_MASK = (1 << 40) - 1
 OWNER_MASK = 0xFFFF  # index:6 | generation:10

@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from asys_bench.config.hooks import HookConfig
-from asys_bench.contracts.bus import BusPlugin
 from asys_bench.contracts.packet import PacketError, PacketMeta
 from asys_bench.contracts.tensor_memory import FREED, memory_fault
 from asys_bench.pipeline.text_inputs import TextInputs
-from asys_bench.registry import registry
 from tests.conformance.odd_tensors import (
     BACKENDS,
     KINDS,
@@ -26,7 +24,7 @@ from tests.conformance.odd_tensors import (
     meet,
     readable_value,
 )
-from tests.unit.pipeline.conftest import Rig
+from tests.unit.pipeline.conftest import Rig, usable_bus
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -36,10 +34,7 @@ pytestmark = [
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    reason = registry("backend").get(request.param, BusPlugin).unavailable()
-    if reason is not None:
-        pytest.skip(reason)
-    return request.param
+    return usable_bus(request.param)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from crc32c import crc32c
 from asys_bench.sinks.archive.frames import END_OF_STREAM
 from asys_bench.sinks.archive.sidecar import Sidecar, Tally
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience
-from asys_bench.storage import make_private_folder, open_private, sync_folder
+from asys_bench.storage import open_private, sync_folder
 from asys_bench.storage.below import make_folders
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,7 @@ class ShardWriter:
 
     def _create(self) -> int:
         hook_folder = self.path.parent
-        run_dir = hook_folder.parent.parent  # <run>/archive/<hook>
-        make_private_folder(run_dir)
-        make_folders(hook_folder, below=run_dir)
+        make_folders(hook_folder, below=hook_folder.parent.parent)  # <run>/archive/<hook>
         fd = open_private(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         lock(fd)
         return fd

@@ -15,11 +15,9 @@ from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.storage import replace_file
-from asys_bench.storage.below import read_file
+from asys_bench.storage.below import MAX_MODEL_BYTES, read_file
 
 FORMAT = "asys.archive.sidecar/1"
-MAX_BYTES = 256 << 10
-"""2,500 bus shards. A field that does not belong there costs 2.5 KB of memory to be said."""
 
 
 class SeqRange(BaseModel, extra="forbid", frozen=True):
@@ -59,7 +57,7 @@ class Sidecar(BaseModel, extra="forbid", frozen=True):
         """
         path = cls.path_of(shard)
         try:
-            raw = read_file(path, MAX_BYTES)
+            raw = read_file(path, MAX_MODEL_BYTES)
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -10,7 +10,7 @@ import torch
 
 from asys_bench.config.bus import BusConfig
 from asys_bench.config.hooks import HookConfig
-from asys_bench.contracts.bus import GroupSpec
+from asys_bench.contracts.bus import BusPlugin, GroupSpec
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.stats import StatsPage, slot_bytes
 from asys_bench.pipeline.assembly import build_preprocessor, create_data_bus
@@ -20,6 +20,15 @@ from asys_bench.pipeline.hooker import ActivationHooker
 from asys_bench.pipeline.hookpoints import resolve
 from asys_bench.pipeline.session import METRICS_PER_HOOK
 from asys_bench.pipeline.text_inputs import TextInputs
+from asys_bench.registry import registry
+
+
+def usable_bus(name):
+    """`name`; skips the test where that bus cannot run."""
+    reason = registry("backend").get(name, BusPlugin).unavailable()
+    if reason is not None:
+        pytest.skip(reason)
+    return name
 
 
 class Captured(NamedTuple):

@@ -15,9 +15,9 @@ import time
 import pytest
 import torch
 
-from asys_bench.contracts.bus import BusPlugin
 from asys_bench.contracts.packet import Kind
-from asys_bench.registry import registry
+
+from .conftest import usable_bus
 
 BACKENDS = ["mp_queue", "cpp_spmc"]
 KINDS = ["activation", "input", "gradient", "input_gradient", "parameter_gradient"]
@@ -25,10 +25,7 @@ KINDS = ["activation", "input", "gradient", "input_gradient", "parameter_gradien
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    reason = registry("backend").get(request.param, BusPlugin).unavailable()
-    if reason is not None:
-        pytest.skip(reason)
-    return request.param
+    return usable_bus(request.param)
 
 
 def mlp():

@@ -18,6 +18,8 @@ from asys_bench.contracts.bus import BusPlugin
 from asys_bench.contracts.preprocessor import KernelPlugin
 from asys_bench.registry import registry
 
+from .conftest import usable_bus
+
 KINDS = ["activation", "input", "gradient", "input_gradient", "parameter_gradient"]
 KERNELS = {
     "identity": "identity",
@@ -75,10 +77,7 @@ MODES = {"function": SeesFunctions, "dispatch": SeesOperations, "both": Both}
 
 @pytest.fixture(params=["mp_queue", "numba_ring", "cpp_spmc"])
 def backend(request):
-    reason = registry("backend").get(request.param, BusPlugin).unavailable()
-    if reason is not None:
-        pytest.skip(reason)
-    return request.param
+    return usable_bus(request.param)
 
 
 @pytest.fixture
