@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from asys_bench.contracts.preprocessor import Encoded, rows_and_width
-from asys_bench.kernels.cast.reference import TARGETS
+from asys_bench.kernels.cast.kernel import TARGETS
 from asys_bench.kernels.simd.sections import refuse_non_float
 from asys_bench.kernels.triton_runtime.encoder import EXACT, GpuPlugin, TritonEncoder
 from asys_bench.kernels.triton_runtime.float_bits import bfloat16_bits, float16_bits, widened

@@ -7,18 +7,54 @@ one. Two bytes per element.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
+from pydantic import Field
 
 from asys_bench.contracts.packet import ActivationPacket, tensor_view
 from asys_bench.contracts.preprocessor import (
     Encoded,
+    KernelOptions,
+    KernelPlugin,
     Positions,
     Preprocessor,
     rows_and_width,
 )
-from asys_bench.kernels.cast.reference import TARGETS, write
-from asys_bench.kernels.simd.implementations import Implementations
-from asys_bench.kernels.simd.sections import check_payload, refuse_non_float
+from asys_bench.kernels.simd.implementations import TORCH, Implementations
+from asys_bench.kernels.simd.sections import check_payload, float_rows, refuse_non_float
+
+
+class CastOptions(KernelOptions):
+    """Options of the `cast` preprocessor."""
+
+    dtype: Literal["float16", "bfloat16"] = Field(
+        default="bfloat16",
+        description="dtype on the wire; float16 has 11 bits of precision and overflows past 65504, "
+        "bfloat16 has 8 bits and float32's range",
+    )
+
+
+TARGETS: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+QUIET_NAN = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
+"""torch's own conversion gives several NaN patterns, by vector width; every NaN is sent as this one."""
+
+
+def write(tensor: torch.Tensor, out: memoryview, positions: Positions | None, bfloat16: int) -> int:
+    """Write the payload of `tensor` (or of its rows at `positions`); returns its bytes.
+
+    bfloat16: 1 for bfloat16, 0 for float16 (the compiled module takes numbers).
+
+    Plain torch; every other version writes the same bytes.
+    """
+    dtype = torch.bfloat16 if bfloat16 else torch.float16
+    rows_ND = float_rows("cast", tensor, positions)
+    if rows_ND.numel():
+        bits_ND = rows_ND.to(dtype).view(torch.int16)
+        bits_ND = torch.where(rows_ND.isnan(), QUIET_NAN[dtype], bits_ND)
+        tensor_view(out, torch.int16, tuple(rows_ND.shape)).copy_(bits_ND)
+    return rows_ND.numel() * 2
+
 
 IMPLEMENTATIONS = Implementations("cast", "asys_bench.kernels.cast.twin", write)
 
@@ -56,3 +92,21 @@ class CastPreprocessor(Preprocessor):
         size = target.double().abs()
         error = size * (info.eps / 2 + 2.0**-24) + info.smallest_normal * (info.eps / 2)
         return torch.where(size + error > info.max, torch.inf, error)
+
+
+def _build(options: CastOptions) -> Preprocessor:
+    return CastPreprocessor(options.dtype)
+
+
+def _decoder(encoding: str) -> Preprocessor | None:
+    prefix, _, dtype = encoding.partition(".")
+    return CastPreprocessor(dtype, TORCH) if prefix == "cast" and dtype in TARGETS else None
+
+
+plugin = KernelPlugin(
+    name="cast",
+    summary="floating-point tensors as float16 or bfloat16",
+    options=CastOptions,
+    build=_build,
+    decoder=_decoder,
+)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from asys_bench.contracts.preprocessor import Positions
-from asys_bench.kernels.cast import reference
+from asys_bench.kernels.cast import kernel
 from asys_bench.kernels.simd.jit import (
     KINDS,
     Array,
@@ -29,10 +29,10 @@ def _encode(words: Array, kind: int, rows: Array, codes: Array, bfloat16: int) -
 
 
 def write(tensor: torch.Tensor, out: memoryview, positions: Positions | None, bfloat16: int) -> int:
-    """As `reference.write`."""
+    """As `kernel.write`."""
     words = words_of(tensor)
     if words is None:
-        return reference.write(tensor, out, positions, bfloat16)
+        return kernel.write(tensor, out, positions, bfloat16)
     rows = chosen(positions, len(words))
     shape = (len(rows), words.shape[1])
     count: int = shape[0] * shape[1]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from asys_bench.kernels.fp8.kernel import ENCODING
-from asys_bench.kernels.fp8.reference import CODE_MAX
+from asys_bench.kernels.fp8.kernel import CODE_MAX, ENCODING
 from asys_bench.kernels.triton_runtime.encoder import GpuPlugin, TritonEncoder
 from asys_bench.kernels.triton_runtime.scaled_rows import ScaledRowsEncoder
 

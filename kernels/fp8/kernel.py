@@ -14,9 +14,28 @@ from __future__ import annotations
 
 import torch
 
-from asys_bench.kernels.fp8.reference import CODE_MAX, write
-from asys_bench.kernels.simd.implementations import Implementations
-from asys_bench.kernels.simd.scaled_rows import ScaledRows, rounding_error
+from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin, Positions
+from asys_bench.kernels.simd.implementations import TORCH, Implementations
+from asys_bench.kernels.simd.scaled_rows import ScaledRows, quantisation, rounding_error, store
+from asys_bench.kernels.simd.sections import float_rows
+
+CODE_MAX = 448.0
+"""The largest finite float8_e4m3fn."""
+
+
+def write(tensor: torch.Tensor, out: memoryview, positions: Positions | None = None) -> int:
+    """Write the payload of `tensor` (or of its rows at `positions`); returns its bytes.
+
+    Plain torch; every other version writes the same bytes.
+    """
+    rows_ND = float_rows("fp8.e4m3fn", tensor, positions)
+    if rows_ND.numel() == 0:
+        return 0
+    scale_N, scaled_ND, finite_ND = quantisation(rows_ND, CODE_MAX)
+    saturated_ND = scaled_ND.clamp(-CODE_MAX, CODE_MAX)
+    codes_ND = torch.where(finite_ND, saturated_ND, torch.nan).to(torch.float8_e4m3fn)
+    return store(out, scale_N, codes_ND, *rows_ND.shape)
+
 
 ENCODING = "fp8.e4m3fn"
 _HALF_ULP = 2.0**-4
@@ -39,3 +58,12 @@ class Fp8Preprocessor(ScaledRows):
         scale, size = self.scales(target), target.double().abs()
         error = torch.maximum(size * _HALF_ULP, scale * _HALF_SUBNORMAL) * (1 + 2.0**-12)
         return error + rounding_error(size + error, target.dtype)
+
+
+plugin = KernelPlugin(
+    name="fp8",
+    summary="e4m3 floats of one byte, one float32 scale per row",
+    options=KernelOptions,
+    build=lambda options: Fp8Preprocessor(),
+    decoder=lambda encoding: Fp8Preprocessor(TORCH) if encoding == ENCODING else None,
+)

@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from asys_bench.contracts.preprocessor import Positions
-from asys_bench.kernels.fp8 import reference
-from asys_bench.kernels.simd.jit import Array, entry, row_scale, to_e4m3
-from asys_bench.kernels.simd.scaled_twin import write_scaled
+from asys_bench.kernels.fp8 import kernel
+from asys_bench.kernels.simd.jit import Array, entry, row_scale, to_e4m3, write_scaled
 
 
 @entry(
@@ -33,13 +32,13 @@ def _encode(
 
 
 def write(tensor: torch.Tensor, out: memoryview, positions: Positions | None = None) -> int:
-    """As `reference.write`."""
+    """As `kernel.write`."""
     nbytes = write_scaled(
         tensor,
         out,
         positions,
         encode=_encode,
         code_dtype=np.uint8,
-        code_max=reference.CODE_MAX,
+        code_max=kernel.CODE_MAX,
     )
-    return reference.write(tensor, out, positions) if nbytes is None else nbytes
+    return kernel.write(tensor, out, positions) if nbytes is None else nbytes

@@ -6,17 +6,34 @@ from math import prod
 
 import torch
 
-from asys_bench.contracts.packet import ActivationPacket
+from asys_bench.contracts.packet import ActivationPacket, tensor_view
 from asys_bench.contracts.preprocessor import (
     Encoded,
+    KernelOptions,
+    KernelPlugin,
     Positions,
     Preprocessor,
     rows_and_width,
+    take_rows,
 )
-from asys_bench.kernels.identity.reference import write
-from asys_bench.kernels.simd.implementations import Implementations
+from asys_bench.kernels.simd.implementations import TORCH, Implementations
+from asys_bench.kernels.simd.sections import check_positions
 
-IMPLEMENTATIONS = Implementations("gather", "asys_bench.kernels.identity.twin", write)
+
+def write(tensor: torch.Tensor, out: memoryview, positions: Positions | None = None) -> int:
+    """Write the elements of `tensor` (or of its rows at `positions`); returns the bytes.
+
+    Plain torch; every other version writes the same bytes.
+    """
+    if positions is not None:
+        check_positions(positions, rows_and_width(tensor.shape)[0])
+        tensor = take_rows(tensor, positions)
+    if tensor.numel():
+        tensor_view(out, tensor.dtype, tuple(tensor.shape)).copy_(tensor.detach())
+    return tensor.numel() * tensor.element_size()
+
+
+IMPLEMENTATIONS = Implementations("gather", None, write)
 
 
 class IdentityPreprocessor(Preprocessor):
@@ -44,3 +61,12 @@ class IdentityPreprocessor(Preprocessor):
 
     def decode(self, packet: ActivationPacket) -> torch.Tensor:
         return packet.raw_tensor()
+
+
+plugin = KernelPlugin(
+    name="identity",
+    summary="the tensor's own bytes, lossless",
+    options=KernelOptions,
+    build=lambda options: IdentityPreprocessor(),
+    decoder=lambda encoding: IdentityPreprocessor(TORCH) if encoding == "identity" else None,
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asys_bench.kernels.int8.reference import CODE_MAX
+from asys_bench.kernels.int8.kernel import CODE_MAX
 from asys_bench.kernels.triton_runtime.encoder import GpuPlugin, TritonEncoder
 from asys_bench.kernels.triton_runtime.scaled_rows import ScaledRowsEncoder
 

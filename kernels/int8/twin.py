@@ -7,9 +7,8 @@ import numpy as np
 import torch
 
 from asys_bench.contracts.preprocessor import Positions
-from asys_bench.kernels.int8 import reference
-from asys_bench.kernels.simd.jit import Array, entry, row_scale
-from asys_bench.kernels.simd.scaled_twin import write_scaled
+from asys_bench.kernels.int8 import kernel
+from asys_bench.kernels.simd.jit import Array, entry, row_scale, write_scaled
 
 
 @entry(
@@ -32,13 +31,13 @@ def _encode(
 
 
 def write(tensor: torch.Tensor, out: memoryview, positions: Positions | None = None) -> int:
-    """As `reference.write`."""
+    """As `kernel.write`."""
     nbytes = write_scaled(
         tensor,
         out,
         positions,
         encode=_encode,
         code_dtype=np.int8,
-        code_max=reference.CODE_MAX,
+        code_max=kernel.CODE_MAX,
     )
-    return reference.write(tensor, out, positions) if nbytes is None else nbytes
+    return kernel.write(tensor, out, positions) if nbytes is None else nbytes

@@ -15,13 +15,12 @@ import triton
 import triton.language as tl
 
 from asys_bench.contracts.preprocessor import Encoded, rows_and_width
-from asys_bench.kernels.random_projection.matrix import MatrixRule, dense
+from asys_bench.kernels.random_projection.kernel import MatrixRule, dense
 from asys_bench.kernels.simd.sections import refuse_non_float
-from asys_bench.kernels.triton_runtime.addressing import row_start, source_row
-from asys_bench.kernels.triton_runtime.encoder import EXACT, GpuPlugin, TritonEncoder
+from asys_bench.kernels.triton_runtime.encoder import EXACT, GpuPlugin, TritonEncoder, to_device
 from asys_bench.kernels.triton_runtime.float_bits import QUIET_NAN, bits_of, is_nan, widened
+from asys_bench.kernels.triton_runtime.row_tiles import row_start, source_row
 from asys_bench.kernels.triton_runtime.row_view import RowView
-from asys_bench.kernels.triton_runtime.upload import to_device
 
 ROWS = 16
 COLUMNS = 64

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from asys_bench.contracts.preprocessor import Positions
-from asys_bench.kernels.random_projection import reference
-from asys_bench.kernels.random_projection.matrix import PANEL, FloatArray
+from asys_bench.kernels.random_projection import kernel
+from asys_bench.kernels.random_projection.kernel import PANEL, FloatArray
 from asys_bench.kernels.simd.jit import KINDS, Array, chosen, entry, widen, words_of
 
 
@@ -38,10 +38,10 @@ def write(
     d_out: int,
     panels: FloatArray,
 ) -> int:
-    """As `reference.write`."""
+    """As `kernel.write`."""
     words = words_of(tensor)
     if words is None:
-        return reference.write(tensor, out, positions, d_out, panels)
+        return kernel.write(tensor, out, positions, d_out, panels)
     rows = chosen(positions, len(words))
     if len(rows):
         projected = np.frombuffer(out, np.float32, len(rows) * d_out).reshape(len(rows), d_out)

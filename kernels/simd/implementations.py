@@ -35,16 +35,17 @@ class Implementations:
     """The implementations of one kernel.
 
     function: its name in the compiled module. twin: module whose `write(tensor, out, positions,
-    *options)` is the numba version. reference: the torch version, with the same arguments.
+    *options)` is the numba version; None where torch is as fast. reference: the torch version, with
+    the same arguments.
     """
 
     function: str
-    twin: str
+    twin: str | None
     reference: Callable[..., int]
 
     def names(self) -> list[str]:
         """Those that can run here, best first."""
-        numba = [NUMBA] if find_spec("numba") is not None else []
+        numba = [NUMBA] if self.twin is not None and find_spec("numba") is not None else []
         return [*native.instruction_sets(), *numba, TORCH]
 
     def writer(self, name: str | None, *options: Any) -> Writer:
@@ -59,6 +60,7 @@ class Implementations:
         if name == TORCH:
             return _bound(self.reference, options)
         if name == NUMBA:
+            assert self.twin is not None
             return _bound(importlib.import_module(self.twin).write, options)
         function = getattr(native.load(), self.function)
         return _compiled(function, native.instruction_sets()[name], self.reference, options)

@@ -22,7 +22,7 @@ using i64 = std::int64_t;
 enum class Kind { f32, bf16, f16, other };
 
 constexpr u64 kMaxLeading = 8;  // leading dimensions left after merging
-constexpr u64 kPanel = 64;      // columns of the projection's matrix that lie together (matrix.py)
+constexpr u64 kPanel = 64;      // columns of the projection's matrix that lie together (random_projection/kernel.py)
 
 // Where the rows of a tensor lie. Elements of a row are contiguous.
 struct Rows {
@@ -68,7 +68,7 @@ constexpr u64 project_rows_at_once(u64 width) {
   return rows < 4 ? 4 : rows > kPanel ? kPanel : rows;
 }
 
-// Stratified row sampling, see kernels/token_sample/selection.py. (sample.cpp)
+// Stratified row sampling, see kernels/token_sample/kernel.py. (sample.cpp)
 void sample(u64 total, u64 count, u64 key, i64* positions);
 
 // What this processor can run, worst first. (levels.cpp)

@@ -1,4 +1,4 @@
-// Rows times a matrix, with the order of every sum fixed (kernels/random_projection/reference.py).
+// Rows times a matrix, with the order of every sum fixed (kernels/random_projection/kernel.py).
 //
 // Lanes run over columns, so each sum adds its products one by one in the order of the row, in any
 // instruction set. Rows are taken in blocks that stay in the L2 cache beside one panel of 64 columns,

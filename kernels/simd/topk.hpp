@@ -1,4 +1,4 @@
-// The k largest magnitudes of each row (kernels/topk/reference.py has the order).
+// The k largest magnitudes of each row (kernels/topk/kernel.py has the order).
 //
 // 1. A bar that at least k elements reach: the row is dealt into 2 k groups (or a few more), and the
 //    k-th largest of the groups' maxima is one, because k groups have an element that large.

@@ -15,8 +15,7 @@ import triton.language as tl
 
 from asys_bench.contracts.preprocessor import Encoded, rows_and_width
 from asys_bench.kernels.simd.sections import aligned, refuse_non_float
-from asys_bench.kernels.topk.reference import index_bytes, payload_bytes, value_bytes
-from asys_bench.kernels.triton_runtime.addressing import row_start, source_row
+from asys_bench.kernels.topk.kernel import index_bytes, payload_bytes, value_bytes
 from asys_bench.kernels.triton_runtime.encoder import EXACT, GpuPlugin, TritonEncoder
 from asys_bench.kernels.triton_runtime.float_bits import (
     MAGNITUDE,
@@ -26,6 +25,7 @@ from asys_bench.kernels.triton_runtime.float_bits import (
     is_nan,
     widened,
 )
+from asys_bench.kernels.triton_runtime.row_tiles import row_start, source_row
 from asys_bench.kernels.triton_runtime.row_view import RowView
 
 NAN_KEY = tl.constexpr(0x7F800001)

@@ -19,7 +19,7 @@ from asys_bench.kernels.simd.jit import (
     words_of,
 )
 from asys_bench.kernels.simd.sections import aligned
-from asys_bench.kernels.topk import reference
+from asys_bench.kernels.topk import kernel
 
 
 @inner
@@ -78,21 +78,21 @@ def _encode(
 def write(
     tensor: torch.Tensor, out: memoryview, positions: Positions | None, k: int, bfloat16: int
 ) -> int:
-    """As `reference.write`."""
+    """As `kernel.write`."""
     words = words_of(tensor)
     if words is None:
-        return reference.write(tensor, out, positions, k, bfloat16)
+        return kernel.write(tensor, out, positions, k, bfloat16)
     rows = chosen(positions, len(words))
     width = words.shape[1]
     kept = (len(rows), min(k, width))
-    nbytes = reference.payload_bytes(len(rows), width, k, bfloat16)
+    nbytes = kernel.payload_bytes(len(rows), width, k, bfloat16)
     if nbytes:
         count = kept[0] * kept[1]
-        end = count * reference.value_bytes(bfloat16)
+        end = count * kernel.value_bytes(bfloat16)
         start = aligned(end)
         out[end:start] = bytes(start - end)
         values = _pair(out, count, 0, kept, short=bool(bfloat16))
-        index = _pair(out, count, start, kept, short=reference.index_bytes(width) == 2)
+        index = _pair(out, count, start, kept, short=kernel.index_bytes(width) == 2)
         _encode(words, KINDS[tensor.dtype], rows, kept[1], *values, *index)
     return nbytes
 

@@ -13,7 +13,18 @@ import torch
 
 from asys_bench.contracts.preprocessor import Encoded, Positions
 from asys_bench.kernels.triton_runtime.row_view import RowView, row_view
-from asys_bench.kernels.triton_runtime.upload import to_device
+
+
+def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of the contiguous CPU tensor `host`, issued to the current stream.
+
+    Through page-locked memory of torch's caching allocator: a copy from pageable memory would make
+    this thread, the host's, wait until its stream gets there.
+    """
+    if device.type == "cpu":
+        return host.clone()
+    return host.pin_memory().to(device, non_blocking=True)
+
 
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 """Launch options of every kernel: a product and a sum stay two rounded operations."""

@@ -8,7 +8,6 @@ import triton.language as tl
 from asys_bench.contracts.preprocessor import Encoded, rows_and_width
 from asys_bench.kernels.simd.scaled_rows import SMALLEST, largest_scale
 from asys_bench.kernels.simd.sections import aligned, refuse_non_float, two_sections
-from asys_bench.kernels.triton_runtime.addressing import row_start, source_row
 from asys_bench.kernels.triton_runtime.encoder import EXACT, TritonEncoder
 from asys_bench.kernels.triton_runtime.float_bits import (
     E4M3_NAN,
@@ -17,6 +16,7 @@ from asys_bench.kernels.triton_runtime.float_bits import (
     round_half_even,
     widened,
 )
+from asys_bench.kernels.triton_runtime.row_tiles import row_start, source_row
 from asys_bench.kernels.triton_runtime.row_view import RowView
 
 NON_FINITE_INT8 = tl.constexpr(-128)

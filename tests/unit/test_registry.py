@@ -45,7 +45,7 @@ def test_a_plugin_that_does_not_load_is_listed_with_its_reason(
 def test_an_entry_point_must_export_a_plugin_of_its_own_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    toys = with_entry_points(monkeypatch, other="asys_bench.kernels.cast.plugin:plugin")
+    toys = with_entry_points(monkeypatch, other="asys_bench.kernels.cast.kernel:plugin")
     assert "exports a plugin 'cast'" in toys.failures()["other"]
 
 

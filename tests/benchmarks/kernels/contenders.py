@@ -17,12 +17,14 @@ from asys_bench.kernels.identity.kernel import IMPLEMENTATIONS as IDENTITY
 from asys_bench.kernels.identity.kernel import IdentityPreprocessor
 from asys_bench.kernels.int8.kernel import Int8Preprocessor
 from asys_bench.kernels.random_projection.kernel import IMPLEMENTATIONS as PROJECTION
-from asys_bench.kernels.random_projection.kernel import RandomProjectionPreprocessor
-from asys_bench.kernels.random_projection.matrix import MatrixRule, dense
+from asys_bench.kernels.random_projection.kernel import (
+    MatrixRule,
+    RandomProjectionPreprocessor,
+    dense,
+)
 from asys_bench.kernels.simd import native
 from asys_bench.kernels.simd.implementations import TORCH
-from asys_bench.kernels.token_sample.kernel import TokenSamplePreprocessor
-from asys_bench.kernels.token_sample.rule import Rule
+from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
 from asys_bench.kernels.topk.kernel import IMPLEMENTATIONS as TOPK
 from asys_bench.kernels.topk.kernel import TopKPreprocessor
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from asys_bench.kernels.cast.kernel import IMPLEMENTATIONS, CastPreprocessor
-from asys_bench.kernels.cast.reference import QUIET_NAN, TARGETS
+from asys_bench.kernels.cast.kernel import IMPLEMENTATIONS, QUIET_NAN, TARGETS, CastPreprocessor
 
 from .variants import payload
 

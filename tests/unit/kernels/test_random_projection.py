@@ -7,10 +7,13 @@ import pytest
 import torch
 
 from asys_bench.contracts.packet import PacketError
-from asys_bench.kernels.random_projection.config import RandomProjectionOptions
-from asys_bench.kernels.random_projection.kernel import RandomProjectionPreprocessor
-from asys_bench.kernels.random_projection.matrix import MatrixRule, dense
-from asys_bench.kernels.random_projection.plugin import plugin
+from asys_bench.kernels.random_projection.kernel import (
+    MatrixRule,
+    RandomProjectionOptions,
+    RandomProjectionPreprocessor,
+    dense,
+    plugin,
+)
 
 KINDS = ["gaussian", "achlioptas"]
 

@@ -14,11 +14,17 @@ from pydantic import ValidationError
 from asys_bench.contracts.packet import ActivationPacket, Kind, PacketError
 from asys_bench.kernels.simd import native
 from asys_bench.kernels.simd.splitmix import draw_key, hash32, hashes32, mix
-from asys_bench.kernels.token_sample.config import TokenSampleOptions
-from asys_bench.kernels.token_sample.kernel import TokenSamplePreprocessor, pack_params
-from asys_bench.kernels.token_sample.plugin import plugin
-from asys_bench.kernels.token_sample.rule import Rule, rule_of, rule_of_name
-from asys_bench.kernels.token_sample.selection import stratified, stratified_numpy
+from asys_bench.kernels.token_sample.kernel import (
+    Rule,
+    TokenSampleOptions,
+    TokenSamplePreprocessor,
+    pack_params,
+    plugin,
+    rule_of,
+    rule_of_name,
+    stratified,
+    stratified_numpy,
+)
 
 
 def packet_of(encoder, tensor):
