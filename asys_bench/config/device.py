@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 from pydantic import Field
 
 from asys_bench.config.section import Integer, Section
-
-
-class EncodeOn(StrEnum):
-    """On which stream the encoder reads the host's tensor."""
-
-    SIDE_STREAM = "side_stream"
-    HOST_STREAM = "host_stream"
 
 
 class DeviceConfig(Section):
@@ -39,15 +30,6 @@ class DeviceConfig(Section):
         le=1024,
         description="packets between the hook and the bus; past that they are dropped and counted "
         "(or the host waits, with `on_full: block`)",
-    )
-    encode_on: EncodeOn = Field(
-        default=EncodeOn.HOST_STREAM,
-        description="`host_stream`: the encoder runs between the host's kernels, at the speed of "
-        "device memory, and keeps no reference; only the slow copy to the host's memory runs beside "
-        "them. `side_stream`: the encoder runs beside them too and reads the tensor while the host "
-        "goes on; a change in place is noticed by the tensor's version counter (that packet is "
-        "dropped and the hook goes on as `host_stream`), but one by a kernel of the host's own that "
-        "does not count versions is not",
     )
 
     @property

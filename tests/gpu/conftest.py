@@ -54,7 +54,7 @@ class GpuRig:
 
 @pytest.fixture
 def gpu():
-    """A factory of rigs: `gpu(encode_on=...)`; options as in `DeviceConfig`."""
+    """A factory of rigs: `gpu(staging_mib=...)`; options as in `DeviceConfig`."""
     rigs = []
 
     def make(**options):

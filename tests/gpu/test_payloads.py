@@ -24,10 +24,9 @@ def on_gpu(tensor, device):
     return base.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-@pytest.mark.parametrize("encode_on", ["host_stream", "side_stream"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_payloads_are_those_of_the_reference(gpu, encoding, encode_on):
-    rig = gpu(encode_on=encode_on, max_in_flight=1024)
+def test_payloads_are_those_of_the_reference(gpu, encoding):
+    rig = gpu(max_in_flight=1024)
     kernel, reference = build(encoding), build(encoding)
     assert not route_of(kernel).encode_on_host
     names, wanted = [], []
@@ -40,9 +39,8 @@ def test_payloads_are_those_of_the_reference(gpu, encoding, encode_on):
     assert [name for name, a, b in zip(names, got, wanted, strict=True) if a != b] == []
 
 
-@pytest.mark.parametrize("encode_on", ["host_stream", "side_stream"])
-def test_large_activations_arrive_whole(gpu, encode_on):
-    rig = gpu(encode_on=encode_on)
+def test_large_activations_arrive_whole(gpu):
+    rig = gpu()
     for encoding in ("identity", "int8", "topk.k32.bfloat16"):
         tensor = torch.randn(1024, 4096, device=rig.device).to(torch.bfloat16)
         kernel = build(encoding)

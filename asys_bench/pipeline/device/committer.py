@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Hashable
 
 from asys_bench.pipeline.device.delivery import Delivery
 from asys_bench.pipeline.device.flight_queue import FlightQueue
@@ -28,8 +27,6 @@ class Committer:
         self._queue = queue
         self._delivery = delivery
         self._thread: threading.Thread | None = None
-        self.mutating: set[Hashable] = set()
-        """Keys whose tensors the host was seen to change in place (only ever added to)."""
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._loop, name="asys-device-commit", daemon=True)
@@ -88,26 +85,11 @@ class Committer:
     def _deliver(self, packet: InFlight) -> tuple[DeviceDrop | None, int, str | None]:
         if packet.broken:
             return None, 0, None
-        if self._changed_in_place(packet):
-            return DeviceDrop.MUTATED, 0, None
-        packet.tensor = packet.source = None  # the host may free it while the bus is waited for
         try:
             nbytes = self._delivery.deliver(packet)
         except Exception as error:  # noqa: BLE001 - fail-open; the hook learns of it through `collect`
             return DeviceDrop.DELIVERY_FAILED, 0, describe(error)
         return (DeviceDrop.BUS_REFUSED, 0, None) if nbytes is None else (None, nbytes, None)
-
-    def _changed_in_place(self, packet: InFlight) -> bool:
-        if packet.tensor is None or self._runtime.version(packet.tensor) == packet.version:
-            return False
-        if packet.key not in self.mutating:
-            self.mutating.add(packet.key)
-            log.info(
-                "hook %s: the host changes this tensor in place right after the hook; it is encoded "
-                "on the host's own stream from now on",
-                packet.key,
-            )
-        return True
 
     def switch_off(self, error: Exception) -> None:
         """The device is broken: drop everything, refuse everything, say so once."""

@@ -59,12 +59,6 @@ class CudaRuntime:
             with self._cuda.device(device):
                 work(*operands)
 
-    def hold(self, tensor: torch.Tensor, stream: Any) -> None:
-        tensor.record_stream(stream)
-
-    def version(self, tensor: torch.Tensor) -> int | None:
-        return None if tensor.is_inference() else tensor._version
-
     def buffer(self, nbytes: int, device: torch.device, stream: Any) -> torch.Tensor:
         with self._cuda.stream(stream):
             return torch.empty(nbytes, dtype=torch.uint8, device=device)

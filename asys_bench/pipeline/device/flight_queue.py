@@ -36,17 +36,15 @@ class FlightQueue:
         self._claimed = False
         self._in_flight = 0  # packets that are not broken: those are counted as dropped already
 
-    def admit(
-        self, lane: Lane, nbytes: int, needs_block: bool, timeout_s: float
-    ) -> Ticket | DeviceDrop:
+    def admit(self, lane: Lane, nbytes: int, timeout_s: float) -> Ticket | DeviceDrop:
         """Room for `nbytes`, waiting up to `timeout_s` for it (0: not at all)."""
-        if nbytes > self._arena.capacity or (needs_block and nbytes > lane.arena.capacity):
+        if nbytes > min(self._arena.capacity, lane.arena.capacity):
             return DeviceDrop.TOO_LARGE
         deadline = time.monotonic() + timeout_s if timeout_s > 0 else 0.0
         while True:
             if self.refusal is not None:
                 return self.refusal
-            ticket = self._try_admit(lane, nbytes, needs_block)
+            ticket = self._try_admit(lane, nbytes)
             if ticket is not None:
                 return ticket
             remaining = deadline - time.monotonic() if timeout_s > 0 else 0.0
@@ -54,14 +52,12 @@ class FlightQueue:
                 return DeviceDrop.IN_FLIGHT_FULL
             self.changed.wait(remaining)
 
-    def _try_admit(self, lane: Lane, nbytes: int, needs_block: bool) -> Ticket | None:
+    def _try_admit(self, lane: Lane, nbytes: int) -> Ticket | None:
         if len(self._packets) >= self._max:
             return None
         staging = self._arena.allocate(nbytes)
         if staging is None:
             return None
-        if not needs_block:
-            return Ticket(staging, None)
         block = lane.arena.allocate(nbytes)
         if block is None:
             self._arena.undo_newest()
@@ -93,8 +89,7 @@ class FlightQueue:
         packet = self._packets.popleft()
         self._count(packet, drop, nbytes, error)
         self._arena.free_through(packet.ticket.staging)
-        if packet.ticket.block is not None:
-            packet.lane.arena.free_through(packet.ticket.block)
+        packet.lane.arena.free_through(packet.ticket.block)
         packet.lane.give_event(packet.event)
         self.changed.notify_all()
 

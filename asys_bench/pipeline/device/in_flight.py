@@ -21,10 +21,10 @@ everything that it needs of the moment of the hook."""
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """Admission: a place in staging memory and, unless None, in the device's buffer (offsets)."""
+    """Admission: a place in staging memory and one in the device's buffer (offsets)."""
 
     staging: int
-    block: int | None
+    block: int
 
 
 @dataclass(slots=True, eq=False)
@@ -33,10 +33,9 @@ class InFlight:
 
     meta: None when the committer encodes and so builds it. event: after it, the payload is in
     staging memory. source, target: what the copy reads (device) and writes (staging memory), of the
-    payload's size. tensor: the host's own, held while the side stream may read it; None when the
-    host's stream has read it. version: its version then. copy_issued: False while the copy waits for
-    the committer (pageable memory). broken: issuing failed half-way; counted already, and there is
-    nothing to deliver, only memory to wait for.
+    payload's size. copy_issued: False while the copy waits for the committer (pageable memory).
+    broken: issuing failed half-way; counted already, and there is nothing to deliver, only memory to
+    wait for.
     """
 
     key: Hashable
@@ -51,7 +50,5 @@ class InFlight:
     timeout_s: float
     submitted_ns: int
     source: torch.Tensor | None = None
-    tensor: torch.Tensor | None = None
-    version: int | None = None
     copy_issued: bool = False
     broken: bool = False

@@ -10,11 +10,6 @@ from asys_bench.pipeline.device.route import launch
 from asys_bench.pipeline.device.runtime import DeviceRuntime, copy_bytes
 
 
-def is_plain(tensor: torch.Tensor) -> bool:
-    """Its memory holds its elements in row-major order, as they are (no lazy conjugate or minus)."""
-    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-
-
 def hand_over(runtime: DeviceRuntime, lane: Lane) -> None:
     """What the side stream does next comes after what the host's stream was given until now."""
     lane.handover.record(runtime.current_stream(lane.device))
@@ -26,24 +21,13 @@ def issue(
 ) -> None:
     """Issue everything of `packet`; with `copy_now` False all but the copy, which is the committer's.
 
-    Every tensor that the side stream reads or writes is referenced by `packet` before it is issued.
+    Every tensor that the side stream reads is referenced by `packet` before it is issued.
     """
-    lane, ticket = packet.lane, packet.ticket
+    lane = packet.lane
     (nbytes, *_), hops = packet.plan
-    if packet.version is None:
-        assert ticket.block is not None
-        packet.source = lane.block(ticket.block, nbytes)
-        runtime.run_inline(lane.device, launch, tensor, packet.source, hops)
-        hand_over(runtime, lane)
-    else:
-        hand_over(runtime, lane)
-        packet.tensor = tensor
-        runtime.hold(tensor, lane.side)
-        if ticket.block is None:
-            packet.source = tensor.view(-1)
-        else:
-            packet.source = lane.block(ticket.block, nbytes)
-            runtime.run(lane.side, launch, tensor, packet.source, hops)
+    packet.source = lane.block(packet.ticket.block, nbytes)
+    runtime.run_inline(lane.device, launch, tensor, packet.source, hops)
+    hand_over(runtime, lane)
     if copy_now:
         packet.copy_issued = True
         runtime.run(lane.side, copy_bytes, packet.target, packet.source)

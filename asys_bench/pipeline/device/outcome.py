@@ -16,8 +16,6 @@ class DeviceDrop(StrEnum):
     """It can never fit into staging memory or the device's buffer."""
     GRAPH_CAPTURE = "graph_capture"
     """The host is capturing a CUDA graph: anything issued now would become part of it."""
-    MUTATED = "mutated"
-    """The host changed the tensor in place while it was being read: the bytes may be mixed."""
     BUS_REFUSED = "bus_refused"
     """The bus had no room (the bus counted it too, under its own reason)."""
     DELIVERY_FAILED = "delivery_failed"

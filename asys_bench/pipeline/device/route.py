@@ -32,11 +32,6 @@ class Route:
     steps: tuple[DeviceEncoder | RowSampler, ...] = ()
     encode_on_host: bool = False
 
-    @property
-    def copies_bytes(self) -> bool:
-        """What leaves the device is the tensor's elements in row-major order."""
-        return self.last is None
-
     def plan(self, tensor: torch.Tensor) -> Plan:
         """What will be copied for `tensor`; a sampler draws.
 

@@ -63,12 +63,6 @@ class DeviceRuntime(Protocol):
     def run_inline(self, device: torch.device, work: Callable[..., object], *operands: Any) -> None:
         """The same on the host's own current stream of `device`: between the host's operations."""
 
-    def hold(self, tensor: torch.Tensor, stream: Any) -> None:
-        """The allocator must not reuse `tensor`'s memory before `stream`'s present work is done."""
-
-    def version(self, tensor: torch.Tensor) -> int | None:
-        """A number that changes when the tensor is modified in place; None when nobody counts."""
-
     def buffer(self, nbytes: int, device: torch.device, stream: Any) -> torch.Tensor:
         """uint8[nbytes] of device memory that belongs to `stream`."""
 

@@ -2,8 +2,7 @@
 
 PROTOCOL, per packet
   1. The hook's thread takes room in staging memory and in the device's buffer; no room: drop.
-  2. The encoder is issued to the host's own stream (or to the side stream, see `options`) and
-     writes into the device's buffer.
+  2. The encoder is issued to the host's own stream and writes into the device's buffer.
   3. The side stream waits, on the device, for a mark in the host's stream. The copy into staging
      memory is issued to the side stream, then an event. `submit` returns; nothing was waited for.
   4. The commit thread sleeps until the event, pushes the payload to the bus and frees its memory.
@@ -17,8 +16,7 @@ between host buffers per packet, on the commit thread.
 
 INVARIANTS
   I1 `submit` waits for no stream and no event. The commit thread (and the set-up) waits for events.
-  I2 The host's tensor is read on the host's stream, or is referenced (and its memory recorded on the
-     side stream) until the event.
+  I2 The host's tensor is read on the host's stream only, and never referenced.
   I3 Memory is used again only after the event of its packet; after a device error never again.
   I4 Packets reach the bus in the order of their submission.
   I5 submitted = committed + dropped (by reason) + in flight, at every quiet moment.
@@ -32,7 +30,7 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from asys_bench.config.device import DeviceConfig, EncodeOn
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.bus import BusProducer
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
@@ -41,7 +39,7 @@ from asys_bench.pipeline.device.delivery import Delivery
 from asys_bench.pipeline.device.encoder import ENCODERS
 from asys_bench.pipeline.device.flight_queue import FlightQueue
 from asys_bench.pipeline.device.in_flight import InFlight, MetaBuilder
-from asys_bench.pipeline.device.issue import hand_over, is_plain, issue
+from asys_bench.pipeline.device.issue import hand_over, issue
 from asys_bench.pipeline.device.lane import Lane
 from asys_bench.pipeline.device.outcome import DeviceAccount, DeviceDrop, Settled, describe
 from asys_bench.pipeline.device.pinned_region import (
@@ -151,9 +149,7 @@ class DeviceStreamer:
             if lane is None:
                 queue.books.dropped(key, DeviceDrop.GRAPH_CAPTURE)
                 return DeviceDrop.GRAPH_CAPTURE
-            version = self._version_if_read_aside(tensor, key)
-            direct = version is not None and route.copies_bytes and is_plain(tensor)
-            ticket = queue.admit(lane, plan.encoded.nbytes, not direct, timeout_s)
+            ticket = queue.admit(lane, plan.encoded.nbytes, timeout_s)
             if isinstance(ticket, DeviceDrop):
                 queue.books.dropped(key, ticket)
                 return ticket
@@ -169,7 +165,6 @@ class DeviceStreamer:
                 target=queue.memory_of(ticket, plan.encoded.nbytes),
                 timeout_s=timeout_s,
                 submitted_ns=time.perf_counter_ns(),
-                version=version,
             )
             try:
                 issue(self._runtime, packet, tensor, copy_now=self._region.pinned)
@@ -250,12 +245,6 @@ class DeviceStreamer:
         self._queue.books.bandwidth(str(lane.device), measured, self._region.pinned)
         if not self._region.pinned:
             warn_unpinned(self._region, measured, self._runtime.name(lane.device))
-
-    def _version_if_read_aside(self, tensor: torch.Tensor, key: Hashable) -> int | None:
-        """The tensor's version if the side stream may read it; None: the host's stream reads it."""
-        if self._options.encode_on is EncodeOn.HOST_STREAM or key in self._committer.mutating:
-            return None
-        return self._runtime.version(tensor)
 
     def _queue_broken(self, packet: InFlight, error: BaseException) -> None:
         """Issuing raised half-way: its memory is free again when the side stream gets there."""

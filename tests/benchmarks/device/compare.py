@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from asys_bench.config.bus import BusConfig
-from asys_bench.config.device import DeviceConfig, EncodeOn
+from asys_bench.config.device import DeviceConfig
 from asys_bench.contracts.bus import BaseDataBus, GroupSpec
 from asys_bench.contracts.packet import DTYPE_CODE, Kind, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, KernelPlugin, Preprocessor
@@ -121,36 +121,30 @@ def main() -> None:
     sizes = [int(size) for size in arguments.sizes.split(",")]
     # Room for every packet of a measurement, so that nothing is dropped and nothing waits.
     mib = max(64, PACKETS * 2 * max(sizes) >> 20)
-    bus = create_data_bus(
-        BusConfig(backend="cpp_spmc", capacity_mib=mib), [GroupSpec("g")], shards=2
-    )
+    bus = create_data_bus(BusConfig(backend="cpp_spmc", capacity_mib=mib), [GroupSpec("g")])
     sink = Sink(bus)
     sink.start()
     page = StatsPage.create(["host"])
-    streamers = {}
-    for shard, where in enumerate(EncodeOn):
-        options = DeviceConfig(
-            staging_mib=mib, buffer_mib=mib, max_in_flight=4 * PACKETS, encode_on=where
-        )
-        streamers[where] = DeviceStreamer(
-            CudaRuntime(), bus.producer(shard), threading.Lock(), options,
-            devices=(device,), slot=page.slot("host") if shard == 0 else None,
-        )  # fmt: skip
+    options = DeviceConfig(staging_mib=mib, buffer_mib=mib, max_in_flight=4 * PACKETS)
+    streamer = DeviceStreamer(
+        CudaRuntime(), bus.producer(0), threading.Lock(), options,
+        devices=(device,), slot=page.slot("host"),
+    )  # fmt: skip
+
+    def finish():
+        if streamer.drain(60):
+            raise RuntimeError("packets are stuck")
+
     variants = [Variant("tensor.cpu()", lambda tensor: tensor.cpu(), lambda: None)]
     for name in KERNELS:
-        for where, streamer in streamers.items():
-            kernel = build(name)
-            streamer.prepare(kernel, [torch.float32])
+        kernel = build(name)
+        streamer.prepare(kernel, [torch.float32])
 
-            def call(tensor, streamer=streamer, kernel=kernel, name=name):
-                if streamer.submit(tensor, kernel, meta_of, key=name) is not None:
-                    raise RuntimeError("a packet was dropped: the figures would be wrong")
+        def call(tensor, kernel=kernel, name=name):
+            if streamer.submit(tensor, kernel, meta_of, key=name) is not None:
+                raise RuntimeError("a packet was dropped: the figures would be wrong")
 
-            def finish(streamer=streamer):
-                if streamer.drain(60):
-                    raise RuntimeError("packets are stuck")
-
-            variants.append(Variant(f"{name} on the {where.value}", call, finish))
+        variants.append(Variant(name, call, finish))
     found: dict[tuple[int, str], list[dict[str, float]]] = defaultdict(list)
     work = torch.ones(1 << 20, device=device)
     for size in sizes:
@@ -178,11 +172,10 @@ def main() -> None:
             f"{size:>10} {name:32} {medians['thread_us']:>10.1f} {medians['stream_us']:>10.1f} "
             f"{medians['gbps']:>8.2f}"
         )
-    for where, streamer in streamers.items():
-        streamer.close()
-        account = streamer.account()
-        if account.committed != account.submitted:
-            print(f"INVALID: {where.value}: {account}")
+    streamer.close()
+    account = streamer.account()
+    if account.committed != account.submitted:
+        print(f"INVALID: {account}")
     sink.end()
     bus.close()
     if arguments.json:

@@ -81,8 +81,6 @@ class SimulatedDevice:
         self.calls: list[tuple[str, str | None, int]] = []
         self.violations: list[str] = []
         self.registered: set[int] = set()
-        self.held: list[tuple[int, str]] = []
-        self.versions: dict[int, int | None] = {}
         self.streams: dict[str, Stream] = {}
         self._own: set[int] = set()
 
@@ -113,12 +111,7 @@ class SimulatedDevice:
             pass
 
     def write(self, tensor: torch.Tensor, value: float, device: torch.device) -> None:
-        """An operation of the host that changes `tensor` in place, counted in its version."""
-        key = storage_of(tensor)
-        self.versions[key] = (self.versions.get(key) or 0) + 1
-        self.write_unnoticed(tensor, value, device)
-
-    def write_unnoticed(self, tensor: torch.Tensor, value: float, device: torch.device) -> None:
+        """An operation of the host that changes `tensor` in place."""
         self.host(device).queue.append(("host", lambda: tensor.fill_(value)))
 
     def break_down(self, error: Exception) -> None:
@@ -178,12 +171,6 @@ class SimulatedDevice:
         stream = self.host(device)
         self.note("run", stream)
         stream.queue.append(("work", lambda: work(*operands)))
-
-    def hold(self, tensor: torch.Tensor, stream: Stream) -> None:
-        self.held.append((storage_of(tensor), stream.name))
-
-    def version(self, tensor: torch.Tensor) -> int | None:
-        return self.versions.get(storage_of(tensor), 0)
 
     def buffer(self, nbytes: int, device: torch.device, stream: Stream) -> torch.Tensor:
         memory = torch.full((nbytes,), 0xEE, dtype=torch.uint8)

@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asys_bench.config.device import DeviceConfig, EncodeOn
-from asys_bench.pipeline.device.outcome import DeviceDrop
+from asys_bench.config.device import DeviceConfig
 
 from .rig import CPU, SECOND, OnSecondDevice, Rig, bytes_of
 from .simulated_device import SimulatedDevice
@@ -67,12 +66,11 @@ class Host:
 @given(
     actions=st.lists(ACTION, min_size=12, max_size=80),
     last=st.permutations(STREAMS),
-    encode_on=st.sampled_from(list(EncodeOn)),
     pins=st.booleans(),
 )
-def test_order_content_memory_and_counts(actions, last, encode_on, pins):
+def test_order_content_memory_and_counts(actions, last, pins):
     device = SimulatedDevice(refuses_to_pin=None if pins else "no")
-    options = DeviceConfig(staging_mib=1, buffer_mib=1, max_in_flight=3, encode_on=encode_on)
+    options = DeviceConfig(staging_mib=1, buffer_mib=1, max_in_flight=3)
     rig = Rig(device=device, options=options, devices=(CPU, SECOND))
     host = Host(rig)
     for action, *arguments in actions:
@@ -111,20 +109,15 @@ def test_order_content_memory_and_counts(actions, last, encode_on, pins):
     assert device.registered == set()
 
 
-@pytest.mark.parametrize("encode_on", list(EncodeOn))
 @pytest.mark.parametrize("layout", ["plain", "strided"])
-def test_the_host_may_drop_its_tensor_at_once_and_we_do_so_when_it_is_settled(encode_on, layout):
-    options = DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=encode_on)
-    rig = Rig(options=options)
+def test_the_host_may_drop_its_tensor_at_once_and_we_do_so_when_it_is_settled(layout):
+    rig = Rig(options=DeviceConfig(staging_mib=1, buffer_mib=1))
     owner = np.arange(6.0).reshape(2, 3)
     alive = weakref.ref(owner)
     tensor = torch.from_numpy(owner)
     del owner
     expected = bytes_of(tensor if layout == "plain" else tensor.t())
     rig.submit(tensor if layout == "plain" else tensor.t())
-    if encode_on is EncodeOn.SIDE_STREAM:
-        address = tensor.untyped_storage().data_ptr()
-        assert (address, "side cpu") in rig.device.held
     del tensor
     assert alive() is not None
     rig.settle_all()
@@ -132,36 +125,4 @@ def test_the_host_may_drop_its_tensor_at_once_and_we_do_so_when_it_is_settled(en
     assert alive() is None
     assert rig.payloads() == [expected]
     assert rig.device.violations == []
-    rig.streamer.close()
-
-
-def test_a_change_in_place_while_the_side_stream_reads_costs_one_packet_and_then_none(caplog):
-    caplog.set_level("INFO")
-    options = DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=EncodeOn.SIDE_STREAM)
-    rig = Rig(options=options)
-    tensor = torch.zeros(8)
-    for value in (1.0, 2.0, 3.0):
-        rig.submit(tensor, key="mlp.relu")
-        rig.device.write(tensor, value, CPU)  # relu_, or x += residual
-        rig.settle_all()
-    assert rig.numbers == [1, 2]
-    assert [torch.frombuffer(bytearray(p), dtype=torch.float32)[0] for p in rig.payloads()] == [
-        1,
-        2,
-    ]
-    assert rig.streamer.account().dropped == {DeviceDrop.MUTATED: 1}
-    assert [record.getMessage().startswith("hook mlp.relu") for record in caplog.records] == [True]
-    rig.streamer.close()
-
-
-def test_a_tensor_whose_changes_nobody_counts_is_read_on_the_hosts_stream():
-    options = DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=EncodeOn.SIDE_STREAM)
-    rig = Rig(options=options)
-    tensor = torch.zeros(8)
-    rig.device.versions[tensor.untyped_storage().data_ptr()] = None  # inference mode
-    rig.submit(tensor)
-    rig.device.write_unnoticed(tensor, 5.0, CPU)
-    rig.settle_all()
-    assert rig.payloads() == [bytes(32)]
-    assert rig.device.held == []
     rig.streamer.close()

@@ -117,17 +117,6 @@ def test_capturing_is_asked_of_the_tensors_own_device():
     assert [runtime.capturing(FIRST), runtime.capturing(SECOND)] == [False, True]
 
 
-def test_versions_follow_changes_in_place_and_inference_tensors_have_none():
-    runtime = CudaRuntime(RecordingCuda(), driver(Library()))
-    tensor = torch.zeros(3)
-    alias = tensor.detach()
-    before = runtime.version(alias)
-    tensor.add_(1)
-    assert runtime.version(alias) != before
-    with torch.inference_mode():
-        assert runtime.version(torch.zeros(3)) is None
-
-
 def test_memory_is_registered_for_every_device_and_released():
     library = Library()
     runtime = CudaRuntime(RecordingCuda(), driver(library))

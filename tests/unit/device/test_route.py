@@ -10,8 +10,7 @@ from asys_bench.contracts.chain import link
 from asys_bench.contracts.packet import PacketError
 from asys_bench.contracts.preprocessor import Encoded, Preprocessor, rows_and_width
 from asys_bench.kernels.int8.kernel import Int8Preprocessor
-from asys_bench.kernels.token_sample.kernel import TokenSamplePreprocessor
-from asys_bench.kernels.token_sample.rule import Rule
+from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
 from asys_bench.pipeline.device.outcome import DeviceDrop
 from asys_bench.pipeline.device.route import route_of
 from asys_bench.registry import Registry
@@ -111,11 +110,10 @@ def test_an_encoding_that_fails_in_the_committer_gives_its_reservation_back():
     rig.streamer.close()
 
 
-@pytest.mark.parametrize("encode_on", ["host_stream", "side_stream"])
-def test_the_devices_encoder_writes_the_payload(encode_on):
+def test_the_devices_encoder_writes_the_payload():
     rig = Rig(
         encoders=registry_of(Plugin("halve", Halve())),
-        options=DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=encode_on),
+        options=DeviceConfig(staging_mib=1, buffer_mib=1),
     )
     tensor = torch.arange(12.0).reshape(3, 4).t()
     rig.submit(tensor, Named("halve"))

@@ -48,11 +48,10 @@ def test_submit_issues_work_and_returns_before_any_of_it_ran():
     ],
     ids=["scalar", "empty", "permuted", "strided-bf16", "conjugate", "bool", "fp8", "expanded"],
 )
-@pytest.mark.parametrize("encode_on", ["host_stream", "side_stream"])
 @pytest.mark.parametrize("pins", [True, False])
-def test_any_layout_and_dtype_arrives_as_it_was(tensor, encode_on, pins):
+def test_any_layout_and_dtype_arrives_as_it_was(tensor, pins):
     device = SimulatedDevice(refuses_to_pin=None if pins else "no")
-    rig = Rig(device=device, options=DeviceConfig(staging_mib=1, buffer_mib=1, encode_on=encode_on))
+    rig = Rig(device=device, options=DeviceConfig(staging_mib=1, buffer_mib=1))
     with torch.inference_mode():
         rig.submit(tensor)
     rig.submit(tensor)

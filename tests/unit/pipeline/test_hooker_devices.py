@@ -217,7 +217,7 @@ def test_the_device_path_gets_its_section_of_the_configuration(rig, monkeypatch)
     model = torch.nn.Sequential(torch.nn.Linear(4, 4, device="meta"))
     observed = rig(model, {"match": "0"}, attach=False)
     hooker = observed.hooker
-    config = DeviceConfig(staging_mib=3, encode_on="side_stream")
+    config = DeviceConfig(staging_mib=3)
     hooker._offload = Offload(hooker._writer, observed.slot, config, served=frozenset({"meta"}))
     hooker.attach()
     assert seen == [config]

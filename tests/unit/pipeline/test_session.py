@@ -168,7 +168,7 @@ def test_run_directories_never_collide_and_are_private(tmp_path):
 
 
 def test_the_configured_device_path_reaches_the_hooks(tmp_path):
-    settings = config(tmp_path, device={"staging_mib": 3, "encode_on": "side_stream"}, sinks={})
+    settings = config(tmp_path, device={"staging_mib": 3}, sinks={})
     session = ObservationSession(settings, model(), RunDir.create(tmp_path, "session"))
     try:
         assert session.hooker._offload._config == settings.device
