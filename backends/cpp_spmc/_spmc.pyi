@@ -68,8 +68,6 @@ class Lease(bus.Lease):
     def packets(self) -> list[Any]: ...
     def release(self) -> int: ...
     def give_back(self) -> None: ...
-    def sum_u64(self) -> int:
-        """Sum of the payloads' little-endian 64-bit words: reads every byte, for benchmarks."""
 
 class Consumer:
     def pull_batch(
@@ -112,7 +110,6 @@ class Segment:
         shard: int,
         streaming_threshold: int,
         window: int,
-        calibrate_ms: int,
         source: int | None = None,
     ) -> Producer:
         """Takes the shard for this process, once."""

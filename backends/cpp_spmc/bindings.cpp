@@ -5,7 +5,6 @@
 #include <pybind11/stl.h>
 
 #include "account.hpp"
-#include "calibrate.hpp"
 #include "py_bridge.hpp"
 
 namespace pyb = pybind11;
@@ -154,13 +153,8 @@ pyb::object subscribe(const SegmentPtr& segment, const std::string& name, u64 sp
 }
 
 pyb::object producer(const SegmentPtr& segment, u64 shard, u64 threshold, u64 window,
-                     u64 calibrate_ms, const std::optional<u64>& source) {
+                     const std::optional<u64>& source) {
   segment->take_shard(shard);
-  if (calibrate_ms != 0) {
-    pyb::gil_scoped_release unlocked;  // nothing was published yet: the arena is scratch space
-    threshold = calibrate_streaming(segment->arena(shard), segment->geometry().arena_bytes,
-                                    calibrate_ms * 1'000'000);
-  }
   return steal(new_producer(segment, shard, CopyPolicy{threshold, window}, source));
 }
 
@@ -221,7 +215,7 @@ PYBIND11_MODULE(_spmc, m) {
       .def("subscribe", &subscribe, pyb::arg("name"), pyb::arg("spin_us"),
            pyb::arg("poll_us"))
       .def("producer", &producer, pyb::arg("shard"), pyb::arg("streaming_threshold"), pyb::arg("window"),
-           pyb::arg("calibrate_ms"), pyb::arg("source") = pyb::none())
+           pyb::arg("source") = pyb::none())
       .def("refuse", &Segment::refuse)
       .def("finish", &Segment::finish)
       .def("unlink", &Segment::unlink)

@@ -280,7 +280,6 @@ class CppSpmcClient(BusClient):
             shard,
             streaming_threshold=self._options.streaming_threshold_bytes,
             window=self._options.window_bytes,
-            calibrate_ms=0,
             source=source,
         )
         return CppSpmcAttachedProducer(core, shard)
@@ -338,7 +337,6 @@ class CppShardedSPMCBus(BaseDataBus):
             shard,
             streaming_threshold=self._options.streaming_threshold_bytes,
             window=self._options.window_bytes,
-            calibrate_ms=self._options.calibrate_ms,
         )
         self._producers[shard] = CppSpmcProducer(core, shard)
         return self._producers[shard]

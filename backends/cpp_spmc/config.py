@@ -38,14 +38,6 @@ class CppSpmcOptions(BusOptions):
         description="Payloads of at least this many bytes are copied with streaming stores, which "
         "pass by the cache: better when the reader's core is far or the payload is large.",
     )
-    calibrate_ms: int = Field(
-        default=0,
-        ge=0,
-        le=1000,
-        description="Milliseconds to measure both kinds of stores when a producer is made (20 is "
-        "enough); replaces streaming_threshold_bytes. Off by default: where virtual cores move "
-        "between caches, the answer is stale within seconds.",
-    )
     window_bytes: int = Field(
         default=4 << 20,
         ge=4096,

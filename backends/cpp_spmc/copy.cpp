@@ -98,35 +98,4 @@ u32 crc32c(const u8* data, u64 bytes) {
   return crc_table(data, bytes);
 }
 
-namespace {
-// The same loop for several instruction sets. (target_clones would do this, but its resolvers run
-// before ThreadSanitizer is up.)
-#define SPMC_SUM_LOOP                \
-  u64 sum = 0;                       \
-  for (u64 i = 0; i < words; ++i) {  \
-    u64 word;                        \
-    std::memcpy(&word, data + i * 8, 8); \
-    sum += word;                     \
-  }                                  \
-  return sum;
-
-u64 sum_plain(const u8* data, u64 words) { SPMC_SUM_LOOP }
-#ifdef SPMC_X86
-__attribute__((target("avx2"))) u64 sum_256(const u8* data, u64 words) { SPMC_SUM_LOOP }
-__attribute__((target("avx512f"))) u64 sum_512(const u8* data, u64 words) { SPMC_SUM_LOOP }
-const auto kSum = __builtin_cpu_supports("avx512f") ? sum_512
-                  : __builtin_cpu_supports("avx2")  ? sum_256
-                                                    : sum_plain;
-#else
-const auto kSum = sum_plain;
-#endif
-#undef SPMC_SUM_LOOP
-}  // namespace
-
-u64 sum_u64(const u8* data, u64 bytes) {
-  u64 tail = 0;
-  std::memcpy(&tail, data + (bytes & ~7ULL), bytes & 7);
-  return kSum(data, bytes / 8) + tail;
-}
-
 }  // namespace spmc

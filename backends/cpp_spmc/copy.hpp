@@ -17,7 +17,4 @@ void copy_streaming(u8* to, const u8* from, u64 bytes);
 // CRC-32C (Castagnoli), as the PyPI package crc32c computes it.
 u32 crc32c(const u8* data, u64 bytes);
 
-// Sum of the little-endian 64-bit words (the tail is zero-padded): reads every byte.
-u64 sum_u64(const u8* data, u64 bytes);
-
 }  // namespace spmc

@@ -253,20 +253,6 @@ PyObject* payload_matrix(PyObject* object, PyObject*) {
   return matrix;
 }
 
-PyObject* lease_sum(PyObject* object, PyObject*) {
-  auto* self = reinterpret_cast<LeaseObject*>(object);
-  if (!must_be_open(self)) return nullptr;
-  u64 sum = 0, bytes = 0;
-  for (const Claim& claim : self->claims) bytes += claim.nbytes;
-  const auto add = [&] {
-    for (const Claim& claim : self->claims)
-      if (claim.frame != nullptr) sum += sum_u64(claim.frame + kPacketHeaderBytes, claim.nbytes);
-  };
-  if (bytes < (64 << 10)) add();
-  else if (!unlocked(add)) return nullptr;
-  return PyLong_FromUnsignedLongLong(sum);
-}
-
 void lease_dealloc(PyObject* object) {
   auto* self = reinterpret_cast<LeaseObject*>(object);
   PyTypeObject* type = Py_TYPE(object);
@@ -384,7 +370,6 @@ PyType_Slot view_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(view_getbu
 PyMethodDef lease_methods[] = {{"release", lease_release, METH_NOARGS, nullptr},
                                {"give_back", lease_give_back, METH_NOARGS, nullptr},
                                {"payload_matrix", payload_matrix, METH_NOARGS, nullptr},
-                               {"sum_u64", lease_sum, METH_NOARGS, nullptr},
                                {"__enter__", lease_enter, METH_NOARGS, nullptr},
                                {"__exit__", as_c(lease_exit), METH_FASTCALL, nullptr},
                                {}};

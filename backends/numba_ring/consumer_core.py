@@ -202,17 +202,3 @@ def repair(c: int) -> int:
     for number in range(get(c + C_SHARDS)):
         repair_hint(shard_of(c, number), get(c + C_SLOTS), get(c + C_GROUP))
     return 0
-
-
-@entry(3, nogil=True)
-def sum_words(claims: int, count: int, arena: int) -> int:
-    """Sum of the payloads' 64-bit words (tails zero-padded): reads every byte, for benchmarks."""
-    total = 0
-    for i in range(count):
-        start = arena + get(claims + i * CLAIM_BYTES + 16)
-        nbytes = get(claims + i * CLAIM_BYTES + 24)
-        for word in range(nbytes >> 3):
-            total += get(start + word * 8)
-        if nbytes & 7:  # frames are padded: the last word is there
-            total += get(start + (nbytes & ~7)) & ((1 << (8 * (nbytes & 7))) - 1)
-    return total

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.backends.numba_ring import consumer_core, forks
+from asys_bench.backends.numba_ring import forks
 from asys_bench.backends.numba_ring.packets import build_packet, set_payload
 from asys_bench.contracts.bus import BusError, Lease
 from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket
@@ -84,13 +84,6 @@ class RingLease(Lease):
         root = np.frombuffer(self._subscription.segment.payloads, np.uint8, span, int(starts[0]))
         self._roots.append(weakref.ref(root))
         return np.ndarray((self._count, int(sizes[0])), np.uint8, root, 0, (step, 1))
-
-    def sum_u64(self) -> int:
-        """Sum of the payloads' little-endian 64-bit words: reads every byte, for benchmarks."""
-        self._must_be_open()
-        segment = self._subscription.segment
-        rows = self._claims.address
-        return consumer_core.sum_words(rows, self._count, segment.arena_base) & (1 << 64) - 1
 
     def __del__(self) -> None:
         # Dropped without a release: the reader gave up, unless views are alive. Then the packets stay

@@ -336,10 +336,3 @@ def test_every_contiguous_tensor_is_accepted(tensor: torch.Tensor) -> None:
         assert bus.push(META, tensor)
         with bus.pull_batch("train") as lease:
             assert bytes(lease.packets[0].payload) == tensor.detach().numpy().tobytes()
-
-
-def test_a_calibrated_producer_pushes_like_any_other() -> None:
-    with open_bus(options={"calibrate_ms": 10}) as bus:
-        assert bus.push(META, BYTES)
-        with bus.pull_batch("train") as lease:
-            assert bytes(lease.packets[0].payload) == BYTES

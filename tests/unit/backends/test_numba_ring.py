@@ -262,7 +262,6 @@ def test_a_payload_outlives_its_bus_as_memory() -> None:
         lease = bus.pull_batch("train")
         view = np.frombuffer(lease.packets[0].payload, np.uint8)
     assert view.tobytes() == BYTES
-    assert lease.sum_u64() == int(view.view(np.uint64).sum())  # type: ignore[attr-defined]
 
 
 def test_the_arena_is_mapped_read_only_in_a_client() -> None:
