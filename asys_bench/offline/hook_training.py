@@ -222,7 +222,7 @@ def with_known_length(config: SAEConfig, rows: int, batch_rows: int = BATCH_ROWS
     """
     if config.batch_rows == SAEConfig.model_fields["batch_rows"].default:
         config = config.model_copy(update={"batch_rows": min(batch_rows, config.buffer_rows)})
-    schedule = ("total_steps", "lr_half_steps", "lr_decay_steps", "lr_tracking")
+    schedule = ("total_steps", "lr_half_steps")
     if any(getattr(config, name) != SAEConfig.model_fields[name].default for name in schedule):
         return config
     steps = max(1, int(rows * (1.0 - config.held_out_fraction) / config.batch_rows))

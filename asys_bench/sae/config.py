@@ -111,19 +111,7 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         description="Steps of the whole run where they are known, >= 1: over the last fifth the rate "
         "falls to lr_min_ratio of what it was and no dead feature is resampled. Unset: a stream.",
     )
-    lr_decay_steps: int | None = Field(
-        None,
-        ge=1,
-        description="Instead of lr_half_steps: steps after warm-up over which the rate falls "
-        "linearly to lr_min_ratio of its peak, >= 1.",
-    )
     lr_min_ratio: float = Field(0.1, ge=0, le=1, description="Lowest rate / peak rate, 0..1.")
-    lr_tracking: bool = Field(
-        False,
-        description="Follow the stream: the rate falls towards lr_min_ratio while the FVU of windows "
-        "stops improving, and returns to its peak when drift makes it rise. Instead of "
-        "lr_half_steps and lr_decay_steps.",
-    )
     batch_rows: int = Field(
         1024,
         ge=1,
@@ -166,7 +154,7 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     window_rows: int = Field(
         65_536,
         ge=1,
-        description="Trained rows per window of the windowed FVU (and of lr_tracking), >= 1.",
+        description="Trained rows per window of the windowed FVU, >= 1.",
     )
     dead_after_rows: int = Field(
         50_000, ge=1, description="A feature silent for this many trained rows is dead, >= 1 row."
@@ -285,8 +273,6 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
             raise ValueError(f"target_l0 {self.target_l0:g} is more than d_sae {self.d_sae}")
         if self.matryoshka_widths is not None:
             self._check_widths(self.matryoshka_widths)
-        if self.lr_tracking and self.lr_decay_steps is not None:
-            raise ValueError("lr_tracking and lr_decay_steps both move the rate; set one of them")
         if name == "skip_transcoder" and self.normalize == "norm":
             raise ValueError(
                 "normalize norm keeps one scale for input and output; skip_transcoder has two: use "

@@ -17,7 +17,6 @@ from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.data_start import FIT_ROWS
 from asys_bench.sae.dead_features import DeadFeatures
 from asys_bench.sae.geometric_median import geometric_median
-from asys_bench.sae.lr_tracking import RateTracker
 from asys_bench.sae.resampling import resample_, round_after
 from asys_bench.sae.row_adam import RowAdam
 from asys_bench.sae.scaling import InputScaling, PairScaling, RowScaling
@@ -54,7 +53,6 @@ class Learner:
         self.features_resampled = 0
         self.dead = DeadFeatures(self.sae.d_sae, config.dead_after_rows)
         self.controller = SparsityController(config)
-        self.tracker = RateTracker(config.lr_min_ratio)
         self.kernels = SparseKernels(config.work_threads, rough=config.rough_products)
         self.adam = RowAdam(self.sae, self.kernels)
         self._generator = torch.Generator().manual_seed(config.seed ^ 0x5AE)
@@ -98,8 +96,7 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        rate = rate_at(self.config, self.sae.d_sae, self.steps)
-        return rate * self.tracker.factor if self.config.lr_tracking else rate
+        return rate_at(self.config, self.sae.d_sae, self.steps)
 
     @torch.no_grad()
     def step(self, rows_BD: torch.Tensor, weight_B: torch.Tensor) -> StepResult | None:
@@ -207,7 +204,6 @@ class Learner:
         }
         for name, scaling in _scalings(self.scaling).items():
             state[f"scale{name}"], state[f"center{name}"] = scaling.scale, scaling.center_D
-        put(state, "tracker", self.tracker.state_dict())
         return state | self._weights_state()
 
     @torch.no_grad()
@@ -228,7 +224,6 @@ class Learner:
         self.rollbacks = int(number_of(state, "rollbacks"))
         self.features_resampled = int(number_of(state, "features_resampled"))
         self._generator.set_state(tensor_of(state, "rng"))
-        self.tracker.load_state_dict(pick(state, "tracker"))
         self.mark_good()
 
 

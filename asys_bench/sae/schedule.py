@@ -37,11 +37,8 @@ def rate_at(config: SAEConfig, d_sae: int, step: int) -> float:
     if step < config.lr_warmup_steps:
         return peak * (step + 1) / config.lr_warmup_steps
     since = step - config.lr_warmup_steps
-    if config.lr_decay_steps is not None:
-        progress = min(1.0, since / config.lr_decay_steps)
-        return peak * (1.0 - (1.0 - least) * progress)
     factor = 1.0
-    if config.lr_half_steps is not None and not config.lr_tracking:
+    if config.lr_half_steps is not None:
         factor = max(least, 1.0 / math.sqrt(1.0 + since / config.lr_half_steps))
     if config.total_steps is not None:
         left = max(0.0, 1.0 - step / config.total_steps)

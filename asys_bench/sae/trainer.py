@@ -296,7 +296,6 @@ class SAETrainer:
         self._smooth("fvu", result.error / variance if variance > 0 else 0.0)
         self._smooth("l0", float(result.fired_F.sum()) / len(batch))
         if hook.window.add(len(batch), result.error, variance):
-            learner.tracker.observe(hook.window.last)
             self._smoothed["input_drift"] = hook.normalizer.drift
         return True
 

@@ -29,6 +29,8 @@ from asys_bench.storage.below import MAX_MODEL_BYTES
 STATE_JSON = "trainer_state.json"
 STATE_TENSORS = "trainer_state.safetensors"
 STATE_VERSION = 2
+_REMOVED_FIELDS = ("lr_decay_steps", "lr_tracking")
+"""Of the configuration in older checkpoints; their training goes on with the schedule of today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _config(path: Path, data: dict[str, Any]) -> SAEConfig:
+    config = data.get("config")
+    if isinstance(config, dict):
+        config = {name: value for name, value in config.items() if name not in _REMOVED_FIELDS}
     try:
-        return SAEConfig.model_validate(data.get("config"))
+        return SAEConfig.model_validate(config)
     except ValidationError as error:
         raise CheckpointError(path, f"config: {error}") from None
 

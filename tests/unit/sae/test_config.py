@@ -26,7 +26,6 @@ def test_every_field_is_described() -> None:
             {"architecture": "matryoshka", "d_sae": 32, "matryoshka_widths": [8, 16]},
             r"\[8, 16\] must ascend from at least 1 to d_sae 32",
         ),
-        ({"lr_tracking": True, "lr_decay_steps": 5}, "set one of them"),
         ({"architecture": "skip_transcoder", "normalize": "norm"}, "use std or none"),
         ({"nonsense": 1}, "Extra inputs"),
         ({"passes": 0}, "greater than 0"),
@@ -60,12 +59,12 @@ def test_features_come_from_the_expansion_factor_unless_given() -> None:
 
 
 def test_learning_rate_warms_up_then_decays_to_its_floor() -> None:
-    config = SAEConfig(learning_rate=0.1, lr_warmup_steps=10, lr_decay_steps=100, lr_min_ratio=0.2)
-    rates = [rate_at(config, 512, step) for step in range(200)]
+    config = SAEConfig(learning_rate=0.1, lr_warmup_steps=10, lr_half_steps=25, lr_min_ratio=0.2)
+    rates = [rate_at(config, 512, step) for step in range(2000)]
     assert rates[0] == pytest.approx(0.01)
     assert rates[9] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(0.1)
-    assert rates[60] == pytest.approx(0.06)
+    assert rates[10 + 75] == pytest.approx(0.05)
     assert rates[-1] == pytest.approx(0.02)
 
 

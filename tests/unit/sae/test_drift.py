@@ -1,4 +1,4 @@
-"""What the trainer knows about a stream that changes: windows, drift, mixing, age, survival, rate."""
+"""What the trainer knows about a stream that changes: windows, drift, mixing, age, survival."""
 
 import math
 
@@ -7,7 +7,6 @@ import torch
 
 from asys_bench.sae import SAEConfig, SAETrainer
 from asys_bench.sae.fvu_window import FVUWindow
-from asys_bench.sae.lr_tracking import FALL, RateTracker
 from asys_bench.sae.mixing import MixingMeter, order_autocorrelation
 from asys_bench.sae.normalizer import Normalizer
 from asys_bench.sae.survival import feature_survival, matched_cosine
@@ -116,37 +115,6 @@ def test_drift_is_the_shift_between_the_halves_of_the_window() -> None:
         normalizer.update(_rows(seed, 1000) + shift, torch.ones(1000))
     distance = 2.0 * math.sqrt(D)
     assert normalizer.drift == pytest.approx(distance / math.sqrt(D + distance**2 / 4), rel=0.02)
-
-
-def test_the_rate_falls_on_a_plateau_and_returns_to_its_peak_on_drift() -> None:
-    tracker = RateTracker(least=0.1)
-    for fvu in (1.0, 0.5, 0.3):
-        tracker.observe(fvu)
-    assert tracker.factor == 1.0
-    tracker.observe(0.2999)
-    assert tracker.factor == pytest.approx(FALL)
-    for _ in range(20):
-        tracker.observe(0.3)
-    assert tracker.factor == 0.1
-    tracker.observe(0.5)
-    assert tracker.factor == 1.0
-    tracker.observe(math.nan)
-    assert tracker.factor == 1.0
-
-
-def test_tracking_lowers_the_learning_rate_of_a_stationary_stream() -> None:
-    config = SAEConfig(
-        d_sae=32, k=4, batch_rows=128, buffer_rows=1024, window_rows=1000, lr_tracking=True,
-        held_out_fraction=0.0, lr_warmup_steps=0,
-    )  # fmt: skip
-    trainer = SAETrainer(config)
-    rates = []
-    for seq in range(60):
-        trainer.ingest(_rows(seq), (0, 0, seq))
-        trainer.train()
-        rates.append(trainer.metrics.learning_rate)
-    assert rates[-1] < 0.5 * rates[30 // 10]
-    assert min(rates[20:]) >= 0.1 * max(rates) * 0.999
 
 
 def test_survival_matches_features_by_direction_wherever_they_are() -> None:

@@ -1,5 +1,6 @@
 """The online trainer: budget, intake, faults, resume."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from asys_bench.sae import AUTOENCODERS, CheckpointError, SAEConfig, SAETrainer
 from asys_bench.sae.config import PENALISED
 from asys_bench.sae.held_out import split_rows
+from asys_bench.sae.manifest import seal
 from asys_bench.sae.sparse_codes import SparseCodes
 
 D = 16
@@ -54,6 +56,23 @@ def _weights(trainer: SAETrainer) -> dict[str, torch.Tensor]:
     return trainer.sae.state_dict()
 
 
+def test_a_checkpoint_with_fields_that_were_removed_since_is_resumed(tmp_path: Path) -> None:
+    first = SAETrainer(_config())
+    _feed(first, 0, 40)
+    written = first.save(tmp_path)
+    assert written is not None
+    path = written / "trainer_state.json"
+    state = json.loads(path.read_text())
+    state["config"] |= {"lr_tracking": True, "lr_decay_steps": None}
+    state["numbers"] |= {"hook.learner.tracker.factor": 0.7, "hook.learner.tracker.best": -1.0}
+    path.write_text(json.dumps(state))
+    seal(path.parent)
+    second = SAETrainer(_config())
+    assert second.load(tmp_path) is not None
+    assert second.steps == first.steps > 20
+    assert second.metrics.learning_rate == first.metrics.learning_rate
+
+
 @pytest.mark.parametrize("architecture", AUTOENCODERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_resumed_training_is_bitwise_the_uninterrupted_one(
@@ -62,7 +81,7 @@ def test_resumed_training_is_bitwise_the_uninterrupted_one(
     extra: dict[str, object] = {"max_row_age_versions": 25, "window_rows": 1000}
     if architecture in PENALISED:
         extra |= {"target_l0": 3.0, "l1_coefficient": 20.0, "l0_coefficient": 20.0}
-    config = _config(architecture=architecture, dtype=dtype, lr_tracking=True, **extra)
+    config = _config(architecture=architecture, dtype=dtype, **extra)
     straight = SAETrainer(config)
     _feed(straight, 0, 80)
     assert straight.metrics.dead_fraction > 0 or straight.metrics.features_resampled > 0
