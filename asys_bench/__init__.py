@@ -10,19 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asys_bench.observing import Observation as Observation
-    from asys_bench.observing import observe as observe
-    from asys_bench.reading import Run as Run
-    from asys_bench.reading import open_run as open_run
-    from asys_bench.reading import subscribe as subscribe
+    from asys_bench.run.observation import Observation as Observation
+    from asys_bench.run.observation import observe as observe
+    from asys_bench.rundir.open_run import Run as Run
+    from asys_bench.rundir.open_run import open_run as open_run
+    from asys_bench.rundir.subscribe import subscribe as subscribe
 
 __version__ = "0.1.0"
 _WHERE = {
-    "Observation": "asys_bench.observing",
-    "observe": "asys_bench.observing",
-    "Run": "asys_bench.reading",
-    "open_run": "asys_bench.reading",
-    "subscribe": "asys_bench.reading",
+    "Observation": "asys_bench.run.observation",
+    "observe": "asys_bench.run.observation",
+    "Run": "asys_bench.rundir.open_run",
+    "open_run": "asys_bench.rundir.open_run",
+    "subscribe": "asys_bench.rundir.subscribe",
 }
 """Imported when first used: `import asys_bench` does not wait for torch."""
 

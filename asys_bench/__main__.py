@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     if script[0] == "-m" and len(script) < 2:
         parser.error("after -m there must be a module")
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1") or "1") > 1:
-        from asys_bench.observing.script import observe_script
+        from asys_bench.run.script import observe_script
 
         return observe_script(arguments.config, arguments.set, script)
     return _asys_run(arguments.config, [*_script_sets(script), *arguments.set])

@@ -14,8 +14,8 @@ else:  # the same library under its older name
     from pytorch_lightning import Callback  # type: ignore[assignment,unused-ignore]
 
 from asys_bench.callbacks.observed_training import During, ObservedTraining
-from asys_bench.observing import Observation
-from asys_bench.observing.settings import ConfigLike
+from asys_bench.run.observation import Observation
+from asys_bench.run.settings import ConfigLike
 
 
 class ObserveCallback(Callback):  # type: ignore[misc,unused-ignore]

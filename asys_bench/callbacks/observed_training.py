@@ -17,8 +17,8 @@ import torch
 
 from asys_bench.config import ConfigError
 from asys_bench.config.problems import Origin, Problem, did_you_mean
-from asys_bench.observing import Observation, observe
-from asys_bench.observing.settings import ConfigLike
+from asys_bench.run.observation import Observation, observe
+from asys_bench.run.settings import ConfigLike
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from asys_bench.callbacks.observed_training import During, ObservedTraining, Part
-from asys_bench.observing import Observation
-from asys_bench.observing.settings import ConfigLike
+from asys_bench.run.observation import Observation
+from asys_bench.run.settings import ConfigLike
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Hugging Face `Trainer` (and TRL's, which are Trainers): `Trainer(..., callbacks=[ObserveCallback()])`.
 
 Hook names are those of the model's modules, such as `model.layers.5`. Rows of padding are left out,
-and token ids are archived beside the activations (on a CPU host; see `pipeline.text_inputs`).
+and token ids are archived beside the activations (on a CPU host; see `capture.tags.text_inputs`).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from asys_bench.callbacks.observed_training import During, ObservedTraining
-from asys_bench.observing import Observation
-from asys_bench.observing.settings import ConfigLike
+from asys_bench.run.observation import Observation
+from asys_bench.run.settings import ConfigLike
 
 
 class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]

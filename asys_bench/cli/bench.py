@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
-from asys_bench.harness.child import keep_exit_codes
+from asys_bench.harness.measuring.child import keep_exit_codes
 
 COMMANDS = Commands(
     "asys-bench",

@@ -11,9 +11,9 @@ from asys_bench.cli.bench_files import ALIASES, WRITTEN, bench_reporters
 from asys_bench.config.diagnosis import diagnose
 from asys_bench.config.document import read_document
 from asys_bench.config.problems import ConfigError, Origin, Problem, did_you_mean
-from asys_bench.config.section import Section, Text, as_list
+from asys_bench.config.sections.section import Section, Text, as_list
 from asys_bench.config.sources import find_config
-from asys_bench.harness.suite_file import find_suite
+from asys_bench.harness.planning.suite_file import find_suite
 
 
 class BenchConfig(Section):

@@ -97,8 +97,8 @@ def _threads() -> Check:
     import torch
 
     from asys_bench.config import load_config
-    from asys_bench.pipeline.resource_manager.crowding import crowding, room_for_host
-    from asys_bench.pipeline.resource_manager.needs import needs_of
+    from asys_bench.placement.crowding import crowding, room_for_host
+    from asys_bench.placement.needs import needs_of
 
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
     needs = needs_of(load_config("profile_consumer.yaml", env={}).config, threads)

@@ -21,15 +21,15 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
-from asys_bench.pipeline.process_state import SignalHandlers, log_lines
+from asys_bench.run.process_state import SignalHandlers, log_lines
 
 if TYPE_CHECKING:  # `asys-run --help` waits for none of them
     from rich.console import Console
 
     from asys_bench.config import LoadedConfig
-    from asys_bench.pipeline.experiment import ExperimentPipeline, RunOutcome
-    from asys_bench.pipeline.session import ObservationSession
     from asys_bench.reports.run_summary.summary import RunSummary
+    from asys_bench.run.experiment import ExperimentPipeline, RunOutcome
+    from asys_bench.run.session import ObservationSession
 
 REPORT_S = 60.0
 """Longest wait for the report at the end of a run; it takes a few seconds."""
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _start(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from asys_bench.pipeline.standard_fds import take_standard_fds
+    from asys_bench.system.standard_fds import take_standard_fds
 
     take_standard_fds()  # for good: no file of the run's may become standard output
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the process's life
@@ -107,7 +107,7 @@ def _start(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         sys.stdout.write(dump_yaml(loaded.config, loaded.provenance))
         return EXIT_OK
-    from asys_bench.pipeline.preflight import preflight
+    from asys_bench.run.preflight import preflight
 
     if problems := preflight(loaded):
         console.print(str(ConfigError(problems)), style="red", markup=False, soft_wrap=True)
@@ -139,9 +139,9 @@ class _Command:
 
     def _run(self) -> int:
         from asys_bench.config import dump_yaml
-        from asys_bench.pipeline.experiment import ExperimentPipeline
-        from asys_bench.pipeline.preflight import place_of
-        from asys_bench.pipeline.resource_manager.crowding import crowding_of
+        from asys_bench.placement.crowding import crowding_of
+        from asys_bench.run.experiment import ExperimentPipeline
+        from asys_bench.run.preflight import place_of
 
         started = time.monotonic()
         if (crowded := crowding_of(self._loaded.config, "resources.host_threads={}")) is not None:
@@ -193,11 +193,11 @@ class _Command:
     ) -> None:
         from rich.console import Console
 
-        from asys_bench.observing.summary import configured_l0
         from asys_bench.reports.run_summary.document import write_json
         from asys_bench.reports.run_summary.files import list_files
         from asys_bench.reports.run_summary.summarise import summarise
         from asys_bench.reports.run_summary.terminal import render_terminal
+        from asys_bench.run.summary import configured_l0
 
         run_dir = outcome.run_dir
         summary = summarise(
@@ -225,7 +225,7 @@ class _Command:
 
     def _with_report(self, summary: RunSummary, run_dir: Path) -> RunSummary:
         """The summary of a run whose report is written; as it was where that took too long."""
-        from asys_bench.cli.run_report import write_within
+        from asys_bench.cli.commands.run_report import write_within
         from asys_bench.reports.run_summary.document import write_json
         from asys_bench.reports.run_summary.files import list_files
 
@@ -242,7 +242,7 @@ class _Command:
 
     def _misfits(self, messages: Sequence[str]) -> bool:
         """Show what the widths of the rows have made impossible, with the settings' places."""
-        from asys_bench.pipeline.preflight import place_of_saes
+        from asys_bench.run.preflight import place_of_saes
 
         place = place_of_saes(self._loaded)
         for message in messages:

@@ -13,7 +13,7 @@ import yaml
 
 from asys_bench.config.node import Node
 from asys_bench.config.problems import NOTHING, ConfigError, Origin, Problem
-from asys_bench.storage.below import read_file
+from asys_bench.system.files.below import read_file
 
 RUN_CONFIG = "config.yaml"
 """In a run's folder: its whole configuration."""

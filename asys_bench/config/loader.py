@@ -17,8 +17,8 @@ from asys_bench.config.paths import format_path
 from asys_bench.config.plugin_access import Registries
 from asys_bench.config.plugin_options import OptionCheck
 from asys_bench.config.problems import ConfigError, Origin, Problem
-from asys_bench.config.relations import violations
 from asys_bench.config.schema import MasterConfig
+from asys_bench.config.sections.relations import violations
 from asys_bench.config.sources import read_layers
 from asys_bench.registry import registry
 

@@ -17,7 +17,7 @@ from asys_bench.config.node import Node
 from asys_bench.config.paths import Path, format_path
 from asys_bench.config.plugin_access import Registries, options_model
 from asys_bench.config.problems import Problem, did_you_mean
-from asys_bench.config.sinks import SinkConfig
+from asys_bench.config.sections.sinks import SinkConfig
 from asys_bench.contracts.sink import SinkOptions
 from asys_bench.registry import PluginError
 

@@ -6,17 +6,17 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from asys_bench.config.bus import BusConfig
-from asys_bench.config.device import DeviceConfig
-from asys_bench.config.hooks import HookConfig
-from asys_bench.config.host import HostConfig
-from asys_bench.config.monitors import MonitorConfig
-from asys_bench.config.relations import violations
-from asys_bench.config.resources import ResourcesConfig
-from asys_bench.config.run import RunConfig, RunProfile
-from asys_bench.config.section import EntryName, Section
-from asys_bench.config.sinks import SinkConfig
-from asys_bench.config.watchdog import WatchdogConfig
+from asys_bench.config.sections.bus import BusConfig
+from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.hooks import HookConfig
+from asys_bench.config.sections.host import HostConfig
+from asys_bench.config.sections.monitors import MonitorConfig
+from asys_bench.config.sections.relations import violations
+from asys_bench.config.sections.resources import ResourcesConfig
+from asys_bench.config.sections.run import RunConfig, RunProfile
+from asys_bench.config.sections.section import EntryName, Section
+from asys_bench.config.sections.sinks import SinkConfig
+from asys_bench.config.sections.watchdog import WatchdogConfig
 
 SCHEMA_ID: Final = "asys.config/1"
 

@@ -46,7 +46,7 @@ class LaunchSpec:
     watchdog: dict[str, Any]
     config: dict[str, Any]
     placements: dict[str, Any] = field(default_factory=dict)
-    """Process name -> where it runs (`resource_manager.plan.Placement`); absent: anywhere."""
+    """Process name -> where it runs (`placement.plan.Placement`); absent: anywhere."""
     niceness: int = 0
     """The host's, to which `WorkerSpec.nice` is added."""
     working_dir: str = ""

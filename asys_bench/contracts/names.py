@@ -1,7 +1,7 @@
 """Names of hooks and workers: as names of files, against globs, and within their longest length.
 
 Module names may hold any character, so no name is ever taken apart: what it is made of travels beside
-it (`pipeline.hookpoints.HookPoint`, `streams` in run.json, `hook_name` in an SAE's metadata).
+it (`capture.points.hookpoints.HookPoint`, `streams` in run.json, `hook_name` in an SAE's metadata).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The sink: what a worker process does with the packets of its group (train an SAE, archive).
 
-The worker loop (`pipeline.worker`) owns the process: it attaches the bus, beats the heart, pulls,
+The worker loop (`workers.worker`) owns the process: it attaches the bus, beats the heart, pulls,
 acknowledges after `consume` returned, and drains when the run ends. A sink only consumes.
 
 - `consume` must not keep views past its return; an at_least_once sink has made the rows durable
@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.stats import Slot
-from asys_bench.storage.durability import Fsync
+from asys_bench.system.files.durability import Fsync
 
 if TYPE_CHECKING:
     import torch

@@ -1,6 +1,6 @@
 """Whether a tensor's memory is there: asked before any code of ours reads through its pointer.
 
-`backends/cpp_spmc/py_packet.cpp` (`holds`) asks the same in compiled code.
+`backends/cpp_spmc/bindings/py_packet.cpp` (`holds`) asks the same in compiled code.
 """
 
 from __future__ import annotations

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.contracts.scenario import MetricKind, unit_of
-from asys_bench.harness.contender import Contender
-from asys_bench.harness.export import seconds_each
-from asys_bench.harness.launch import Launcher, launcher_for
-from asys_bench.harness.plan import seed_of
+from asys_bench.harness.measuring.launch import Launcher, launcher_for
+from asys_bench.harness.planning.contender import Contender
+from asys_bench.harness.planning.plan import seed_of
+from asys_bench.harness.planning.suite_file import LoadedSuite, load_suite
 from asys_bench.harness.plugins import metrics_of, scenario_plugin
-from asys_bench.harness.suite_file import LoadedSuite, load_suite
-from asys_bench.harness.words import Role, RoundStatus
+from asys_bench.harness.results.export import seconds_each
+from asys_bench.harness.results.words import Role, RoundStatus
 
 ROUNDS, REPEAT = 4, 3
 """asv processes, which alternate between the commits, and harness rounds in each. With fewer than

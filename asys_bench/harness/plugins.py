@@ -17,7 +17,7 @@ def register_extra(plugins: Mapping[str, Sequence[str]]) -> None:
         PluginError: one cannot be imported; says which and why.
     """
     if "synthetic" not in registry("host").names():
-        from asys_bench.harness.synthetic_host import plugin as synthetic
+        from asys_bench.hosts.synthetic import plugin as synthetic
 
         registry("host").register(synthetic)
     for kind, places in plugins.items():

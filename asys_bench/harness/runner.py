@@ -13,18 +13,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import asys_bench
-from asys_bench.harness.contender import Contender
-from asys_bench.harness.environment import run_checks
-from asys_bench.harness.judge import CaseRecord, judge
-from asys_bench.harness.launch import Launcher, RoundEnd, launcher_for
-from asys_bench.harness.machine import capture_machine
-from asys_bench.harness.noise import judge_noise
-from asys_bench.harness.outcome import conclude, power_notes
-from asys_bench.harness.plan import block_order, replacement_budget, seed_of
+from asys_bench.harness.judging.judge import CaseRecord, judge
+from asys_bench.harness.judging.outcome import conclude, power_notes
+from asys_bench.harness.measuring.environment import run_checks
+from asys_bench.harness.measuring.launch import Launcher, RoundEnd, launcher_for
+from asys_bench.harness.measuring.machine import capture_machine
+from asys_bench.harness.measuring.noise import judge_noise
+from asys_bench.harness.measuring.provenance import build_hashes, commit
+from asys_bench.harness.planning.contender import Contender
+from asys_bench.harness.planning.plan import block_order, replacement_budget, seed_of
+from asys_bench.harness.planning.suite_file import LoadedSuite
 from asys_bench.harness.plugins import backend_plugin, metrics_of, scenario_plugin
 from asys_bench.harness.progress import Progress, Silent
-from asys_bench.harness.provenance import build_hashes, commit
-from asys_bench.harness.result import (
+from asys_bench.harness.results.result import (
     Case,
     Instrument,
     Noise,
@@ -34,9 +35,8 @@ from asys_bench.harness.result import (
     Subject,
     SuiteInfo,
 )
-from asys_bench.harness.store import RESULT_FILE, write_result
-from asys_bench.harness.suite_file import LoadedSuite
-from asys_bench.harness.words import CaseStatus, Level, Role, RoundStatus, Verdict
+from asys_bench.harness.results.store import RESULT_FILE, write_result
+from asys_bench.harness.results.words import CaseStatus, Level, Role, RoundStatus, Verdict
 from asys_bench.registry import PluginError
 
 
@@ -103,7 +103,7 @@ class SuiteRunner:
         self.progress.message("checking the environment and the instrument")
         self._checks = run_checks(suite.environment)
         if self.instrument is None:
-            from asys_bench.harness.instrument import measure_instrument
+            from asys_bench.harness.measuring.instrument import measure_instrument
 
             self.instrument = measure_instrument
         self._instrument = self.instrument()

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.progress import Progress, Silent
-from asys_bench.harness.result import Case, Result
+from asys_bench.harness.results.result import Case, Result
+from asys_bench.harness.results.words import EXIT_FAIL, EXIT_INVALID, EXIT_PASS, CaseStatus
 from asys_bench.harness.runner import SuiteRunner
-from asys_bench.harness.suite_file import load_suite
-from asys_bench.harness.words import EXIT_FAIL, EXIT_INVALID, EXIT_PASS, CaseStatus
 
 SUITE = "suites/selftest.yaml"
 EQUAL, SLOWER = "hook.equal", "hook.slower"

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from asys_bench.monitors.append_file import AppendFile
 from asys_bench.monitors.changes import Change
-from asys_bench.storage.below import parse_json, text_lines
+from asys_bench.system.files.append_file import AppendFile
+from asys_bench.system.files.below import parse_json, text_lines
 
 OPENED = "run_opened"
 REOPENED = "monitor_restarted"

@@ -37,7 +37,7 @@ from asys_bench.monitors.plain_line import plain_line
 from asys_bench.monitors.rates import Window
 from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
 from asys_bench.monitors.tensorboard_files import MISSING, TensorBoardFiles, TorchWriter
-from asys_bench.storage import reason_of
+from asys_bench.system.files import reason_of
 
 RATE_SPAN_S = 2.0
 """Rates on the screen are over this long: steady to look at, quick enough to show a stall."""

@@ -34,10 +34,10 @@ from typing import NamedTuple
 
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import HistogramSnapshot
-from asys_bench.monitors.append_file import AppendFile
 from asys_bench.monitors.published_account import PUBLISHED
 from asys_bench.monitors.rates import EMPTY_HISTOGRAM, quantiles, subtract
 from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
+from asys_bench.system.files.append_file import AppendFile
 
 COLUMNS = (
     *("time_s", "wall_time", "slot", "metric", "hook"),

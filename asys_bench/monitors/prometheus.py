@@ -31,7 +31,7 @@ from asys_bench.contracts.monitor import (
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.prometheus_server import MetricsServer, Reply
 from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
-from asys_bench.storage.below import read_json
+from asys_bench.system.files.below import read_json
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry

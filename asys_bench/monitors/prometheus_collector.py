@@ -25,9 +25,9 @@ from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import HistogramSnapshot, RunState, WorkerState
 from asys_bench.monitors import prometheus_metrics as metrics
 from asys_bench.monitors.figures import HOST_SLOT, is_host
-from asys_bench.monitors.process_usage import process_usage
 from asys_bench.monitors.prometheus_metrics import LATENCY_EDGES, PAGE, Kind, MetricSpec
 from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
+from asys_bench.system.process_usage import process_usage
 
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 _RUNNING = (WorkerState.STARTING, WorkerState.READY)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from asys_bench.sae.held_out import PacketKey
-from asys_bench.sae.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sae.training.held_out import PacketKey
+from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
 from asys_bench.sinks.archive import Archive, ShardGoneError, read_shard
 
 _COLUMNS = ("source", "shard", "seq", "sampling_rate", "host_step", "microbatch", "call_index",

@@ -27,11 +27,11 @@ from asys_bench.offline.archive_packets import (
 )
 from asys_bench.offline.plan import Job
 from asys_bench.sae import RunningMetrics, SAEConfig, SAEMetrics, SAETrainer
-from asys_bench.sae.checkpoint import CFG_FILE
-from asys_bench.sae.checkpoint_files import CheckpointError, read_json
-from asys_bench.sae.checkpoint_store import CheckpointStore
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_json
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
+from asys_bench.sae.checkpoint.native_format import CFG_FILE
+from asys_bench.sae.checkpoint.trainer_state import read_config
 from asys_bench.sae.exchange import adopt_when_filled, import_saelens, own_outliers
-from asys_bench.sae.trainer_state import read_config
 from asys_bench.sinks.archive import Archive
 
 BLOCK_ROWS = 4096

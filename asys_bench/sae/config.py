@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 from pydantic import BaseModel, Field, model_validator
 
-from asys_bench.sae.native import kernels
+from asys_bench.sae.kernels.native import kernels
 
 TOPK_FAMILY = ("topk", "batchtopk", "matryoshka", "skip_transcoder")
 """Architectures whose sparsity is k."""

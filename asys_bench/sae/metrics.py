@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from asys_bench.sae.base import SparseAutoencoder
-from asys_bench.sae.scaling import RowScaling
+from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.architectures.scaling import RowScaling
 
 DENSE_RATE = 0.1
 """A feature active in more than this share of rows is dense (hardly a feature)."""

@@ -24,7 +24,6 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 
-from asys_bench.allocator import keep_freed_memory
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.packet import ActivationPacket, PacketError
@@ -42,6 +41,7 @@ from asys_bench.sinks.archive.resume import PacketKey, take_over
 from asys_bench.sinks.archive.rows import BATCH_BYTES, BatchBuilder, Piece, split
 from asys_bench.sinks.archive.shard import ShardWriter
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience
+from asys_bench.system.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
 REMEMBERED_PACKETS = 8192

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from asys_bench.allocator import keep_freed_memory
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.packet import ActivationPacket
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
-from asys_bench.sae.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
 from asys_bench.sinks.sae.options import SAETrainerOptions
 from asys_bench.sinks.sae.training import Training
+from asys_bench.system.allocator import keep_freed_memory
 
 __all__ = ["SAETrainerOptions", "SAETrainerWorker", "plugin"]
 

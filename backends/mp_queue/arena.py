@@ -19,8 +19,8 @@ import numpy as np
 
 from asys_bench.backends.mp_queue.wire import padded
 from asys_bench.contracts.packet import HEADER_BYTES
-from asys_bench.storage.private import private_memfd
 from asys_bench.system.descriptor import Descriptor
+from asys_bench.system.files.private import private_memfd
 from asys_bench.system.mapping import map_shared
 
 NO_ROOM = -1

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from asys_bench.backends.numba_ring import books_core, forks
-from asys_bench.backends.numba_ring.layout import GROUPS
+from asys_bench.backends.numba_ring import forks
+from asys_bench.backends.numba_ring.core import books_core
+from asys_bench.backends.numba_ring.core.layout import GROUPS
+from asys_bench.backends.numba_ring.core.words import signed
 from asys_bench.backends.numba_ring.producer import REFUSALS
 from asys_bench.backends.numba_ring.segment import Segment
 from asys_bench.backends.numba_ring.subscription import RingSubscription
 from asys_bench.backends.numba_ring.tables import Tables
-from asys_bench.backends.numba_ring.words import signed
 from asys_bench.contracts.bus import BusAccount, BusError, Delivery, GroupAccount, GroupSpec
 
 

@@ -6,11 +6,11 @@ import logging
 import time
 from typing import Any
 
-from asys_bench.backends.numba_ring import compiled
 from asys_bench.backends.numba_ring.attachment import Attachment
 from asys_bench.backends.numba_ring.config import NumbaRingOptions
+from asys_bench.backends.numba_ring.core import compiled
+from asys_bench.backends.numba_ring.core.layout import MAX_PAYLOAD_BYTES, PAGE
 from asys_bench.backends.numba_ring.header import SegmentRequest
-from asys_bench.backends.numba_ring.layout import MAX_PAYLOAD_BYTES, PAGE
 from asys_bench.backends.numba_ring.producer import RingAttachedProducer, RingProducer
 from asys_bench.backends.numba_ring.segment import Segment, attach_fd, attach_name, create
 from asys_bench.contracts.bus import (

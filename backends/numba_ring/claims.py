@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.backends.numba_ring.consumer_core import CLAIM_WORDS
+from asys_bench.backends.numba_ring.core.consumer_core import CLAIM_WORDS
 
 _SPARES = 8
 _ROWS = 64

@@ -6,9 +6,9 @@ import os
 import struct
 from dataclasses import dataclass
 
-from asys_bench.backends.numba_ring import layout as at
-from asys_bench.backends.numba_ring.layout import Geometry
-from asys_bench.backends.numba_ring.words import Words
+from asys_bench.backends.numba_ring.core import layout as at
+from asys_bench.backends.numba_ring.core.layout import Geometry
+from asys_bench.backends.numba_ring.core.words import Words
 from asys_bench.contracts.bus import BusError
 
 

@@ -1,7 +1,7 @@
 """Is that process dead? The kernel's answer (pidfd), never a timeout and never kill(pid, 0).
 
 A zombie answers that, and so does a later process of the same pid. Identities are those of
-`cpp_spmc/liveness.hpp`: start time:32 | pid:22 | generation:10.
+`cpp_spmc/segment/liveness.hpp`: start time:32 | pid:22 | generation:10.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import select
 import threading
 
-from asys_bench.backends.numba_ring.layout import GENERATION_MASK
+from asys_bench.backends.numba_ring.core.layout import GENERATION_MASK
 from asys_bench.system.descriptor import Descriptor
 from asys_bench.system.process import is_same_start, start_time
 

@@ -9,13 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asys_bench.backends.numba_ring import forks, producer_core
-from asys_bench.backends.numba_ring import layout as at
+from asys_bench.backends.numba_ring import forks
 from asys_bench.backends.numba_ring.config import NumbaRingOptions
-from asys_bench.backends.numba_ring.packets import pack_template
-from asys_bench.backends.numba_ring.payload import BytesAddress, locate
-from asys_bench.backends.numba_ring.producer_core import ACCEPTED, FULL, TIMEOUT
-from asys_bench.backends.numba_ring.producer_state import (
+from asys_bench.backends.numba_ring.core import layout as at
+from asys_bench.backends.numba_ring.core import producer_core
+from asys_bench.backends.numba_ring.core.producer_core import ACCEPTED, FULL, TIMEOUT
+from asys_bench.backends.numba_ring.core.producer_state import (
     P_ARENA,
     P_ARENA_BYTES,
     P_COMMITTED,
@@ -33,10 +32,12 @@ from asys_bench.backends.numba_ring.producer_state import (
     P_TAIL,
     P_WINDOW,
 )
+from asys_bench.backends.numba_ring.core.words import signed
+from asys_bench.backends.numba_ring.packets import pack_template
+from asys_bench.backends.numba_ring.payload import BytesAddress, locate
 from asys_bench.backends.numba_ring.reservation import RingReservation
 from asys_bench.backends.numba_ring.segment import Segment
 from asys_bench.backends.numba_ring.tables import Tables
-from asys_bench.backends.numba_ring.words import signed
 from asys_bench.contracts.bus import (
     AttachedProducer,
     BusError,

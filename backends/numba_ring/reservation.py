@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from asys_bench.backends.numba_ring import forks, producer_core
+from asys_bench.backends.numba_ring import forks
+from asys_bench.backends.numba_ring.core import producer_core
 from asys_bench.contracts.bus import BusError, Reservation
 from asys_bench.contracts.packet import PacketError, PacketMeta, checksum
 

@@ -9,14 +9,14 @@ import os
 import stat
 
 from asys_bench.backends.numba_ring import header, names_in_shm
-from asys_bench.backends.numba_ring import layout as at
+from asys_bench.backends.numba_ring.core import layout as at
+from asys_bench.backends.numba_ring.core.layout import Geometry
+from asys_bench.backends.numba_ring.core.words import Words, ring_doorbell
 from asys_bench.backends.numba_ring.header import SegmentRequest
-from asys_bench.backends.numba_ring.layout import Geometry
 from asys_bench.backends.numba_ring.liveness import ProcessWatch, identity_pid, own_identity
-from asys_bench.backends.numba_ring.words import Words, ring_doorbell
 from asys_bench.contracts.bus import BusError
-from asys_bench.storage.private import private_memfd
 from asys_bench.system.descriptor import Descriptor
+from asys_bench.system.files.private import private_memfd
 from asys_bench.system.mapping import address_of, map_shared
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL

@@ -6,10 +6,11 @@ import time
 
 import numpy as np
 
-from asys_bench.backends.numba_ring import consumer_core, forks
-from asys_bench.backends.numba_ring import layout as at
+from asys_bench.backends.numba_ring import forks
 from asys_bench.backends.numba_ring.claims import ClaimBuffer, ClaimBuffers
-from asys_bench.backends.numba_ring.consumer_core import (
+from asys_bench.backends.numba_ring.core import consumer_core
+from asys_bench.backends.numba_ring.core import layout as at
+from asys_bench.backends.numba_ring.core.consumer_core import (
     C_ARENA_BYTES,
     C_AT_LEAST_ONCE,
     C_GROUP,

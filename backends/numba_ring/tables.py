@@ -1,6 +1,6 @@
 """The tables of a segment: interned names, groups, and the owner ids of their members.
 
-The rules of `cpp_spmc/tables.cpp`: entries become visible only when complete, edits are serialised by
+The rules of `cpp_spmc/segment/tables.cpp`: entries become visible only when complete, edits are serialised by
 a lock that names its holder, so the lock of a killed editor is broken by the next one.
 """
 
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from asys_bench.backends.numba_ring import layout as at
+from asys_bench.backends.numba_ring.core import layout as at
+from asys_bench.backends.numba_ring.core.words import reap
 from asys_bench.backends.numba_ring.liveness import (
     identity_generation,
     identity_of,
@@ -19,7 +20,6 @@ from asys_bench.backends.numba_ring.liveness import (
     is_dead,
 )
 from asys_bench.backends.numba_ring.segment import Segment
-from asys_bench.backends.numba_ring.words import reap
 from asys_bench.contracts.bus import BusError
 
 _LOCK_POLL_S = 0.0001

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.harness.result import SCHEMA_ID, Result
+from asys_bench.harness.results.result import SCHEMA_ID, Result
 
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asys_bench.harness.result import Case, Result, TargetResult
-from asys_bench.harness.words import CaseStatus, Op, TargetKind, Verdict
-from asys_bench.reports.bench_findings.quantity import (
+from asys_bench.harness.results.result import Case, Result, TargetResult
+from asys_bench.harness.results.words import CaseStatus, Op, TargetKind, Verdict
+from asys_bench.reports.page.quantity import (
     NOTHING,
     confidence,
     digits_apart,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from asys_bench.harness.result import CheckResult, Reason, Result
-from asys_bench.harness.words import Level, Verdict
+from asys_bench.harness.results.result import CheckResult, Reason, Result
+from asys_bench.harness.results.words import Level, Verdict
 from asys_bench.reports.bench_findings.finding import WORST_FIRST, findings
-from asys_bench.reports.bench_findings.quantity import duration, some
+from asys_bench.reports.page.quantity import duration, some
 
 EXIT_WORDS = {
     0: "pass",

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from asys_bench.harness.result import Result
+from asys_bench.harness.results.result import Result
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from asys_bench.harness.result import Case, Result
-from asys_bench.harness.words import Role, TargetKind
+from asys_bench.harness.results.result import Case, Result
+from asys_bench.harness.results.words import Role, TargetKind
 from asys_bench.reports.bench_findings.finding import findings
-from asys_bench.reports.bench_html.markup import Markup, name, tag
 from asys_bench.reports.bench_html.metrics_table import contender, counts_table, metrics_table
 from asys_bench.reports.bench_html.round_dots import round_dots
 from asys_bench.reports.bench_html.spectrum import Curve, spectrum
+from asys_bench.reports.page.markup import Markup, name, tag
 
 
 def evidence(result: Result) -> list[Markup]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asys_bench.harness.result import Result
+from asys_bench.harness.results.result import Result
 from asys_bench.reports.bench_findings.headline import (
     commit_text,
     counts,
@@ -11,9 +11,9 @@ from asys_bench.reports.bench_findings.headline import (
     reason_text,
     rounds_text,
 )
-from asys_bench.reports.bench_findings.quantity import duration
-from asys_bench.reports.bench_html.markup import Markup, tag
 from asys_bench.reports.bench_html.verdict_mark import icon, mark, verdict_class
+from asys_bench.reports.page.markup import Markup, tag
+from asys_bench.reports.page.quantity import duration
 
 
 def header(result: Result) -> Markup:

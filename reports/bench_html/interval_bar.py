@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 
-from asys_bench.harness.words import Op
+from asys_bench.harness.results.words import Op
 from asys_bench.reports.bench_findings.finding import Finding
-from asys_bench.reports.bench_findings.quantity import exact, number, with_unit
-from asys_bench.reports.bench_html.markup import Markup, tag
-from asys_bench.reports.bench_html.scale import Scale
+from asys_bench.reports.page.markup import Markup, tag
+from asys_bench.reports.page.quantity import exact, number, with_unit
+from asys_bench.reports.page.scale import Scale
 
 WIDTH, HEIGHT, EDGE = 360.0, 58.0, 10.0
 TOP, BOTTOM, MIDDLE = 5.0, 37.0, 21.0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from asys_bench.harness.result import Case, Estimate
-from asys_bench.reports.bench_findings.quantity import NOTHING, number
-from asys_bench.reports.bench_html.markup import Markup, tag
-from asys_bench.reports.bench_html.table import table
+from asys_bench.harness.results.result import Case, Estimate
+from asys_bench.reports.page.markup import Markup, tag
+from asys_bench.reports.page.quantity import NOTHING, number
+from asys_bench.reports.page.table import table
 
 STATS = ("median", "mean", "min", "p50", "p90", "p99", "p99.9", "max")
 COUNT = "count"

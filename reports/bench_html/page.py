@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from asys_bench.harness.result import Result
+from asys_bench.harness.results.result import Result
 from asys_bench.reports.bench_findings.document import displayable
 from asys_bench.reports.bench_html.evidence import evidence
 from asys_bench.reports.bench_html.header import header, validity
-from asys_bench.reports.bench_html.layout import LAYOUT
-from asys_bench.reports.bench_html.marks import MARKS
-from asys_bench.reports.bench_html.markup import Markup, flat, tag
-from asys_bench.reports.bench_html.palette import PALETTE
 from asys_bench.reports.bench_html.surroundings import checks, instrument, machine, reproduce
 from asys_bench.reports.bench_html.target_rows import target_rows
 from asys_bench.reports.bench_html.timeline import timeline
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""Should anything ever slip through the escaping, the browser neither runs nor fetches it."""
+from asys_bench.reports.page.layout import LAYOUT
+from asys_bench.reports.page.marks import MARKS
+from asys_bench.reports.page.markup import POLICY, Markup, flat, tag
+from asys_bench.reports.page.palette import PALETTE
 
 
 def render_html(result: Result) -> str:

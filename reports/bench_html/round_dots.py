@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from asys_bench.harness.result import Round, SampleSummary
-from asys_bench.harness.words import Op, RoundStatus, TargetKind
+from asys_bench.harness.results.result import Round, SampleSummary
+from asys_bench.harness.results.words import Op, RoundStatus, TargetKind
 from asys_bench.reports.bench_findings.finding import Finding
-from asys_bench.reports.bench_findings.quantity import exact, number, with_unit
-from asys_bench.reports.bench_html.frame import LEFT, RIGHT, TOP, Frame, figure, text
-from asys_bench.reports.bench_html.markup import Markup, tag
-from asys_bench.reports.bench_html.scale import Scale, value_scale
 from asys_bench.reports.bench_html.verdict_mark import mark, verdict_class
+from asys_bench.reports.page.frame import LEFT, RIGHT, TOP, Frame, figure, text
+from asys_bench.reports.page.markup import Markup, tag
+from asys_bench.reports.page.quantity import exact, number, with_unit
+from asys_bench.reports.page.scale import Scale, value_scale
 
 FRAME = Frame(bottom=140.0, height=178.0)
 LANE = FRAME.bottom + 9.0

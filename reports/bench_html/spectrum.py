@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asys_bench.contracts.stats import bucket_upper
-from asys_bench.harness.result import Hdr, TargetResult
-from asys_bench.harness.words import Op, TargetKind
-from asys_bench.reports.bench_findings.quantity import exact, number, with_unit
-from asys_bench.reports.bench_html.frame import LEFT, RIGHT, TOP, Frame, figure, text
-from asys_bench.reports.bench_html.markup import Markup, tag
-from asys_bench.reports.bench_html.scale import (
+from asys_bench.harness.results.result import Hdr, TargetResult
+from asys_bench.harness.results.words import Op, TargetKind
+from asys_bench.reports.page.frame import LEFT, RIGHT, TOP, Frame, figure, text
+from asys_bench.reports.page.markup import Markup, tag
+from asys_bench.reports.page.quantity import exact, number, with_unit
+from asys_bench.reports.page.scale import (
     PERCENTILES,
     Scale,
     nines,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from asys_bench.harness.result import CheckResult, Result
+from asys_bench.harness.results.result import CheckResult, Result
 from asys_bench.reports.bench_findings.headline import check_word, checks_in_order
-from asys_bench.reports.bench_findings.quantity import NOTHING, exact, number, with_unit
 from asys_bench.reports.bench_findings.reproduce import steps
-from asys_bench.reports.bench_html.markup import Child, Markup, tag
-from asys_bench.reports.bench_html.table import table
+from asys_bench.reports.page.markup import Child, Markup, tag
+from asys_bench.reports.page.quantity import NOTHING, exact, number, with_unit
+from asys_bench.reports.page.table import table
 
 
 def checks(result: Result) -> Markup | None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from asys_bench.harness.result import Result
-from asys_bench.harness.words import Verdict
+from asys_bench.harness.results.result import Result
+from asys_bench.harness.results.words import Verdict
 from asys_bench.reports.bench_findings.finding import Finding, findings, unmeasured
 from asys_bench.reports.bench_html.interval_bar import interval_bar
-from asys_bench.reports.bench_html.markup import Markup, name, tag
 from asys_bench.reports.bench_html.verdict_mark import mark, verdict_class
+from asys_bench.reports.page.markup import Markup, name, tag
 
 
 def target_rows(result: Result) -> Markup:

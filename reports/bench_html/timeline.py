@@ -3,10 +3,10 @@ the noise was. Marks differ in height and outline, not only in colour."""
 
 from __future__ import annotations
 
-from asys_bench.harness.result import Case, Result, Round
-from asys_bench.reports.bench_findings.quantity import some
-from asys_bench.reports.bench_html.markup import Markup, name, tag
+from asys_bench.harness.results.result import Case, Result, Round
 from asys_bench.reports.bench_html.round_dots import State, state_of, title_of
+from asys_bench.reports.page.markup import Markup, name, tag
+from asys_bench.reports.page.quantity import some
 
 HEIGHT = 18.0
 MARKS = {

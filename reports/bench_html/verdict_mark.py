@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from asys_bench.harness.words import Verdict
-from asys_bench.reports.bench_html.markup import Markup, tag
+from asys_bench.harness.results.words import Verdict
+from asys_bench.reports.page.markup import Markup, tag
 
 _SHAPES = {
     # Disc with a check, octagon with a cross, half-filled diamond, barred ring.

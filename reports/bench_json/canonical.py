@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.harness.result import Result
+from asys_bench.harness.results.result import Result
 
 SCALARS = (str, int, float, bool, type(None))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
-from asys_bench.harness.result import Result
-from asys_bench.harness.words import Verdict
+from asys_bench.harness.results.result import Result
+from asys_bench.harness.results.words import Verdict
 from asys_bench.reports.bench_findings.document import displayable
 from asys_bench.reports.bench_findings.finding import Finding, findings
 from asys_bench.reports.bench_findings.headline import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asys_bench.harness.result import Result
-from asys_bench.harness.words import Verdict
+from asys_bench.harness.results.result import Result
+from asys_bench.harness.results.words import Verdict
 from asys_bench.reports.bench_findings.document import displayable
 from asys_bench.reports.bench_findings.finding import SYMBOLS, Finding, findings, unmeasured
 from asys_bench.reports.bench_findings.headline import (
@@ -17,9 +17,9 @@ from asys_bench.reports.bench_findings.headline import (
     reason_text,
     rounds_text,
 )
-from asys_bench.reports.bench_findings.quantity import duration, number, with_unit
 from asys_bench.reports.bench_findings.reproduce import shell_lines
 from asys_bench.reports.bench_markdown.escape import block, code, prose, row
+from asys_bench.reports.page.quantity import duration, number, with_unit
 
 
 def render_markdown(result: Result) -> str:

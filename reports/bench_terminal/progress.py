@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 from asys_bench.monitors.readable import tail_text
-from asys_bench.reports.bench_findings.quantity import duration
+from asys_bench.reports.page.quantity import duration
 
 BESIDE_NAME = 52
 """Columns beside the case's name: round, bar, share, time left."""

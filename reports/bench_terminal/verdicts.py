@@ -11,8 +11,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from asys_bench.harness.result import Result
-from asys_bench.harness.words import Verdict
+from asys_bench.harness.results.result import Result
+from asys_bench.harness.results.words import Verdict
 from asys_bench.monitors.readable import tail_text
 from asys_bench.reports.bench_findings.document import displayable
 from asys_bench.reports.bench_findings.finding import Finding, findings, unmeasured
@@ -24,8 +24,8 @@ from asys_bench.reports.bench_findings.headline import (
     reason_text,
     rounds_text,
 )
-from asys_bench.reports.bench_findings.quantity import duration, number, with_unit
 from asys_bench.reports.bench_findings.reproduce import steps
+from asys_bench.reports.page.quantity import duration, number, with_unit
 
 TARGET_COLUMNS = 28
 """A longer target is folded."""

@@ -39,10 +39,10 @@ from asys_bench.reports.run_report.inputs import (
 )
 from asys_bench.reports.run_report.leanings import Leaning, in_words, leanings
 from asys_bench.reports.run_report.token_levels import token_levels
-from asys_bench.sae.base import SparseAutoencoder
-from asys_bench.sae.checkpoint import load_sae
-from asys_bench.sae.checkpoint_files import CheckpointError
-from asys_bench.sae.checkpoint_store import CheckpointStore
+from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
+from asys_bench.sae.checkpoint.native_format import load_sae
 from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.sinks.archive.read import open_shard
 from asys_bench.sinks.archive.reader import Archive, open_archive

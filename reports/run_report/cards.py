@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from asys_bench.reports.bench_findings.quantity import number, share
-from asys_bench.reports.bench_html.markup import Markup, flat, name, tag
+from asys_bench.reports.page.markup import Markup, flat, name, tag
+from asys_bench.reports.page.quantity import number, share
 from asys_bench.reports.run_report.analysis import Example, FeatureCard, HookAnalysis
 from asys_bench.reports.run_report.feature_figures import decoder_picture, density_histogram
 from asys_bench.reports.run_report.leanings import TOP

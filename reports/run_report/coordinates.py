@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from asys_bench.storage.below import read_json
+from asys_bench.system.files.below import read_json
 
 FILE_NAME = "observation.json"
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder
 
 
 @dataclass(frozen=True)

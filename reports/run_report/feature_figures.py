@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from asys_bench.reports.bench_findings.quantity import number, share
-from asys_bench.reports.bench_html.frame import LEFT, RIGHT, TOP, WIDTH, Frame, figure, text
-from asys_bench.reports.bench_html.markup import Markup, tag
-from asys_bench.reports.bench_html.scale import Scale
+from asys_bench.reports.page.frame import LEFT, RIGHT, TOP, WIDTH, Frame, figure, text
+from asys_bench.reports.page.markup import Markup, tag
+from asys_bench.reports.page.quantity import number, share
+from asys_bench.reports.page.scale import Scale
 from asys_bench.reports.run_report.decoder_map import DecoderMap
 from asys_bench.reports.run_report.features import FeatureStats
 from asys_bench.sae.metrics import DENSE_RATE as DENSE

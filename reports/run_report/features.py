@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey
-from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.metrics import DENSE_RATE
 
 CANDIDATES = 64

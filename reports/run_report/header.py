@@ -15,7 +15,7 @@ from asys_bench.monitors.readable import (
     rate_text,
     significant,
 )
-from asys_bench.reports.bench_html.markup import Markup, name, tag
+from asys_bench.reports.page.markup import Markup, name, tag
 from asys_bench.reports.run_report.record import RunRecord
 
 

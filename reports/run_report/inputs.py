@@ -23,7 +23,7 @@ from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, hash_keys, newest_rows
 from asys_bench.sinks.archive.reader import Archive
-from asys_bench.storage.below import read_json
+from asys_bench.system.files.below import read_json
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from asys_bench.contracts.stats import WorkerState
 from asys_bench.monitors.readable import duration_text
-from asys_bench.reports.bench_html.markup import Markup, tag
+from asys_bench.reports.page.markup import Markup, tag
 from asys_bench.reports.run_report.curves import time_ticks
 from asys_bench.reports.run_report.series import Metrics
 

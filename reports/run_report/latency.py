@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from asys_bench.contracts.stats import HistogramSnapshot, bucket_upper
-from asys_bench.reports.bench_findings.quantity import number
-from asys_bench.reports.bench_html.frame import LEFT, RIGHT, TOP, Frame, figure, text
-from asys_bench.reports.bench_html.markup import Markup, name, tag
-from asys_bench.reports.bench_html.scale import (
+from asys_bench.reports.page.frame import LEFT, RIGHT, TOP, Frame, figure, text
+from asys_bench.reports.page.markup import Markup, name, tag
+from asys_bench.reports.page.quantity import number
+from asys_bench.reports.page.scale import (
     PERCENTILES,
     Scale,
     nines,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.reports.bench_findings.quantity import number
+from asys_bench.reports.page.quantity import number
 from asys_bench.reports.run_report.coordinates import Coordinate
 
 TOP = 50

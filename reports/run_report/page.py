@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from asys_bench.reports.bench_html.layout import LAYOUT
-from asys_bench.reports.bench_html.marks import MARKS
-from asys_bench.reports.bench_html.markup import Markup, flat, tag
-from asys_bench.reports.bench_html.page import POLICY
-from asys_bench.reports.bench_html.palette import PALETTE
+from asys_bench.reports.page.layout import LAYOUT
+from asys_bench.reports.page.marks import MARKS
+from asys_bench.reports.page.markup import POLICY, Markup, flat, tag
+from asys_bench.reports.page.palette import PALETTE
 from asys_bench.reports.run_report.analysis import HookAnalysis
 from asys_bench.reports.run_report.cards import sae_section
 from asys_bench.reports.run_report.header import header, warnings

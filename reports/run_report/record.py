@@ -16,7 +16,7 @@ from asys_bench.monitors.snapshot import parse_key
 from asys_bench.reports.run_report.series import Metrics, read_metrics
 from asys_bench.reports.run_summary.document import FILE_NAME, from_dict
 from asys_bench.reports.run_summary.summary import RunSummary
-from asys_bench.storage.below import parse_json, read_json, text_lines
+from asys_bench.system.files.below import parse_json, read_json, text_lines
 
 RUN_SCHEMA = "asys.run/1"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from asys_bench.reports.bench_findings.quantity import number
-from asys_bench.reports.bench_html.markup import Markup
+from asys_bench.reports.page.markup import Markup
+from asys_bench.reports.page.quantity import number
 from asys_bench.reports.run_report.curves import Line, chart
 from asys_bench.reports.run_report.record import RunRecord
 from asys_bench.reports.run_report.series import rate, since_set

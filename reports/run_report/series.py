@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asys_bench.monitors.metrics_csv import COLUMNS
-from asys_bench.storage.below import text_lines
+from asys_bench.system.files.below import text_lines
 
 Points = Sequence[tuple[float, float]]
 """(seconds since the run's start, value), ascending."""

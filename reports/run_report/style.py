@@ -1,4 +1,4 @@
-"""What the run report adds to the look of the bench's pages (`bench_html`)."""
+"""What the run report adds to the look that all pages share (`reports/page`)."""
 
 STYLE = """
 :root{--heat1:#7d93ad;--heat2:#4f86c6;--heat3:#1f9d94;--heat4:#d88a1d;--heat5:#d1462f;

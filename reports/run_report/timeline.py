@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asys_bench.monitors.readable import duration_text, percent_text, plural
-from asys_bench.reports.bench_html.markup import Markup, tag
+from asys_bench.reports.page.markup import Markup, tag
 from asys_bench.reports.run_report.curves import Line, Moment, chart
 from asys_bench.reports.run_report.record import RunRecord
 from asys_bench.reports.run_report.series import SeriesKey, rate, total

@@ -9,7 +9,7 @@ import torch
 
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, hash_keys
 from asys_bench.reports.run_report.inputs import Tokens
-from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder
 
 CHUNK_ROWS = 1024
 Place = tuple[int, RowKey, Tokens]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from asys_bench.storage.below import read_json
+from asys_bench.system.files.below import read_json
 
 FILE_NAME = "vocabulary.json"
 

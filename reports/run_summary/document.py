@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.reports.run_summary.summary import SCHEMA, RunSummary
-from asys_bench.storage import replace_file
+from asys_bench.system.files import replace_file
 
 FILE_NAME = "summary.json"
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from asys_bench.reports.run_summary.summary import FileEntry
-from asys_bench.storage.below import EntryKind, walk
+from asys_bench.system.files.below import EntryKind, walk
 
 
 def list_files(run_dir: Path) -> tuple[FileEntry, ...]:

@@ -62,7 +62,7 @@ def summarise(
         outcome: by default "finished" or "interrupted", by what the host said.
         elapsed_s: wall time of the whole run, start-up and draining included.
         configured_l0: hook -> k, to show beside the measured L0.
-        notices: what the host's side has said (`pipeline.notices`).
+        notices: what the host's side has said (`capture.notices`).
         words: worker -> the warnings and errors in its log.
     """
     figures = figures_of(take_snapshot(page, account))

@@ -198,10 +198,10 @@ class Host:
 READER = """
 import json, sys, time
 from rich.console import Console
-from asys_bench.cli.run_attach import attach_run
-from asys_bench.cli.run_top import TopView
+from asys_bench.rundir.attach import attach_run
+from asys_bench.cli.commands.run_top import TopView
 from asys_bench.contracts.monitor import heartbeats
-from asys_bench.reading.live import subscribe
+from asys_bench.rundir.subscribe import subscribe
 with subscribe(sys.argv[1]) as samples:
     sample = samples.get(30.0)
 with attach_run(__import__("pathlib").Path(sys.argv[1])) as run:

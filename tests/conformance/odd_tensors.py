@@ -336,8 +336,8 @@ def main(count: int, built: str | None) -> None:
             sys.modules[name] = module
             setattr(importlib.import_module(folder), name.rpartition(".")[2], module)
             print(f"  {name} from {path}", flush=True)
-    from asys_bench.config.hooks import HookConfig
-    from tests.unit.pipeline.conftest import Rig
+    from asys_bench.config.sections.hooks import HookConfig
+    from tests.unit.capture.conftest import Rig
 
     warnings.simplefilter("ignore")
     began = time.monotonic()

@@ -9,10 +9,10 @@ import textwrap
 import pytest
 import torch
 
-from asys_bench.config.hooks import HookConfig
+from asys_bench.capture.tags.text_inputs import TextInputs
+from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.packet import PacketError, PacketMeta
 from asys_bench.contracts.tensor_memory import FREED, memory_fault
-from asys_bench.pipeline.text_inputs import TextInputs
 from tests.conformance.odd_tensors import (
     BACKENDS,
     KINDS,
@@ -24,7 +24,7 @@ from tests.conformance.odd_tensors import (
     meet,
     readable_value,
 )
-from tests.unit.pipeline.conftest import Rig, usable_bus
+from tests.unit.capture.conftest import Rig, usable_bus
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
@@ -102,9 +102,9 @@ def test_what_can_never_fit_is_refused_before_anything_is_made_of_it(backend, on
     """A tensor that looks like 1 GiB and is 4 KiB; in a process of its own, for its peak of memory."""
     code = """
         import resource, sys, torch
-        from asys_bench.config.hooks import HookConfig
+        from asys_bench.config.sections.hooks import HookConfig
         from tests.conformance.odd_tensors import Emits
-        from tests.unit.pipeline.conftest import Rig
+        from tests.unit.capture.conftest import Rig
 
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
         model = torch.nn.Sequential(Emits())

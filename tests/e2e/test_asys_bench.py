@@ -13,7 +13,7 @@ import time
 import jsonschema
 import pytest
 
-from asys_bench.harness.store import json_schema
+from asys_bench.harness.results.store import json_schema
 
 SUITE = """\
     schema: asys.suite/1
@@ -203,7 +203,7 @@ def test_ctrl_c_leaves_a_readable_partial_result_and_no_process(bench, process):
     jsonschema.validate(data, json_schema())
     assert (data["verdict"], data["run"]["complete"]) == ("INTERRUPTED", False)
     assert "Traceback" not in output
-    mine = f"asys_bench.harness.{'round' if process == 'fresh' else 'fork_server'}"
+    mine = f"asys_bench.harness.measuring.{'round' if process == 'fresh' else 'fork_server'}"
     assert not _processes(mine, running.pid)
 
 

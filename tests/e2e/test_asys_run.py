@@ -197,7 +197,7 @@ def test_the_hosts_weights_are_bit_identical_with_and_without_us(tmp_path):
     script = (
         "import sys, hashlib, torch\n"
         "from asys_bench.config import load_config\n"
-        "from asys_bench.pipeline.experiment import ExperimentPipeline\n"
+        "from asys_bench.run.experiment import ExperimentPipeline\n"
         "config = load_config(sys.argv[1], sys.argv[2:]).config\n"
         "pipeline = ExperimentPipeline(config)\n"
         "pipeline.setup()\n"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from asys_bench.harness.launch import FreshProcess, RoundEnd
-from asys_bench.harness.round import RoundSpec
-from asys_bench.harness.words import RoundStatus
+from asys_bench.harness.measuring.launch import FreshProcess, RoundEnd
+from asys_bench.harness.measuring.round import RoundSpec
+from asys_bench.harness.results.words import RoundStatus
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/beside.yaml"
 

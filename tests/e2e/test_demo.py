@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from asys_bench.reading import open_run
 from asys_bench.reports.run_report.leanings import kolmogorov_smirnov
+from asys_bench.rundir.open_run import open_run
 
 pytest.importorskip("stable_baselines3")
 SOAK = os.environ.get("ASYS_SOAK") or os.environ.get("ASYS_DEMO_RUN")

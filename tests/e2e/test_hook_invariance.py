@@ -10,18 +10,18 @@ import torch
 import torch._dynamo
 from torch.utils.checkpoint import checkpoint
 
+from asys_bench.capture.hooker import ActivationHooker
+from asys_bench.capture.points.hookpoints import resolve
+from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config import config_from_data
-from asys_bench.config.bus import BusConfig
-from asys_bench.config.hooks import HookConfig
+from asys_bench.config.assembly import build_preprocessor, create_data_bus
+from asys_bench.config.sections.bus import BusConfig
+from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.pipeline.assembly import build_preprocessor, create_data_bus
-from asys_bench.pipeline.clock import StepClock
-from asys_bench.pipeline.hooker import ActivationHooker
-from asys_bench.pipeline.hookpoints import resolve
-from asys_bench.pipeline.rundir import RunDir
-from asys_bench.pipeline.session import ObservationSession
+from asys_bench.run.run_dir import RunDir
+from asys_bench.run.session import ObservationSession
 from asys_bench.sinks.archive.reader import open_archive
 
 KINDS = [kind.name.lower() for kind in Kind]

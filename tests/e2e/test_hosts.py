@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import asys_bench
-from asys_bench.reading import token_rows, top_tokens
+from asys_bench.rundir import token_rows, top_tokens
 
 PATIENCE_S = 240.0
 pytestmark = pytest.mark.timeout(400)

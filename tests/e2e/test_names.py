@@ -13,9 +13,9 @@ from asys_bench.contracts.packet import Kind
 from asys_bench.reports.run_report.analysis import analyse
 from asys_bench.reports.run_report.page import render_run
 from asys_bench.reports.run_report.record import read_run
+from asys_bench.rundir.verify.verify_run import verify_run
 from asys_bench.sae.exchange.export import export, find_saes
 from asys_bench.sae.exchange.formats import FORMATS
-from asys_bench.verification.run import verify_run
 
 NAMES = [
     "user:item", "x", "x:input", "x:grad", "p->q", "q#x", "a@b", "a/b", "A", "a", "a b", "[0]", "*",

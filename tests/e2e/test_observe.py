@@ -17,7 +17,7 @@ import yaml
 
 import asys_bench
 from asys_bench.contracts.stats import SlotField, WorkerState
-from asys_bench.pipeline.resource_manager.manager import ResourceError
+from asys_bench.placement.manager import ResourceError
 
 SAE = {"k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.5}
 TRAINER = {"trainer": {"options": {"sae": SAE, "final_train_s": 0.5}}}

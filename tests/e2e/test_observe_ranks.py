@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import asys_bench
-from asys_bench.pipeline.local_ranks import LocalRanks
-from asys_bench.pipeline.rendezvous import RankDesk, RendezvousError, find_run
+from asys_bench.run.local_ranks import LocalRanks
+from asys_bench.run.rendezvous import RankDesk, RendezvousError, find_run
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 PATIENCE_S = 240.0

@@ -14,8 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import asys_bench
-from asys_bench.pipeline.live_run import LiveRunError
-from asys_bench.reading import ReadingError, Run
+from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.live_run import LiveRunError
+from asys_bench.rundir.open_run import Run
 
 SAE = {"k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.3}
 SINKS = {"trainer": {"options": {"sae": SAE, "final_train_s": 0.3}}}

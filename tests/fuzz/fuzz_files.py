@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from mutate import damage_bytes, damage_tree
 
-from asys_bench.reading import ReadingError, open_run
+from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.open_run import open_run
+from asys_bench.rundir.verify import verify_run
 from asys_bench.sae import (
     ARCHITECTURES,
     CheckpointError,
@@ -30,8 +32,8 @@ from asys_bench.sae import (
     SAETrainer,
     load_sae,
 )
+from asys_bench.sae.checkpoint.manifest import MANIFEST_FILE, check_seal, seal
 from asys_bench.sae.exchange import ExchangeError, read_saelens
-from asys_bench.sae.manifest import MANIFEST_FILE, check_seal, seal
 from asys_bench.sinks.archive import (
     ArchiveError,
     open_archive,
@@ -39,7 +41,6 @@ from asys_bench.sinks.archive import (
     repair_shard,
     verify_archive,
 )
-from asys_bench.verification import verify_run
 
 ARCHIVER = Path(__file__).parent.parent / "unit" / "sinks" / "archive" / "conftest.py"
 SLOW_S = 20.0

@@ -7,14 +7,14 @@ import threading
 import pytest
 import torch
 
-from asys_bench.config.bus import BusConfig
-from asys_bench.config.device import DeviceConfig
+from asys_bench.capture.gpu.cuda_runtime import CudaRuntime
+from asys_bench.capture.gpu.streamer import DeviceStreamer
+from asys_bench.config.assembly import create_data_bus
+from asys_bench.config.sections.bus import BusConfig
+from asys_bench.config.sections.device import DeviceConfig
 from asys_bench.contracts.bus import GroupSpec
-from asys_bench.pipeline.assembly import create_data_bus
-from asys_bench.pipeline.device.cuda_runtime import CudaRuntime
-from asys_bench.pipeline.device.streamer import DeviceStreamer
 
-from ..unit.device.rig import MemoryProducer, meta_builder
+from ..unit.capture.gpu.rig import MemoryProducer, meta_builder
 
 NO_GPU = pytest.mark.skip(reason="no CUDA device: these tests need a GPU and a CUDA build of torch")
 

@@ -7,11 +7,11 @@ import gc
 import pytest
 import torch
 
+from asys_bench.capture.gpu.outcome import DeviceDrop
 from asys_bench.kernels.identity.kernel import IdentityPreprocessor
-from asys_bench.pipeline.device.outcome import DeviceDrop
 
-from ..unit.device.rig import bytes_of
-from ..unit.device.triton_check import build
+from ..unit.capture.gpu.rig import bytes_of
+from ..unit.capture.gpu.triton_check import build
 
 BUSY_CYCLES = 2_000_000_000  # of the GPU's clock: about a second
 
@@ -142,11 +142,11 @@ def test_tensors_are_freed_once_they_are_settled(gpu, identity):
 
 
 def test_staging_memory_is_page_locked_and_both_bandwidths_were_measured():
+    from asys_bench.capture.gpu.cuda_runtime import CudaRuntime
+    from asys_bench.capture.gpu.streamer import DeviceStreamer
     from asys_bench.contracts.stats import StatsPage
-    from asys_bench.pipeline.device.cuda_runtime import CudaRuntime
-    from asys_bench.pipeline.device.streamer import DeviceStreamer
 
-    from ..unit.device.rig import MemoryProducer
+    from ..unit.capture.gpu.rig import MemoryProducer
 
     page, producer = StatsPage.create(["host"]), MemoryProducer()
     device = torch.device("cuda", torch.cuda.current_device())

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asys_bench.config.device import DeviceConfig
+from asys_bench.capture.gpu.cuda_runtime import CudaRuntime
+from asys_bench.capture.gpu.route import route_of
+from asys_bench.capture.gpu.streamer import DeviceStreamer
+from asys_bench.config.sections.device import DeviceConfig
 from asys_bench.kernels.identity.kernel import IdentityPreprocessor
-from asys_bench.pipeline.device.cuda_runtime import CudaRuntime
-from asys_bench.pipeline.device.route import route_of
-from asys_bench.pipeline.device.streamer import DeviceStreamer
 
-from ..unit.device.rig import meta_builder
-from ..unit.device.triton_check import DTYPES, ENCODINGS, build, expected, tensors
+from ..unit.capture.gpu.rig import meta_builder
+from ..unit.capture.gpu.triton_check import DTYPES, ENCODINGS, build, expected, tensors
 
 pytestmark = pytest.mark.timeout(900)  # cold compiles
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from asys_bench.config.bus import BusConfig
+from asys_bench.config.assembly import create_data_bus
+from asys_bench.config.sections.bus import BusConfig
 from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
-from asys_bench.pipeline.assembly import create_data_bus
-from asys_bench.reading.saelens_provider import ArchiveRows, LiveRows, data_provider
+from asys_bench.rundir.saelens_provider import ArchiveRows, LiveRows, data_provider
 from asys_bench.sae.exchange import import_saelens
 from asys_bench.sinks.archive import open_archive
 

@@ -10,7 +10,7 @@ build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
 
 # -w: relacy's own headers warn under every recent compiler.
-"${CXX:-g++}" -std=c++20 -O1 -w -I"$ring" -I"$here" ${RELACY_INCLUDE:+-I"$RELACY_INCLUDE"} \
+"${CXX:-g++}" -std=c++20 -O1 -w -I"$ring" -I"$ring/segment" -I"$here" ${RELACY_INCLUDE:+-I"$RELACY_INCLUDE"} \
   "$here/ring_test.cpp" -o "$build/ring_test"
 
 echo "model:"

@@ -11,8 +11,8 @@ segments=${2:-20000}
 tensors=${3:-1000}
 build=$(mktemp -d)
 trap 'rm -rf "$build"' EXIT
-sources="$ring/segment.cpp $ring/tables.cpp $ring/producer.cpp $ring/consumer.cpp $ring/account.cpp $ring/copy.cpp"
-flags="-std=c++20 -O1 -g -Wall -I$ring -pthread"
+sources="$ring/segment/segment.cpp $ring/segment/tables.cpp $ring/producer.cpp $ring/consumer.cpp $ring/account.cpp $ring/copy.cpp"
+flags="-std=c++20 -O1 -g -Wall -I$ring -I$ring/segment -pthread"
 
 echo "ThreadSanitizer:"
 # shellcheck disable=SC2086

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asys_bench.harness.launch import ForkedProcess, Launcher
-from asys_bench.harness.round import RoundSpec
-from asys_bench.harness.words import RoundStatus
+from asys_bench.harness.measuring.launch import ForkedProcess, Launcher
+from asys_bench.harness.measuring.round import RoundSpec
+from asys_bench.harness.results.words import RoundStatus
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"
 FAULTS: dict[str, dict[str, str]] = {

@@ -20,8 +20,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 from asys_bench.contracts.bus import BusError
-from asys_bench.reading import ReadingError, subscribe
 from asys_bench.registry import registry
+from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.subscribe import subscribe
 
 SAMPLES, REFUSED = 3, 3
 PATIENCE_S = 60.0

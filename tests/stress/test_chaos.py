@@ -12,9 +12,9 @@ import os
 import numpy as np
 import pytest
 
-from asys_bench.harness.launch import FreshProcess, RoundEnd
-from asys_bench.harness.round import RoundSpec
-from asys_bench.harness.words import RoundStatus
+from asys_bench.harness.measuring.launch import FreshProcess, RoundEnd
+from asys_bench.harness.measuring.round import RoundSpec
+from asys_bench.harness.results.words import RoundStatus
 
 from .run_storms import NEVER, PIPELINE
 

@@ -16,8 +16,8 @@ from asys_bench.contracts.stats import SlotField
 from asys_bench.harness.faults.host_process import HostTask, outcome_account, read_outcome
 from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.plugins import register_extra
-from asys_bench.monitors.process_usage import process_usage
-from asys_bench.reading.live import READERS_DIR
+from asys_bench.rundir.subscribe import READERS_DIR
+from asys_bench.system.process_usage import process_usage
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"
 SCRIPT = Path(__file__).with_name("subscribers.py")

@@ -213,7 +213,7 @@ def test_commands_are_ones_that_exist(block, monkeypatch):
 def check_ours(place: str, command: str, rest: list[str]) -> None:
     """The subcommand exists; a configuration that is named loads with its overrides."""
     if command == "asys-bench" or rest[0][:1] != "-":
-        source = (ROOT / "asys_bench/cli").glob(
+        source = (ROOT / "asys_bench/cli/commands").glob(
             f"{'bench' if command == 'asys-bench' else 'run'}_*.py"
         )
         known = {path.stem.partition("_")[2].replace("_", "-") for path in source}

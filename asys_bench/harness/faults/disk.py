@@ -13,8 +13,8 @@ from asys_bench.harness.faults.fault import Fault
 from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.faults.options import ChaosOptions
 from asys_bench.harness.faults.stage import Stage, cannot_mount
-from asys_bench.pipeline.liveness import ProcessHandle
 from asys_bench.sinks.archive.layout import SUFFIX
+from asys_bench.system.liveness import ProcessHandle
 
 BALLAST = "ballast"
 SHM = Path("/dev/shm")

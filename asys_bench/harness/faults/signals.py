@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from asys_bench.harness.faults.fault import Fault
 from asys_bench.harness.faults.observed import ObservedRun
-from asys_bench.pipeline.liveness import ProcessHandle
+from asys_bench.system.liveness import ProcessHandle
 
 SLICE_S = 0.05
 """One on-off cycle of a slowed worker."""

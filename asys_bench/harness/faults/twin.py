@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asys_bench.capture.points.wrapped import unwrap
 from asys_bench.config import MasterConfig
-from asys_bench.pipeline.wrapped import unwrap
 
 TWIN_FOLDER, NAMES = "twin", "names.json"
 GRADIENT = ":gradient"

@@ -10,7 +10,8 @@ import time
 import torch
 from pydantic import Field
 
-from asys_bench.config.bus import BusConfig
+from asys_bench.config.assembly import create_data_bus
+from asys_bench.config.sections.bus import BusConfig
 from asys_bench.contracts.bus import Delivery, GroupSpec
 from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
 from asys_bench.contracts.scenario import (
@@ -22,9 +23,8 @@ from asys_bench.contracts.scenario import (
 )
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, StatsPage
-from asys_bench.pipeline.assembly import create_data_bus
-from asys_bench.pipeline.decoding import Decoder
 from asys_bench.sinks.archiver import ArchiverOptions, ArchiverWorker
+from asys_bench.workers.decoding import Decoder
 
 HOOK = "bench"
 

@@ -44,8 +44,8 @@ from asys_bench.harness.faults.stage import Stage
 from asys_bench.harness.faults.table import FAULTS
 from asys_bench.harness.faults.twin import read_rows
 from asys_bench.harness.scenarios.pipeline_account import count_packets
-from asys_bench.monitors.process_usage import process_usage
-from asys_bench.verification import State, verify_run
+from asys_bench.rundir.verify import State, verify_run
+from asys_bench.system.process_usage import process_usage
 
 POLL_S = 0.001
 LEAVE_PATIENCE_S = 10.0

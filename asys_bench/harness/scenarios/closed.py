@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
+from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.scenario import (
     MetricKind,
@@ -30,9 +31,8 @@ from asys_bench.contracts.scenario import (
 )
 from asys_bench.contracts.stats import SlotField
 from asys_bench.harness.scenarios.pipeline_account import add_account
-from asys_bench.pipeline.experiment import ExperimentPipeline
-from asys_bench.pipeline.hookpoints import HookPoint
-from asys_bench.pipeline.session import ObservationSession
+from asys_bench.run.experiment import ExperimentPipeline
+from asys_bench.run.session import ObservationSession
 
 
 class ClosedOptions(ScenarioOptions):

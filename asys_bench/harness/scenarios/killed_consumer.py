@@ -19,9 +19,9 @@ from asys_bench.contracts.scenario import (
     ScenarioError,
     ScenarioPlugin,
 )
-from asys_bench.harness.consumers import ConsumerSpec
+from asys_bench.harness.measuring.consumers import ConsumerSpec
+from asys_bench.harness.measuring.transport import Transport, transport
 from asys_bench.harness.scenarios.transport_options import TransportOptions
-from asys_bench.harness.transport import Transport, transport
 
 GROUP = "group-0"
 PATIENCE_S = 10.0

@@ -19,9 +19,9 @@ from asys_bench.contracts.scenario import (
     ScenarioError,
     ScenarioPlugin,
 )
+from asys_bench.harness.measuring.transport import transport
 from asys_bench.harness.scenarios.neighbour_task import TASK_METRICS, TaskOptions, time_tasks
 from asys_bench.harness.scenarios.transport_options import TransportOptions
-from asys_bench.harness.transport import transport
 
 
 class NeighbourOptions(TaskOptions, TransportOptions):

@@ -16,8 +16,8 @@ from asys_bench.contracts.scenario import (
     RoundContext,
     ScenarioPlugin,
 )
+from asys_bench.harness.measuring.transport import Transport, transport
 from asys_bench.harness.scenarios.transport_options import TransportOptions
-from asys_bench.harness.transport import Transport, transport
 
 PUSH_TIMEOUT_S = 10.0
 MAX_WARMUP_CHUNKS = 64

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pydantic import Field
 
 from asys_bench.contracts.scenario import MetricKind, MetricSpec, RoundContext, ScenarioPlugin
+from asys_bench.harness.measuring.transport import transport
 from asys_bench.harness.scenarios.transport_options import TransportOptions
-from asys_bench.harness.transport import transport
 
 SPIN_NS = 150_000
 """Sleep until this long before the intended time, then spin."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.scenario import IntegrityCount, RoundContext
 from asys_bench.contracts.stats import Counter
-from asys_bench.pipeline.experiment import RunOutcome
+from asys_bench.run.experiment import RunOutcome
 
 
 def add_account(context: RoundContext, outcome: RunOutcome, *, kills: bool = False) -> None:

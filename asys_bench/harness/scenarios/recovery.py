@@ -23,7 +23,7 @@ from asys_bench.contracts.scenario import (
 )
 from asys_bench.contracts.stats import SlotField, WorkerState
 from asys_bench.harness.scenarios.pipeline_account import add_account
-from asys_bench.pipeline.experiment import ExperimentPipeline
+from asys_bench.run.experiment import ExperimentPipeline
 
 POLL_S = 0.001
 

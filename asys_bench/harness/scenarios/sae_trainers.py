@@ -57,9 +57,9 @@ Trainer = Callable[[TrainerSpec, Iterator[torch.Tensor], Stopwatch], Trained]
 
 
 def _asys(spec: TrainerSpec, rows: Iterator[torch.Tensor], watch: Stopwatch) -> Trained:
-    from asys_bench.allocator import keep_freed_memory
     from asys_bench.sae import SAEConfig, SAETrainer
     from asys_bench.sae.config import PENALISED
+    from asys_bench.system.allocator import keep_freed_memory
 
     keep_freed_memory()  # as the trainer's worker does
     torch.set_flush_denormal(True)

@@ -24,8 +24,8 @@ from asys_bench.contracts.scenario import (
 from asys_bench.harness.faults.host_process import read_steps
 from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.scenarios.beside_run import running
-from asys_bench.monitors.process_usage import process_usage
 from asys_bench.monitors.prometheus import TARGET_FILE
+from asys_bench.system.process_usage import process_usage
 
 SCRAPE_TIMEOUT_S = 10.0
 

@@ -10,9 +10,9 @@ import time
 from pydantic import Field
 
 from asys_bench.contracts.scenario import MetricKind, MetricSpec, RoundContext, ScenarioPlugin
-from asys_bench.harness.consumers import ConsumerSpec
+from asys_bench.harness.measuring.consumers import ConsumerSpec
+from asys_bench.harness.measuring.transport import transport
 from asys_bench.harness.scenarios.transport_options import TransportOptions
-from asys_bench.harness.transport import transport
 
 
 class SlowOptions(TransportOptions):

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from asys_bench.contracts.bus import Delivery
 from asys_bench.contracts.scenario import ScenarioOptions
-from asys_bench.harness.consumers import ConsumerSpec
-from asys_bench.harness.transport import TransportSpec
+from asys_bench.harness.measuring.consumers import ConsumerSpec
+from asys_bench.harness.measuring.transport import TransportSpec
 
 
 class TransportOptions(ScenarioOptions):

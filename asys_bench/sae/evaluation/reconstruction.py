@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.evaluation.density import DensityHistogram, density_histogram
 from asys_bench.sae.metrics import DENSE_RATE
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from asys_bench.sae.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder
 
 Reconstruct = Callable[[torch.Tensor], torch.Tensor]
 """Raw rows float32[B, D] -> rows [B, D'] of the width that is replaced. An SAE is one."""

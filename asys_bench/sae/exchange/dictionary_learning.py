@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from asys_bench.sae.checkpoint import OUTLIER_NORM
-from asys_bench.sae.checkpoint_files import CheckpointError, read_json, write_json
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_json, write_json
+from asys_bench.sae.checkpoint.native_format import OUTLIER_NORM
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import SAEWeights
-from asys_bench.storage.below import open_file
+from asys_bench.system.files.below import open_file
 
 FOLDER = "trainer_0"
 CONFIG_FILE = "config.json"

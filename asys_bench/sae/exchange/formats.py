@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asys_bench.sae.base import SparseAutoencoder
-from asys_bench.sae.checkpoint import WEIGHTS_FILE as SAELENS_FILE
+from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.checkpoint.native_format import WEIGHTS_FILE as SAELENS_FILE
 from asys_bench.sae.exchange.dictionary_learning import (
     FOLDER,
     read_dictionary_learning,

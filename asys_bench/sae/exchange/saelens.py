@@ -22,15 +22,15 @@ from typing import Any
 
 import torch
 
-from asys_bench.sae.base import SparseAutoencoder
-from asys_bench.sae.checkpoint import CFG_FILE, FORMAT_VERSION, WEIGHTS_FILE, load_sae
-from asys_bench.sae.checkpoint_files import (
+from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.checkpoint.checkpoint_files import (
     CheckpointError,
     read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
+from asys_bench.sae.checkpoint.native_format import CFG_FILE, FORMAT_VERSION, WEIGHTS_FILE, load_sae
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import TENSORS, SAEWeights
 

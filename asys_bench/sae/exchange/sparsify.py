@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from asys_bench.sae.checkpoint import OUTLIER_NORM
-from asys_bench.sae.checkpoint_files import (
+from asys_bench.sae.checkpoint.checkpoint_files import (
     CheckpointError,
     read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
+from asys_bench.sae.checkpoint.native_format import OUTLIER_NORM
 from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.weights import SAEWeights
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asys_bench.contracts.stats import Counter, Slot, StatsError
 from asys_bench.sinks.archive.budget import Deleted
-from asys_bench.storage.refusal import WORDS
+from asys_bench.system.files.refusal import WORDS
 
 _PER_HOOK = ("archive_rows", "archive_packets", "archive_bytes", "archive_shards")
 
@@ -48,7 +48,7 @@ class Meters:
         return found
 
     def dropped(self, reason: str, packets: int, rows: int) -> None:
-        """Count what the disk did not take; `reason` is one of `storage.refusal.WORDS`."""
+        """Count what the disk did not take; `reason` is one of `system.files.refusal.WORDS`."""
         self._dropped["packets", reason].add(packets)
         self._dropped["rows", reason].add(rows)
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.frames import Frame, Frames, unpacked_bytes, walk
 from asys_bench.sinks.archive.layout import check_schema
-from asys_bench.storage.below import open_file
+from asys_bench.system.files.below import open_file
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, MemoryError, TypeError)
 """What pyarrow raises for bytes that are not what they claim to be."""

@@ -26,7 +26,7 @@ from asys_bench.sinks.archive.read import (
     schema_run,
 )
 from asys_bench.sinks.archive.repair import repair_shard
-from asys_bench.storage.below import EntryKind, scan
+from asys_bench.system.files.below import EntryKind, scan
 
 __all__ = ["Archive", "ShardReport", "open_archive", "read_shard", "repair_shard", "shard_paths"]
 

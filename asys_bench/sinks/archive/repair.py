@@ -32,7 +32,7 @@ from asys_bench.sinks.archive.read import (
 )
 from asys_bench.sinks.archive.shard import lock, write_all
 from asys_bench.sinks.archive.sidecar import Sidecar, Tally
-from asys_bench.storage import open_private, sync_folder
+from asys_bench.system.files import open_private, sync_folder
 
 
 def repair_shard(path: Path | str, *, thorough: bool = True) -> ShardReport:

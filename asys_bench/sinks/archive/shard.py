@@ -29,8 +29,8 @@ from crc32c import crc32c
 from asys_bench.sinks.archive.frames import END_OF_STREAM
 from asys_bench.sinks.archive.sidecar import Sidecar, Tally
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience
-from asys_bench.storage import open_private, sync_folder
-from asys_bench.storage.below import make_folders
+from asys_bench.system.files import open_private, sync_folder
+from asys_bench.system.files.below import make_folders
 
 log = logging.getLogger(__name__)
 _BUFFERS_PER_WRITE = 512  # IOV_MAX is 1024

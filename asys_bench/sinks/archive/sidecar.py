@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.sinks.archive.error import ArchiveError
-from asys_bench.storage import replace_file
-from asys_bench.storage.below import MAX_MODEL_BYTES, read_file
+from asys_bench.system.files import replace_file
+from asys_bench.system.files.below import MAX_MODEL_BYTES, read_file
 
 FORMAT = "asys.archive.sidecar/1"
 

@@ -12,7 +12,7 @@ from asys_bench.sinks.archive.read import ShardReport, open_shard, read_shard, r
 from asys_bench.sinks.archive.reader import shard_paths
 from asys_bench.sinks.archive.repair import repair_shard
 from asys_bench.sinks.archive.sidecar import Sidecar, Tally
-from asys_bench.storage import file_crc32c
+from asys_bench.system.files import file_crc32c
 
 
 def verify_archive(run_dir: Path | str, *, repair: bool = False) -> list[ShardReport]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from asys_bench.contracts.names import file_slug, matches
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer, SparseAutoencoder
-from asys_bench.sae.checkpoint_store import CheckpointStore
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.exchange import (
     ExchangeError,
     adopt_when_filled,

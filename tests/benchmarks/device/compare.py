@@ -24,15 +24,15 @@ from typing import Any
 
 import torch
 
-from asys_bench.config.bus import BusConfig
-from asys_bench.config.device import DeviceConfig
+from asys_bench.capture.gpu.cuda_runtime import CudaRuntime
+from asys_bench.capture.gpu.streamer import DeviceStreamer
+from asys_bench.config.assembly import create_data_bus
+from asys_bench.config.sections.bus import BusConfig
+from asys_bench.config.sections.device import DeviceConfig
 from asys_bench.contracts.bus import BaseDataBus, GroupSpec
 from asys_bench.contracts.packet import DTYPE_CODE, Kind, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, KernelPlugin, Preprocessor
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.pipeline.assembly import create_data_bus
-from asys_bench.pipeline.device.cuda_runtime import CudaRuntime
-from asys_bench.pipeline.device.streamer import DeviceStreamer
 from asys_bench.registry import registry
 
 WIDTH = 1024

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from contenders import Contender, contenders
 
-from asys_bench.harness.stats import median_span, ratio_span
+from asys_bench.harness.judging.stats import median_span, ratio_span
 
 READ = "read once (C++ sum)"
 OUT_BYTES = 4 << 20

@@ -4,12 +4,12 @@ import pytest
 import torch
 from plugins import BACKENDS, GROUP, bus_of
 
-from asys_bench.config.hooks import HookConfig
+from asys_bench.capture.hooker import ActivationHooker
+from asys_bench.capture.points.hookpoints import resolve
+from asys_bench.capture.tags.clock import StepClock
+from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.kernels.identity.kernel import IdentityPreprocessor
-from asys_bench.pipeline.clock import StepClock
-from asys_bench.pipeline.hooker import ActivationHooker
-from asys_bench.pipeline.hookpoints import resolve
 
 ROWS = {"4KiB": 1, "1MiB": 256}
 

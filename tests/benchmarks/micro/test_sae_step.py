@@ -5,9 +5,9 @@ import typing
 import pytest
 import torch
 
+from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.config import SAEConfig
-from asys_bench.sae.learner import Learner
-from asys_bench.sae.scaling import InputScaling
+from asys_bench.sae.training.learner import Learner
 
 D_IN, D_SAE, BATCH = 256, 2048, 4096
 ARCHITECTURES = typing.get_args(SAEConfig.model_fields["architecture"].annotation)

@@ -24,6 +24,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from asys_bench.harness.judging.stats import ratio_span
 from asys_bench.harness.scenarios.sae_data import SyntheticOptions, write_synthetic
 from asys_bench.harness.scenarios.sae_trainers import TRAINERS, unavailable
 from asys_bench.harness.scenarios.sae_training import (
@@ -33,7 +34,6 @@ from asys_bench.harness.scenarios.sae_training import (
     TrainingOutcome,
     train_in_process,
 )
-from asys_bench.harness.stats import ratio_span
 
 CONFIDENCE = 0.95
 Outcomes = dict[str, list[TrainingOutcome | None]]

@@ -47,7 +47,7 @@ if plugin.unavailable() is not None:
     pytest.skip(str(plugin.unavailable()), allow_module_level=True)
 
 from asys_bench.backends.cpp_spmc.plugin import plugin as cpp_plugin
-from asys_bench.backends.numba_ring import code_cache, compiled, layout
+from asys_bench.backends.numba_ring.core import code_cache, compiled, layout
 from asys_bench.backends.numba_ring.packets import build_packet, pack_template
 from asys_bench.backends.numba_ring.payload import locate
 
@@ -560,7 +560,7 @@ def test_a_damaged_code_cache_costs_one_compile_and_is_repaired(tmp_path: Path) 
     tmp_path.chmod(0o700)
     code = """
 import sys
-from asys_bench.backends.numba_ring import compiled
+from asys_bench.backends.numba_ring.core import compiled
 @compiled.entry(1)
 def nothing(x: int) -> int:
     return x

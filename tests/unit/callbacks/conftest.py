@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from asys_bench.callbacks import observed_training
-from asys_bench.config.bus import BusConfig
-from asys_bench.config.hooks import HookConfig
+from asys_bench.capture.hooker import ActivationHooker
+from asys_bench.capture.points.hookpoints import resolve
+from asys_bench.capture.tags.clock import StepClock
+from asys_bench.config.assembly import build_preprocessor, create_data_bus
+from asys_bench.config.sections.bus import BusConfig
+from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.observing.observation import Observation
-from asys_bench.pipeline.assembly import build_preprocessor, create_data_bus
-from asys_bench.pipeline.clock import StepClock
-from asys_bench.pipeline.hooker import ActivationHooker
-from asys_bench.pipeline.hookpoints import resolve
+from asys_bench.run.observation import Observation
 
 
 class Session:

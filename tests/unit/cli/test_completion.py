@@ -8,7 +8,7 @@ from contextlib import redirect_stdout
 import pytest
 
 from asys_bench.cli import bench, run
-from asys_bench.cli.run_completion import SHELLS
+from asys_bench.cli.commands.run_completion import SHELLS
 
 ASK = """
 COMP_WORDS=("$@"); COMP_CWORD=$(( $# - 1 )); COMPREPLY=()

@@ -74,7 +74,7 @@ for program in (run, bench):
         program.COMMANDS.parser(name)
         if loaded("torch", "scipy", "pyarrow", "stable_baselines3"):
             sys.exit(print(program.COMMANDS.program, name))
-import asys_bench, asys_bench.config, asys_bench.monitors.live_view, asys_bench.pipeline.watchdog
+import asys_bench, asys_bench.config, asys_bench.monitors.live_view, asys_bench.workers.watchdog
 print(*loaded("torch", "pyarrow"))
 """
     assert imported_by(code) == []

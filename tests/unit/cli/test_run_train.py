@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from asys_bench.cli.run_train import _fail, _table
+from asys_bench.cli.commands.run_train import _fail, _table
 from asys_bench.offline import HookResult
 from asys_bench.offline.progress import TrainingProgress
 from asys_bench.sae import RunningMetrics

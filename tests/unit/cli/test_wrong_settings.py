@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from asys_bench.cli.run import main
-from asys_bench.pipeline import preflight
+from asys_bench.run import preflight
 
 FILE = """\
 extends: profile_consumer.yaml

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from asys_bench.contracts.stats import bucket_of
-from asys_bench.harness.result import (
+from asys_bench.harness.results.result import (
     Case,
     CheckResult,
     Counts,
@@ -31,7 +31,7 @@ from asys_bench.harness.result import (
     TargetResult,
     Validity,
 )  # fmt: skip
-from asys_bench.harness.words import (
+from asys_bench.harness.results.words import (
     Better,
     CaseStatus,
     Level,

@@ -21,12 +21,12 @@ from asys_bench.harness.faults.options import FAULT_NAMES, ChaosOptions
 from asys_bench.harness.faults.signals import AnySignal, Freeze, Kill, Slow
 from asys_bench.harness.faults.stage import Stage, cannot_mount
 from asys_bench.harness.faults.table import FAULTS
-from asys_bench.harness.judge import CaseRecord, judge
+from asys_bench.harness.judging.judge import CaseRecord, judge
+from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.plugins import metrics_of, scenario_plugin
-from asys_bench.harness.result import Subject
-from asys_bench.harness.suite_file import load_suite
-from asys_bench.harness.words import CaseStatus, Verdict
-from asys_bench.pipeline.liveness import is_stopped
+from asys_bench.harness.results.result import Subject
+from asys_bench.harness.results.words import CaseStatus, Verdict
+from asys_bench.system.liveness import is_stopped
 
 SUITE = Path(__file__).parents[3] / "suites/chaos.yaml"
 needs_compiler = pytest.mark.skipif(

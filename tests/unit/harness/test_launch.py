@@ -11,10 +11,10 @@ from contextlib import suppress
 
 import pytest
 
-from asys_bench.harness.child import await_end
-from asys_bench.harness.launch import FreshProcess
-from asys_bench.harness.round import RoundSpec
-from asys_bench.harness.words import RoundStatus
+from asys_bench.harness.measuring.child import await_end
+from asys_bench.harness.measuring.launch import FreshProcess
+from asys_bench.harness.measuring.round import RoundSpec
+from asys_bench.harness.results.words import RoundStatus
 
 ROUND = """\
 #!{python} -IS

@@ -14,9 +14,9 @@ from asys_bench.contracts.scenario import (
     ScenarioOptions,
     ScenarioPlugin,
 )
-from asys_bench.harness.launch import RoundEnd
-from asys_bench.harness.store import read_result
-from asys_bench.harness.words import CaseStatus, RoundStatus, Verdict
+from asys_bench.harness.measuring.launch import RoundEnd
+from asys_bench.harness.results.store import read_result
+from asys_bench.harness.results.words import CaseStatus, RoundStatus, Verdict
 from asys_bench.registry import registry
 
 from .conftest import InlineLauncher, faulty_backend

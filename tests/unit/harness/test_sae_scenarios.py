@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from asys_bench.contracts.scenario import ScenarioError
+from asys_bench.harness.measuring.round import RoundRunner, RoundSpec
 from asys_bench.harness.plugins import scenario_plugin
-from asys_bench.harness.round import RoundRunner, RoundSpec
 from asys_bench.harness.scenarios import bus_peer, sae_peer, sae_trainers
 from asys_bench.harness.scenarios.sae_data import SyntheticOptions, write_synthetic
 from asys_bench.harness.scenarios.sae_training import (
@@ -99,7 +99,7 @@ def test_a_bus_peer_moves_the_same_bytes(tmp_path):
 
 
 def test_the_shipped_suites_name_scenarios_that_exist():
-    from asys_bench.harness.suite_file import load_suite
+    from asys_bench.harness.planning.suite_file import load_suite
 
     for name in ("peers.yaml", "synthetic_sae.yaml"):
         loaded = load_suite(name)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asys_bench.harness import stats
+from asys_bench.harness.judging import stats
 
 
 @pytest.mark.parametrize(

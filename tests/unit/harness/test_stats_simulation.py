@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asys_bench.harness import stats
-from asys_bench.harness.plan import planned_looks
+from asys_bench.harness.judging import stats
+from asys_bench.harness.planning.plan import planned_looks
 
 LOOKS = planned_looks((12, 24, 48), 0.95)
 TRIALS = 1500

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from asys_bench.config.problems import ConfigError
-from asys_bench.harness.suite_file import load_suite, shipped_suites
+from asys_bench.harness.planning.suite_file import load_suite, shipped_suites
 
 HEAD = "schema: asys.suite/1\nname: test\n"
 

@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asys_bench.harness.evidence import RoundData
-from asys_bench.harness.plan import planned_looks
-from asys_bench.harness.recording import exceedances, summarise
-from asys_bench.harness.result import SampleSummary
-from asys_bench.harness.suite_verdict import suite_verdict
-from asys_bench.harness.targets import parse_target
-from asys_bench.harness.verdict import Question, decide
-from asys_bench.harness.words import Verdict
+from asys_bench.harness.judging.evidence import RoundData
+from asys_bench.harness.judging.suite_verdict import suite_verdict
+from asys_bench.harness.judging.verdict import Question, decide
+from asys_bench.harness.measuring.recording import exceedances, summarise
+from asys_bench.harness.planning.plan import planned_looks
+from asys_bench.harness.planning.targets import parse_target
+from asys_bench.harness.results.result import SampleSummary
+from asys_bench.harness.results.words import Verdict
 
 from .test_targets import METRICS, REFERENCES
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from asys_bench.config.hooks import HookConfig
+from asys_bench.config.assembly import AssemblyError, build_preprocessor
+from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.chain import Chain, chain_decoder, link
 from asys_bench.contracts.packet import PacketError
 from asys_bench.kernels.int8.kernel import Int8Preprocessor
 from asys_bench.kernels.simd.implementations import TORCH
 from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
-from asys_bench.pipeline.assembly import AssemblyError, build_preprocessor
 
 from .variants import payload
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from asys_bench.contracts.stats import WorkerState
-from asys_bench.monitors.append_file import AppendFile
 from asys_bench.monitors.changes import Change
 from asys_bench.monitors.event_log import EventLog
 from asys_bench.monitors.metrics_csv import COLUMNS, MetricsCsv, Row, rows_of, value_text
 from asys_bench.monitors.snapshot import take_snapshot
+from asys_bench.system.files.append_file import AppendFile
 
 
 @pytest.mark.parametrize("tail", ["", "half a li", "x" * 200_000])

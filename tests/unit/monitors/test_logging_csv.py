@@ -128,7 +128,7 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.full, self._real = False, os.write
         self._part = False
-        monkeypatch.setattr("asys_bench.monitors.append_file.os.write", self)
+        monkeypatch.setattr("asys_bench.system.files.append_file.os.write", self)
 
     def __call__(self, fd: int, data: bytes) -> int:
         if not self.full:

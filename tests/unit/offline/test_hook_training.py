@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from asys_bench.offline import HookTraining, Job, Position
 from asys_bench.sae import SAEConfig, SAETrainer, load_sae
 from asys_bench.sae.exchange import ExchangeError
-from asys_bench.sae.held_out import held_out_run
+from asys_bench.sae.training.held_out import held_out_run
 from asys_bench.sinks.archive import open_archive
 
 HOOK = "policy.mlp"

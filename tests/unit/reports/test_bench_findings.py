@@ -7,10 +7,13 @@ import math
 import pytest
 
 from asys_bench.contracts.stats import bucket_of
-from asys_bench.harness.result import Case, Hdr, Interval, Needs, Subject, TargetResult
-from asys_bench.harness.words import CaseStatus, Op, TargetKind, Verdict
+from asys_bench.harness.results.result import Case, Hdr, Interval, Needs, Subject, TargetResult
+from asys_bench.harness.results.words import CaseStatus, Op, TargetKind, Verdict
 from asys_bench.reports.bench_findings.finding import Finding
-from asys_bench.reports.bench_findings.quantity import (
+from asys_bench.reports.bench_html.interval_bar import interval_bar
+from asys_bench.reports.bench_html.spectrum import Curve, quantile, spectrum, steps
+from asys_bench.reports.page.markup import Markup, name, tag
+from asys_bench.reports.page.quantity import (
     compact,
     digits_apart,
     duration,
@@ -18,10 +21,7 @@ from asys_bench.reports.bench_findings.quantity import (
     number,
     share,
 )
-from asys_bench.reports.bench_html.interval_bar import interval_bar
-from asys_bench.reports.bench_html.markup import Markup, name, tag
-from asys_bench.reports.bench_html.scale import nines, percentile_scale, value_scale
-from asys_bench.reports.bench_html.spectrum import Curve, quantile, spectrum, steps
+from asys_bench.reports.page.scale import nines, percentile_scale, value_scale
 
 
 def finding(**changes: object) -> Finding:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from asys_bench.harness.result import Result
+from asys_bench.harness.results.result import Result
 from asys_bench.harness.runner import Progress
 from asys_bench.reports.bench_terminal.progress import BenchProgress
 from asys_bench.reports.bench_terminal.verdicts import render_text

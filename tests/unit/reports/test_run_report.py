@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from asys_bench.cli import run_report
+from asys_bench.cli.commands import run_report
 from asys_bench.contracts.bus import BusAccount, GroupAccount, Lease
 from asys_bench.contracts.host import HostResult
 from asys_bench.contracts.packet import ActivationPacket, Kind, tensor_bytes
@@ -54,8 +54,8 @@ from asys_bench.reports.run_report.vocabulary import read_vocabulary
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.sae import SAEConfig, build_sae, load_sae, save_sae
-from asys_bench.sae.checkpoint_store import CheckpointStore
-from asys_bench.sae.scaling import InputScaling
+from asys_bench.sae.architectures.scaling import InputScaling
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sinks.archive.reader import open_archive
 from asys_bench.sinks.archiver import ArchiverOptions, ArchiverWorker
 

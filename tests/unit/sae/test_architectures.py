@@ -12,10 +12,10 @@ from asys_bench.sae import (
     StepContext,
     build_sae,
 )
-from asys_bench.sae.batchtopk import BatchTopKSAE
-from asys_bench.sae.jumprelu import JumpReLUSAE
-from asys_bench.sae.scaling import InputScaling
-from asys_bench.sae.threshold_start import firing_quantile
+from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
+from asys_bench.sae.architectures.jumprelu import JumpReLUSAE
+from asys_bench.sae.architectures.scaling import InputScaling
+from asys_bench.sae.architectures.threshold_start import firing_quantile
 
 D, F, B = 12, 40, 64
 

@@ -20,7 +20,7 @@ from asys_bench.sae import (
     load_sae,
     save_sae,
 )
-from asys_bench.sae.scaling import InputScaling, PairScaling, RowScaling
+from asys_bench.sae.architectures.scaling import InputScaling, PairScaling, RowScaling
 
 
 def _scaling(sae: SparseAutoencoder, scale: float) -> InputScaling:
@@ -134,7 +134,7 @@ def test_a_writer_killed_while_it_removes_an_old_checkpoint_leaves_whole_ones_on
     store = CheckpointStore(tmp_path, keep_last=1)
     store.write(1, fill)
     with monkeypatch.context() as patch:
-        patch.setattr("asys_bench.sae.checkpoint_store.shutil.rmtree", half)
+        patch.setattr("asys_bench.sae.checkpoint.checkpoint_store.shutil.rmtree", half)
         with pytest.raises(Killed):
             store.write(2, fill)
     assert store.checkpoints() == [tmp_path / "step_000000002"]

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from asys_bench.sae import SAEConfig
-from asys_bench.sae.schedule import peak_rate, rate_at
+from asys_bench.sae.training.schedule import peak_rate, rate_at
 
 
 def test_every_field_is_described() -> None:

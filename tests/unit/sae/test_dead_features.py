@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig
-from asys_bench.sae.dead_features import DeadFeatures
-from asys_bench.sae.learner import Learner
-from asys_bench.sae.resampling import ENCODER_RATIO, resample_, round_after
-from asys_bench.sae.sparsity_controller import SparsityController
+from asys_bench.sae.training.dead_features import DeadFeatures
+from asys_bench.sae.training.learner import Learner
+from asys_bench.sae.training.resampling import ENCODER_RATIO, resample_, round_after
+from asys_bench.sae.training.sparsity_controller import SparsityController
 
 
 def test_a_feature_is_dead_after_its_window_of_silence() -> None:

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, SAETrainer
-from asys_bench.sae.fvu_window import FVUWindow
-from asys_bench.sae.mixing import MixingMeter, order_autocorrelation
-from asys_bench.sae.normalizer import Normalizer
-from asys_bench.sae.survival import feature_survival, matched_cosine
+from asys_bench.sae.training.fvu_window import FVUWindow
+from asys_bench.sae.training.mixing import MixingMeter, order_autocorrelation
+from asys_bench.sae.training.normalizer import Normalizer
+from asys_bench.sae.training.survival import feature_survival, matched_cosine
 
 D = 16
 

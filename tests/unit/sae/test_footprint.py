@@ -2,10 +2,10 @@
 
 import pytest
 
-from asys_bench.sae.architectures import ARCHITECTURES
+from asys_bench.sae.architectures.by_name import ARCHITECTURES
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.footprint import footprint, step_seconds
-from asys_bench.sae.trainer_parts import TrainerParts
+from asys_bench.sae.training.trainer_parts import TrainerParts
 
 
 def nbytes(state):

@@ -15,7 +15,7 @@ from asys_bench.sae import (
     StepContext,
     build_sae,
 )
-from asys_bench.sae.jumprelu import JumpReLUSAE
+from asys_bench.sae.architectures.jumprelu import JumpReLUSAE
 
 D, F, B, D_OUT = 12, 40, 64, 9
 

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asys_bench.sae.held_out import HeldOut, held_out_run, split_rows, whole_is_held_out
+from asys_bench.sae.training.held_out import HeldOut, held_out_run, split_rows, whole_is_held_out
 
 KEYS = st.tuples(st.integers(0, 2**32), st.integers(0, 2**16), st.integers(0, 2**64 - 1))
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asys_bench.sae import SAEConfig, build_sae
+from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.metrics import (
     firing_rates,
     fraction_of_variance_unexplained,
@@ -15,7 +16,6 @@ from asys_bench.sae.metrics import (
     mean_squared_error,
     measure,
 )
-from asys_bench.sae.scaling import InputScaling
 
 
 @settings(max_examples=30, deadline=None)

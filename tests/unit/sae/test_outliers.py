@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asys_bench.sae import AUTOENCODERS, CheckpointError, SAEConfig, SAETrainer, build_sae, load_sae
+from asys_bench.sae.checkpoint.manifest import seal
 from asys_bench.sae.evaluation import SyntheticFeatures
-from asys_bench.sae.manifest import seal
-from asys_bench.sae.outliers import WINDOW_ROWS, OutlierGate
+from asys_bench.sae.training.outliers import WINDOW_ROWS, OutlierGate
 
 D = 32
 SINK_D = torch.nn.functional.normalize(

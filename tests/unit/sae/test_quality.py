@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, SAEMetrics, SAETrainer
+from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.evaluation import SyntheticFeatures, recovery
-from asys_bench.sae.learner import Learner
-from asys_bench.sae.scaling import InputScaling
+from asys_bench.sae.training.learner import Learner
 
 
 def _train(config: SAEConfig, rows_ND: torch.Tensor) -> tuple[SAETrainer, SAEMetrics]:

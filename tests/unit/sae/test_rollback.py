@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from asys_bench.sae import AUTOENCODERS, SAEConfig, SAETrainer
+from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.config import PENALISED
-from asys_bench.sae.learner import Learner
-from asys_bench.sae.scaling import InputScaling
+from asys_bench.sae.training.learner import Learner
 
 D = 16
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asys_bench.sae import SparseKernels, native
-from asys_bench.sae.sparse_codes import SparseCodes
+from asys_bench.sae import SparseKernels
+from asys_bench.sae.kernels import native
+from asys_bench.sae.kernels.sparse_codes import SparseCodes
 
 COMPILED = [
     pytest.param(False, id="torch"),

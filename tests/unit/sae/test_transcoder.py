@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, SAETrainer, build_sae, load_sae
-from asys_bench.sae.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
 
 D_IN, D_OUT = 12, 7
 

@@ -22,7 +22,10 @@ ALLOWED = {
     ("asys_bench/hosts/script.py", "runpy.run_module"): "the user's own script, named by the user",
     ("asys_bench/registry.py", "entry.load"): "entry points of installed packages",
     ("asys_bench/__init__.py", "import_module"): "a fixed table of this package's own modules",
-    ("asys_bench/cli/commands.py", "import_module"): "names of this package's own commands",
+    (
+        "asys_bench/cli/commands/__init__.py",
+        "import_module",
+    ): "names of this package's own commands",
     ("asys_bench/hosts/dotted_name.py", "import_module"): (
         "hosts `callable` and `transformers`: a function of the user's, named in the user's own file"
     ),

@@ -19,12 +19,12 @@ import torch
 from asys_bench.config import load_config, overrides
 from asys_bench.contracts.bus import BusPlugin, BusRequest, Delivery, GroupSpec
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.monitors.append_file import AppendFile
 from asys_bench.monitors.prometheus import PrometheusOptions
-from asys_bench.pipeline.rundir import RunDir
 from asys_bench.registry import registry
+from asys_bench.run.run_dir import RunDir
 from asys_bench.sae import SAEConfig, SAETrainer
-from asys_bench.storage import make_private_folder, replace_file
+from asys_bench.system.files import make_private_folder, replace_file
+from asys_bench.system.files.append_file import AppendFile
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o777], ids=oct)
@@ -97,8 +97,8 @@ def test_a_fork_server_s_socket_has_no_name_that_anybody_could_connect_to_or_tha
     still there when every process is killed."""
     code = """
 import json, os, signal, sys, tempfile, time
-from asys_bench.pipeline.fork_server import ForkServer
-from asys_bench.pipeline.liveness import ProcessHandle
+from asys_bench.workers.fork_server import ForkServer
+from asys_bench.system.liveness import ProcessHandle
 os.umask(0)
 deep = os.path.join(tempfile.gettempdir(), *["a-long-name-of-a-folder"] * 8)
 os.makedirs(deep)

@@ -1,4 +1,4 @@
-"""The readers of a run's folder open its files in one way: `asys_bench.storage.below`."""
+"""The readers of a run's folder open its files in one way: `asys_bench.system.files.below`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from asys_bench.reports.run_report.coordinates import ObservationNames, read_obs
 from asys_bench.reports.run_report.inputs import read_streams
 
 ROOT = Path(__file__).parents[3]
-READERS = ("asys_bench/reading", "asys_bench/verification", "asys_bench/offline", "reports/run_report",
+READERS = ("asys_bench/rundir", "asys_bench/offline", "reports/run_report",
            "reports/run_summary")  # fmt: skip
 AROUND_IT = {"read_text", "read_bytes", "open", "glob", "rglob", "iterdir", "listdir", "scandir", "walk",
              "load_file", "safe_open"}  # fmt: skip
 ALLOWED = {
-    ("asys_bench/verification/locks.py", "LOCKS.read_text"): "the kernel's list of locks",
-    ("asys_bench/reading/live.py", "os.open"): "a reader's own lock, O_NOFOLLOW in a real folder",
+    ("asys_bench/rundir/verify/locks.py", "LOCKS.read_text"): "the kernel's list of locks",
+    ("asys_bench/rundir/live_run.py", "os.open"): "shared memory of the host, through /proc/PID/fd",
+    (
+        "asys_bench/rundir/subscribe.py",
+        "os.open",
+    ): "a reader's own lock, O_NOFOLLOW in a real folder",
     **{
-        (f"asys_bench/verification/{name}.py", "walk"): "below's own" for name in ("archive", "run")
+        (f"asys_bench/rundir/verify/{name}.py", "walk"): "below's own"
+        for name in ("archive", "verify_run")
     },
     ("reports/run_summary/files.py", "walk"): "below's own",
 }

@@ -10,7 +10,7 @@ import torch
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.sae import SAEConfig, build_sae, save_sae
-from asys_bench.sae.scaling import InputScaling
+from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sinks.sae_watch import SAEWatchOptions, SAEWatchWorker
 
 RIG = runpy.run_path(str(Path(__file__).parent / "archive" / "conftest.py"))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from asys_bench.storage.private import private_memfd
 from asys_bench.system.descriptor import FIRST_NUMBER, Descriptor, HeldSocket, identity_of
+from asys_bench.system.files.private import private_memfd
 from asys_bench.system.mapping import map_shared
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, SparseAutoencoder, build_sae, save_sae
+from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.exchange import SAEWeights
-from asys_bench.sae.scaling import InputScaling
 
 D_IN, D_SAE, K = 6, 24, 3
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asys_bench.sae import AUTOENCODERS, SAEConfig, SAETrainer, build_sae
+from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.exchange import ExchangeError, adopt, import_saelens, rebased
-from asys_bench.sae.scaling import InputScaling
 
 
 def data(rows: int, seed: int = 0) -> torch.Tensor:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from asys_bench.sae import CheckpointError, SAEConfig, build_sae, save_sae
+from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.exchange import (
     FORMATS,
     ExchangeError,
@@ -19,7 +20,6 @@ from asys_bench.sae.exchange import (
 from asys_bench.sae.exchange.dictionary_learning import write_dictionary_learning
 from asys_bench.sae.exchange.sparsify import write_sparsify
 from asys_bench.sae.exchange.weights import TENSORS, SAEWeights
-from asys_bench.sae.scaling import InputScaling
 
 
 def weights(architecture, *, d_in=5, d_out=5, d_sae=12, k=None, widths=()):

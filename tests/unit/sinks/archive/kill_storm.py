@@ -23,8 +23,8 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from asys_bench.rundir.verify import State, verify_run
 from asys_bench.sinks.archive import ArchiveError, open_archive, read_shard, verify_archive
-from asys_bench.verification import State, verify_run
 
 PER_RUN, LEASE, ROWS, WIDTH = 50, 8, 64, 256
 OPEN_BATCH_ROWS = LEASE * ROWS

@@ -167,7 +167,7 @@ def test_a_packet_that_does_not_decode_is_skipped_and_counted(rig, caplog):
 
 
 def test_an_image_can_be_put_together_again_from_its_rows(rig):
-    from asys_bench.reading.archive_view import ArchiveView
+    from asys_bench.rundir.archive_view import ArchiveView
 
     worker = rig.start()
     images = [torch.randn(2, 3, 4, 5), torch.randn(3, 3, 4, 5)]
@@ -185,8 +185,8 @@ def test_an_image_can_be_put_together_again_from_its_rows(rig):
 
 
 def test_an_archive_from_before_places_is_read_and_says_that_it_has_none(rig):
-    from asys_bench.reading import ReadingError
-    from asys_bench.reading.archive_view import ArchiveView
+    from asys_bench.rundir.archive_view import ArchiveView
+    from asys_bench.rundir.error import ReadingError
 
     worker = rig.start()
     rig.feed(worker, rig.packet(torch.ones(2, 4), 0))

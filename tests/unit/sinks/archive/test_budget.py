@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from asys_bench.reading.archive_view import ArchiveView
+from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.sinks.archive import budget, open_archive
 from asys_bench.sinks.archive.budget import read_deletions
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR

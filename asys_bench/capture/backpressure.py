@@ -1,0 +1,89 @@
+"""What a hook does when the bus fills up: the sampling rate that follows the bus's fill ratio.
+
+Two parts, so that it answers at once and still settles without swinging (f is the fill ratio):
+
+- a brake, in force only while the bus is fuller than the low watermark::
+
+      rate = base * 10 ** -((f - low) / (high - low))
+
+- a base that moves slowly to where the brake is not needed: additive increase below the low
+  watermark, exponential decrease above it (time constant BASE_SETTLES_S), and a multiplicative
+  decrease whenever a packet was refused after all (as in Chiu & Jain 1989).
+
+The brake is proportional control of ln(rate) on f, the base its integral. A bus that its readers
+empty in T seconds answers d f / dt = (rate / ideal - 1) / T, so the rate comes within 20 % of the
+ideal in a few T / G with G = ln(10) / (high - low) = 9.2, and the loop is overdamped while
+BASE_SETTLES_S * G > 4 * T, that is for T < 276 s. Where it is measured: tests/unit/capture/
+test_backpressure.py. Rejected: halving at the high watermark and adding below the low one, which
+swings between half of the ideal and more than it for ever.
+
+The rate in force travels with each packet, so that ``1 / sampling_rate`` weights keep statistics
+unbiased: it never depends on the coin that is tossed with it.
+"""
+
+from __future__ import annotations
+
+import math
+
+from asys_bench.config.sections.sampling import SamplingConfig
+from asys_bench.contracts.capture_port import CALLS_BETWEEN_LOOKS
+
+HOLD_NS = 250_000_000
+"""After a decrease for a refused packet, the bus gets this long to show the effect."""
+BASE_SETTLES_S = 120.0
+_BRAKE_AT_HIGH = 10.0
+_CLOSE_CALLS = 4
+"""Captured calls of the hook between two looks at a filling bus: what is left out does not fill it."""
+
+
+class FillController:
+    """The rate that the bus allows one hook. All times are CLOCK_MONOTONIC nanoseconds."""
+
+    __slots__ = (
+        "_base", "_gain", "_near", "_policy", "_refused_ns", "_seen_ns", "calls_to_next", "rate",
+    )  # fmt: skip
+
+    def __init__(self, policy: SamplingConfig) -> None:
+        self._policy = policy
+        span = max(policy.high_watermark - policy.low_watermark, 1e-3)
+        self._gain = math.log(_BRAKE_AT_HIGH) / span
+        self._near = 0.5 * policy.low_watermark
+        self._base = policy.max_rate
+        self._seen_ns: int | None = None
+        self._refused_ns = -HOLD_NS
+        self.rate = policy.max_rate
+        self.calls_to_next = CALLS_BETWEEN_LOOKS
+
+    @property
+    def calm_fill(self) -> float:
+        """The fill ratio up to which `observe` would change nothing; -1.0: it always may."""
+        return self._near if self._base >= self._policy.max_rate else -1.0
+
+    def observe(self, fill: float, now_ns: int) -> None:
+        """Feed the bus's fill ratio (0..1)."""
+        policy = self._policy
+        passed_s = 0.0 if self._seen_ns is None else max(0, now_ns - self._seen_ns) / 1e9
+        self._seen_ns = now_ns
+        over = fill - policy.low_watermark
+        if over <= 0:
+            room = -over / policy.low_watermark if policy.low_watermark > 0 else 1.0
+            self._base = min(policy.max_rate, self._base + policy.increase_per_s * passed_s * room)
+            rate = self._base
+        else:
+            # A host that paused tells nothing about the bus in the meantime: at most a second.
+            exponent = self._gain / BASE_SETTLES_S * over * min(passed_s, 1.0)
+            self._base = max(policy.min_rate, self._base * math.exp(-exponent))
+            rate = self._base * math.exp(-self._gain * over)
+        self.rate = max(policy.min_rate, rate)
+        self.calls_to_next = CALLS_BETWEEN_LOOKS
+        if fill > self._near:
+            self.calls_to_next = min(round(_CLOSE_CALLS / self.rate), CALLS_BETWEEN_LOOKS)
+
+    def refused(self, now_ns: int) -> None:
+        """The bus refused a packet: the brake alone does not hold (or came too late)."""
+        if now_ns - self._refused_ns < HOLD_NS:
+            return
+        self._refused_ns = now_ns
+        policy = self._policy
+        self._base = max(policy.min_rate, self._base * policy.decrease_factor)
+        self.rate = max(policy.min_rate, min(self.rate, self._base))

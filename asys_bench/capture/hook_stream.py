@@ -1,0 +1,236 @@
+"""HookStream: the state of one hook point, and its metrics."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from asys_bench.capture.backpressure import FillController
+from asys_bench.capture.hooks import graph_op
+from asys_bench.capture.notices import Notices
+from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.points.selection import describe, parse_path
+from asys_bench.capture.row_budget import RowBudget
+from asys_bench.capture.writer import Writer
+from asys_bench.contracts.capture_port import (
+    OFF_DIRECT,
+    OFF_NOTHING,
+    STATE_CALM,
+    STATE_CALM_LOOKS,
+    STATE_CELLS,
+    STATE_OFF,
+    STATE_RATE,
+    PortCells,
+)
+from asys_bench.contracts.packet import PacketMeta
+from asys_bench.contracts.preprocessor import Preprocessor
+from asys_bench.contracts.stats import Slot
+
+FAILURES_IN_A_ROW = 16
+"""A hook whose calls fail this often, with no capture between them, switches itself off."""
+
+
+class HookStream:
+    """One stream of packets.
+
+    number: names the stream in graphs of torch.compile.
+    off: captures nothing any more: not attached, failed, or in a forked child.
+    paused: on, but every call is skipped for now (`ActivationHooker.paused`).
+    shape, dtype: of the first tensor that came; None before it.
+    on_first: told of that tensor once, in the host's hook.
+    needs_no_gradient: a call's tensor had no gradient to wait for.
+    rows: what a row of its tensors is; None: what the last dimension holds.
+    state: what its next call depends on (`contracts.capture_port.STATE_*`).
+
+    Every call of the hook ends in exactly one of these counters, once it is over::
+
+        hook_calls = hook_captured + hook_sampled_out + hook_dropped + hook_skipped
+
+    hook_skipped: paused, wrong phase, no tensor with bytes where `select` points, no gradient to come,
+    or a call that failed. hook_recomputed counts forward calls of activation checkpointing, which are no
+    calls of the model's and not in hook_calls. hook_failed: the hook has switched itself off.
+    """
+
+    def __init__(
+        self,
+        point: HookPoint,
+        writer: Writer,
+        slot: Slot,
+        kernel: Preprocessor,
+        seed: int,
+        notices: Notices | None = None,
+    ) -> None:
+        self.point = point
+        self.kernel = kernel
+        self.name = point.name
+        self.number = graph_op.reserve_number()
+        self.hook_id = writer.bus.intern(point.name)
+        self.encoding_id = writer.bus.intern(kernel.encoding)
+        sampling = point.config.sampling
+        self.random = random.Random(seed).random  # the host's generators are never drawn from
+        self.fill = FillController(sampling)
+        budget = sampling.max_rows_per_s
+        self.budget = RowBudget(budget) if budget is not None else None
+        self.phase = {"any": None, "train": True, "eval": False}[point.config.phase]
+        self.path = parse_path(point.config.select)
+        state = bytearray(8 * STATE_CELLS)
+        self.state = memoryview(state).cast("q")
+        self._floats = memoryview(state).cast("d")
+        self.rows = point.rows
+        self._waits_for_rows = self.rows is not None and not self.rows.always_last
+        self._paused = False
+        self.off = True
+        hook = point.name
+        self.cells = slot.cells
+        self.calls = slot.counter("hook_calls", hook=hook)
+        self.captured = slot.counter("hook_captured", hook=hook)
+        self.sampled_out = slot.counter("hook_sampled_out", hook=hook)
+        self.dropped = slot.counter("hook_dropped", hook=hook)
+        self.skipped = slot.counter("hook_skipped", hook=hook)
+        self.recomputed = slot.counter("hook_recomputed", hook=hook)
+        self.failures = slot.counter("hook_failed", hook=hook)
+        self.bytes = slot.counter("hook_bytes", hook=hook)
+        self._rate = slot.gauge("hook_sampling_rate", hook=hook)
+        self.latency = slot.histogram("hook_latency_ns", hook=hook)
+        self.set_rate(self.fill.rate)
+        self._explained: set[str] = set()
+        self._notices = notices or Notices()
+        self.shape: tuple[int, ...] | None = None
+        self.dtype: torch.dtype | None = None
+        self.on_first: Callable[[HookStream], None] | None = None
+        self.needs_no_gradient = False
+        self._failed_in_a_row = self._captured_before = 0
+
+    @property
+    def meta(self) -> PacketMeta:
+        """What all packets of the stream have in common."""
+        return PacketMeta(self.hook_id, int(self.point.kind), 0, (), encoding_id=self.encoding_id)
+
+    @property
+    def port_cells(self) -> PortCells:
+        return PortCells(
+            self.cells,
+            calls=self.calls.cell,
+            captured=self.captured.cell,
+            dropped=self.dropped.cell,
+            nbytes=self.bytes.cell,
+            latency=self.latency.cell,
+        )
+
+    @property
+    def off(self) -> bool:
+        return self.state[STATE_OFF] == OFF_NOTHING
+
+    @off.setter
+    def off(self, value: bool) -> None:
+        aside = self._waits_for_rows or self._paused
+        self.state[STATE_OFF] = OFF_NOTHING if value else OFF_DIRECT if aside else 0
+
+    @property
+    def paused(self) -> bool:
+        return self._paused
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        self._paused = value
+        self.off = self.off
+
+    def look_at_rows(self, tensor: torch.Tensor) -> None:
+        """At a tensor as it is captured: say what is doubtful, and let the compiled path have those
+        whose rows are last. The writer's lock is held."""
+        assert self.rows is not None
+        if tensor.is_nested:  # it has no shape; why it is skipped is explained elsewhere
+            return
+        shape = tuple(tensor.shape)
+        why = self.rows.doubt(shape)
+        if why is not None:
+            self._notices.say(f"hook {self.name}: {why}")
+        if self._waits_for_rows and self.rows.settled(len(shape)):
+            self._waits_for_rows = False
+            self.off = self.off
+
+    def set_rate(self, rate: float) -> None:
+        """The sampling rate from the next call on."""
+        self._floats[STATE_RATE] = rate
+        self._rate.set(rate)
+
+    def set_calm(self, fill: float, looks: int) -> None:
+        """Let the compiled path look at the bus by itself (`capture_port.STATE_CALM`)."""
+        self._floats[STATE_CALM] = fill
+        self.state[STATE_CALM_LOOKS] = looks
+
+    def stumble(self, error: Exception) -> None:
+        """A call has failed: say so once per kind of error, and switch off if all do. Never raises."""
+        try:
+            captured = self.captured.value
+            if captured != self._captured_before:
+                self._captured_before, self._failed_in_a_row = captured, 0
+            self._failed_in_a_row += 1
+            if self._failed_in_a_row < FAILURES_IN_A_ROW:
+                kind = type(error).__name__
+                self.explain(f"a call failed with {kind}: {error}", kind)
+                return
+        except Exception:  # noqa: BLE001 - a closed stats page or a broken logging handler
+            pass
+        self.fail(error)
+
+    def fail(self, error: Exception) -> None:
+        """Switch off, count and log once; the host goes on. Never raises."""
+        self.off = True
+        try:
+            self.failures.add()
+            self._notices.say(
+                f"hook {self.name} switched itself off after {type(error).__name__}: {error} (the "
+                "host goes on unobserved there)"
+            )
+        except Exception:  # noqa: BLE001 - a closed stats page or a broken logging handler, no more
+            return
+
+    def say(self, what: str) -> None:
+        """A line in the log about this hook."""
+        self._notices.say(f"hook {self.name}: {what}")
+
+    def nothing_at(self, value: Any) -> None:
+        """Say, once, that `select` found no tensor in `value`."""
+        wanted = self.point.config.select
+        what = "a tensor" if wanted is None else f"select {wanted!r}"
+        self.explain(f"{what} is not in {describe(value)}")
+
+    def explain(self, why: str, reason: str | None = None) -> None:
+        """Say, once per reason (`why` itself without one), why calls are skipped."""
+        reason = reason or why
+        if reason not in self._explained and len(self._explained) < 8:
+            self._explained.add(reason)
+            self._notices.say(
+                f"hook {self.name}: {why}; such calls are counted in hook_skipped and not captured"
+            )
+
+    def first(self, tensor: torch.Tensor) -> None:
+        """The first tensor of the phase that is asked for has come."""
+        try:
+            self.shape, self.dtype = tuple(tensor.shape), tensor.dtype
+        except (
+            RuntimeError
+        ):  # a nested tensor has no shape; why it is skipped is explained elsewhere
+            self.shape = ()
+            return
+        if self.on_first is not None:
+            self.on_first(self)
+
+    def too_large(self) -> None:
+        """Say, once, that the bus can never take what the last call made."""
+        if "size" in self._explained:
+            return
+        self._explained.add("size")
+        size = ""
+        if self.shape is not None and self.dtype is not None:
+            mib = self.kernel.payload_bytes(self.shape, self.dtype) / (1 << 20)
+            size = f" ({list(self.shape)}, {mib:.3g} MiB)"
+        self._notices.say(
+            f"hook {self.name}: a call's tensor{size} is larger than the bus can ever take: such calls "
+            "are refused and counted as too_large. Raise bus.capacity_mib, or take fewer rows "
+            "(preprocess: token_sample)"
+        )

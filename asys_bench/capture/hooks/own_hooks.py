@@ -1,0 +1,165 @@
+"""Which hooks of a module are ours, and how to keep them out of what others make of the module.
+
+A copy, a pickle and a TorchScript conversion take a module's dictionaries of hooks along. A copy is
+another model (an average of weights, a target network, a checkpoint): captured under the same name it
+would mix with the original, and detaching would not reach it; TorchScript compiles hooks and fails on
+ours. So while hooks are attached (`KeepOut`)
+
+- `torch.nn.Module.__getstate__` leaves our hooks out of what `copy` and `pickle` take;
+- a TorchScript conversion finds the modules without them.
+
+A class that copies itself by other means gets hooks that do nothing (`inert.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.jit._recursive as torchscript
+
+from asys_bench.capture.hooks.inert import InertHook, LiveHook
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_ABOUT_HOOKS = (
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
+"""Attributes of a module that hold hooks by number, and flags of hooks by the same numbers."""
+
+
+def is_ours(hook: object) -> bool:
+    """Whether a hook is one of ours, alive or in a copy."""
+    return isinstance(hook, LiveHook | InertHook)
+
+
+def remove_hooks(model: torch.nn.Module, is_meant: Callable[[object], bool]) -> None:
+    """Take the hooks that are meant off every module of `model`, wherever others have moved them."""
+    for module in model.modules():
+        for numbers in [_numbers_of(vars(module).get(name), is_meant) for name in _HOOKS]:
+            for name in (*_HOOKS, *_ABOUT_HOOKS) if numbers else ():
+                held = vars(module).get(name)
+                if isinstance(held, dict):
+                    for number in numbers:
+                        held.pop(number, None)
+
+
+class KeepOut:
+    """Keeps our hooks out of copies and TorchScript while at least one hooker is attached."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._undo: list[Callable[[], None]] = []
+
+    def begin(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._undo = [
+                    _replace(torch.nn.Module, "__getstate__", _state_without),
+                    _replace(torchscript, "create_script_module", _convert_without),
+                ]
+
+    def end(self) -> None:
+        """Once per `begin`."""
+        with self._lock:
+            self._users -= 1
+            while self._users == 0 and self._undo:
+                self._undo.pop()()
+
+
+def _replace(
+    owner: Any, name: str, make: Callable[[Callable[..., Any]], Any]
+) -> Callable[[], None]:
+    """Put `make(what is there)` in the place of `owner.name`; returns what undoes it."""
+    had_its_own = name in vars(owner)
+    original = getattr(owner, name, None)
+    if original is None:  # another version of torch
+        return lambda: None
+    ours = make(original)
+    setattr(owner, name, ours)
+
+    def undo() -> None:
+        if (
+            vars(owner).get(name) is not ours
+        ):  # somebody wrapped it meanwhile: it calls the original
+            return
+        if had_its_own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
+
+    return undo
+
+
+def _state_without(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __getstate__(module: torch.nn.Module) -> Any:  # noqa: N807 - it is Module's from here on
+        state = original(module)
+        if isinstance(state, dict):
+            return _without_ours(state)
+        if isinstance(state, tuple) and state and isinstance(state[0], dict):  # it has slots
+            return (_without_ours(state[0]), *state[1:])
+        return state
+
+    return __getstate__
+
+
+def _without_ours(state: dict[str, Any]) -> dict[str, Any]:
+    """`state` itself when nothing of ours is in it."""
+    for name in _HOOKS:
+        numbers = _numbers_of(state.get(name), is_ours)
+        if not numbers:
+            continue
+        state = dict(state)
+        for held_in in (name, *_ABOUT_HOOKS):
+            held = state.get(held_in)
+            if isinstance(held, dict):
+                kept = [(number, hook) for number, hook in held.items() if number not in numbers]
+                state[held_in] = type(held)(kept)
+    return state
+
+
+def _convert_without(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_script_module(nn_module: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(nn_module, torch.nn.Module):
+            return original(nn_module, *args, **kwargs)
+        with _hidden(nn_module):
+            return original(nn_module, *args, **kwargs)
+
+    return create_script_module
+
+
+@contextmanager
+def _hidden(model: torch.nn.Module) -> Iterator[None]:
+    """The modules of `model` without our hooks; afterwards they are where they were, in their order."""
+    hidden: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for module in model.modules():
+        for name in _HOOKS:
+            held = vars(module).get(name)
+            numbers = _numbers_of(held, is_ours)
+            if numbers and held is not None:
+                hidden.append((held, dict(held)))
+                for number in numbers:
+                    del held[number]
+    try:
+        yield
+    finally:
+        for held, before in hidden:
+            added = {number: hook for number, hook in held.items() if number not in before}
+            held.clear()
+            held.update(before)
+            held.update(added)
+
+
+def _numbers_of(held: Any, is_meant: Callable[[object], bool]) -> list[int]:
+    if not isinstance(held, dict):
+        return []
+    return [number for number, hook in list(held.items()) if is_meant(hook)]
+
+
+keep_out = KeepOut()

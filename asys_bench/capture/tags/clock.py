@@ -1,0 +1,360 @@
+"""The step clock: where in its loop the host is, for the tags of packets, counters and a stop request.
+
+A packet's tags are what the clock says when the module's forward is called; a gradient carries those
+of the forward call that it belongs to. An outermost forward call (`CallFrame`) keeps the tags that it
+began with, whatever other threads do meanwhile.
+
+`tags`, `serial` and `cells` are those of one thread, the owner: the only one in a call, or the one that
+marks steps while nobody is. Every other thread asks `here`.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import sys
+import threading
+from collections.abc import Callable
+from threading import get_ident
+from typing import TYPE_CHECKING
+
+import torch
+
+from asys_bench.contracts.capture_port import CLOCK_CELLS
+from asys_bench.contracts.packet import MAX_TEXT, NO_TEXT, NO_TOKEN_POSITION
+from asys_bench.contracts.stats import Slot
+
+if TYPE_CHECKING:
+    from asys_bench.capture.tags.text_inputs import Text
+
+log = logging.getLogger(__name__)
+
+Tags = tuple[int, int, int, int]
+"""(host_step, weights_version, microbatch, token_position)"""
+
+_MAX_MICROBATCH = 2**16 - 1
+_MAX_POSITION = 2**31 - 1
+_CELLS = struct.Struct(f"{CLOCK_CELLS}q")
+_NOBODY = 0
+_OUTSIDE = 1 << 31
+_CALLS_APART = 16
+_MOST_CALLS = (1 << _CALLS_APART) - 1
+"""Bits of a call index that count; those above tell threads and calls of one moment apart."""
+
+
+class _Moment:
+    """A (host step, microbatch) of the clock; texts and calls are numbered within it."""
+
+    __slots__ = ("calls", "texts")
+
+    def __init__(self) -> None:
+        self.calls = self.texts = 0
+
+
+class CallFrame:
+    """The outermost forward call of one thread, from its pre-hook to its forward hook.
+
+    tags: as of its begin, and as the call itself changed them since.
+    text: what the innermost module around that takes text was given (`text_inputs`); None: nothing.
+    offered: a text of which it is not known yet which modules it is for.
+    modules: root modules under way, outermost first, each with `text` and `offered` to go back to.
+    """
+
+    __slots__ = (
+        "first_index",
+        "indices",
+        "modules",
+        "moment",
+        "offered",
+        "serial",
+        "tags",
+        "text",
+    )
+
+    def __init__(self, moment: _Moment, tags: Tags, serial: int, first_index: int) -> None:
+        self.moment, self.tags, self.serial = moment, tags, serial
+        self.first_index = first_index
+        self.indices: dict[int, int] = {}
+        self.text: Text | None = None
+        self.offered: Text | None = None
+        self.modules: list[tuple[torch.nn.Module, Text | None, Text | None]] = []
+
+    def next_index(self, stream: int, seen: int, counted: int) -> int:
+        """Which call of `stream` this is. seen, counted: serial and index of its last counted call."""
+        index = self.indices.get(stream)
+        if index is None:
+            index = counted if seen == self.serial else self.first_index - 1
+        self.indices[stream] = index = self.first_index | (index + 1 & _MOST_CALLS)
+        return index
+
+
+class StepClock:
+    """Implements `contracts.host.HostClock` over the host's slot of the stats page.
+
+    tags: replaced whenever one of its parts changes, so that "is it the same object" means "is it
+    the same forward pass".
+    serial: counts those changes.
+    cells: serial, tags and owner for compiled readers (`contracts.capture_port.CLOCK_*`).
+    first_step: number of the step that the host is in when the clock starts (a resumed training).
+    paused: the host is aside from its own work (a validation): its calls of the model count neither
+    as steps nor as microbatches.
+    """
+
+    def __init__(self, slot: Slot, first_step: int = 0) -> None:
+        self.first_step = self.host_step = first_step
+        self.paused = False
+        self.weights_version = 0
+        self.should_stop = False
+        self.serial = 0
+        self.owner = self._home = get_ident()
+        self.counting = False
+        """Whether each outermost forward call after the first begins a step."""
+        self._begun = False
+        self._buffer = bytearray(_CELLS.size)
+        self.cells = memoryview(self._buffer).cast("q")
+        self._microbatch = 0
+        self._token_position = NO_TOKEN_POSITION
+        self._forwards = 0
+        self._host_counts_microbatches = False
+        self._moment = _Moment()
+        self._serials = 0
+        self._now: Tags = (first_step, 0, 0, NO_TOKEN_POSITION)
+        self._now_serial = 0
+        self.tags: Tags = self._now
+        self._threads = threading.local()
+        self._open = self._outside = 0
+        self._lock = threading.RLock()  # held for a few assignments; a signal handler may come in
+        self._alarm_step = sys.maxsize
+        self._alarm: Callable[[int], int | None] | None = None
+        self._slot = slot
+        self._retag()
+        self._steps = slot.counter("host_steps")
+        self._versions = slot.counter("weights_version")
+        self._steps.set(first_step)
+
+    @property
+    def steps_made(self) -> int:
+        """Host steps since the clock started."""
+        return self.host_step - self.first_step
+
+    def step(self, n: int = 1) -> None:
+        """Mark `n` steps; from now on calls are not counted as steps."""
+        with self._lock:
+            self._mark(self.host_step + n)
+        self._stepped()
+
+    def step_to(self, host_step: int) -> None:
+        """The host is in step `host_step` of its own count; nothing changes if it was already."""
+        with self._lock:
+            self.counting = False
+            if host_step == self.host_step:
+                return
+            self._mark(host_step)
+        self._stepped()
+
+    def _mark(self, host_step: int) -> None:
+        self.counting = False
+        self._home = get_ident()
+        self._advance(host_step)
+
+    def weights_updated(self) -> None:
+        with self._lock:
+            self.weights_version += 1
+            self._retag()
+        self._versions.set(self.weights_version)
+
+    def report(self, name: str, value: float) -> None:
+        self._slot.gauge(f"host_{name}").set(value)
+
+    def count_calls(self, *, called: bool = False) -> None:
+        """Begin a step with each outermost forward call after the first, until `step` is called.
+
+        So `for batch in data: model(batch); observation.step()` numbers steps as counting alone does,
+        and the first `step()` takes over without a jump. called: the first call is under way already.
+        """
+        self.counting, self._begun = True, called
+
+    def end_counting(self) -> None:
+        """The last counted step has ended as well. Idempotent."""
+        if self.counting and self._begun:
+            self.step()
+        self.counting = False
+
+    @property
+    def microbatch(self) -> int:
+        """Index of the forward pass within the host step, 0..65535 (more stay at the last).
+
+        Calls of the observed model are counted. A host that accumulates gradients in another
+        rhythm sets it, and from then on sets it always; `step` starts at 0 again.
+        """
+        return self._microbatch
+
+    @microbatch.setter
+    def microbatch(self, value: int) -> None:
+        with self._lock:
+            self._host_counts_microbatches = True
+            self._microbatch = max(0, min(int(value), _MAX_MICROBATCH))
+            self._moment = _Moment()
+            self._retag()
+
+    @property
+    def token_position(self) -> int:
+        """Position in its sequence of the first token that the next forward pass sees; -1: unknown.
+
+        A host that decodes with a key-value cache sets it before each forward pass.
+        """
+        return self._token_position
+
+    @token_position.setter
+    def token_position(self, value: int) -> None:
+        with self._lock:
+            self._token_position = max(NO_TOKEN_POSITION, min(int(value), _MAX_POSITION))
+            self._retag()
+
+    def forward_started(self) -> None:
+        """The observed model is called: the next microbatch, unless the host counts them itself."""
+        with self._lock:
+            self._count_forward()
+
+    def begin_call(self, *, counts_forwards: bool = True) -> CallFrame:
+        """This thread begins an outermost forward call: a step if calls are counted as such, then a
+        microbatch, then the tags that the call keeps."""
+        stepped = False
+        with self._lock:
+            if self.counting and not self.paused:
+                if self._begun:
+                    self._advance(self.host_step + 1)
+                    stepped = True
+                self._begun = True
+            if counts_forwards:
+                self._count_forward()
+            moment = self._moment
+            first = moment.calls << _CALLS_APART
+            moment.calls = min(moment.calls + 1, 2**14)
+            frame = CallFrame(moment, self._now, self._now_serial, first)
+            self._threads.frame = frame
+            self._open += 1
+            if self._open == 1:
+                self._show(self._now, self._now_serial, get_ident())
+            else:  # several threads are in calls: none of them owns what is shown
+                self._show(self.tags, self.serial, _NOBODY)
+        if stepped:
+            self._stepped()
+        return frame
+
+    def end_call(self, frame: CallFrame) -> None:
+        """The forward call of this thread is over."""
+        with self._lock:
+            if getattr(self._threads, "frame", None) is not frame:
+                return
+            self._threads.frame = None
+            self._open -= 1
+            if self._open:
+                return
+            # What was counted in calls side by side goes on nowhere: the next tags are new ones.
+            owner = self._home if self.owner != _NOBODY else _NOBODY
+            self._show(self._now, self._now_serial, owner)
+
+    @property
+    def call(self) -> CallFrame | None:
+        """The forward call that this thread is in."""
+        frame: CallFrame | None = getattr(self._threads, "frame", None)
+        return frame
+
+    def here(self) -> CallFrame | None:
+        """None in the thread that owns `tags` and `serial`; in any other its own."""
+        if self.owner == get_ident():
+            return None
+        frame: CallFrame | None = getattr(self._threads, "frame", None)
+        return frame if frame is not None else self._without_call()
+
+    @property
+    def own_tags(self) -> Tags:
+        """The tags of this thread."""
+        tags = self.tags
+        here = self.here()
+        return tags if here is None else here.tags
+
+    def number_text(self, frame: CallFrame) -> int:
+        """A number for one more text of the frame's moment; NO_TEXT when they are used up."""
+        with self._lock:
+            moment = frame.moment
+            if moment.texts >= MAX_TEXT:
+                return NO_TEXT
+            moment.texts += 1
+            return moment.texts
+
+    def forked(self) -> None:
+        """In a child: whoever held the lock is not there."""
+        self._lock = threading.RLock()
+
+    def call_at(self, step: int, alarm: Callable[[int], int | None]) -> None:
+        """Call ``alarm(host_step)`` once the host has made `step` steps; it returns the step at
+        which it wants to be called again, or None."""
+        self._alarm_step, self._alarm = step, alarm
+
+    def _advance(self, host_step: int) -> None:
+        self.host_step = host_step
+        self._forwards = self._microbatch = 0
+        self._moment = _Moment()
+        self._retag()
+
+    def _count_forward(self) -> None:
+        if self._host_counts_microbatches or self.paused:
+            return
+        self._forwards += 1
+        microbatch = min(self._forwards - 1, _MAX_MICROBATCH)
+        if microbatch != self._microbatch:
+            self._microbatch = microbatch
+            self._moment = _Moment()
+            self._retag()
+
+    def _stepped(self) -> None:
+        self._steps.set(self.host_step)
+        self._slot.beat()
+        if self.host_step >= self._alarm_step:
+            self._ring()
+
+    def _retag(self) -> None:
+        self._serials += 1
+        self._now_serial = self._serials
+        self._now = (
+            self.host_step,
+            self.weights_version,
+            self._microbatch,
+            self._token_position,
+        )
+        frame = getattr(self._threads, "frame", None)
+        if frame is not None:  # its own call has changed them
+            frame.tags, frame.serial, frame.moment = self._now, self._now_serial, self._moment
+            frame.indices.clear()
+        if not self._open:
+            self._show(self._now, self._now_serial, self._home)
+        elif frame is not None and self.owner == get_ident():
+            self._show(self._now, self._now_serial, self.owner)
+
+    def _show(self, tags: Tags, serial: int, owner: int) -> None:
+        self.owner = owner  # first: a reader takes the tags, then asks whose they are
+        self.tags, self.serial = tags, serial
+        _CELLS.pack_into(self._buffer, 0, serial, *tags, owner)
+
+    def _without_call(self) -> CallFrame:
+        """Captures outside of any forward call in a thread that does not own the clock's tags."""
+        threads = self._threads
+        record: CallFrame | None = getattr(threads, "outside", None)
+        if record is None:
+            with self._lock:
+                first = _OUTSIDE | (self._outside & 0x7FFF) << _CALLS_APART
+                self._outside += 1
+            threads.outside = record = CallFrame(self._moment, self._now, -1, first)
+        record.tags = self._now  # its calls are counted on and on: no two have one key
+        return record
+
+    def _ring(self) -> None:
+        alarm, self._alarm_step = self._alarm, sys.maxsize
+        try:
+            again = alarm(self.host_step) if alarm is not None else None
+        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
+            log.debug("an alarm of the step clock failed: %s", error)
+            return
+        self._alarm_step = sys.maxsize if again is None else again

@@ -1,0 +1,532 @@
+"""What a text model is being fed: which positions are padding, and which token and position each is.
+
+Modules that take text are found by the signature of their own forward (`input_ids`), wherever they sit
+in the model. Where there is none, those around an embedding are *plain* readers: the first matrix of
+integers that one is called with is taken for text as soon as an embedding inside is called with it.
+When one is called, its root hook (`hooks.root_hook`) has the arguments read here:
+
+- `Text` says which of the B * T positions are tokens. Captures of the modules inside leave the others
+  out (`token_places`), so that no SAE learns padding.
+- the stream `tokens` gets int32 rows (token id, position), one per token in the same order, under a
+  number that the other captures of the call carry too.
+
+The innermost module around that takes text decides, so the encoder and the decoder of one model each
+have their own. A module that is given another input too (pictures, sound), or two texts, decides for
+nothing in it: only the modules inside that take the text alone do.
+
+A plain model that gives its embeddings a second sequence is not read any more, because it is not known
+what is whose inside. Its padding is that of a mask or of `Embedding.padding_idx`.
+
+An argument that has no readable bytes (`readability`) is no ids, no mask and no positions. A call that
+cannot be read carries no text, and the next one is read again.
+
+With a key-value cache T is the new tokens alone and S counts the cached ones; positions go on. On an
+accelerator none of this is read, because that would stall the host: there, padding stays in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from asys_bench.capture.capture import RowTokens, SendRows
+from asys_bench.capture.hook_stream import FAILURES_IN_A_ROW
+from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.points.selection import passes_arguments_on, positions
+from asys_bench.capture.readability import address, readable
+from asys_bench.capture.tags.clock import CallFrame, StepClock
+from asys_bench.capture.tags.padding_mask import real_tokens
+from asys_bench.config.sections.hooks import HookConfig
+from asys_bench.contracts.names import TOKENS
+from asys_bench.contracts.packet import NO_TEXT, NO_TOKEN_POSITION, Kind
+from asys_bench.contracts.preprocessor import Positions
+from asys_bench.contracts.tensor_memory import memory_fault
+
+log = logging.getLogger(__name__)
+
+IDS, MASK, EMBEDS = "input_ids", "attention_mask", "inputs_embeds"
+_OF_THE_TEXT = ("mask", "past", "cache", "bias", "head", "label", "inputs_embeds")
+_SEQUENCES = ("hidden", "embed", "encoder")
+"""Parts of the names of arguments that belong to the text, and of other sequences' states [B, S, D].
+A float tensor of three dimensions and more that is neither is an input of another kind."""
+
+
+@dataclass(slots=True, eq=False)
+class Text:
+    """B sequences of T tokens, as one module was given them.
+
+    ids_BT: None where only embeddings were given. mask: the argument, whatever it was.
+    kept: positions of B * T that are tokens; None: all of them.
+    others: other sequences that the module was given beside them: leading dimensions, and address of
+    the memory, of their states.
+    beside: shape of other integers that an embedding was called with (a plain model's second text).
+    number: of the packet of token rows; NO_TEXT while none was sent.
+    position: of the first token, where there is one sequence; else NO_TOKEN_POSITION.
+    """
+
+    shape: tuple[int, int]
+    ids_BT: torch.Tensor | None
+    mask: Any
+    kept: Positions | None
+    positions_BT: torch.Tensor | None = None
+    others: frozenset[tuple[tuple[int, int], int]] = field(default_factory=frozenset)
+    beside: list[int] | None = None
+    number: int = NO_TEXT
+    position: int = NO_TOKEN_POSITION
+
+
+class TextReader:
+    """Finds the text among the arguments of one module.
+
+    names: parameter -> position; of the module itself, or of what it passes its arguments on to.
+    two_texts: it is an encoder-decoder, which has two.
+    plain: none of its parameters is called `input_ids`; an embedding tells.
+    """
+
+    def __init__(
+        self, names: Mapping[str, int], *, two_texts: bool = False, plain: bool = False
+    ) -> None:
+        self.names = names
+        self.two_texts, self.plain = two_texts, plain
+        self.takes_ids = plain or (IDS in names and not two_texts)
+
+    def ids(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What may be the token ids."""
+        if not self.plain:
+            return self.argument(IDS, args, kwargs)
+        given = [kwargs[name] for name in self.names if name in kwargs]
+        return _first_matrix([*args, *given, *kwargs.values()])
+
+    def argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """The argument `name`, however it was passed: by name, by place, or in a dict of features."""
+        if name in kwargs:
+            return kwargs[name]
+        index = self.names.get(name, len(args))
+        if index < len(args) and not isinstance(args[index], Mapping):
+            return args[index]
+        for value in args:
+            if isinstance(value, Mapping) and name in value:
+                return value[name]
+        return None
+
+    def other_inputs(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, float tensor of three dimensions or more) that is not part of the text."""
+        by_place = {index: name for name, index in self.names.items()}
+        named = [(by_place.get(index, ""), value) for index, value in enumerate(args)]
+        named += kwargs.items()
+        features = [
+            pair for _, value in named if isinstance(value, Mapping) for pair in value.items()
+        ]
+        for name, value in (*named, *features):
+            if (
+                isinstance(value, torch.Tensor)
+                and value.ndim >= 3
+                and value.is_floating_point()
+                and not any(part in name for part in _OF_THE_TEXT)
+            ):
+                yield name, value
+
+
+def takes_text(module: torch.nn.Module) -> bool:
+    """Whether `module` takes text, going by the signature of its forward."""
+    return IDS in positions(module)
+
+
+class _Tap(torch.nn.Module):
+    """Stands for the stream of token rows among the hook points; never called."""
+
+
+class TextInputs:
+    """Reads the text of the forward calls of one model.
+
+    rows_sent: capture of the stream of token rows; None while nobody wants them.
+    readers: module that takes text -> its reader, outermost first.
+    """
+
+    def __init__(self, model: torch.nn.Module, called: torch.nn.Module) -> None:
+        self.readers = {module: _reader(module) for module in model.modules() if takes_text(module)}
+        self.embeddings: list[torch.nn.Module] = []
+        if not self.readers:
+            self.readers, self.embeddings = _plain_readers(model)
+        self._plain = bool(self.embeddings)
+        self._recognised = not self._plain
+        self._offered = False
+        self.rows_sent: SendRows | None = None
+        self._tap = _Tap()
+        self._wrappers = [module for module in (called, model) if module not in self.readers]
+        self._fallback = next(iter(self.readers.values()), None)
+        self._two_texts = any(reader.two_texts for reader in self.readers.values())
+        self._plain_is_two = False
+        self._explained: set[str] = set()
+        self._failed_in_a_row = 0
+
+    @classmethod
+    def of(cls, model: torch.nn.Module, root: torch.nn.Module | None = None) -> TextInputs | None:
+        """None when `model` takes no text, or is not on the CPU.
+
+        root: what the user calls, where that is a wrapper which passes its arguments on to `model`.
+        """
+        found = cls(model, root if root is not None else model)
+        if not found.readers and MASK not in positions(model):
+            return None
+        if not all(parameter.is_cpu for parameter in model.parameters()):
+            if found.embeddings:
+                return None  # whether it takes text is not known
+            log.warning(
+                "the model is not on the CPU: rows of padding are captured like any other, and token "
+                "ids are not recorded; feed it sequences without padding"
+            )
+            return None
+        return found
+
+    @property
+    def points(self) -> list[HookPoint]:
+        """The stream of token rows as a hook point."""
+        config = HookConfig(match=(TOKENS,))
+        return [HookPoint(TOKENS, self._tap, Kind.ACTIVATION, config)] if self.readers else []
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the model takes text, as far as is known."""
+        return self._recognised and not self._plain_is_two
+
+    def send_no_rows(self) -> None:
+        """The stream of token rows is closed."""
+        self.rows_sent = None
+
+    def is_point(self, point: HookPoint) -> bool:
+        """Whether `point` is the stream of token rows."""
+        return point.module is self._tap
+
+    def reader_of(self, module: torch.nn.Module) -> TextReader | None:
+        """The reader of a root: its own, or for a wrapper that of what it passes its arguments to."""
+        if module in self.readers:
+            return self.readers[module]
+        names = positions(module)
+        if self._fallback is None:
+            return TextReader(names) if MASK in names else None
+        if passes_arguments_on(module):
+            names = self._fallback.names
+        return TextReader(names, two_texts=self._two_texts, plain=self._plain)
+
+    def enter(
+        self, frame: CallFrame, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
+        clock: StepClock,
+    ) -> None:  # fmt: skip
+        """A root is called in `frame`: set the text that holds inside of it. Never raises."""
+        if self._off:
+            frame.text = None
+            return
+        try:
+            with torch.no_grad():
+                self._enter(frame, reader, args, kwargs, clock)
+            self._failed_in_a_row = 0
+        except Exception as error:  # noqa: BLE001 - fail-open: nothing of ours may reach the host
+            self._fail(frame, error)
+
+    def embedded(
+        self, frame: CallFrame | None, module: Any, ids: torch.Tensor, clock: StepClock
+    ) -> None:
+        """An embedding of a plain model is called with `ids`. Never raises."""
+        if self._off or frame is None:
+            return
+        text = frame.text if frame.text is not None else frame.offered
+        if text is None or text.ids_BT is None:
+            return
+        try:
+            given = readable(ids)
+            if given is not None and memory_fault(text.ids_BT) is None:
+                with torch.no_grad():
+                    self._embedded(frame, text, text.ids_BT, module, given.detach(), clock)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._fail(frame, error)
+
+    def _embedded(
+        self, frame: CallFrame, text: Text, ids_BT: torch.Tensor, module: Any, ids: torch.Tensor,
+        clock: StepClock,
+    ) -> None:  # fmt: skip
+        if ids.shape == ids_BT.shape and torch.equal(ids.long(), ids_BT.long()):
+            if frame.text is None and text.beside is None:
+                self._recognise(text, ids_BT, module)
+                self._hold(frame, text, clock)
+                return
+            is_known = True
+        else:
+            if text.shape[0] in ids.shape[:2] and not _counts_up(ids):
+                text.beside = list(ids.shape)
+            is_known = frame.text is not None
+        if is_known and text.beside is not None:
+            frame.text = frame.offered = None
+            self._plain_is_two = True
+            self._explain(
+                f"embeddings are called with integers {text.beside} beside the text of "
+                f"{list(text.shape)}: it is not known which rows are of which, and none carries a token"
+            )
+
+    def _recognise(self, text: Text, ids_BT: torch.Tensor, module: Any) -> None:
+        padding = getattr(module, "padding_idx", None)
+        if text.kept is None and padding is not None:
+            real_N = (ids_BT != padding).reshape(-1)
+            if not bool(real_N.all()):
+                text.kept = np.flatnonzero(real_N.numpy()).astype(np.int64)
+                _place(text, _positions(ids_BT, None, text.kept, _NO_READER, (), {}))
+        if not self._recognised:
+            self._recognised = True
+            has_padding = padding is not None or text.mask is not None
+            log.info(
+                "integers %s that go into an embedding are taken for text%s",
+                list(text.shape),
+                "" if has_padding else "; what of it is padding is not known: nothing says so",
+            )
+
+    def ended(self) -> None:
+        """An outermost call has returned."""
+        if self._offered and not self._recognised and not self._plain_is_two:
+            self._explain(
+                "the model is called with a matrix of integers that goes into no embedding as it is: "
+                "it is not taken for text, and no row carries a token (a parameter that is called "
+                "input_ids is)"
+            )
+
+    @property
+    def _off(self) -> bool:
+        return self._failed_in_a_row >= FAILURES_IN_A_ROW
+
+    def _fail(self, frame: CallFrame, error: Exception) -> None:
+        self._failed_in_a_row += 1
+        frame.text = frame.offered = None
+        what = f"{type(error).__name__}: {error}"
+        if self._off:
+            log.warning("padding and token ids are no longer read, after %s", what)
+        else:
+            self._explain(
+                f"a call's text could not be read ({what}): rows of such calls carry no tokens, and "
+                "rows of padding among them are captured like any other"
+            )
+
+    def _enter(
+        self, frame: CallFrame, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
+        clock: StepClock,
+    ) -> None:  # fmt: skip
+        if reader.two_texts or (reader.plain and self._plain_is_two):
+            frame.text = frame.offered = None
+            return
+        ids_BT = _matrix(reader.ids(args, kwargs))
+        if reader.plain and ids_BT is None:
+            return
+        mask = reader.argument(MASK, args, kwargs)
+        around = frame.text if frame.text is not None else frame.offered
+        if ids_BT is not None:
+            shape = (ids_BT.shape[0], ids_BT.shape[1])
+            is_around = around is not None and _same(ids_BT, around.ids_BT)
+        else:
+            leading = _leading(reader.argument(EMBEDS, args, kwargs), mask)
+            if leading is None:
+                return  # a call that carries no text of its own
+            shape = leading
+            is_around = around is not None and around.shape == shape
+        others = list(reader.other_inputs(args, kwargs))
+        states = [v for name, v in others if any(part in name for part in _SEQUENCES)]
+        text = around if is_around else None
+        if text is None or (mask is not None and mask is not text.mask):
+            kept = self._kept(mask, shape, reader, args, kwargs)
+            if text is None or (kept is not None and not _equal(kept, text.kept)):
+                ids_BT = ids_BT if ids_BT is not None or text is None else text.ids_BT
+                text = self._text(shape, ids_BT, mask, kept, reader, args, kwargs)
+        text.others |= {((s.shape[0], s.shape[1]), address(s)) for s in states if not s.is_nested}
+        is_known = not reader.plain or (is_around and around is frame.text)
+        if len(states) < len(others):  # pictures or sound: it is not known what is whose inside
+            frame.text, frame.offered = None, None if reader.plain else text
+        elif not is_known:
+            frame.text, frame.offered = None, text
+            self._offered = True
+        else:
+            self._hold(frame, text, clock)
+
+    def _text(
+        self, shape: tuple[int, int], ids_BT: torch.Tensor | None, mask: Any,
+        kept: Positions | None, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
+    ) -> Text:  # fmt: skip
+        text = Text(shape, ids_BT, mask, kept)
+        if ids_BT is not None:
+            _place(text, _positions(ids_BT, mask, kept, reader, args, kwargs))
+        return text
+
+    def _hold(self, frame: CallFrame, text: Text, clock: StepClock) -> None:
+        """`text` holds from here on; its token rows are sent once."""
+        frame.text = text
+        if self.rows_sent is None or text.number != NO_TEXT or text.ids_BT is None:
+            return
+        assert text.positions_BT is not None
+        number = clock.number_text(frame)
+        if number == NO_TEXT:
+            self._explain("more texts in one step and microbatch than have numbers: no tokens")
+            return
+        text.number = number
+        rows_N2 = torch.stack([text.ids_BT.reshape(-1), text.positions_BT.reshape(-1)], dim=1)
+        if text.kept is not None:
+            rows_N2 = rows_N2.index_select(0, torch.from_numpy(text.kept))
+        self.rows_sent(rows_N2.to(torch.int32), None, RowTokens(number, None, text.position))
+
+    def _kept(
+        self, mask: Any, shape: tuple[int, int], reader: TextReader, args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Positions | None:  # fmt: skip
+        if mask is None:
+            return None
+        found = real_tokens(mask, shape, _seen(reader, args, kwargs))
+        if found is None:
+            kind = (
+                f"{list(mask.shape)} of {mask.dtype}"
+                if isinstance(mask, torch.Tensor) and not mask.is_nested
+                else type(mask).__name__
+            )
+            self._explain(
+                f"the attention mask ({kind}) of a call with {list(shape)} tokens cannot be read: "
+                "rows of padding are captured like any other"
+            )
+            return None
+        if bool(found.all()):
+            return None
+        return np.flatnonzero(found.numpy()).astype(np.int64)
+
+    def _explain(self, what: str) -> None:
+        if what not in self._explained and len(self._explained) < 8:
+            self._explained.add(what)
+            log.warning("%s", what)
+
+
+def _reader(module: torch.nn.Module) -> TextReader:
+    names = positions(module)
+    return TextReader(names, two_texts=any(n != IDS and n.endswith(IDS) for n in names))
+
+
+_NO_READER = TextReader({})
+
+
+def _plain_readers(
+    model: torch.nn.Module,
+) -> tuple[dict[torch.nn.Module, TextReader], list[torch.nn.Module]]:
+    """(readers of what is around an embedding, outermost first, the embeddings)."""
+    embeddings: list[torch.nn.Module] = [
+        module for module in model.modules() if isinstance(module, torch.nn.Embedding)
+    ]
+    around = [
+        module
+        for module in model.modules()
+        if module not in embeddings
+        and not isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict)
+        and any(isinstance(inside, torch.nn.Embedding) for inside in module.modules())
+    ]
+    readers = {module: TextReader(positions(module), plain=True) for module in around}
+    return readers, embeddings if readers else []
+
+
+def _first_matrix(value: Any) -> Any:
+    """The first [B, T] tensor of integers that an embedding takes; also traced."""
+    if isinstance(value, torch.Tensor):
+        fits = value.ndim == 2 and value.dtype in (torch.int64, torch.int32)
+        return value if fits else None
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        for element in value:
+            found = _first_matrix(element)
+            if found is not None:
+                return found
+    return None
+
+
+def _counts_up(ids: torch.Tensor) -> bool:
+    """Whether these are positions or segments, and no tokens: each row goes up by 0 or 1."""
+    if not ids.numel():
+        return True
+    rows = ids.reshape(-1, ids.shape[-1])
+    if rows.shape[1] == 1:
+        return bool((rows == rows[0]).all())
+    steps = rows[:, 1:] - rows[:, :-1]
+    return bool(((steps == 0) | (steps == 1)).all())
+
+
+def _place(text: Text, positions_BT: torch.Tensor) -> None:
+    """Give `text` its positions."""
+    text.positions_BT = positions_BT
+    batch, length = text.shape
+    if batch == 1 and length:
+        first = 0 if text.kept is None or not len(text.kept) else int(text.kept[0])
+        text.position = int(positions_BT[0, first])
+
+
+def _matrix(value: Any) -> torch.Tensor | None:
+    """A two-dimensional CPU tensor of integers, or None."""
+    ids = readable(value)
+    if ids is None or ids.ndim != 2:
+        return None
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool)
+    return ids.detach() if whole else None
+
+
+def _leading(embeds: Any, mask: Any) -> tuple[int, int] | None:
+    """(B, T) of embeddings, or of a mask that came without them."""
+    for value, dimensions in ((embeds, 3), (mask, 2)):
+        if type(value) is torch.Tensor and not value.is_nested and value.ndim == dimensions:
+            return value.shape[0], value.shape[1]
+    return None
+
+
+def _same(ids_BT: torch.Tensor, other: torch.Tensor | None) -> bool:
+    return other is not None and (
+        ids_BT is other
+        or (
+            ids_BT.shape == other.shape
+            and ids_BT.dtype == other.dtype
+            and memory_fault(other) is None
+            and torch.equal(ids_BT, other)
+        )
+    )
+
+
+def _equal(one: Positions | None, other: Positions | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
+def _seen(reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Tokens in the key-value cache before this call."""
+    given = readable(reader.argument("cache_position", args, kwargs))
+    if given is not None and given.ndim == 1 and len(given):
+        return int(given[0])
+    cache = reader.argument("past_key_values", args, kwargs)
+    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+
+
+def _positions(
+    ids_BT: torch.Tensor, mask: Any, kept: Positions | None, reader: TextReader,
+    args: tuple[Any, ...], kwargs: dict[str, Any],
+) -> torch.Tensor:  # fmt: skip
+    given = readable(reader.argument("position_ids", args, kwargs))
+    length = ids_BT.shape[1]
+    if given is not None and given.ndim == 2:
+        fits = given.shape[1] == length and given.shape[0] in (1, ids_BT.shape[0])
+        if fits:
+            return given.detach().expand(ids_BT.shape).to(ids_BT.dtype)
+    marks_BS = readable(mask)
+    if marks_BS is not None and marks_BS.ndim == 2 and not marks_BS.is_floating_point():
+        fits = marks_BS.shape[0] == ids_BT.shape[0] and marks_BS.shape[1] >= length
+        if fits:
+            counted_BS = (marks_BS != 0).long().cumsum(1) - 1
+            return counted_BS.clamp(min=0)[:, -length:].to(ids_BT.dtype)
+    seen = _seen(reader, args, kwargs)
+    if kept is not None and not seen:
+        real_BT = torch.zeros(ids_BT.shape, dtype=torch.long).view(-1)
+        real_BT[torch.from_numpy(kept)] = 1
+        return (real_BT.view(ids_BT.shape).cumsum(1) - 1).clamp(min=0).to(ids_BT.dtype)
+    return torch.arange(seen, seen + length, dtype=ids_BT.dtype).expand(ids_BT.shape)

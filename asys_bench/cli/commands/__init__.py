@@ -1,0 +1,104 @@
+"""What `asys-bench` and `asys-run` share: a command is a module `<program>_<name>` of this folder with
+`add(parser)` and `main(arguments, console) -> int`.
+
+A module is imported when its command is named: `--help` reads the first lines of their sources, and
+a command that only prints a page does not wait for torch. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import asys_bench
+
+EXIT_USAGE = 2
+_WIDTH_WITHOUT_TERMINAL = 140
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands of one program; `asys-bench`'s are the modules `bench_<name>`, dashes as underscores."""
+
+    program: str
+    names: tuple[str, ...]
+
+    def run(self, words: Sequence[str]) -> int:
+        """`PROGRAM NAME ...`; the exit code. A wrong configuration is shown in full, exit code 2."""
+        from rich.console import Console
+
+        module = self._module(words[0])
+        arguments = self.parser(words[0]).parse_args(words[1:])
+        console = Console(highlight=False)
+        if not console.is_terminal:
+            console = Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+        from asys_bench.config.problems import ConfigError
+
+        try:
+            code: int = module.main(arguments, console)
+        except ConfigError as error:
+            Console(stderr=True, highlight=False).print(str(error), style="red", markup=False)
+            return EXIT_USAGE
+        return code
+
+    def parser(self, name: str) -> argparse.ArgumentParser:
+        """The parser of one command, whose module is imported."""
+        parser = argparse.ArgumentParser(
+            prog=f"{self.program} {name}",
+            description=self._module(name).__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add(name, parser)
+        return parser
+
+    def add(self, name: str, parser: argparse.ArgumentParser) -> None:
+        """The arguments of one command, for `parser`."""
+        self._module(name).add(parser)
+
+    def page(self, examples: Sequence[tuple[str, str]]) -> str:
+        """The end of `--help`: a line per command, and commands to copy with what they do."""
+        commands = [f"  {name:<12} {self.summary(name)}" for name in self.names]
+        width = max(len(command) for command, _ in examples)
+        shown = [f"  {command:<{width}}   {what}" for command, what in examples]
+        return "\n".join(
+            [
+                f"commands ({self.program} COMMAND --help explains one):",
+                *commands,
+                "",
+                "examples:",
+                *shown,
+            ]
+        )
+
+    def summary(self, name: str) -> str:
+        """The first line of a command's docstring, without its name; its module is not imported."""
+        source = Path(__file__).with_name(f"{self._file(name)}.py")
+        with source.open(encoding="utf-8") as lines:
+            return lines.readline().strip().strip('"').split("`: ", 1)[-1]
+
+    def unknown(self, name: str) -> str:
+        """What to say about a word that names no command."""
+        from asys_bench.config.problems import did_you_mean
+
+        hint = did_you_mean(name, self.names)
+        return (
+            f"no command {name!r}{'; ' + hint if hint else ''} (commands: {', '.join(self.names)})"
+        )
+
+    def _module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{__name__}.{self._file(name)}")
+
+    def _file(self, name: str) -> str:
+        return f"{self.program.removeprefix('asys-')}_{name.replace('-', '_')}"
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """`--version`."""
+    parser.add_argument(
+        "--version", action="version", version=f"asys-i {asys_bench.__version__}",
+        help="print the version and leave",
+    )  # fmt: skip

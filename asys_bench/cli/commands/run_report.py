@@ -1,0 +1,76 @@
+"""`asys-run report`: a run as one HTML page that opens offline: what the SAEs found, curves, cost."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from asys_bench.contracts.reporter import ReportError
+from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
+from asys_bench.system.files import replace_file
+
+OK, FAILED, USAGE = 0, 1, 2
+FILE_NAME = "report.html"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """RUN and `--out`."""
+    add_run_argument(parser)
+    parser.add_argument(
+        "--out", metavar="FILE", help=f"default: {FILE_NAME} in the run's directory"
+    )
+
+
+def write_within(run_dir: Path, seconds: float) -> Path | None:
+    """The report of a run that has just ended, written by a process of its own; None: not in time.
+
+    Whatever happens to that process, the run has ended as it did. Its exit code alone says nothing where
+    the host ignores SIGCHLD; the file is there whole or not at all.
+    """
+    command = [sys.executable, "-P", "-m", "asys_bench.cli.run", "report", str(run_dir)]
+    quiet = subprocess.DEVNULL
+    try:
+        done = subprocess.run(
+            command, stdin=quiet, stdout=quiet, stderr=quiet, timeout=seconds, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    target = run_dir / FILE_NAME
+    return target if done.returncode == OK and target.is_file() else None
+
+
+def main(arguments: argparse.Namespace, console: Console) -> int:
+    """0; 1 when the file cannot be written; 2 when there is no such run."""
+    import torch
+
+    from asys_bench.reports.run_report.analysis import analyse
+    from asys_bench.reports.run_report.page import render_run
+    from asys_bench.reports.run_report.record import read_run
+    from asys_bench.reports.run_report.vocabulary import read_vocabulary
+
+    # Beside a live run, torch's team of threads would wait for the one that has no core.
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    try:
+        run_dir = find_run(arguments.run)
+        record = read_run(run_dir)
+    except (RunGoneError, ReportError) as error:
+        console.print(f"asys-run report: {error}", style="red", markup=False, soft_wrap=True)
+        return USAGE
+    analyses = analyse(run_dir, record.saes)
+    document = render_run(record, analyses, read_vocabulary(run_dir))
+    target = Path(arguments.out) if arguments.out else run_dir / FILE_NAME
+    try:
+        replace_file(target, document.encode(), sync=False)  # mode 0600: it shows activations
+    except OSError as error:
+        console.print(f"asys-run report: {target}: {error}", style="red", markup=False)
+        return FAILED
+    console.print(f"{target}: {len(document) / 1e6:.1f} MB", markup=False, soft_wrap=True)
+    for found in analyses:
+        if found.problem:
+            console.print(f"{found.hook}: {found.problem}", markup=False, soft_wrap=True)
+    return OK

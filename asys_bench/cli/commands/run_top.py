@@ -1,0 +1,209 @@
+"""`asys-run top`: a running run in the terminal, drawn anew every second, also over ssh; q leaves.
+
+It attaches to the run's stats page and only reads: the run does not notice how many people watch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from asys_bench.contracts.stats import RunState, WorkerState
+from asys_bench.monitors.figures import RunFigures, figures_of
+from asys_bench.monitors.live_view import LiveModel, live_view, name_columns, table
+from asys_bench.monitors.published_account import published_account
+from asys_bench.monitors.rates import Window, per_second
+from asys_bench.monitors.readable import bytes_text, percent_text, tail_text
+from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
+from asys_bench.rundir.attach import (
+    AttachedRun,
+    RunGoneError,
+    add_run_argument,
+    attach_run,
+    find_run,
+)
+from asys_bench.system.process_usage import process_usage
+
+GONE = 2
+RATE_SPAN_S = 2.0
+FIRST_S = 1.0
+"""`--once` looks for this long, because a rate needs two readings."""
+SLOW_SHARE = 0.05
+KEYS_QUIT = b"qQ\x1b\x03"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """RUN and how to draw it."""
+    add_run_argument(parser)
+    parser.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="default: 1")
+    parser.add_argument("--once", action="store_true", help="print one frame and leave")
+    parser.add_argument("--svg", metavar="FILE", help="with --once: write the frame as a picture")
+
+
+def main(arguments: argparse.Namespace, console: Console) -> int:
+    """0 when the run ended or q was pressed; 2 when there is no such run."""
+    try:
+        run = attach_run(find_run(arguments.run))
+    except RunGoneError as error:
+        console.print(f"asys-run top: {error}", style="red", markup=False, soft_wrap=True)
+        return GONE
+    with run:
+        view = TopView(run)
+        if arguments.once:
+            view.frame(console.width)
+            time.sleep(FIRST_S)
+            _print_once(view, console, arguments.svg)
+        else:
+            _watch(view, arguments.interval)
+    return 0
+
+
+class TopView:
+    """One run's frames: the monitor's live view, what observing costs, and every process."""
+
+    def __init__(self, run: AttachedRun) -> None:
+        self._run = run
+        self._window: Window[tuple[RunSnapshot, RunFigures, dict[str, float]]] = Window(RATE_SPAN_S)
+        bus = run.config.get("bus")
+        capacity = bus.get("capacity_packets") if isinstance(bus, dict) else None
+        self._capacity = capacity if isinstance(capacity, int) and capacity > 0 else None
+        self.ended = False
+
+    def frame(self, width: int) -> RenderableType:
+        """Read everything once and draw it for `width` columns."""
+        page = self._run.page
+        snapshot = take_snapshot(page, published_account(page))
+        figures = figures_of(snapshot)
+        usage = {name: process_usage(slot.pid) for name, slot in snapshot.slots.items()}
+        cpu = {name: found[0] for name, found in usage.items() if found is not None}
+        seconds, (_, before, cpu_before) = self._window.add(
+            snapshot.time_ns, (snapshot, figures, cpu)
+        )
+        nobody = usage.get("host") is None and usage.get("watchdog") is None
+        self.ended = nobody or snapshot.state is RunState.STOPPED
+        # On the run's own clock: what the wall clock was stepped since then is no time that passed.
+        began_ns = self._run.started_unix_ns - page.wall_offset_ns - page.clock_shift_ns
+        elapsed_s = max(0.0, (snapshot.time_ns - began_ns) / 1e9)
+        model = LiveModel(
+            self._run.run_id,
+            self._run.step_unit,
+            elapsed_s,
+            figures,
+            before,
+            seconds,
+            self._capacity,
+        )
+        memory = {name: found[1] for name, found in usage.items() if found is not None}
+        busy = {
+            name: per_second(now, cpu_before[name], seconds)
+            for name, now in cpu.items()
+            if name in cpu_before
+        }
+        return Group(
+            live_view(model, width),
+            Text(),
+            _cost(figures, before, seconds),
+            Text(),
+            _processes(snapshot, busy, memory),
+        )
+
+
+def _cost(now: RunFigures, before: RunFigures, seconds: float) -> Text:
+    """What share of the host's time hooks took: its slowdown, as far as our own clock can see it."""
+    spent = sum(h.latency_ns.total for h in now.hooks) / 1e9
+    earlier = sum(h.latency_ns.total for h in before.hooks) / 1e9
+    share = per_second(spent, earlier, seconds)
+    text = Text.assemble(("cost   ", "bold"), "hooks take ")
+    text.append(percent_text(share), "bold yellow" if share > SLOW_SHARE else "bold green")
+    return text.append(" of the host's time", "")
+
+
+def _processes(
+    snapshot: RunSnapshot, busy: dict[str, float], memory: dict[str, int]
+) -> RenderableType:
+    names = [name for name, s in snapshot.slots.items() if s.state is not WorkerState.EMPTY]
+    width = name_columns(names, 24)
+    made: Table = table("process", width, ("pid", 8), ("CPU", 8), ("memory", 10))
+    for name in names:
+        made.add_row(
+            tail_text(name, width),
+            str(snapshot.slots[name].pid),
+            percent_text(busy.get(name, float("nan"))),
+            bytes_text(memory.get(name, float("nan"))),
+        )
+    return made
+
+
+def _print_once(view: TopView, console: Console, svg: str | None) -> None:
+    if svg is None:
+        console.print(view.frame(console.width))
+        return
+    width = 120
+    with open(os.devnull, "w") as nowhere:
+        recorder = Console(record=True, width=width, file=nowhere, force_terminal=True)
+        recorder.print(view.frame(width))
+        Path(svg).write_text(recorder.export_svg(title="asys-run top"), encoding="utf-8")
+    console.print(f"written: {svg}", markup=False)
+
+
+def _watch(view: TopView, interval_s: float) -> None:
+    """Draw until q, Ctrl-C or the end of the run; the last frame stays on the screen."""
+    console = Console()
+    last: RenderableType | None = None
+    live = Live(console=console, auto_refresh=False, screen=console.is_terminal)
+    with _keys() as keyboard, suppress(KeyboardInterrupt), live:
+        while True:
+            last = view.frame(console.width)
+            live.update(Group(last, Text("\nq leaves", "dim")), refresh=True)
+            if view.ended or _pressed(keyboard, interval_s):
+                break
+    if last is not None and console.is_terminal:
+        console.print(last)
+
+
+@contextmanager
+def _keys() -> Iterator[int | None]:
+    """Standard input, one key at a time and unseen; None when it is not a terminal."""
+    if not sys.stdin.isatty():
+        yield None
+        return
+    fd = sys.stdin.fileno()
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd)
+        yield fd
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+def _pressed(keyboard: int | None, timeout_s: float) -> bool:
+    """A key that leaves was pressed within `timeout_s`."""
+    until = time.monotonic() + timeout_s
+    while (left := until - time.monotonic()) > 0:
+        if keyboard is None:
+            time.sleep(left)
+        elif select.select([keyboard], [], [], left)[0]:
+            key = os.read(keyboard, 16)
+            if not key or any(byte in KEYS_QUIT for byte in key[:1]):
+                return True
+    return False
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.1 <= value <= 60:
+        raise argparse.ArgumentTypeError(f"{text} is not within 0.1..60 seconds")
+    return value

@@ -1,0 +1,190 @@
+"""`asys-run train`: train SAEs from a run's archive, with the trainer that trains them live.
+
+  asys-run train --archive runs/<run>/archive
+  asys-run train --archive runs/<run>/archive --set epochs=3 --set sae.k=32 --out runs/<run>/k32
+
+Without --config the run's own trainer settings are used. FILE is another run's configuration, or a
+plan with the fields epochs, hooks, seed, sae, overrides, variants, transcoders, start_from; --set
+changes one of them.
+Ctrl-C stops after the current step and writes a checkpoint; the same command goes on from there.
+Checkpoints (SAELens folders) are in DIR/<hook>/latest. An epoch trains on each row once. FVU is on
+held-out rows without outliers (rows of far larger norm, which are not trained on), "of all" with them.
+
+Exit codes: 0 done · 1 failed (it says what) · 2 the configuration or the command line is wrong ·
+130 stopped by Ctrl-C · 143 by SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from asys_bench.contracts.names import printable, printable_lines
+from asys_bench.run.process_state import SignalHandlers
+
+if TYPE_CHECKING:
+    from asys_bench.offline import HookResult, Job, OfflinePlan
+    from asys_bench.sinks.archive import Archive
+
+OK, FAILED, USAGE = 0, 1, 2
+OUT_DIR = "sae-offline"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """`--archive`, `--config`, `--set`, `--out`."""
+    parser.add_argument(
+        "--archive", required=True, metavar="DIR", help="a run's `archive` folder, or the run"
+    )
+    parser.add_argument("--config", metavar="FILE", help="a plan, or a run's configuration")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override one field, e.g. --set epochs=3 or --set sae.k=32 (repeatable)",
+    )
+    parser.add_argument(
+        "--out", metavar="DIR", help=f"checkpoints go there; default: <run>/{OUT_DIR}"
+    )
+
+
+def main(arguments: argparse.Namespace, console: Console) -> int:
+    """One SAE per hook, one after another, and a table of what came out."""
+    from asys_bench.offline import read_plan
+    from asys_bench.sinks.archive import ArchiveError, open_archive
+
+    run_dir = _run_dir(Path(arguments.archive))
+    try:
+        archive = open_archive(run_dir)
+    except ArchiveError as error:
+        return _fail(console, str(error), USAGE)
+    plan = read_plan(run_dir, arguments.config, arguments.set)
+    try:
+        jobs = plan.jobs(archive.hooks)
+    except ValueError as error:
+        return _fail(console, str(error), USAGE)
+    try:
+        out = Path(arguments.out) if arguments.out else _own_folder(run_dir)
+    except OSError as error:
+        return _fail(console, f"{error}; name another folder with --out", USAGE)
+    return _Command(console, archive, plan, run_dir, out).run(jobs)
+
+
+def _own_folder(run_dir: Path) -> Path:
+    """Where checkpoints go in the run's folder. Raises OSError: a link lies there."""
+    from asys_bench.system.files.below import real_folder
+
+    out = run_dir / OUT_DIR
+    return real_folder(run_dir, OUT_DIR) if os.path.lexists(out) else out
+
+
+class _Command:
+    """One `asys-run train`, with its signals."""
+
+    def __init__(
+        self, console: Console, archive: Archive, plan: OfflinePlan, run_dir: Path, out: Path
+    ) -> None:
+        self._console, self._archive, self._plan = console, archive, plan
+        self._run_dir, self._out = run_dir, out
+        self._signal: int | None = None
+
+    def run(self, jobs: list[Job]) -> int:
+        import torch
+
+        from asys_bench.sae import CheckpointError
+        from asys_bench.sae.exchange import ExchangeError
+        from asys_bench.sinks.archive import ArchiveError
+        from asys_bench.system.allocator import keep_freed_memory
+
+        keep_freed_memory()  # as the live trainer's worker does
+        torch.set_flush_denormal(True)
+        handlers = SignalHandlers((signal.SIGINT, signal.SIGTERM), self._on_signal)
+        results: list[HookResult] = []
+        try:
+            for job in jobs:
+                results.append(self._train(job))
+                if self._signal is not None:
+                    break
+        except (ArchiveError, CheckpointError, ExchangeError, ValueError) as error:
+            return _fail(self._console, str(error), FAILED)
+        finally:
+            handlers.restore()
+            if results:
+                self._console.print(_table(results))
+        if all(result.finished for result in results) and len(results) == len(jobs):
+            return OK
+        self._console.print("stopped: the same command goes on from here")
+        return 128 + (self._signal or signal.SIGINT)  # as asys-run
+
+    def _train(self, job: Job) -> HookResult:
+        from asys_bench.contracts.names import file_slug
+        from asys_bench.offline import HookTraining, archived_rows
+        from asys_bench.offline.progress import TrainingProgress
+
+        plan = self._plan
+        job.config.apply_threads()
+        rows = archived_rows(self._archive, job.hook) * plan.epochs
+        with TrainingProgress(self._console, job.label, rows) as progress:
+            training = HookTraining(
+                self._archive,
+                job,
+                self._out / file_slug(job.label),
+                epochs=plan.epochs,
+                seed=plan.seed,
+                model_name=self._run_dir.resolve().name,
+                start_from=plan.start_of(job.label),
+                should_stop=lambda: self._signal is not None,
+                on_progress=progress.update,
+            )
+            if training.checkpoint is not None:
+                progress.say(f"{job.label}: goes on from {training.checkpoint}")
+            return training.run()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        self._signal = number
+
+
+def _run_dir(path: Path) -> Path:
+    """The run of an archive folder; `path` itself when it has an `archive`."""
+    from asys_bench.sinks.archive.layout import ARCHIVE_DIR
+
+    inside = path.name == ARCHIVE_DIR and not (path / ARCHIVE_DIR).is_dir()
+    return path.parent if inside else path
+
+
+def _table(results: list[HookResult]) -> Table:
+    names = ("hook", "steps", "rows", "FVU", "of all", "outliers", "L0", "dead", "checkpoint")
+    table = Table(*names, box=None)
+    for result in results:
+        held_out, running = result.held_out, result.running
+        measured = held_out or running
+        mark = "" if held_out else " (training rows)"
+        table.add_row(
+            escape(printable(result.label)),
+            f"{result.steps:,}",
+            f"{running.rows_trained:,}",
+            f"{measured.fvu:.4f}{mark}",
+            f"{held_out.fvu_all:.4f}" if held_out else "-",
+            f"{running.rows_outlying:,}",
+            f"{measured.l0:.1f}",
+            f"{running.dead_fraction:.1%}",
+            escape(str(result.checkpoint)) if result.checkpoint else "none: no rows",
+        )
+    return table
+
+
+def _fail(console: Console, message: str, code: int) -> int:
+    console.print(
+        f"asys-run train: {printable_lines(message)}", style="red", markup=False, soft_wrap=True
+    )
+    return code

@@ -1,0 +1,120 @@
+"""`asys-run verify`: check every shard, checkpoint and file of a run; repair what a kill left torn.
+
+A run may go on meanwhile: what is being written is not taken for damage. States:
+
+  ok             whole
+  being written  a live process is at it; whole as far as it goes
+  torn           its writer died in its last record; what came before is good
+  damaged        bytes changed, or something is missing
+  leftover       an unfinished file of a killed writer; nothing is missing without it
+  foreign        not a file that a run writes; left alone
+
+--repair cuts torn and damaged tails off (a kill at any moment leaves a readable file), closes shards,
+sets damaged checkpoints aside, points `latest` at a whole one and removes leftovers. What it cuts off
+is kept beside the file as *.torn.
+
+Exit codes: 0 all is well · 1 something is torn or damaged (also when it was repaired) · 2 there is no
+such run, or the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from asys_bench.contracts.names import printable_lines
+from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
+
+if TYPE_CHECKING:
+    from asys_bench.rundir.verify import Finding, Verification
+
+OK, DAMAGED, USAGE = 0, 1, 2
+_OF_A_RUN = ("run.json", "archive", "sae")
+_STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "cyan"}
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """RUN, `--repair`, `--discard-torn`, `--all`, `--json`."""
+    add_run_argument(parser)
+    parser.add_argument("--repair", action="store_true", help="mend what is torn or damaged")
+    parser.add_argument(
+        "--discard-torn",
+        action="store_true",
+        help="with --repair: do not keep the bytes that are cut off",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+
+
+def main(arguments: argparse.Namespace, console: Console) -> int:
+    """A row per file, a line per loss."""
+    if arguments.discard_torn and not arguments.repair:
+        return _usage("--discard-torn needs --repair")
+    try:
+        run_dir = _folder(arguments.run)
+    except RunGoneError as error:
+        return _usage(str(error))
+    from asys_bench.rundir.verify import verify_run
+
+    found = verify_run(run_dir, repair=arguments.repair, keep_torn=not arguments.discard_torn)
+    if arguments.json:
+        json.dump(found.to_plain(), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        _show(found, console, repaired=arguments.repair)
+    return DAMAGED if found.damaged else OK
+
+
+def _usage(message: str) -> int:
+    Console(stderr=True, highlight=False).print(
+        f"asys-run verify: {message}", style="red", markup=False, soft_wrap=True
+    )
+    return USAGE
+
+
+def _folder(name: str | None) -> Path:
+    """Like `find_run`, and also a folder whose run.json is gone but whose archive is there."""
+    if name is not None and any(os.path.lexists(Path(name) / file) for file in _OF_A_RUN):
+        return Path(name)
+    return find_run(name)
+
+
+def _show(found: Verification, console: Console, *, repaired: bool) -> None:
+    table = Table(box=None, pad_edge=False)
+    for column, justify in (("file", "left"), ("state", "left"), ("rows", "right"), ("", "left")):
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for one in found.findings:
+        rows = "" if one.rows is None else f"{one.rows:,}"
+        cells = (printable_lines(one.path), one.state.value, rows, printable_lines(_remark(one)))
+        table.add_row(*(escape(cell) for cell in cells), style=_STYLES.get(one.state))
+    console.print(table)
+    console.print(printable_lines(_verdict(found, repaired)), markup=False, soft_wrap=True)
+
+
+def _remark(one: Finding) -> str:
+    parts = [one.detail] if one.detail else []
+    if one.rows is not None and one.state.value in ("torn", "damaged"):
+        lost = "unknown rows" if one.lost_rows is None else f"{one.lost_rows:,} rows"
+        parts.append(f"{one.rows:,} readable, {lost} and {one.lost_bytes:,} bytes lost")
+    if one.rows_twice:
+        parts.append(f"{one.rows_twice:,} rows are also in another shard; readers skip them by key")
+    if one.repair:
+        parts.append(one.repair)
+    return "; ".join(parts)
+
+
+def _verdict(found: Verification, repaired: bool) -> str:
+    document = found.to_plain()
+    counts = ", ".join(f"{n} {state}" for state, n in document["states"].items() if n)
+    goes_on = " (it goes on)" if found.live else ""
+    text = f"{found.run_dir}{goes_on}: {counts}; {document['archive_rows']:,} archived rows"
+    if found.damaged and not repaired:
+        text += f"\nmend it with: asys-run verify {found.run_dir} --repair"
+    return text

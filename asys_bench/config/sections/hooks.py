@@ -1,0 +1,165 @@
+"""`hooks`: which modules are observed, what of them is captured and how it is encoded."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    field_validator,
+    model_serializer,
+)
+
+from asys_bench.config.plugin_access import Registries
+from asys_bench.config.sections.sampling import SamplingConfig
+from asys_bench.config.sections.section import Integer, PluginName, Section, Text, as_list
+from asys_bench.registry import registry
+
+if TYPE_CHECKING:
+    from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin
+
+
+class Capture(StrEnum):
+    """What of a module is captured; the names of `contracts.packet.Kind`."""
+
+    ACTIVATION = "activation"
+    INPUT = "input"
+    GRADIENT = "gradient"
+    INPUT_GRADIENT = "input_gradient"
+    PARAMETER_GRADIENT = "parameter_gradient"
+
+
+class Phase(StrEnum):
+    """In which mode of a module (`module.training`) its hook captures."""
+
+    ANY = "any"
+    TRAIN = "train"
+    EVAL = "eval"
+
+
+class RowsOf(StrEnum):
+    """Which dimension of a captured tensor holds a row (`capture.points.rows`)."""
+
+    AUTO = "auto"
+    LAST = "last"
+    CHANNELS = "channels"
+
+
+class PreprocessStep(Section):
+    """One preprocessor; written as `name` or as `{name: {option: value}}`."""
+
+    name: PluginName = Field(description="preprocessor plugin (entry point group `asys.kernel`)")
+    options: dict[str, Any] = Field(default_factory=dict, description="the preprocessor's options")
+
+    @model_serializer(mode="wrap")
+    def _short_form(self, handler: SerializerFunctionWrapHandler) -> Any:
+        options = handler(self)["options"]
+        return {self.name: options} if options else self.name
+
+    def plugin(self, registries: Registries = registry) -> KernelPlugin:
+        """The preprocessor plugin. Raises PluginError if it is unknown or does not load."""
+        from asys_bench.contracts.preprocessor import KernelPlugin  # imports torch
+
+        return registries("kernel").get(self.name, KernelPlugin)
+
+    def plugin_options(self, registries: Registries = registry) -> KernelOptions:
+        """The options as the plugin's own model."""
+        return self.plugin(registries).options.model_validate(self.options)
+
+
+def _from_short_form(value: object) -> object:
+    if isinstance(value, PreprocessStep):
+        return value
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+        if options is None or isinstance(options, dict):
+            return {"name": name, "options": options or {}}
+    raise ValueError("a preprocessor is `name` or `{name: {option: value}}`")
+
+
+ShortStep = Annotated[
+    PreprocessStep,
+    BeforeValidator(_from_short_form),
+    WithJsonSchema(
+        {
+            "description": "preprocessor: `name` or `{name: {option: value}}`",
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "minProperties": 1,
+                    "maxProperties": 1,
+                    "additionalProperties": {"type": ["object", "null"]},
+                },
+            ],
+        }
+    ),
+]
+
+
+def _refuse_float(value: object) -> object:
+    """YAML reads an unquoted `0.10` as a number that has forgotten its zero."""
+    if isinstance(value, float):
+        raise ValueError(f'a path of indices must be quoted: write "{value}" if that is the path')
+    return value
+
+
+class HookConfig(Section):
+    """One rule: every module whose name matches is hooked this way; the first matching rule wins."""
+
+    match: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = Field(
+        min_length=1,
+        description="fnmatch glob over module names, or a list of them; case-sensitive",
+    )
+    capture: Annotated[tuple[Capture, ...], BeforeValidator(as_list)] = Field(
+        default=(Capture.ACTIVATION,),
+        min_length=1,
+        description="what of the module is captured: its outputs (`activation`), its inputs, the "
+        "loss's gradient with respect to its outputs (`gradient`) or inputs (`input_gradient`), or "
+        "the accumulated gradients of its parameters, one stream `<module>.<parameter>:grad` each",
+    )
+    phase: Phase = Field(
+        default=Phase.ANY,
+        description="capture always, or only while `module.training` is true (`train`) "
+        "or false (`eval`)",
+    )
+    select: Annotated[Integer | Text | None, BeforeValidator(_refuse_float)] = Field(
+        default=None,
+        description="which tensor of a tuple, list, dict, dataclass or model output is taken: an "
+        'index, a name, or a path of both such as `hidden_states.3` or `"0.1"`; of inputs, the '
+        "position or name of an argument. null takes the first tensor found",
+    )
+    rows: RowsOf = Field(
+        default=RowsOf.AUTO,
+        description="what a row is: what the last dimension holds (`last`), or the channels at one "
+        "place of a tensor that keeps them first, such as an image [B, C, H, W] (`channels`); `auto` "
+        "goes by the type of the module and of those in it",
+    )
+    preprocess: Annotated[tuple[ShortStep, ...], BeforeValidator(as_list)] = Field(
+        default=(PreprocessStep(name="identity"),),
+        min_length=1,
+        description="chain of preprocessors, each `name` or `{name: {option: value}}`",
+    )
+    sampling: SamplingConfig = Field(
+        default_factory=SamplingConfig, description="sampling rate and its limits"
+    )
+
+    @field_validator("select")
+    @classmethod
+    def _no_empty_parts(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, str) and "" in value.split("."):
+            raise ValueError("a path is indices and names with single dots between them")
+        return value
+
+    @field_validator("capture")
+    @classmethod
+    def _no_repeats(cls, value: tuple[Capture, ...]) -> tuple[Capture, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("each kind of capture may be listed once")
+        return value

@@ -1,0 +1,164 @@
+"""Reading a suite: every problem at once, by file and line, before anything is measured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from asys_bench.config.diagnosis import diagnose
+from asys_bench.config.document import read_document
+from asys_bench.config.node import Node
+from asys_bench.config.overrides import apply_sets
+from asys_bench.config.paths import Path as FieldPath
+from asys_bench.config.paths import format_path
+from asys_bench.config.problems import ConfigError, Origin, Problem, did_you_mean
+from asys_bench.harness.measuring.environment import CHECKS
+from asys_bench.harness.planning.contender import Contender
+from asys_bench.harness.planning.expansion import expand_case
+from asys_bench.harness.planning.suite import SCHEMA_ID, Suite
+from asys_bench.harness.plugins import register_extra
+from asys_bench.registry import PluginError
+
+SHIPPED = Path(__file__).parents[2] / "_data" / "suites"
+"""The suites that come with the package (in a checkout: `suites/`)."""
+
+
+@dataclass(frozen=True)
+class LoadedSuite:
+    """A checked suite and what it expands to."""
+
+    suite: Suite
+    path: Path
+    shown: str
+    contenders: tuple[Contender, ...]
+    """Cases, then references and baselines."""
+    only: tuple[str, ...] = ()
+    """Globs that left a part of the cases; empty: all of them."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the resolved suite; equal suites have equal ones."""
+        text = json.dumps(self.suite.to_plain(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class SuiteDocument:
+    """The tree of a suite file, for problems at the right line."""
+
+    def __init__(self, root: Node, shown: str, folder: Path) -> None:
+        self.root, self.shown, self.folder = root, shown, folder
+        self.problems: list[Problem] = []
+
+    def origin(self, path: FieldPath) -> Origin:
+        """Where `path` stands, or the nearest thing above it."""
+        node, found = self.root, self.root.origin
+        for part in path:
+            child = node.child(part)
+            if child is None:
+                break
+            node, found = child, child.origin
+        return found
+
+    def where(self, path: FieldPath) -> str:
+        """`file:line` of `path`."""
+        origin = self.origin(path)
+        return origin.source if origin.line is None else f"{origin.source}:{origin.line}"
+
+    def problem(
+        self, path: FieldPath, message: str, fix: str = "", valid: Sequence[str] = (), **value: Any
+    ) -> None:
+        """Note a problem at `path`; `value=` is shown as what was got."""
+        self.problems.append(
+            Problem.at(
+                self.origin(path), message, path=format_path(path), fix=fix, valid=valid, **value
+            )
+        )
+
+
+def shipped_suites() -> list[str]:
+    """Names of the shipped suites."""
+    return sorted(path.name for path in SHIPPED.glob("*.yaml"))
+
+
+def find_suite(name: str | os.PathLike[str]) -> Path | None:
+    """The file `name`, or a shipped one; a leading `suites/` is dropped for those."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    parts = path.parts[1:] if path.parts[:1] == ("suites",) else path.parts
+    shipped = SHIPPED.joinpath(*parts)
+    return shipped if parts and shipped.is_file() else None
+
+
+def load_suite(name: str | os.PathLike[str], sets: Sequence[str] = ()) -> LoadedSuite:
+    """Read, override (`path=value`), check and expand a suite.
+
+    Raises:
+        ConfigError: everything that is wrong, each with its place and a fix.
+    """
+    path = find_suite(name)
+    if path is None:
+        names = shipped_suites()
+        raise ConfigError(
+            [Problem.at(Origin(str(name)), "no such suite, here or among the shipped ones",
+                        fix=did_you_mean(Path(name).name, names), valid=names)]
+        )  # fmt: skip
+    shown = os.fspath(name) if Path(name).is_file() else str(path)
+    root = read_document(path, shown)
+    problems = apply_sets(root, sets)
+    data = root.to_data()
+    if data.get("schema") != SCHEMA_ID:
+        found = root.child("schema")
+        origin = found.origin if found is not None else Origin(shown, 1, 1)
+        problems.append(Problem.at(origin, "is not a suite that this version reads", path="schema",
+                                   value=data.get("schema"), valid=(SCHEMA_ID,)))  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
+    try:
+        suite = Suite.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(diagnose(error, Suite, root)) from None
+    document = SuiteDocument(root, shown, path.resolve().parent)
+    contenders = _expand(suite, document)
+    if document.problems:
+        raise ConfigError(document.problems)
+    return LoadedSuite(suite, path.resolve(), shown, tuple(contenders))
+
+
+def _expand(suite: Suite, document: SuiteDocument) -> list[Contender]:
+    if suite.plugins and not suite.allow_dotted_plugins:
+        named = [place for places in suite.plugins.values() for place in places]
+        document.problem(
+            ("plugins",),
+            "names code by dotted path, and plugins load by entry-point name only",
+            "if you trust this file: allow_dotted_plugins: true, or --set allow_dotted_plugins=true",
+            value=named,
+        )
+        return []
+    try:
+        register_extra({str(kind): places for kind, places in suite.plugins.items()})
+    except PluginError as error:
+        document.problem(("plugins",), str(error))
+        return []
+    for name in suite.environment:
+        if name not in CHECKS:
+            fix = did_you_mean(name, CHECKS) or "remove it"
+            document.problem(("environment", name), "no such check", fix, sorted(CHECKS))
+    found: dict[str, Contender] = {}
+    for index, case in enumerate(suite.cases):
+        if any(case.id == other.id for other in suite.cases[:index]):
+            document.problem(("cases", index, "id"), "is used twice", value=case.id)
+            continue
+        for contender in expand_case(suite, index, document):
+            found.setdefault(contender.id, contender)
+    cases = [c for c in found.values() if c.role == "case"]
+    return cases + [c for c in found.values() if c.role != "case"]

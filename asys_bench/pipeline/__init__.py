@@ -1,1 +1,0 @@
-"""The pipeline: host -> hooks -> bus -> workers, under the watchdog."""

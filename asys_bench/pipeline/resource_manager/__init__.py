@@ -1,9 +1,0 @@
-"""Who runs where: the machine's shape, a plan for this run, its application and the proof of it.
-
-topology   what the kernel says of CPUs, cores, sockets, NUMA nodes and cgroup limits
-plan       a pure function: topology + needs + wishes -> placements, or why not
-needs      what a configuration asks for, before any process exists
-apply      affinity, memory policy, nice and ionice of the calling process
-readback   what the kernel says afterwards, compared with the plan
-picture    the plan drawn for a terminal
-"""

@@ -1,0 +1,451 @@
+"""`observe(model)`: an observation around a training loop that is somebody else's."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import operator
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+
+from asys_bench.capture.points.hookpoints import HookError
+from asys_bench.capture.points.wrapped import is_compiled_in_place, unwrap
+from asys_bench.capture.tags.clock import StepClock
+from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
+from asys_bench.config import LoadedConfig, dump_yaml
+from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.stats import StatsPage
+from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
+from asys_bench.placement.host_place import HostPlace
+from asys_bench.run.local_ranks import LocalRanks
+from asys_bench.run.rank_session import RankSession
+from asys_bench.run.rendezvous import RankDesk, find_run
+from asys_bench.run.run_dir import RunDir
+from asys_bench.run.session import ObservationSession
+from asys_bench.run.settings import ConfigLike, HooksLike, resolve_settings
+from asys_bench.run.summary import write_summary
+from asys_bench.run.voice import Voice, closing_lines, opening_lines
+
+if TYPE_CHECKING:
+    from asys_bench.rundir.open_run import Run
+
+log = logging.getLogger(__name__)
+
+_serials = itertools.count()
+"""Observations of this process; ranks of a node find each other's by number."""
+EXTRA_WAIT_S = 30.0
+"""Other ranks wait this much longer for local rank 0 than its workers may take to start."""
+
+
+def observe(
+    model: torch.nn.Module,
+    config: ConfigLike = None,
+    *,
+    hooks: HooksLike = None,
+    sae: Mapping[str, Any] | bool | None = None,
+    archive: Mapping[str, Any] | bool | None = None,
+    tokenizer: Any = None,
+    step_unit: str = "step",
+    start_step: int = 0,
+    optimizers: Iterable[torch.optim.Optimizer] = (),
+    terminal: bool = False,
+    distributed: bool | None = None,
+    required: bool = True,
+    quiet: bool = False,
+    **overrides: Any,
+) -> Observation:
+    """Observe `model` from here on: start the workers, wait until they consume, attach the hooks.
+
+    Use it as a context manager, or keep the result and `close()` it; at the latest it closes when the
+    interpreter exits. The model computes and trains bit-identically with and without it.
+
+    config: a YAML file, the name of a shipped configuration, a mapping laid over the consumer
+        defaults, a `MasterConfig`, or None for the consumer defaults.
+    hooks: a glob over module names or a list of globs, or of `hooks` rules as a file has them. None: a
+        few modules are chosen, of what is trained (`default_hooks`).
+    sae: options of the SAEs, such as `{"k": 24, "architecture": "batchtopk"}`: the section
+        `sinks.<name>.options.sae` of docs/config.md, in every SAE trainer. False: no SAEs.
+    archive: False: nothing is archived. A mapping: options of the archiver.
+    tokenizer: of a text model; kept as `vocabulary.json`, so that reports can show tokens.
+    step_unit: what one step is, shown beside rates.
+    start_step: number of the step that the training is in (resumed from a checkpoint): what is
+        captured is archived from there on.
+    optimizers: of the training; they tell which of two equal networks is trained, where `hooks` says
+        nothing.
+    terminal: a monitor may draw a live table on standard output.
+    distributed: under torchrun all ranks of a node share one run, which local rank 0 owns; every rank
+        must call this. False: a run of this process alone. None: as torchrun's variables say.
+    required: False: if the observation cannot start, log why and train unobserved.
+    quiet: True: write nothing to standard error but warnings through `logging`.
+    overrides: configuration fields, nested (`bus={"backend": "cpp_spmc"}`) or with two underscores
+        per level (`bus__backend="cpp_spmc"`).
+
+    Raises:
+        ConfigError, HookError, ValueError: what was passed is wrong; says where and the fix.
+        AssemblyError, BusError, ResourceError, SupervisorError, RendezvousError, LiveRunError,
+            OSError: it cannot start here (only with `required`).
+    """
+    settings = {"hooks": hooks, "sae": sae, "archive": archive, **overrides}
+    resolved = resolve_settings(config, settings, unwrap(model), optimizers)
+    ranks = LocalRanks.from_environment() if distributed is not False else None
+    observation = Observation(model, resolved, ranks, step_unit, start_step)
+    observation.quiet = quiet
+    try:
+        observation.start(terminal, tokenizer)
+    except (RuntimeError, ValueError, LookupError, OSError) as error:
+        if required or isinstance(error, HookError):
+            raise
+        log.warning("the model is not observed: %s", error)
+    return observation
+
+
+class Observation:
+    """One observation, from `observe` to `close`."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        settings: LoadedConfig,
+        ranks: LocalRanks | None,
+        step_unit: str,
+        start_step: int = 0,
+    ) -> None:
+        self.config = settings.config
+        self.error: Exception | None = None
+        """Why it could not start; None when it did."""
+        self._settings, self._ranks, self._step_unit = settings, ranks, step_unit
+        self._called: torch.nn.Module | None = model
+        self._model: torch.nn.Module | None = unwrap(model)
+        self._name = type(self._model).__name__
+        self.quiet = False
+        self._voice = Voice(quiet=True)
+        self._session: ObservationSession | RankSession | None = None
+        self._run_dir: Path | None = None
+        self._run_id = ""
+        self._optimizers: OptimizerWatch | None = None
+        self._desk: RankDesk | None = None
+        self._account: BusAccount | None = None
+        self._place = HostPlace(self.config)
+        self._hooks: tuple[str, ...] = ()
+        self._first_step = self._steps = checked_step(start_step)
+        self._started = time.monotonic()
+        self._pid = os.getpid()
+        self._closed = False
+        self._paused = False
+
+    @property
+    def run_dir(self) -> Path:
+        """Where everything of this run is written; RuntimeError when it never started."""
+        if self._run_dir is None:
+            raise RuntimeError(f"the observation never started: {self.error}")
+        return self._run_dir
+
+    @property
+    def run(self) -> Run:
+        """What the run has written so far: archive, SAEs, metrics; also after `close`."""
+        from asys_bench.rundir.open_run import open_run
+
+        return open_run(self.run_dir)
+
+    @property
+    def hooks(self) -> Sequence[str]:
+        """Names of the observed streams."""
+        return self._hooks
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def steps(self) -> int:
+        """Number of the host's step: `start_step`, and the steps that were made since."""
+        return self._session.clock.host_step if self._session is not None else self._steps
+
+    @property
+    def account(self) -> BusAccount | None:
+        """Every packet so far, by group; after `close` the final account."""
+        session = self._session
+        if isinstance(session, ObservationSession) and session.bus is not None:
+            return session.bus.account()
+        return self._account
+
+    def step(self, n: int = 1) -> None:
+        """`n` host steps have passed. From the first call on, forward calls no longer count."""
+        clock = self._marked_clock()
+        if clock is not None:
+            clock.step(n)
+
+    def step_to(self, step: int, microbatch: int | None = None) -> None:
+        """The host is in step `step` of its own count, and in its `microbatch`th forward pass.
+
+        From the first call on, forward calls no longer count as steps; nor as microbatches, where
+        the host tells them."""
+        clock = self._marked_clock()
+        if clock is None:
+            return
+        clock.step_to(step)
+        if microbatch is not None and microbatch != clock.microbatch:
+            clock.microbatch = microbatch
+
+    @property
+    def paused(self) -> bool:
+        """Nothing is captured: calls of hooked modules are counted in `hook_skipped`, and count
+        neither as steps nor as microbatches. For what is not part of the training (a validation)."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        if value == self._paused:
+            return
+        self._paused = value
+        if self._session is not None and not self._closed:
+            self._session.pause(value)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """`with observation.pausing(): validate()` is `paused` for the while; may be nested."""
+        before, self.paused = self._paused, True
+        try:
+            yield
+        finally:
+            self.paused = before
+
+    def weights_updated(self) -> None:
+        """The weights changed without a step of a torch optimizer (those are counted by themselves)."""
+        if self._session is not None and not self._closed:
+            self._session.clock.weights_updated()
+
+    def report(self, name: str, value: float) -> None:
+        """A figure of the training itself (loss, reward) for the monitors."""
+        if self._session is None or self._closed:
+            return
+        try:
+            self._session.clock.report(name, float(value))
+        except Exception as error:  # noqa: BLE001 - a full stats page must not end a training
+            log.warning("%s is not shown: %s", name, error)
+
+    def close(self) -> None:
+        """Detach, let the workers write and leave. Idempotent; takes at most about
+        `run.drain_timeout_s` (and `END_S` of the supervisor), and raises nothing but what interrupts it
+        (Ctrl-C). What it could not do is logged."""
+        if self._closed or os.getpid() != self._pid:  # a forked child has no part in it
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        session = self._session
+        if session is None:
+            return
+        self._tried(self._stop_counting)
+        try:
+            if not self._tried(self._stop, session):
+                self._tried(self._abort)
+        except BaseException:
+            self._tried(self._abort)
+            raise
+        finally:
+            if self._desk is not None:
+                self._tried(self._desk.close)
+            self._steps = session.clock.host_step
+            self._tried(session.close)
+            self._tried(self._place.release)
+            self._session = None  # and with it shared memory, which a hook's producer maps
+            self._optimizers = self._called = self._model = None
+            self._tried(self._voice.close)
+
+    def _tried(self, action: Callable[..., None], *arguments: Any) -> bool:
+        """False: it raised, and the log says what. The host's process may have become anything by
+        now: another user's, under another root, without descriptors."""
+        try:
+            action(*arguments)
+        except Exception:
+            log.exception(
+                "the observation did not end in order (%s); files up to the last flush are kept",
+                getattr(action, "__qualname__", action),
+            )
+            return False
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = self._name
+        if self._run_dir is None:
+            return f"<no observation of {name}: {self.error}>"
+        state = "closed" if self._closed else f"{self.steps} {self._step_unit}s"
+        return f"<observation of {name} ({', '.join(self._hooks)}): {self._run_dir}, {state}>"
+
+    def start(self, terminal: bool = False, tokenizer: Any = None, *, called: bool = False) -> None:
+        """What `observe` does. called: the model's first forward call is under way already."""
+        try:
+            session: ObservationSession | RankSession
+            if self._ranks is None or self._ranks.is_owner:
+                self._voice = Voice(self.quiet)
+                session = self._own(terminal, tokenizer)
+            else:
+                session = self._join(self._ranks)
+        except Exception as error:
+            self.error = error
+            if self._desk is not None:
+                self._desk.refuse(str(error))
+            self._place.release()
+            self._called = self._model = None
+            self._voice.close()
+            raise
+        self._session = session
+        self._hooks = session.hooks
+        self._count(session.clock, called)
+        self._started = time.monotonic()
+        atexit.register(self.close)
+
+    def _own(self, terminal: bool, tokenizer: Any) -> ObservationSession:
+        assert self._model is not None
+        ranks, config = self._ranks, self.config
+        if ranks is not None and ranks.local_world_size > 1:
+            self._desk = RankDesk(ranks, next(_serials))
+        resources = self._place.own(ranks.local_world_size if ranks is not None else 1)
+        run_dir = RunDir.create(config.run.dir, config.run.name)
+        text = dump_yaml(config, self._settings.provenance)
+        run_dir.write_text("config.yaml", text)
+        _write_vocabulary(run_dir, tokenizer)
+        session = ObservationSession(
+            config,
+            self._model,
+            run_dir,
+            step_unit=self._step_unit,
+            terminal=terminal,
+            resources=resources,
+            ranks=ranks,
+            root=self._called,
+            first_step=self._first_step,
+        )
+        session.on_width = self._voice.width_known
+        self._voice.expect(session.hooks)
+        session.start()
+        self._run_dir, self._run_id = run_dir.path, run_dir.run_id
+        self._voice.say(*opening_lines(self._name, run_dir.path, session.hooks, config))
+        self._voice.flush()
+        if self._desk is not None:
+            self._desk.announce(run_dir.path)
+        return session
+
+    def _join(self, ranks: LocalRanks) -> RankSession:
+        assert self._model is not None
+        patience_s = self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
+        run_dir = find_run(ranks, next(_serials), patience_s)
+        self._place.join(run_dir)
+        session = RankSession(
+            self.config,
+            self._model,
+            run_dir,
+            ranks,
+            root=self._called,
+            first_step=self._first_step,
+        )
+        session.start()
+        self._run_dir, self._run_id = run_dir, run_dir.name
+        return session
+
+    def _count(self, clock: StepClock, called: bool) -> None:
+        assert self._called is not None
+        assert self._model is not None
+        self._optimizers = OptimizerWatch(self._model, clock)
+        self._optimizers.attach()
+        if is_compiled_in_place(self._called):
+            log.warning(
+                "%s was compiled in place, so its calls are not counted: mark steps with step()",
+                type(self._called).__name__,
+            )
+            return
+        clock.count_calls(called=called)
+
+    def _marked_clock(self) -> StepClock | None:
+        """For a host that marks its own steps; None while nothing is observed."""
+        if self._session is None or self._closed:
+            return None
+        return self._session.clock
+
+    def _stop_counting(self) -> None:
+        if self._session is not None:
+            self._session.clock.end_counting()
+        if self._optimizers is not None:
+            self._optimizers.detach()
+
+    def _stop(self, session: ObservationSession | RankSession) -> None:
+        if isinstance(session, RankSession):
+            self._account = session.stop()
+            return
+        seconds = time.monotonic() - self._started
+        steps = session.clock.steps_made
+        end = session.stop({"steps": steps, "seconds": seconds, "stopped_early": False})
+        self._account = end.account
+        if not end.orderly:
+            log.warning("not every worker finished in order; see %s", self.run_dir / "logs")
+        try:
+            summary = write_summary(
+                session.page,
+                end.account,
+                self.config,
+                self._hooks,
+                self.run_dir,
+                run_id=self._run_id,
+                step_unit=self._step_unit,
+                steps=steps,
+                seconds=seconds,
+                notices=session.notices.messages,
+                words=session.words,
+            )
+        except OSError as error:
+            log.warning("%s: its summary cannot be written: %s", self.run_dir, error)
+            return
+        self._voice.say(*closing_lines(summary, self.run_dir))
+
+    def _abort(self) -> None:
+        if isinstance(self._session, ObservationSession):
+            self._session.abort()
+
+    @property
+    def page(self) -> StatsPage:
+        """The stats page while it is open: heartbeats, counters, histograms."""
+        if self._session is None or self._closed:
+            raise RuntimeError("the observation is not running; `run.metrics()` has its figures")
+        return self._session.page
+
+
+def checked_step(value: Any) -> int:
+    """`start_step` as an int. Raises ValueError when it is no number of a step."""
+    try:
+        step = operator.index(value)
+    except TypeError:
+        step = -1
+    if not 0 <= step < 2**63 or isinstance(value, bool):
+        raise ValueError(f"start_step: {value!r} is no step; pass a whole number from 0 on")
+    return step
+
+
+def _write_vocabulary(run_dir: RunDir, tokenizer: Any) -> None:
+    """What is no text tokenizer (an image processor, None) is left out."""
+    if not hasattr(tokenizer, "get_vocab"):
+        return
+    try:
+        document = vocabulary_document(tokenizer)
+    except Exception as error:  # noqa: BLE001 - they come in all kinds; reports then show ids
+        log.warning("the vocabulary of %s is not kept: %s", type(tokenizer).__name__, error)
+        return
+    run_dir.write_json(VOCABULARY_FILE, document)

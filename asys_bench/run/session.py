@@ -1,0 +1,365 @@
+"""One observation of one model: bus, stats page, workers and hooks, from start to drained end.
+
+`ExperimentPipeline` wraps it around a host; `observe()` around somebody else's training script.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from asys_bench.capture.hook_stream import HookStream
+from asys_bench.capture.hooker import ActivationHooker
+from asys_bench.capture.notices import Notices
+from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.tags.clock import StepClock
+from asys_bench.config.assembly import AssemblyError, create_data_bus, plan_workers
+from asys_bench.config.schema import MasterConfig
+from asys_bench.contracts.bus import BaseDataBus, BusAccount
+from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
+from asys_bench.contracts.sink import SinkPlugin
+from asys_bench.contracts.stats import (
+    SLOT_BYTES,
+    RunState,
+    StatsPage,
+    WorkerState,
+    slot_bytes,
+)
+from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
+from asys_bench.monitors.histograms_json import histograms
+from asys_bench.placement.manager import PLAN_FILE, ResourceManager
+from asys_bench.registry import registry
+from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
+from asys_bench.run.local_ranks import LocalRanks
+from asys_bench.run.rank_session import wait_for_ranks
+from asys_bench.run.run_dir import RunDir, environment
+from asys_bench.run.streams import plan_streams, sampler_seeds
+from asys_bench.rundir.live_run import RUN_FILE, descriptor_paths
+from asys_bench.system.process import start_time
+from asys_bench.system.standard_fds import standard_fds_taken
+from asys_bench.workers.supervisor import Supervisor
+from asys_bench.workers.trainer_manager import SAETrainerManager
+from asys_bench.workers.worker_words import words_of
+
+log = logging.getLogger(__name__)
+METRICS_PER_HOOK = 24
+"""Room in the stats page for counters and gauges of a hook, beside its latency histogram."""
+METRICS_PER_LABEL = 48
+"""And of what a worker counts for, such as an SAE."""
+
+
+@dataclass(frozen=True)
+class SessionEnd:
+    """How an observation ended."""
+
+    orderly: bool
+    """Every worker drained, wrote and left before the deadline."""
+    account: BusAccount | None
+    watchdog_restarts: int
+
+
+class ObservationSession:
+    """Starts everything around `model`; see the module docstring.
+
+    terminal: a monitor may draw on standard output.
+    resources: where the run's processes go; None leaves it to the scheduler.
+    ranks: this process is local rank 0 of these, and the others push to the same bus.
+    root: what the user calls, where that is a wrapper around `model` (DistributedDataParallel).
+    one_call_per_step: as `BaseHost.one_call_per_step`.
+    on_misfit: told, in the host's hook, that an SAE cannot be trained on what its module makes; what
+        it raises goes to the host.
+    first_step: number of the step that the host is in at the start.
+    """
+
+    @standard_fds_taken()
+    def __init__(
+        self,
+        config: MasterConfig,
+        model: torch.nn.Module,
+        run_dir: RunDir,
+        *,
+        step_unit: str = "step",
+        terminal: bool = False,
+        resources: ResourceManager | None = None,
+        ranks: LocalRanks | None = None,
+        root: torch.nn.Module | None = None,
+        one_call_per_step: bool = False,
+        on_misfit: Callable[[], None] | None = None,
+        first_step: int = 0,
+    ) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.notices = Notices()
+        self.misfits: list[str] = []
+        """SAEs that cannot be trained on what their module makes; found at its first call."""
+        self._on_misfit = on_misfit
+        self.on_width: Callable[[str, int, Sequence[SaeForecast]], None] | None = None
+        """Told of each hook's width and SAEs when its first tensor comes, in the host's hook."""
+        self._short = False
+        self._resources = resources
+        self._ranks = ranks
+        self.step_unit = step_unit
+        streams = plan_streams(config, model, root)
+        self.points = streams.points
+        self.hooks, self._side = tuple(streams.trained), tuple(streams.side)
+        names = streams.trained
+        self.forecast = RunForecast(config, names)
+        if self.forecast.problems:
+            raise AssemblyError("; ".join(self.forecast.problems), ("sinks",))
+        groups, workers = plan_workers(config, names)
+        groups = streams.with_side_streams(config, groups)
+        others = ranks.slots if ranks is not None else []
+        host_bytes = slot_bytes([point.name for point in self.points], METRICS_PER_HOOK, 1)
+        self.page = StatsPage.create(
+            {"host": host_bytes, "watchdog": SLOT_BYTES}
+            | {worker.name: _slot_bytes(worker, [*names, *self._side]) for worker in workers}
+            | dict.fromkeys(others, host_bytes)
+        )
+        self.trainers = SAETrainerManager(self.page, workers, groups, names)
+        self.bus: BaseDataBus | None = None
+        self.hooker: ActivationHooker | None = None
+        self._supervisor: Supervisor | None = None
+        self._account: BusAccount | None = None
+        self._started_unix_ns = time.time_ns()
+        self._page_path = ""
+        self.clock = StepClock(self.page.slot("host"), first_step)
+        try:
+            if self.points:
+                with resources.bus_memory() if resources else nullcontext():
+                    self.bus = create_data_bus(
+                        config.bus,
+                        groups,
+                        profile=config.run_profile,
+                        names=[point.name for point in self.points],
+                        shards=ranks.local_world_size if ranks is not None else 1,
+                        source=ranks.rank if ranks is not None else 0,
+                    )
+                self.hooker = ActivationHooker(
+                    self.bus,
+                    self.points,
+                    streams.preprocessors(),
+                    self.page.slot("host"),
+                    self.clock,
+                    on_full=config.bus.on_full,
+                    block_timeout_s=config.bus.block_timeout_s,
+                    seeds=sampler_seeds(config, self.points),
+                    device=config.device,
+                    count_forwards=not one_call_per_step,
+                    notices=self.notices,
+                    on_first=self._on_first,
+                    called=root,
+                    text=streams.text,
+                )
+                handle = self.bus.handle()
+                # The fork server imports the bus once, so that no restart waits for it.
+                bus_module = type(self.bus).__module__
+                workers = [replace(w, preload=(*w.preload, bus_module)) for w in workers]
+                launch = LaunchSpec(
+                    run_id=run_dir.run_id,
+                    run_dir=str(run_dir.path),
+                    seed=config.run.seed,
+                    step_unit=step_unit,
+                    terminal=terminal,
+                    host_pid=os.getpid(),
+                    bus=handle.to_dict(),
+                    fds=(self.page.fd, *handle.fds),
+                    workers=tuple(workers),
+                    watchdog=config.watchdog.model_dump(mode="json"),
+                    config=config.to_plain(),
+                    placements=resources.placements() if resources else {},
+                    niceness=os.getpriority(os.PRIO_PROCESS, 0),
+                )
+                self._supervisor = Supervisor(launch, self.page)
+        except BaseException:
+            self._release()
+            raise
+
+    @standard_fds_taken()
+    def start(self) -> None:
+        """Start the workers, wait until they consume, then attach the hooks.
+
+        Raises:
+            SupervisorError: a worker did not come up.
+
+        Whatever it raises, everything was ended and released.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.abort()
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        slot = self.page.slot("host")
+        slot.occupy()
+        slot.state = WorkerState.READY
+        self._write_run_json(None)
+        if self._supervisor is not None and self.hooker is not None:
+            self._supervisor.start()
+            self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)
+            self.hooker.attach()
+            say_rows(self.points)
+        if self._resources is not None:
+            self.run_dir.write_json(PLAN_FILE, self._resources.to_dict())
+            self._resources.check(self.page)
+        self.page.run_state = RunState.RUNNING
+
+    def pause(self, paused: bool) -> None:
+        """The host is aside from its own work, or back at it; see `ActivationHooker.pause`."""
+        self.clock.paused = paused
+        if self.hooker is not None:
+            self.hooker.pause(paused)
+
+    def stop(self, result: dict[str, Any] | None = None) -> SessionEnd:
+        """Detach, drain, join; idempotent. Takes at most `drain_timeout_s` and about a second.
+
+        Other ranks of the node get that long as well to detach by themselves, before all that.
+        """
+        orderly = True
+        restarts = 0
+        if self.hooker is not None:
+            self.hooker.review()
+        self._detach()
+        if self._ranks is not None:
+            wait_for_ranks(self.page, self._ranks, self.config.run.drain_timeout_s)
+        if self.bus is not None:
+            self.bus.finish()
+        self.page.slot("host").state = WorkerState.DONE
+        if self._supervisor is not None:
+            orderly = self._supervisor.drain(self.config.run.drain_timeout_s)
+            restarts = self._supervisor.watchdog_restarts
+        if self.bus is not None:
+            self._account = self.bus.account()
+        try:
+            self._write_run_json(result or {})
+            self.run_dir.write_json(HISTOGRAMS_FILE, histograms(self.page))
+        except OSError as error:  # the host's work is done; a full disk does not take it back
+            log.warning("%s: what the run ended with is not written: %s", self.run_dir.path, error)
+        return SessionEnd(orderly, self._account, restarts)
+
+    @property
+    def words(self) -> Mapping[str, list[str]]:
+        """Worker (or watchdog) -> the warnings and errors in its log, where there are any."""
+        if self._supervisor is None:
+            return {}
+        processes = ("watchdog", *self._supervisor.workers)
+        found = {name: words_of(self.run_dir.path, name) for name in processes}
+        return {name: words for name, words in found.items() if words}
+
+    def _on_first(self, stream: HookStream) -> None:
+        """The width of a hook's rows is known: can its SAEs be trained on them? In the host's hook."""
+        assert stream.shape is not None
+        assert stream.dtype is not None
+        if stream.name not in self.hooks:
+            return
+        width = stream.kernel.decoded_width(stream.shape, stream.dtype)
+        found = self.forecast.saw(stream.name, width)
+        if self.on_width is not None:
+            self.on_width(stream.name, width, found)
+        misfits = [forecast for forecast in found if forecast.misfit is not None]
+        for misfit in misfits:
+            message = f"SAE {misfit.label!r} cannot be trained: {misfit.misfit}"
+            self.misfits.append(message)
+            self.notices.say(message)
+        if misfits and len(misfits) == len(found):
+            stream.off = True
+        short = None if self._short else shortage(self.forecast.saes)
+        if short is not None:
+            self._short = True
+            self.notices.say(short)
+        if misfits and self._on_misfit is not None:
+            self._on_misfit()
+
+    def abort(self) -> None:
+        """End everything at once (second Ctrl-C): no draining."""
+        self._detach()
+        if self._supervisor is not None:
+            self._supervisor.end()
+
+    def close(self) -> None:
+        """Release shared memory and descriptors; call after `stop` once nothing reads the page."""
+        self._release()
+
+    def _detach(self) -> None:
+        if self.hooker is not None:
+            self.hooker.detach()
+
+    def _release(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.close()
+        if self.bus is not None:
+            self.bus.close()
+            self.bus = None
+        self.page.close()
+
+    def _write_run_json(self, result: dict[str, Any] | None) -> None:
+        bus = None
+        if result is None:
+            fds = self._supervisor.fds if self._supervisor is not None else (self.page.fd,)
+            self._page_path, *rest = descriptor_paths(fds)
+            if self.bus is not None:
+                bus = {"handle": self.bus.handle().to_dict(), "fds": rest}
+        self.run_dir.write_json(
+            RUN_FILE,
+            {
+                "schema": "asys.run/1",
+                "run_id": self.run_dir.run_id,
+                "started_unix_ns": self._started_unix_ns,
+                "host_pid": os.getpid(),
+                "host_start": start_time(os.getpid()),
+                "stats_page": self._page_path,
+                "bus": bus,
+                "ranks": self._ranks.local_world_size if self._ranks is not None else 1,
+                "step_unit": self.step_unit,
+                "first_step": self.clock.first_step,
+                "hooks": list(self.hooks),
+                "streams": [_described(point) for point in self.points],
+                "side_streams": list(self._side),
+                "environment": environment(),
+                "result": result,
+            },
+        )
+
+
+def _slot_bytes(worker: WorkerSpec, hooks: Sequence[str]) -> int:
+    """Raises AssemblyError: two of its labels would be the same."""
+    if worker.role != "sink":
+        return SLOT_BYTES
+    options = registry("sink").get(worker.plugin, SinkPlugin).options.model_validate(worker.options)
+    try:
+        return slot_bytes(options.labels(hooks), METRICS_PER_LABEL)
+    except ValueError as error:
+        raise AssemblyError(f"{worker.name}: {error}") from None
+
+
+def _described(point: HookPoint) -> dict[str, str]:
+    """What a stream's name is made of and what a row of it is, for readers."""
+    return {
+        "name": point.name,
+        "module": point.path,
+        "kind": point.kind.name.lower(),
+        "rows": point.rows.described if point.rows is not None else "last",
+    }
+
+
+def say_rows(points: Sequence[HookPoint]) -> None:
+    """One line for each way but the last dimension."""
+    found: dict[str, list[str]] = {}
+    for point in points:
+        if point.rows is not None:
+            found.setdefault(point.rows.described, []).append(point.name)
+    for how, what in (
+        ("channels", "the channels at one place ([B, C, H, W] is captured as [B, H, W, C])"),
+        ("by size", "channels or the last dimension, as the sizes of the first tensor say"),
+    ):
+        if how in found:
+            names = found[how]
+            shown = ", ".join(names[:8]) + (f", ... ({len(names)})" if len(names) > 8 else "")
+            log.info("hooks %s: a row is %s; hooks[].rows changes it", shown, what)

@@ -1,0 +1,144 @@
+"""`open_run(path)`: everything a run has written, while it goes on or long after."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from asys_bench.contracts.names import file_slug
+from asys_bench.rundir.archive_view import ArchiveView
+from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.live_run import RUN_FILE, LiveRunError, goes_on, read_run_file
+from asys_bench.rundir.metrics_table import Table, read_metrics
+from asys_bench.rundir.token_rows import Vocabulary
+from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
+from asys_bench.sae.exchange.export import SAE_DIR
+from asys_bench.system.files.below import is_file, read_json, real_folder, scan_if_there
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """The run in the folder `path`; of a folder of runs, the newest.
+
+    Raises:
+        ReadingError: there is no run.
+    """
+    folder = Path(path)
+    if not is_file(folder / RUN_FILE):
+        try:
+            found = [p for p, _ in scan_if_there(folder) if is_file(p / RUN_FILE, below=folder)]
+        except OSError as error:
+            raise ReadingError(f"{folder} cannot be listed: {error}") from error
+        if not found:
+            raise ReadingError(f"{folder}: neither a run ({RUN_FILE}) nor a folder of runs")
+        folder = max(found, key=lambda run: (_started_ns(run), run.name))
+    return Run(folder)
+
+
+class Run:
+    """A run's folder. Nothing is read before it is asked for, and nothing is ever written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"<run {self.path}, {'going on' if self.live else 'ended'}, hooks {self.hooks}>"
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        return self._document_now()
+
+    def _document_now(self) -> dict[str, Any]:
+        try:
+            return read_run_file(self.path)
+        except LiveRunError as error:
+            raise ReadingError(str(error)) from error
+
+    @property
+    def run_id(self) -> str:
+        return str(self._document["run_id"])
+
+    @property
+    def hooks(self) -> list[str]:
+        """Observed hooks, in module order."""
+        return list(self._document["hooks"])
+
+    @property
+    def live(self) -> bool:
+        """Its host is still at it: `subscribe` can attach."""
+        return goes_on(self._document_now())
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json; None while the run goes on, or when it was killed."""
+        try:
+            summary = read_json(self.path / "summary.json", below=self.path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ReadingError(f"{self.path / 'summary.json'} cannot be read: {error}") from error
+        if not isinstance(summary, dict):
+            raise ReadingError(f"{self.path / 'summary.json'} holds no object")
+        return summary
+
+    @property
+    def archive(self) -> ArchiveView:
+        """The archived activations.
+
+        Raises:
+            ArchiveError: the run has none, or a shard's schema is damaged.
+        """
+        return ArchiveView(self.path)
+
+    def sae(self, hook: str) -> SparseAutoencoder:
+        """The newest checkpoint of a hook's SAE: a torch module that takes raw rows [B, D].
+
+        Raises:
+            ReadingError: no checkpoint of it; says of which hooks there are some.
+            CheckpointError: the checkpoint is damaged.
+        """
+        folder = self._checkpoint(hook)
+        if folder is None:
+            there = [name for name in self.hooks if self._checkpoint(name) is not None]
+            raise ReadingError(f"{self.path}: no SAE of {hook!r} yet; there are {there}")
+        sae, _ = load_sae(folder)
+        return sae.eval().requires_grad_(False)
+
+    def saes(self) -> Mapping[str, SparseAutoencoder]:
+        """Hook -> its newest SAE, for the hooks that have one."""
+        return {hook: self.sae(hook) for hook in self.hooks if self._checkpoint(hook) is not None}
+
+    def metrics(self, metric: str | None = None, **where: str) -> Table:
+        """metrics.csv as columns: {"time_s": float64[n], "metric": str[n], ..., "value": float64[n]}.
+
+        metric, where: only rows with these values (`hook="layer.3"`, `stat="p99"`). `pandas.DataFrame`
+        takes the result as it is.
+
+        Raises:
+            ReadingError: the run wrote none (its monitor is off), or there is no such column.
+        """
+        if metric is not None:
+            where["metric"] = metric
+        return read_metrics(self.path / "metrics.csv", where)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """Token texts of a text model, if the run kept them."""
+        return Vocabulary.of(self.path)
+
+    def _checkpoint(self, hook: str) -> Path | None:
+        try:
+            return CheckpointStore(real_folder(self.path, SAE_DIR, file_slug(hook))).latest()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ReadingError(f"{self.path}: no SAE of {hook!r} can be read: {error}") from error
+
+
+def _started_ns(run_dir: Path) -> int:
+    try:
+        return int(read_run_file(run_dir)["started_unix_ns"])
+    except (LiveRunError, ValueError, KeyError, TypeError):
+        return 0

@@ -1,0 +1,106 @@
+"""Files of whole lines that are only appended to: metrics.csv and monitor.log."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from asys_bench.monitors.metrics_csv import COLUMNS
+from asys_bench.rundir.verify.finding import Finding, State
+from asys_bench.system.files import replace_file
+from asys_bench.system.files.below import open_file, parse_json
+
+MAX_LINE_BYTES = 1 << 20
+MAX_TAIL_BYTES = 128 << 20
+"""What a repair keeps of a torn tail."""
+
+
+def _bad_row(line: bytes, first: bool) -> str:
+    """Why this is no row of metrics.csv; empty when it is one."""
+    try:
+        (fields,) = csv.reader([line.decode()]) or ([],)
+        if first:
+            return "" if tuple(fields) == COLUMNS else "its columns are not those of metrics.csv"
+        if len(fields) != len(COLUMNS):
+            return f"{len(fields)} fields instead of {len(COLUMNS)}"
+        row = dict(zip(COLUMNS, fields, strict=True))
+        float(row["time_s"])
+        float(row["value"] or "nan")
+    except (ValueError, csv.Error) as error:
+        return str(error)
+    return ""
+
+
+def _bad_event(line: bytes, first: bool) -> str:
+    try:
+        event = parse_json(line)
+    except ValueError as error:
+        return str(error)
+    return "" if isinstance(event, dict) and "event" in event else "no event"
+
+
+CHECKS: dict[str, tuple[str, Callable[[bytes, bool], str]]] = {
+    "metrics.csv": ("table", _bad_row),
+    "monitor.log": ("log", _bad_event),
+}
+"""File name -> kind and the check of one line (is it the first?)."""
+
+
+def check_lines(path: Path, *, live: bool, repair: bool, keep_torn: bool) -> Finding:
+    """The file `path` of the run's folder; a half line at its end is torn, or being written while the
+    run goes on."""
+    name, run_dir = path.name, path.parent
+    kind, bad = CHECKS[name]
+    rows, bad_lines, first_bad = 0, 0, ""
+    tail = 0
+    try:
+        fd = open_file(path, below=run_dir)
+    except OSError as error:
+        return Finding(name, kind, State.DAMAGED, str(error), lost_rows=None)
+    with os.fdopen(fd, "rb") as file:
+        number = 0
+        while line := file.readline(MAX_LINE_BYTES):
+            number += 1
+            if not line.endswith(b"\n"):
+                tail = os.fstat(fd).st_size - file.tell() + len(line)
+                break
+            if why := bad(line, number == 1):
+                bad_lines += 1
+                first_bad = first_bad or f"line {number}: {why}"
+            elif number > 1 or kind == "log":
+                rows += 1
+    if bad_lines:
+        detail = f"{first_bad} ({bad_lines} bad lines)"
+        return Finding(name, kind, State.DAMAGED, detail, rows, lost_rows=bad_lines)
+    if not tail:
+        return Finding(name, kind, State.BEING_WRITTEN if live else State.OK, "", rows)
+    if live:
+        return Finding(name, kind, State.BEING_WRITTEN, "", rows)
+    done = cut_tail(path, run_dir, tail, keep_torn) if repair else None
+    return Finding(name, kind, State.TORN, "its last line is not whole", rows, 0, 1, tail, done)
+
+
+def cut_tail(path: Path, run_dir: Path, tail: int, keep: bool) -> str:
+    """Take a torn tail off; the cut bytes are on the disk before the file is changed."""
+    try:
+        fd = open_file(path, os.O_RDWR, below=run_dir)
+    except OSError as error:
+        return f"not repaired: {error}"
+    try:
+        end = os.fstat(fd).st_size - tail
+        kept = "discarded"
+        if keep and tail > MAX_TAIL_BYTES:
+            return f"not repaired: a tail of {tail} bytes is no record; --discard-torn cuts it off"
+        if keep:
+            copy = path.with_name(path.name + ".torn")
+            replace_file(copy, os.pread(fd, tail, end), sync=True)
+            kept = f"kept in {copy.name}"
+        os.ftruncate(fd, end)
+        os.fsync(fd)
+    except OSError as error:
+        return f"not repaired: {error}"
+    finally:
+        os.close(fd)
+    return f"cut {tail} bytes off ({kept})"

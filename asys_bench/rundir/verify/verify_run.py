@@ -1,0 +1,143 @@
+"""Every file of a run, whether it goes on, has ended or was killed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from asys_bench.config.document import RUN_CONFIG
+from asys_bench.rundir.live_run import LiveRunError, goes_on, read_run_file
+from asys_bench.rundir.subscribe import READERS_DIR
+from asys_bench.rundir.verify.archive import ArchiveCheck
+from asys_bench.rundir.verify.checkpoints import CheckpointCheck
+from asys_bench.rundir.verify.documents import REQUIRED, check_document
+from asys_bench.rundir.verify.events import check_events
+from asys_bench.rundir.verify.finding import Finding, State, Verification
+from asys_bench.rundir.verify.lines import CHECKS, check_lines
+from asys_bench.sae.checkpoint.checkpoint_store import LATEST
+from asys_bench.sae.exchange.export import SAE_DIR
+from asys_bench.sinks.archive.layout import ARCHIVE_DIR
+from asys_bench.system.files.below import EntryKind, remove, scan, walk
+
+KEPT = "what an earlier repair cut off; kept until you delete it"
+TEXTS = ("logs", READERS_DIR)
+"""Folders of text and locks: nothing in them can be wrong."""
+FOLDERS = (ARCHIVE_DIR, SAE_DIR, "tensorboard", *TEXTS)
+
+
+def verify_run(run_dir: Path, *, repair: bool = False, keep_torn: bool = True) -> Verification:
+    """Check (and with `repair` mend) the run in the folder `run_dir`.
+
+    keep_torn: keep cut-off bytes beside the file that they were cut from.
+
+    A run that goes on is only read: what its processes are writing is never taken for damage, and
+    never repaired. Files of other kinds are listed and left alone.
+    """
+    check = _RunCheck(Path(run_dir), repair, keep_torn)
+    return Verification(check.path, check.run_id, check.live, tuple(check.findings()))
+
+
+class _RunCheck:
+    def __init__(self, path: Path, repair: bool, keep_torn: bool) -> None:
+        self.path, self._repair, self._keep_torn = path, repair, keep_torn
+        document = _document(path)
+        self.run_id = str(document.get("run_id", ""))
+        self.live = goes_on(document)
+
+    def findings(self) -> Iterator[Finding]:
+        for name in REQUIRED:
+            if not os.path.lexists(self.path / name):
+                yield Finding(name, "document", State.DAMAGED, "is missing")
+        try:
+            entries = scan(self.path)
+        except OSError as error:
+            yield Finding(".", "other", State.DAMAGED, str(error))
+            return
+        for path, kind in entries:
+            if kind is EntryKind.FOLDER:
+                yield from self._guarded(path.name, self._folder(path))
+            elif kind is EntryKind.FILE:
+                yield self._file(path)
+            else:
+                ours = path.name in (*REQUIRED, *FOLDERS, *CHECKS)
+                state = State.DAMAGED if ours else State.FOREIGN
+                detail = f"a {kind}, which a run does not write; left alone"
+                yield Finding(path.name, "other", state, detail)
+
+    def _guarded(self, name: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+        """`findings`, of which a folder that cannot be walked is one."""
+        try:
+            yield from findings
+        except OSError as error:
+            yield Finding(name, "other", State.DAMAGED, str(error))
+
+    def _folder(self, folder: Path) -> Iterator[Finding]:
+        if folder.name == ARCHIVE_DIR:
+            yield from ArchiveCheck(
+                self.path, self.run_id, repair=self._repair, keep_torn=self._keep_torn
+            ).findings()
+            return
+        if folder.name == SAE_DIR:
+            yield from CheckpointCheck(
+                self.path, SAE_DIR, live=self.live, repair=self._repair
+            ).findings()
+            return
+        if self._holds_stores(folder):
+            # Of `asys-run train`, which may be at work though the run has ended: only read.
+            yield from CheckpointCheck(self.path, folder.name, live=True, repair=False).findings()
+            return
+        for path, kind in walk(folder, below=self.path):
+            name = path.relative_to(self.path).as_posix()
+            if kind is not EntryKind.FILE:
+                yield Finding(name, "other", State.FOREIGN, f"a {kind}; left alone")
+            elif folder.name in TEXTS:
+                continue
+            elif folder.name == "tensorboard" and ".tfevents." in path.name:
+                yield self._events(path, name)
+            elif path.suffix == ".json":
+                yield check_document(path, name, self.path)
+            else:
+                yield Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
+
+    def _holds_stores(self, folder: Path) -> bool:
+        inner = (path for path, kind in scan(folder, below=self.path) if kind is EntryKind.FOLDER)
+        return any(os.path.lexists(path / LATEST) for path in inner)
+
+    def _events(self, path: Path, name: str) -> Finding:
+        if path.name.endswith(".torn"):
+            return Finding(name, "other", State.OK, KEPT)
+        return check_events(
+            path, name, self.path, live=self.live, repair=self._repair, keep_torn=self._keep_torn
+        )
+
+    def _file(self, path: Path) -> Finding:
+        name = path.name
+        if name in CHECKS:
+            return check_lines(path, live=self.live, repair=self._repair, keep_torn=self._keep_torn)
+        if path.suffix == ".json" or name == RUN_CONFIG:
+            return check_document(path, name, self.path)
+        if name.endswith(".html"):
+            return Finding(name, "other", State.OK)
+        if name.endswith(".torn"):
+            return Finding(name, "other", State.OK, KEPT)
+        if name.endswith((".tmp", ".partial")):
+            return self._unfinished(path)
+        return Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
+
+    def _unfinished(self, path: Path) -> Finding:
+        if self.live:
+            return Finding(path.name, "document", State.BEING_WRITTEN)
+        done = None
+        if self._repair:
+            remove(path, below=self.path)
+            done = "removed"
+        return Finding(path.name, "document", State.LEFTOVER, "of a killed writer", repair=done)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        return read_run_file(path)
+    except LiveRunError:
+        return {}

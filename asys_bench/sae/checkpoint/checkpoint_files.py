@@ -1,0 +1,120 @@
+"""Reading and writing single checkpoint files: safetensors and JSON, never pickle.
+
+A reader's every failure is a `CheckpointError` that names the file and the reason. Nothing is forced to
+the device here: `CheckpointStore` does that for a whole folder, as the run's policy says.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from asys_bench.system.files import below
+from asys_bench.system.files.private import FILE_MODE, open_private
+
+MAX_HEADER_BYTES = 1 << 20
+"""Of a safetensors file: a JSON object with one entry per tensor."""
+
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be read or must not be written."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.reason = path, reason
+
+
+class CheckpointVersionError(CheckpointError):
+    """A checkpoint of another version of this software: whole, and not to be resumed from here."""
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write one JSON object.
+
+    Raises:
+        CheckpointError: a NaN or infinity, which JSON has no literal for.
+    """
+    try:
+        text = json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False)
+    except ValueError as error:
+        raise CheckpointError(path, f"not written: {error}") from None
+    fd = open_private(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    with os.fdopen(fd, "w", encoding="utf-8") as file:
+        file.write(text + "\n")
+
+
+def read_json(path: Path, most_bytes: int = below.MAX_DOCUMENT_BYTES) -> dict[str, Any]:
+    """The JSON object in `path`.
+
+    Raises:
+        CheckpointError: unreadable, not JSON, or not an object.
+    """
+    try:
+        data = below.read_json(path, most_bytes)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, f"cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(path, f"holds a {type(data).__name__}, not an object")
+    return data
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write contiguous copies.
+
+    Raises:
+        CheckpointError: a tensor is not finite, or the disk refuses.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(path, f"not written: tensor {name!r} is not finite")
+    owned = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(owned, path)
+    except SafetensorError as error:  # its way to say that the disk refused
+        raise CheckpointError(path, f"not written: {error}") from error
+    path.chmod(FILE_MODE)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor in `path`, on the CPU.
+
+    Raises:
+        CheckpointError: unreadable, truncated, not safetensors, or not finite.
+    """
+    try:
+        _check_header(path)
+        tensors = load_file(path)
+    except (OSError, SafetensorError, ValueError, KeyError, MemoryError) as error:
+        raise CheckpointError(path, f"cannot be read as safetensors: {error}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+            raise CheckpointError(path, f"tensor {name!r} is {tensor.dtype}, which no SAE has")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(path, f"tensor {name!r} is not finite")
+    return tensors
+
+
+def _check_header(path: Path) -> None:
+    """Raises OSError or ValueError: it is no regular file, or its header is no SAE's."""
+    fd = below.open_file(path)
+    try:
+        length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    finally:
+        os.close(fd)
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header has {length} bytes; an SAE's has at most {MAX_HEADER_BYTES}")
+
+
+def finite_or_none(value: float) -> float | None:
+    """JSON's way to say NaN or infinity."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,177 @@
+"""The sparse kernels in torch's own operators: any float dtype, no compiler needed.
+
+It is the reference of the compiled kernels (tests/unit/sae/test_sparse_kernels.py) and stands in
+for them. All products run on `embedding_bag`, which streams rows of a feature-major [F, D] table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, SparseCodes
+
+CANDIDATES_BEYOND_K = 8
+"""Features that a bfloat16 product proposes beyond k, for float32 values to choose from."""
+
+
+def gather_dot(codes: SparseCodes, left_BD: torch.Tensor, table_FD: torch.Tensor) -> torch.Tensor:
+    """`out[pair] = left[row of pair] . table[feature of pair]`, without building [N, D].
+
+    It is the gradient of a weighted bag with respect to its weights.
+    """
+    with torch.enable_grad():
+        probe_N = left_BD.new_zeros(len(codes.feature_N)).requires_grad_()
+        bag_BD = functional.embedding_bag(
+            codes.feature_N,
+            table_FD.detach(),
+            codes.offset_B[:-1],
+            per_sample_weights=probe_N,
+            mode="sum",
+        )
+    (out_N,) = torch.autograd.grad(bag_BD, probe_N, left_BD)
+    return out_N
+
+
+def decode(codes: SparseCodes, value_N: torch.Tensor, W_dec_FD: torch.Tensor) -> torch.Tensor:
+    """`sum over a row's pairs of value W_dec[feature]`, [B, D], no bias."""
+    return functional.embedding_bag(
+        codes.feature_N, W_dec_FD, codes.offset_B[:-1], per_sample_weights=value_N, mode="sum"
+    )
+
+
+def product(
+    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_F: torch.Tensor, rough: bool
+) -> torch.Tensor:
+    """Pre-activations [B, F]; rough: through a bfloat16 product, in x's dtype."""
+    if not rough:
+        return torch.addmm(b_F, x_BD, W_enc_FD.t())
+    return (x_BD.bfloat16() @ W_enc_FD.bfloat16().t()).to(x_BD.dtype) + b_F
+
+
+def top_k(
+    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_F: torch.Tensor, k: int, rough: bool
+) -> SparseCodes:
+    """The k largest pre-activations of each row."""
+    d_sae = len(b_F)
+    pre_BF = product(x_BD, W_enc_FD, b_F, rough)
+    wanted = min(d_sae, k + CANDIDATES_BEYOND_K) if rough else k
+    value_BK, index_BK = torch.topk(pre_BF, wanted, dim=1, sorted=False)
+    index_BK, order_BK = index_BK.sort(1)
+    if rough:
+        candidates = _uniform(index_BK, value_BK, d_sae)
+        value_BK = gather_dot(candidates, x_BD, W_enc_FD).view_as(value_BK) + b_F[index_BK]
+        value_BK, order_BK = torch.topk(value_BK, k, dim=1, sorted=False)
+        index_BK, again_BK = index_BK.gather(1, order_BK).sort(1)
+        return _uniform(index_BK, value_BK.gather(1, again_BK), d_sae)
+    return _uniform(index_BK, value_BK.gather(1, order_BK), d_sae)
+
+
+def _uniform(index_BK: torch.Tensor, value_BK: torch.Tensor, d_sae: int) -> SparseCodes:
+    rows, k = index_BK.shape
+    offset_B = torch.arange(0, (rows + 1) * k, k, dtype=torch.int32)
+    return SparseCodes(offset_B, index_BK.reshape(-1).int(), value_BK.reshape(-1), d_sae)
+
+
+def above(
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_F: torch.Tensor,
+    floor_F: torch.Tensor,
+    rough: bool,
+    most: int | None,
+) -> SparseCodes | None:
+    """All pairs with pre > floor; None when they are more than `most`."""
+    pre_BF = product(x_BD, W_enc_FD, b_F, rough)
+    margin_F = floor_F.abs() / 64 + 1 / 64 if rough else 0.0
+    active_BF = pre_BF > floor_F - margin_F
+    count_B = active_BF.sum(1)
+    if most is not None and int(count_B.sum()) > most:
+        return None
+    offset_B = torch.zeros(len(x_BD) + 1, dtype=torch.int32)
+    torch.cumsum(count_B, 0, dtype=torch.int32, out=offset_B[1:])
+    feature_N = active_BF.nonzero()[:, 1].int()
+    codes = SparseCodes(offset_B, feature_N, pre_BF[active_BF], len(b_F))
+    if rough:
+        codes = codes.with_values(gather_dot(codes, x_BD, W_enc_FD) + codes.of_feature(b_F))
+        codes = codes.kept(codes.value_N > codes.of_feature(floor_F))
+    return codes
+
+
+def reconstruct(
+    codes: SparseCodes,
+    value_N: torch.Tensor,
+    W_dec_FD: torch.Tensor,
+    target_BD: torch.Tensor,
+    scale_B: torch.Tensor,
+) -> Reconstruction:
+    """Error, output gradient `scale * (x_hat - x)` and code gradients."""
+    error_BD = decode(codes, value_N, W_dec_FD) - target_BD
+    error_B = error_BD.square().sum(1)
+    gradient_BD = error_BD.mul_(scale_B.unsqueeze(1))
+    return Reconstruction(error_B, gradient_BD, gather_dot(codes, gradient_BD, W_dec_FD))
+
+
+def reconstruct_nested(
+    codes: SparseCodes,
+    value_N: torch.Tensor,
+    W_dec_FD: torch.Tensor,
+    target_BD: torch.Tensor,
+    scale_B: torch.Tensor,
+    widths: Sequence[int],
+) -> Reconstruction:
+    """The same for every prefix of the features; see `Reconstruction`."""
+    errors_MBD = torch.stack(
+        [
+            decode(codes, value_N * (codes.feature_N < width), W_dec_FD) - target_BD
+            for width in widths
+        ]
+    )
+    error_MB = errors_MBD.square().sum(2)
+    scaled_MBD = errors_MBD.mul_(scale_B.unsqueeze(1))
+    gradient_MBD = scaled_MBD.flip(0).cumsum(0).flip(0)
+    code_gradient_N = torch.zeros_like(value_N)
+    least = 0
+    for gradient_BD, width in zip(gradient_MBD, widths, strict=True):
+        own_N = (codes.feature_N >= least) & (codes.feature_N < width)
+        code_gradient_N += own_N * gather_dot(codes, gradient_BD, W_dec_FD)
+        least = width
+    return Reconstruction(error_MB, gradient_MBD, code_gradient_N)
+
+
+def group(codes: SparseCodes) -> FeatureMajor:
+    """The pairs by feature."""
+    key = codes.feature_N
+    order_N = torch.sort(
+        key.to(torch.int16) if codes.d_sae <= 1 << 15 else key, stable=True
+    ).indices
+    offset_F = torch.zeros(codes.d_sae + 1, dtype=torch.int32)
+    counts_F = torch.bincount(key, minlength=codes.d_sae)
+    torch.cumsum(counts_F, 0, dtype=torch.int32, out=offset_F[1:])
+    row_N = codes.row_N.index_select(0, order_N)
+    return FeatureMajor(offset_F, order_N.int(), row_N.int())
+
+
+def accumulate(
+    groups: FeatureMajor,
+    coefficient_N: torch.Tensor,
+    rows_BD: torch.Tensor,
+    shift_F: torch.Tensor | None,
+    out_FD: torch.Tensor,
+) -> torch.Tensor:
+    """`out[f] = sum over f's pairs of coefficient rows[row + shift_F[f]]`; returns the sums [F]."""
+    sorted_N = coefficient_N.index_select(0, groups.order_N)
+    counts_F = groups.offset_F.diff()
+    row_N = groups.row_N
+    if shift_F is not None:
+        row_N = row_N + torch.repeat_interleave(shift_F, counts_F)
+    out_FD.copy_(
+        functional.embedding_bag(
+            row_N, rows_BD, groups.offset_F[:-1], per_sample_weights=sorted_N, mode="sum"
+        )
+    )
+    feature_N = torch.repeat_interleave(torch.arange(len(counts_F)), counts_F)
+    sums_F = torch.zeros(len(counts_F), dtype=torch.float64)
+    return sums_F.index_add_(0, feature_N, sorted_N.double()).to(coefficient_N.dtype)

@@ -1,0 +1,235 @@
+"""One SAE with its optimizer: turns batches of raw rows into better weights.
+
+A step whose loss or gradient is not finite changes nothing and is counted. When steps keep failing,
+or an update made a weight infinite, the SAE goes back to its last good state and says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import torch
+
+from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.architectures.by_name import build_sae
+from asys_bench.sae.architectures.data_start import FIT_ROWS
+from asys_bench.sae.architectures.scaling import InputScaling, PairScaling, RowScaling
+from asys_bench.sae.architectures.step import StepContext, StepResult
+from asys_bench.sae.checkpoint.state import StateDict, number_of, pick, put, tensor_of
+from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.kernels.sparse_kernels import SparseKernels
+from asys_bench.sae.training.dead_features import DeadFeatures
+from asys_bench.sae.training.geometric_median import geometric_median
+from asys_bench.sae.training.resampling import resample_, round_after
+from asys_bench.sae.training.row_adam import RowAdam
+from asys_bench.sae.training.schedule import rate_at, settling
+from asys_bench.sae.training.sparsity_controller import SparsityController
+
+RESCALE_BEYOND = 1.05
+"""`normalize: norm`: the scale follows the normaliser once they differ by this factor."""
+MEDIAN_ROWS = 8192
+log = logging.getLogger(__name__)
+
+
+class Learner:
+    """Weights, Adam, schedules and dead-feature care of one SAE. Deterministic on one machine.
+
+    d_out: width of a transcoder's target; None for autoencoders.
+    """
+
+    def __init__(self, config: SAEConfig, d_in: int, d_out: int | None = None) -> None:
+        self.config = config
+        self.sae: SparseAutoencoder = build_sae(config, d_in, d_out)
+        identity = InputScaling.identity(d_in)
+        self.scaling: RowScaling = (
+            identity if d_out is None else PairScaling(identity, InputScaling.identity(d_out))
+        )
+        """From raw rows to what the SAE works on."""
+        self.steps = 0
+        """Steps taken; a rollback does not lower it."""
+        self.steps_skipped = 0
+        self.rollbacks = 0
+        self.features_resampled = 0
+        self.dead = DeadFeatures(self.sae.d_sae, config.dead_after_rows)
+        self.controller = SparsityController(config)
+        self.kernels = SparseKernels(config.work_threads, rough=config.rough_products)
+        self.adam = RowAdam(self.sae, self.kernels)
+        self._generator = torch.Generator().manual_seed(config.seed ^ 0x5AE)
+        self._skipped_in_a_row = 0
+        self._next_round = round_after(0, config.resample_every_steps)
+        self._good: StateDict = {}
+
+    @torch.no_grad()
+    def start(self, rows_ND: torch.Tensor, scaling: RowScaling) -> None:
+        """Set the input scaling, put b_dec at the geometric median of the first raw rows' target,
+        features at rows, and let the architecture choose the rest of its start from them."""
+        self.scaling = scaling
+        sae, first = self.sae, slice(MEDIAN_ROWS)
+        x_ND, target_ND = sae.split(scaling.apply(rows_ND[: max(MEDIAN_ROWS, 2 * sae.d_sae)]))
+        sae.b_dec.copy_(geometric_median(target_ND[first]))
+        if self.config.start == "rows":
+            sae.start_directions_(x_ND, target_ND, self._generator)
+        sae.start_(x_ND[first], target_ND[first])
+        if self.config.start == "rows":
+            sae.fit_encoder_scale_(x_ND[:FIT_ROWS], target_ND[:FIT_ROWS])
+
+    def follow(self, scaling: RowScaling) -> None:
+        """Adopt the scaling of an input that has drifted.
+
+        `std`: the weights stay as they are in the SAE's units, so the function moves and shrinks
+        with the data. A host's layer can saturate within seconds (seen: variance / 60,000, mean
+        moved by hundreds of the new standard deviations); Adam would need 1e5 steps to follow.
+        `norm`: the function of raw rows stays.
+        """
+        if self.config.normalize == "std":
+            self.scaling = scaling
+            return
+        ratio = scaling.scale / self.scaling.scale
+        if math.isfinite(ratio) and not 1 / RESCALE_BEYOND <= ratio <= RESCALE_BEYOND:
+            self.sae.rescale_(ratio)
+            self.scaling = scaling
+
+    @property
+    def sparsity_coefficient(self) -> float:
+        return self.controller.coefficient(self.steps)
+
+    @property
+    def learning_rate(self) -> float:
+        return rate_at(self.config, self.sae.d_sae, self.steps)
+
+    @torch.no_grad()
+    def step(self, rows_BD: torch.Tensor, weight_B: torch.Tensor) -> StepResult | None:
+        """One optimizer step on raw rows; None when it was skipped."""
+        if not self._good:
+            self.mark_good()
+        center_D, scale_D = self.scaling.columns
+        scaled_BD = self.kernels.affine(rows_BD, center_D, scale_D, name="scaled")
+        x_BD, target_BD = self.sae.split(scaled_BD)
+        policy = self.config.resolved_dead_policy
+        revive = policy == "auxk" and self.dead.count > 0 and self.config.aux_k_coefficient > 0
+        context = StepContext(
+            weight_B=None if bool((weight_B == weight_B[0]).all()) else weight_B,
+            dead_F=self.dead.indices() if revive else None,
+            sparsity_coefficient=self.sparsity_coefficient,
+            target_BD=None if target_BD is x_BD else target_BD,
+            kernels=self.kernels,
+        )
+        result = self.sae.training_step(x_BD, context)
+        norm = self.adam.gradient_norm() if math.isfinite(result.loss) else math.nan
+        if not math.isfinite(norm):
+            self._skip()
+            return None
+        limit = self.config.gradient_clip_norm
+        clip = limit / norm if limit is not None and norm > limit else 1.0
+        if not self.adam.step(self.learning_rate, clip):
+            self.steps_skipped += 1
+            self._roll_back("an update made weights non-finite")
+            return None
+        self._skipped_in_a_row = 0
+        self.sae.after_step_(result)
+        self.dead.update(result.fired_F, len(x_BD))
+        self.controller.observe(self.steps, float(result.fired_F.sum()) / len(x_BD))
+        self.steps += 1
+        if policy == "resample" and self.steps >= self._next_round:
+            self._resample(x_BD, target_BD, result)
+        if self.steps % self.config.good_state_steps == 0:
+            self.mark_good()
+        return result
+
+    def _resample(self, x_BD: torch.Tensor, target_BD: torch.Tensor, result: StepResult) -> None:
+        self._next_round = round_after(self.steps, self.config.resample_every_steps)
+        if self.dead.count and not settling(self.config, self.steps):
+            revived = resample_(
+                self.sae,
+                self.adam,
+                self.dead.indices(),
+                x_BD,
+                target_BD,
+                result.error_B,
+                self._generator,
+            )
+            self.dead.revive(revived)
+            self.features_resampled += len(revived)
+
+    def mark_good(self) -> None:
+        """Remember this state as one to go back to. Costs a copy of weights and moments."""
+        self._good = {
+            name: value.clone() if isinstance(value, torch.Tensor) else value
+            for name, value in self._weights_state().items()
+        }
+
+    def _skip(self) -> None:
+        self.steps_skipped += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= self.config.rollback_after_skips:
+            self._roll_back(f"{self._skipped_in_a_row} steps in a row had no finite gradient")
+
+    def _roll_back(self, reason: str) -> None:
+        self._load_weights(self._good)
+        self._skipped_in_a_row = 0
+        self.rollbacks += 1
+        log.warning(
+            "%s: back to the state of Adam step %d (rollback %d, at step %d)",
+            reason,
+            self.adam.steps,
+            self.rollbacks,
+            self.steps,
+        )
+
+    def _weights_state(self) -> StateDict:
+        """What a step changes: weights, moments, dead features, controller."""
+        state: StateDict = {f"sae.{k}": v for k, v in self.sae.state_dict().items()}
+        put(state, "adam", self.adam.state_dict())
+        put(state, "dead", self.dead.state_dict())
+        put(state, "controller", self.controller.state_dict())
+        return state
+
+    @torch.no_grad()
+    def _load_weights(self, state: StateDict) -> None:
+        for name, tensor in self.sae.state_dict().items():
+            tensor.copy_(tensor_of(state, f"sae.{name}"))
+        self.adam.load_state_dict(pick(state, "adam"))
+        self.dead.load_state_dict(pick(state, "dead"))
+        self.controller.load_state_dict(pick(state, "controller"))
+
+    def state_dict(self) -> StateDict:
+        state: StateDict = {
+            "steps": self.steps,
+            "steps_skipped": self.steps_skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "rollbacks": self.rollbacks,
+            "features_resampled": self.features_resampled,
+            "rng": self._generator.get_state(),
+        }
+        for name, scaling in _scalings(self.scaling).items():
+            state[f"scale{name}"], state[f"center{name}"] = scaling.scale, scaling.center_D
+        return state | self._weights_state()
+
+    @torch.no_grad()
+    def load_state_dict(self, state: StateDict) -> None:
+        """Raises ValueError (missing entry) or RuntimeError (wrong shape)."""
+        self._load_weights(state)
+        parts = {
+            name: InputScaling(
+                number_of(state, f"scale{name}"), tensor_of(state, f"center{name}").clone()
+            )
+            for name in _scalings(self.scaling)
+        }
+        self.scaling = parts[""] if len(parts) == 1 else PairScaling(parts[""], parts["_out"])
+        self.steps = int(number_of(state, "steps"))
+        self._next_round = round_after(self.steps, self.config.resample_every_steps)
+        self.steps_skipped = int(number_of(state, "steps_skipped"))
+        self._skipped_in_a_row = int(number_of(state, "skipped_in_a_row"))
+        self.rollbacks = int(number_of(state, "rollbacks"))
+        self.features_resampled = int(number_of(state, "features_resampled"))
+        self._generator.set_state(tensor_of(state, "rng"))
+        self.mark_good()
+
+
+def _scalings(scaling: RowScaling) -> dict[str, InputScaling]:
+    """The scalings that a state keeps, by the suffix of their entries."""
+    if isinstance(scaling, PairScaling):
+        return {"": scaling.input, "_out": scaling.output}
+    assert isinstance(scaling, InputScaling)
+    return {"": scaling}

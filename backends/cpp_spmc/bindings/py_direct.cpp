@@ -1,0 +1,265 @@
+// The Python type `DirectCapture`: the whole of a common hook call, the decision included.
+//
+// It goes by the cells that the general path (capture/capture.py) goes by, and holds the GIL from the
+// look at `locked` to its end, so that no other thread is in between. A call that is due to look at the
+// bus looks, and is done with that if the bus is as calm as the general path said; when it is not, and
+// whatever else this does not know, it leaves to the general path untouched.
+#include <cstddef>
+#include <cstring>
+
+#include "py_capture.hpp"
+
+#include <structmember.h>
+
+namespace spmc::py {
+namespace {
+
+// contracts/capture_port.py: STATE_*, CLOCK_* and BUDGET_*.
+enum State { kOff, kSeen, kCallIndex, kCountdown, kRate, kCalm, kCalmLooks, kStateCells };
+enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kOwner, kClockCells };
+enum Budget { kDueNs, kOffered, kDebt, kTop, kBudgetCells };
+constexpr long kNoBackward = -1;
+constexpr std::int64_t kCallsBetweenLooks = 16;  // contracts/capture_port.py
+
+struct DirectObject {
+  PyObject_HEAD
+  vectorcallfunc call;
+  PortObject* port;
+  Py_buffer state_view, clock_view, budget_view;
+  std::int64_t *state, *sampled_out, *skipped;
+  const std::int64_t* clock;
+  double* budget;  // nullptr without one
+  PyObject *random, *locked, *graph_task;
+};
+
+PyTypeObject* direct_type = nullptr;
+
+bool is_locked(const DirectObject& self) {
+  PyObject* answer = PyObject_CallNoArgs(self.locked);
+  const bool locked = answer != Py_False;
+  Py_XDECREF(answer);
+  return locked;
+}
+
+// Activation checkpointing runs the forward again inside of a backward pass.
+bool in_backward(const DirectObject& self) {
+  PyObject* answer = PyObject_CallNoArgs(self.graph_task);
+  const bool outside = answer != nullptr && PyLong_Check(answer) &&
+                       PyLong_AsLong(answer) == kNoBackward && PyErr_Occurred() == nullptr;
+  Py_XDECREF(answer);
+  return !outside;
+}
+
+// Whether the hook is on and nobody else is at work for it. May leave an error set.
+bool is_ready(const DirectObject& self) {
+  return self.port->producer != nullptr && self.state[kOff] == 0 && !in_backward(self) &&
+         !is_locked(self) && is_free(*self.port);
+}
+
+double rows_of(const TensorView& tensor) {
+  double rows = 1;
+  for (int i = 0; i + 1 < tensor.ndim; ++i) rows *= static_cast<double>(tensor.shape[i]);
+  return rows;
+}
+
+double double_of(std::int64_t cell) {
+  double value;
+  std::memcpy(&value, &cell, sizeof value);
+  return value;
+}
+
+// The look at the bus that is due. The producer is idle.
+bool is_calm(DirectObject& self) {
+  std::int64_t* state = self.state;
+  if (state[kCalmLooks] <= 0) return false;
+  const double calm = double_of(state[kCalm]);
+  if (calm < 0 || (calm < 1 && self.port->producer->core->fill_ratio() > calm)) return false;
+  --state[kCalmLooks];
+  state[kCountdown] = kCallsBetweenLooks + 1;
+  return true;
+}
+
+int decide_and_deliver(DirectObject& self, PyObject* output) {
+  const u64 started = monotonic_ns();
+  std::int64_t* state = self.state;
+  TensorView tensor;
+  double* budget = self.budget;
+  if ((budget != nullptr && static_cast<double>(started) >= budget[kDueNs]) ||
+      !takes(output, tensor) || !is_ready(self))
+    return kNotMine;
+  const std::int64_t* clock = self.clock;
+  if (clock[kOwner] != static_cast<std::int64_t>(PyThread_get_thread_ident())) return kNotMine;
+  if (state[kCountdown] <= 1 && !is_calm(self)) return kNotMine;
+
+  if (state[kSeen] == clock[kSerial]) {
+    ++state[kCallIndex];
+  } else {
+    state[kSeen] = clock[kSerial];
+    state[kCallIndex] = 0;
+  }
+  const double rows = budget != nullptr ? rows_of(tensor) : 0;
+  if (budget != nullptr) {
+    budget[kOffered] += rows;
+    if (rows > budget[kTop]) budget[kTop] = rows;
+  }
+  --state[kCountdown];
+  const double rate = double_of(state[kRate]);
+  if (rate < 1.0) {
+    PyObject* drawn = PyObject_CallNoArgs(self.random);
+    const double value = drawn != nullptr ? PyFloat_AsDouble(drawn) : -1.0;
+    Py_XDECREF(drawn);
+    if (PyErr_Occurred() != nullptr) return kNotMine;
+    if (value >= rate) {
+      *self.port->cells.calls += 1;
+      *self.sampled_out += 1;
+      return kAccepted;
+    }
+  }
+  const Tags tags{static_cast<u64>(clock[kStep]),       static_cast<u64>(clock[kVersion]),
+                  static_cast<u32>(state[kCallIndex]),  static_cast<u16>(clock[kMicrobatch]),
+                  static_cast<u32>(clock[kPosition]),   static_cast<float>(rate)};
+  const int outcome = deliver(*self.port, tensor, tags, started);
+  if (budget != nullptr && outcome == kAccepted) budget[kDebt] += rows;
+  return outcome;
+}
+
+// (what the module returned)
+PyObject* capture(PyObject* object, PyObject* const* args, std::size_t flags, PyObject* names) {
+  if (PyVectorcall_NARGS(flags) != 1 || names != nullptr) {
+    PyErr_SetString(PyExc_TypeError, "needs what the module returned");
+    return nullptr;
+  }
+  return PyLong_FromLong(capture_directly(object, args[0]));
+}
+
+void direct_dealloc(PyObject* object) {
+  auto* self = reinterpret_cast<DirectObject*>(object);
+  PyTypeObject* type = Py_TYPE(object);
+  PyBuffer_Release(&self->state_view);
+  PyBuffer_Release(&self->clock_view);
+  PyBuffer_Release(&self->budget_view);
+  Py_DECREF(self->port);
+  Py_XDECREF(self->random);
+  Py_XDECREF(self->locked);
+  Py_XDECREF(self->graph_task);
+  type->tp_free(object);
+  Py_DECREF(type);
+}
+
+// The memory of `decision`'s attribute `name`; None leaves `view` empty. False: an error is set.
+bool view_of(PyObject* decision, const char* name, int cells, int access, Py_buffer& view) {
+  PyObject* memory = PyObject_GetAttrString(decision, name);
+  if (memory == nullptr) return false;
+  if (memory == Py_None) {
+    Py_DECREF(memory);
+    return true;
+  }
+  const int failed = PyObject_GetBuffer(memory, &view, access);
+  Py_DECREF(memory);
+  if (failed != 0) {
+    view = {};
+    return false;
+  }
+  if (view.len < static_cast<Py_ssize_t>(cells) * 8) {
+    PyErr_Format(contract.bus_error, "%s holds %zd bytes and needs %d", name, view.len, cells * 8);
+    return false;
+  }
+  return true;
+}
+
+u64 index_of(PyObject* decision, const char* name) {
+  PyObject* number = PyObject_GetAttrString(decision, name);
+  const u64 index = number != nullptr ? PyLong_AsUnsignedLongLong(number) : 0;
+  Py_XDECREF(number);
+  return index;
+}
+
+bool given(const Py_buffer& view, const char* name) {
+  if (view.buf == nullptr) PyErr_Format(contract.bus_error, "%s is None", name);
+  return view.buf != nullptr;
+}
+
+PyMemberDef direct_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(DirectObject, call), READONLY, nullptr}, {}};
+PyType_Slot direct_slots[] = {{Py_tp_members, direct_members},
+                              {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
+                              {Py_tp_dealloc, reinterpret_cast<void*>(direct_dealloc)},
+                              {0, nullptr}};
+PyType_Spec direct_spec = {"asys_bench.backends.cpp_spmc._spmc.DirectCapture",
+                           sizeof(DirectObject), 0,
+                           Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION |
+                               Py_TPFLAGS_HAVE_VECTORCALL,
+                           direct_slots};
+
+}  // namespace
+
+bool is_direct_capture(PyObject* object) { return Py_IS_TYPE(object, direct_type); }
+
+int capture_directly(PyObject* object, PyObject* output) {
+  int outcome = kNotMine;
+  try {
+    outcome = decide_and_deliver(*reinterpret_cast<DirectObject*>(object), output);
+  } catch (const Error&) {
+    outcome = kNotMine;  // the general path meets the same error and says it
+  }
+  PyErr_Clear();
+  return outcome;
+}
+
+int skip_directly(PyObject* object) {
+  DirectObject& self = *reinterpret_cast<DirectObject*>(object);
+  const bool ready = is_ready(self);
+  PyErr_Clear();
+  if (!ready) return kNotMine;
+  *self.port->cells.calls += 1;
+  *self.skipped += 1;
+  return kAccepted;
+}
+
+PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
+  auto* port = reinterpret_cast<PortObject*>(object);
+  if (port->producer == nullptr) {
+    PyErr_SetString(contract.bus_error, "the capture port is closed");
+    return nullptr;
+  }
+  auto* self = PyObject_New(DirectObject, direct_type);
+  if (self == nullptr) return nullptr;
+  Py_INCREF(object);
+  self->call = capture;
+  self->port = port;
+  self->state_view = self->clock_view = self->budget_view = {};
+  self->random = PyObject_GetAttrString(decision, "random");
+  self->locked = PyObject_GetAttrString(decision, "locked");
+  self->graph_task = PyObject_GetAttrString(decision, "graph_task");
+  const u64 sampled_out = index_of(decision, "sampled_out");
+  const u64 skipped = index_of(decision, "skipped");
+  const bool complete = self->random != nullptr && self->locked != nullptr &&
+                        self->graph_task != nullptr && PyErr_Occurred() == nullptr &&
+                        view_of(decision, "state", kStateCells, PyBUF_WRITABLE, self->state_view) &&
+                        view_of(decision, "clock", kClockCells, PyBUF_SIMPLE, self->clock_view) &&
+                        view_of(decision, "budget", kBudgetCells, PyBUF_WRITABLE,
+                                self->budget_view) &&
+                        given(self->state_view, "state") && given(self->clock_view, "clock");
+  const u64 cells = static_cast<u64>(port->cells.view.len) / 8;
+  if (!complete || sampled_out >= cells || skipped >= cells) {
+    if (complete)
+      PyErr_Format(contract.bus_error, "%s lies outside the stats page",
+                   skipped >= cells ? "skipped" : "sampled_out");
+    Py_DECREF(self);
+    return nullptr;
+  }
+  self->state = static_cast<std::int64_t*>(self->state_view.buf);
+  self->clock = static_cast<const std::int64_t*>(self->clock_view.buf);
+  self->budget = static_cast<double*>(self->budget_view.buf);
+  auto* page = static_cast<std::int64_t*>(port->cells.view.buf);
+  self->sampled_out = page + sampled_out;
+  self->skipped = page + skipped;
+  return reinterpret_cast<PyObject*>(self);
+}
+
+bool add_direct_type(PyObject* module) {
+  direct_type = reinterpret_cast<PyTypeObject*>(PyType_FromSpec(&direct_spec));
+  return direct_type != nullptr && PyModule_AddType(module, direct_type) == 0;
+}
+
+}  // namespace spmc::py

@@ -1,0 +1,85 @@
+"""A paused observation captures nothing, counts what it leaves out, and counts no steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from asys_bench.capture.hooks.root_hook import ForwardCalls
+from asys_bench.capture.tags.clock import StepClock
+from asys_bench.contracts.stats import StatsPage
+
+
+@pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc"])
+@pytest.mark.parametrize("capture", ["activation", "input", "gradient", "input_gradient"])
+@pytest.mark.parametrize("phase", ["any", "train"])
+def test_every_kind_of_hook_skips_and_counts_the_calls_of_a_pause(rig, backend, capture, phase):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    observed = rig(model, {"match": "1", "capture": capture, "phase": phase}, backend=backend)
+    for step, paused in enumerate((False, True, True, False)):
+        observed.hooker.pause(paused)
+        model(torch.full((step + 1, 3), 1.0)).sum().backward()
+    name = observed.points[0].name
+    assert [p.tensor.shape[0] for p in observed.packets()] == [1, 4]
+    assert (observed.value("calls", name), observed.value("skipped", name)) == (4, 2)
+    assert observed.is_accounted_for(name)
+
+
+def test_a_gradient_comes_though_its_backward_pass_is_in_a_pause(rig):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    observed = rig(model, {"match": "0", "capture": "gradient"})
+    loss = model(torch.ones(2, 3)).sum()
+    observed.hooker.pause(True)
+    loss.backward()
+    assert [p.tensor.shape[0] for p in observed.packets()] == [2]
+
+
+def test_a_pause_switches_nothing_on(rig):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    observed = rig(model, {"match": "0"})
+    (stream,) = observed.hooker._streams
+    stream.fail(RuntimeError("broken"))
+    observed.hooker.pause(True)
+    observed.hooker.pause(False)
+    model(torch.ones(2, 3))
+    assert stream.off
+    assert observed.value("calls", "0") == 0
+
+
+@pytest.fixture
+def clock():
+    page = StatsPage.create(["host"])
+    yield StepClock(page.slot("host"), 40)
+    page.close()
+
+
+def test_calls_in_a_pause_are_neither_steps_nor_microbatches(clock):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    calls = ForwardCalls(clock, [net])
+    calls.attach_begin()
+    calls.attach_end()
+    clock.count_calls()
+    for paused in (False, True, True, False):
+        clock.paused = paused
+        net(torch.ones(1, 3))
+        clock.forward_started()
+    clock.end_counting()
+    assert (clock.host_step, clock.steps_made) == (42, 2)
+    clock.paused = True
+    clock.forward_started()
+    clock.forward_started()
+    assert clock.microbatch == 0
+
+
+def test_a_clock_starts_at_the_hosts_step_and_goes_to_those_that_it_names(clock):
+    assert clock.tags[0] == 40
+    assert clock.steps_made == 0
+    tags = clock.tags
+    clock.step_to(40)
+    assert clock.tags is tags
+    clock.forward_started()
+    clock.forward_started()
+    clock.step_to(43)
+    assert clock.tags[:3] == (43, 0, 0)
+    clock.step(2)
+    assert (clock.host_step, clock.steps_made) == (45, 5)

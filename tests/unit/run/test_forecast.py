@@ -1,0 +1,99 @@
+"""What a run is forecast to take, and what is refused before a worker dies of it."""
+
+import pytest
+
+from asys_bench.config import load_config
+from asys_bench.run import forecast
+from asys_bench.run.forecast import (
+    RunForecast,
+    forecast_saes,
+    sae_configs,
+    shortage,
+    size_text,
+)
+
+OWN = (  # whatever the profile has
+    "sinks.trainer.options.sae.dtype=float32",
+    "sinks.trainer.options.sae.d_sae=null",
+    "sinks.trainer.options.sae.expansion_factor=8",
+    "sinks.trainer.options.sae.buffer_rows=32768",
+    "sinks.trainer.options.sae.batch_rows=1024",
+    "sinks.trainer.options.sae.held_out_rows=4096",
+    "sinks.trainer.options.sae.k=16",
+)
+
+
+def config(*sets):
+    sets = (*OWN, *sets)
+    return load_config("profile_consumer.yaml", sets, {}).config
+
+
+def test_each_sae_of_a_hook_is_forecast_with_its_sizes():
+    found = forecast_saes(config(), {"a": 64, "b": 2})
+    assert [str(f) for f in found] == [
+        "a: d_in 64, d_sae 512, 12.7 MiB of memory, 10.9 MiB per checkpoint",
+        "b: d_in 2, d_sae 16, 1.2 MiB of memory, 1.2 MiB per checkpoint",
+    ]
+
+
+def test_a_k_that_only_the_width_of_the_rows_shows_to_be_too_large_is_a_misfit():
+    (found,) = forecast_saes(config("sinks.trainer.options.sae.k=2000"), {"a": 64})
+    assert found.size is None
+    assert found.misfit == "k 2000 is more than d_sae 512 (d_in 64); lower k or raise d_sae"
+
+
+def test_overrides_that_meet_on_one_hook_and_do_not_go_together_are_a_misfit():
+    sets = ('sinks.trainer.options.overrides={"a*": {"d_sae": 16, "k": 2}, "*b": {"k": 40}}',)
+    (problem,) = RunForecast(config(*sets), ["ab", "ac"]).problems
+    assert problem == "the SAE of hook 'ab': k 40 is more than d_sae 16"
+
+
+def test_an_sae_larger_than_the_machine_is_a_misfit_in_gib(monkeypatch):
+    monkeypatch.setattr(forecast, "memory_limit_bytes", lambda: 4 << 30)
+    (found,) = forecast_saes(config(), {"a": 4096})
+    assert found.misfit.startswith(
+        "d_sae 32768 (d_in 4096) takes 7.63 GiB of memory, and this machine has 4.00 GiB"
+    )
+
+
+def test_saes_that_exceed_what_is_free_are_one_warning(monkeypatch):
+    monkeypatch.setattr(forecast, "memory_available_bytes", lambda: 20 << 20)
+    run = config()
+    assert shortage(forecast_saes(run, {"a": 64})) is None
+    message = shortage(forecast_saes(run, {"a": 64, "b": 64}))
+    assert message.startswith("the SAEs will take 25.3 MiB of memory and 20.0 MiB are free")
+
+
+def test_a_hook_that_the_sink_does_not_get_has_no_sae():
+    assert sae_configs(config("sinks.trainer.hooks=[b]"), "a") == {}
+
+
+def test_a_transcoder_is_forecast_once_both_widths_are_known():
+    sets = (
+        'sinks.trainer.options.transcoders=[{"input": "a", "output": "b"}]',
+        "sinks.trainer.options.plain_saes=false",
+    )
+    assert forecast_saes(config(*sets), {"a": 8}) == []
+    (found,) = forecast_saes(config(*sets), {"a": 8, "b": 4})
+    assert (found.label, found.size.d_in, found.size.d_out) == ("a->b", 8, 4)
+
+
+@pytest.mark.parametrize(
+    ("n", "text"),
+    [(12.3 * 2**20, "12.3 MiB"), (7.63 * 2**30, "7.63 GiB"), (300 * 2**30, "300 GiB")],
+)
+def test_sizes_are_binary(n, text):
+    assert size_text(n) == text
+
+
+@pytest.mark.parametrize(
+    ("limit", "use"),
+    [("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")],
+)
+def test_what_is_free_is_no_more_than_the_cgroup_of_either_version_leaves(
+    tmp_path, monkeypatch, limit, use
+):
+    monkeypatch.setattr(forecast, "cgroup_folders", lambda: [tmp_path])
+    (tmp_path / limit).write_text(f"{300 << 10}\n")
+    (tmp_path / use).write_text(f"{100 << 10}\n")
+    assert forecast.memory_available_bytes() == 200 << 10
