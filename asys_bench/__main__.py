@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _script_sets(words: list[str]) -> list[str]:
     """The script as overrides of the configuration; its host keeps its own number of threads."""
-    from asys_bench.config.assignment import assignment
+    from asys_bench.config.paths import assignment
 
     is_module = words[0] == "-m"
     name, args = (words[1], words[2:]) if is_module else (words[0], words[1:])

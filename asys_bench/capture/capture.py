@@ -27,13 +27,18 @@ from typing import NamedTuple
 
 import torch
 
-from asys_bench.capture.hook_stream import HookStream
-from asys_bench.capture.host_state import is_bare, undisturbed, unwatched
+from asys_bench.capture.hook_stream import HookStream, Writer
+from asys_bench.capture.host_state import (
+    is_bare,
+    is_plain,
+    plain,
+    undisturbed,
+    unreadable,
+    unwatched,
+)
 from asys_bench.capture.offload import Offload
 from asys_bench.capture.points.rows import seen_as_rows
-from asys_bench.capture.readability import is_plain, plain, unreadable
 from asys_bench.capture.tags.clock import StepClock, Tags
-from asys_bench.capture.writer import Writer
 from asys_bench.contracts.bus import DropReason
 from asys_bench.contracts.capture_port import (
     CALLS_BETWEEN_LOOKS,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from asys_bench.capture.backpressure import FillController
 from asys_bench.capture.hooks import graph_op
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.capture.points.selection import describe, parse_path
-from asys_bench.capture.row_budget import RowBudget
-from asys_bench.capture.writer import Writer
+from asys_bench.capture.sampling import FillController, RowBudget
+from asys_bench.contracts.bus import BaseDataBus
 from asys_bench.contracts.capture_port import (
     OFF_DIRECT,
     OFF_NOTHING,
@@ -28,6 +28,32 @@ from asys_bench.contracts.capture_port import (
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
+
+# Writer: the bus's side of the hooks. All hooks of a host process share one shard and one lock.
+
+_CONTENTION_S = 0.05
+
+
+class Writer:
+    """The producer of shard 0, and the lock of everybody who writes to it or counts for a hook.
+
+    A host may call its model from several threads (or DataParallel may): a shard has one writer.
+
+    lock: held for as long as a packet is copied.
+    patience_s: how long a thread waits for it before it drops its packet. It is never reached but by
+        a signal handler that runs the model in the middle of one of our captures.
+    block_timeout_s: longest wait for room (`on_full: block`); 0.0 never waits.
+    adapts: the sampling rate follows the bus (`on_full: sample`).
+    """
+
+    def __init__(self, bus: BaseDataBus, on_full: str, block_timeout_s: float) -> None:
+        self.bus = bus
+        self.producer = bus.producer(0)
+        self.lock = threading.Lock()
+        self.block_timeout_s = block_timeout_s if on_full == "block" else 0.0
+        self.adapts = on_full == "sample"
+        self.patience_s = _CONTENTION_S + self.block_timeout_s
+
 
 FAILURES_IN_A_ROW = 16
 """A hook whose calls fail this often, with no capture between them, switches itself off."""

@@ -20,10 +20,9 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from asys_bench.capture.capture import Capture, build_capture, not_direct
-from asys_bench.capture.hook_stream import HookStream
+from asys_bench.capture.hook_stream import HookStream, Writer
 from asys_bench.capture.hooks import graph_op
 from asys_bench.capture.hooks.gradient_hooks import OutputGradientHook, ParameterGradientHook
-from asys_bench.capture.hooks.inert import LiveHook
 from asys_bench.capture.hooks.input_gradient import InputGradientHook
 from asys_bench.capture.hooks.module_hooks import (
     InputHook,
@@ -31,7 +30,7 @@ from asys_bench.capture.hooks.module_hooks import (
     TextInputHook,
     TextOutputHook,
 )
-from asys_bench.capture.hooks.own_hooks import keep_out, remove_hooks
+from asys_bench.capture.hooks.own_hooks import LiveHook, keep_out, remove_hooks
 from asys_bench.capture.hooks.root_hook import ForwardCalls
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.offload import Offload
@@ -40,8 +39,7 @@ from asys_bench.capture.silent_hooks import SilentHooks
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.text_inputs import TextInputs
 from asys_bench.capture.tags.token_places import TokenPlaces
-from asys_bench.capture.writer import Writer
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.bus import BaseDataBus
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.preprocessor import Preprocessor

@@ -13,8 +13,11 @@ from torch._C import (
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
+
+from asys_bench.contracts.packet import DTYPE_CODE, MAX_DIM, MAX_NDIM
+from asys_bench.contracts.tensor_memory import memory_fault
 
 
 def is_bare() -> bool:
@@ -80,3 +83,70 @@ def _unwatched() -> Iterator[None]:
             torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
             stack.callback(torch._C._set_tracing_state, tracing)  # type: ignore[attr-defined]
         yield
+
+
+# Whether a tensor has bytes that a hook can copy.
+
+TRANSFORMED = "tensors inside a functorch transform (grad, vmap) cannot be read"
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+_PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
+
+
+def unreadable(tensor: torch.Tensor) -> str | None:
+    """Why there is nothing to copy, or None.
+
+    Tensors of a tracer (fake, functional), of a functorch transform, of a distributed layout or
+    without storage are legal in a model; a hook passes them by. Every hook asks here before it reads
+    (the compiled path, `view_tensor` of py_packet.cpp, asks the same and leaves the rest to this).
+    """
+    kind = type(tensor)
+    if kind not in _PLAIN and kind.__torch_dispatch__ is not _PLAIN_DISPATCH:
+        return f"a {kind.__name__} holds no bytes of its own"
+    if is_transformed() or is_functorch_wrapped_tensor(tensor):
+        return TRANSFORMED
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return f"a {'nested' if tensor.is_nested else tensor.layout} tensor is not captured"
+    if tensor.is_meta:
+        return "a tensor on the meta device has no values"
+    if tensor.dtype not in DTYPE_CODE:
+        return f"packets cannot carry {tensor.dtype}"
+    if tensor.ndim > MAX_NDIM:
+        return f"packets carry tensors of at most {MAX_NDIM} dimensions"
+    if tensor.numel() > MAX_DIM and max(tensor.shape) > MAX_DIM:
+        return "packets carry dimensions below 2**32"
+    if tensor._is_zerotensor():
+        return "a zero of autograd's own has no memory"
+    return memory_fault(tensor) if tensor.is_cpu or tensor.is_cuda else None
+
+
+def readable(value: object) -> torch.Tensor | None:
+    """`value` where it is a tensor in host memory that may be read and computed with; else None."""
+    if type(value) is not torch.Tensor or not value.is_cpu or unreadable(value) is not None:
+        return None
+    return value
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Of its memory, to compare; 0 where it has none. Nobody may read there."""
+    return tensor.data_ptr() if unreadable(tensor) is None else 0
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a readable tensor's bytes, as they lie in host memory, are its values in order."""
+    return (
+        type(tensor) in _PLAIN
+        and tensor.is_contiguous()
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+    )
+
+
+def plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A readable tensor without autograd, subclass and lazy conjugation or negation; same values."""
+    tensor = tensor.detach()
+    if type(tensor) is not torch.Tensor:
+        tensor = tensor.as_subclass(torch.Tensor)
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    return tensor

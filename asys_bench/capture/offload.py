@@ -15,9 +15,8 @@ from typing import Protocol
 
 import torch
 
-from asys_bench.capture.hook_stream import HookStream
-from asys_bench.capture.writer import Writer
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.capture.hook_stream import HookStream, Writer
+from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, Preprocessor
 from asys_bench.contracts.stats import Slot

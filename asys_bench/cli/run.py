@@ -139,7 +139,7 @@ class _Command:
 
     def _run(self) -> int:
         from asys_bench.config import dump_yaml
-        from asys_bench.placement.crowding import crowding_of
+        from asys_bench.placement.needs import crowding_of
         from asys_bench.run.experiment import ExperimentPipeline
         from asys_bench.run.preflight import place_of
 
@@ -193,8 +193,7 @@ class _Command:
     ) -> None:
         from rich.console import Console
 
-        from asys_bench.reports.run_summary.document import write_json
-        from asys_bench.reports.run_summary.files import list_files
+        from asys_bench.reports.run_summary.document import list_files, write_json
         from asys_bench.reports.run_summary.summarise import summarise
         from asys_bench.reports.run_summary.terminal import render_terminal
         from asys_bench.run.summary import configured_l0
@@ -226,8 +225,7 @@ class _Command:
     def _with_report(self, summary: RunSummary, run_dir: Path) -> RunSummary:
         """The summary of a run whose report is written; as it was where that took too long."""
         from asys_bench.cli.commands.run_report import write_within
-        from asys_bench.reports.run_summary.document import write_json
-        from asys_bench.reports.run_summary.files import list_files
+        from asys_bench.reports.run_summary.document import list_files, write_json
 
         print("writing the report ...", flush=True)
         report = write_within(run_dir, REPORT_S)

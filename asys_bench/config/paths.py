@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from typing import Any
+
+import yaml
 
 Path = tuple[str | int, ...]
 
@@ -53,3 +56,17 @@ def parse_path(text: str) -> tuple[Path, str]:
     if not parts:
         raise ValueError(f"{text!r} does not start with a field path such as bus.backend")
     return tuple(parts), text[position:]
+
+
+# An override as text, from a field's path and a value: what `--set` would be given.
+
+
+def assignment(path: Path, value: Any) -> str:
+    """`path=value` that `load_config(..., sets=[...])` reads back as exactly this value.
+
+    value: plain data (None, numbers, text, lists, mappings).
+    """
+    text = yaml.safe_dump(
+        value, default_flow_style=True, width=1 << 16, allow_unicode=False, sort_keys=False
+    )
+    return f"{format_path(path)}={text.removesuffix('...' + chr(10)).strip()}"

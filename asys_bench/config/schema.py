@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
+import yaml
 from pydantic import BeforeValidator, Field, model_validator
 
-from asys_bench.config.sections.bus import BusConfig
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.document import parse_document
+from asys_bench.config.paths import format_path
+from asys_bench.config.problems import Origin
+from asys_bench.config.sections.bus import BusConfig, DeviceConfig
 from asys_bench.config.sections.hooks import HookConfig
-from asys_bench.config.sections.host import HostConfig
-from asys_bench.config.sections.monitors import MonitorConfig
 from asys_bench.config.sections.relations import violations
 from asys_bench.config.sections.resources import ResourcesConfig
-from asys_bench.config.sections.run import RunConfig, RunProfile
-from asys_bench.config.sections.section import EntryName, Section
-from asys_bench.config.sections.sinks import SinkConfig
-from asys_bench.config.sections.watchdog import WatchdogConfig
+from asys_bench.config.sections.run import EntryName, RunConfig, RunProfile, Section, WatchdogConfig
+from asys_bench.config.sections.sinks import HostConfig, MonitorConfig, SinkConfig
 
 SCHEMA_ID: Final = "asys.config/1"
 
@@ -83,3 +85,54 @@ class MasterConfig(Section):
     def to_plain(self) -> dict[str, Any]:
         """As plain JSON-able data, under the names that a file uses."""
         return self.model_dump(mode="json", by_alias=True)
+
+
+# A configuration as YAML text, and its fingerprint.
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """SafeDumper without anchors, with list items indented under their key."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def dump_yaml(config: MasterConfig, provenance: Mapping[str, Origin] | None = None) -> str:
+    """The whole configuration; loading the text gives an equal one.
+
+    With `provenance` each value ends in a comment saying where it came from.
+    """
+    text = yaml.dump(
+        config.to_plain(),
+        Dumper=_PlainDumper,
+        sort_keys=False,
+        allow_unicode=False,  # U+0085 and its like would come back as line breaks
+        default_flow_style=False,
+        width=1 << 16,
+    )
+    return text if provenance is None else _annotate(text, provenance)
+
+
+def config_sha256(config: MasterConfig) -> str:
+    """Hex SHA-256 of the resolved configuration; equal configurations have equal ones."""
+    canonical = json.dumps(config.to_plain(), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _annotate(text: str, provenance: Mapping[str, Origin]) -> str:
+    tree = parse_document(text, "dump")
+    lines = text.splitlines()
+    for path, node in tree.leaves() if tree is not None else ():
+        line = (node.origin.line or 1) - 1
+        if "\n" in str(node.content):  # a comment inside a multi-line value would become part of it
+            continue
+        origin = provenance.get(format_path(path))
+        lines[line] += f"  # {_one_line(origin) if origin is not None else 'default'}"
+    return "\n".join(lines) + "\n"
+
+
+def _one_line(origin: Origin) -> str:
+    return " ".join(str(origin).split())

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.stats import Slot
-from asys_bench.system.files.durability import Fsync
+from asys_bench.system.files.atomic import Fsync
 
 if TYPE_CHECKING:
     import torch

@@ -35,9 +35,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self
 
-from asys_bench.system.descriptor import Descriptor
-from asys_bench.system.files.private import private_memfd
-from asys_bench.system.mapping import map_shared
+from asys_bench.system.descriptor import Descriptor, map_shared
+from asys_bench.system.files.atomic import private_memfd
 from asys_bench.system.process import own_clock, start_time
 
 VERSION = 2

@@ -23,8 +23,8 @@ from asys_bench.harness.planning.contender import Contender
 from asys_bench.harness.planning.plan import seed_of
 from asys_bench.harness.planning.suite_file import LoadedSuite, load_suite
 from asys_bench.harness.plugins import metrics_of, scenario_plugin
-from asys_bench.harness.results.export import seconds_each
-from asys_bench.harness.results.words import Role, RoundStatus
+from asys_bench.harness.results.result_run import Role, RoundStatus
+from asys_bench.harness.results.store import seconds_each
 
 ROUNDS, REPEAT = 4, 3
 """asv processes, which alternate between the commits, and harness rounds in each. With fewer than

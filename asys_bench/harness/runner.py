@@ -17,9 +17,8 @@ from asys_bench.harness.judging.judge import CaseRecord, judge
 from asys_bench.harness.judging.outcome import conclude, power_notes
 from asys_bench.harness.measuring.environment import run_checks
 from asys_bench.harness.measuring.launch import Launcher, RoundEnd, launcher_for
-from asys_bench.harness.measuring.machine import capture_machine
+from asys_bench.harness.measuring.machine import build_hashes, capture_machine, commit
 from asys_bench.harness.measuring.noise import judge_noise
-from asys_bench.harness.measuring.provenance import build_hashes, commit
 from asys_bench.harness.planning.contender import Contender
 from asys_bench.harness.planning.plan import block_order, replacement_budget, seed_of
 from asys_bench.harness.planning.suite_file import LoadedSuite
@@ -35,8 +34,8 @@ from asys_bench.harness.results.result import (
     Subject,
     SuiteInfo,
 )
+from asys_bench.harness.results.result_run import CaseStatus, Level, Role, RoundStatus, Verdict
 from asys_bench.harness.results.store import RESULT_FILE, write_result
-from asys_bench.harness.results.words import CaseStatus, Level, Role, RoundStatus, Verdict
 from asys_bench.registry import PluginError
 
 

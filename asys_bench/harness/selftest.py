@@ -9,7 +9,7 @@ from pathlib import Path
 from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.progress import Progress, Silent
 from asys_bench.harness.results.result import Case, Result
-from asys_bench.harness.results.words import EXIT_FAIL, EXIT_INVALID, EXIT_PASS, CaseStatus
+from asys_bench.harness.results.result_run import EXIT_FAIL, EXIT_INVALID, EXIT_PASS, CaseStatus
 from asys_bench.harness.runner import SuiteRunner
 
 SUITE = "suites/selftest.yaml"

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from asys_bench.contracts.host import HostError
+from asys_bench.contracts.sink import Misfit
 
 
 def load_function(name: str, option: str) -> Callable[..., Any]:
@@ -33,3 +36,18 @@ def load_function(name: str, option: str) -> Callable[..., Any]:
         raise HostError(f"{option}: {name!r} is a {type(found).__name__}, not a function")
     function: Callable[..., Any] = found
     return function
+
+
+# Whether a torch device that options name is there.
+
+
+def device_misfits(name: str) -> Iterator[Misfit]:
+    """A device that torch does not know or this machine does not have; of an option `device`."""
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        yield Misfit(("device",), f"torch knows no such device: {reason}", name, "choose cpu")
+        return
+    if kind == "cuda" and not torch.cuda.is_available():
+        yield Misfit(("device",), "torch finds no CUDA device here", name, "choose cpu")

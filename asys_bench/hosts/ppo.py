@@ -24,7 +24,7 @@ from asys_bench.contracts.host import (
     HostResult,
 )
 from asys_bench.contracts.sink import Misfit
-from asys_bench.hosts.device_check import device_misfits
+from asys_bench.hosts.dotted_name import device_misfits
 from asys_bench.hosts.observation import OBSERVATION_FILE, observation_document
 
 if TYPE_CHECKING:

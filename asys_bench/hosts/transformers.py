@@ -26,9 +26,14 @@ from asys_bench.contracts.host import (
     HostResult,
 )
 from asys_bench.contracts.sink import Misfit
-from asys_bench.hosts.device_check import device_misfits
-from asys_bench.hosts.text_corpus import TextBatch, TextCorpus, files_of
-from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
+from asys_bench.hosts.dotted_name import device_misfits
+from asys_bench.hosts.text_corpus import (
+    VOCABULARY_FILE,
+    TextBatch,
+    TextCorpus,
+    files_of,
+    vocabulary_document,
+)
 
 _AUTO = {
     "encode": "AutoModel",

@@ -14,7 +14,6 @@ from rich.text import Text
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.figures import RunFigures, WorkerFigures
-from asys_bench.monitors.plain_line import reported_first
 from asys_bench.monitors.rates import per_second, quantiles, subtract
 from asys_bench.monitors.readable import (
     age_text,
@@ -26,6 +25,7 @@ from asys_bench.monitors.readable import (
     plural,
     rate_text,
     ratio_text,
+    reported_first,
     significant,
     tail_text,
 )

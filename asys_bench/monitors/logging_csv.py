@@ -28,13 +28,12 @@ from asys_bench.contracts.monitor import (
 )
 from asys_bench.contracts.stats import RunState
 from asys_bench.monitors.changes import Change, ChangeDetector
-from asys_bench.monitors.event_log import EventLog
+from asys_bench.monitors.event_log import EventLog, PausedOutputs
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.live_view import LiveModel, live_view
 from asys_bench.monitors.metrics_csv import MetricsCsv, rows_of
-from asys_bench.monitors.paused_outputs import PausedOutputs
-from asys_bench.monitors.plain_line import plain_line
 from asys_bench.monitors.rates import Window
+from asys_bench.monitors.readable import plain_line
 from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
 from asys_bench.monitors.tensorboard_files import MISSING, TensorBoardFiles, TorchWriter
 from asys_bench.system.files import reason_of

@@ -34,9 +34,8 @@ from typing import NamedTuple
 
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import HistogramSnapshot
-from asys_bench.monitors.published_account import PUBLISHED
 from asys_bench.monitors.rates import EMPTY_HISTOGRAM, quantiles, subtract
-from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
+from asys_bench.monitors.snapshot import PUBLISHED, MetricKey, RunSnapshot, SlotSnapshot
 from asys_bench.system.files.append_file import AppendFile
 
 COLUMNS = (

@@ -20,7 +20,7 @@ from asys_bench.config.document import RUN_CONFIG, read_run_config
 from asys_bench.config.node import Node
 from asys_bench.config.overrides import apply_sets
 from asys_bench.config.problems import ConfigError, Origin
-from asys_bench.config.sections.section import Integer, Section, Text, as_list
+from asys_bench.config.sections.run import Integer, Section, Text, as_list
 from asys_bench.config.sources import read_layers
 from asys_bench.contracts.names import TOKENS, matches
 from asys_bench.sae import SAEConfig

@@ -2,17 +2,123 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
-from collections.abc import Iterable
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from asys_bench.config.sections.resources import IoPriority
-from asys_bench.placement.numa import NumaError, prefer_node
 from asys_bench.placement.plan import Placement
 from asys_bench.system.cpu_lists import format_cpus
 from asys_bench.system.priority import yield_to_others
+
+# Memory policy of the calling thread: set_mempolicy(2) and get_mempolicy(2), which libc lacks.
+#
+# The policy is MPOL_PREFERRED: pages come from the node while it has any. MPOL_BIND was rejected: when
+# the node is full it ends the process by the OOM killer while other nodes have memory to spare.
+
+MPOL_DEFAULT, MPOL_PREFERRED = 0, 1
+_GENERIC = (237, 236)
+_NUMBERS = {
+    "x86_64": (238, 239),
+    "aarch64": _GENERIC,
+    "riscv64": _GENERIC,
+    "loongarch64": _GENERIC,
+    "ppc64le": (261, 260),
+}
+"""machine -> (set_mempolicy, get_mempolicy)."""
+_BITS = 1024
+_WORD = 8 * ctypes.sizeof(ctypes.c_ulong)
+_Mask = ctypes.c_ulong * (_BITS // _WORD)
+
+
+class NumaError(OSError):
+    """The kernel refused; the message says what it means here."""
+
+
+def prefer_node(node: int | None) -> None:
+    """Take this thread's new pages from `node` first; None returns to the default policy.
+
+    Raises:
+        NumaError: unknown node, a sandbox forbids it, or the kernel has no NUMA support.
+    """
+    if node is None:
+        _set(MPOL_DEFAULT, None)
+        return
+    if not 0 <= node < _BITS:
+        raise NumaError(errno.EINVAL, f"node {node} is not in 0..{_BITS - 1}")
+    mask = _Mask()
+    mask[node // _WORD] = 1 << (node % _WORD)
+    _set(MPOL_PREFERRED, mask)
+
+
+def policy() -> tuple[int, tuple[int, ...]]:
+    """(mode, nodes) of this thread.
+
+    Raises:
+        NumaError: as `prefer_node`.
+    """
+    mode, mask = ctypes.c_int(), _Mask()
+    arguments = (ctypes.byref(mode), mask, ctypes.c_ulong(_BITS), None, ctypes.c_ulong(0))
+    _call(1, *arguments)
+    nodes = tuple(n for n in range(_BITS) if mask[n // _WORD] >> (n % _WORD) & 1)
+    return mode.value, nodes
+
+
+@contextmanager
+def preferring(node: int | None) -> Iterator[str | None]:
+    """Within the block this thread's new pages come from `node`; afterwards its policy is as before.
+
+    Yields why it could not be done, or None. Never raises by itself.
+    """
+    problem = None
+    before: tuple[int, tuple[int, ...]] | None = None
+    if node is not None:
+        try:
+            before = policy()
+            prefer_node(node)
+        except NumaError as error:
+            problem, before = str(error), None
+    try:
+        yield problem
+    finally:
+        if before is not None:
+            mode, nodes = before
+            mask = _Mask()
+            for found in nodes:
+                mask[found // _WORD] |= 1 << (found % _WORD)
+            _set(mode, mask if nodes else None)
+
+
+def _set(mode: int, mask: ctypes.Array[ctypes.c_ulong] | None) -> None:
+    # The kernel counts one bit less than it is told (get_nodes), as libnuma allows for.
+    size = ctypes.c_ulong(_BITS + 1 if mask is not None else 0)
+    _call(0, ctypes.c_int(mode), mask, size)
+
+
+def _call(which: int, *arguments: object) -> None:
+    numbers = _NUMBERS.get(platform.machine())
+    if numbers is None:
+        known = ", ".join(sorted(_NUMBERS))
+        raise NumaError(
+            errno.ENOSYS, f"memory policies are not known on {platform.machine()}; known: {known}"
+        )
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(ctypes.c_long(numbers[which]), *arguments) == 0:
+        return
+    code = ctypes.get_errno()
+    meaning = {
+        errno.EPERM: "a sandbox forbids it (docker: --cap-add SYS_NICE)",
+        errno.ENOSYS: "this kernel has no NUMA support",
+        errno.EINVAL: "the node is offline or outside this process's cpuset",
+    }.get(code, os.strerror(code))
+    raise NumaError(code, f"memory policy not changed: {meaning}")
+
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _IO_CLASS = {IoPriority.LOW: (2, 7), IoPriority.IDLE: (3, None)}

@@ -14,9 +14,8 @@ from typing import Any
 
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.stats import SlotField, StatsPage
-from asys_bench.placement.apply import HostPin
+from asys_bench.placement.apply import HostPin, preferring
 from asys_bench.placement.needs import needs_of
-from asys_bench.placement.numa import preferring
 from asys_bench.placement.plan import HOST, Need, Placement, Plan, make_plan
 from asys_bench.placement.readback import Reading, differences, read_process
 from asys_bench.placement.topology import Topology, read_topology

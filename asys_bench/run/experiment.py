@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from asys_bench.capture.points.wrapped import unwrap
+from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config import MasterConfig, dump_yaml
 from asys_bench.contracts.bus import BusAccount

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from asys_bench.capture.points.hookpoints import HookError, resolve
-from asys_bench.capture.points.wrapped import is_compiled_in_place, unwrap
+from asys_bench.capture.points.untrained_networks import is_compiled_in_place, unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
 from asys_bench.config.sections.hooks import HookConfig

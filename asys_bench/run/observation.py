@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from asys_bench.capture.points.hookpoints import HookError
-from asys_bench.capture.points.wrapped import is_compiled_in_place, unwrap
+from asys_bench.capture.points.untrained_networks import is_compiled_in_place, unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
 from asys_bench.config import LoadedConfig, dump_yaml
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.hosts.vocabulary import VOCABULARY_FILE, vocabulary_document
+from asys_bench.hosts.text_corpus import VOCABULARY_FILE, vocabulary_document
 from asys_bench.placement.host_place import HostPlace
-from asys_bench.run.local_ranks import LocalRanks
 from asys_bench.run.rank_session import RankSession
-from asys_bench.run.rendezvous import RankDesk, find_run
+from asys_bench.run.rendezvous import LocalRanks, RankDesk, find_run
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
 from asys_bench.run.settings import ConfigLike, HooksLike, resolve_settings

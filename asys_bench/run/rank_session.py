@@ -13,7 +13,7 @@ from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
-from asys_bench.run.local_ranks import LocalRanks
+from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.streams import plan_streams, sampler_seeds
 from asys_bench.rundir.live_run import LiveRun
 from asys_bench.system.liveness import ProcessHandle

@@ -11,7 +11,7 @@ from typing import Any
 
 import asys_bench
 from asys_bench.system.files import replace_file
-from asys_bench.system.files.private import FOLDER_MODE
+from asys_bench.system.files.atomic import FOLDER_MODE
 
 
 class RunDir:

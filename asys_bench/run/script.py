@@ -15,16 +15,16 @@ from types import FrameType
 import torch
 
 from asys_bench.capture.points.hookpoints import HookError, resolve
-from asys_bench.capture.points.wrapped import unwrap
+from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.config import ConfigError, load_config
-from asys_bench.config.assignment import assignment
+from asys_bench.config.paths import assignment
 from asys_bench.contracts.host import HostError
 from asys_bench.hosts.dotted_name import load_function
 from asys_bench.hosts.model_finder import ModelFinder
 from asys_bench.hosts.script import ScriptOptions, run_script
-from asys_bench.run.local_ranks import LocalRanks
 from asys_bench.run.observation import Observation
 from asys_bench.run.process_state import SignalHandlers, log_lines
+from asys_bench.run.rendezvous import LocalRanks
 
 log = logging.getLogger(__name__)
 

@@ -32,13 +32,13 @@ from asys_bench.contracts.stats import (
     WorkerState,
     slot_bytes,
 )
-from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
-from asys_bench.monitors.histograms_json import histograms
+from asys_bench.monitors.snapshot import FILE_NAME as HISTOGRAMS_FILE
+from asys_bench.monitors.snapshot import histograms
 from asys_bench.placement.manager import PLAN_FILE, ResourceManager
 from asys_bench.registry import registry
 from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
-from asys_bench.run.local_ranks import LocalRanks
 from asys_bench.run.rank_session import wait_for_ranks
+from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.run_dir import RunDir, environment
 from asys_bench.run.streams import plan_streams, sampler_seeds
 from asys_bench.rundir.live_run import RUN_FILE, descriptor_paths

@@ -21,9 +21,9 @@ from asys_bench.config import (
     config_from_data,
     load_config,
 )
-from asys_bench.config.assignment import assignment
 from asys_bench.config.node import Node, plain_node
 from asys_bench.config.paths import Path as FieldPath
+from asys_bench.config.paths import assignment
 from asys_bench.config.problems import Origin, Problem, did_you_mean
 from asys_bench.config.sources import SHIPPED, read_layers
 

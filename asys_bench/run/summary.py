@@ -10,8 +10,7 @@ from asys_bench.config import MasterConfig
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.host import HostResult
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.reports.run_summary.document import write_json
-from asys_bench.reports.run_summary.files import list_files
+from asys_bench.reports.run_summary.document import list_files, write_json
 from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.reports.run_summary.summary import RunSummary
 from asys_bench.sinks.sae_trainer import SAETrainerOptions

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from asys_bench.config import MasterConfig
 from asys_bench.monitors.readable import count_text, percent_text, plural, significant
-from asys_bench.placement.crowding import crowding_of
+from asys_bench.placement.needs import crowding_of
 from asys_bench.reports.run_summary.summary import RunSummary
 from asys_bench.run.forecast import SaeForecast, size_text
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sinks.archive import Archive, Deleted, open_archive
 from asys_bench.sinks.archive.layout import METADATA_COLUMNS, ShardName
 

@@ -171,3 +171,10 @@ def _attach(handle: dict[str, Any], fds: Sequence[int]) -> BusClient:
         .get(str(handle["backend"]), BusPlugin)
         .attach(BusHandle.from_dict(handle, fds))
     )
+
+
+# What goes wrong when a run is read.
+
+
+class ReadingError(RuntimeError):
+    """There is no such run, hook or column; the message names what there is."""

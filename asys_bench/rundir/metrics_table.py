@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asys_bench.monitors.metrics_csv import COLUMNS
-from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.system.files.below import open_file, text_lines
 
 NUMBERS = ("time_s", "value")

@@ -10,8 +10,7 @@ from typing import Any
 
 from asys_bench.contracts.names import file_slug
 from asys_bench.rundir.archive_view import ArchiveView
-from asys_bench.rundir.error import ReadingError
-from asys_bench.rundir.live_run import RUN_FILE, LiveRunError, goes_on, read_run_file
+from asys_bench.rundir.live_run import RUN_FILE, LiveRunError, ReadingError, goes_on, read_run_file
 from asys_bench.rundir.metrics_table import Table, read_metrics
 from asys_bench.rundir.token_rows import Vocabulary
 from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae

@@ -24,8 +24,7 @@ import torch
 from asys_bench.contracts.bus import BusAccount, BusError, BusSubscription, Delivery, GroupSpec
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.packet import NO_TEXT, ActivationPacket, Kind, PacketError
-from asys_bench.rundir.error import ReadingError
-from asys_bench.rundir.live_run import LiveRun
+from asys_bench.rundir.live_run import LiveRun, ReadingError
 from asys_bench.rundir.open_run import Run, open_run
 from asys_bench.system.files.below import real_folder
 from asys_bench.workers.decoding import Decoder

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT
 from asys_bench.rundir.archive_view import TEXT_NOT_RECORDED, ArchiveView
-from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.system.files.below import read_json
 
 log = logging.getLogger(__name__)

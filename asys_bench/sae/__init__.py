@@ -8,9 +8,8 @@ A new architecture is one file in `architectures/` with one subclass of `SparseA
 `architectures/by_name.py`.
 """
 
-from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder, StepContext, StepResult
 from asys_bench.sae.architectures.by_name import ARCHITECTURES, AUTOENCODERS, build_sae
-from asys_bench.sae.architectures.step import StepContext, StepResult
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.checkpoint.native_format import load_sae, save_sae

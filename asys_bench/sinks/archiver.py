@@ -36,8 +36,7 @@ from asys_bench.sinks.archive.layout import (
     rows_of,
     stored_dtype,
 )
-from asys_bench.sinks.archive.meters import Meters
-from asys_bench.sinks.archive.resume import PacketKey, take_over
+from asys_bench.sinks.archive.resume import Meters, PacketKey, take_over
 from asys_bench.sinks.archive.rows import BATCH_BYTES, BatchBuilder, Piece, split
 from asys_bench.sinks.archive.shard import ShardWriter
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience

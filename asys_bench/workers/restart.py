@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
+from concurrent.futures import Future
+from typing import Any
 
-from asys_bench.config.sections.watchdog import WatchdogConfig
+from asys_bench.config.sections.run import WatchdogConfig
+from asys_bench.contracts.launch import WorkerSpec
+from asys_bench.contracts.stats import Slot, SlotField, WorkerState
+from asys_bench.system.liveness import ProcessHandle, waited_for_cpu_ns
 
 
 class RestartBudget:
@@ -27,3 +33,66 @@ class RestartBudget:
             return None
         self._restarts.append(now_s)
         return self._config.backoff_s(used)
+
+
+# Who watches others by the clock must doubt itself first. Pure.
+#
+# A machine that was suspended, a frozen container or a starved process looks, to whoever wakes up in
+# it, as if everybody else had been silent. They were as unable to beat as the watcher was to look.
+
+
+class SelfDoubt:
+    """Notices that the watcher's own look came late. Times are seconds on any monotonic clock."""
+
+    def __init__(self, interval_s: float, timeout_s: float, now_s: float) -> None:
+        """interval_s: between two looks. timeout_s: how long the watched may be silent."""
+        self._interval_s, self._timeout_s = interval_s, timeout_s
+        self._last_s = now_s
+        self._trusts_from_s = now_s
+
+    def look(self, now_s: float) -> float:
+        """A look begins. Returns how late it came, in seconds, when that is too late to judge by (the
+        watched then have a whole new timeout), else 0."""
+        gap_s = now_s - self._last_s
+        self._last_s = now_s
+        if gap_s <= self._interval_s + self._timeout_s / 2:
+            return 0.0
+        self._trusts_from_s = now_s + self._timeout_s
+        return gap_s
+
+    def trusts(self, now_s: float) -> bool:
+        """Whether silence means anything at this time."""
+        return now_s >= self._trusts_from_s
+
+
+# One worker as the watchdog sees it.
+
+
+class Supervised:
+    """Its slot, its process (`handle`, from its start on) and what is due for it."""
+
+    def __init__(self, spec: WorkerSpec, slot: Slot, budget: RestartBudget) -> None:
+        self.spec, self.slot, self.budget = spec, slot, budget
+        self.handle: ProcessHandle | None = None
+        self.process: Any = None
+        self.start_at: float | None = time.monotonic()
+        self.starting: Future[None] | None = None
+        self.started_at = 0.0
+        self.killed = False
+        self.starves = False
+        self._beat_ns = self._waited_ns = 0
+
+    def silence_s(self, now_ns: int) -> tuple[float, float]:
+        """Seconds since its last heartbeat in which it could have given one, and those in which it
+        waited for a CPU instead (seen from the first look after the heartbeat on)."""
+        assert self.handle is not None
+        beat_ns = self.slot.get(SlotField.HEARTBEAT_NS)
+        waited_ns = waited_for_cpu_ns(self.handle.pid)
+        if beat_ns != self._beat_ns:
+            self._beat_ns, self._waited_ns = beat_ns, waited_ns
+        starved_s = max(0, waited_ns - self._waited_ns) / 1e9
+        return self.slot.silence_s(now_ns) - starved_s, starved_s
+
+    @property
+    def finished(self) -> bool:
+        return self.slot.state in (WorkerState.DONE, WorkerState.QUARANTINED)

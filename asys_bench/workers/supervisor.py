@@ -27,18 +27,17 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from asys_bench.config.sections.watchdog import WatchdogConfig
+from asys_bench.config.sections.run import WatchdogConfig
 from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import thread_environment
 from asys_bench.placement.plan import WATCHDOG, Placement
 from asys_bench.system.descriptor import Descriptor
-from asys_bench.system.files.private import open_private, private_memfd
+from asys_bench.system.files.atomic import open_private, private_memfd
 from asys_bench.system.liveness import ProcessHandle, is_running
 from asys_bench.system.standard_fds import standard_fds_taken
-from asys_bench.workers.doubt import SelfDoubt
 from asys_bench.workers.process_group import ProcessGroups
-from asys_bench.workers.restart import RestartBudget
+from asys_bench.workers.restart import RestartBudget, SelfDoubt
 from asys_bench.workers.worker_words import epitaph, log_of, words_of
 
 log = logging.getLogger(__name__)

@@ -28,17 +28,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asys_bench.config.sections.watchdog import WatchdogConfig
+from asys_bench.config.sections.run import WatchdogConfig
 from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import settle
 from asys_bench.placement.plan import WATCHDOG, Placement
 from asys_bench.system.liveness import ProcessHandle, signal_on_parent_death
 from asys_bench.system.process import own_clock
-from asys_bench.workers.doubt import SelfDoubt
 from asys_bench.workers.fork_server import ForkServer
-from asys_bench.workers.restart import RestartBudget
-from asys_bench.workers.supervised import Supervised
+from asys_bench.workers.restart import RestartBudget, SelfDoubt, Supervised
 from asys_bench.workers.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
 from asys_bench.workers.worker_words import epitaph
 
@@ -302,7 +300,7 @@ class WatchdogProcess:
 
     def _bus_client(self) -> BusClient:
         if self._client is None:
-            from asys_bench.workers.attachment import attach_bus
+            from asys_bench.workers.shard_bus import attach_bus
 
             # Attaching may close or map the descriptors: workers still need the originals.
             fds = tuple(os.dup(fd) for fd in self._launch.fds[1:])

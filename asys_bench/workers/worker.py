@@ -24,7 +24,7 @@ from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import settle
 from asys_bench.placement.plan import Placement
-from asys_bench.system.files.durability import Fsync
+from asys_bench.system.files.atomic import Fsync
 from asys_bench.system.liveness import ProcessHandle, signal_on_parent_death
 
 log = logging.getLogger(__name__)
@@ -154,9 +154,8 @@ class WorkerProcess:
     def _run_sink(self) -> None:
         from asys_bench.contracts.sink import SinkContext, SinkPlugin
         from asys_bench.registry import registry
-        from asys_bench.workers.attachment import attach_bus
         from asys_bench.workers.decoding import Decoder
-        from asys_bench.workers.shard_bus import interned_names
+        from asys_bench.workers.shard_bus import attach_bus, interned_names
 
         spec = self._spec
         client = attach_bus(self._launch, self._bus_fds)
@@ -214,9 +213,9 @@ class WorkerProcess:
     def _run_monitor(self) -> None:
         from asys_bench.config.assembly import create_monitor
         from asys_bench.contracts.monitor import MonitorContext, MonitorPlugin
-        from asys_bench.monitors.published_account import publish_account
+        from asys_bench.monitors.snapshot import publish_account
         from asys_bench.registry import registry
-        from asys_bench.workers.attachment import attach_bus
+        from asys_bench.workers.shard_bus import attach_bus
 
         spec = self._spec
         client = attach_bus(self._launch, self._bus_fds)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from asys_bench.backends.memcpy.bus import MAX_PAYLOAD_BYTES, MemcpyBus, attach
-from asys_bench.backends.memcpy.config import MemcpyOptions
-from asys_bench.contracts.bus import BusCapabilities, BusPlugin
+from asys_bench.contracts.bus import BusCapabilities, BusOptions, BusPlugin
+
+# Options of the memcpy backend: there are none.
+
+
+class MemcpyOptions(BusOptions):
+    """Nothing to tune."""
+
 
 plugin = BusPlugin(
     name="memcpy",

@@ -19,9 +19,8 @@ import numpy as np
 
 from asys_bench.backends.mp_queue.wire import padded
 from asys_bench.contracts.packet import HEADER_BYTES
-from asys_bench.system.descriptor import Descriptor
-from asys_bench.system.files.private import private_memfd
-from asys_bench.system.mapping import map_shared
+from asys_bench.system.descriptor import Descriptor, map_shared
+from asys_bench.system.files.atomic import private_memfd
 
 NO_ROOM = -1
 _POPULATE_WRITE = 23  # madvise: fill the page tables

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 
-from asys_bench.backends.mp_queue import forks
+from asys_bench.backends.mp_queue import channel as forks
 from asys_bench.backends.mp_queue.arena import MAX_PAYLOAD_BYTES
 from asys_bench.backends.mp_queue.broker import Broker
 from asys_bench.backends.mp_queue.client import Connector

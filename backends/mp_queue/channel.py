@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import struct
 import time
+import weakref
+from typing import Protocol
 
 from asys_bench.backends.mp_queue import wire
 from asys_bench.backends.mp_queue.lease import Batch
@@ -169,3 +172,34 @@ class Channel:
             raise BusError(f"the bus owner did not welcome this consumer: {reason}") from reason
         if error is not None:
             raise BusError(str(error))
+
+
+# What happens to a bus or client in a forked child: its sockets are closed there.
+#
+# Death is seen as end of file, and a forked child (a data loader's worker, say) that keeps a copy of
+# the socket would hide it.
+
+
+class Forkable(Protocol):
+    """Holds descriptors that a forked child must not keep."""
+
+    def after_fork_in_child(self) -> None: ...
+
+
+_watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_registered = False
+
+
+def watch(thing: Forkable) -> None:
+    """Call `thing.after_fork_in_child()` in every child forked while it lives."""
+    global _registered
+    if not _registered:
+        os.register_at_fork(after_in_child=_close_in_child)
+        _registered = True
+    _watched.add(thing)
+
+
+def _close_in_child() -> None:
+    for thing in list(_watched):
+        thing.after_fork_in_child()
+    _watched.clear()

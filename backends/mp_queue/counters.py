@@ -22,9 +22,8 @@ import tempfile
 from array import array
 
 from asys_bench.contracts.bus import BusAccount, BusError, DropReason, GroupAccount
-from asys_bench.system.descriptor import Descriptor
-from asys_bench.system.files.private import private_memfd
-from asys_bench.system.mapping import map_shared
+from asys_bench.system.descriptor import Descriptor, map_shared
+from asys_bench.system.files.atomic import private_memfd
 
 MAGIC = 0x3150_5359_5341
 MAX_GROUPS = 64

@@ -14,7 +14,8 @@ import select
 import socket
 import time
 
-from asys_bench.backends.mp_queue import forks, wire
+from asys_bench.backends.mp_queue import channel as forks
+from asys_bench.backends.mp_queue import wire
 from asys_bench.backends.mp_queue.arena import Arena, Slot
 from asys_bench.backends.mp_queue.counters import REASON_INDEX
 from asys_bench.backends.mp_queue.wire import HEAD, Frame, Hello

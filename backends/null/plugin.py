@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from asys_bench.backends.null.bus import NullBus, attach
-from asys_bench.backends.null.config import NullOptions
-from asys_bench.contracts.bus import BusCapabilities, BusPlugin
+from asys_bench.contracts.bus import BusCapabilities, BusOptions, BusPlugin
+
+# Options of the null backend: there are none.
+
+
+class NullOptions(BusOptions):
+    """Nothing to tune."""
+
 
 plugin = BusPlugin(
     name="null",

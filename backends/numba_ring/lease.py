@@ -21,8 +21,7 @@ from asys_bench.contracts.bus import BusError, Lease
 from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket
 
 if TYPE_CHECKING:
-    from asys_bench.backends.numba_ring.claims import ClaimBuffer
-    from asys_bench.backends.numba_ring.subscription import RingSubscription
+    from asys_bench.backends.numba_ring.subscription import ClaimBuffer, RingSubscription
 
 _Owner = weakref.ref[npt.NDArray[Any]]
 

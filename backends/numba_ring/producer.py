@@ -33,8 +33,7 @@ from asys_bench.backends.numba_ring.core.producer_state import (
     P_WINDOW,
 )
 from asys_bench.backends.numba_ring.core.words import signed
-from asys_bench.backends.numba_ring.packets import pack_template
-from asys_bench.backends.numba_ring.payload import BytesAddress, locate
+from asys_bench.backends.numba_ring.packets import BytesAddress, locate, pack_template
 from asys_bench.backends.numba_ring.reservation import RingReservation
 from asys_bench.backends.numba_ring.segment import Segment
 from asys_bench.backends.numba_ring.tables import Tables

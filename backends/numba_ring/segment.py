@@ -15,9 +15,8 @@ from asys_bench.backends.numba_ring.core.words import Words, ring_doorbell
 from asys_bench.backends.numba_ring.header import SegmentRequest
 from asys_bench.backends.numba_ring.liveness import ProcessWatch, identity_pid, own_identity
 from asys_bench.contracts.bus import BusError
-from asys_bench.system.descriptor import Descriptor
-from asys_bench.system.files.private import private_memfd
-from asys_bench.system.mapping import address_of, map_shared
+from asys_bench.system.descriptor import Descriptor, address_of, map_shared
+from asys_bench.system.files.atomic import private_memfd
 
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _POPULATE_READ, _POPULATE_WRITE = 22, 23  # madvise: fill the page tables

@@ -71,7 +71,7 @@ class TritonEncoder(ABC):
 
 @dataclass(frozen=True)
 class GpuPlugin:
-    """Entry point `asys.device_encoder`: see `asys_bench.capture.gpu.encoder`."""
+    """Entry point `asys.device_encoder`: see `asys_bench.capture.gpu.route`."""
 
     name: str
     summary: str

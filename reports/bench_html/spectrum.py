@@ -11,15 +11,20 @@ from dataclasses import dataclass
 
 from asys_bench.contracts.stats import bucket_upper
 from asys_bench.harness.results.result import Hdr, TargetResult
-from asys_bench.harness.results.words import Op, TargetKind
-from asys_bench.reports.page.frame import LEFT, RIGHT, TOP, Frame, figure, text
+from asys_bench.harness.results.result_run import Op, TargetKind
 from asys_bench.reports.page.markup import Markup, tag
 from asys_bench.reports.page.quantity import exact, number, with_unit
 from asys_bench.reports.page.scale import (
+    LEFT,
     PERCENTILES,
+    RIGHT,
+    TOP,
+    Frame,
     Scale,
+    figure,
     nines,
     percentile_scale,
+    text,
     value_scale,
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asys_bench.contracts.reporter import ReporterPlugin, Subject
-from asys_bench.reports.bench_findings.document import read
+from asys_bench.reports.bench_findings.finding import read
 from asys_bench.reports.bench_terminal.verdicts import render_text
 
 

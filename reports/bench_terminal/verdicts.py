@@ -12,10 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from asys_bench.harness.results.result import Result
-from asys_bench.harness.results.words import Verdict
+from asys_bench.harness.results.result_run import Verdict
 from asys_bench.monitors.readable import tail_text
-from asys_bench.reports.bench_findings.document import displayable
-from asys_bench.reports.bench_findings.finding import Finding, findings, unmeasured
+from asys_bench.reports.bench_findings.finding import Finding, displayable, findings, unmeasured
 from asys_bench.reports.bench_findings.headline import (
     checks_in_order,
     commit_text,
@@ -23,8 +22,8 @@ from asys_bench.reports.bench_findings.headline import (
     headline,
     reason_text,
     rounds_text,
+    steps,
 )
-from asys_bench.reports.bench_findings.reproduce import steps
 from asys_bench.reports.page.quantity import duration, number, with_unit
 
 TARGET_COLUMNS = 28

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -59,3 +59,26 @@ def _text(value: str | float) -> str:
     if isinstance(value, float):
         return f"{value:.2f}".rstrip("0").rstrip(".")
     return str(value)
+
+
+# A table that scrolls sideways in its own box when the screen is narrow.
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Child]], left: int = 1) -> Markup:
+    """The first `left` columns hold words; the others hold numbers and are right-aligned."""
+    columns = [
+        tag("th", name, scope="col", class_=None if index < left else "right")
+        for index, name in enumerate(head)
+    ]
+    body = [
+        tag(
+            "tr",
+            *(
+                tag("td", cell, class_=None if index < left else "right")
+                for index, cell in enumerate(row)
+            ),
+        )
+        for row in rows
+    ]
+    inside = tag("table", tag("thead", tag("tr", *columns)), tag("tbody", *body))
+    return tag("div", inside, class_="scroll card", tabindex="0", role="region", aria_label="table")

@@ -18,7 +18,7 @@ from asys_bench.reports.run_report.coordinates import (
     ObservationNames,
     read_observation_names,
 )
-from asys_bench.reports.run_report.decoder_map import DecoderMap, decoder_map
+from asys_bench.reports.run_report.feature_figures import DecoderMap, decoder_map
 from asys_bench.reports.run_report.features import (
     Candidate,
     FeatureStats,
@@ -43,9 +43,9 @@ from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.checkpoint.native_format import load_sae
-from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.sinks.archive.read import open_shard
 from asys_bench.sinks.archive.reader import Archive, open_archive
+from asys_bench.sinks.archive.sidecar import ArchiveError
 
 MOST_ROWS = 60_000
 MOST_BYTES = 256 << 20

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.sinks.archive.read import open_shard, read_batch, read_schema
 from asys_bench.sinks.archive.reader import Archive
+from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 
 ROW_KEY = ("source", "host_step", "weights_version", "microbatch", "call_index", "row")
 """Which row of which call it is: the same for every capture of one module."""

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from asys_bench.monitors.readable import duration_text
-from asys_bench.reports.page.frame import LEFT, RIGHT, TOP, Frame, figure, text
 from asys_bench.reports.page.markup import Markup, name, tag
 from asys_bench.reports.page.quantity import number, with_unit
-from asys_bench.reports.page.scale import Scale, value_scale
+from asys_bench.reports.page.scale import LEFT, RIGHT, TOP, Frame, Scale, figure, text, value_scale
 from asys_bench.reports.run_report.series import Points, thin
 
 FRAME = Frame(bottom=168.0, height=192.0)

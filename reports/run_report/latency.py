@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from asys_bench.contracts.stats import HistogramSnapshot, bucket_upper
-from asys_bench.reports.page.frame import LEFT, RIGHT, TOP, Frame, figure, text
 from asys_bench.reports.page.markup import Markup, name, tag
 from asys_bench.reports.page.quantity import number
 from asys_bench.reports.page.scale import (
+    LEFT,
     PERCENTILES,
+    RIGHT,
+    TOP,
+    Frame,
     Scale,
+    figure,
     nines,
     percentile_scale,
+    text,
     value_scale,
 )
 from asys_bench.reports.run_report.curves import SERIES

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.reports.page.frame import text
 from asys_bench.reports.page.markup import Markup, tag
 from asys_bench.reports.page.quantity import number, share
+from asys_bench.reports.page.scale import text
 from asys_bench.reports.run_report.coordinates import Coordinate
 from asys_bench.reports.run_report.fields import Field
 from asys_bench.reports.run_report.inputs import Tokens

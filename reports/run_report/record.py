@@ -11,7 +11,7 @@ from asys_bench.config.document import read_run_config
 from asys_bench.config.problems import ConfigError
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.stats import HISTOGRAM_BUCKETS, HistogramSnapshot
-from asys_bench.monitors.histograms_json import FILE_NAME as HISTOGRAMS_FILE
+from asys_bench.monitors.snapshot import FILE_NAME as HISTOGRAMS_FILE
 from asys_bench.monitors.snapshot import parse_key
 from asys_bench.reports.run_report.series import Metrics, read_metrics
 from asys_bench.reports.run_summary.document import FILE_NAME, from_dict
@@ -140,7 +140,7 @@ def _events(path: Path) -> tuple[Event, ...]:
 
 
 def _latencies(path: Path) -> Mapping[str, HistogramSnapshot]:
-    """Of the host's slot; see `monitors.histograms_json`."""
+    """Of the host's slot; see `monitors.snapshot`."""
     try:
         data = read_json(path, below=path.parent)
         found = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.reports.run_summary.summary import SCHEMA, RunSummary
+from asys_bench.reports.run_summary.summary import SCHEMA, FileEntry, RunSummary
 from asys_bench.system.files import replace_file
+from asys_bench.system.files.below import EntryKind, walk
 
 FILE_NAME = "summary.json"
 
@@ -55,3 +57,20 @@ def write_json(summary: RunSummary, run_dir: Path) -> Path:
     path = run_dir / FILE_NAME
     replace_file(path, to_json(summary).encode(), sync=False)
     return path
+
+
+# The files a run wrote. The one place of this folder that reads a disk.
+
+
+def list_files(run_dir: Path) -> tuple[FileEntry, ...]:
+    """Every regular file under `run_dir` with its size, sorted; one that vanishes is left out."""
+    found = []
+    try:
+        for path, kind in walk(run_dir):
+            if kind is EntryKind.FILE:
+                with suppress(FileNotFoundError):
+                    relative = path.relative_to(run_dir).as_posix()
+                    found.append(FileEntry(relative, path.stat().st_size))
+    except OSError:
+        pass  # what was found so far
+    return tuple(sorted(found, key=lambda entry: entry.path.split("/")))

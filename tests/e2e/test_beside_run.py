@@ -8,7 +8,7 @@ import pytest
 
 from asys_bench.harness.measuring.launch import FreshProcess, RoundEnd
 from asys_bench.harness.measuring.round import RoundSpec
-from asys_bench.harness.results.words import RoundStatus
+from asys_bench.harness.results.result_run import RoundStatus
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/beside.yaml"
 

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 import asys_bench
-from asys_bench.run.local_ranks import LocalRanks
-from asys_bench.run.rendezvous import RankDesk, RendezvousError, find_run
+from asys_bench.run.rendezvous import LocalRanks, RankDesk, RendezvousError, find_run
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 PATIENCE_S = 240.0

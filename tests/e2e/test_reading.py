@@ -14,8 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import asys_bench
-from asys_bench.rundir.error import ReadingError
-from asys_bench.rundir.live_run import LiveRunError
+from asys_bench.rundir.live_run import LiveRunError, ReadingError
 from asys_bench.rundir.open_run import Run
 
 SAE = {"k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.3}

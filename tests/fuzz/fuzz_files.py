@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from mutate import damage_bytes, damage_tree
 
-from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.open_run import open_run
 from asys_bench.rundir.verify import verify_run
 from asys_bench.sae import (
@@ -32,7 +32,7 @@ from asys_bench.sae import (
     SAETrainer,
     load_sae,
 )
-from asys_bench.sae.checkpoint.manifest import MANIFEST_FILE, check_seal, seal
+from asys_bench.sae.checkpoint.checkpoint_store import MANIFEST_FILE, check_seal, seal
 from asys_bench.sae.exchange import ExchangeError, read_saelens
 from asys_bench.sinks.archive import (
     ArchiveError,

@@ -38,7 +38,7 @@ import asys_bench.offline
 import asys_bench.reports.run_report.analysis
 import asys_bench.rundir.verify  # noqa: F401 - imported once, before the forks
 from asys_bench.cli.run import main as asys_run
-from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.open_run import open_run
 from asys_bench.sae import CheckpointError
 from asys_bench.sinks.archive import ArchiveError

@@ -8,7 +8,7 @@ import torch
 from asys_bench.capture.gpu.cuda_runtime import CudaRuntime
 from asys_bench.capture.gpu.route import route_of
 from asys_bench.capture.gpu.streamer import DeviceStreamer
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.kernels.identity.kernel import IdentityPreprocessor
 
 from ..unit.capture.gpu.rig import meta_builder

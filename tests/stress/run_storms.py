@@ -26,7 +26,7 @@ from typing import Any
 
 from asys_bench.harness.measuring.launch import ForkedProcess, Launcher
 from asys_bench.harness.measuring.round import RoundSpec
-from asys_bench.harness.results.words import RoundStatus
+from asys_bench.harness.results.result_run import RoundStatus
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"
 FAULTS: dict[str, dict[str, str]] = {

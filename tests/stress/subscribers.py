@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from asys_bench.contracts.bus import BusError
 from asys_bench.registry import registry
-from asys_bench.rundir.error import ReadingError
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.subscribe import subscribe
 
 SAMPLES, REFUSED = 3, 3

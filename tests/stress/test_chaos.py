@@ -14,7 +14,7 @@ import pytest
 
 from asys_bench.harness.measuring.launch import FreshProcess, RoundEnd
 from asys_bench.harness.measuring.round import RoundSpec
-from asys_bench.harness.results.words import RoundStatus
+from asys_bench.harness.results.result_run import RoundStatus
 
 from .run_storms import NEVER, PIPELINE
 

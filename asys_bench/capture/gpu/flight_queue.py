@@ -8,11 +8,9 @@ from collections import deque
 
 import torch
 
-from asys_bench.capture.gpu.books import Books
-from asys_bench.capture.gpu.fifo_arena import FifoArena
 from asys_bench.capture.gpu.in_flight import InFlight, Ticket
-from asys_bench.capture.gpu.lane import Lane
-from asys_bench.capture.gpu.outcome import DeviceAccount, DeviceDrop
+from asys_bench.capture.gpu.lane import FifoArena, Lane
+from asys_bench.capture.gpu.outcome import Books, DeviceAccount, DeviceDrop
 from asys_bench.contracts.stats import Slot
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from asys_bench.capture.gpu.itinerary import Plan
 from asys_bench.capture.gpu.lane import Lane
-from asys_bench.capture.gpu.route import Route
-from asys_bench.capture.gpu.runtime import DeviceEvent
+from asys_bench.capture.gpu.route import Plan, Route, launch
+from asys_bench.capture.gpu.runtime import DeviceEvent, DeviceRuntime, copy_bytes
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Encoded
 
@@ -52,3 +51,30 @@ class InFlight:
     source: torch.Tensor | None = None
     copy_issued: bool = False
     broken: bool = False
+
+
+# Steps 2 and 3 of the protocol (see `streamer`): putting a packet's work onto the streams.
+
+
+def hand_over(runtime: DeviceRuntime, lane: Lane) -> None:
+    """What the side stream does next comes after what the host's stream was given until now."""
+    lane.handover.record(runtime.current_stream(lane.device))
+    lane.side.wait_event(lane.handover)
+
+
+def issue(
+    runtime: DeviceRuntime, packet: InFlight, tensor: torch.Tensor, *, copy_now: bool
+) -> None:
+    """Issue everything of `packet`; with `copy_now` False all but the copy, which is the committer's.
+
+    Every tensor that the side stream reads is referenced by `packet` before it is issued.
+    """
+    lane = packet.lane
+    (nbytes, *_), hops = packet.plan
+    packet.source = lane.block(packet.ticket.block, nbytes)
+    runtime.run_inline(lane.device, launch, tensor, packet.source, hops)
+    hand_over(runtime, lane)
+    if copy_now:
+        packet.copy_issued = True
+        runtime.run(lane.side, copy_bytes, packet.target, packet.source)
+        packet.event.record(lane.side)

@@ -6,6 +6,9 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from asys_bench.capture.gpu.pinned_region import CopyBandwidth
+from asys_bench.contracts.stats import Slot
+
 
 class DeviceDrop(StrEnum):
     """Why a packet did not reach the bus. Drops are outcomes, not exceptions."""
@@ -65,3 +68,82 @@ class DeviceAccount:
 def describe(error: BaseException) -> str:
     """`ValueError: what it says`."""
     return f"{type(error).__name__}: {error}"
+
+
+# The device path's counters: for the account, for each hook, and on the stats page.
+
+
+class Books:
+    """Not thread-safe: the streamer holds its lock around every call."""
+
+    def __init__(self, slot: Slot | None) -> None:
+        self._submitted = 0
+        self._committed = 0
+        self._committed_bytes = 0
+        self._dropped = dict.fromkeys(DeviceDrop, 0)
+        self._open: dict[tuple[Hashable, DeviceDrop | None], tuple[int, int, str | None]] = {}
+        self._slot = slot
+        if slot is not None:
+            self._committed_counter = slot.counter("device_committed")
+            self._bytes_counter = slot.counter("device_committed_bytes")
+            self._drop_counters = {
+                drop: slot.counter("device_dropped", reason=drop.value) for drop in DeviceDrop
+            }
+            self._in_flight_gauge = slot.gauge("device_in_flight")
+            self._latency = slot.histogram("device_latency_ns")
+            self._pin_failed = slot.counter("device_pin_failed")
+
+    def submitted(self) -> None:
+        self._submitted += 1
+
+    def committed(self, key: Hashable, nbytes: int, latency_ns: int) -> None:
+        self._committed += 1
+        self._committed_bytes += nbytes
+        self._note(key, None, nbytes, None)
+        if self._slot is not None:
+            self._committed_counter.add()
+            self._bytes_counter.add(nbytes)
+            self._latency.record(latency_ns)
+
+    def dropped(self, key: Hashable, drop: DeviceDrop, error: str | None = None) -> None:
+        self._dropped[drop] += 1
+        self._note(key, drop, 0, error)
+        if self._slot is not None:
+            self._drop_counters[drop].add()
+
+    def in_flight(self, packets: int) -> None:
+        if self._slot is not None:
+            self._in_flight_gauge.set(packets)
+
+    def bandwidth(self, device: str, measured: CopyBandwidth, pinned: bool) -> None:
+        """What was measured at start: `device_copy_gbps{device=, memory=}`, `device_pin_failed`."""
+        if self._slot is None:
+            return
+        gauge = self._slot.gauge
+        if measured.pinned_gbps is not None:
+            gauge("device_copy_gbps", device=device, memory="pinned").set(measured.pinned_gbps)
+        gauge("device_copy_gbps", device=device, memory="pageable").set(measured.pageable_gbps)
+        if not pinned:
+            self._pin_failed.add()
+
+    def collect(self) -> list[Settled]:
+        """What was settled since the last call, summed per key and outcome (so it stays small)."""
+        settled = [
+            Settled(key, drop, packets, nbytes, error)
+            for (key, drop), (packets, nbytes, error) in self._open.items()
+        ]
+        self._open = {}
+        return settled
+
+    def account(self, in_flight: int) -> DeviceAccount:
+        return DeviceAccount(
+            self._submitted,
+            self._committed,
+            self._committed_bytes,
+            {drop: count for drop, count in self._dropped.items() if count},
+            in_flight,
+        )
+
+    def _note(self, key: Hashable, drop: DeviceDrop | None, nbytes: int, error: str | None) -> None:
+        packets, total, first_error = self._open.get((key, drop), (0, 0, None))
+        self._open[key, drop] = (packets + 1, total + nbytes, first_error or error)

@@ -5,15 +5,117 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 
-from asys_bench.capture.gpu.encoder import ENCODERS, DeviceEncoder, DeviceEncoderPlugin
-from asys_bench.capture.gpu.itinerary import Hop, Plan, launch_hops, plan_hops
 from asys_bench.contracts.chain import SEPARATOR
-from asys_bench.contracts.packet import PacketError
-from asys_bench.contracts.preprocessor import Encoded, Preprocessor, RowSampler
+from asys_bench.contracts.packet import NO_PARAMS, PacketError
+from asys_bench.contracts.preprocessor import Encoded, Positions, Preprocessor, RowSampler
 from asys_bench.registry import PluginError, Registry
+
+# What a kernel package offers for tensors on a device (entry point group `asys.device_encoder`).
+#
+# Its `gpu.py` exports a `DeviceEncoderPlugin` that builds, from an interned encoding name, either a
+# `DeviceEncoder` or, for a kernel that only chooses rows, a `RowSampler`. The names carry everything
+# that a decoder needs, so they do for an encoder too. An encoder writes exactly the bytes of the
+# kernel's torch reference, and tells their number beforehand: nobody may wait for the device to know.
+
+ENCODERS = Registry("device_encoder")
+
+
+class DeviceEncoder(Protocol):
+    """One step of a payload's making. Used by one hook, from one thread at a time."""
+
+    def plan(self, shape: tuple[int, ...], dtype: torch.dtype) -> Encoded:
+        """What `launch` will write for a tensor of `shape` (with positions: of the chosen rows).
+
+        Raises:
+            PacketError: a dtype this encoding cannot carry.
+        """
+
+    def launch(self, tensor: torch.Tensor, out: torch.Tensor, positions: Positions | None) -> None:
+        """Issue the encoding of `tensor`, or of its rows, to the current stream; never waits.
+
+        tensor: any strides. out: uint8[plan.nbytes], at least one byte, contiguous, 256-byte aligned.
+        """
+
+    def warm_up(self, device: torch.device, dtypes: Sequence[torch.dtype]) -> None:
+        """Compile what `launch` may need there, so that no hook waits for a compiler."""
+
+
+@runtime_checkable
+class DeviceEncoderPlugin(Protocol):
+    """What a kernel's `gpu.py` exports as `plugin`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def summary(self) -> str: ...
+    def unavailable(self) -> str | None:
+        """A reason why it cannot run here (with the fix), or None."""
+
+    def build(self, encoding: str, /) -> DeviceEncoder | RowSampler | None:
+        """From one interned name (a chain's part); None when it is another kernel's."""
+
+
+# The steps of one tensor on the device: one encoder, or a chain of them.
+
+
+class Hop(NamedTuple):
+    """One launch. positions: rows of its input that it reads; None for all."""
+
+    encoder: DeviceEncoder
+    positions: Positions | None
+    encoded: Encoded
+
+
+class Plan(NamedTuple):
+    """What will be written for one tensor, and how; decided on the host before anything is issued."""
+
+    encoded: Encoded
+    hops: tuple[Hop, ...] = ()
+
+
+def plan_hops(
+    steps: Sequence[DeviceEncoder | RowSampler],
+    last: DeviceEncoder,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+) -> Plan:
+    """Walk `steps` and then `last` for a tensor of `shape` and `dtype`.
+
+    A sampler launches nothing: the step behind it reads the rows that it chose where they lie.
+
+    Raises:
+        PacketError: a step cannot carry what reaches it.
+    """
+    hops: list[Hop] = []
+    positions: Positions | None = None
+    params, row_rate = NO_PARAMS, 1.0
+    for step in (*steps, last):
+        if isinstance(step, RowSampler):
+            positions, params, row_rate = step.select(shape)
+            if positions is not None:
+                shape = (len(positions), shape[-1])
+            continue
+        encoded = step.plan(shape, dtype)
+        hops.append(Hop(step, positions, encoded))
+        positions, shape, dtype = None, tuple(encoded.shape), encoded.dtype
+    final = hops[-1].encoded._replace(shape=shape, params=params, row_rate=row_rate)
+    return Plan(final, tuple(hops))
+
+
+def launch_hops(tensor: torch.Tensor, out: torch.Tensor, hops: Sequence[Hop]) -> None:
+    """Issue all hops to the current stream; what lies between two of them is a temporary there."""
+    for index, (encoder, positions, encoded) in enumerate(hops):
+        final = index == len(hops) - 1
+        target = out if final else out.new_empty(encoded.nbytes)
+        if encoded.nbytes:
+            encoder.launch(tensor, target, positions)
+        if not final:
+            tensor = target.view(encoded.dtype).view(encoded.shape)
+
 
 log = logging.getLogger(__name__)
 

@@ -30,12 +30,9 @@ from contextlib import AbstractContextManager
 
 import torch
 
-from asys_bench.capture.gpu.committer import Committer
-from asys_bench.capture.gpu.delivery import Delivery
-from asys_bench.capture.gpu.encoder import ENCODERS
+from asys_bench.capture.gpu.committer import Committer, Delivery
 from asys_bench.capture.gpu.flight_queue import FlightQueue
-from asys_bench.capture.gpu.in_flight import InFlight, MetaBuilder
-from asys_bench.capture.gpu.issue import hand_over, issue
+from asys_bench.capture.gpu.in_flight import InFlight, MetaBuilder, hand_over, issue
 from asys_bench.capture.gpu.lane import Lane
 from asys_bench.capture.gpu.outcome import DeviceAccount, DeviceDrop, Settled, describe
 from asys_bench.capture.gpu.pinned_region import (
@@ -43,9 +40,9 @@ from asys_bench.capture.gpu.pinned_region import (
     measure_bandwidth,
     warn_unpinned,
 )
-from asys_bench.capture.gpu.route import Route, route_of
+from asys_bench.capture.gpu.route import ENCODERS, Route, route_of
 from asys_bench.capture.gpu.runtime import DeviceRuntime
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.bus import BusProducer
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot

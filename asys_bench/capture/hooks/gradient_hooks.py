@@ -15,12 +15,10 @@ from torch.compiler import is_dynamo_compiling
 
 from asys_bench.capture.capture import Capture, Ticket
 from asys_bench.capture.hook_stream import HookStream
-from asys_bench.capture.hooks.graph_op import capture_op
-from asys_bench.capture.hooks.inert import LiveHook
-from asys_bench.capture.hooks.untraced import untraced
-from asys_bench.capture.host_state import is_transformed, unwatched
+from asys_bench.capture.hooks.graph_op import capture_op, untraced
+from asys_bench.capture.hooks.own_hooks import LiveHook
+from asys_bench.capture.host_state import TRANSFORMED, is_transformed, unwatched
 from asys_bench.capture.points.selection import all_tensors, select_tensor
-from asys_bench.capture.readability import TRANSFORMED
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.token_places import TokenPlaces
 from asys_bench.contracts.tensor_memory import memory_fault

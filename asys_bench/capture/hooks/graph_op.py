@@ -20,9 +20,10 @@ import itertools
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch._C._dynamo import eval_frame
 from torch._library.effects import EffectType
 from torch.compiler import is_exporting
 
@@ -97,3 +98,22 @@ def capture_op(x: torch.Tensor, hook: int) -> None:
     that it loads and runs where this package is not."""
     if not is_exporting():
         _OPERATOR(x, hook)
+
+
+# Frames of ours that torch.compile meets outside of a graph.
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def untraced(function: F) -> F:
+    """A frame of `function` that torch.compile is handed by itself runs as it is, and so does all that
+    it calls; called from a function that is being compiled it is traced like any other.
+
+    Hooks of a model whose class is not torch's run outside of the graph (they are called before the
+    compiled frame), and so do hooks next to a graph break of the host's. Without this they would
+    become graphs of their own, of one operator each, compiled again for every hook.
+    """
+    skip = eval_frame._FrameAction.SKIP
+    strategy = eval_frame._FrameExecStrategy(skip, skip)
+    eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    return function

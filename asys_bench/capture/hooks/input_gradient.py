@@ -32,11 +32,10 @@ from torch.compiler import is_dynamo_compiling
 from asys_bench.capture.capture import Capture, Ticket
 from asys_bench.capture.hook_stream import HookStream
 from asys_bench.capture.hooks.gradient_hooks import OutputGradientHook, RecomputeFilter
-from asys_bench.capture.hooks.inert import LiveHook
-from asys_bench.capture.hooks.untraced import untraced
-from asys_bench.capture.host_state import is_transformed, undisturbed, unwatched
+from asys_bench.capture.hooks.graph_op import untraced
+from asys_bench.capture.hooks.own_hooks import LiveHook
+from asys_bench.capture.host_state import TRANSFORMED, is_transformed, undisturbed, unwatched
 from asys_bench.capture.points.selection import all_tensors, positions, select_input
-from asys_bench.capture.readability import TRANSFORMED
 from asys_bench.capture.tags.clock import StepClock, Tags
 from asys_bench.capture.tags.token_places import TokenPlaces
 from asys_bench.contracts.tensor_memory import memory_fault

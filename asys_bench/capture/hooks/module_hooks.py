@@ -18,9 +18,8 @@ from torch.compiler import is_dynamo_compiling
 
 from asys_bench.capture.capture import Capture, not_direct
 from asys_bench.capture.hook_stream import HookStream
-from asys_bench.capture.hooks.graph_op import capture_op
-from asys_bench.capture.hooks.inert import LiveHook
-from asys_bench.capture.hooks.untraced import untraced
+from asys_bench.capture.hooks.graph_op import capture_op, untraced
+from asys_bench.capture.hooks.own_hooks import LiveHook
 from asys_bench.capture.host_state import unwatched
 from asys_bench.capture.points.selection import positions, select_input, select_tensor
 from asys_bench.capture.tags.token_places import TokenPlaces

@@ -15,13 +15,48 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.jit._recursive as torchscript
 
-from asys_bench.capture.hooks.inert import InertHook, LiveHook
+# What becomes of our hooks in a copy that takes them along: nothing that does anything.
+#
+# Most copies leave them out (`own_hooks`); a class that copies its dictionaries by itself (FX graph
+# modules, parametrised modules) does not. There a copied hook is inert, and a pickled one needs nothing
+# of this package to be loaded.
+
+
+class InertHook:
+    """Takes any arguments and returns None, as a hook that changes nothing must."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        return None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InertHook:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # `__exit__` of a null context is a callable of the standard library that does just that.
+        return (getattr, (nullcontext(), "__exit__"))
+
+
+INERT = InertHook()
+
+
+class LiveHook:
+    """Base of our hooks: its copies are inert."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> InertHook:
+        return INERT
+
+    def __copy__(self) -> InertHook:
+        return INERT
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return INERT.__reduce__()
+
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _ABOUT_HOOKS = (

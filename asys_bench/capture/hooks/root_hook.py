@@ -28,9 +28,8 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from asys_bench.capture.hooks import graph_op
-from asys_bench.capture.hooks.graph_op import capture_op
-from asys_bench.capture.hooks.inert import LiveHook
-from asys_bench.capture.hooks.untraced import untraced
+from asys_bench.capture.hooks.graph_op import capture_op, untraced
+from asys_bench.capture.hooks.own_hooks import LiveHook
 from asys_bench.capture.host_state import is_transformed, unwatched
 from asys_bench.capture.points.selection import first_tensor, select_input
 from asys_bench.capture.tags.clock import CallFrame, StepClock

@@ -8,8 +8,7 @@ from collections.abc import Iterable
 import torch
 
 from asys_bench.capture.points.hookpoints import HookError, modules_by_name
-from asys_bench.capture.points.untrained_networks import Untrained, untrained_networks
-from asys_bench.capture.points.wrapped import unwrap
+from asys_bench.capture.points.untrained_networks import Untrained, untrained_networks, unwrap
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from asys_bench.capture.host_state import is_bare, undisturbed
-from asys_bench.capture.readability import unreadable
+from asys_bench.capture.host_state import is_bare, undisturbed, unreadable
 from asys_bench.config.sections.hooks import RowsOf
 
 _BY_RANK = (

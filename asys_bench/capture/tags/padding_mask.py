@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from asys_bench.capture.readability import readable
+from asys_bench.capture.host_state import readable
 
 _BLOCKED = -1e3
 """Additive masks hold the dtype's lowest number or -inf, biases such as ALiBi's stay far above."""

@@ -36,9 +36,9 @@ import torch
 
 from asys_bench.capture.capture import RowTokens, SendRows
 from asys_bench.capture.hook_stream import FAILURES_IN_A_ROW
+from asys_bench.capture.host_state import address, readable
 from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.capture.points.selection import passes_arguments_on, positions
-from asys_bench.capture.readability import address, readable
 from asys_bench.capture.tags.clock import CallFrame, StepClock
 from asys_bench.capture.tags.padding_mask import real_tokens
 from asys_bench.config.sections.hooks import HookConfig

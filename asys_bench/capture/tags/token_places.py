@@ -25,10 +25,9 @@ from torch._C import _current_graph_task_id as backward_task
 
 from asys_bench.capture.capture import RowTokens
 from asys_bench.capture.hook_stream import HookStream
-from asys_bench.capture.host_state import is_transformed
+from asys_bench.capture.host_state import address, is_transformed
 from asys_bench.capture.points.rows import LAST
 from asys_bench.capture.points.selection import all_tensors, first_tensor, positions
-from asys_bench.capture.readability import address
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.text_inputs import Text, TextInputs
 from asys_bench.contracts.packet import NO_TEXT

@@ -6,8 +6,14 @@ import argparse
 
 from rich.console import Console
 
-from asys_bench.harness.results.compare import compare, differences, markdown_table, shown
-from asys_bench.harness.results.store import ResultError, read_result
+from asys_bench.harness.results.store import (
+    ResultError,
+    compare,
+    differences,
+    markdown_table,
+    read_result,
+    shown,
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from asys_bench.harness.results.export import to_asv, to_csv
-from asys_bench.harness.results.store import ResultError, json_schema, read_result
+from asys_bench.harness.results.store import ResultError, json_schema, read_result, to_asv, to_csv
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from asys_bench.harness.results.compare import markdown_table, shown
 from asys_bench.harness.results.result import Result
-from asys_bench.harness.results.store import RESULT_FILE, ResultError, read_result
+from asys_bench.harness.results.store import (
+    RESULT_FILE,
+    ResultError,
+    markdown_table,
+    read_result,
+    shown,
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -23,7 +23,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """The suite's exit code by the new verdicts; 2 when a file cannot be used."""
-    from asys_bench.harness.judging.rejudge import rejudge
+    from asys_bench.harness.judging.outcome import rejudge
     from asys_bench.harness.planning.suite_file import load_suite
     from asys_bench.harness.results.store import ResultError, read_result, write_result
     from asys_bench.reports.bench_terminal.verdicts import render_terminal

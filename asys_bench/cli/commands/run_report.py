@@ -49,9 +49,9 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     import torch
 
     from asys_bench.reports.run_report.analysis import analyse
+    from asys_bench.reports.run_report.inputs import read_vocabulary
     from asys_bench.reports.run_report.page import render_run
     from asys_bench.reports.run_report.record import read_run
-    from asys_bench.reports.run_report.vocabulary import read_vocabulary
 
     # Beside a live run, torch's team of threads would wait for the one that has no core.
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))

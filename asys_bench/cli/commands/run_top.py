@@ -24,10 +24,9 @@ from rich.text import Text
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.live_view import LiveModel, live_view, name_columns, table
-from asys_bench.monitors.published_account import published_account
 from asys_bench.monitors.rates import Window, per_second
 from asys_bench.monitors.readable import bytes_text, percent_text, tail_text
-from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
+from asys_bench.monitors.snapshot import RunSnapshot, published_account, take_snapshot
 from asys_bench.rundir.attach import (
     AttachedRun,
     RunGoneError,

@@ -9,9 +9,8 @@ from typing import Any
 from asys_bench.config.sections.bus import BusConfig, OnFull
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.config.sections.resources import CpuPriority, ResourcesConfig
-from asys_bench.config.sections.run import RunConfig
+from asys_bench.config.sections.run import RunConfig, WatchdogConfig
 from asys_bench.config.sections.sinks import SinkConfig
-from asys_bench.config.sections.watchdog import WatchdogConfig
 
 Path = tuple[str | int, ...]
 

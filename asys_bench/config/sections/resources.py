@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from asys_bench.config.sections.section import Integer, NotBool, Section
+from asys_bench.config.sections.run import Integer, NotBool, Section
 from asys_bench.system.cpu_lists import CpuList
 
 

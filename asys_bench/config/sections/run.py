@@ -6,10 +6,42 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
-from asys_bench.config.sections.section import Integer, Number, Section
-from asys_bench.system.files.durability import Fsync
+from asys_bench.system.files.atomic import Fsync
+
+# What every section of the configuration is built from.
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys, NaN and infinity."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True
+    )
+
+
+def _refuse_bool(value: object) -> object:
+    """YAML 1.1 reads `yes`, `no`, `on` and `off` as booleans, which pydantic would take as 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not a yes/no value")
+    return value
+
+
+def as_list(value: object) -> object:
+    """One element may be written without the brackets of a list."""
+    return [value] if isinstance(value, str | dict) else value
+
+
+NotBool = BeforeValidator(_refuse_bool)
+Integer = Annotated[int, NotBool]
+Number = Annotated[float, NotBool]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+PluginName = Annotated[
+    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+]
+EntryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,48}$")]
+"""The name of a sink or monitor; it becomes part of process, file and metric names."""
 
 
 class RunProfile(StrEnum):
@@ -50,3 +82,48 @@ class RunConfig(Section):
         description="time that workers get to drain, write and exit once the host has ended, "
         "in seconds; then they are killed",
     )
+
+
+# `watchdog`: when a worker counts as dead and how it comes back.
+
+
+class WatchdogConfig(Section):
+    """Heartbeats, restarts and their budget."""
+
+    enabled: bool = Field(
+        default=True, description="restart workers that die or hang; false only counts them"
+    )
+    tick_s: Number = Field(
+        default=0.2, ge=0.01, le=10, description="time between two looks at the workers, in seconds"
+    )
+    heartbeat_timeout_s: Number = Field(
+        default=10.0,
+        gt=0,
+        description="a worker silent for this long is killed and restarted, in seconds",
+    )
+    startup_timeout_s: Number = Field(
+        default=60.0,
+        gt=0,
+        description="a worker must beat for the first time within this, in seconds",
+    )
+    restart_limit: Integer = Field(
+        default=5,
+        ge=0,
+        le=1000,
+        description="restarts of one worker within `restart_window_s`; then it is quarantined",
+    )
+    restart_window_s: Number = Field(
+        default=60.0, gt=0, description="window in which restarts are counted, in seconds"
+    )
+    backoff_initial_s: Number = Field(
+        default=0.1,
+        ge=0,
+        description="wait before the first restart in seconds; doubled for each further one",
+    )
+    backoff_max_s: Number = Field(
+        default=5.0, ge=0, description="longest wait before a restart, in seconds"
+    )
+
+    def backoff_s(self, restarts: int) -> float:
+        """Wait before the next restart after `restarts` earlier ones, in seconds."""
+        return min(self.backoff_max_s, self.backoff_initial_s * 2.0 ** min(restarts, 64))

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from asys_bench.config.plugin_access import Registries
-from asys_bench.config.sections.section import Integer, PluginName, Section, Text, as_list
+from asys_bench.config.sections.run import Integer, PluginName, Section, Text, as_list
 from asys_bench.contracts.bus import Delivery
+from asys_bench.contracts.host import HostOptions, HostPlugin
+from asys_bench.contracts.monitor import MonitorOptions, MonitorPlugin
 from asys_bench.contracts.sink import SinkOptions, SinkPlugin
 from asys_bench.registry import registry
 
@@ -42,3 +44,43 @@ class SinkConfig(Section):
     def resolved_delivery(self, registries: Registries = registry) -> Delivery:
         """`delivery`, or the plugin's default."""
         return self.delivery or self.plugin(registries).default_delivery
+
+
+# `monitors`: what shows and exports the run's figures.
+
+
+class MonitorConfig(Section):
+    """One monitor."""
+
+    kind: PluginName = Field(description="monitor plugin (entry point group `asys.monitor`)")
+    enabled: bool = Field(default=True, description="false: checked but not started")
+    options: dict[str, Any] = Field(default_factory=dict, description="the plugin's options")
+
+    def plugin(self, registries: Registries = registry) -> MonitorPlugin:
+        """The monitor plugin. Raises PluginError if it is unknown or does not load."""
+        return registries("monitor").get(self.kind, MonitorPlugin)
+
+    def plugin_options(self, registries: Registries = registry) -> MonitorOptions:
+        """The options as the plugin's own model."""
+        return self.plugin(registries).options.model_validate(self.options)
+
+
+# `host`: what runs the model under observation.
+
+
+class HostConfig(Section):
+    """The host plugin and its options."""
+
+    kind: PluginName = Field(description="host plugin (entry point group `asys.host`)")
+    options: dict[PluginName, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="options by host plugin name; those of `kind` are used, the others only checked",
+    )
+
+    def plugin(self, registries: Registries = registry) -> HostPlugin:
+        """The chosen plugin. Raises PluginError if it is unknown or does not load."""
+        return registries("host").get(self.kind, HostPlugin)
+
+    def plugin_options(self, registries: Registries = registry) -> HostOptions:
+        """The chosen plugin's options as its own model."""
+        return self.plugin(registries).options.model_validate(self.options.get(self.kind, {}))

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asys_bench.capture.points.wrapped import unwrap
+from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.config import MasterConfig
 
 TWIN_FOLDER, NAMES = "twin", "names.json"

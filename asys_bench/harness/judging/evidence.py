@@ -11,7 +11,7 @@ import numpy.typing as npt
 from asys_bench.harness.judging.stats import Proportion, clustered_proportion
 from asys_bench.harness.planning.targets import Target
 from asys_bench.harness.results.result import Exceedance, Round, SampleSummary
-from asys_bench.harness.results.words import Op
+from asys_bench.harness.results.result_run import Op
 
 Floats = npt.NDArray[np.float64]
 _STORED = {"p50": "median", "p90": "p90", "p99": "p99", "p99.9": "p999"}

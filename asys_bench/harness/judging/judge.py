@@ -23,7 +23,7 @@ from asys_bench.harness.results.result import (
     Subject,
     TargetResult,
 )
-from asys_bench.harness.results.words import (
+from asys_bench.harness.results.result_run import (
     Better,
     CaseStatus,
     Op,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asys_bench.harness.judging import stats
 from asys_bench.harness.judging.verdict import Decision
-from asys_bench.harness.results.words import (
+from asys_bench.harness.results.result_run import (
     EXIT_FAIL,
     EXIT_INCONCLUSIVE,
     EXIT_INTERRUPTED,

@@ -18,7 +18,7 @@ from asys_bench.harness.judging.evidence import (
 )
 from asys_bench.harness.planning.plan import Look
 from asys_bench.harness.planning.targets import Target
-from asys_bench.harness.results.words import (
+from asys_bench.harness.results.result_run import (
     Op,
     TargetKind,
     Verdict,

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from asys_bench.harness.measuring.child import ProcessEnd, await_end, end_group
 from asys_bench.harness.measuring.round import ROUND_FILE, SAMPLES_FILE, RoundSpec
 from asys_bench.harness.planning.plan import environment_length
-from asys_bench.harness.results.words import RoundStatus
+from asys_bench.harness.results.result_run import RoundStatus
 
 LOG_CHARS = 4000
 PADDING = "ASYS_BENCH_PADDING"

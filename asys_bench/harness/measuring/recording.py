@@ -11,7 +11,7 @@ import numpy.typing as npt
 from asys_bench.contracts.scenario import NANOSECONDS, unit_of
 from asys_bench.contracts.stats import SUB_BUCKETS, SUB_BUCKETS_LOG2
 from asys_bench.harness.results.result import Exceedance, Hdr, SampleSummary
-from asys_bench.harness.results.words import Op
+from asys_bench.harness.results.result_run import Op
 
 Floats = npt.NDArray[np.float64]
 

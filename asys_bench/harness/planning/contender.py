@@ -10,7 +10,7 @@ from asys_bench.harness.measuring.round import RoundSpec
 from asys_bench.harness.planning.plan import Look
 from asys_bench.harness.planning.suite import NoiseLimits, Warmup
 from asys_bench.harness.planning.targets import Target
-from asys_bench.harness.results.words import Role
+from asys_bench.harness.results.result_run import Role
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from asys_bench.config import ConfigError, load_config
-from asys_bench.config.dump import config_sha256
 from asys_bench.config.problems import did_you_mean
+from asys_bench.config.schema import config_sha256
 from asys_bench.contracts.scenario import MetricKind, MetricSpec, ScenarioPlugin
 from asys_bench.harness.judging.stats import rounds_to_decide, samples_to_decide
 from asys_bench.harness.planning.contender import Contender, PlacedTarget
@@ -20,7 +20,7 @@ from asys_bench.harness.planning.plan import Look, planned_looks
 from asys_bench.harness.planning.suite import CaseConfig, Matrix, Reference, Suite
 from asys_bench.harness.planning.targets import BASELINE, Target, TargetError, parse_target
 from asys_bench.harness.plugins import backend_plugin, metrics_of, scenario_plugin
-from asys_bench.harness.results.words import Role, TargetKind
+from asys_bench.harness.results.result_run import Role, TargetKind
 from asys_bench.registry import PluginError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
-from asys_bench.config.sections.section import Integer, Number, PluginName, Section, Text, as_list
-from asys_bench.harness.results.words import Level
+from asys_bench.config.sections.run import Integer, Number, PluginName, Section, Text, as_list
+from asys_bench.harness.results.result_run import Level
 
 SCHEMA_ID: Final = "asys.suite/1"
 CaseId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]

@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from asys_bench.harness.planning.contender import Contender
 from asys_bench.harness.planning.expansion import expand_case
 from asys_bench.harness.planning.suite import SCHEMA_ID, Suite
 from asys_bench.harness.plugins import register_extra
+from asys_bench.harness.results.result_run import Role
 from asys_bench.registry import PluginError
 
 SHIPPED = Path(__file__).parents[2] / "_data" / "suites"
@@ -162,3 +164,36 @@ def _expand(suite: Suite, document: SuiteDocument) -> list[Contender]:
             found.setdefault(contender.id, contender)
     cases = [c for c in found.values() if c.role == "case"]
     return cases + [c for c in found.values() if c.role != "case"]
+
+
+# A part of a suite: the cases that match, and the references that they need.
+
+
+def select(loaded: LoadedSuite, patterns: Sequence[str]) -> LoadedSuite:
+    """`loaded` with the cases whose id, or whose id before the matrix, matches a glob; no pattern
+    keeps all.
+
+    Raises:
+        ConfigError: a pattern that matches no case.
+    """
+    if not patterns:
+        return loaded
+    cases = [c for c in loaded.contenders if c.role is Role.CASE]
+    problems = [
+        Problem.at(
+            Origin(loaded.shown), f"--only {pattern!r} matches no case",
+            valid=sorted({c.family for c in cases}), fix="name a case, or a glob over case ids",
+        )
+        for pattern in patterns
+        if not any(_matches(c.id, c.family, pattern) for c in cases)
+    ]  # fmt: skip
+    if problems:
+        raise ConfigError(problems)
+    kept = {c.id for c in cases if any(_matches(c.id, c.family, p) for p in patterns)}
+    needed = {placed.reference_id for c in cases if c.id in kept for placed in c.targets}
+    contenders = tuple(c for c in loaded.contenders if c.id in kept or c.id in needed)
+    return replace(loaded, contenders=contenders, only=tuple(patterns))
+
+
+def _matches(case_id: str, family: str, pattern: str) -> bool:
+    return case_id == pattern or fnmatchcase(case_id, pattern) or fnmatchcase(family, pattern)

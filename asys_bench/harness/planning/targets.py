@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from asys_bench.config.problems import did_you_mean
 from asys_bench.contracts.scenario import MetricKind, MetricSpec, unit_of
-from asys_bench.harness.results.words import Op, TargetKind
+from asys_bench.harness.results.result_run import Op, TargetKind
 
 BASELINE = "baseline"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"

@@ -12,23 +12,21 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from asys_bench.harness.results.result_run import (
+    Better,
+    CaseStatus,
     CheckResult,
     Floor,
     Instrument,
     Machine,
+    Op,
     Part,
     Reason,
-    RunInfo,
-    SuiteInfo,
-    Validity,
-)
-from asys_bench.harness.results.words import (
-    Better,
-    CaseStatus,
-    Op,
     Role,
     RoundStatus,
+    RunInfo,
+    SuiteInfo,
     TargetKind,
+    Validity,
     Verdict,
 )
 

@@ -30,8 +30,8 @@ from asys_bench.contracts.scenario import (
     ScenarioPlugin,
 )
 from asys_bench.contracts.stats import Counter, SlotField, WorkerState
-from asys_bench.harness.faults.archive_count import archived_packets, changed_rows
-from asys_bench.harness.faults.fault import Fault
+from asys_bench.harness.faults.disk import archived_packets, changed_rows
+from asys_bench.harness.faults.fault import ChaosOptions, Fault, Stage
 from asys_bench.harness.faults.host_process import (
     HostTask,
     outcome_account,
@@ -39,11 +39,9 @@ from asys_bench.harness.faults.host_process import (
     read_steps,
 )
 from asys_bench.harness.faults.observed import START_PATIENCE_S, ObservedRun
-from asys_bench.harness.faults.options import ChaosOptions
-from asys_bench.harness.faults.stage import Stage
-from asys_bench.harness.faults.table import FAULTS
+from asys_bench.harness.faults.signals import FAULTS
 from asys_bench.harness.faults.twin import read_rows
-from asys_bench.harness.scenarios.pipeline_account import count_packets
+from asys_bench.harness.scenarios.beside_run import count_packets
 from asys_bench.rundir.verify import State, verify_run
 from asys_bench.system.process_usage import process_usage
 

@@ -30,7 +30,7 @@ from asys_bench.contracts.scenario import (
     ScenarioPlugin,
 )
 from asys_bench.contracts.stats import SlotField
-from asys_bench.harness.scenarios.pipeline_account import add_account
+from asys_bench.harness.scenarios.beside_run import add_account
 from asys_bench.run.experiment import ExperimentPipeline
 from asys_bench.run.session import ObservationSession
 

@@ -21,7 +21,7 @@ from asys_bench.contracts.scenario import (
 )
 from asys_bench.harness.measuring.consumers import ConsumerSpec
 from asys_bench.harness.measuring.transport import Transport, transport
-from asys_bench.harness.scenarios.transport_options import TransportOptions
+from asys_bench.harness.scenarios.offline import TransportOptions
 
 GROUP = "group-0"
 PATIENCE_S = 10.0

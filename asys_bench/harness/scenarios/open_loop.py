@@ -17,7 +17,7 @@ from pydantic import Field
 
 from asys_bench.contracts.scenario import MetricKind, MetricSpec, RoundContext, ScenarioPlugin
 from asys_bench.harness.measuring.transport import transport
-from asys_bench.harness.scenarios.transport_options import TransportOptions
+from asys_bench.harness.scenarios.offline import TransportOptions
 
 SPIN_NS = 150_000
 """Sleep until this long before the intended time, then spin."""

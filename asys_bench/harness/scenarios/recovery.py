@@ -22,7 +22,7 @@ from asys_bench.contracts.scenario import (
     ScenarioPlugin,
 )
 from asys_bench.contracts.stats import SlotField, WorkerState
-from asys_bench.harness.scenarios.pipeline_account import add_account
+from asys_bench.harness.scenarios.beside_run import add_account
 from asys_bench.run.experiment import ExperimentPipeline
 
 POLL_S = 0.001

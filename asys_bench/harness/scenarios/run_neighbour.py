@@ -22,7 +22,7 @@ from asys_bench.contracts.scenario import (
 )
 from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.scenarios.beside_run import running
-from asys_bench.harness.scenarios.neighbour_task import TASK_METRICS, TaskOptions, time_tasks
+from asys_bench.harness.scenarios.neighbour import TASK_METRICS, TaskOptions, time_tasks
 from asys_bench.placement.manager import read_plan, readings_of
 from asys_bench.placement.readback import differences
 

@@ -19,9 +19,13 @@ from asys_bench.contracts.scenario import (
     ScenarioError,
     ScenarioPlugin,
 )
-from asys_bench.harness.scenarios.sae_data import write_synthetic
 from asys_bench.harness.scenarios.sae_synthetic import METRICS as OWN_METRICS
-from asys_bench.harness.scenarios.sae_synthetic import RecoveryOptions, record, trainer_spec
+from asys_bench.harness.scenarios.sae_synthetic import (
+    RecoveryOptions,
+    record,
+    trainer_spec,
+    write_synthetic,
+)
 from asys_bench.harness.scenarios.sae_trainers import unavailable
 from asys_bench.harness.scenarios.sae_training import (
     TrainingError,

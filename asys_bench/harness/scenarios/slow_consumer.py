@@ -12,7 +12,7 @@ from pydantic import Field
 from asys_bench.contracts.scenario import MetricKind, MetricSpec, RoundContext, ScenarioPlugin
 from asys_bench.harness.measuring.consumers import ConsumerSpec
 from asys_bench.harness.measuring.transport import transport
-from asys_bench.harness.scenarios.transport_options import TransportOptions
+from asys_bench.harness.scenarios.offline import TransportOptions
 
 
 class SlowOptions(TransportOptions):

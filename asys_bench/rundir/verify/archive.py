@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,8 @@ from typing import Any
 import pyarrow as pa
 
 from asys_bench.rundir.verify.finding import Finding, State
-from asys_bench.rundir.verify.locks import is_locked
 from asys_bench.sinks.archive import ArchiveError, Deleted, ShardGoneError, repair_shard
 from asys_bench.sinks.archive.budget import RECORD_SUFFIX, Deletion, finish, read_deletions
-from asys_bench.sinks.archive.dedup import SeenRows
 from asys_bench.sinks.archive.frames import Frames
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR, KEY_COLUMNS, SUFFIX, ShardName
 from asys_bench.sinks.archive.read import (
@@ -23,9 +22,43 @@ from asys_bench.sinks.archive.read import (
     read_schema,
     schema_run,
 )
+from asys_bench.sinks.archive.reader import SeenRows
 from asys_bench.sinks.archive.sidecar import Sidecar
 from asys_bench.sinks.archive.verify import check_shard
 from asys_bench.system.files.below import EntryKind, remove, walk
+
+# Who holds a file's lock, without touching the lock: a probe by locking could win against its writer.
+
+LOCKS = Path("/proc/locks")
+
+
+def locked_files() -> frozenset[tuple[int, int, int]]:
+    """(major, minor, inode) of every file that some process holds a flock on."""
+    found = set()
+    try:
+        lines = LOCKS.read_text().splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        words = line.split()
+        if "FLOCK" not in words[1:3] or "->" in words:
+            continue
+        device = words[-3].split(":")
+        try:
+            found.add((int(device[0], 16), int(device[1], 16), int(device[2])))
+        except (ValueError, IndexError):
+            continue
+    return frozenset(found)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a live process has `path` locked, as the writer of a shard has."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    key = (os.major(status.st_dev), os.minor(status.st_dev), status.st_ino)
+    return key in locked_files()
 
 
 class ArchiveCheck:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import csv
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from crc32c import crc32c
+
+from asys_bench.config.document import RUN_CONFIG, read_run_config
+from asys_bench.config.problems import ConfigError
 from asys_bench.monitors.metrics_csv import COLUMNS
+from asys_bench.rundir.live_run import RUN_FILE, LiveRunError, read_run_file
 from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.system.files import replace_file
-from asys_bench.system.files.below import open_file, parse_json
+from asys_bench.system.files.below import open_file, parse_json, read_json
 
 MAX_LINE_BYTES = 1 << 20
 MAX_TAIL_BYTES = 128 << 20
@@ -104,3 +110,82 @@ def cut_tail(path: Path, run_dir: Path, tail: int, keep: bool) -> str:
     finally:
         os.close(fd)
     return f"cut {tail} bytes off ({kept})"
+
+
+# TensorBoard event files: TFRecords, each with a masked CRC-32C of its length and of its bytes.
+
+MAX_RECORD_BYTES = 64 << 20
+
+
+def check_events(
+    path: Path,
+    name: str,
+    run_dir: Path,
+    *,
+    live: bool,
+    repair: bool = False,
+    keep_torn: bool = True,
+) -> Finding:
+    """Walk the records. A tail that is too short is torn; readers leave it out by themselves."""
+    records, good_end = 0, 0
+    try:
+        fd = open_file(path, below=run_dir)
+    except OSError as error:
+        return Finding(name, "events", State.DAMAGED, str(error), lost_rows=None)
+    with os.fdopen(fd, "rb") as file:
+        size = os.fstat(fd).st_size
+        while head := file.read(12):
+            if len(head) < 12:
+                break
+            length, length_crc = struct.unpack("<QI", head)
+            if _masked(head[:8]) != length_crc or length > MAX_RECORD_BYTES:
+                return _damaged(name, records, size - good_end)
+            body = file.read(length + 4)
+            if len(body) < length + 4:
+                break
+            if _masked(body[:-4]) != struct.unpack("<I", body[-4:])[0]:
+                return _damaged(name, records, size - good_end)
+            records += 1
+            good_end = file.tell()
+    lost = max(0, size - good_end)
+    if live:
+        return Finding(name, "events", State.BEING_WRITTEN, "", records)
+    if lost:
+        done = cut_tail(path, run_dir, lost, keep_torn) if repair else None
+        return Finding(
+            name, "events", State.TORN, "its last record is not whole", records, 0, 1, lost, done
+        )
+    return Finding(name, "events", State.OK, "", records)
+
+
+def _damaged(name: str, records: int, lost: int) -> Finding:
+    detail = f"record {records + 1} does not match its checksum"
+    return Finding(name, "events", State.DAMAGED, detail, records, 0, None, lost)
+
+
+def _masked(data: bytes) -> int:
+    value = int(crc32c(data))
+    return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# Small documents that are written whole: run.json, summary.json, config.yaml and their like.
+
+REQUIRED = (RUN_FILE, RUN_CONFIG)
+
+
+def check_document(path: Path, name: str, run_dir: Path) -> Finding:
+    """A JSON file of the run, or its config.yaml: it parses, and run.json says what a run is."""
+    detail = ""
+    try:
+        if path.name == RUN_CONFIG:
+            read_run_config(run_dir)
+        elif path == run_dir / RUN_FILE:
+            if read_run_file(run_dir).get("result") is None:
+                detail = "no result: it goes on, or it was killed"
+        else:
+            read_json(path, below=run_dir)
+    except ConfigError as error:
+        return Finding(name, "document", State.DAMAGED, error.problems[0].message)
+    except (OSError, ValueError, LiveRunError) as error:
+        return Finding(name, "document", State.DAMAGED, str(error).splitlines()[0])
+    return Finding(name, "document", State.OK, detail)

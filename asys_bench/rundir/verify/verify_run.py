@@ -12,10 +12,14 @@ from asys_bench.rundir.live_run import LiveRunError, goes_on, read_run_file
 from asys_bench.rundir.subscribe import READERS_DIR
 from asys_bench.rundir.verify.archive import ArchiveCheck
 from asys_bench.rundir.verify.checkpoints import CheckpointCheck
-from asys_bench.rundir.verify.documents import REQUIRED, check_document
-from asys_bench.rundir.verify.events import check_events
 from asys_bench.rundir.verify.finding import Finding, State, Verification
-from asys_bench.rundir.verify.lines import CHECKS, check_lines
+from asys_bench.rundir.verify.lines import (
+    CHECKS,
+    REQUIRED,
+    check_document,
+    check_events,
+    check_lines,
+)
 from asys_bench.sae.checkpoint.checkpoint_store import LATEST
 from asys_bench.sae.exchange.export import SAE_DIR
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from asys_bench.sae.architectures.step import StepResult
+from asys_bench.sae.architectures.base import StepResult
 from asys_bench.sae.architectures.topk import TopKSAE
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.kernels.sparse_codes import SparseCodes

@@ -30,10 +30,9 @@ from typing import Any, ClassVar
 import torch
 
 from asys_bench.sae.architectures.auxk import AUX_ROWS, add_aux_gradient, with_aux_loss
-from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder, StepContext, StepResult
+from asys_bench.sae.architectures.data_start import firing_quantile
 from asys_bench.sae.architectures.sparse_gradients import fired, gradient_of, set_weight_gradients
-from asys_bench.sae.architectures.step import StepContext, StepResult
-from asys_bench.sae.architectures.threshold_start import firing_quantile
 from asys_bench.sae.config import SAEConfig
 
 DENSE_ABOVE = 0.2

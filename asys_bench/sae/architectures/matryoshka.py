@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 
 from asys_bench.sae.architectures.auxk import AUX_ROWS, add_aux_gradient, with_aux_loss
+from asys_bench.sae.architectures.base import StepContext, StepResult
 from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
 from asys_bench.sae.architectures.sparse_gradients import fired, gradient_of, set_weight_gradients
-from asys_bench.sae.architectures.step import StepContext, StepResult
 from asys_bench.sae.config import SAEConfig
 
 

@@ -18,10 +18,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder, StepContext, StepResult
+from asys_bench.sae.architectures.data_start import firing_quantile
 from asys_bench.sae.architectures.sparse_gradients import fired, gradient_of, set_weight_gradients
-from asys_bench.sae.architectures.step import StepContext, StepResult
-from asys_bench.sae.architectures.threshold_start import firing_quantile
 
 DENSE_ABOVE = 0.2
 """Share of active pairs above which the dense gradient is the cheaper one."""

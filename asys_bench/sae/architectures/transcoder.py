@@ -21,11 +21,11 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from asys_bench.sae.architectures.base import StepContext
 from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
 from asys_bench.sae.architectures.data_start import directions, feature_rows
 from asys_bench.sae.architectures.scaling import PairScaling, RowScaling
 from asys_bench.sae.architectures.sparse_gradients import gradient_of
-from asys_bench.sae.architectures.step import StepContext
 from asys_bench.sae.config import SAEConfig
 
 LEAST_SQUARES_ROWS_PER_COLUMN = 4

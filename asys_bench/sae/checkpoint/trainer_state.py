@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from asys_bench.sae.checkpoint.checkpoint_files import (
     CheckpointError,
     CheckpointVersionError,
+    StateDict,
     read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
-from asys_bench.sae.checkpoint.state import StateDict
 from asys_bench.sae.config import SAEConfig
 from asys_bench.system.files.below import MAX_MODEL_BYTES
 

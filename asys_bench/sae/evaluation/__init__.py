@@ -7,7 +7,6 @@
 - `recovery`: how much of a known dictionary was found; `synthetic` makes data that has one.
 """
 
-from asys_bench.sae.evaluation.density import DensityHistogram, density_histogram
 from asys_bench.sae.evaluation.language import LanguageDamage, language_damage
 from asys_bench.sae.evaluation.policy import (
     PolicyDamage,
@@ -16,13 +15,14 @@ from asys_bench.sae.evaluation.policy import (
     policy_damage,
 )
 from asys_bench.sae.evaluation.reconstruction import (
+    DensityHistogram,
     ReconstructionMeter,
     ReconstructionReport,
+    density_histogram,
     evaluate,
 )
-from asys_bench.sae.evaluation.recovery import Recovery, max_cosines, recovery
 from asys_bench.sae.evaluation.splice import mean_ablation, splice, zero_ablation
-from asys_bench.sae.evaluation.synthetic import SyntheticFeatures
+from asys_bench.sae.evaluation.synthetic import Recovery, SyntheticFeatures, max_cosines, recovery
 
 __all__ = [
     "DensityHistogram",

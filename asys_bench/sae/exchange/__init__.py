@@ -7,11 +7,10 @@ names, whoever trained it. A new format is one file with one `Format` and one li
 """
 
 from asys_bench.sae.exchange.adoption import adopt, adopt_when_filled, own_outliers, rebased
-from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.export import ExportedSAE, export, find_saes
 from asys_bench.sae.exchange.formats import FORMATS, Format, format_of, import_sae
 from asys_bench.sae.exchange.saelens import import_saelens, read_saelens
-from asys_bench.sae.exchange.weights import SAEWeights
+from asys_bench.sae.exchange.weights import ExchangeError, SAEWeights
 
 __all__ = [
     "FORMATS",

@@ -24,12 +24,11 @@ import torch
 
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.architectures.scaling import PairScaling, RowScaling
-from asys_bench.sae.checkpoint.manifest import seal
-from asys_bench.sae.checkpoint.state import StateDict, pick, put
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict, pick, put
+from asys_bench.sae.checkpoint.checkpoint_store import seal
 from asys_bench.sae.checkpoint.trainer_state import TrainerState, read_state, write_state
 from asys_bench.sae.config import SAEConfig
-from asys_bench.sae.exchange.error import ExchangeError
-from asys_bench.sae.exchange.weights import ACTIVATION_UNITS
+from asys_bench.sae.exchange.weights import ACTIVATION_UNITS, ExchangeError
 from asys_bench.sae.training.learner import Learner
 from asys_bench.sae.training.trainer import SAETrainer
 from asys_bench.sae.training.trainer_parts import TrainerParts

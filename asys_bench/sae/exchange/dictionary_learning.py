@@ -28,8 +28,7 @@ import torch
 
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.sae.checkpoint.native_format import OUTLIER_NORM
-from asys_bench.sae.exchange.error import ExchangeError
-from asys_bench.sae.exchange.weights import SAEWeights
+from asys_bench.sae.exchange.weights import ExchangeError, SAEWeights
 from asys_bench.system.files.below import open_file
 
 FOLDER = "trainer_0"

@@ -11,9 +11,9 @@ from asys_bench.contracts.names import file_slug
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.checkpoint_store import LATEST, CheckpointStore
 from asys_bench.sae.checkpoint.native_format import CFG_FILE
-from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.formats import Format
 from asys_bench.sae.exchange.saelens import read_saelens
+from asys_bench.sae.exchange.weights import ExchangeError
 from asys_bench.system.files import sync_folder, sync_tree
 from asys_bench.system.files.below import EntryKind, is_file, is_folder, scan_if_there
 

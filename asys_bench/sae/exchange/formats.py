@@ -15,11 +15,10 @@ from asys_bench.sae.exchange.dictionary_learning import (
     write_dictionary_learning,
 )
 from asys_bench.sae.exchange.dictionary_learning import WEIGHTS_FILE as DICTIONARY_FILE
-from asys_bench.sae.exchange.error import ExchangeError
 from asys_bench.sae.exchange.saelens import as_sae, read_saelens, write_saelens
 from asys_bench.sae.exchange.sparsify import WEIGHTS_FILE as SPARSIFY_FILE
 from asys_bench.sae.exchange.sparsify import read_sparsify, write_sparsify
-from asys_bench.sae.exchange.weights import SAEWeights
+from asys_bench.sae.exchange.weights import ExchangeError, SAEWeights
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ from asys_bench.sae.checkpoint.checkpoint_files import (
     write_tensors,
 )
 from asys_bench.sae.checkpoint.native_format import CFG_FILE, FORMAT_VERSION, WEIGHTS_FILE, load_sae
-from asys_bench.sae.exchange.error import ExchangeError
-from asys_bench.sae.exchange.weights import TENSORS, SAEWeights
+from asys_bench.sae.exchange.weights import TENSORS, ExchangeError, SAEWeights
 
 SCALER_FILE = "activation_scaler.json"
 _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")

@@ -25,8 +25,7 @@ from asys_bench.sae.checkpoint.checkpoint_files import (
     write_tensors,
 )
 from asys_bench.sae.checkpoint.native_format import OUTLIER_NORM
-from asys_bench.sae.exchange.error import ExchangeError
-from asys_bench.sae.exchange.weights import SAEWeights
+from asys_bench.sae.exchange.weights import ExchangeError, SAEWeights
 
 CFG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae.safetensors"

@@ -22,8 +22,13 @@ from types import ModuleType
 import torch
 
 from asys_bench.sae.kernels import native, torch_kernels
-from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, SparseCodes
-from asys_bench.sae.kernels.work_threads import T, WorkThreads
+from asys_bench.sae.kernels.sparse_codes import (
+    FeatureMajor,
+    Reconstruction,
+    SparseCodes,
+    T,
+    WorkThreads,
+)
 
 BLOCK_BYTES = 4 << 20
 """Pre-activations of one block of rows."""

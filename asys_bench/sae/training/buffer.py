@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import torch
 
-from asys_bench.sae.checkpoint.state import StateDict, number_of, tensor_of
-from asys_bench.sae.training.row_block import RowBlock
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, tensor_of
+from asys_bench.sae.training.intake import RowBlock
 
 
 class ShuffleBuffer:

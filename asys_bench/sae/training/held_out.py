@@ -13,7 +13,7 @@ import math
 
 import torch
 
-from asys_bench.sae.checkpoint.state import StateDict, number_of, tensor_of
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, tensor_of
 
 PacketKey = tuple[int, int, int]
 """(source, shard, seq)."""

@@ -11,17 +11,15 @@ import math
 
 import torch
 
-from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.architectures.base import SparseAutoencoder, StepContext, StepResult
 from asys_bench.sae.architectures.by_name import build_sae
 from asys_bench.sae.architectures.data_start import FIT_ROWS
 from asys_bench.sae.architectures.scaling import InputScaling, PairScaling, RowScaling
-from asys_bench.sae.architectures.step import StepContext, StepResult
-from asys_bench.sae.checkpoint.state import StateDict, number_of, pick, put, tensor_of
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, pick, put, tensor_of
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
-from asys_bench.sae.training.dead_features import DeadFeatures
-from asys_bench.sae.training.geometric_median import geometric_median
-from asys_bench.sae.training.resampling import resample_, round_after
+from asys_bench.sae.training.dead_features import DeadFeatures, resample_, round_after
+from asys_bench.sae.training.normalizer import geometric_median
 from asys_bench.sae.training.row_adam import RowAdam
 from asys_bench.sae.training.schedule import rate_at, settling
 from asys_bench.sae.training.sparsity_controller import SparsityController

@@ -15,8 +15,8 @@ from typing import Literal
 
 import torch
 
-from asys_bench.sae.architectures.scaling import InputScaling
-from asys_bench.sae.checkpoint.state import StateDict, tensor_of
+from asys_bench.sae.architectures.scaling import InputScaling, PairScaling
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict, pick, put, tensor_of
 
 LEAST_SQUARE = 1e-24
 """Below this the rows count as constant (or zero) and are not scaled."""
@@ -151,3 +151,78 @@ class Normalizer:
             )
         )
         self._merge()
+
+
+# Running mean and scale of a transcoder's rows, whose input and output are on end.
+
+
+class PairNormalizer:
+    """Two `Normalizer`s side by side: columns [0, d_in) and [d_in, d_in + d_out)."""
+
+    def __init__(
+        self, d_in: int, d_out: int, mode: Literal["none", "std", "norm"], window_rows: int
+    ) -> None:
+        self._d_in = d_in
+        self._input = Normalizer(d_in, mode, window_rows)
+        self._output = Normalizer(d_out, mode, window_rows)
+
+    def update(
+        self, rows_ND: torch.Tensor, weight_N: torch.Tensor, norm_N: torch.Tensor | None = None
+    ) -> None:
+        """Take in finite rows; row i counts as `weight_N[i]` > 0 rows. norm_N: the norms of their
+        inputs, if known."""
+        self._input.update(rows_ND[:, : self._d_in], weight_N, norm_N)
+        self._output.update(rows_ND[:, self._d_in :], weight_N)
+
+    @property
+    def variance(self) -> float:
+        """E||y - mean||^2 of the output."""
+        return self._output.variance
+
+    @property
+    def drift(self) -> float:
+        """The larger one of input and output; see `Normalizer.drift`."""
+        return max(self._input.drift, self._output.drift)
+
+    @property
+    def scaling(self) -> PairScaling:
+        """What the SAE should see of raw rows now."""
+        return PairScaling(self._input.scaling, self._output.scaling)
+
+    def state_dict(self) -> StateDict:
+        state: StateDict = {}
+        put(state, "input", self._input.state_dict())
+        put(state, "output", self._output.state_dict())
+        return state
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Raises ValueError when the state is not of rows of these widths."""
+        self._input.load_state_dict(pick(state, "input"))
+        self._output.load_state_dict(pick(state, "output"))
+
+
+# The point with the least summed distance to a set of rows: a centre that outliers do not move.
+
+
+def geometric_median(
+    x_ND: torch.Tensor, iterations: int = 50, tolerance: float = 1e-6
+) -> torch.Tensor:
+    """Weiszfeld's iteration: `m <- sum(x_i / d_i) / sum(1 / d_i)`, d_i = ||x_i - m||, from the mean.
+
+    x_ND: finite float[N, D], N >= 1. Returns x's dtype [D]. Stops when the centre moves less than
+    `tolerance` of the mean distance. Used for b_dec as in Bricken et al. 2023.
+    """
+    rows_ND = x_ND.double()
+    center_D = rows_ND.mean(0)
+    for _ in range(iterations):
+        distance_N = torch.linalg.vector_norm(rows_ND - center_D, dim=1)
+        spread = float(distance_N.mean())
+        if spread == 0.0:
+            break
+        pull_N = 1.0 / distance_N.clamp_min(1e-9 * spread)
+        new_D = (pull_N.unsqueeze(1) * rows_ND).sum(0) / pull_N.sum()
+        moved = float(torch.linalg.vector_norm(new_D - center_D))
+        center_D = new_D
+        if moved < tolerance * spread:
+            break
+    return center_D.to(x_ND.dtype)

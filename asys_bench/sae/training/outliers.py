@@ -32,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asys_bench.sae.checkpoint.state import StateDict, number_of, tensor_of
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, tensor_of
 
 OutlierMode = Literal["auto", "skip", "keep"]
 WINDOW_ROWS = 16_384

@@ -11,7 +11,7 @@ import math
 import torch
 
 from asys_bench.sae.architectures.base import SparseAutoencoder
-from asys_bench.sae.checkpoint.state import StateDict, number_of, tensor_of
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, tensor_of
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 
 BETAS = (0.9, 0.999)

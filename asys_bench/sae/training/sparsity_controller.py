@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 
-from asys_bench.sae.checkpoint.state import StateDict, number_of
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of
 from asys_bench.sae.config import PENALISED, SAEConfig
 
 FIRST_GAIN, GAIN = 0.1, 0.03

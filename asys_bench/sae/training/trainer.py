@@ -17,19 +17,22 @@ from typing import Any
 import torch
 
 from asys_bench.sae.architectures.base import SparseAutoencoder
-from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
-from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
-from asys_bench.sae.checkpoint.manifest import check_seal
+from asys_bench.sae.checkpoint.checkpoint_files import (
+    CheckpointError,
+    StateDict,
+    check_like,
+    number_of,
+    pick,
+    put,
+)
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore, check_seal
 from asys_bench.sae.checkpoint.native_format import save_sae
-from asys_bench.sae.checkpoint.state import StateDict, check_like, number_of, pick, put
 from asys_bench.sae.checkpoint.trainer_state import TrainerState, read_state, write_state
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.metrics import SAEMetrics, measure
 from asys_bench.sae.training.held_out import PacketKey
-from asys_bench.sae.training.intake import split_usable
-from asys_bench.sae.training.row_block import RowBlock
-from asys_bench.sae.training.running_metrics import RunningMetrics
-from asys_bench.sae.training.survival import feature_survival
+from asys_bench.sae.training.intake import RowBlock, split_usable
+from asys_bench.sae.training.running_metrics import RunningMetrics, feature_survival
 from asys_bench.sae.training.trainer_parts import TrainerParts
 
 BLOCK_ROWS = 4096

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from asys_bench.sae.checkpoint.state import StateDict
+from asys_bench.sae.checkpoint.checkpoint_files import StateDict
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.training.buffer import ShuffleBuffer
-from asys_bench.sae.training.fvu_window import FVUWindow
 from asys_bench.sae.training.held_out import HeldOut
 from asys_bench.sae.training.intake import Intake
 from asys_bench.sae.training.learner import Learner
-from asys_bench.sae.training.mixing import MixingMeter
-from asys_bench.sae.training.normalizer import Normalizer
+from asys_bench.sae.training.normalizer import Normalizer, PairNormalizer
 from asys_bench.sae.training.outliers import OutlierGate
-from asys_bench.sae.training.pair_normalizer import PairNormalizer
+from asys_bench.sae.training.running_metrics import FVUWindow, MixingMeter
 
 
 class Stateful(Protocol):

@@ -6,7 +6,6 @@ for reading a whole run.
 """
 
 from asys_bench.sinks.archive.budget import Deleted
-from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.reader import (
     Archive,
     ShardReport,
@@ -14,6 +13,7 @@ from asys_bench.sinks.archive.reader import (
     read_shard,
     repair_shard,
 )
+from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.verify import verify_archive
 
 __all__ = [

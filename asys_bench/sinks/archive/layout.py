@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 
 from asys_bench.contracts.packet import Kind
-from asys_bench.sinks.archive.error import ArchiveError
+from asys_bench.sinks.archive.sidecar import ArchiveError
 
 FORMAT = "asys.archive/2"
 OLD_FORMAT = "asys.archive/1"

@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.frames import Frame, Frames, unpacked_bytes, walk
 from asys_bench.sinks.archive.layout import check_schema
+from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 from asys_bench.system.files.below import open_file
 
 DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, MemoryError, TypeError)

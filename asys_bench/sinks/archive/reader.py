@@ -11,11 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from asys_bench.sinks.archive.budget import Deleted, Deletion, read_deletions
-from asys_bench.sinks.archive.dedup import SeenRows
-from asys_bench.sinks.archive.error import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.layout import ARCHIVE_DIR, SUFFIX, ShardName
 from asys_bench.sinks.archive.read import (
     ShardReport,
@@ -26,7 +25,44 @@ from asys_bench.sinks.archive.read import (
     schema_run,
 )
 from asys_bench.sinks.archive.repair import repair_shard
+from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 from asys_bench.system.files.below import EntryKind, scan
+
+# Which rows of which packets were seen, so that a redelivered packet is read (or written) once.
+#
+# A packet's rows are archived in order, so per packet one number tells all: the rows seen so far. They
+# lie in small pages per (run, source, shard), because sequence numbers are dense there.
+
+_PAGE = 1 << 12
+
+
+class SeenRows:
+    """Rows seen per packet; 4 bytes per packet."""
+
+    def __init__(self) -> None:
+        self._pages: dict[tuple[str, int, int, int], Any] = {}
+
+    def fresh(self, run_id: str, source: Any, shard: Any, seq: Any, row: Any) -> Any:
+        """Mark the rows of one record batch (1-D key columns) as seen.
+
+        Returns a boolean array: True where the row was not seen in an earlier call.
+        """
+        result = np.zeros(len(seq), dtype=bool)
+        page_of = seq // _PAGE
+        where = np.stack([source.astype(np.uint64), shard.astype(np.uint64), page_of], axis=1)
+        keys, inverse = np.unique(where, axis=0, return_inverse=True)
+        inverse = inverse.reshape(-1)
+        for index, (its_source, its_shard, its_page) in enumerate(keys.tolist()):
+            mine = inverse == index
+            key = (run_id, its_source, its_shard, its_page)
+            page = self._pages.get(key)
+            if page is None:
+                page = self._pages[key] = np.zeros(_PAGE, dtype=np.uint64)
+            place = (seq[mine] % _PAGE).astype(np.int64)
+            result[mine] = row[mine] >= page[place]
+            np.maximum.at(page, place, row[mine].astype(np.uint64) + np.uint64(1))
+        return result
+
 
 __all__ = ["Archive", "ShardReport", "open_archive", "read_shard", "repair_shard", "shard_paths"]
 

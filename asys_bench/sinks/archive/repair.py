@@ -18,7 +18,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.sinks.archive.frames import END_OF_STREAM, Frames
 from asys_bench.sinks.archive.read import (
     DAMAGE,
@@ -31,7 +30,7 @@ from asys_bench.sinks.archive.read import (
     schema_run,
 )
 from asys_bench.sinks.archive.shard import lock, write_all
-from asys_bench.sinks.archive.sidecar import Sidecar, Tally
+from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar, Tally
 from asys_bench.system.files import open_private, sync_folder
 
 

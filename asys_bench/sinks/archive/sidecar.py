@@ -13,9 +13,27 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import MAX_MODEL_BYTES, read_file
+
+# What archive readers and repairers raise: a typed error that names the file and the offset.
+
+
+class ArchiveError(ValueError):
+    """A shard or sidecar is damaged, foreign or in use.
+
+    `offset` is the byte where the trouble starts; None where it is not about a place in the file.
+    """
+
+    def __init__(self, path: Path, offset: int | None, reason: str) -> None:
+        self.path, self.offset, self.reason = path, offset, reason
+        where = str(path) if offset is None else f"{path} at byte {offset}"
+        super().__init__(f"{where}: {reason}")
+
+
+class ShardGoneError(ArchiveError):
+    """The shard was deleted (`max_gib`) between the look at the folder and its opening."""
+
 
 FORMAT = "asys.archive.sidecar/1"
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from asys_bench.contracts.sink import SinkContext
-from asys_bench.system.files.refusal import WORDS, reason_of
+from asys_bench.system.files.atomic import WORDS, reason_of
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

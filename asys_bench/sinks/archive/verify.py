@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asys_bench.sinks.archive.error import ArchiveError
 from asys_bench.sinks.archive.read import ShardReport, open_shard, read_shard, report
 from asys_bench.sinks.archive.reader import shard_paths
 from asys_bench.sinks.archive.repair import repair_shard
-from asys_bench.sinks.archive.sidecar import Sidecar, Tally
+from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar, Tally
 from asys_bench.system.files import file_crc32c
 
 

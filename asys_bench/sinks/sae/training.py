@@ -19,7 +19,7 @@ from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.pace import Pace
 from asys_bench.sinks.sae.start import Beginning, StartFrom
-from asys_bench.system.files.durability import Fsync
+from asys_bench.system.files.atomic import Fsync
 
 log = logging.getLogger(__name__)
 M = TypeVar("M", Gauge, Counter)

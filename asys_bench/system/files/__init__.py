@@ -4,11 +4,17 @@
 stranger may have written, `refusal` what a disk says when it takes no more, `checksum` of a whole file.
 """
 
-from asys_bench.system.files.atomic import replace_file, sync_file, sync_folder, sync_tree
+from asys_bench.system.files.atomic import (
+    Fsync,
+    make_private_folder,
+    open_private,
+    reason_of,
+    replace_file,
+    sync_file,
+    sync_folder,
+    sync_tree,
+)
 from asys_bench.system.files.checksum import file_crc32c
-from asys_bench.system.files.durability import Fsync
-from asys_bench.system.files.private import make_private_folder, open_private
-from asys_bench.system.files.refusal import reason_of
 
 __all__ = [
     "Fsync",

@@ -6,11 +6,56 @@ the folder is synced, because a rename is a change of the folder.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import stat
+from enum import StrEnum
 from pathlib import Path
 
-from asys_bench.system.files.private import open_private
+# Activations can hold what a model was trained on: files 0600, folders 0700, whatever the umask.
+
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+
+
+def open_private(path: Path, flags: int) -> int:
+    """`os.open` with close-on-exec and no link followed; a file of ours gets mode 0600, also one that
+    was there.
+
+    Raises:
+        OSError: as os.open.
+    """
+    fd = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    try:
+        status = os.fstat(fd)
+        if stat.S_IMODE(status.st_mode) != FILE_MODE and status.st_uid == os.geteuid():
+            os.fchmod(fd, FILE_MODE)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def private_memfd(name: str, flags: int) -> int:
+    """`os.memfd_create`, mode 0600: it starts as 0777, and /proc/<pid>/fd opens it by its mode."""
+    fd = os.memfd_create(name, flags)
+    os.fchmod(fd, FILE_MODE)
+    return fd
+
+
+def make_private_folder(path: Path) -> None:
+    """Make `path` (mode 0700) and what is missing above it; one that is there stays as it is.
+
+    Raises:
+        OSError: as mkdir.
+    """
+    for folder in reversed([path, *path.parents]):
+        if not folder.exists():
+            try:
+                folder.mkdir(FOLDER_MODE)
+            except FileExistsError:
+                continue
+            folder.chmod(FOLDER_MODE)  # a umask may have taken bits away
 
 
 def replace_file(path: Path, data: bytes, *, sync: bool) -> None:
@@ -68,3 +113,53 @@ def sync_tree(folder: Path) -> None:
         elif path.is_file():
             sync_file(path)
     sync_folder(folder)
+
+
+# When written bytes are forced to the device.
+#
+# A killed process loses nothing by `never`: the kernel has the bytes. Only a power cut or a crash of the
+# machine tells the policies apart, and there a rename without fsync may leave an empty file under the
+# final name; so the default syncs what cannot be made again.
+
+
+class Fsync(StrEnum):
+    """`run.fsync`.
+
+    never: nothing is forced. Files are whole after a kill of any process, not after a power cut.
+    checkpoint: SAE checkpoints and archive shards, once, before they get their final names.
+    always: also every record batch of the archive before its packets are acknowledged.
+    """
+
+    NEVER = "never"
+    CHECKPOINT = "checkpoint"
+    ALWAYS = "always"
+
+    @property
+    def shard_policy(self) -> str:
+        """The archiver's word for it."""
+        return {Fsync.NEVER: "never", Fsync.CHECKPOINT: "shard", Fsync.ALWAYS: "batch"}[self]
+
+
+# Why a disk takes no more bytes, as a name to count by. These pass, so a writer waits for them.
+
+REASONS = {
+    errno.ENOSPC: "disk_full",
+    errno.EDQUOT: "quota",
+    errno.EIO: "io_error",
+    errno.EROFS: "read_only",
+    errno.EMFILE: "descriptors",
+    errno.ENFILE: "descriptors",
+}
+WORDS = {
+    "disk_full": "disk full",
+    "quota": "disk quota used up",
+    "io_error": "the device reports an error",
+    "read_only": "the file system has become read-only",
+    "descriptors": "too many open files",
+}
+"""The reasons as people say them."""
+
+
+def reason_of(error: OSError) -> str | None:
+    """The name of a refusal that may pass; None for an error that waiting does not mend."""
+    return REASONS.get(error.errno or 0)

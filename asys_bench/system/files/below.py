@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asys_bench.system.files.private import FOLDER_MODE, make_private_folder
+from asys_bench.system.files.atomic import FOLDER_MODE, make_private_folder
 
 MAX_DOCUMENT_BYTES = 8 << 20
 """Of a JSON document: `[],[],...` takes 24 times its size in memory."""

@@ -7,9 +7,8 @@ the producer, what is inside it is scanned here, and `delivered` is what remains
 from __future__ import annotations
 
 from asys_bench.backends.numba_ring.core import layout as at
-from asys_bench.backends.numba_ring.core.atomics import load_acquire, load_relaxed
 from asys_bench.backends.numba_ring.core.compiled import entry, inner
-from asys_bench.backends.numba_ring.core.copy import get, put
+from asys_bench.backends.numba_ring.core.copy import get, load_acquire, load_relaxed, put
 from asys_bench.backends.numba_ring.core.ring import (
     DELIVERED,
     SEQ_MASK,

@@ -8,14 +8,15 @@ payload bytes, shard.
 from __future__ import annotations
 
 from asys_bench.backends.numba_ring.core import layout as at
-from asys_bench.backends.numba_ring.core.atomics import (
+from asys_bench.backends.numba_ring.core.compiled import entry, inner
+from asys_bench.backends.numba_ring.core.copy import (
     fetch_and_seq_cst,
+    get,
     load_acquire,
     load_relaxed,
     load_seq_cst,
+    put,
 )
-from asys_bench.backends.numba_ring.core.compiled import entry, inner
-from asys_bench.backends.numba_ring.core.copy import get, put
 from asys_bench.backends.numba_ring.core.kernel_calls import futex_wait, monotonic_ns, relax
 from asys_bench.backends.numba_ring.core.ring import (
     begin_wait,

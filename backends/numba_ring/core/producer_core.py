@@ -14,14 +14,18 @@ from asys_bench.backends.numba_ring.core.arena import (
     undo,
     wants_reclaim,
 )
-from asys_bench.backends.numba_ring.core.atomics import (
+from asys_bench.backends.numba_ring.core.compiled import entry, inner
+from asys_bench.backends.numba_ring.core.copy import (
+    copy_cached,
+    copy_streaming,
+    get,
     load_acquire,
     load_relaxed,
+    put,
+    put_u32,
     store_relaxed,
     store_release,
 )
-from asys_bench.backends.numba_ring.core.compiled import entry, inner
-from asys_bench.backends.numba_ring.core.copy import copy_cached, copy_streaming, get, put, put_u32
 from asys_bench.backends.numba_ring.core.producer_state import (
     P_ARENA,
     P_BYTES,

@@ -11,20 +11,22 @@ test of the bus contract runs with a C++ peer as well.
 from __future__ import annotations
 
 from asys_bench.backends.numba_ring.core import layout as at
-from asys_bench.backends.numba_ring.core.atomics import (
+from asys_bench.backends.numba_ring.core.compiled import inner
+from asys_bench.backends.numba_ring.core.copy import (
     cmpxchg,
     cmpxchg_seq_cst,
     exchange_acq_rel,
     fetch_add_release,
     fetch_or_seq_cst,
+    get,
     load_acquire,
     load_relaxed,
     load_seq_cst,
+    prefetch,
+    put,
     store_relaxed,
     store_seq_cst,
 )
-from asys_bench.backends.numba_ring.core.compiled import inner
-from asys_bench.backends.numba_ring.core.copy import get, prefetch, put
 from asys_bench.backends.numba_ring.core.kernel_calls import futex_wake
 
 # numba reads module-level numbers as constants, but not through a module.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from asys_bench.backends.numba_ring.core import layout as at
-from asys_bench.backends.numba_ring.core.atomics import load_relaxed
 from asys_bench.backends.numba_ring.core.compiled import inner
-from asys_bench.backends.numba_ring.core.copy import get, put
+from asys_bench.backends.numba_ring.core.copy import get, load_relaxed, put
 from asys_bench.backends.numba_ring.core.producer_state import (
     P_FILTERING,
     P_HEADER,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from asys_bench.backends.numba_ring.core.atomics import (
+from asys_bench.backends.numba_ring.core.compiled import entry
+from asys_bench.backends.numba_ring.core.copy import (
     cmpxchg,
     fetch_and_seq_cst,
     fetch_or_seq_cst,
     load_seq_cst,
     store_seq_cst,
 )
-from asys_bench.backends.numba_ring.core.compiled import entry
 from asys_bench.backends.numba_ring.core.ring import reap_claims, ring
 
 _ALL = (1 << 64) - 1

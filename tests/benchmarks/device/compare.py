@@ -27,8 +27,7 @@ import torch
 from asys_bench.capture.gpu.cuda_runtime import CudaRuntime
 from asys_bench.capture.gpu.streamer import DeviceStreamer
 from asys_bench.config.assembly import create_data_bus
-from asys_bench.config.sections.bus import BusConfig
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import BusConfig, DeviceConfig
 from asys_bench.contracts.bus import BaseDataBus, GroupSpec
 from asys_bench.contracts.packet import DTYPE_CODE, Kind, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, KernelPlugin, Preprocessor

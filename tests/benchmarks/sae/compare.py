@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.harness.judging.stats import ratio_span
-from asys_bench.harness.scenarios.sae_data import SyntheticOptions, write_synthetic
+from asys_bench.harness.scenarios.sae_synthetic import SyntheticOptions, write_synthetic
 from asys_bench.harness.scenarios.sae_trainers import TRAINERS, unavailable
 from asys_bench.harness.scenarios.sae_training import (
     TRAIN_FILE,

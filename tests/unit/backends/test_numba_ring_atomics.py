@@ -19,7 +19,8 @@ if plugin.unavailable() is not None:
 
 import numba
 
-from asys_bench.backends.numba_ring.core import atomics, copy, kernel_calls
+from asys_bench.backends.numba_ring.core import copy, kernel_calls
+from asys_bench.backends.numba_ring.core import copy as atomics
 
 WORD = numba.int64
 
@@ -119,7 +120,7 @@ def test_each_operation_does_what_it_says() -> None:
 ADDER = """
 import mmap, sys
 import numba, numpy as np
-from asys_bench.backends.numba_ring.core.atomics import cmpxchg, fetch_add_release, load_acquire
+from asys_bench.backends.numba_ring.core.copy import cmpxchg, fetch_add_release, load_acquire
 
 @numba.njit("int64(int64, int64)")
 def add(address, times):

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asys_bench.capture.backpressure import HOLD_NS, FillController
-from asys_bench.config.sections.sampling import SamplingConfig
+from asys_bench.capture.sampling import HOLD_NS, FillController
+from asys_bench.config.sections.hooks import SamplingConfig
 
 SECOND = 1_000_000_000
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asys_bench.capture.row_budget import RowBudget
+from asys_bench.capture.sampling import RowBudget
 
 SECOND = 1_000_000_000
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from asys_bench.capture.hooks.root_hook import ForwardCalls
-from asys_bench.capture.points.wrapped import is_compiled_in_place, unwrap
+from asys_bench.capture.points.untrained_networks import is_compiled_in_place, unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
 from asys_bench.config.sections.hooks import HookConfig

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from asys_bench.backends.cpp_spmc.bus import CppSpmcProducer
 from asys_bench.backends.cpp_spmc.hook_class import compiled
 from asys_bench.backends.cpp_spmc.native import hook_call, unavailable
-from asys_bench.capture.backpressure import FillController
 from asys_bench.capture.capture import Capture
+from asys_bench.capture.sampling import FillController
 from asys_bench.contracts.bus import BusError
 from asys_bench.contracts.capture_port import (
     BUDGET_CELLS,

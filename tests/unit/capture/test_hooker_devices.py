@@ -11,7 +11,7 @@ import torch
 from asys_bench.capture import capture, offload
 from asys_bench.capture.offload import Offload
 from asys_bench.capture.points import rows
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.preprocessor import Encoded
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from asys_bench.cli import doctor
-from asys_bench.cli.doctor import Check, print_report
+from asys_bench.cli.commands import bench_doctor as doctor
+from asys_bench.cli.commands.bench_doctor import Check, print_report
 from asys_bench.registry import KINDS, registry
 
 

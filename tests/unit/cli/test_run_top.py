@@ -22,7 +22,7 @@ from rich.console import Console
 from asys_bench.cli.commands import run_plan, run_top
 from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
-from asys_bench.monitors.published_account import publish_account
+from asys_bench.monitors.snapshot import publish_account
 from asys_bench.rundir.attach import RunGoneError, attach_run, find_run
 from asys_bench.system.process import start_time
 

@@ -31,7 +31,7 @@ from asys_bench.harness.results.result import (
     TargetResult,
     Validity,
 )  # fmt: skip
-from asys_bench.harness.results.words import (
+from asys_bench.harness.results.result_run import (
     Better,
     CaseStatus,
     Level,

@@ -13,19 +13,18 @@ from typing import cast
 import pytest
 from pydantic import ValidationError
 
-from asys_bench.harness.faults import clock, disk, memory
-from asys_bench.harness.faults.clock import ClockStep
+from asys_bench.harness.faults import disk
+from asys_bench.harness.faults import signals as clock
+from asys_bench.harness.faults import signals as memory
 from asys_bench.harness.faults.disk import NoDescriptors
+from asys_bench.harness.faults.fault import FAULT_NAMES, ChaosOptions, Stage, cannot_mount
 from asys_bench.harness.faults.observed import MARK, ObservedRun
-from asys_bench.harness.faults.options import FAULT_NAMES, ChaosOptions
-from asys_bench.harness.faults.signals import AnySignal, Freeze, Kill, Slow
-from asys_bench.harness.faults.stage import Stage, cannot_mount
-from asys_bench.harness.faults.table import FAULTS
+from asys_bench.harness.faults.signals import FAULTS, AnySignal, ClockStep, Freeze, Kill, Slow
 from asys_bench.harness.judging.judge import CaseRecord, judge
 from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.plugins import metrics_of, scenario_plugin
 from asys_bench.harness.results.result import Subject
-from asys_bench.harness.results.words import CaseStatus, Verdict
+from asys_bench.harness.results.result_run import CaseStatus, Verdict
 from asys_bench.system.liveness import is_stopped
 
 SUITE = Path(__file__).parents[3] / "suites/chaos.yaml"

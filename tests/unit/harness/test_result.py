@@ -7,10 +7,17 @@ import json
 import jsonschema
 import pytest
 
-from asys_bench.harness.results.compare import compare, differences
-from asys_bench.harness.results.export import to_asv, to_csv
 from asys_bench.harness.results.result import Result
-from asys_bench.harness.results.store import ResultError, json_schema, read_result, write_result
+from asys_bench.harness.results.store import (
+    ResultError,
+    compare,
+    differences,
+    json_schema,
+    read_result,
+    to_asv,
+    to_csv,
+    write_result,
+)
 
 from .example_result import example_data, example_result
 

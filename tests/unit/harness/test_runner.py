@@ -15,8 +15,8 @@ from asys_bench.contracts.scenario import (
     ScenarioPlugin,
 )
 from asys_bench.harness.measuring.launch import RoundEnd
+from asys_bench.harness.results.result_run import CaseStatus, RoundStatus, Verdict
 from asys_bench.harness.results.store import read_result
-from asys_bench.harness.results.words import CaseStatus, RoundStatus, Verdict
 from asys_bench.registry import registry
 
 from .conftest import InlineLauncher, faulty_backend

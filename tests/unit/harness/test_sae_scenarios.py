@@ -9,7 +9,7 @@ from asys_bench.contracts.scenario import ScenarioError
 from asys_bench.harness.measuring.round import RoundRunner, RoundSpec
 from asys_bench.harness.plugins import scenario_plugin
 from asys_bench.harness.scenarios import bus_peer, sae_peer, sae_trainers
-from asys_bench.harness.scenarios.sae_data import SyntheticOptions, write_synthetic
+from asys_bench.harness.scenarios.sae_synthetic import SyntheticOptions, write_synthetic
 from asys_bench.harness.scenarios.sae_training import (
     Stopwatch,
     TrainerSpec,

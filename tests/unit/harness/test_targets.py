@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from asys_bench.contracts.scenario import MetricKind, MetricSpec
 from asys_bench.harness.planning.targets import TargetError, parse_target
-from asys_bench.harness.results.words import Op, TargetKind
+from asys_bench.harness.results.result_run import Op, TargetKind
 
 METRICS = {
     "hook_latency_ms": MetricSpec("lower", MetricKind.SAMPLES, ""),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from asys_bench.config import load_config
-from asys_bench.harness.faults.archive_count import changed_rows
+from asys_bench.harness.faults.disk import changed_rows
 from asys_bench.harness.faults.twin import digest, read_rows, row_sums, train_twin
 
 ARCHIVER = Path(__file__).parents[1] / "sinks/archive/conftest.py"

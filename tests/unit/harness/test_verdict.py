@@ -14,7 +14,7 @@ from asys_bench.harness.measuring.recording import exceedances, summarise
 from asys_bench.harness.planning.plan import planned_looks
 from asys_bench.harness.planning.targets import parse_target
 from asys_bench.harness.results.result import SampleSummary
-from asys_bench.harness.results.words import Verdict
+from asys_bench.harness.results.result_run import Verdict
 
 from .test_targets import METRICS, REFERENCES
 

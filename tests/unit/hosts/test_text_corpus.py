@@ -7,8 +7,7 @@ import json
 import pytest
 
 from asys_bench.contracts.host import HostError
-from asys_bench.hosts.text_corpus import TextCorpus
-from asys_bench.hosts.vocabulary import vocabulary_of
+from asys_bench.hosts.text_corpus import TextCorpus, vocabulary_of
 
 
 class Letters:

@@ -142,7 +142,7 @@ class Disk:
 def test_a_full_disk_leaves_writes_out_until_there_is_space(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
-    monkeypatch.setattr("asys_bench.monitors.paused_outputs.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("asys_bench.monitors.event_log.FIRST_PAUSE_S", 0.0)
     disk = Disk(monkeypatch)
     monitor = no_tensorboard(plain_interval_s=0, interval_s=1e-9)
     monitor.open(context(run, tmp_path))
@@ -166,7 +166,7 @@ def test_a_full_disk_leaves_writes_out_until_there_is_space(
 def test_files_that_a_full_disk_kept_from_opening_are_opened_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:
-    monkeypatch.setattr("asys_bench.monitors.paused_outputs.FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr("asys_bench.monitors.event_log.FIRST_PAUSE_S", 0.0)
     disk = Disk(monkeypatch)
     disk.full = True
     monitor = no_tensorboard(plain_interval_s=0)

@@ -352,7 +352,7 @@ def test_heartbeats_are_those_of_the_page(run: Any, monitor: PrometheusMonitor) 
 
 
 def test_a_published_account_is_what_the_bus_said(run: Any) -> None:
-    from asys_bench.monitors.published_account import publish_account, published_account
+    from asys_bench.monitors.snapshot import publish_account, published_account
 
     page: StatsPage = run.page
     assert published_account(page) is None

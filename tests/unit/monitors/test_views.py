@@ -11,7 +11,7 @@ from asys_bench.contracts.bus import BusAccount, BusError
 from asys_bench.contracts.stats import StatsPage, WorkerState
 from asys_bench.monitors.figures import figures_of
 from asys_bench.monitors.live_view import LiveModel, live_view
-from asys_bench.monitors.plain_line import plain_line
+from asys_bench.monitors.readable import plain_line
 from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.monitors.tensorboard_files import raw_histogram, scalars_of
 

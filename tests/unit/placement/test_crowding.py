@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from asys_bench.config import load_config
-from asys_bench.placement import crowding as module
-from asys_bench.placement.crowding import crowding, crowding_of, room_for_host
+from asys_bench.placement import needs as module
+from asys_bench.placement.needs import crowding, crowding_of, room_for_host
 from asys_bench.placement.plan import Need
 
 

@@ -17,7 +17,7 @@ import pytest
 from asys_bench.config import load_config
 from asys_bench.config.sections.resources import PinningMap
 from asys_bench.contracts.stats import SlotField, StatsPage
-from asys_bench.placement import numa
+from asys_bench.placement import apply as numa
 from asys_bench.placement.apply import current_cpus, pin, thread_environment
 from asys_bench.placement.manager import (
     ResourceError,

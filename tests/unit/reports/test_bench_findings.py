@@ -8,10 +8,10 @@ import pytest
 
 from asys_bench.contracts.stats import bucket_of
 from asys_bench.harness.results.result import Case, Hdr, Interval, Needs, Subject, TargetResult
-from asys_bench.harness.results.words import CaseStatus, Op, TargetKind, Verdict
+from asys_bench.harness.results.result_run import CaseStatus, Op, TargetKind, Verdict
 from asys_bench.reports.bench_findings.finding import Finding
-from asys_bench.reports.bench_html.interval_bar import interval_bar
 from asys_bench.reports.bench_html.spectrum import Curve, quantile, spectrum, steps
+from asys_bench.reports.bench_html.target_rows import interval_bar
 from asys_bench.reports.page.markup import Markup, name, tag
 from asys_bench.reports.page.quantity import (
     compact,

@@ -23,16 +23,14 @@ from asys_bench.contracts.packet import ActivationPacket, Kind, tensor_bytes
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import StatsPage, WorkerState
-from asys_bench.monitors.histograms_json import histograms
 from asys_bench.monitors.metrics_csv import MetricsCsv, rows_of
-from asys_bench.monitors.snapshot import take_snapshot
+from asys_bench.monitors.snapshot import histograms, take_snapshot
 from asys_bench.reports.run_report.analysis import EXAMPLES, analyse
 from asys_bench.reports.run_report.archive_rows import newest_rows
 from asys_bench.reports.run_report.cards import sae_section
 from asys_bench.reports.run_report.coordinates import Coordinate, read_observation_names
 from asys_bench.reports.run_report.curves import Line, Moment, chart, time_ticks
-from asys_bench.reports.run_report.decoder_map import decoder_map
-from asys_bench.reports.run_report.feature_figures import density_histogram, heat
+from asys_bench.reports.run_report.feature_figures import decoder_map, density_histogram, heat
 from asys_bench.reports.run_report.features import (
     Candidate,
     FeatureStats,
@@ -41,7 +39,14 @@ from asys_bench.reports.run_report.features import (
     spread_out,
 )
 from asys_bench.reports.run_report.fields import receptive_field
-from asys_bench.reports.run_report.inputs import Tokens, beside, observations, texts_of, tokens
+from asys_bench.reports.run_report.inputs import (
+    Tokens,
+    beside,
+    observations,
+    read_vocabulary,
+    texts_of,
+    tokens,
+)
 from asys_bench.reports.run_report.lanes import stretches
 from asys_bench.reports.run_report.latency import steps
 from asys_bench.reports.run_report.leanings import in_words, kolmogorov_smirnov, leanings
@@ -50,7 +55,6 @@ from asys_bench.reports.run_report.page import render_run
 from asys_bench.reports.run_report.record import read_run
 from asys_bench.reports.run_report.series import Metrics, rate, read_metrics, thin
 from asys_bench.reports.run_report.token_levels import token_levels
-from asys_bench.reports.run_report.vocabulary import read_vocabulary
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.sae import SAEConfig, build_sae, load_sae, save_sae

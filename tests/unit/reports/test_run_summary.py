@@ -12,11 +12,15 @@ from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.contracts.host import HostResult
 from asys_bench.contracts.reporter import ReporterPlugin, ReportError, Subject
 from asys_bench.contracts.stats import SlotField, StatsPage, WorkerState
-from asys_bench.reports.run_summary.document import from_dict, to_dict, to_json, write_json
-from asys_bench.reports.run_summary.files import list_files
-from asys_bench.reports.run_summary.next_steps import next_steps
+from asys_bench.reports.run_summary.document import (
+    from_dict,
+    list_files,
+    to_dict,
+    to_json,
+    write_json,
+)
 from asys_bench.reports.run_summary.plugin import plugin
-from asys_bench.reports.run_summary.summarise import summarise
+from asys_bench.reports.run_summary.summarise import next_steps, summarise
 from asys_bench.reports.run_summary.summary import FileEntry, RunSummary
 from asys_bench.reports.run_summary.terminal import MEANINGS, by_folder, render_text
 

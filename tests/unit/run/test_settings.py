@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asys_bench.capture.points.hookpoints import HookError
 from asys_bench.config import ConfigError, config_from_data, load_config
-from asys_bench.config.assignment import assignment
+from asys_bench.config.paths import assignment
 from asys_bench.run.observation import observe
 from asys_bench.run.settings import ARGUMENTS, resolve_settings
 

@@ -12,7 +12,7 @@ import pytest
 
 from asys_bench.rundir.verify import State, verify_run
 from asys_bench.sae import CheckpointError
-from asys_bench.sae.checkpoint.manifest import check_seal
+from asys_bench.sae.checkpoint.checkpoint_store import check_seal
 from asys_bench.sae.checkpoint.trainer_state import read_config
 from asys_bench.sinks.archive import ArchiveError
 from asys_bench.sinks.archive.sidecar import Sidecar

@@ -13,9 +13,9 @@ from asys_bench.sae import (
     build_sae,
 )
 from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
+from asys_bench.sae.architectures.data_start import firing_quantile
 from asys_bench.sae.architectures.jumprelu import JumpReLUSAE
 from asys_bench.sae.architectures.scaling import InputScaling
-from asys_bench.sae.architectures.threshold_start import firing_quantile
 
 D, F, B = 12, 40, 64
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asys_bench.sae.training.buffer import ShuffleBuffer
-from asys_bench.sae.training.row_block import RowBlock
+from asys_bench.sae.training.intake import RowBlock
 
 
 def _numbered(first: int, count: int) -> torch.Tensor:

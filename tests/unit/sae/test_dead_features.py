@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig
-from asys_bench.sae.training.dead_features import DeadFeatures
+from asys_bench.sae.training.dead_features import (
+    ENCODER_RATIO,
+    DeadFeatures,
+    resample_,
+    round_after,
+)
 from asys_bench.sae.training.learner import Learner
-from asys_bench.sae.training.resampling import ENCODER_RATIO, resample_, round_after
 from asys_bench.sae.training.sparsity_controller import SparsityController
 
 

@@ -6,10 +6,14 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, SAETrainer
-from asys_bench.sae.training.fvu_window import FVUWindow
-from asys_bench.sae.training.mixing import MixingMeter, order_autocorrelation
 from asys_bench.sae.training.normalizer import Normalizer
-from asys_bench.sae.training.survival import feature_survival, matched_cosine
+from asys_bench.sae.training.running_metrics import (
+    FVUWindow,
+    MixingMeter,
+    feature_survival,
+    matched_cosine,
+    order_autocorrelation,
+)
 
 D = 16
 

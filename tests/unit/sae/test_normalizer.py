@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from asys_bench.sae.training.geometric_median import geometric_median
-from asys_bench.sae.training.normalizer import Normalizer
+from asys_bench.sae.training.normalizer import Normalizer, geometric_median
 
 
 def _rows(count: int, mean: float, std: float, seed: int = 0) -> torch.Tensor:

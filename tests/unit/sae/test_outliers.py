@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from asys_bench.sae import AUTOENCODERS, CheckpointError, SAEConfig, SAETrainer, build_sae, load_sae
-from asys_bench.sae.checkpoint.manifest import seal
+from asys_bench.sae.checkpoint.checkpoint_store import seal
 from asys_bench.sae.evaluation import SyntheticFeatures
 from asys_bench.sae.training.outliers import WINDOW_ROWS, OutlierGate
 

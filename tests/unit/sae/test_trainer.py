@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from asys_bench.sae import AUTOENCODERS, CheckpointError, SAEConfig, SAETrainer
-from asys_bench.sae.checkpoint.manifest import seal
+from asys_bench.sae.checkpoint.checkpoint_store import seal
 from asys_bench.sae.config import PENALISED
 from asys_bench.sae.kernels.sparse_codes import SparseCodes
 from asys_bench.sae.training.held_out import split_rows

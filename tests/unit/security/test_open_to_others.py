@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.system.files.private import private_memfd
+from asys_bench.system.files.atomic import private_memfd
 from tests.conformance.open_to_others import open_to_others
 
 

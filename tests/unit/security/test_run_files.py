@@ -17,7 +17,7 @@ READERS = ("asys_bench/rundir", "asys_bench/offline", "reports/run_report",
 AROUND_IT = {"read_text", "read_bytes", "open", "glob", "rglob", "iterdir", "listdir", "scandir", "walk",
              "load_file", "safe_open"}  # fmt: skip
 ALLOWED = {
-    ("asys_bench/rundir/verify/locks.py", "LOCKS.read_text"): "the kernel's list of locks",
+    ("asys_bench/rundir/verify/archive.py", "LOCKS.read_text"): "the kernel's list of locks",
     ("asys_bench/rundir/live_run.py", "os.open"): "shared memory of the host, through /proc/PID/fd",
     (
         "asys_bench/rundir/subscribe.py",
@@ -27,7 +27,7 @@ ALLOWED = {
         (f"asys_bench/rundir/verify/{name}.py", "walk"): "below's own"
         for name in ("archive", "verify_run")
     },
-    ("reports/run_summary/files.py", "walk"): "below's own",
+    ("reports/run_summary/document.py", "walk"): "below's own",
 }
 """(file, call) -> why it is no way around."""
 

@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from asys_bench.system.descriptor import FIRST_NUMBER, Descriptor, HeldSocket, identity_of
-from asys_bench.system.files.private import private_memfd
-from asys_bench.system.mapping import map_shared
+from asys_bench.system.descriptor import (
+    FIRST_NUMBER,
+    Descriptor,
+    HeldSocket,
+    identity_of,
+    map_shared,
+)
+from asys_bench.system.files.atomic import private_memfd
 
 
 def memory(nbytes: int = 4096) -> int:

@@ -10,14 +10,13 @@ import time
 
 import pytest
 
-from asys_bench.config.sections.watchdog import WatchdogConfig
+from asys_bench.config.sections.run import WatchdogConfig
 from asys_bench.contracts.launch import WorkerSpec
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.system.liveness import ProcessHandle, is_stopped, waited_for_cpu_ns
 from asys_bench.system.process import own_clock, start_time
-from asys_bench.workers import supervised
-from asys_bench.workers.restart import RestartBudget
-from asys_bench.workers.supervised import Supervised
+from asys_bench.workers import restart as supervised
+from asys_bench.workers.restart import RestartBudget, Supervised
 
 
 def test_a_zombie_is_dead():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asys_bench.workers.doubt import SelfDoubt
+from asys_bench.workers.restart import SelfDoubt
 
 
 def test_looks_in_time_are_trusted():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asys_bench.config.sections.watchdog import WatchdogConfig
+from asys_bench.config.sections.run import WatchdogConfig
 from asys_bench.workers.restart import RestartBudget
 
 

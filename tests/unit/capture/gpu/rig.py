@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from asys_bench.capture.gpu.streamer import DeviceStreamer
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.bus import BusProducer, DropReason, Reservation
 from asys_bench.contracts.packet import DTYPE_CODE, Kind, PacketMeta
 from asys_bench.contracts.preprocessor import Encoded

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import DeviceConfig
 
 from .rig import CPU, SECOND, OnSecondDevice, Rig, bytes_of
 from .simulated_device import SimulatedDevice

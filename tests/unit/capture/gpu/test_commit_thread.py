@@ -11,8 +11,7 @@ import torch
 from asys_bench.capture.gpu.outcome import DeviceDrop
 from asys_bench.capture.gpu.streamer import DeviceStreamer
 from asys_bench.config.assembly import create_data_bus
-from asys_bench.config.sections.bus import BusConfig
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import BusConfig, DeviceConfig
 from asys_bench.contracts.bus import GroupSpec
 
 from .rig import CPU, Rig, bytes_of, meta_builder

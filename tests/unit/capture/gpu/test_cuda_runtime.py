@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from asys_bench.capture.gpu.cuda_runtime import CudaRuntime
-from asys_bench.capture.gpu.driver import CudaDriver
+from asys_bench.capture.gpu.cuda_runtime import CudaDriver, CudaRuntime
 from asys_bench.capture.gpu.pinned_region import PinnedRegion
 from asys_bench.capture.gpu.runtime import PinError
 

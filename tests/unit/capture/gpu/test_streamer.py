@@ -9,7 +9,7 @@ import torch
 
 from asys_bench.capture.gpu.outcome import DeviceDrop, Settled
 from asys_bench.capture.gpu.streamer import DeviceStreamer
-from asys_bench.config.sections.device import DeviceConfig
+from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.packet import PacketError
 from asys_bench.contracts.stats import StatsPage
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from asys_bench.capture.gpu.itinerary import launch_hops
-from asys_bench.capture.gpu.route import route_of
+from asys_bench.capture.gpu.route import launch_hops, route_of
 from asys_bench.contracts.chain import chain_decoder
 from asys_bench.contracts.preprocessor import KernelPlugin, Preprocessor, rows_and_width
 from asys_bench.registry import registry

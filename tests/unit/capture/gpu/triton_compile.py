@@ -17,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from asys_bench.capture.gpu.encoder import ENCODERS
+from asys_bench.capture.gpu.route import ENCODERS
 
 ENCODINGS = (
     "identity",

@@ -186,7 +186,7 @@ def test_an_image_can_be_put_together_again_from_its_rows(rig):
 
 def test_an_archive_from_before_places_is_read_and_says_that_it_has_none(rig):
     from asys_bench.rundir.archive_view import ArchiveView
-    from asys_bench.rundir.error import ReadingError
+    from asys_bench.rundir.live_run import ReadingError
 
     worker = rig.start()
     rig.feed(worker, rig.packet(torch.ones(2, 4), 0))

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from asys_bench.sae.checkpoint.manifest import MANIFEST_FILE, seal
+from asys_bench.sae.checkpoint.checkpoint_store import MANIFEST_FILE, seal
 
 FILES = (
     "cfg.json",

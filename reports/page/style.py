@@ -1,4 +1,30 @@
-"""The page: one column on a phone, as many as fit elsewhere, unbroken cards on paper."""
+"""Colours. Every text colour has a contrast of 4.5 or more on its ground, in both schemes."""
+
+from __future__ import annotations
+
+_DARK = """
+--ground:#0e1217;--card:#161b22;--ink:#e8ebf0;--soft:#9ba6b4;--line:#2a323c;--grid:#232a33;
+--pass:#45c48f;--fail:#ff8168;--inconclusive:#e0b04a;--invalid:#c6a0ff;--neutral:#8fb7e8;
+--outside:#ff81681a;--hatch:#ff81684d;--limit:#ff8168;--mark-ink:#0e1217;
+--s0:#6cb2ff;--s1:#f5a04b;--s2:#5fd0b0;--s3:#e58ac6;--s4:#c9c05a;--s5:#b39ddb;
+"""
+_LIGHT = """
+--ground:#f5f6f8;--card:#ffffff;--ink:#161b22;--soft:#5b6674;--line:#dde1e7;--grid:#e9ecf0;
+--pass:#0a7550;--fail:#bd3217;--inconclusive:#8d6100;--invalid:#7339ad;--neutral:#2d5f9a;
+--outside:#bd32170d;--hatch:#bd321738;--limit:#bd3217;--mark-ink:#ffffff;
+--s0:#1464c0;--s1:#b85600;--s2:#007a66;--s3:#a8327f;--s4:#6b6400;--s5:#5c4a9e;
+"""
+
+PALETTE = f"""
+:root{{color-scheme:light dark;{_LIGHT}}}
+@media (prefers-color-scheme:dark){{:root{{{_DARK}}}}}
+@media print{{:root{{color-scheme:light;{_LIGHT}--ground:#ffffff}}}}
+.v-pass{{--v:var(--pass)}}.v-fail{{--v:var(--fail)}}
+.v-inconclusive{{--v:var(--inconclusive)}}.v-invalid{{--v:var(--invalid)}}
+"""
+
+
+# The page: one column on a phone, as many as fit elsewhere, unbroken cards on paper.
 
 LAYOUT = """
 *{box-sizing:border-box}
@@ -123,4 +149,54 @@ footer{color:var(--soft);font-size:.8rem;padding-top:36px;padding-bottom:36px;ov
  .scroll{overflow:visible}
  th,td{padding:3px 6px;white-space:normal}
 }
+"""
+
+
+# How the marks of the charts look. Series differ in dashes too, states in outline too.
+
+MARKS = """
+svg text{font:10.5px system-ui,-apple-system,"Segoe UI",Roboto,Arial,sans-serif;fill:var(--soft);
+ paint-order:stroke;stroke:var(--card);stroke-width:3px;stroke-linejoin:round}
+svg text.strong{fill:var(--ink)}
+svg text.limit-text{fill:var(--limit);font-weight:600}
+svg text.nodata{font-size:13px}
+.bar,.chart{display:block;width:100%;height:auto}
+.bar{max-width:420px}
+.icon .fill{fill:var(--v)}
+.icon .ink{fill:none;stroke:var(--mark-ink);stroke-width:1.9;stroke-linecap:round;
+ stroke-linejoin:round}
+.icon .ring{fill:none;stroke:var(--v);stroke-width:2.4}
+.icon .thin{stroke-width:1.6}
+
+.inside{fill:var(--grid)}
+.outside{fill:var(--outside)}
+.hatching{stroke:var(--hatch);stroke-width:2}
+.limit{fill:none;stroke:var(--limit);stroke-width:1.8}
+.bar .limit{stroke:var(--ink)}
+.ci{fill:var(--v);fill-opacity:.35}
+.cap{stroke:var(--v);stroke-width:2.4}
+.dot{fill:var(--v);stroke:var(--card);stroke-width:1.2}
+
+.grid{stroke:var(--grid)}
+.border{fill:none;stroke:var(--line)}
+.line{fill:none;stroke-width:2;stroke-linejoin:round}
+.s0{stroke:var(--s0)}.s1{stroke:var(--s1);stroke-dasharray:7 3}.s2{stroke:var(--s2);stroke-dasharray:2 2.5}
+.s3{stroke:var(--s3);stroke-dasharray:9 3 2 3}.s4{stroke:var(--s4);stroke-dasharray:4 3}
+.s5{stroke:var(--s5);stroke-dasharray:12 3 2 3 2 3}
+.sref{stroke:var(--soft);stroke-dasharray:3 4}
+.whisker{stroke-width:2;stroke-dasharray:none}
+.spot{stroke-width:2;stroke-dasharray:none;fill:var(--card)}
+.band{fill:var(--v);fill-opacity:.16}
+.estimate{stroke:var(--v);stroke-width:1.5}
+.reference{stroke:var(--ink);stroke-width:1.4;stroke-dasharray:5 4}
+.hollow{fill:var(--card);stroke:var(--soft);stroke-width:1.2}
+.cross{fill:none;stroke:var(--soft);stroke-width:1.2}
+.event.noisy{fill:var(--inconclusive)}
+.event.replaced{fill:var(--card);stroke:var(--inconclusive);stroke-width:1.5}
+.event.broken{fill:none;stroke:var(--invalid);stroke-width:2.4}
+.lane-ok{fill:var(--s0)}
+.lane-noisy{fill:var(--inconclusive)}
+.lane-replaced{fill:var(--card);stroke:var(--inconclusive);stroke-width:1.6}
+.lane-broken{fill:var(--invalid)}
+@media (max-width:620px){.chart text,.bar text{font-size:12.5px}}
 """
