@@ -137,8 +137,7 @@ def run(spec: TrainerSpec) -> TrainingOutcome:
     """Train here and now, and measure."""
     # The trainers import this module, and evaluation costs torch's whole import.
     from asys_bench.harness.scenarios.sae_trainers import TRAINERS
-    from asys_bench.sae.evaluation import ReconstructionMeter
-    from asys_bench.sae.evaluation import synthetic as recovery
+    from asys_bench.sae.evaluation import ReconstructionMeter, recovery
 
     torch.set_num_threads(spec.threads)
     folder = Path(spec.folder)
