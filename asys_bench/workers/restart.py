@@ -1,4 +1,5 @@
-"""When a dead worker may start again: capped exponential backoff within a budget."""
+"""When a process is silent for too long, and when a dead one may start again: capped exponential
+backoff within a budget."""
 
 from __future__ import annotations
 
@@ -35,14 +36,12 @@ class RestartBudget:
         return self._config.backoff_s(used)
 
 
-# Who watches others by the clock must doubt itself first. Pure.
-#
-# A machine that was suspended, a frozen container or a starved process looks, to whoever wakes up in
-# it, as if everybody else had been silent. They were as unable to beat as the watcher was to look.
-
-
 class SelfDoubt:
-    """Notices that the watcher's own look came late. Times are seconds on any monotonic clock."""
+    """Detects that the watcher itself was late. Times are seconds on any monotonic clock.
+
+    A machine that was suspended, a frozen container or a starved process looks, to whoever wakes up in
+    it, as if everybody else had been silent: they could not beat, and the watcher could not look.
+    """
 
     def __init__(self, interval_s: float, timeout_s: float, now_s: float) -> None:
         """interval_s: between two looks. timeout_s: how long the watched may be silent."""
@@ -65,11 +64,30 @@ class SelfDoubt:
         return now_s >= self._trusts_from_s
 
 
-# One worker as the watchdog sees it.
+class Silence:
+    """How long a process has not been heard, by the heartbeat in its slot. One that waits for a CPU
+    cannot be heard; a restart would give it none."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self._pid = self._beat_ns = self._waited_ns = 0
+
+    def measure(self, pid: int, now_ns: int) -> tuple[float, float]:
+        """Seconds since its last heartbeat in which it could have given one, and those in which it
+        waited for a CPU instead (seen from the first look after the heartbeat on).
+
+        pid: of the process that the slot belongs to. now_ns: on this process's monotonic clock.
+        """
+        beat_ns, waited_ns = self._slot.get(SlotField.HEARTBEAT_NS), waited_for_cpu_ns(pid)
+        if (pid, beat_ns) != (self._pid, self._beat_ns):
+            self._pid, self._beat_ns, self._waited_ns = pid, beat_ns, waited_ns
+        starved_s = max(0, waited_ns - self._waited_ns) / 1e9
+        return self._slot.silence_s(now_ns) - starved_s, starved_s
 
 
 class Supervised:
-    """Its slot, its process (`handle`, from its start on) and what is due for it."""
+    """One worker as the watchdog sees it: its slot, its process (`handle`, from its start on) and what
+    is due for it."""
 
     def __init__(self, spec: WorkerSpec, slot: Slot, budget: RestartBudget) -> None:
         self.spec, self.slot, self.budget = spec, slot, budget
@@ -80,18 +98,12 @@ class Supervised:
         self.started_at = 0.0
         self.killed = False
         self.starves = False
-        self._beat_ns = self._waited_ns = 0
+        self._silence = Silence(slot)
 
     def silence_s(self, now_ns: int) -> tuple[float, float]:
-        """Seconds since its last heartbeat in which it could have given one, and those in which it
-        waited for a CPU instead (seen from the first look after the heartbeat on)."""
+        """`Silence.measure` of its process, which is there."""
         assert self.handle is not None
-        beat_ns = self.slot.get(SlotField.HEARTBEAT_NS)
-        waited_ns = waited_for_cpu_ns(self.handle.pid)
-        if beat_ns != self._beat_ns:
-            self._beat_ns, self._waited_ns = beat_ns, waited_ns
-        starved_s = max(0, waited_ns - self._waited_ns) / 1e9
-        return self.slot.silence_s(now_ns) - starved_s, starved_s
+        return self._silence.measure(self.handle.pid, now_ns)
 
     @property
     def finished(self) -> bool:

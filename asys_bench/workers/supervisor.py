@@ -35,9 +35,10 @@ from asys_bench.placement.plan import WATCHDOG, Placement
 from asys_bench.system.descriptor import Descriptor
 from asys_bench.system.files.atomic import open_private, private_memfd
 from asys_bench.system.liveness import ProcessHandle, is_running
+from asys_bench.system.process_usage import OutOfMemoryKills
 from asys_bench.system.standard_fds import standard_fds_taken
 from asys_bench.workers.process_group import ProcessGroups
-from asys_bench.workers.restart import RestartBudget, SelfDoubt
+from asys_bench.workers.restart import RestartBudget, SelfDoubt, Silence
 from asys_bench.workers.worker_words import epitaph, log_of, words_of
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ class Supervisor:
         self._config = WatchdogConfig.model_validate(launch.watchdog)
         self._slot = page.slot("watchdog")
         self._budget = RestartBudget(self._config)
+        self._out_of_memory = OutOfMemoryKills()
         self._groups = ProcessGroups(launch.run_id)
         self._watchdog: ProcessHandle | None = None
         self._shared = [Descriptor.copy_of(fd) for fd in launch.fds]
@@ -180,7 +182,11 @@ class Supervisor:
                     return
                 self.watchdog_restarts += 1
                 how = "nobody knows how" if code is None else str(code)
-                log.warning("the watchdog died (%s): starting another", how)
+                log.warning(
+                    "the watchdog died (%s%s): starting another",
+                    how,
+                    self._out_of_memory.explain(None if code is None else -code),
+                )
                 try:
                     self._spawn()
                 except OSError as error:
@@ -196,6 +202,7 @@ class Supervisor:
         timeout_s = self._config.heartbeat_timeout_s
         look_s = min(LOOK_S, timeout_s / 4)
         doubt = SelfDoubt(look_s, timeout_s, time.monotonic())
+        silence = Silence(self._slot)
         while not handle.wait(look_s):
             now = time.monotonic()
             doubt.look(now)
@@ -204,8 +211,8 @@ class Supervisor:
                 self._slot.get(SlotField.PID) == handle.pid
                 and self._slot.state is not WorkerState.STARTING
             )
-            heard_s = self._slot.silence_s(time.monotonic_ns())
-            silent_s = heard_s if ready else now - self._spawned_at
+            unheard_s, _ = silence.measure(handle.pid, time.monotonic_ns())
+            silent_s = unheard_s if ready else now - self._spawned_at
             limit = timeout_s if ready else self._config.startup_timeout_s
             if silent_s > limit and doubt.trusts(now):
                 log.error("the watchdog hangs (no heartbeat for %.1f s): killed", silent_s)

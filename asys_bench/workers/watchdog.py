@@ -35,6 +35,7 @@ from asys_bench.placement.apply import settle
 from asys_bench.placement.plan import WATCHDOG, Placement
 from asys_bench.system.liveness import ProcessHandle, signal_on_parent_death
 from asys_bench.system.process import own_clock
+from asys_bench.system.process_usage import OutOfMemoryKills
 from asys_bench.workers.fork_server import ForkServer
 from asys_bench.workers.restart import RestartBudget, SelfDoubt, Supervised
 from asys_bench.workers.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
@@ -68,6 +69,7 @@ class WatchdogProcess:
         self._fork_server = ForkServer(
             preload, config.heartbeat_timeout_s, niceness, launch.run_dir
         )
+        self._out_of_memory = OutOfMemoryKills()
         self._client: BusClient | None = None
         self._doubt = self._new_doubt()
         self._host = ProcessHandle(launch.host_pid)
@@ -128,7 +130,11 @@ class WatchdogProcess:
         if self._page.run_state is RunState.STOPPED or self._host.alive():
             return
         if self._page.run_state is not RunState.DRAINING:
-            log.error("the host (pid %d) is gone: workers drain and leave", self._host.pid)
+            log.error(
+                "the host (pid %d) is gone: workers drain and leave%s",
+                self._host.pid,
+                self._out_of_memory.explain(None),
+            )
             self._page.drain_left_s = HOST_DEATH_GRACE_S
             self._page.run_state = RunState.DRAINING
 
@@ -245,7 +251,8 @@ class WatchdogProcess:
             return
         signalled = code is not None and code < 0
         how = f"signal {signal.Signals(-code).name}" if signalled and code else f"exit code {code}"
-        self._died(worker, how)
+        oom = "" if worker.killed else self._out_of_memory.explain(-code if code else None)
+        self._died(worker, how + oom)
 
     def _take_back(self, worker: Supervised, pid: int) -> None:
         """Reclaim from the bus what the dead process `pid` held."""
