@@ -20,8 +20,6 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-
 FIRST_NUMBER = 512
 """Lowest number of a descriptor of ours, where the limit of open files allows it."""
 _UNKNOWN, _REAPED = "?", "Pid:\t-1"
@@ -215,4 +213,6 @@ def map_shared(fd: int, nbytes: int, *, writable: bool = True, offset: int = 0) 
 
 def address_of(mapping: mmap.mmap) -> int:
     """Where it lies in this process."""
+    import numpy as np  # every command imports this module, and most need no array
+
     return int(np.frombuffer(mapping, np.uint8).__array_interface__["data"][0])

@@ -22,7 +22,7 @@ def project(
     tensor: torch.Tensor, out: Any, isa: int, positions: Any, panels: Any, d_out: int
 ) -> int | None: ...
 def sample(total: int, count: int, key: int) -> bytearray:
-    """int64[count] as bytes; see kernels/token_sample/plugin.py."""
+    """int64[count] as bytes; see kernels/token_sample/kernel.py."""
 
 def read_sum(tensor: torch.Tensor, isa: int) -> float:
     """Sum of a contiguous float32 CPU tensor: the time of reading it once."""

@@ -6,7 +6,7 @@ Entry point `asys.device_encoder: token_sample`.
 from __future__ import annotations
 
 from asys_bench.kernels.simd.implementations import TORCH
-from asys_bench.kernels.token_sample.plugin import TokenSamplePreprocessor, rule_of_name
+from asys_bench.kernels.token_sample.kernel import TokenSamplePreprocessor, rule_of_name
 from asys_bench.kernels.triton_runtime.encoder import GpuPlugin
 
 

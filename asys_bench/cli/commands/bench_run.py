@@ -36,7 +36,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     if (arguments.suite is None) == (arguments.config is None):
         console.print("asys-bench run: give a SUITE, or --config FILE that names one", style="red")
         return 2
-    from asys_bench.cli.bench_files import WRITTEN, read_bench_config, write_reports
+    from asys_bench.cli.bench_config import read_bench_config
+    from asys_bench.cli.bench_files import WRITTEN, write_reports
     from asys_bench.harness.planning.suite_file import load_suite, select
     from asys_bench.harness.runner import SuiteRunner
     from asys_bench.reports.bench_terminal.progress import BenchProgress

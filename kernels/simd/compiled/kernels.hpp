@@ -68,7 +68,7 @@ constexpr u64 project_rows_at_once(u64 width) {
   return rows < 4 ? 4 : rows > kPanel ? kPanel : rows;
 }
 
-// Stratified row sampling, see kernels/token_sample/plugin.py. (sample.cpp)
+// Stratified row sampling, see kernels/token_sample/kernel.py. (sample.cpp)
 void sample(u64 total, u64 count, u64 key, i64* positions);
 
 // What this processor can run, worst first. (levels.cpp)

@@ -24,7 +24,7 @@ from asys_bench.kernels.random_projection.kernel import (
 )
 from asys_bench.kernels.simd import native
 from asys_bench.kernels.simd.implementations import TORCH
-from asys_bench.kernels.token_sample.plugin import Rule, TokenSamplePreprocessor
+from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
 from asys_bench.kernels.topk.kernel import IMPLEMENTATIONS as TOPK
 from asys_bench.kernels.topk.kernel import TopKPreprocessor
 

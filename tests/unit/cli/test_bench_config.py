@@ -2,7 +2,7 @@
 
 import pytest
 
-from asys_bench.cli.bench_files import read_bench_config
+from asys_bench.cli.bench_config import read_bench_config
 from asys_bench.config import ConfigError
 
 HEAD = "schema: asys.bench/1\nsuite: suites/smoke.yaml\n"

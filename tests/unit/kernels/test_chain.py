@@ -11,7 +11,7 @@ from asys_bench.contracts.chain import Chain, chain_decoder, link
 from asys_bench.contracts.packet import PacketError
 from asys_bench.kernels.int8.kernel import Int8Preprocessor
 from asys_bench.kernels.simd.implementations import TORCH
-from asys_bench.kernels.token_sample.plugin import Rule, TokenSamplePreprocessor
+from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
 
 from .variants import payload
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from asys_bench.contracts.packet import ActivationPacket, Kind, PacketError
 from asys_bench.kernels.simd import native
 from asys_bench.kernels.simd.splitmix import draw_key, hash32, hashes32, mix
-from asys_bench.kernels.token_sample.plugin import (
+from asys_bench.kernels.token_sample.kernel import (
     Rule,
     TokenSampleOptions,
     TokenSamplePreprocessor,

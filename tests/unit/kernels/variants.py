@@ -18,7 +18,7 @@ from asys_bench.kernels.int8.kernel import Int8Preprocessor
 from asys_bench.kernels.random_projection.kernel import IMPLEMENTATIONS as PROJECTION
 from asys_bench.kernels.random_projection.kernel import MatrixRule, RandomProjectionPreprocessor
 from asys_bench.kernels.simd.implementations import TORCH, Implementations
-from asys_bench.kernels.token_sample.plugin import Rule, TokenSamplePreprocessor
+from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
 from asys_bench.kernels.topk.kernel import IMPLEMENTATIONS as TOPK
 from asys_bench.kernels.topk.kernel import TopKPreprocessor
 

@@ -5,8 +5,7 @@ import torch
 
 from asys_bench.sae import SAEConfig, SAEMetrics, SAETrainer
 from asys_bench.sae.architectures.scaling import InputScaling
-from asys_bench.sae.evaluation import SyntheticFeatures
-from asys_bench.sae.evaluation import synthetic as recovery
+from asys_bench.sae.evaluation import SyntheticFeatures, recovery
 from asys_bench.sae.training.learner import Learner
 
 

@@ -12,7 +12,7 @@ from asys_bench.contracts.chain import link
 from asys_bench.contracts.packet import PacketError
 from asys_bench.contracts.preprocessor import Encoded, Preprocessor, rows_and_width
 from asys_bench.kernels.int8.kernel import Int8Preprocessor
-from asys_bench.kernels.token_sample.plugin import Rule, TokenSamplePreprocessor
+from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
 from asys_bench.registry import Registry
 
 from .rig import CPU, Rig, bytes_of

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, build_sae
-from asys_bench.sae.evaluation import SyntheticFeatures, max_cosines
-from asys_bench.sae.evaluation import synthetic as recovery
+from asys_bench.sae.evaluation import SyntheticFeatures, max_cosines, recovery
 
 
 def test_a_permuted_and_rescaled_dictionary_is_fully_recovered() -> None:
