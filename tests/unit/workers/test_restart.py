@@ -27,7 +27,7 @@ def test_a_process_is_not_silent_for_the_time_that_it_waited_for_a_cpu(monkeypat
     waited_ns = [5_000_000_000]
     monkeypatch.setattr(restart, "waited_for_cpu_ns", lambda pid: waited_ns[0])
     slot = StatsPage.create(["watchdog"]).slot("watchdog")
-    slot.beat()
+    slot.occupy()
     silence = Silence(slot)
     beat_ns = slot.get(SlotField.HEARTBEAT_NS)
     assert silence.measure(7, beat_ns + 1_000_000_000) == (1.0, 0.0)
@@ -41,7 +41,7 @@ def test_a_successor_is_not_excused_by_what_its_predecessor_waited(monkeypatch):
     waited_ns = {7: 0, 8: 90_000_000_000}
     monkeypatch.setattr(restart, "waited_for_cpu_ns", waited_ns.__getitem__)
     slot = StatsPage.create(["watchdog"]).slot("watchdog")
-    slot.beat()
+    slot.occupy()
     silence = Silence(slot)
     beat_ns = slot.get(SlotField.HEARTBEAT_NS)
     assert silence.measure(7, beat_ns) == (0.0, 0.0)
