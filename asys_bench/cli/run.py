@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # `asys-run --help` waits for none of them
 
     from asys_bench.config import LoadedConfig
     from asys_bench.reports.run_summary.summary import RunSummary
-    from asys_bench.run.experiment import ExperimentPipeline, RunOutcome
-    from asys_bench.run.session import ObservationSession
+    from asys_bench.run.experiment import ExperimentPipeline
+    from asys_bench.run.lifecycle import RunOutcome
 
 REPORT_S = 60.0
 """Longest wait for the report at the end of a run; it takes a few seconds."""
@@ -138,7 +138,7 @@ class _Command:
             handlers.restore()
 
     def _run(self) -> int:
-        from asys_bench.config import dump_yaml
+        from asys_bench.monitors.readable import path_text
         from asys_bench.placement.needs import crowding_of
         from asys_bench.run.experiment import ExperimentPipeline
         from asys_bench.run.preflight import place_of
@@ -149,8 +149,8 @@ class _Command:
         self._pipeline = pipeline = ExperimentPipeline(
             self._loaded.config,
             terminal=sys.stdout.isatty(),
-            config_text=dump_yaml(self._loaded.config, self._loaded.provenance),
-            announce=lambda path: print(f"run directory: {_shown(path)}", flush=True),
+            provenance=self._loaded.provenance,
+            announce=lambda path: print(f"run directory: {path_text(path)}", flush=True),
         )
         try:
             try:
@@ -180,51 +180,41 @@ class _Command:
         except Exception as error:  # noqa: BLE001 - the host is anyone's code; we still drain and report
             failure = error
         outcome = pipeline.shutdown()
-        self._report(outcome, pipeline.session, time.monotonic() - started, failure)
+        self._report(pipeline, outcome, time.monotonic() - started, failure)
         code = self._verdict(outcome, failure)
         return EXIT_USAGE if code == EXIT_OK and self._misfits(pipeline.session.misfits) else code
 
     def _report(
         self,
+        pipeline: ExperimentPipeline,
         outcome: RunOutcome,
-        session: ObservationSession,
         elapsed_s: float,
         failure: Exception | None,
     ) -> None:
         from rich.console import Console
 
-        from asys_bench.reports.run_summary.document import list_files, write_json
-        from asys_bench.reports.run_summary.summarise import summarise
+        from asys_bench.monitors.readable import path_text
+        from asys_bench.reports.run_summary.document import write_json
         from asys_bench.reports.run_summary.terminal import render_terminal
-        from asys_bench.run.summary import configured_l0
 
-        run_dir = outcome.run_dir
-        summary = summarise(
-            outcome.page,
-            outcome.account,
-            outcome.host,
-            list_files(run_dir.path),
-            run_id=run_dir.run_id,
-            run_dir=Path(_shown(run_dir.path)),
-            step_unit=session.step_unit,
-            outcome="failed" if failure is not None or session.misfits else None,
-            elapsed_s=elapsed_s,
-            configured_l0=configured_l0(self._loaded.config, session.hooks),
-            notices=session.notices.messages,
-            words=session.words,
+        run_dir = outcome.run_dir.path
+        failed = failure is not None or bool(pipeline.session.misfits)
+        summary = pipeline.life.summarise(
+            outcome, elapsed_s, failed=failed, shown=Path(path_text(run_dir))
         )
         try:
-            write_json(summary, run_dir.path)
+            write_json(summary, run_dir)
         except OSError as error:
             self._console.print(f"asys-run: no summary.json: {error}", style="red", markup=False)
-        if failure is None and self._signal is None and session.hooks:
-            summary = self._with_report(summary, run_dir.path)
+        if failure is None and self._signal is None and pipeline.life.hooks:
+            summary = self._with_report(summary, run_dir)
         console = Console(width=None if sys.stdout.isatty() else 100)
         console.print(render_terminal(summary, console.width), crop=False)  # commands stay whole
 
     def _with_report(self, summary: RunSummary, run_dir: Path) -> RunSummary:
         """The summary of a run whose report is written; as it was where that took too long."""
         from asys_bench.cli.commands.run_report import write_within
+        from asys_bench.monitors.readable import path_text
         from asys_bench.reports.run_summary.document import list_files, write_json
 
         print("writing the report ...", flush=True)
@@ -233,7 +223,7 @@ class _Command:
             words = f"no report within {REPORT_S:g} s: asys-run report {summary.run_dir}"
             self._console.print(f"asys-run: {words}", style="yellow", markup=False, soft_wrap=True)
             return summary
-        summary = replace(summary, files=tuple(list_files(run_dir)), report=_shown(report))
+        summary = replace(summary, files=tuple(list_files(run_dir)), report=path_text(report))
         with suppress(OSError):  # said when it was written first
             write_json(summary, run_dir)
         return summary
@@ -250,13 +240,15 @@ class _Command:
         return bool(messages)
 
     def _verdict(self, outcome: RunOutcome, failure: Exception | None) -> int:
+        from asys_bench.monitors.readable import path_text
+
         problems = []
         if failure is not None:
             logging.getLogger("asys_bench.cli.run").error("the host failed", exc_info=failure)
             problems.append(f"the host raised {type(failure).__name__}: {failure}")
         if not outcome.orderly:
             problems.append(
-                f"not every worker finished in order; see {_shown(outcome.run_dir.path)}/logs/"
+                f"not every worker finished in order; see {path_text(outcome.run_dir.path)}/logs/"
             )
         for group, off in outcome.imbalances.items():
             problems.append(f"group {group}: {off:+d} packets unaccounted for")
@@ -284,14 +276,6 @@ class _Command:
         assert self._pipeline is not None
         self._pipeline.request_stop()
         os.write(2, b"\nasys-run: stopping: draining and writing (once more to end at once)\n")
-
-
-def _shown(path: os.PathLike[str]) -> str:
-    try:
-        relative = os.path.relpath(path)
-    except OSError:  # the working directory is gone
-        return os.fspath(path)
-    return os.fspath(path) if relative.startswith("..") else relative
 
 
 if __name__ == "__main__":

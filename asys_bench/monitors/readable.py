@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.figures import RunFigures
@@ -14,6 +15,15 @@ UNKNOWN = "-"
 def plural(unit: str) -> str:
     """Several of a host's step unit: "env steps", "batches"."""
     return f"{unit}es" if unit.endswith(("s", "x", "z", "ch", "sh")) else f"{unit}s"
+
+
+def path_text(path: os.PathLike[str]) -> str:
+    """Relative to the working directory where it lies below that."""
+    try:
+        relative = os.path.relpath(path)
+    except OSError:  # the working directory is gone
+        return os.fspath(path)
+    return os.fspath(path) if relative.startswith("..") else relative
 
 
 def count_text(n: float) -> str:

@@ -1,7 +1,10 @@
 """The life of a run, from its configuration to its summary.
 
-Read in this order: `session` (one observation: bus, stats page, workers, hooks, drained end),
-`experiment` (`ExperimentPipeline`: a configured host under it), `observation` (`observe()`: a session
-around somebody else's loop) and `settings` (what that is configured with), `rank_session` and
-`rendezvous` (ranks of one node).
+Read in this order: `lifecycle` (`RunLifecycle`: every step of a run, whoever hosts it), `session` (bus,
+stats page, workers and hooks of one model), `experiment` (`ExperimentPipeline`: a configured host),
+`observation` (`observe()`: somebody else's training loop) and `settings` (its configuration),
+`rank_session` and `rendezvous` (the other ranks of a node), `script` (a training script under torchrun).
+`forecast` and `preflight` say what cannot work before it starts.
+
+It may import everything below the harness and the commands.
 """

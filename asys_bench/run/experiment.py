@@ -1,54 +1,27 @@
-"""`ExperimentPipeline`: a configured host under observation, from setup to shutdown."""
+"""`ExperimentPipeline`: runs a configured host through the life of a run, from setup to shutdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
-from asys_bench.config import MasterConfig, dump_yaml
-from asys_bench.contracts.bus import BusAccount
+from asys_bench.config import MasterConfig
+from asys_bench.config.problems import Origin
+from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.host import BaseHost, HostError, HostResult
-from asys_bench.contracts.stats import StatsPage
-from asys_bench.placement.manager import ResourceManager
-from asys_bench.run.late_clock import LateStepClock
+from asys_bench.run.lifecycle import RunLifecycle, RunOutcome, misfit
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
-
-
-@dataclass(frozen=True)
-class RunOutcome:
-    """A finished run. `page` is readable until `ExperimentPipeline.close`."""
-
-    run_dir: RunDir
-    host: HostResult | None
-    """None when the host raised."""
-    account: BusAccount | None
-    """None without hooks."""
-    orderly: bool
-    """Every worker drained, wrote and left in order."""
-    page: StatsPage
-    watchdog_restarts: int
-
-    @property
-    def imbalances(self) -> dict[str, int]:
-        """Group -> packets unaccounted for; empty when the accounting identity holds."""
-        if self.account is None:
-            return {}
-        found = {group.group: self.account.imbalance(group) for group in self.account.groups}
-        return {name: off for name, off in found.items() if off}
 
 
 class ExperimentPipeline:
     """setup -> run -> shutdown -> close. Production runs and benchmarks use this very class.
 
     terminal: a monitor may draw on standard output.
-    config_text: what to keep as the run's config.yaml; None dumps `config`.
+    provenance: origins of the configuration's values, for config.yaml; None leaves them out.
     announce: called with the new run directory before any worker starts.
     """
 
@@ -57,26 +30,28 @@ class ExperimentPipeline:
         config: MasterConfig,
         *,
         terminal: bool = False,
-        config_text: str | None = None,
+        provenance: Mapping[str, Origin] | None = None,
         announce: Callable[[Path], None] | None = None,
     ) -> None:
         self.config = config
-        self._terminal = terminal
-        self._config_text = config_text or dump_yaml(config)
+        self.life = RunLifecycle(config, provenance, terminal=terminal)
         self._announce = announce
         self._host: BaseHost | None = None
-        self._session: ObservationSession | None = None
         self._result: HostResult | None = None
         self._late_clock: LateStepClock | None = None
         self._stop_requested = False
-        self._resources: ResourceManager | None = None
-        self.run_dir: RunDir | None = None
 
     @property
     def session(self) -> ObservationSession:
-        if self._session is None:
+        session = self.life.session
+        if not isinstance(session, ObservationSession):
             raise RuntimeError("setup() has not run")
-        return self._session
+        return session
+
+    @property
+    def run_dir(self) -> RunDir | None:
+        """None before `setup` has made it."""
+        return self.life.run_dir
 
     def setup(self) -> None:
         """Build the host, the bus and the workers; attach the hooks.
@@ -92,41 +67,32 @@ class ExperimentPipeline:
         reason = plugin.unavailable()
         if reason is not None:
             raise HostError(f"host.kind {plugin.name!r} cannot run here: {reason}")
-        if config.resources.host_threads is not None:
-            torch.set_num_threads(config.resources.host_threads)
-        self._resources = ResourceManager(config, torch.get_num_threads())
-        self._resources.pin_host()  # before the model is built: its memory lands beside its CPUs
+        self.life.place()
         self._host = plugin.build(config.host.plugin_options(), config.run.seed)
         model = self._host.build()
-        self.run_dir = RunDir.create(config.run.dir, config.run.name)
-        self.run_dir.write_text("config.yaml", self._config_text)
-        for name, document in self._host.documents().items():
-            self.run_dir.write_json(name, dict(document))
+        run_dir = self.life.create(self._host.documents())
         if self._announce is not None:
-            self._announce(self.run_dir.path)
+            self._announce(run_dir.path)
         if model is None:
-            self._late_clock = LateStepClock(config.hooks, self._observe)
+            self._late_clock = LateStepClock(config.hooks, self._start_late)
         else:
-            self._observe(model)
+            self._start(model)
 
-    def _observe(self, model: torch.nn.Module, config: MasterConfig | None = None) -> StepClock:
+    def _start(self, model: torch.nn.Module) -> StepClock:
         assert self._host is not None
-        assert self.run_dir is not None
-        session = ObservationSession(
-            config or self.config,
-            unwrap(model),
-            self.run_dir,
-            step_unit=self._host.step_unit,
-            terminal=self._terminal,
-            resources=self._resources,
-            root=model,
+        clock = self.life.start(
+            model,
+            self._host.step_unit,
             one_call_per_step=self._host.one_call_per_step,
             on_misfit=self.request_stop,
         )
-        session.start()
-        self._session = session
-        session.clock.should_stop = self._stop_requested
-        return session.clock
+        clock.should_stop = self._stop_requested
+        return clock
+
+    def _start_late(self, model: torch.nn.Module, called: bool) -> StepClock:
+        clock = self._start(model)
+        self.life.count(called=called)
+        return clock
 
     def run(self) -> HostResult:
         """The host's own loop; blocks until it ends or `request_stop` was called."""
@@ -138,10 +104,9 @@ class ExperimentPipeline:
         try:
             self._result = self._host.run(self._late_clock)
         finally:
-            self._late_clock.end()
-            if self._session is None:  # it ended without a model: an empty run, but one with an end
-                nothing: dict[str, Any] = {"hooks": (), "sinks": {}, "monitors": {}}
-                self._observe(torch.nn.Module(), self.config.model_copy(update=nothing))
+            self.life.end_counting()
+            if self.life.session is None:  # an empty run, but one with an end
+                self.life.start_without_model(self._host.step_unit)
         return self._result
 
     def request_stop(self) -> None:
@@ -152,40 +117,70 @@ class ExperimentPipeline:
         self._stop_requested = True
         if self._late_clock is not None:
             self._late_clock.should_stop = True
-        if self._session is not None:
-            self._session.clock.should_stop = True
+        if self.life.session is not None:
+            self.life.session.clock.should_stop = True
         if self._host is not None:
             self._host.request_stop()
 
     def shutdown(self) -> RunOutcome:
         """Detach, drain, flush, join: at most `run.drain_timeout_s` and about a second."""
-        result = self._result
-        figures = None
-        if result is not None:
-            figures = {
-                "steps": result.steps,
-                "seconds": result.seconds,
-                "stopped_early": result.stopped_early,
-                **result.figures,
-            }
-        end = self.session.stop(figures)
-        assert self.run_dir is not None
-        return RunOutcome(
-            self.run_dir, result, end.account, end.orderly, self.session.page, end.watchdog_restarts
-        )
+        return self.life.stop(self._result)
 
     def abort(self) -> None:
         """End every worker at once, without draining."""
-        if self._session is not None:
-            self._session.abort()
+        self.life.abort()
 
     def close(self) -> None:
         """Release memory, descriptors and the host's environments. Idempotent."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        self.life.close()
         if self._host is not None:
             self._host.close()
             self._host = None
-        if self._resources is not None:
-            self._resources.release()
+
+
+class LateStepClock:
+    """The clock of a host that has no model yet. Implements `contracts.host.LateClock`.
+
+    begin: starts the run of a model and returns its clock; told whether the model's first forward call
+    is under way.
+    """
+
+    def __init__(
+        self,
+        hooks: Sequence[HookConfig],
+        begin: Callable[[torch.nn.Module, bool], StepClock],
+    ) -> None:
+        self._hooks, self._begin = hooks, begin
+        self._clock: StepClock | None = None
+        self.should_stop = False
+
+    @property
+    def host_step(self) -> int:
+        return self._clock.host_step if self._clock is not None else 0
+
+    def misfit(self, model: torch.nn.Module) -> str | None:
+        """See `LateClock.misfit`."""
+        return misfit(model, self._hooks)
+
+    def observe(self, model: torch.nn.Module, *, called: bool = False) -> None:
+        """See `LateClock.observe`; a second call is an error of the host's."""
+        if self._clock is not None:
+            raise RuntimeError("a model is observed already: a run observes one")
+        self._clock = self._begin(model, called)
+
+    def end(self) -> None:
+        """The host has ended, and with it the last step. Idempotent."""
+        if self._clock is not None:
+            self._clock.end_counting()
+
+    def step(self, n: int = 1) -> None:
+        if self._clock is not None:
+            self._clock.step(n)
+
+    def weights_updated(self) -> None:
+        if self._clock is not None:
+            self._clock.weights_updated()
+
+    def report(self, name: str, value: float) -> None:
+        if self._clock is not None:
+            self._clock.report(name, value)

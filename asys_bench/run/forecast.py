@@ -98,6 +98,19 @@ class RunForecast:
         return found
 
 
+def configured_l0(config: MasterConfig, hooks: Sequence[str]) -> Mapping[str, float]:
+    """Label (hook, variant or transcoder) -> the L0 its SAE was configured for, where one was."""
+    targets: dict[str, float] = {}
+    for sink in config.enabled_sinks.values():
+        options = sink.plugin_options()
+        if isinstance(options, SAETrainerOptions):
+            saes = {c.label: options.for_transcoder(c) for c in options.transcoders}
+            for hook in hooks:
+                saes |= options.saes_of(hook)
+            targets |= {k: sae.wanted_l0 for k, sae in saes.items() if sae.wanted_l0 is not None}
+    return targets
+
+
 def forecast_saes(config: MasterConfig, widths: Mapping[str, int]) -> list[SaeForecast]:
     """The SAEs of hooks whose rows' width is known, transcoders included.
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
 import operator
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,31 +15,22 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from asys_bench.capture.points.hookpoints import HookError
-from asys_bench.capture.points.untrained_networks import is_compiled_in_place, unwrap
+from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
-from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
-from asys_bench.config import LoadedConfig, dump_yaml
+from asys_bench.config import LoadedConfig
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.hosts.text_corpus import VOCABULARY_FILE, vocabulary_document
-from asys_bench.placement.host_place import HostPlace
-from asys_bench.run.rank_session import RankSession
-from asys_bench.run.rendezvous import LocalRanks, RankDesk, find_run
-from asys_bench.run.run_dir import RunDir
-from asys_bench.run.session import ObservationSession
+from asys_bench.reports.run_summary.document import write_json
+from asys_bench.run.lifecycle import RunLifecycle
+from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.settings import ConfigLike, HooksLike, resolve_settings
-from asys_bench.run.summary import write_summary
-from asys_bench.run.voice import Voice, closing_lines, opening_lines
+from asys_bench.run.stderr_lines import StderrLines, closing_lines, opening_lines
 
 if TYPE_CHECKING:
     from asys_bench.rundir.open_run import Run
 
 log = logging.getLogger(__name__)
-
-_serials = itertools.count()
-"""Observations of this process; ranks of a node find each other's by number."""
-EXTRA_WAIT_S = 30.0
-"""Other ranks wait this much longer for local rank 0 than its workers may take to start."""
 
 
 def observe(
@@ -95,10 +84,10 @@ def observe(
     settings = {"hooks": hooks, "sae": sae, "archive": archive, **overrides}
     resolved = resolve_settings(config, settings, unwrap(model), optimizers)
     ranks = LocalRanks.from_environment() if distributed is not False else None
-    observation = Observation(model, resolved, ranks, step_unit, start_step)
+    observation = Observation(model, resolved, ranks, step_unit, start_step, terminal=terminal)
     observation.quiet = quiet
     try:
-        observation.start(terminal, tokenizer)
+        observation.start(tokenizer)
     except (RuntimeError, ValueError, LookupError, OSError) as error:
         if required or isinstance(error, HookError):
             raise
@@ -116,26 +105,26 @@ class Observation:
         ranks: LocalRanks | None,
         step_unit: str,
         start_step: int = 0,
+        *,
+        terminal: bool = False,
     ) -> None:
         self.config = settings.config
         self.error: Exception | None = None
         """Why it could not start; None when it did."""
-        self._settings, self._ranks, self._step_unit = settings, ranks, step_unit
+        self._life = RunLifecycle(
+            self.config,
+            settings.provenance,
+            ranks=ranks,
+            terminal=terminal,
+            first_step=checked_step(start_step),
+        )
+        self._step_unit = step_unit
         self._called: torch.nn.Module | None = model
         self._model: torch.nn.Module | None = unwrap(model)
         self._name = type(self._model).__name__
         self.quiet = False
-        self._voice = Voice(quiet=True)
-        self._session: ObservationSession | RankSession | None = None
+        self._lines = StderrLines(quiet=True)
         self._run_dir: Path | None = None
-        self._run_id = ""
-        self._optimizers: OptimizerWatch | None = None
-        self._desk: RankDesk | None = None
-        self._account: BusAccount | None = None
-        self._place = HostPlace(self.config)
-        self._hooks: tuple[str, ...] = ()
-        self._first_step = self._steps = checked_step(start_step)
-        self._started = time.monotonic()
         self._pid = os.getpid()
         self._closed = False
         self._paused = False
@@ -157,7 +146,7 @@ class Observation:
     @property
     def hooks(self) -> Sequence[str]:
         """Names of the observed streams."""
-        return self._hooks
+        return self._life.hooks
 
     @property
     def closed(self) -> bool:
@@ -166,15 +155,12 @@ class Observation:
     @property
     def steps(self) -> int:
         """Number of the host's step: `start_step`, and the steps that were made since."""
-        return self._session.clock.host_step if self._session is not None else self._steps
+        return self._life.steps
 
     @property
     def account(self) -> BusAccount | None:
         """Every packet so far, by group; after `close` the final account."""
-        session = self._session
-        if isinstance(session, ObservationSession) and session.bus is not None:
-            return session.bus.account()
-        return self._account
+        return self._life.account
 
     def step(self, n: int = 1) -> None:
         """`n` host steps have passed. From the first call on, forward calls no longer count."""
@@ -205,8 +191,8 @@ class Observation:
         if value == self._paused:
             return
         self._paused = value
-        if self._session is not None and not self._closed:
-            self._session.pause(value)
+        if not self._closed:
+            self._life.pause(value)
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
@@ -219,15 +205,17 @@ class Observation:
 
     def weights_updated(self) -> None:
         """The weights changed without a step of a torch optimizer (those are counted by themselves)."""
-        if self._session is not None and not self._closed:
-            self._session.clock.weights_updated()
+        clock = self._marked_clock()
+        if clock is not None:
+            clock.weights_updated()
 
     def report(self, name: str, value: float) -> None:
         """A figure of the training itself (loss, reward) for the monitors."""
-        if self._session is None or self._closed:
+        clock = self._marked_clock()
+        if clock is None:
             return
         try:
-            self._session.clock.report(name, float(value))
+            clock.report(name, float(value))
         except Exception as error:  # noqa: BLE001 - a full stats page must not end a training
             log.warning("%s is not shown: %s", name, error)
 
@@ -239,25 +227,19 @@ class Observation:
             return
         self._closed = True
         atexit.unregister(self.close)
-        session = self._session
-        if session is None:
+        if self._life.session is None:
             return
-        self._tried(self._stop_counting)
+        self._tried(self._life.end_counting)
         try:
-            if not self._tried(self._stop, session):
-                self._tried(self._abort)
+            if not self._tried(self._stop):
+                self._tried(self._life.abort)
         except BaseException:
-            self._tried(self._abort)
+            self._tried(self._life.abort)
             raise
         finally:
-            if self._desk is not None:
-                self._tried(self._desk.close)
-            self._steps = session.clock.host_step
-            self._tried(session.close)
-            self._tried(self._place.release)
-            self._session = None  # and with it shared memory, which a hook's producer maps
-            self._optimizers = self._called = self._model = None
-            self._tried(self._voice.close)
+            self._tried(self._life.close)
+            self._called = self._model = None
+            self._tried(self._lines.close)
 
     def _tried(self, action: Callable[..., None], *arguments: Any) -> bool:
         """False: it raised, and the log says what. The host's process may have become anything by
@@ -288,143 +270,66 @@ class Observation:
         if self._run_dir is None:
             return f"<no observation of {name}: {self.error}>"
         state = "closed" if self._closed else f"{self.steps} {self._step_unit}s"
-        return f"<observation of {name} ({', '.join(self._hooks)}): {self._run_dir}, {state}>"
+        return f"<observation of {name} ({', '.join(self.hooks)}): {self._run_dir}, {state}>"
 
-    def start(self, terminal: bool = False, tokenizer: Any = None, *, called: bool = False) -> None:
+    def start(self, tokenizer: Any = None, *, called: bool = False) -> None:
         """What `observe` does. called: the model's first forward call is under way already."""
+        life = self._life
+        assert self._called is not None
+        if life.is_owner:
+            self._lines = StderrLines(self.quiet)
         try:
-            session: ObservationSession | RankSession
-            if self._ranks is None or self._ranks.is_owner:
-                self._voice = Voice(self.quiet)
-                session = self._own(terminal, tokenizer)
-            else:
-                session = self._join(self._ranks)
+            life.place()
+            run_dir = life.create(_vocabulary(tokenizer) if life.is_owner else None).path
+            life.start(
+                self._called,
+                self._step_unit,
+                on_built=self._lines.expect,
+                on_width=self._lines.width_known,
+            )
         except Exception as error:
             self.error = error
-            if self._desk is not None:
-                self._desk.refuse(str(error))
-            self._place.release()
+            life.refuse(error)
             self._called = self._model = None
-            self._voice.close()
+            self._lines.close()
             raise
-        self._session = session
-        self._hooks = session.hooks
-        self._count(session.clock, called)
-        self._started = time.monotonic()
-        atexit.register(self.close)
-
-    def _own(self, terminal: bool, tokenizer: Any) -> ObservationSession:
-        assert self._model is not None
-        ranks, config = self._ranks, self.config
-        if ranks is not None and ranks.local_world_size > 1:
-            self._desk = RankDesk(ranks, next(_serials))
-        resources = self._place.own(ranks.local_world_size if ranks is not None else 1)
-        run_dir = RunDir.create(config.run.dir, config.run.name)
-        text = dump_yaml(config, self._settings.provenance)
-        run_dir.write_text("config.yaml", text)
-        _write_vocabulary(run_dir, tokenizer)
-        session = ObservationSession(
-            config,
-            self._model,
-            run_dir,
-            step_unit=self._step_unit,
-            terminal=terminal,
-            resources=resources,
-            ranks=ranks,
-            root=self._called,
-            first_step=self._first_step,
-        )
-        session.on_width = self._voice.width_known
-        self._voice.expect(session.hooks)
-        session.start()
-        self._run_dir, self._run_id = run_dir.path, run_dir.run_id
-        self._voice.say(*opening_lines(self._name, run_dir.path, session.hooks, config))
-        self._voice.flush()
-        if self._desk is not None:
-            self._desk.announce(run_dir.path)
-        return session
-
-    def _join(self, ranks: LocalRanks) -> RankSession:
-        assert self._model is not None
-        patience_s = self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
-        run_dir = find_run(ranks, next(_serials), patience_s)
-        self._place.join(run_dir)
-        session = RankSession(
-            self.config,
-            self._model,
-            run_dir,
-            ranks,
-            root=self._called,
-            first_step=self._first_step,
-        )
-        session.start()
-        self._run_dir, self._run_id = run_dir, run_dir.name
-        return session
-
-    def _count(self, clock: StepClock, called: bool) -> None:
-        assert self._called is not None
-        assert self._model is not None
-        self._optimizers = OptimizerWatch(self._model, clock)
-        self._optimizers.attach()
-        if is_compiled_in_place(self._called):
+        self._run_dir = run_dir
+        if life.is_owner:
+            self._lines.write(*opening_lines(self._name, run_dir, life.hooks, self.config))
+            self._lines.flush()
+        if not life.count(called=called):
             log.warning(
                 "%s was compiled in place, so its calls are not counted: mark steps with step()",
                 type(self._called).__name__,
             )
-            return
-        clock.count_calls(called=called)
+        atexit.register(self.close)
 
     def _marked_clock(self) -> StepClock | None:
-        """For a host that marks its own steps; None while nothing is observed."""
-        if self._session is None or self._closed:
-            return None
-        return self._session.clock
+        """The clock, for a host that marks its own steps; None while nothing is observed."""
+        session = self._life.session
+        return None if session is None or self._closed else session.clock
 
-    def _stop_counting(self) -> None:
-        if self._session is not None:
-            self._session.clock.end_counting()
-        if self._optimizers is not None:
-            self._optimizers.detach()
-
-    def _stop(self, session: ObservationSession | RankSession) -> None:
-        if isinstance(session, RankSession):
-            self._account = session.stop()
+    def _stop(self) -> None:
+        life = self._life
+        result = life.result()
+        outcome = life.stop(result)
+        if not life.is_owner:
             return
-        seconds = time.monotonic() - self._started
-        steps = session.clock.steps_made
-        end = session.stop({"steps": steps, "seconds": seconds, "stopped_early": False})
-        self._account = end.account
-        if not end.orderly:
+        if not outcome.orderly:
             log.warning("not every worker finished in order; see %s", self.run_dir / "logs")
+        summary = life.summarise(outcome, result.seconds)
         try:
-            summary = write_summary(
-                session.page,
-                end.account,
-                self.config,
-                self._hooks,
-                self.run_dir,
-                run_id=self._run_id,
-                step_unit=self._step_unit,
-                steps=steps,
-                seconds=seconds,
-                notices=session.notices.messages,
-                words=session.words,
-            )
+            write_json(summary, self.run_dir)
         except OSError as error:
-            log.warning("%s: its summary cannot be written: %s", self.run_dir, error)
-            return
-        self._voice.say(*closing_lines(summary, self.run_dir))
-
-    def _abort(self) -> None:
-        if isinstance(self._session, ObservationSession):
-            self._session.abort()
+            log.warning("%s: no summary.json: %s", self.run_dir, error)
+        self._lines.write(*closing_lines(summary, self.run_dir))
 
     @property
     def page(self) -> StatsPage:
         """The stats page while it is open: heartbeats, counters, histograms."""
-        if self._session is None or self._closed:
+        if self._life.session is None or self._closed:
             raise RuntimeError("the observation is not running; `run.metrics()` has its figures")
-        return self._session.page
+        return self._life.session.page
 
 
 def checked_step(value: Any) -> int:
@@ -438,13 +343,13 @@ def checked_step(value: Any) -> int:
     return step
 
 
-def _write_vocabulary(run_dir: RunDir, tokenizer: Any) -> None:
-    """What is no text tokenizer (an image processor, None) is left out."""
+def _vocabulary(tokenizer: Any) -> dict[str, Mapping[str, Any]]:
+    """The vocabulary as a document of the run. What is no text tokenizer (an image processor, None) is
+    left out."""
     if not hasattr(tokenizer, "get_vocab"):
-        return
+        return {}
     try:
-        document = vocabulary_document(tokenizer)
+        return {VOCABULARY_FILE: vocabulary_document(tokenizer)}
     except Exception as error:  # noqa: BLE001 - they come in all kinds; reports then show ids
         log.warning("the vocabulary of %s is not kept: %s", type(tokenizer).__name__, error)
-        return
-    run_dir.write_json(VOCABULARY_FILE, document)
+        return {}

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,6 +22,16 @@ from asys_bench.rundir.live_run import LiveRun
 from asys_bench.system.liveness import ProcessHandle
 from asys_bench.system.standard_fds import standard_fds_taken
 from asys_bench.workers.shard_bus import ShardOfBus
+
+
+@dataclass(frozen=True)
+class SessionEnd:
+    """How an observation ended."""
+
+    orderly: bool
+    """Every worker drained, wrote and left before the deadline."""
+    account: BusAccount | None
+    watchdog_restarts: int
 
 
 class RankSession:
@@ -72,24 +85,30 @@ class RankSession:
             raise
 
     def start(self) -> None:
-        """Attach the hooks; the workers are up already."""
-        slot = self._slot
-        slot.occupy()
-        slot.state = WorkerState.READY
-        self._hooker.attach()
+        """Attach the hooks; the workers are up already. Whatever it raises, everything was released."""
+        try:
+            self._slot.occupy()
+            self._slot.state = WorkerState.READY
+            self._hooker.attach()
+        except BaseException:
+            self.close()
+            raise
 
     def pause(self, paused: bool) -> None:
         """As `ObservationSession.pause`, on this rank."""
         self.clock.paused = paused
         self._hooker.pause(paused)
 
-    def stop(self) -> BusAccount:
-        """Detach and end this shard. The account is the whole run's, which goes on. Idempotent."""
+    def stop(self, result: Mapping[str, Any] | None = None) -> SessionEnd:
+        """Detach and end this shard. The account is the whole run's, which goes on. Idempotent.
+
+        result: not used; local rank 0 writes run.json.
+        """
         self._hooker.detach()
         if self._bus is not None:
             self._bus.finish()
         self._slot.state = WorkerState.DONE
-        return self._run.client.account()
+        return SessionEnd(True, self._run.client.account(), 0)
 
     def close(self) -> None:
         """Let go of the bus and the page. Idempotent."""

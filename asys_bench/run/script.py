@@ -14,14 +14,13 @@ from types import FrameType
 
 import torch
 
-from asys_bench.capture.points.hookpoints import HookError, resolve
-from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.config import ConfigError, load_config
 from asys_bench.config.paths import assignment
 from asys_bench.contracts.host import HostError
 from asys_bench.hosts.dotted_name import load_function
 from asys_bench.hosts.model_finder import ModelFinder
 from asys_bench.hosts.script import ScriptOptions, run_script
+from asys_bench.run.lifecycle import misfit
 from asys_bench.run.observation import Observation
 from asys_bench.run.process_state import SignalHandlers, log_lines
 from asys_bench.run.rendezvous import LocalRanks
@@ -56,13 +55,6 @@ def _observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> 
         return USAGE
     observation: Observation | None = None
 
-    def misfit(model: torch.nn.Module) -> str | None:
-        try:
-            resolve(unwrap(model), settings.config.hooks)
-        except HookError as error:
-            return str(error)
-        return None
-
     def found(model: torch.nn.Module, called: bool) -> None:
         nonlocal observation
         ranks = LocalRanks.from_environment()
@@ -76,7 +68,12 @@ def _observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> 
         ended_by = number
         raise KeyboardInterrupt  # as the `script` host: the script may clean up
 
-    finder = ModelFinder(misfit, found, class_name=options.model_class, choose=choose)
+    finder = ModelFinder(
+        lambda model: misfit(model, settings.config.hooks),
+        found,
+        class_name=options.model_class,
+        choose=choose,
+    )
     is_module = script[0] == "-m"
     handlers = SignalHandlers((signal.SIGTERM,), end)
     finder.start()

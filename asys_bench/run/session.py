@@ -1,6 +1,6 @@
 """One observation of one model: bus, stats page, workers and hooks, from start to drained end.
 
-`ExperimentPipeline` wraps it around a host; `observe()` around somebody else's training script.
+`RunLifecycle` starts and ends it, for `asys-run`'s hosts and for `observe()`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ from asys_bench.monitors.snapshot import histograms
 from asys_bench.placement.manager import PLAN_FILE, ResourceManager
 from asys_bench.registry import registry
 from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
-from asys_bench.run.rank_session import wait_for_ranks
+from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.run_dir import RunDir, environment
 from asys_bench.run.streams import plan_streams, sampler_seeds
@@ -55,16 +55,6 @@ METRICS_PER_LABEL = 48
 """And of what a worker counts for, such as an SAE."""
 
 
-@dataclass(frozen=True)
-class SessionEnd:
-    """How an observation ended."""
-
-    orderly: bool
-    """Every worker drained, wrote and left before the deadline."""
-    account: BusAccount | None
-    watchdog_restarts: int
-
-
 class ObservationSession:
     """Starts everything around `model`; see the module docstring.
 
@@ -75,6 +65,7 @@ class ObservationSession:
     one_call_per_step: as `BaseHost.one_call_per_step`.
     on_misfit: told, in the host's hook, that an SAE cannot be trained on what its module makes; what
         it raises goes to the host.
+    on_width: told, in the host's hook, of each hook's width and SAEs when its first tensor comes.
     first_step: number of the step that the host is in at the start.
     """
 
@@ -92,15 +83,14 @@ class ObservationSession:
         root: torch.nn.Module | None = None,
         one_call_per_step: bool = False,
         on_misfit: Callable[[], None] | None = None,
+        on_width: Callable[[str, int, Sequence[SaeForecast]], None] | None = None,
         first_step: int = 0,
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.notices = Notices()
         self.misfits: list[str] = []
         """SAEs that cannot be trained on what their module makes; found at its first call."""
-        self._on_misfit = on_misfit
-        self.on_width: Callable[[str, int, Sequence[SaeForecast]], None] | None = None
-        """Told of each hook's width and SAEs when its first tensor comes, in the host's hook."""
+        self._on_misfit, self._on_width = on_misfit, on_width
         self._short = False
         self._resources = resources
         self._ranks = ranks
@@ -261,8 +251,8 @@ class ObservationSession:
             return
         width = stream.kernel.decoded_width(stream.shape, stream.dtype)
         found = self.forecast.saw(stream.name, width)
-        if self.on_width is not None:
-            self.on_width(stream.name, width, found)
+        if self._on_width is not None:
+            self._on_width(stream.name, width, found)
         misfits = [forecast for forecast in found if forecast.misfit is not None]
         for misfit in misfits:
             message = f"SAE {misfit.label!r} cannot be trained: {misfit.misfit}"

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import asys_bench
-from asys_bench.rundir import token_rows, top_tokens
+from asys_bench.rundir.token_rows import token_rows
+from asys_bench.rundir.top_tokens import top_tokens
 
 PATIENCE_S = 240.0
 pytestmark = pytest.mark.timeout(400)

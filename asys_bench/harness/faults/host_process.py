@@ -26,7 +26,8 @@ from asys_bench.config import config_from_data
 from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.harness.faults.twin import digest, train_twin
 from asys_bench.harness.plugins import register_extra
-from asys_bench.run.experiment import ExperimentPipeline, RunOutcome
+from asys_bench.run.experiment import ExperimentPipeline
+from asys_bench.run.lifecycle import RunOutcome
 
 OUTCOME_FILE, STEPS_FILE = "outcome.json", "steps.npy"
 

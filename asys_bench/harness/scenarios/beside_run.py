@@ -12,7 +12,7 @@ from asys_bench.contracts.scenario import IntegrityCount, RoundContext, Scenario
 from asys_bench.contracts.stats import Counter
 from asys_bench.harness.faults.host_process import HostTask, outcome_account, read_outcome
 from asys_bench.harness.faults.observed import START_PATIENCE_S, ObservedRun
-from asys_bench.run.experiment import RunOutcome
+from asys_bench.run.lifecycle import RunOutcome
 
 # A finished pipeline's bus account as integrity counts.
 

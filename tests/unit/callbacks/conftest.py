@@ -43,6 +43,11 @@ class Session:
         self.clock.paused = paused
         self.hooker.pause(paused)
 
+    def close(self):
+        self.hooker.detach()
+        self.bus.close()
+        self.page.close()
+
     def counts(self):
         metrics = self.slot.metrics()
         names = ("calls", "captured", "skipped")
@@ -57,20 +62,13 @@ class Watched(Observation):
     """An `Observation` around a `Session`; what it saw is kept when it closes."""
 
     def __init__(self, model, first_step, options):
+        settings = SimpleNamespace(config=None, provenance=None)
+        super().__init__(model, settings, None, options["step_unit"], first_step)
         self.options, self.first = options, first_step
-        settings = SimpleNamespace(config=None)
-        self._place = None
-        self._settings, self._ranks, self._step_unit = settings, None, options["step_unit"]
-        self._called = self._model = model
-        self._name = type(model).__name__
-        self._counter = self._run_dir = None
-        self.error = None
-        self._closed = self._paused = False
         hooks = options["hooks"]
-        self._hooks = (hooks,) if isinstance(hooks, str) else tuple(hooks)
-        self._session = Session(model, self._hooks, first_step)
+        self._life.hooks = (hooks,) if isinstance(hooks, str) else tuple(hooks)
+        self._life.session = Session(model, self.hooks, first_step)
         self.seen, self.counted, self.reported = [], (), Counter()
-        self._steps = first_step
 
     def report(self, name, value):
         self.reported[name] += 1
@@ -78,14 +76,10 @@ class Watched(Observation):
     def close(self):
         if self._closed:
             return
-        session = self._session
+        session = self._life.session
         self.seen, self.counted = session.packets(), session.counts()
-        self._steps = session.clock.host_step
         self._closed = True
-        session.hooker.detach()
-        session.bus.close()
-        session.page.close()
-        self._session = None
+        self._life.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.run.late_clock import LateStepClock
+from asys_bench.run.experiment import LateStepClock
 
 
 @pytest.fixture
@@ -154,18 +154,19 @@ def test_wrappers_are_looked_through():
 
 
 def test_a_late_clock_says_why_a_model_does_not_fit(clock):
-    late = LateStepClock([HookConfig(match=("0", "nope*"))], lambda _: clock)
+    late = LateStepClock([HookConfig(match=("0", "nope*"))], lambda *_: clock)
     assert "nope" in str(late.misfit(model()))
-    assert LateStepClock([HookConfig(match=("0",))], lambda _: clock).misfit(model()) is None
+    assert LateStepClock([HookConfig(match=("0",))], lambda *_: clock).misfit(model()) is None
 
 
 def test_a_late_clock_counts_from_the_call_that_is_under_way(clock):
     net = model()
 
-    def begin(found):
+    def begin(found, called):
         calls = ForwardCalls(clock, [found])
         calls.attach_begin()
         calls.attach_end()
+        clock.count_calls(called=called)
         return clock
 
     late = LateStepClock([], begin)

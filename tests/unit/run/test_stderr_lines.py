@@ -15,9 +15,15 @@ from asys_bench.reports.run_summary.summary import (
     RunSummary,
     SaeSummary,
 )
-from asys_bench.run import voice
+from asys_bench.run import stderr_lines
 from asys_bench.run.forecast import RunForecast
-from asys_bench.run.voice import Voice, closing_lines, named, opening_lines, widths_line
+from asys_bench.run.stderr_lines import (
+    StderrLines,
+    closing_lines,
+    named,
+    opening_lines,
+    widths_line,
+)
 
 CONFIG = load_config(
     "profile_consumer.yaml",
@@ -88,13 +94,13 @@ def test_a_hook_that_cannot_be_trained_is_said_among_the_widths(monkeypatch):
 def test_advice_is_given_where_it_is_due(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.get_num_threads", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    monkeypatch.setattr(voice, "LITTLE_DISK_BYTES", 1 << 60)
+    monkeypatch.setattr(stderr_lines, "LITTLE_DISK_BYTES", 1 << 60)
     first, second = opening_lines("Model", tmp_path, ["a"], CONFIG)
     assert first.startswith(f"observing Model at a; files in {tmp_path}")
     assert second.startswith("8 torch threads of the host and 2 of the workers share 4 CPUs")
     assert "the archive may fill it" in second
     monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    monkeypatch.setattr(voice, "LITTLE_DISK_BYTES", 0)
+    monkeypatch.setattr(stderr_lines, "LITTLE_DISK_BYTES", 0)
     assert len(opening_lines("Model", tmp_path, ["a"], CONFIG)) == 1
 
 
@@ -104,29 +110,29 @@ def test_many_names_are_shortened():
 
 def test_lines_come_in_order_and_widths_once_all_are_known(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
-    speaker = Voice()
-    speaker.expect(["a", "b"])
-    speaker.say("one")
-    speaker.width_known("a", 4, [])
-    speaker.flush()
+    lines = StderrLines()
+    lines.expect(["a", "b"])
+    lines.write("one")
+    lines.width_known("a", 4, [])
+    lines.flush()
     assert stream.getvalue() == "asys: one\n"
-    speaker.width_known("b", 4, [])
-    speaker.close()
-    speaker.say("too late")
+    lines.width_known("b", 4, [])
+    lines.close()
+    lines.write("too late")
     assert stream.getvalue() == "asys: one\nasys: a, b: d_in 4\n"
 
 
 def test_widths_of_the_hooks_that_fired_are_said_when_others_do_not_come(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
-    monkeypatch.setattr(voice, "WIDTHS_S", 0.0)
-    speaker = Voice()
-    speaker.expect(["a", "never"])
-    speaker.width_known("a", 4, [])
+    monkeypatch.setattr(stderr_lines, "WIDTHS_S", 0.0)
+    lines = StderrLines()
+    lines.expect(["a", "never"])
+    lines.width_known("a", 4, [])
     for _ in range(100):
-        speaker.flush()
+        lines.flush()
         if stream.getvalue():
             break
-    speaker.close()
+    lines.close()
     assert stream.getvalue() == "asys: a: d_in 4\n"
 
 
@@ -141,9 +147,9 @@ def test_a_stream_that_is_gone_costs_the_lines_and_nothing_else(monkeypatch, str
         stream = io.StringIO()
         stream.close()
     monkeypatch.setattr(sys, "stderr", stream)
-    speaker = Voice()
-    speaker.say("one")
-    speaker.close()
+    lines = StderrLines()
+    lines.write("one")
+    lines.close()
 
 
 def test_a_pipe_that_nobody_reads_holds_up_nobody(monkeypatch):
@@ -155,10 +161,10 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody(monkeypatch):
     except BlockingIOError:
         os.set_blocking(writing, True)
     monkeypatch.setattr(sys, "stderr", full := os.fdopen(writing, "w"))
-    monkeypatch.setattr(voice, "FLUSH_S", 0.05)
-    speaker = Voice()
-    speaker.say("one")
-    speaker.close()  # it comes back
+    monkeypatch.setattr(stderr_lines, "FLUSH_S", 0.05)
+    lines = StderrLines()
+    lines.write("one")
+    lines.close()  # it comes back
     os.close(reading)  # and lets the thread go
     monkeypatch.undo()
     with pytest.raises(BrokenPipeError):
@@ -167,9 +173,9 @@ def test_a_pipe_that_nobody_reads_holds_up_nobody(monkeypatch):
 
 def test_quiet_is_silent(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream := io.StringIO())
-    speaker = Voice(quiet=True)
-    speaker.expect(["a"])
-    speaker.say("one")
-    speaker.width_known("a", 1, [])
-    speaker.close()
+    lines = StderrLines(quiet=True)
+    lines.expect(["a"])
+    lines.write("one")
+    lines.width_known("a", 1, [])
+    lines.close()
     assert stream.getvalue() == ""

@@ -1,7 +1,7 @@
-"""What an observation says on standard error: up to three lines at its start and five at its end.
+"""What `observe()` writes to standard error: up to three lines at its start and five at its end.
 
-A thread writes them. The host never waits for a terminal or a pipe that nobody reads, and a stream that
-is closed or missing costs the lines and nothing else.
+A thread writes them. The host never waits for a terminal or a pipe that nobody reads. A stream that is
+closed or missing costs the lines and nothing else.
 """
 
 from __future__ import annotations
@@ -16,7 +16,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from asys_bench.config import MasterConfig
-from asys_bench.monitors.readable import count_text, percent_text, plural, significant
+from asys_bench.monitors.readable import (
+    count_text,
+    path_text,
+    percent_text,
+    plural,
+    significant,
+)
 from asys_bench.placement.needs import crowding_of
 from asys_bench.reports.run_summary.summary import RunSummary
 from asys_bench.run.forecast import SaeForecast, size_text
@@ -32,30 +38,29 @@ LITTLE_DISK_BYTES = 2 << 30
 _END = object()
 
 
-class Voice:
-    """One observation's lines. No method raises, and none waits but `flush` and `close`."""
+class StderrLines:
+    """The lines of one observation. No method raises, and none waits but `flush` and `close`."""
 
     def __init__(self, quiet: bool = False) -> None:
-        self._quiet = quiet
         self._pid = os.getpid()
-        self._lines: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._widths: dict[str, int] = {}
         self._saes: list[SaeForecast] = []
         self._awaited: set[str] = set()
         self._due: float | None = None
         self._thread: threading.Thread | None = None
         if not quiet:
-            self._thread = threading.Thread(target=self._run, name="asys-voice", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="asys-lines", daemon=True)
             self._thread.start()
 
-    def say(self, *lines: str) -> None:
-        """Write these lines."""
+    def write(self, *lines: str) -> None:
+        """Write these lines, each after `PREFIX`."""
         if self._thread is not None and os.getpid() == self._pid:
             for line in lines:
-                self._lines.put(PREFIX + line)
+                self._queue.put(PREFIX + line)
 
     def expect(self, hooks: Sequence[str]) -> None:
-        """Say how wide the rows of these hooks are, once they are known."""
+        """Write how wide the rows of these hooks are, once that is known."""
         self._awaited = set(hooks)
 
     def width_known(self, hook: str, width: int, saes: Sequence[SaeForecast]) -> None:
@@ -63,29 +68,29 @@ class Voice:
         if self._thread is not None:
             self._widths[hook] = width
             self._saes += saes
-            self._lines.put(None)  # wakes the thread, which looks whether that was the last one
+            self._queue.put(None)  # wakes the thread, which checks whether it was the last one
 
     def flush(self) -> None:
-        """Wait until what was said is written; at most `FLUSH_S`."""
+        """Wait until every line is written; at most `FLUSH_S`."""
         if self._thread is not None and os.getpid() == self._pid:
             written = threading.Event()
-            self._lines.put(written)
+            self._queue.put(written)
             written.wait(FLUSH_S)
 
     def close(self) -> None:
-        """Say nothing more; what was said is written. Idempotent."""
+        """Write what is queued and end the thread. Idempotent."""
         self.flush()
         if self._thread is not None and os.getpid() == self._pid:
-            self._lines.put(_END)
+            self._queue.put(_END)
             self._thread = None
 
     def _run(self) -> None:
         while True:
             wait_s = None if self._due is None else max(0.0, self._due - time.monotonic())
             try:
-                item = self._lines.get(timeout=wait_s)
+                item = self._queue.get(timeout=wait_s)
             except queue.Empty:
-                self._say_widths()
+                self._write_widths()
                 continue
             if item is _END:
                 return
@@ -94,11 +99,11 @@ class Voice:
             elif item is not None:
                 _write(str(item))
             elif self._awaited <= set(self._widths):
-                self._say_widths()
+                self._write_widths()
             elif self._due is None and self._awaited:
                 self._due = time.monotonic() + WIDTHS_S
 
-    def _say_widths(self) -> None:
+    def _write_widths(self) -> None:
         self._due = None
         if self._awaited:
             self._awaited = set()
@@ -118,7 +123,7 @@ def opening_lines(
 ) -> list[str]:
     """What is known when the hooks are attached: where, what, and what to look out for."""
     lines = [
-        f"observing {model} at {named(hooks, 'hook')}; files in {shown(run_dir)} (quiet=True: no lines)"
+        f"observing {model} at {named(hooks, 'hook')}; files in {path_text(run_dir)} (quiet=True: no lines)"
     ]
     found = (crowding_of(config, "torch.set_num_threads({})"), _disk(run_dir))
     advice = [text for text in found if text is not None]
@@ -139,10 +144,10 @@ def widths_line(widths: Mapping[str, int], saes: Sequence[SaeForecast]) -> str:
     for hook, width in widths.items():
         if hook not in of_hook:
             groups.setdefault(f"d_in {width}", []).append(hook)
-    told = [f"{named(names)}: {what}" for what, names in groups.items()]
-    more = [f"and {len(told) - MOST} more shapes"] if len(told) > MOST else []
+    shapes = [f"{named(names)}: {what}" for what, names in groups.items()]
+    more = [f"and {len(shapes) - MOST} more shapes"] if len(shapes) > MOST else []
     total = [f"{size_text(memory)} of memory for the SAEs"] if memory else []
-    return "; ".join([*told[:MOST], *more, *total])
+    return "; ".join([*shapes[:MOST], *more, *total])
 
 
 def closing_lines(summary: RunSummary, run_dir: Path) -> list[str]:
@@ -162,7 +167,7 @@ def closing_lines(summary: RunSummary, run_dir: Path) -> list[str]:
     if len(summary.warnings) > MOST:
         warnings.append(f"! {len(summary.warnings) - MOST} more warnings in summary.json")
     lines += warnings or ["no warnings"]
-    folder = shown(run_dir)
+    folder = path_text(run_dir)
     total = size_text(sum(entry.nbytes for entry in summary.files))
     written = any(entry.path == "report.html" for entry in summary.files)
     report = f"report: {folder}/report.html" if written else f"report: asys-run report {folder}"
@@ -191,15 +196,6 @@ def named(names: Sequence[str], unit: str = "") -> str:
     return f"{', '.join(names[:MOST])} ... ({len(names)}{f' {plural(unit)}' if unit else ''})"
 
 
-def shown(path: Path) -> str:
-    """Relative to the working directory where it lies below that."""
-    try:
-        relative = os.path.relpath(path)
-    except OSError:  # the working directory is gone
-        return os.fspath(path)
-    return os.fspath(path) if relative.startswith("..") else relative
-
-
 def _disk(run_dir: Path) -> str | None:
     try:
         free = shutil.disk_usage(run_dir).free
@@ -207,4 +203,4 @@ def _disk(run_dir: Path) -> str | None:
         return None
     if free >= LITTLE_DISK_BYTES:
         return None
-    return f"{size_text(free)} are free where {shown(run_dir)} is: the archive may fill it"
+    return f"{size_text(free)} are free where {path_text(run_dir)} is: the archive may fill it"
