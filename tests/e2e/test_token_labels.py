@@ -26,7 +26,7 @@ import pytest
 import torch
 
 import asys_bench
-from asys_bench.rundir import token_rows
+from asys_bench.rundir.token_rows import token_rows
 
 pytestmark = [
     pytest.mark.timeout(400),

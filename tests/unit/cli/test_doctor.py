@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from asys_bench.cli.commands import bench_doctor as doctor
+from asys_bench.cli.commands import bench_doctor
 from asys_bench.cli.commands.bench_doctor import Check, print_report
 from asys_bench.registry import KINDS, registry
 
 
 def report(monkeypatch: pytest.MonkeyPatch, *checks: Check) -> tuple[int, str]:
-    monkeypatch.setattr(doctor, "diagnose", lambda: list(checks))
+    monkeypatch.setattr(bench_doctor, "diagnose", lambda: list(checks))
     output = io.StringIO()
     code = print_report(Console(file=output, width=200))
     return code, output.getvalue()
@@ -33,7 +33,7 @@ def test_something_missing_gives_exit_code_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_this_machine_is_diagnosed_without_changing_it() -> None:
-    checks = {check.name: check for check in doctor.diagnose()}
+    checks = {check.name: check for check in bench_doctor.diagnose()}
     assert {"python", "torch", "kernel", "cores", "c++ bus"} <= set(checks)
     assert checks["backend mp_queue"].level == "ok"
     assert all(check.fix for check in checks.values() if check.level == "missing")
@@ -57,6 +57,6 @@ def test_the_disk_check_says_the_budget_and_what_budgets_deleted(
         '{"shard": "a/archive-0-0-0.arrows", "hook": "a", "rows": 640, "packets": 1, "bytes": 9}\n'
     )
     (archive / "archive-0.deleted.jsonl").write_text(line)
-    check = next(check for check in doctor.diagnose() if check.name == "disk")
+    check = next(check for check in bench_doctor.diagnose() if check.name == "disk")
     assert "at most 1 GiB of archive a run" in check.found
     assert "1 shards (640 rows) were deleted" in check.found

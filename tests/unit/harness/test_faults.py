@@ -13,9 +13,7 @@ from typing import cast
 import pytest
 from pydantic import ValidationError
 
-from asys_bench.harness.faults import disk
-from asys_bench.harness.faults import signals as clock
-from asys_bench.harness.faults import signals as memory
+from asys_bench.harness.faults import disk, signals
 from asys_bench.harness.faults.disk import NoDescriptors
 from asys_bench.harness.faults.fault import FAULT_NAMES, ChaosOptions, Stage, cannot_mount
 from asys_bench.harness.faults.observed import MARK, ObservedRun
@@ -206,7 +204,7 @@ def test_the_wall_clock_of_the_run_steps_in_c_as_well_and_its_monotonic_clock_do
 
 
 def test_without_a_compiler_the_clock_is_not_stepped_and_it_is_said_why(monkeypatch):
-    monkeypatch.setattr(clock, "COMPILERS", ())
+    monkeypatch.setattr(signals, "COMPILERS", ())
     assert "C compiler" in ClockStep.unavailable(ChaosOptions(fault="clock_step"))
 
 
@@ -249,8 +247,8 @@ def test_every_process_of_a_run_is_found_by_its_mark_and_ended():
 
 def test_a_fault_that_this_machine_cannot_have_is_named_and_is_no_pass(monkeypatch):
     monkeypatch.setattr(disk, "cannot_mount", lambda: "it takes CAP_SYS_ADMIN: run it as root")
-    monkeypatch.setattr(memory, "_memory_cgroup", lambda: None)
-    monkeypatch.setattr(clock, "_compiler", lambda: "cc")
+    monkeypatch.setattr(signals, "_memory_cgroup", lambda: None)
+    monkeypatch.setattr(signals, "_compiler", lambda: "cc")
     loaded = load_suite(SUITE)
     skipped = {c.id: c.unavailable for c in loaded.contenders if c.unavailable}
     assert set(skipped) == {"fault.disk_full", "fault.shm_full", "fault.oom.trainer"}

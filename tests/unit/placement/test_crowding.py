@@ -1,10 +1,11 @@
 """The hint about torch's threads in the host beside the workers."""
 
+import os
+
 import pytest
 import torch
 
 from asys_bench.config import load_config
-from asys_bench.placement import needs as module
 from asys_bench.placement.needs import crowding, crowding_of, room_for_host
 from asys_bench.placement.plan import Need
 
@@ -39,7 +40,7 @@ def test_the_hint_comes_when_host_and_workers_want_more_threads_than_there_are_c
 
 
 def test_the_hint_says_what_helps_and_pinned_runs_get_none(monkeypatch):
-    monkeypatch.setattr(module.os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     config = load_config("base.yaml", ["host.kind=synthetic"], env={}).config
     assert "try set(2)" in (crowding_of(config, "set({})") or "")

@@ -17,7 +17,7 @@ import pytest
 from asys_bench.config import load_config
 from asys_bench.config.sections.resources import PinningMap
 from asys_bench.contracts.stats import SlotField, StatsPage
-from asys_bench.placement import apply as numa
+from asys_bench.placement import apply
 from asys_bench.placement.apply import current_cpus, pin, thread_environment
 from asys_bench.placement.manager import (
     ResourceError,
@@ -120,22 +120,22 @@ def test_libraries_of_workers_start_as_many_threads_as_configured() -> None:
 
 def test_a_memory_policy_is_set_for_a_block_and_taken_back() -> None:
     try:
-        before = numa.policy()
-    except numa.NumaError as error:
+        before = apply.policy()
+    except apply.NumaError as error:
         pytest.skip(str(error))
-    with numa.preferring(0) as problem:
+    with apply.preferring(0) as problem:
         if problem is not None:
             pytest.skip(problem)
-        assert numa.policy() == (numa.MPOL_PREFERRED, (0,))
-    assert numa.policy() == before
+        assert apply.policy() == (apply.MPOL_PREFERRED, (0,))
+    assert apply.policy() == before
 
 
 def test_a_node_that_is_not_there_is_a_reason_and_no_exception() -> None:
-    with numa.preferring(1023) as problem:
+    with apply.preferring(1023) as problem:
         assert problem is not None
         assert "policy" in problem or "node" in problem
-    with pytest.raises(numa.NumaError, match=r"not in 0\.\.1023"):
-        numa.prefer_node(5000)
+    with pytest.raises(apply.NumaError, match=r"not in 0\.\.1023"):
+        apply.prefer_node(5000)
 
 
 def test_numa_maps_say_which_policy_holds_how_many_pages() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from asys_bench.cli import run as command
+from asys_bench.cli.run import main
 from asys_bench.rundir.open_run import open_run
 from asys_bench.rundir.verify import State, verify_run
 from asys_bench.sae import CheckpointStore, SAETrainer
@@ -263,22 +263,22 @@ def test_a_missing_run_file_is_damage_and_the_rest_is_still_checked(run):
 
 
 def test_exit_codes_json_and_table(run, tmp_path, capsys):
-    assert command.main(["verify", str(run.path)]) == 0
+    assert main(["verify", str(run.path)]) == 0
     assert "20 archived rows" in capsys.readouterr().out
     run.shard.with_suffix(".json").unlink()
     tear(run.shard, 100)
-    assert command.main(["verify", str(run.path), "--json"]) == 1
+    assert main(["verify", str(run.path), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "asys.verify/1"
     assert (document["damaged"], document["states"]["torn"]) == (True, 1)
-    assert command.main(["verify", str(run.path)]) == 1
+    assert main(["verify", str(run.path)]) == 1
     said = capsys.readouterr().out
     assert "15 readable, 5 rows" in said
     assert "--repair" in said
-    assert command.main(["verify", str(run.path), "--repair"]) == 1
-    assert command.main(["verify", str(run.path)]) == 0
-    assert command.main(["verify", str(tmp_path / "none")]) == 2
-    assert command.main(["verify", str(run.path), "--discard-torn"]) == 2
+    assert main(["verify", str(run.path), "--repair"]) == 1
+    assert main(["verify", str(run.path)]) == 0
+    assert main(["verify", str(tmp_path / "none")]) == 2
+    assert main(["verify", str(run.path), "--discard-torn"]) == 2
 
 
 KILLED = """

@@ -15,7 +15,7 @@ from asys_bench.contracts.launch import WorkerSpec
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.system.liveness import ProcessHandle, is_stopped, waited_for_cpu_ns
 from asys_bench.system.process import own_clock, start_time
-from asys_bench.workers import restart as supervised
+from asys_bench.workers import restart
 from asys_bench.workers.restart import RestartBudget, Supervised
 
 
@@ -134,7 +134,7 @@ def test_silence_is_counted_without_the_time_that_a_worker_waited_for_a_cpu(monk
     worker = Supervised(spec, page.slot("trainer-0"), RestartBudget(WatchdogConfig()))
     worker.handle = ProcessHandle(os.getpid())
     waited = [7_000_000_000]
-    monkeypatch.setattr(supervised, "waited_for_cpu_ns", lambda pid: waited[0])
+    monkeypatch.setattr(restart, "waited_for_cpu_ns", lambda pid: waited[0])
     try:
         worker.slot.set(SlotField.CLOCK, own_clock())
         worker.slot.set(SlotField.HEARTBEAT_NS, 100_000_000_000)
