@@ -36,7 +36,6 @@ from pydantic import BaseModel
 from asys_bench.contracts.capture_port import CapturePort, HookT, PortCells
 
 if TYPE_CHECKING:  # a reader of the stats page and `asys-run --help` do not wait for torch
-    import numpy as np
     import numpy.typing as npt
     import torch
 
@@ -292,13 +291,6 @@ class Lease(ABC):
     @abstractmethod
     def give_back(self) -> None:
         """Return the packets unprocessed (the consumer failed)."""
-
-    def payload_matrix(self) -> npt.NDArray[np.uint8] | None:
-        """All payloads as one zero-copy uint8[n, payload_bytes] view, when they lie evenly spaced.
-
-        The row stride may exceed payload_bytes. None when sizes differ or they are not together.
-        """
-        return None
 
     def __enter__(self) -> Self:
         return self

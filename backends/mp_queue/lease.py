@@ -6,9 +6,6 @@ import contextlib
 from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
 
-import numpy as np
-import numpy.typing as npt
-
 from asys_bench.backends.mp_queue.wire import ALIGN, padded
 from asys_bench.contracts.bus import Lease
 from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket
@@ -86,18 +83,6 @@ class QueueLease(Lease):
         if self._outcome is None:
             self._settle(self._batch.batch_id, False)
             self._outcome = 0
-
-    def payload_matrix(self) -> npt.NDArray[np.uint8] | None:
-        sizes = self._batch.sizes
-        if not sizes or self._outcome is not None or sizes.count(sizes[0]) != len(sizes):
-            return None
-        return np.ndarray(
-            (len(sizes), sizes[0] - HEADER_BYTES),
-            np.uint8,
-            self._root,
-            self._batch.start + HEADER_BYTES,
-            (padded(sizes[0]), 1),
-        )
 
     def _release_views(self) -> None:
         """Release our views; put them back and raise BufferError while any other view lives."""

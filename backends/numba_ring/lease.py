@@ -36,7 +36,6 @@ class RingLease(Lease):
         self._packets: tuple[ActivationPacket, ...] | None = None
         self._owner: _Owner | None = None
         self._root: memoryview | None = None
-        self._roots: list[_Owner] = []
         self._delivered = 0
         self._open = True
 
@@ -68,21 +67,6 @@ class RingLease(Lease):
         self._open = False
         if self._subscription.generation == forks.generation:
             self._subscription.settle(self._claims, self._count, delivered=False)
-
-    def payload_matrix(self) -> npt.NDArray[np.uint8] | None:
-        self._must_be_open()
-        rows = self._claims.rows(self._count)
-        starts, sizes = rows[:, 2], rows[:, 3]
-        if self._count == 0 or sizes[0] == 0 or starts[0] < 0 or (sizes != sizes[0]).any():
-            return None
-        step = int(starts[1] - starts[0]) if self._count > 1 else int(sizes[0])
-        if step < sizes[0] or (np.diff(starts) != step).any() or (rows[:, 4] != rows[0, 4]).any():
-            return None
-        # Over an array of its own, which numpy makes the base of every view of the matrix.
-        span = step * (self._count - 1) + int(sizes[0])
-        root = np.frombuffer(self._subscription.segment.payloads, np.uint8, span, int(starts[0]))
-        self._roots.append(weakref.ref(root))
-        return np.ndarray((self._count, int(sizes[0])), np.uint8, root, 0, (step, 1))
 
     def __del__(self) -> None:
         # Dropped without a release: the reader gave up, unless views are alive. Then the packets stay
@@ -118,7 +102,7 @@ class RingLease(Lease):
 
     def _close_views(self) -> None:
         """Close our payload views; put them back and raise BufferError while any other view lives."""
-        alive = any(root() is not None for root in self._roots)
+        alive = False
         if self._packets is not None and self._root is not None and self._owner is not None:
             for packet in self._packets:
                 try:

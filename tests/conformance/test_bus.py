@@ -294,19 +294,6 @@ def test_rows_of_an_array_are_pushed_until_the_first_refusal(make_bus: Buses) ->
     assert seen == [row.tobytes() for row in rows[:accepted]]
 
 
-def test_equal_payloads_come_as_one_matrix_or_none(make_bus: Buses) -> None:
-    bus = make_bus()
-    push_numbers(bus.producer(), 0, 5, 96)
-    with bus.subscribe("train", "a") as reader, pull_some(reader) as lease:
-        matrix = lease.payload_matrix()
-        if matrix is not None:
-            assert matrix.dtype == np.uint8
-            assert [row.tobytes() for row in matrix] == [
-                body_of(number, 96) for number in range(len(lease))
-            ]
-        del matrix
-
-
 def test_a_checksum_notices_a_changed_payload(make_bus: Buses) -> None:
     bus = make_bus(checksum=True)
     push_numbers(bus.producer(), 0, 1, 64)
@@ -347,7 +334,6 @@ def test_an_empty_pull_waits_its_timeout_and_returns_an_empty_lease(make_bus: Bu
     with bus.subscribe("train", "a") as reader, reader.pull_batch(4, 0.02) as lease:
         assert len(lease) == 0
         assert list(lease) == []
-        assert lease.payload_matrix() is None
         assert lease.release() == 0
 
 

@@ -34,14 +34,13 @@ struct LeaseObject {
   bool open;
 };
 
-// Exports one payload, or all of them as a matrix. Read-only, counted.
+// Exports one payload. Read-only, counted.
 struct ViewObject {
   PyObject_HEAD
   LeaseState* state;
   const u8* data;
   Py_ssize_t bytes;
-  Py_ssize_t shape[2], strides[2];
-  int ndim;
+  Py_ssize_t stride;  // 1, where the buffer protocol can point to it
 };
 
 PyTypeObject* consumer_type = nullptr;
@@ -56,20 +55,15 @@ int view_getbuffer(PyObject* object, Py_buffer* view, int flags) {
     PyErr_SetString(PyExc_BufferError, "payloads of a lease are read-only: copy what you change");
     return -1;
   }
-  const bool strided = (flags & PyBUF_STRIDES) == PyBUF_STRIDES;
-  if (self->ndim == 2 && !strided) {
-    PyErr_SetString(PyExc_BufferError, "rows of a payload matrix lie apart: ask for strides");
-    return -1;
-  }
   view->buf = const_cast<u8*>(self->data);
   view->obj = Py_NewRef(object);
   view->len = self->bytes;
   view->readonly = 1;
   view->itemsize = 1;
   view->format = (flags & PyBUF_FORMAT) != 0 ? byte_format : nullptr;
-  view->ndim = self->ndim;
-  view->shape = (flags & PyBUF_ND) != 0 ? self->shape : nullptr;
-  view->strides = strided ? self->strides : nullptr;
+  view->ndim = 1;
+  view->shape = (flags & PyBUF_ND) != 0 ? &self->bytes : nullptr;
+  view->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? &self->stride : nullptr;
   view->suboffsets = nullptr;
   view->internal = nullptr;
   ++self->state->exports;
@@ -87,18 +81,14 @@ void view_dealloc(PyObject* object) {
   Py_DECREF(type);
 }
 
-ViewObject* new_view(LeaseState* state, const u8* data, u64 rows, u64 row_bytes, u64 stride) {
+ViewObject* new_view(LeaseState* state, const u8* data, u64 nbytes) {
   auto* view = PyObject_New(ViewObject, view_type);
   if (view == nullptr) return nullptr;
   view->state = state;
   ++state->references;
   view->data = data;
-  view->bytes = static_cast<Py_ssize_t>(rows * row_bytes);
-  view->ndim = stride == 0 ? 1 : 2;
-  view->shape[0] = static_cast<Py_ssize_t>(stride == 0 ? row_bytes : rows);
-  view->shape[1] = static_cast<Py_ssize_t>(row_bytes);
-  view->strides[0] = static_cast<Py_ssize_t>(stride == 0 ? 1 : stride);
-  view->strides[1] = 1;
+  view->bytes = static_cast<Py_ssize_t>(nbytes);
+  view->stride = 1;
   return view;
 }
 
@@ -124,8 +114,7 @@ bool build_packets(LeaseObject* self) {
       ok = false;
       break;
     }
-    ViewObject* view =
-        new_view(self->state, claim.frame + kPacketHeaderBytes, 1, claim.nbytes, 0);
+    ViewObject* view = new_view(self->state, claim.frame + kPacketHeaderBytes, claim.nbytes);
     PyObject* payload = view == nullptr ? nullptr
                                         : PyMemoryView_FromObject(reinterpret_cast<PyObject*>(view));
     Py_XDECREF(view);
@@ -146,8 +135,8 @@ bool build_packets(LeaseObject* self) {
   return true;
 }
 
-// Close the memoryviews that the lease itself made. False: something made from them, or a matrix, is
-// alive. Looks before it closes anything, so that a refused release leaves every payload readable.
+// Close the memoryviews that the lease itself made. False: something made from them is alive. It looks
+// before it closes anything, so that a refused release leaves every payload readable.
 bool close_views(LeaseObject* self, bool force) {
   long own = 0;
   bool clean = true;
@@ -223,34 +212,6 @@ PyObject* lease_iter(PyObject* object) {
 
 Py_ssize_t lease_length(PyObject* object) {
   return static_cast<Py_ssize_t>(reinterpret_cast<LeaseObject*>(object)->claims.size());
-}
-
-PyObject* payload_matrix(PyObject* object, PyObject*) {
-  auto* self = reinterpret_cast<LeaseObject*>(object);
-  if (!must_be_open(self)) return nullptr;
-  const auto& claims = self->claims;
-  if (claims.empty() || claims[0].frame == nullptr || claims[0].nbytes == 0) Py_RETURN_NONE;
-  const u64 row = claims[0].nbytes;
-  const u64 step = claims.size() == 1 ? row : static_cast<u64>(claims[1].frame - claims[0].frame);
-  for (std::size_t i = 1; i < claims.size(); ++i)
-    if (claims[i].nbytes != row || claims[i].shard != claims[0].shard ||
-        claims[i].frame < claims[i - 1].frame + row ||
-        static_cast<u64>(claims[i].frame - claims[i - 1].frame) != step)
-      Py_RETURN_NONE;
-  static PyObject* as_array = nullptr;
-  if (as_array == nullptr) {
-    PyObject* numpy = PyImport_ImportModule("numpy");
-    if (numpy == nullptr) return nullptr;
-    as_array = PyObject_GetAttrString(numpy, "asarray");
-    Py_DECREF(numpy);
-    if (as_array == nullptr) return nullptr;
-  }
-  ViewObject* view =
-      new_view(self->state, claims[0].frame + kPacketHeaderBytes, claims.size(), row, step);
-  if (view == nullptr) return nullptr;
-  PyObject* matrix = PyObject_CallOneArg(as_array, reinterpret_cast<PyObject*>(view));
-  Py_DECREF(view);
-  return matrix;
 }
 
 void lease_dealloc(PyObject* object) {
@@ -369,7 +330,6 @@ PyType_Slot view_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(view_getbu
                             {0, nullptr}};
 PyMethodDef lease_methods[] = {{"release", lease_release, METH_NOARGS, nullptr},
                                {"give_back", lease_give_back, METH_NOARGS, nullptr},
-                               {"payload_matrix", payload_matrix, METH_NOARGS, nullptr},
                                {"__enter__", lease_enter, METH_NOARGS, nullptr},
                                {"__exit__", as_c(lease_exit), METH_FASTCALL, nullptr},
                                {}};

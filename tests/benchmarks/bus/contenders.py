@@ -117,15 +117,10 @@ class Ours(Contender):
         got = 0
         while got < self.packets:
             with self.subscription.pull_batch(64, 1.0) as lease:
-                matrix = lease.payload_matrix()
-                if matrix is not None:
-                    matrix.view(np.uint64).sum()
-                else:
-                    for packet in lease:
-                        total(packet.payload)
-                    packet = None
+                for packet in lease:  # as every sink reads one
+                    total(packet.payload)
                 got += len(lease)
-                matrix = None
+                packet = None  # its view would keep the lease
         return got
 
     def close(self):
