@@ -195,7 +195,7 @@ class SuiteRunner:
         done = sum(len(r.rounds) for r in self.records.values())
         self.progress.round(name, done, self._planned(), self._left_s(done))
         started_s = time.monotonic() - self._started
-        spec = contender.round_spec(seed, plugins=self.loaded.suite.plugins)
+        spec = contender.round_spec(seed, plugins=self.loaded.plugins)
         end = self._launcher(contender).run(spec, contender.timeout_s)
         found = self._round_of(record, end, block, seed, started_s)
         record.rounds.append(found)

@@ -160,7 +160,8 @@ class Suite(Section):
     plugins: dict[Literal["backend", "scenario", "host", "kernel", "sink"], tuple[Text, ...]] = (
         Field(
             default_factory=dict,
-            description="plugins that are no entry points yet, `package.module:object` by kind",
+            description="plugins that are no entry points, by kind: `package.module:object`, or "
+            "`folder/file.py:object` relative to the suite and below its folder",
         )
     )
     allow_dotted_plugins: bool = Field(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from asys_bench.harness.measuring.environment import CHECKS
 from asys_bench.harness.planning.contender import Contender
 from asys_bench.harness.planning.expansion import expand_case
 from asys_bench.harness.planning.suite import SCHEMA_ID, Suite
-from asys_bench.harness.plugins import register_extra
+from asys_bench.harness.plugins import is_file, locate, register_extra
 from asys_bench.harness.results.result_run import Role
 from asys_bench.registry import PluginError
 
@@ -43,6 +43,8 @@ class LoadedSuite:
     """Cases, then references and baselines."""
     only: tuple[str, ...] = ()
     """Globs that left a part of the cases; empty: all of them."""
+    plugins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Its own plugins by kind; a file's path is absolute."""
 
     @property
     def sha256(self) -> str:
@@ -130,27 +132,48 @@ def load_suite(name: str | os.PathLike[str], sets: Sequence[str] = ()) -> Loaded
     except ValidationError as error:
         raise ConfigError(diagnose(error, Suite, root)) from None
     document = SuiteDocument(root, shown, path.resolve().parent)
-    contenders = _expand(suite, document)
+    plugins = _own_plugins(suite, document)
+    contenders = [] if document.problems else _expand(suite, document)
     if document.problems:
         raise ConfigError(document.problems)
-    return LoadedSuite(suite, path.resolve(), shown, tuple(contenders))
+    return LoadedSuite(suite, path.resolve(), shown, tuple(contenders), plugins=plugins)
 
 
-def _expand(suite: Suite, document: SuiteDocument) -> list[Contender]:
+def _own_plugins(suite: Suite, document: SuiteDocument) -> dict[str, tuple[str, ...]]:
+    """Registers what the suite names under `plugins`: kind -> places, with absolute paths."""
     if suite.plugins and not suite.allow_dotted_plugins:
         named = [place for places in suite.plugins.values() for place in places]
         document.problem(
             ("plugins",),
-            "names code by dotted path, and plugins load by entry-point name only",
+            "names code by dotted path or file, and plugins load by entry-point name only",
             "if you trust this file: allow_dotted_plugins: true, or --set allow_dotted_plugins=true",
             value=named,
         )
-        return []
-    try:
-        register_extra({str(kind): places for kind, places in suite.plugins.items()})
-    except PluginError as error:
-        document.problem(("plugins",), str(error))
-        return []
+        return {}
+    register_extra({})
+    found: dict[str, tuple[str, ...]] = {}
+    for kind, places in suite.plugins.items():
+        for index, place in enumerate(places):
+            try:
+                located = locate(place, document.folder)
+                register_extra({kind: [located]})
+                found[kind] = (*found.get(kind, ()), located)
+            except PluginError as error:
+                document.problem(("plugins", kind, index), str(error), _plugin_fix(place, document))
+    return found
+
+
+def _plugin_fix(place: str, document: SuiteDocument) -> str:
+    missing = not (document.folder / place.partition(":")[0]).exists()
+    if missing and is_file(place) and document.folder == SHIPPED.resolve():
+        return (
+            "comparisons with other libraries are no part of the installed package: run the suite "
+            "from a checkout of the source that was installed with `pip install -e .`"
+        )
+    return "write package.module:object, or file.py:object with a path below the suite's folder"
+
+
+def _expand(suite: Suite, document: SuiteDocument) -> list[Contender]:
     for name in suite.environment:
         if name not in CHECKS:
             fix = did_you_mean(name, CHECKS) or "remove it"

@@ -1,10 +1,11 @@
-"""One SAE training in a process of its own, by ours or by a peer's trainer, and what it learnt.
+"""One SAE training in a process of its own, and what it learnt.
 
     python -P -m asys_bench.harness.scenarios.sae_training < spec.json > outcome.json
 
-Every trainer gets the same rows in the same order, the same batch, k and number of features, and as
-many threads. Its speed counts from `WARM_STEPS` steps on (compilers, allocators), up to the end. What
-it learnt is measured by its own module on rows that nobody trained on.
+The trainer here is ours; `suites/peers/trainers.py` runs those of other libraries in the same way. Every
+trainer gets the same rows in the same order, the same batch, k and number of features, and as many
+threads. Its speed counts from `WARM_STEPS` steps on (compilers, allocators), up to the end. What it
+learnt is measured by its own module on rows that nobody trained on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,21 +69,27 @@ class TrainingError(RuntimeError):
     """The training process ended without an outcome; says what it printed."""
 
 
-def train_in_process(spec: TrainerSpec, timeout_s: float) -> TrainingOutcome:
+def train_in_process(
+    spec: TrainerSpec,
+    timeout_s: float,
+    program: Sequence[str] = ("-m", MODULE),
+    environment: Mapping[str, str] | None = None,
+) -> TrainingOutcome:
     """Train in a new interpreter with `spec.threads` threads.
+
+    program: what the interpreter runs; it calls `main` with the trainers that it has.
+    environment: variables over those of this process.
 
     Raises:
         TrainingError: it crashed or took longer than `timeout_s` (it is ended then).
     """
     threads = {name: str(spec.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    quiet = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
-    cpu = {} if torch.cuda.is_available() else {"SPARSIFY_DISABLE_TRITON": "1"}
-    environment = {**os.environ, **threads, **quiet, **cpu}
-    command = [sys.executable, "-P", "-W", "ignore", "-m", MODULE]
+    variables = {**os.environ, **threads, **(environment or {})}
+    command = [sys.executable, "-P", "-W", "ignore", *program]
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=variables
         ) as process,
     ):
         try:
@@ -132,11 +139,65 @@ def batches(spec: TrainerSpec, data: Any, watch: Stopwatch | None) -> Iterator[t
         yield batch_BD
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A finished SAE: its own code for reconstructing, and its decoder rows."""
+
+    reconstruct: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+    """x_BD -> (x_hat_BD, acts_BF)."""
+    directions_FD: torch.Tensor
+
+
+Trainer = Callable[[TrainerSpec, Iterator[torch.Tensor], Stopwatch], Trained]
+"""Trains on the batches; the iterator ticks the watch by itself for trainers that pull from it."""
+
+
+def train_asys(spec: TrainerSpec, rows: Iterator[torch.Tensor], watch: Stopwatch) -> Trained:
+    """Ours with its defaults, told the number of steps."""
+    from asys_bench.sae import SAEConfig, SAETrainer
+    from asys_bench.sae.config import PENALISED
+    from asys_bench.system.allocator import keep_freed_memory
+
+    keep_freed_memory()  # as the trainer's worker does
+    torch.set_flush_denormal(True)
+    config = SAEConfig.model_validate(
+        {
+            "architecture": spec.architecture,
+            "d_sae": spec.d_sae,
+            "k": spec.k,
+            "batch_rows": spec.batch_rows,
+            "buffer_rows": max(spec.batch_rows, min(65_536, spec.rows)),
+            "passes": 1.0,
+            "held_out_fraction": 0.0,
+            "seed": spec.seed,
+            "threads": spec.threads,
+            "total_steps": max(1, spec.rows // spec.batch_rows),
+            **({"target_l0": float(spec.k)} if spec.architecture in PENALISED else {}),
+            **spec.settings,
+        }
+    )
+    config.apply_threads()
+    trainer = SAETrainer(config)
+    for number, batch_BD in enumerate(rows):
+        trainer.ingest(batch_BD, (0, 0, number))
+        trainer.train()
+        watch.tick(trainer.metrics.rows_trained)
+    trainer.train(wait_for_fill=False)
+    watch.tick(trainer.metrics.rows_trained)
+    sae = trainer.sae
+    if sae is None:
+        raise TrainingError("asys: no rows were given")
+
+    def reconstruct(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        acts_BF = sae.encode(x_BD)
+        return sae.decode(acts_BF), acts_BF
+
+    return Trained(reconstruct, sae.W_dec.detach())
+
+
 @torch.no_grad()
-def run(spec: TrainerSpec) -> TrainingOutcome:
+def run(spec: TrainerSpec, train: Trainer) -> TrainingOutcome:
     """Train here and now, and measure."""
-    # The trainers import this module, and evaluation costs torch's whole import.
-    from asys_bench.harness.scenarios.sae_trainers import TRAINERS
     from asys_bench.sae.evaluation import ReconstructionMeter, recovery
 
     torch.set_num_threads(spec.threads)
@@ -145,9 +206,9 @@ def run(spec: TrainerSpec) -> TrainingOutcome:
     if len(data) < spec.rows:
         raise TrainingError(f"{spec.rows} rows are asked for, {TRAIN_FILE} has {len(data)}")
     watch = Stopwatch(WARM_STEPS * spec.batch_rows)
-    pulls = spec.trainer != "asys"  # ours tells by itself what it has trained on
+    pulls = train is not train_asys  # ours tells by itself what it has trained on
     with torch.enable_grad():
-        trained = TRAINERS[spec.trainer](spec, batches(spec, data, watch if pulls else None), watch)
+        trained = train(spec, batches(spec, data, watch if pulls else None), watch)
     seconds, rows = watch.measured
     held_out_ND = torch.from_numpy(np.load(folder / HELD_OUT_FILE))
     meter = ReconstructionMeter(held_out_ND.shape[1], spec.d_sae)
@@ -171,14 +232,15 @@ def run(spec: TrainerSpec) -> TrainingOutcome:
     )
 
 
-def main() -> int:
+def main(trainers: Mapping[str, Trainer]) -> int:
     """Entry point of the training process; whatever a trainer prints goes to standard error."""
     result = os.dup(1)
     os.dup2(2, 1)
-    outcome = run(TrainerSpec(**json.load(sys.stdin)))
+    spec = TrainerSpec(**json.load(sys.stdin))
+    outcome = run(spec, trainers[spec.trainer])
     os.write(result, (json.dumps(asdict(outcome)) + "\n").encode())
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main({"asys": train_asys}))

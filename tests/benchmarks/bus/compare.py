@@ -18,9 +18,12 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from contenders import CAPACITY_BYTES, CONTENDERS
-
 HERE = Path(__file__).parent
+TRANSPORTS = HERE.parents[2] / "suites/peers/transports.py"
+sys.path.insert(0, str(TRANSPORTS.parent))
+
+from transports import CAPACITY_BYTES, CONTENDERS  # noqa: E402
+
 PEERS = ("mp.Queue", "pyzmq", "iceoryx2", "zenoh shm")
 TIMEOUT_S = 120
 
@@ -48,7 +51,7 @@ def contender(name: str, nbytes: int, packets: int) -> float | None:
     """GB/s, or None when it is not installed or failed."""
     try:
         done = subprocess.run(
-            [sys.executable, "-P", str(HERE / "contenders.py"), name, str(nbytes), str(packets)],
+            [sys.executable, "-P", str(TRANSPORTS), name, str(nbytes), str(packets)],
             capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
         )  # fmt: skip
         return json.loads(done.stdout).get("gbps")

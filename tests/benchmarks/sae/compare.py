@@ -26,14 +26,16 @@ from typing import Any
 
 from asys_bench.harness.judging.stats import ratio_span
 from asys_bench.harness.scenarios.sae_synthetic import SyntheticOptions, write_synthetic
-from asys_bench.harness.scenarios.sae_trainers import TRAINERS, unavailable
 from asys_bench.harness.scenarios.sae_training import (
     TRAIN_FILE,
     TrainerSpec,
     TrainingError,
     TrainingOutcome,
-    train_in_process,
 )
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "suites/peers"))
+
+from trainers import TRAINERS, train, unavailable
 
 CONFIDENCE = 0.95
 Outcomes = dict[str, list[TrainingOutcome | None]]
@@ -69,7 +71,7 @@ def measure(arguments: argparse.Namespace, runs: dict[str, TrainerSpec]) -> Outc
         for name in names[turn:] + names[:turn]:
             spec = replace(runs[name], rows=rows, seed=arguments.seed + number)
             try:
-                found = train_in_process(spec, arguments.timeout_s)
+                found = train(spec, arguments.timeout_s)
             except TrainingError as error:
                 print(f"round {number}, {name}: {error}", file=sys.stderr, flush=True)
                 outcomes[name].append(None)

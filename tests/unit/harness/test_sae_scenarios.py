@@ -1,14 +1,15 @@
 """SAE trainings as scenarios: real ones, small, in processes of their own."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from asys_bench.contracts.scenario import ScenarioError
 from asys_bench.harness.measuring.round import RoundRunner, RoundSpec
+from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.plugins import scenario_plugin
-from asys_bench.harness.scenarios import bus_peer, sae_peer, sae_trainers
 from asys_bench.harness.scenarios.sae_synthetic import SyntheticOptions, write_synthetic
 from asys_bench.harness.scenarios.sae_training import (
     Stopwatch,
@@ -79,15 +80,33 @@ def test_the_warm_up_does_not_count():
     assert short.measured == (1e-9, 0)
 
 
-def test_peers_that_are_not_installed_are_unavailable_with_the_way_to_get_them(monkeypatch):
-    monkeypatch.setattr(sae_trainers, "find_spec", lambda name: None)
-    for plugin in (sae_peer.sae_lens, sae_peer.dictionary_learning, sae_peer.sparsify):
-        assert "is not installed; make test-interop installs it" in plugin.unavailable()
-    monkeypatch.setattr(bus_peer, "find_spec", lambda name: None)
-    assert bus_peer.pyzmq.unavailable() == "pyzmq is not installed; pip install pyzmq"
+@pytest.fixture(scope="module")
+def peers():
+    """The comparisons of suites/peers.yaml are registered by loading it."""
+    return load_suite("peers.yaml")
 
 
-def test_a_bus_peer_moves_the_same_bytes(tmp_path):
+def test_peers_that_are_not_installed_are_unavailable_with_the_way_to_get_them(peers, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    for peer in ("sae_lens", "dictionary_learning", "sparsify"):
+        reason = scenario_plugin(f"sae_peer_{peer}").unavailable()
+        assert "is not installed; make test-interop installs it" in reason
+    reason = scenario_plugin("bus_peer_pyzmq").unavailable()
+    assert reason == "pyzmq is not installed; pip install pyzmq"
+
+
+def test_ours_trains_in_the_process_of_the_peers_as_in_its_own(peers, tmp_path):
+    options = SyntheticOptions(**{**SMALL, "rows": 4096})
+    write_synthetic(tmp_path, options)
+    spec = TrainerSpec(
+        "asys", str(tmp_path), rows=4096, batch_rows=256, d_sae=64, k=3, threads=1, seed=1
+    )
+    program = (str(Path(peers.path).parent / "peers/trainers.py"),)
+    own, same = train_in_process(spec, 100), train_in_process(spec, 100, program)
+    assert (own.fvu, own.l0, own.mmcs) == (same.fvu, same.l0, same.mmcs)
+
+
+def test_a_bus_peer_moves_the_same_bytes(peers, tmp_path):
     params = {"ours": "mp_queue", "payload_bytes": 65_536, "total_mib": 8}
     found = round_of("bus_peer_mp_queue", params, tmp_path)
     assert found["throughput_gbps"] > 0
@@ -99,8 +118,6 @@ def test_a_bus_peer_moves_the_same_bytes(tmp_path):
 
 
 def test_the_shipped_suites_name_scenarios_that_exist():
-    from asys_bench.harness.planning.suite_file import load_suite
-
     for name in ("peers.yaml", "synthetic_sae.yaml"):
         loaded = load_suite(name)
         assert loaded.suite.defaults.on_inconclusive == "warn"

@@ -7,7 +7,10 @@ import sys
 import pytest
 
 from asys_bench.config.problems import ConfigError
+from asys_bench.harness.planning import suite_file as suite_files
 from asys_bench.harness.planning.suite_file import load_suite, shipped_suites
+from asys_bench.harness.plugins import register_extra, scenario_plugin
+from asys_bench.registry import registry
 
 HEAD = "schema: asys.suite/1\nname: test\n"
 
@@ -117,7 +120,91 @@ def test_overrides_reach_every_field(suite_file):
 def test_a_plugin_that_is_no_entry_point_is_named_in_the_suite(suite_file):
     text = HEAD + "plugins: {scenario: ['nowhere.at_all:plugin']}\ncases: [{id: a, scenario: x}]\n"
     (problem,) = problems(suite_file, text + "allow_dotted_plugins: true\n")
-    assert "nowhere.at_all" in problem.message
+    assert "'nowhere.at_all:plugin' does not import: ModuleNotFoundError" in problem.message
+    assert problem.line == 3
+
+
+OWN = """\
+from asys_bench.contracts.scenario import ScenarioOptions, ScenarioPlugin
+
+from .names import NAME
+
+plugin = ScenarioPlugin(name=NAME, summary="of a file", options=ScenarioOptions, takes="nothing",
+                        metrics={}, run=lambda context: None)
+"""
+
+
+@pytest.fixture
+def own_scenario(suite_file, monkeypatch):
+    """A suite beside a folder `mine` with a scenario in it."""
+    monkeypatch.setattr(registry("scenario"), "_loaded", {})
+    text = HEAD + "allow_dotted_plugins: true\nplugins:\n  scenario:\n    - PLACE\n"
+    path = suite_file(text + "cases: [{id: a, scenario: of_a_file}]\n")
+    mine = path.parent / "mine"
+    mine.mkdir()
+    (mine / "names.py").write_text("NAME = 'of_a_file'\n")
+    (mine / "scenario.py").write_text(OWN)
+
+    def suite(place):
+        path.write_text(path.read_text().replace("PLACE", place))
+        return path
+
+    return suite
+
+
+def test_a_suite_names_a_scenario_by_a_file_beside_it(own_scenario, monkeypatch):
+    path = own_scenario("mine/scenario.py:plugin")
+    loaded = load_suite(path)
+    assert [c.scenario for c in loaded.contenders] == ["of_a_file"]
+    assert loaded.plugins == {"scenario": (f"{path.parent}/mine/scenario.py:plugin",)}
+    assert load_suite(path).sha256 == loaded.sha256
+
+    monkeypatch.chdir("/")  # a round's process has a working directory of its own
+    registry("scenario")._loaded.clear()
+    register_extra(loaded.plugins)
+    assert scenario_plugin("of_a_file").summary == "of a file"
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("mine/none.py:plugin", "'mine/none.py' is not in the suite's folder"),
+        ("../outside.py:plugin", "'../outside.py' is not below the suite's folder"),
+        ("mine/link.py:plugin", "'mine/link.py' is not below the suite's folder"),
+        ("mine/broken.py:plugin", "does not import: ZeroDivisionError: division by zero"),
+        ("mine/scenario.py:other", "has no 'other'"),
+    ],
+)
+def test_a_plugin_file_that_is_missing_outside_or_broken_is_an_error_at_its_line(
+    own_scenario, tmp_path_factory, place, says
+):
+    path = own_scenario(place)
+    outside = tmp_path_factory.mktemp("outside") / "outside.py"
+    outside.write_text("raise SystemExit('it must not run')\n")
+    (path.parent / "mine/link.py").symlink_to(outside)
+    (path.parent / "mine/broken.py").write_text("1 / 0\n")
+    with pytest.raises(ConfigError) as caught:
+        load_suite(path)
+    (problem,) = caught.value.problems
+    assert says in problem.message
+    assert (problem.file, problem.line) == (str(path), 6)
+    assert "file.py:object with a path below the suite's folder" in problem.fix
+
+
+def test_an_installed_package_without_the_peers_says_what_to_do(tmp_path, monkeypatch):
+    (tmp_path / "peers.yaml").write_bytes((suite_files.SHIPPED / "peers.yaml").read_bytes())
+    monkeypatch.setattr(suite_files, "SHIPPED", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_suite("suites/peers.yaml")
+    assert len(caught.value.problems) == 7
+    first = caught.value.problems[0]
+    assert "'peers/sae.py' is not in the suite's folder" in first.message
+    assert "run the suite from a checkout" in first.fix
+    assert first.file.endswith("peers.yaml")
+    assert first.line == 1 + (tmp_path / "peers.yaml").read_text().splitlines().index(
+        "    - peers/sae.py:sae_lens"
+    )
 
 
 def test_code_that_a_suite_names_by_dotted_path_is_not_imported_unless_that_is_allowed(suite_file):

@@ -1,6 +1,8 @@
-"""The trainers that are compared: ours, and the stock ones of SAELens, dictionary_learning, sparsify.
+"""The stock trainers of SAELens, dictionary_learning and sparsify, and the process that runs one.
 
-Ours runs with its defaults and is told the number of steps, as theirs are. Learning rates of the
+    python -P suites/peers/trainers.py < spec.json > outcome.json
+
+Ours, with which they are compared, is `train_asys` of the module imported below. Learning rates of the
 peers are `RATES`, the best of a sweep from their defaults upwards (docs/benchmarks.md): the defaults
 are made for hundreds of times as many rows. Warm-ups are cut to a tenth of the run. Everything else
 is what they ship. `settings` of a spec goes over all of it.
@@ -8,18 +10,27 @@ is what they ship. `settings` of a spec goes over all of it.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from asys_bench.harness.scenarios.sae_training import Stopwatch, TrainerSpec, TrainingError
+from asys_bench.harness.scenarios.sae_training import (
+    Stopwatch,
+    Trained,
+    Trainer,
+    TrainerSpec,
+    TrainingOutcome,
+    main,
+    train_asys,
+    train_in_process,
+)
 
 PACKAGES: Mapping[str, tuple[str, ...]] = {
     "asys": (),
@@ -29,7 +40,7 @@ PACKAGES: Mapping[str, tuple[str, ...]] = {
 }
 """Trainer -> the modules that it needs."""
 _INSTALL = "make test-interop installs it"
-
+_QUIET = {"WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1"}
 
 RATES: Mapping[str, float] = {"sae_lens": 1e-2, "dictionary_learning": 1e-2, "sparsify": 1.4e-2}
 """Adam's (sparsify: its signum's) peak step size for d_sae = 2048 and batches of 4096."""
@@ -39,63 +50,8 @@ SEQUENCE = 128
 
 def unavailable(trainer: str) -> str | None:
     """Why `trainer` cannot run here, with the fix; None when it can."""
-    missing = [module for module in PACKAGES[trainer] if find_spec(module) is None]
+    missing = [module for module in PACKAGES[trainer] if importlib.util.find_spec(module) is None]
     return f"{', '.join(missing)} is not installed; {_INSTALL}" if missing else None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A finished SAE: its own code for reconstructing, and its decoder rows."""
-
-    reconstruct: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-    """x_BD -> (x_hat_BD, acts_BF)."""
-    directions_FD: torch.Tensor
-
-
-Trainer = Callable[[TrainerSpec, Iterator[torch.Tensor], Stopwatch], Trained]
-"""Trains on the batches; the iterator ticks the watch by itself for trainers that pull from it."""
-
-
-def _asys(spec: TrainerSpec, rows: Iterator[torch.Tensor], watch: Stopwatch) -> Trained:
-    from asys_bench.sae import SAEConfig, SAETrainer
-    from asys_bench.sae.config import PENALISED
-    from asys_bench.system.allocator import keep_freed_memory
-
-    keep_freed_memory()  # as the trainer's worker does
-    torch.set_flush_denormal(True)
-    config = SAEConfig.model_validate(
-        {
-            "architecture": spec.architecture,
-            "d_sae": spec.d_sae,
-            "k": spec.k,
-            "batch_rows": spec.batch_rows,
-            "buffer_rows": max(spec.batch_rows, min(65_536, spec.rows)),
-            "passes": 1.0,
-            "held_out_fraction": 0.0,
-            "seed": spec.seed,
-            "threads": spec.threads,
-            "total_steps": max(1, spec.rows // spec.batch_rows),
-            **({"target_l0": float(spec.k)} if spec.architecture in PENALISED else {}),
-            **spec.settings,
-        }
-    )
-    config.apply_threads()
-    trainer = SAETrainer(config)
-    for number, batch_BD in enumerate(rows):
-        trainer.ingest(batch_BD, (0, 0, number))
-        trainer.train()
-        watch.tick(trainer.metrics.rows_trained)
-    trainer.train(wait_for_fill=False)
-    watch.tick(trainer.metrics.rows_trained)
-    sae = trainer.sae
-    if sae is None:
-        raise TrainingError("asys: no rows were given")
-
-    def reconstruct(x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        acts_BF = sae.encode(x_BD)
-        return sae.decode(acts_BF), acts_BF
-
-    return Trained(reconstruct, sae.W_dec.detach())
 
 
 def _sae_lens(spec: TrainerSpec, rows: Iterator[torch.Tensor], watch: Stopwatch) -> Trained:
@@ -276,8 +232,18 @@ class _RowsAsModel(torch.nn.Module):
 
 
 TRAINERS: Mapping[str, Trainer] = {
-    "asys": _asys,
+    "asys": train_asys,
     "sae_lens": _sae_lens,
     "dictionary_learning": _dictionary_learning,
     "sparsify": _sparsify,
 }
+
+
+def train(spec: TrainerSpec, timeout_s: float) -> TrainingOutcome:
+    """`train_in_process` for every trainer of `TRAINERS`."""
+    cpu = {} if torch.cuda.is_available() else {"SPARSIFY_DISABLE_TRITON": "1"}
+    return train_in_process(spec, timeout_s, program=(__file__,), environment={**_QUIET, **cpu})
+
+
+if __name__ == "__main__":
+    sys.exit(main(TRAINERS))

@@ -26,12 +26,9 @@ from asys_bench.harness.scenarios.sae_synthetic import (
     trainer_spec,
     write_synthetic,
 )
-from asys_bench.harness.scenarios.sae_trainers import unavailable
-from asys_bench.harness.scenarios.sae_training import (
-    TrainingError,
-    TrainingOutcome,
-    train_in_process,
-)
+from asys_bench.harness.scenarios.sae_training import TrainingError, TrainingOutcome
+
+from .trainers import train, unavailable
 
 
 class PeerOptions(RecoveryOptions):
@@ -61,7 +58,7 @@ def _run(context: RoundContext, peer: str) -> None:
         with context.timed():
             for trainer in order:
                 spec = trainer_spec(context, options, trainer, settings[trainer])
-                found[trainer] = train_in_process(spec, options.timeout_s)
+                found[trainer] = train(spec, options.timeout_s)
     except TrainingError as error:
         raise ScenarioError(str(error)) from error
     ours, theirs = found["asys"], found[peer]

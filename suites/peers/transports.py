@@ -1,6 +1,6 @@
 """Every contender of the bus benchmark: one producer process, one consumer process, every byte read.
 
-    python contenders.py NAME BYTES PACKETS      prints GB/s and packets/s as JSON
+    python suites/peers/transports.py NAME BYTES PACKETS      prints GB/s and packets/s as JSON
 
 The producer pushes rows of a random matrix larger than the cache, so each payload is fresh; the
 consumer sums every 64-bit word with numpy, checks the count, and the clock stops when it says so.

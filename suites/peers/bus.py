@@ -1,22 +1,21 @@
 """bus_peer_*: our bus against a peer's transport, producer and consumer processes, in every round.
 
-The contenders are those of tests/benchmarks/bus (public APIs only, every byte read by the consumer,
-counts checked), so this runs in a checkout. Who goes first alternates with the round's seed. A peer
+`transports.py` holds the contenders: public APIs only, every byte read by the consumer, counts checked.
+Who goes first alternates with the round's seed. A peer
 that is not installed makes the case unavailable, with the reason, and fails nothing.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 
 from pydantic import Field
 
-import asys_bench
 from asys_bench.contracts.bus import BusPlugin
 from asys_bench.contracts.scenario import (
     MetricKind,
@@ -28,9 +27,7 @@ from asys_bench.contracts.scenario import (
 )
 from asys_bench.registry import PluginError, registry
 
-CONTENDERS = (
-    Path(asys_bench.__file__).resolve().parent.parent / "tests/benchmarks/bus/contenders.py"
-)
+TRANSPORTS = Path(__file__).with_name("transports.py")
 PEERS: Mapping[str, tuple[str, str]] = {
     "mp_queue": ("mp.Queue", "multiprocessing"),
     "pyzmq": ("pyzmq", "zmq"),
@@ -75,7 +72,7 @@ def _run(context: RoundContext, peer: str) -> None:
 
 def _throughput(contender: str, options: BusPeerOptions) -> float:
     packets = max(16, int(options.total_mib * (1 << 20)) // options.payload_bytes)
-    command = [sys.executable, "-P", str(CONTENDERS), contender]
+    command = [sys.executable, "-P", str(TRANSPORTS), contender]
     try:
         done = subprocess.run(
             [*command, str(options.payload_bytes), str(packets)],
@@ -98,11 +95,13 @@ def _throughput(contender: str, options: BusPeerOptions) -> float:
 
 def unavailable(peer: str) -> str | None:
     """Why the peer cannot run here, with the fix; None when it can."""
-    if not CONTENDERS.is_file():
-        return f"{CONTENDERS.name} is not here; run it from a checkout installed with pip -e"
     module = PEERS[peer][1]
     package = {"zmq": "pyzmq", "zenoh": "eclipse-zenoh"}.get(module, module)
-    return None if find_spec(module) else f"{package} is not installed; pip install {package}"
+    return (
+        None
+        if importlib.util.find_spec(module)
+        else f"{package} is not installed; pip install {package}"
+    )
 
 
 def _plugin(peer: str) -> ScenarioPlugin:
