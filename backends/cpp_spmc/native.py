@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from asys_bench.contracts.bus import BusError, DropReason, Lease, Reservation
+from asys_bench.backends.ring_client.client import REFUSALS
+from asys_bench.contracts.bus import BusError, Lease, Reservation
 from asys_bench.contracts.packet import DTYPES, NO_PARAMS, ActivationPacket, Kind, PacketError
-
-REFUSALS = (DropReason.FULL, DropReason.TIMEOUT, DropReason.TOO_LARGE, DropReason.CLOSED)
-"""In the order of the segment's drop counters."""
 
 if TYPE_CHECKING:
     from asys_bench.backends.cpp_spmc import _spmc

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from asys_bench.backends.cpp_spmc.bus import CppShardedSPMCBus, CppSpmcClient
-from asys_bench.backends.cpp_spmc.config import CppSpmcOptions
 from asys_bench.backends.cpp_spmc.native import unavailable
+from asys_bench.backends.ring_client.options import RingOptions
 from asys_bench.contracts.bus import BusCapabilities, BusPlugin
-
-recommended = CppSpmcOptions()
 
 plugin = BusPlugin(
     name="cpp_spmc",
@@ -18,7 +16,7 @@ plugin = BusPlugin(
         max_payload_bytes=(1 << 32) - 1,
         shares_producers=True,
     ),
-    options=CppSpmcOptions,
+    options=RingOptions,
     build=CppShardedSPMCBus,
     attach=CppSpmcClient.attach,
     unavailable=unavailable,

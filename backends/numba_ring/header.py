@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 
 from asys_bench.backends.numba_ring.core import layout as at
 from asys_bench.backends.numba_ring.core.layout import Geometry
 from asys_bench.backends.numba_ring.core.words import Words
+from asys_bench.backends.ring_client.client import SegmentRequest
 from asys_bench.contracts.bus import BusError
-
-
-@dataclass(frozen=True)
-class SegmentRequest:
-    """What the owner asks for. An empty name: anonymous, passed on by file descriptor."""
-
-    shards: int
-    slots: int
-    arena_bytes: int
-    max_payload: int
-    source: int = 0
-    initial_seq: int = 0
-    checksum: bool = False
-    prefault: bool = True
-    name: str = ""
 
 
 def read(fd: int) -> tuple[int, ...]:

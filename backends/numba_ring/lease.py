@@ -10,26 +10,66 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.backends.numba_ring import forks
+from asys_bench.backends.numba_ring.core.consumer_core import CLAIM_WORDS
 from asys_bench.backends.numba_ring.packets import build_packet, set_payload
+from asys_bench.backends.numba_ring.segment import Segment
+from asys_bench.backends.ring_client import forks
 from asys_bench.contracts.bus import BusError, Lease
 from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket
 
-if TYPE_CHECKING:
-    from asys_bench.backends.numba_ring.subscription import ClaimBuffer, RingSubscription
-
 _Owner = weakref.ref[npt.NDArray[Any]]
+_SPARES = 8
+_ROWS = 64
+
+
+class ClaimBuffer:
+    """Where compiled code writes `capacity` claims, a few words each (see `consumer_core`)."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._records = np.empty((capacity, CLAIM_WORDS), np.int64)
+        self.address = int(self._records.__array_interface__["data"][0])
+
+    def rows(self, count: int) -> npt.NDArray[np.int64]:
+        """(seq, word, payload offset, payload bytes, shard) of the first `count` claims."""
+        return self._records[:count]
+
+
+class ClaimBuffers:
+    """Buffers that are reused from lease to lease."""
+
+    def __init__(self) -> None:
+        self._spares: list[ClaimBuffer] = []
+
+    def take(self, capacity: int) -> ClaimBuffer:
+        if self._spares and capacity <= _ROWS:
+            return self._spares.pop()
+        return ClaimBuffer(max(capacity, _ROWS))
+
+    def give(self, buffer: ClaimBuffer) -> None:
+        if len(self._spares) < _SPARES and buffer.capacity == _ROWS:
+            self._spares.append(buffer)
+
+
+class Claimant(Protocol):
+    """The member that pulled a lease."""
+
+    segment: Segment
+    generation: int
+
+    def settle(self, claims: ClaimBuffer, count: int, *, delivered: bool) -> int:
+        """Release or give back what a lease holds; how many packets that was true for."""
 
 
 class RingLease(Lease):
     """Claimed packets; their payloads are views of the shared arena."""
 
-    def __init__(self, subscription: RingSubscription, claims: ClaimBuffer, count: int) -> None:
+    def __init__(self, subscription: Claimant, claims: ClaimBuffer, count: int) -> None:
         self._subscription = subscription
         self._claims = claims
         self._count = count

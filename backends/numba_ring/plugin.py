@@ -6,7 +6,7 @@ import platform
 import sys
 from importlib.util import find_spec
 
-from asys_bench.backends.numba_ring.config import NumbaRingOptions
+from asys_bench.backends.ring_client.options import RingOptions
 from asys_bench.contracts.bus import (
     BaseDataBus,
     BusCapabilities,
@@ -50,7 +50,7 @@ plugin = BusPlugin(
         max_payload_bytes=(1 << 32) - 1,
         shares_producers=True,
     ),
-    options=NumbaRingOptions,
+    options=RingOptions,
     build=_build,
     attach=_attach,
     unavailable=unavailable,

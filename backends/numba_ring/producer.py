@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -9,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asys_bench.backends.numba_ring import forks
-from asys_bench.backends.numba_ring.config import NumbaRingOptions
 from asys_bench.backends.numba_ring.core import layout as at
 from asys_bench.backends.numba_ring.core import producer_core
 from asys_bench.backends.numba_ring.core.producer_core import ACCEPTED, FULL, TIMEOUT
@@ -34,25 +33,13 @@ from asys_bench.backends.numba_ring.core.producer_state import (
 )
 from asys_bench.backends.numba_ring.core.words import signed
 from asys_bench.backends.numba_ring.packets import BytesAddress, locate, pack_template
-from asys_bench.backends.numba_ring.reservation import RingReservation
 from asys_bench.backends.numba_ring.segment import Segment
 from asys_bench.backends.numba_ring.tables import Tables
-from asys_bench.contracts.bus import (
-    AttachedProducer,
-    BusError,
-    BusProducer,
-    DropReason,
-    Payload,
-    Reservation,
-)
-from asys_bench.contracts.packet import (
-    HEADER_BYTES,
-    PacketMeta,
-    checksum,
-)
-
-REFUSALS = (DropReason.FULL, DropReason.TIMEOUT, DropReason.TOO_LARGE, DropReason.CLOSED)
-"""In the order of the segment's drop counters."""
+from asys_bench.backends.ring_client import forks
+from asys_bench.backends.ring_client.client import REFUSALS, ShardWriter
+from asys_bench.backends.ring_client.options import RingOptions
+from asys_bench.contracts.bus import BusError, DropReason, Payload, Reservation
+from asys_bench.contracts.packet import HEADER_BYTES, PacketError, PacketMeta, checksum
 
 UNLOCK_BYTES = 64 << 10
 """Copies of at least this many bytes release the GIL."""
@@ -63,11 +50,11 @@ _DEATH_CHECK_NS = 50_000_000
 _STANDSTILL_NS = 1_000_000_000
 
 
-class RingProducer(BusProducer):
+class RingProducer(ShardWriter):
     """The single writer of one shard."""
 
     def __init__(
-        self, segment: Segment, shard: int, options: NumbaRingOptions, source: int | None = None
+        self, segment: Segment, shard: int, options: RingOptions, source: int | None = None
     ) -> None:
         """Takes the shard. `source`: the rank in its packets; None: the segment's own.
 
@@ -162,12 +149,13 @@ class RingProducer(BusProducer):
         self.settle(outcome)
         return done
 
-    @property
-    def last_refusal(self) -> DropReason | None:
+    def refusal(self) -> DropReason | None:
         return self._refusal
 
-    def fill_ratio(self) -> float | None:
-        """0 (empty) .. 1 (slots or arena used up); None while a push or reservation is under way."""
+    def is_pushing(self) -> bool:
+        return self.pushing
+
+    def fill_now(self) -> float | None:
         if forks.generation != self._generation:
             raise forks.refuse()
         if self.pushing or self.reserved:
@@ -278,36 +266,47 @@ class RingProducer(BusProducer):
             )
 
 
-class RingAttachedProducer(RingProducer, AttachedProducer):
-    """The writer of one shard of a segment that another process owns."""
+class RingReservation(Reservation):
+    """Fill `view`, then `commit` or `abort`."""
 
-    _closed = False
-    _fill = 0.0
+    def __init__(self, producer: RingProducer, view: memoryview) -> None:
+        self.view = view
+        self._nbytes = view.nbytes
+        self._producer: RingProducer | None = producer
+        self._generation = forks.generation
 
-    def fill_ratio(self) -> float:
-        ratio = super().fill_ratio()
-        if ratio is not None:  # else its thread is inside a push: the last answer is recent
-            self._fill = ratio
-        return self._fill
+    def commit(self, meta: PacketMeta, nbytes: int | None = None) -> bool:
+        producer = self._producer
+        if producer is None:
+            raise BusError("the reservation was committed or aborted before")
+        if forks.generation != self._generation:
+            raise forks.refuse()
+        size = self._nbytes if nbytes is None else nbytes
+        if not 0 <= size <= self._nbytes:
+            raise PacketError(f"{self._nbytes} bytes were reserved, {size} cannot be committed")
+        crc = None
+        if producer.segment.checksum:
+            crc = (
+                checksum(np.frombuffer(self.view, np.uint8)[:size].data) if size else checksum(b"")
+            )
+        producer.write_template(meta, size, crc)
+        self._close(producer)
+        outcome = producer_core.commit(
+            producer.state_address, producer.template_address, size, meta.hook_id
+        )
+        return producer.settle(outcome)
 
-    def close(self) -> None:
-        self._closed = True  # what was accepted is published already
+    def abort(self) -> None:
+        producer = self._producer
+        if producer is not None:
+            self._close(producer)
+            producer_core.abort(producer.state_address)
 
-    def try_push(self, meta: PacketMeta, payload: Payload) -> bool:
-        return not self._closed and super().try_push(meta, payload)
-
-    def push(self, meta: PacketMeta, payload: Payload, timeout_s: float) -> bool:
-        return not self._closed and super().push(meta, payload, timeout_s)
-
-    def reserve(self, nbytes: int) -> Reservation | None:
-        return None if self._closed else super().reserve(nbytes)
-
-    def try_push_many(self, meta: PacketMeta, payloads: npt.NDArray[Any] | torch.Tensor) -> int:
-        return 0 if self._closed else super().try_push_many(meta, payloads)
-
-    @property
-    def last_refusal(self) -> DropReason | None:
-        return DropReason.CLOSED if self._closed else super().last_refusal
+    def _close(self, producer: RingProducer) -> None:
+        with contextlib.suppress(BufferError):  # an array over it lives: it must not be written now
+            self.view.release()
+        self._producer = None
+        producer.reserved = False
 
 
 def _content(keep: Any, nbytes: int) -> memoryview | bytes:

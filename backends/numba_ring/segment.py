@@ -12,8 +12,8 @@ from asys_bench.backends.numba_ring import header, names_in_shm
 from asys_bench.backends.numba_ring.core import layout as at
 from asys_bench.backends.numba_ring.core.layout import Geometry
 from asys_bench.backends.numba_ring.core.words import Words, ring_doorbell
-from asys_bench.backends.numba_ring.header import SegmentRequest
 from asys_bench.backends.numba_ring.liveness import ProcessWatch, identity_pid, own_identity
+from asys_bench.backends.ring_client.client import SegmentRequest
 from asys_bench.contracts.bus import BusError
 from asys_bench.system.descriptor import Descriptor, address_of, map_shared
 from asys_bench.system.files.atomic import private_memfd

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import numpy.typing as npt
 
-from asys_bench.backends.numba_ring import forks
 from asys_bench.backends.numba_ring.core import consumer_core
 from asys_bench.backends.numba_ring.core import layout as at
 from asys_bench.backends.numba_ring.core.consumer_core import (
@@ -23,54 +21,20 @@ from asys_bench.backends.numba_ring.core.consumer_core import (
     C_SPIN_NS,
     C_STATE_BYTES,
     C_STRIDE,
-    CLAIM_WORDS,
     LOOK_NS,
     NEWS,
 )
-from asys_bench.backends.numba_ring.lease import RingLease
+from asys_bench.backends.numba_ring.lease import ClaimBuffer, ClaimBuffers, RingLease
 from asys_bench.backends.numba_ring.segment import Segment
 from asys_bench.backends.numba_ring.tables import Group, Tables
-from asys_bench.contracts.bus import BusError, BusSubscription, Lease
-
-# Where compiled code writes claims: a few words per packet, reused from lease to lease.
-
-_SPARES = 8
-_ROWS = 64
-
-
-class ClaimBuffer:
-    """Room for the records of `capacity` claims (see `consumer_core`)."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._records = np.empty((capacity, CLAIM_WORDS), np.int64)
-        self.address = int(self._records.__array_interface__["data"][0])
-
-    def rows(self, count: int) -> npt.NDArray[np.int64]:
-        """(seq, word, payload offset, payload bytes, shard) of the first `count` claims."""
-        return self._records[:count]
-
-
-class ClaimBuffers:
-    """Hands out buffers and takes them back."""
-
-    def __init__(self) -> None:
-        self._spares: list[ClaimBuffer] = []
-
-    def take(self, capacity: int) -> ClaimBuffer:
-        if self._spares and capacity <= _ROWS:
-            return self._spares.pop()
-        return ClaimBuffer(max(capacity, _ROWS))
-
-    def give(self, buffer: ClaimBuffer) -> None:
-        if len(self._spares) < _SPARES and buffer.capacity == _ROWS:
-            self._spares.append(buffer)
-
+from asys_bench.backends.ring_client import forks
+from asys_bench.backends.ring_client.client import RingMember
+from asys_bench.contracts.bus import BusError, Lease
 
 _MOST = 1 << 22
 
 
-class RingSubscription(BusSubscription):
+class RingSubscription(RingMember):
     """A member; it holds an owner id in the segment until it closes or its process dies."""
 
     def __init__(
@@ -106,10 +70,6 @@ class RingSubscription(BusSubscription):
             state[offset // 8] = value
         self._tables.reap_dead()
 
-    @property
-    def closed(self) -> bool:
-        return self._owner == 0
-
     def pull_batch(
         self, max_packets: int = 64, timeout_s: float = 0.05, min_packets: int = 1
     ) -> Lease:
@@ -138,6 +98,7 @@ class RingSubscription(BusSubscription):
         if self._owner == 0 or self.generation != forks.generation:
             return
         owner, self._owner = self._owner, 0
+        self.closed = True
         self._tables.reap_owner(owner, self._group_number)
         self.segment.words.clear_bits(at.HDR_WAITERS, 1 << (owner >> 10))
         self._tables.free_owner(owner)

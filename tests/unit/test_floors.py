@@ -27,10 +27,6 @@ KNOWN_CIRCLES = {
                "asys_bench.capture.tags.text_inputs"}): "types only: a call frame holds the call's text",
     frozenset({"asys_bench.harness.planning.expansion", "asys_bench.harness.planning.suite_file"}):
         "types only: the document that problems are noted in can be a module of its own",
-    frozenset({"asys_bench.backends.numba_ring.lease", "asys_bench.backends.numba_ring.subscription"}):
-        "types only: a lease settles itself with its subscription",
-    frozenset({"asys_bench.backends.numba_ring.producer", "asys_bench.backends.numba_ring.reservation"}):
-        "types only: a reservation commits itself with its producer",
 }  # fmt: skip
 """Modules that import each other -> why it is still so."""
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asys_bench.backends.cpp_spmc.bus import CppShardedSPMCBus
-from asys_bench.backends.cpp_spmc.config import CppSpmcOptions
 from asys_bench.backends.cpp_spmc.native import unavailable
+from asys_bench.backends.ring_client.options import RingOptions
 from asys_bench.contracts.bus import BusError, BusRequest, Delivery, GroupSpec
 from asys_bench.contracts.capture_port import PORT_ACCEPTED, PORT_NOT_MINE, PORT_REFUSED, PortCells
 from asys_bench.contracts.packet import DTYPES, Kind, PacketMeta
@@ -32,7 +32,7 @@ class Rig:
                 capacity_packets=packets,
                 capacity_bytes=nbytes,
                 names=("layer",),
-                options=CppSpmcOptions(),
+                options=RingOptions(),
                 **options,
             )
         )

@@ -1,4 +1,4 @@
-"""Options of the numba_ring bus (`bus.options.numba_ring` in YAML)."""
+"""Options of a ring (`bus.options.cpp_spmc` and `bus.options.numba_ring` in YAML)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pydantic import Field
 from asys_bench.contracts.bus import BusOptions
 
 
-class NumbaRingOptions(BusOptions):
-    """The same knobs as `cpp_spmc`; the defaults are what measured best for it."""
+class RingOptions(BusOptions):
+    """Every default is what measured best over the machines in cpp_spmc/README.md."""
 
     name: str | None = Field(
         default=None,
@@ -44,7 +44,7 @@ class NumbaRingOptions(BusOptions):
         ge=4096,
         lt=1 << 62,
         description="Bytes of the arena that are reused while consumers keep up, so that they stay "
-        "in cache; the rest is used when consumers fall behind.",
+        "in cache; the rest is used when they fall behind, and by streaming stores.",
     )
     prefault: bool = Field(
         default=True,
@@ -56,3 +56,7 @@ class NumbaRingOptions(BusOptions):
         lt=1 << 64,
         description="First sequence number of every shard; tests of wraparound set it.",
     )
+
+
+PASSED_ON = ("spin_us", "poll_us", "streaming_threshold_bytes", "window_bytes")
+"""Options that a process that attaches needs, too."""
