@@ -21,6 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
+from asys_bench.contracts.run_files import LOGS_DIR, SUMMARY_FILE
 from asys_bench.run.process_state import SignalHandlers, log_lines
 
 if TYPE_CHECKING:  # `asys-run --help` waits for none of them
@@ -205,7 +206,7 @@ class _Command:
         try:
             write_json(summary, run_dir)
         except OSError as error:
-            self._console.print(f"asys-run: no summary.json: {error}", style="red", markup=False)
+            self._console.print(f"asys-run: no {SUMMARY_FILE}: {error}", style="red", markup=False)
         if failure is None and self._signal is None and pipeline.life.hooks:
             summary = self._with_report(summary, run_dir)
         console = Console(width=None if sys.stdout.isatty() else 100)
@@ -248,7 +249,7 @@ class _Command:
             problems.append(f"the host raised {type(failure).__name__}: {failure}")
         if not outcome.orderly:
             problems.append(
-                f"not every worker finished in order; see {path_text(outcome.run_dir.path)}/logs/"
+                f"not every worker finished in order; see {path_text(outcome.run_dir.path)}/{LOGS_DIR}/"
             )
         for group, off in outcome.imbalances.items():
             problems.append(f"group {group}: {off:+d} packets unaccounted for")

@@ -13,10 +13,9 @@ import yaml
 
 from asys_bench.config.node import Node
 from asys_bench.config.problems import NOTHING, ConfigError, Origin, Problem
+from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.system.files.below import read_file
 
-RUN_CONFIG = "config.yaml"
-"""In a run's folder: its whole configuration."""
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 100_000
@@ -71,7 +70,7 @@ def read_run_config(run_dir: Path) -> Node:
     Raises:
         ConfigError: as `read_document`, or a link is on the way to it.
     """
-    path = run_dir / RUN_CONFIG
+    path = run_dir / CONFIG_FILE
     try:
         raw = read_file(path, MAX_BYTES, below=run_dir)
     except OSError as error:
@@ -83,6 +82,15 @@ def read_run_config(run_dir: Path) -> Node:
     if extends is not None:
         raise ConfigError([Problem.at(extends.origin, "a run's own configuration extends nothing")])
     return root
+
+
+def run_config_data(run_dir: Path) -> dict[str, Any]:
+    """A run's own config.yaml as plain data; empty when it cannot be read."""
+    try:
+        found = read_run_config(run_dir).to_data()
+    except ConfigError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _mapping_of(raw: bytes, shown: str) -> Node:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-OBSERVATION_FILE = "observation.json"
-SCHEMA = "asys.observation/1"
+from asys_bench.contracts.run_files import OBSERVATION_SCHEMA
+
 MOST_COORDINATES = 512
 
 _WORDS: Mapping[str, Sequence[tuple[str, str, str]]] = {
@@ -66,7 +66,7 @@ def observation_document(environment: Any, streams: Sequence[str]) -> dict[str, 
     spec = getattr(environment, "spec", None)
     shape = getattr(space, "shape", None) or ()
     document: dict[str, Any] = {
-        "schema": SCHEMA,
+        "schema": OBSERVATION_SCHEMA,
         "environment": str(getattr(spec, "id", type(inner).__name__)),
         "streams": list(streams),
         "coordinates": [],

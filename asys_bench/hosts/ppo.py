@@ -23,9 +23,10 @@ from asys_bench.contracts.host import (
     HostPlugin,
     HostResult,
 )
+from asys_bench.contracts.run_files import OBSERVATION_FILE
 from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import device_misfits
-from asys_bench.hosts.observation import OBSERVATION_FILE, observation_document
+from asys_bench.hosts.observation import observation_document
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from asys_bench.contracts.host import HostError
+from asys_bench.contracts.run_files import VOCABULARY_SCHEMA
 
 CHUNK_CHARACTERS = 1 << 16
 """Text is tokenised in pieces of about this size, cut at line ends."""
@@ -205,8 +206,6 @@ def _pad_id(tokenizer: Any) -> int:
 
 # `vocabulary.json`: the text of each token id, so that a reader needs no tokenizer to show tokens.
 
-VOCABULARY_FILE = "vocabulary.json"
-SCHEMA = "asys.vocabulary/1"
 MOST_TOKENS = 1 << 22
 
 
@@ -227,4 +226,4 @@ def vocabulary_of(tokenizer: Any) -> list[str]:
 
 def vocabulary_document(tokenizer: Any) -> dict[str, Any]:
     """The file's contents. Errors as `vocabulary_of`."""
-    return {"schema": SCHEMA, "tokens": vocabulary_of(tokenizer)}
+    return {"schema": VOCABULARY_SCHEMA, "tokens": vocabulary_of(tokenizer)}

@@ -25,10 +25,10 @@ from asys_bench.contracts.host import (
     HostPlugin,
     HostResult,
 )
+from asys_bench.contracts.run_files import VOCABULARY_FILE
 from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import device_misfits
 from asys_bench.hosts.text_corpus import (
-    VOCABULARY_FILE,
     TextBatch,
     TextCorpus,
     files_of,

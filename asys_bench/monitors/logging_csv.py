@@ -26,6 +26,7 @@ from asys_bench.contracts.monitor import (
     MonitorOptions,
     MonitorPlugin,
 )
+from asys_bench.contracts.run_files import EVENTS_FILE, METRICS_FILE, TENSORBOARD_DIR
 from asys_bench.contracts.stats import RunState
 from asys_bench.monitors.changes import Change, ChangeDetector
 from asys_bench.monitors.event_log import EventLog, PausedOutputs
@@ -106,7 +107,7 @@ class LoggingCSVMonitor(BaseMonitor):
             self.interval_s = min(self._options.interval_s, self._options.plain_interval_s)
 
     def _open_log(self) -> None:
-        log = EventLog(self._context.run_dir / "monitor.log", LEVELS[self._options.log_level])
+        log = EventLog(self._context.run_dir / EVENTS_FILE, LEVELS[self._options.log_level])
         self._changes = ChangeDetector(resumed=log.resumed)
         now = time.monotonic_ns()
         shift_ns, started_ns = self._shift_ns, log.started_ns()
@@ -125,11 +126,11 @@ class LoggingCSVMonitor(BaseMonitor):
         self._log = log
 
     def _open_csv(self) -> None:
-        self._csv = MetricsCsv(self._context.run_dir / "metrics.csv")
+        self._csv = MetricsCsv(self._context.run_dir / METRICS_FILE)
 
     def _open_tensorboard(self) -> None:
         try:
-            writer = TorchWriter(self._context.run_dir / "tensorboard")
+            writer = TorchWriter(self._context.run_dir / TENSORBOARD_DIR)
         except ImportError:
             self._say(MISSING)
         else:

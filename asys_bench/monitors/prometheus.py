@@ -28,17 +28,15 @@ from asys_bench.contracts.monitor import (
     MonitorOptions,
     MonitorPlugin,
 )
+from asys_bench.contracts.run_files import EXPORTER_FILE, RunFileError, read_run_file
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.prometheus_server import MetricsServer, Reply
 from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
-from asys_bench.system.files.below import read_json
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 log = logging.getLogger(__name__)
-
-TARGET_FILE = "prometheus.json"
 
 
 class PrometheusOptions(MonitorOptions):
@@ -114,12 +112,12 @@ class PrometheusMonitor(BaseMonitor):
             "port %d is taken (another run?): listening on %s instead, as %s says",
             port,
             server.target,
-            TARGET_FILE,
+            EXPORTER_FILE,
         )
         return server
 
     def _record(self, target: str) -> None:
-        path = self._context.run_dir / TARGET_FILE
+        path = self._context.run_dir / EXPORTER_FILE
         partial = path.with_suffix(".partial")
         document = [{"targets": [target], "labels": {"run_id": self._context.run_id}}]
         try:
@@ -176,15 +174,14 @@ class PrometheusMonitor(BaseMonitor):
         with self._lock:
             self._registry = None
         with suppress(OSError):
-            (self._context.run_dir / TARGET_FILE).unlink()
+            (self._context.run_dir / EXPORTER_FILE).unlink()
 
 
 def _started_s(context: MonitorContext) -> float:
     """The run's start as run.json has it, so that a restarted exporter says the same; else now."""
     try:
-        document = read_json(context.run_dir / "run.json", below=context.run_dir)
-        return int(document["started_unix_ns"]) / 1e9
-    except (OSError, ArithmeticError, ValueError, KeyError, TypeError):
+        return int(read_run_file(context.run_dir)["started_unix_ns"]) / 1e9
+    except (RunFileError, ArithmeticError, ValueError, KeyError, TypeError):
         return time.time()
 
 

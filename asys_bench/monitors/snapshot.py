@@ -200,8 +200,6 @@ def _read(counters: dict[str, int]) -> BusAccount:
 #
 # Indices are those of `contracts.stats` (`bucket_upper` gives the edge); empty buckets are left out.
 
-FILE_NAME = "histograms.json"
-
 
 def histograms(page: StatsPage) -> dict[str, Any]:
     """The document; slots without histograms are left out."""

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from asys_bench.config.diagnosis import diagnose
-from asys_bench.config.document import RUN_CONFIG, read_run_config
+from asys_bench.config.document import read_run_config
 from asys_bench.config.node import Node
 from asys_bench.config.overrides import apply_sets
 from asys_bench.config.problems import ConfigError, Origin
 from asys_bench.config.sections.run import Integer, Section, Text, as_list
 from asys_bench.config.sources import read_layers
 from asys_bench.contracts.names import TOKENS, matches
+from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
@@ -126,7 +127,7 @@ def read_plan(run_dir: Path, config: str | None, sets: Sequence[str]) -> Offline
     root = Node({}, Origin("--set"))
     if config is not None:
         root = read_layers(config)[0]
-    elif os.path.lexists(run_dir / RUN_CONFIG):
+    elif os.path.lexists(run_dir / CONFIG_FILE):
         root = read_run_config(run_dir)
     if root.child("sinks") is not None:
         root = _of_run(root)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.config.schema import MasterConfig
+from asys_bench.contracts.run_files import PLAN_FILE, PLAN_SCHEMA
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.placement.apply import HostPin, preferring
 from asys_bench.placement.needs import needs_of
@@ -22,9 +23,6 @@ from asys_bench.placement.topology import Topology, read_topology
 from asys_bench.system.files.below import read_json
 
 log = logging.getLogger(__name__)
-
-PLAN_FILE = "plan.json"
-PLAN_SCHEMA = "asys.plan/1"
 
 
 class ResourceError(RuntimeError):

@@ -35,6 +35,7 @@ from asys_bench.config.problems import Origin
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.host import HostResult
+from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.placement.host_place import HostPlace
 from asys_bench.placement.manager import ResourceManager
@@ -156,7 +157,7 @@ class RunLifecycle:
         """
         if self.run_dir is None:
             self.run_dir = RunDir.create(self.config.run.dir, self.config.run.name)
-            self.run_dir.write_text("config.yaml", dump_yaml(self.config, self._provenance))
+            self.run_dir.write_text(CONFIG_FILE, dump_yaml(self.config, self._provenance))
             for name, document in (documents or {}).items():
                 self.run_dir.write_json(name, dict(document))
         return self.run_dir
@@ -299,7 +300,7 @@ class RunLifecycle:
             elapsed_s=elapsed_s,
             configured_l0=configured_l0(self.config, session.hooks),
             notices=session.notices.messages,
-            words=session.words,
+            worker_messages=session.worker_messages,
         )
 
     def pause(self, paused: bool) -> None:

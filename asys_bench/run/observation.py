@@ -19,8 +19,9 @@ from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config import LoadedConfig
 from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.run_files import LOGS_DIR, SUMMARY_FILE, VOCABULARY_FILE
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.hosts.text_corpus import VOCABULARY_FILE, vocabulary_document
+from asys_bench.hosts.text_corpus import vocabulary_document
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.run.lifecycle import RunLifecycle
 from asys_bench.run.rendezvous import LocalRanks
@@ -316,12 +317,12 @@ class Observation:
         if not life.is_owner:
             return
         if not outcome.orderly:
-            log.warning("not every worker finished in order; see %s", self.run_dir / "logs")
+            log.warning("not every worker finished in order; see %s", self.run_dir / LOGS_DIR)
         summary = life.summarise(outcome, result.seconds)
         try:
             write_json(summary, self.run_dir)
         except OSError as error:
-            log.warning("%s: no summary.json: %s", self.run_dir, error)
+            log.warning("%s: no %s: %s", self.run_dir, SUMMARY_FILE, error)
         self._lines.write(*closing_lines(summary, self.run_dir))
 
     @property

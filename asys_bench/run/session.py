@@ -24,6 +24,7 @@ from asys_bench.config.assembly import AssemblyError, create_data_bus, plan_work
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BaseDataBus, BusAccount
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
+from asys_bench.contracts.run_files import HISTOGRAMS_FILE, PLAN_FILE, RUN_FILE, RUN_SCHEMA
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.contracts.stats import (
     SLOT_BYTES,
@@ -32,21 +33,20 @@ from asys_bench.contracts.stats import (
     WorkerState,
     slot_bytes,
 )
-from asys_bench.monitors.snapshot import FILE_NAME as HISTOGRAMS_FILE
 from asys_bench.monitors.snapshot import histograms
-from asys_bench.placement.manager import PLAN_FILE, ResourceManager
+from asys_bench.placement.manager import ResourceManager
 from asys_bench.registry import registry
 from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.run_dir import RunDir, environment
 from asys_bench.run.streams import plan_streams, sampler_seeds
-from asys_bench.rundir.live_run import RUN_FILE, descriptor_paths
+from asys_bench.rundir.live_run import descriptor_paths
 from asys_bench.system.process import start_time
 from asys_bench.system.standard_fds import standard_fds_taken
 from asys_bench.workers.supervisor import Supervisor
 from asys_bench.workers.trainer_manager import SAETrainerManager
-from asys_bench.workers.worker_words import words_of
+from asys_bench.workers.worker_log import messages_of
 
 log = logging.getLogger(__name__)
 METRICS_PER_HOOK = 24
@@ -235,13 +235,13 @@ class ObservationSession:
         return SessionEnd(orderly, self._account, restarts)
 
     @property
-    def words(self) -> Mapping[str, list[str]]:
+    def worker_messages(self) -> Mapping[str, list[str]]:
         """Worker (or watchdog) -> the warnings and errors in its log, where there are any."""
         if self._supervisor is None:
             return {}
         processes = ("watchdog", *self._supervisor.workers)
-        found = {name: words_of(self.run_dir.path, name) for name in processes}
-        return {name: words for name, words in found.items() if words}
+        found = {name: messages_of(self.run_dir.path, name) for name in processes}
+        return {name: messages for name, messages in found.items() if messages}
 
     def _on_first(self, stream: HookStream) -> None:
         """The width of a hook's rows is known: can its SAEs be trained on them? In the host's hook."""
@@ -299,7 +299,7 @@ class ObservationSession:
         self.run_dir.write_json(
             RUN_FILE,
             {
-                "schema": "asys.run/1",
+                "schema": RUN_SCHEMA,
                 "run_id": self.run_dir.run_id,
                 "started_unix_ns": self._started_unix_ns,
                 "host_pid": os.getpid(),

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from asys_bench.config import MasterConfig
+from asys_bench.contracts.run_files import REPORT_FILE, SUMMARY_FILE
 from asys_bench.monitors.readable import (
     count_text,
     path_text,
@@ -161,16 +162,16 @@ def closing_lines(summary: RunSummary, run_dir: Path) -> list[str]:
         for sae in summary.saes
     ]
     if saes:
-        more = [f"{len(saes) - MOST} more SAEs in summary.json"] if len(saes) > MOST else []
+        more = [f"{len(saes) - MOST} more SAEs in {SUMMARY_FILE}"] if len(saes) > MOST else []
         lines.append("; ".join([*saes[:MOST], *more]))
     warnings = [f"! {warning}" for warning in summary.warnings[:MOST]]
     if len(summary.warnings) > MOST:
-        warnings.append(f"! {len(summary.warnings) - MOST} more warnings in summary.json")
+        warnings.append(f"! {len(summary.warnings) - MOST} more warnings in {SUMMARY_FILE}")
     lines += warnings or ["no warnings"]
     folder = path_text(run_dir)
     total = size_text(sum(entry.nbytes for entry in summary.files))
-    written = any(entry.path == "report.html" for entry in summary.files)
-    report = f"report: {folder}/report.html" if written else f"report: asys-run report {folder}"
+    written = any(entry.path == REPORT_FILE for entry in summary.files)
+    report = f"report: {folder}/{REPORT_FILE}" if written else f"report: asys-run report {folder}"
     lines.append(f"{total} in {folder}")
     lines.append(f"{report}; in Python: asys_bench.open_run({folder!r})")
     return lines

@@ -9,17 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from asys_bench.config.document import read_run_config
-from asys_bench.config.problems import ConfigError
+from asys_bench.config.document import run_config_data
+from asys_bench.contracts.run_files import RUN_FILE, RunFileError, is_run, read_run_file, runs_in
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.rundir.live_run import (
-    RUN_FILE,
     LiveRunError,
     attach_page,
     host_lives,
-    read_run_file,
 )
-from asys_bench.system.files.below import is_file, scan_if_there
 
 RUNS = Path("runs")
 
@@ -70,12 +67,12 @@ def find_run(name: str | None, folder: Path = RUNS) -> Path:
     """
     if name is not None:
         for path in (Path(name), folder / name):
-            if is_file(path / RUN_FILE):
+            if is_run(path):
                 return path
         raise RunGoneError(
-            f"{name}: no run.json there; name a run's directory, e.g. {folder}/<run>"
+            f"{name}: no {RUN_FILE} there; name a run's directory, e.g. {folder}/<run>"
         )
-    found = [path for path, _ in scan_if_there(folder) if is_file(path / RUN_FILE, below=folder)]
+    found = runs_in(folder)
     if not found:
         raise RunGoneError(f"{folder}/ has no runs; start one, or name a run's directory")
     return max(found, key=lambda path: (path / RUN_FILE).stat().st_mtime)
@@ -93,7 +90,7 @@ def attach_run(path: Path) -> AttachedRun:
         if not host_lives(document):
             raise RunGoneError(ended)
         page = attach_page(path, document)
-    except LiveRunError as error:
+    except (RunFileError, LiveRunError) as error:
         raise RunGoneError(str(error)) from error
     host = page.slot("host")
     if host.get(SlotField.PID) != document["host_pid"]:
@@ -105,13 +102,5 @@ def attach_run(path: Path) -> AttachedRun:
         str(document.get("step_unit", "step")),
         page,
         int(document.get("started_unix_ns", 0)),
-        _config(path),
+        run_config_data(path),
     )
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    try:
-        found = read_run_config(path).to_data()
-    except ConfigError:
-        return {}
-    return found if isinstance(found, dict) else {}

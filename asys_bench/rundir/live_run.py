@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from asys_bench.contracts.bus import BusClient, BusHandle, BusPlugin
+from asys_bench.contracts.run_files import RUN_FILE, RunFileError, read_run_file
 from asys_bench.contracts.stats import RunState, StatsError, StatsPage
 from asys_bench.registry import registry
-from asys_bench.system.files.below import read_json
 from asys_bench.system.process import is_same_start, start_time
-
-RUN_FILE = "run.json"
-RUN_SCHEMA = "asys.run/1"
-_FIELDS = {"run_id": str, "hooks": list, "host_pid": int}
 
 
 class LiveRunError(RuntimeError):
     """The run cannot be attached to: it has ended, is another user's, or is no run at all."""
+
+
+class ReadingError(RuntimeError):
+    """There is no such run, hook or column; the message names what there is."""
 
 
 class LiveRun:
@@ -45,7 +45,10 @@ class LiveRun:
             LiveRunError: see the class; BusError, PluginError: its bus cannot be attached to here.
         """
         path = Path(run_dir)
-        document = read_run_file(path)
+        try:
+            document = read_run_file(path)
+        except RunFileError as error:
+            raise LiveRunError(str(error)) from error
         pid = document.get("host_pid")
         bus = document.get("bus")
         if document.get("result") is not None:
@@ -87,31 +90,6 @@ class LiveRun:
         """Detach. Idempotent."""
         self.client.close()
         self.page.close()
-
-
-def read_run_file(run_dir: Path) -> dict[str, Any]:
-    """What the run says of itself.
-
-    Raises:
-        LiveRunError: there is no run, or its file is not readable as one (no regular file, too large,
-            nested too deep, or it lacks run_id, hooks or host_pid).
-    """
-    try:
-        document = read_json(run_dir / RUN_FILE, below=run_dir)
-    except FileNotFoundError:
-        raise LiveRunError(f"{run_dir}: no {RUN_FILE} there; give the folder of one run") from None
-    except (OSError, ValueError) as error:
-        raise LiveRunError(f"{run_dir / RUN_FILE} cannot be read: {error}") from error
-    if not isinstance(document, dict) or document.get("schema") != RUN_SCHEMA:
-        raise LiveRunError(f"{run_dir / RUN_FILE}: not an {RUN_SCHEMA} document")
-    for name, kind in _FIELDS.items():
-        if name not in document:
-            raise LiveRunError(f"{run_dir / RUN_FILE}: lacks {name}")
-        if not isinstance(document[name], kind):
-            raise LiveRunError(f"{run_dir / RUN_FILE}: {name} is {str(document[name])[:80]!r}")
-    if not all(isinstance(hook, str) for hook in document["hooks"]):
-        raise LiveRunError(f"{run_dir / RUN_FILE}: hooks are not all names")
-    return document
 
 
 def host_lives(document: Mapping[str, Any]) -> bool:
@@ -171,10 +149,3 @@ def _attach(handle: dict[str, Any], fds: Sequence[int]) -> BusClient:
         .get(str(handle["backend"]), BusPlugin)
         .attach(BusHandle.from_dict(handle, fds))
     )
-
-
-# What goes wrong when a run is read.
-
-
-class ReadingError(RuntimeError):
-    """There is no such run, hook or column; the message names what there is."""

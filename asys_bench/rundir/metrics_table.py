@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from asys_bench.contracts.run_files import METRICS_FILE
 from asys_bench.monitors.metrics_csv import COLUMNS
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.system.files.below import open_file, text_lines
@@ -40,7 +41,9 @@ def read_metrics(path: Path, where: Mapping[str, str]) -> Table:
     """
     unknown = [name for name in where if name not in COLUMNS]
     if unknown:
-        raise ReadingError(f"metrics.csv has no column {unknown[0]!r}; it has {', '.join(COLUMNS)}")
+        raise ReadingError(
+            f"{METRICS_FILE} has no column {unknown[0]!r}; it has {', '.join(COLUMNS)}"
+        )
     columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
     try:
         os.close(open_file(path))

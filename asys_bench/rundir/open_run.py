@@ -9,13 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.run_files import (
+    METRICS_FILE,
+    RUN_FILE,
+    SAE_DIR,
+    SUMMARY_FILE,
+    RunFileError,
+    is_run,
+    read_run_file,
+    runs_in,
+)
 from asys_bench.rundir.archive_view import ArchiveView
-from asys_bench.rundir.live_run import RUN_FILE, LiveRunError, ReadingError, goes_on, read_run_file
+from asys_bench.rundir.live_run import ReadingError, goes_on
 from asys_bench.rundir.metrics_table import Table, read_metrics
 from asys_bench.rundir.token_rows import Vocabulary
 from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
-from asys_bench.sae.exchange.export import SAE_DIR
-from asys_bench.system.files.below import is_file, read_json, real_folder, scan_if_there
+from asys_bench.system.files.below import read_json, real_folder
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -25,9 +34,9 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         ReadingError: there is no run.
     """
     folder = Path(path)
-    if not is_file(folder / RUN_FILE):
+    if not is_run(folder):
         try:
-            found = [p for p, _ in scan_if_there(folder) if is_file(p / RUN_FILE, below=folder)]
+            found = runs_in(folder)
         except OSError as error:
             raise ReadingError(f"{folder} cannot be listed: {error}") from error
         if not found:
@@ -52,7 +61,7 @@ class Run:
     def _document_now(self) -> dict[str, Any]:
         try:
             return read_run_file(self.path)
-        except LiveRunError as error:
+        except RunFileError as error:
             raise ReadingError(str(error)) from error
 
     @property
@@ -72,14 +81,15 @@ class Run:
     @property
     def summary(self) -> dict[str, Any] | None:
         """summary.json; None while the run goes on, or when it was killed."""
+        path = self.path / SUMMARY_FILE
         try:
-            summary = read_json(self.path / "summary.json", below=self.path)
+            summary = read_json(path, below=self.path)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise ReadingError(f"{self.path / 'summary.json'} cannot be read: {error}") from error
+            raise ReadingError(f"{path} cannot be read: {error}") from error
         if not isinstance(summary, dict):
-            raise ReadingError(f"{self.path / 'summary.json'} holds no object")
+            raise ReadingError(f"{path} holds no object")
         return summary
 
     @property
@@ -120,7 +130,7 @@ class Run:
         """
         if metric is not None:
             where["metric"] = metric
-        return read_metrics(self.path / "metrics.csv", where)
+        return read_metrics(self.path / METRICS_FILE, where)
 
     @cached_property
     def vocabulary(self) -> Vocabulary | None:
@@ -139,5 +149,5 @@ class Run:
 def _started_ns(run_dir: Path) -> int:
     try:
         return int(read_run_file(run_dir)["started_unix_ns"])
-    except (LiveRunError, ValueError, KeyError, TypeError):
+    except (RunFileError, ValueError, KeyError, TypeError):
         return 0

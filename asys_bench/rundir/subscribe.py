@@ -24,6 +24,7 @@ import torch
 from asys_bench.contracts.bus import BusAccount, BusError, BusSubscription, Delivery, GroupSpec
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.packet import NO_TEXT, ActivationPacket, Kind, PacketError
+from asys_bench.contracts.run_files import READERS_DIR
 from asys_bench.rundir.live_run import LiveRun, ReadingError
 from asys_bench.rundir.open_run import Run, open_run
 from asys_bench.system.files.below import real_folder
@@ -31,7 +32,6 @@ from asys_bench.workers.decoding import Decoder
 
 log = logging.getLogger(__name__)
 
-READERS_DIR = ".readers"
 MOST_READERS = 16
 _PULL_S = 0.05
 _PULL_PACKETS = 64

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT
+from asys_bench.contracts.run_files import VOCABULARY_FILE
 from asys_bench.rundir.archive_view import TEXT_NOT_RECORDED, ArchiveView
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.system.files.below import read_json
@@ -41,7 +42,7 @@ class Vocabulary:
         Raises:
             ReadingError: the file is not a vocabulary.
         """
-        path = run_dir / "vocabulary.json"
+        path = run_dir / VOCABULARY_FILE
         try:
             document = read_json(path, below=run_dir)
             return cls([str(text) for text in document["tokens"]])

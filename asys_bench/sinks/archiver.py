@@ -27,10 +27,10 @@ from pydantic import Field
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.packet import ActivationPacket, PacketError
+from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.sinks.archive.budget import Budget
 from asys_bench.sinks.archive.layout import (
-    ARCHIVE_DIR,
     RowLayout,
     ShardName,
     rows_of,

@@ -23,6 +23,7 @@ from pydantic import Field
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug, matches
 from asys_bench.contracts.packet import ActivationPacket
+from asys_bench.contracts.run_files import WATCH_DIR, WATCH_SCHEMA
 from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import Counter, Gauge
 from asys_bench.sae import CheckpointError, SparseAutoencoder
@@ -31,7 +32,6 @@ from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.start import StartFrom
 
 log = logging.getLogger(__name__)
-WATCH_DIR = "watch"
 
 
 class SAEWatchOptions(SinkOptions):
@@ -174,7 +174,7 @@ class SAEWatchWorker(BaseSink):
     def _write(self, watched: _Watched) -> None:
         report = watched.total.report()
         document: dict[str, Any] = {
-            "schema": "asys.watch/1",
+            "schema": WATCH_SCHEMA,
             "hook": watched.hook,
             "sae": self._options.folder_of(watched.hook),
             "rows": report.rows,

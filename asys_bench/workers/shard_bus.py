@@ -17,6 +17,7 @@ from asys_bench.contracts.bus import (
     GroupSpec,
 )
 from asys_bench.contracts.launch import LaunchSpec
+from asys_bench.contracts.run_files import RUN_FILE
 from asys_bench.registry import registry
 
 
@@ -45,7 +46,7 @@ class ShardOfBus(BaseDataBus):
             ) from None
 
     def handle(self) -> BusHandle:
-        raise BusError("the bus belongs to local rank 0: its handle is in that run's run.json")
+        raise BusError(f"the bus belongs to local rank 0: its handle is in that run's {RUN_FILE}")
 
     def fill_ratio(self) -> float:
         return self._producer.fill_ratio()

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from asys_bench.config.sections.run import WatchdogConfig
 from asys_bench.contracts.launch import LaunchSpec
+from asys_bench.contracts.run_files import LOGS_DIR, log_file
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import thread_environment
 from asys_bench.placement.plan import WATCHDOG, Placement
@@ -39,7 +40,7 @@ from asys_bench.system.process_usage import OutOfMemoryKills
 from asys_bench.system.standard_fds import standard_fds_taken
 from asys_bench.workers.process_group import ProcessGroups
 from asys_bench.workers.restart import RestartBudget, SelfDoubt, Silence
-from asys_bench.workers.worker_words import epitaph, log_of, words_of
+from asys_bench.workers.worker_log import messages_of, why_it_ended
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the watchdog, which starts the workers. Raises OSError: it cannot be."""
-        (Path(self._launch.run_dir) / "logs").mkdir(mode=0o700, exist_ok=True)
+        (Path(self._launch.run_dir) / LOGS_DIR).mkdir(mode=0o700, exist_ok=True)
         self._spawn()
         self._thread = threading.Thread(target=self._watch, name="asys-supervisor", daemon=True)
         self._thread.start()
@@ -101,17 +102,15 @@ class Supervisor:
         """Raises OSError: no process, descriptor, executable or log file is to be had."""
         self._spawned_at = time.monotonic()
         self._passed = self.fds
+        path = log_file(Path(self._launch.run_dir), WATCHDOG)
         launched = replace(
             self._launch,
             fds=self._passed,
             working_dir=self._working_dir,
         )
-        log_file = Path(self._launch.run_dir) / "logs" / "watchdog.log"
         with (
             standard_fds_taken(),
-            os.fdopen(
-                open_private(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab"
-            ) as errors,
+            os.fdopen(open_private(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as errors,
             open(private_memfd("asys-launch", os.MFD_CLOEXEC), "w+b") as launch,
         ):
             # In memory, not in a pipe: nobody may wait for a watchdog that was stopped or killed.
@@ -255,13 +254,13 @@ class Supervisor:
 
     def _explain_watchdog(self) -> str:
         run_dir = Path(self._launch.run_dir)
-        words = words_of(run_dir, "watchdog")
+        words = messages_of(run_dir, "watchdog")
         said = words[-1] if words else "it said nothing"
-        return f"the watchdog keeps dying: {said} (log: {log_of(run_dir, 'watchdog')})"
+        return f"the watchdog keeps dying: {said} (log: {log_file(run_dir, 'watchdog')})"
 
     def _explain(self, names: list[str], what: str) -> str:
         run_dir = Path(self._launch.run_dir)
-        return "; ".join(f"{name}: {what}: {epitaph(run_dir, name)}" for name in names)
+        return "; ".join(f"{name}: {what}: {why_it_ended(run_dir, name)}" for name in names)
 
     def drain(self, timeout_s: float) -> bool:
         """Tell workers to finish what is there; True when all left in order before the deadline."""

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from asys_bench.config.sections.run import WatchdogConfig
 from asys_bench.contracts.launch import LaunchSpec
+from asys_bench.contracts.run_files import log_file
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import settle
 from asys_bench.placement.plan import WATCHDOG, Placement
@@ -39,7 +40,7 @@ from asys_bench.system.process_usage import OutOfMemoryKills
 from asys_bench.workers.fork_server import ForkServer
 from asys_bench.workers.restart import RestartBudget, SelfDoubt, Supervised
 from asys_bench.workers.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
-from asys_bench.workers.worker_words import epitaph
+from asys_bench.workers.worker_log import why_it_ended
 
 if TYPE_CHECKING:
     from asys_bench.contracts.bus import BusClient
@@ -281,7 +282,7 @@ class WatchdogProcess:
                 how,
                 self._config.restart_limit + 1,
                 self._config.restart_window_s,
-                epitaph(Path(self._launch.run_dir), worker.spec.name),
+                why_it_ended(Path(self._launch.run_dir), worker.spec.name),
             )
             return
         slot.state = WorkerState.FAILED
@@ -353,7 +354,7 @@ def main() -> None:
     signal_on_parent_death(signal.SIGCONT)  # stopped, it must still see to it that workers leave
     launch = LaunchSpec.from_dict(json.load(sys.stdin))
     logging.basicConfig(
-        filename=Path(launch.run_dir) / "logs" / "watchdog.log",
+        filename=log_file(Path(launch.run_dir), WATCHDOG),
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
     )

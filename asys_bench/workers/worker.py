@@ -21,6 +21,7 @@ from typing import Any
 
 from asys_bench.config.sections.resources import IoPriority
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
+from asys_bench.contracts.run_files import log_file
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import settle
 from asys_bench.placement.plan import Placement
@@ -84,9 +85,9 @@ def worker_main(launch_json: str, worker_json: str, launch_id: int, passed: Pass
 
 def _log_to_file(run_dir: Path, spec: WorkerSpec) -> None:
     """Send this process's log (and a sink's output) to `logs/<name>.log`."""
-    folder = run_dir / "logs"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    descriptor = os.open(folder / f"{spec.name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    path = log_file(run_dir, spec.name)
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, 2)
     if spec.role == "sink":  # a monitor draws on the terminal
         os.dup2(descriptor, 1)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, newest_rows
 from asys_bench.reports.run_report.coordinates import (
     Coordinate,
@@ -122,7 +123,7 @@ def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
     found, streams = [], read_streams(run_dir)
     names = read_observation_names(run_dir)
     for label in labels:
-        latest = CheckpointStore(run_dir / "sae" / file_slug(label)).latest()
+        latest = CheckpointStore(run_dir / SAE_DIR / file_slug(label)).latest()
         if latest is None:
             continue
         try:

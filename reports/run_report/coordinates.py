@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asys_bench.contracts.run_files import OBSERVATION_FILE
 from asys_bench.system.files.below import read_json
-
-FILE_NAME = "observation.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class ObservationNames:
 def read_observation_names(run_dir: Path) -> ObservationNames:
     """Empty when there is no such file, or it cannot be read."""
     try:
-        document = read_json(run_dir / FILE_NAME, below=run_dir)
+        document = read_json(run_dir / OBSERVATION_FILE, below=run_dir)
         coordinates = tuple(
             Coordinate(*(str(one.get(key, "")) for key in ("name", "unit", "low", "high")))
             for one in document["coordinates"]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT
+from asys_bench.contracts.run_files import VOCABULARY_FILE, RunFileError, read_run_file
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, hash_keys, newest_rows
 from asys_bench.sinks.archive.reader import Archive
 from asys_bench.system.files.below import read_json
@@ -51,9 +52,9 @@ class Tokens:
 def read_streams(run_dir: Path) -> tuple[Mapping[str, Any], ...]:
     """What run.json says about each stream: its `name`, `module` and `kind`; () where it does not."""
     try:
-        run = read_json(run_dir / "run.json", below=run_dir)
-        return tuple(s for s in run.get("streams", ()) if isinstance(s, dict) and "name" in s)
-    except (OSError, ValueError, AttributeError, TypeError):
+        streams = read_run_file(run_dir).get("streams", ())
+        return tuple(s for s in streams if isinstance(s, dict) and "name" in s)
+    except (RunFileError, TypeError):
         return ()
 
 
@@ -178,8 +179,6 @@ def _follows(rows: dict[int, tuple[int, int]], row: int) -> bool:
 # It holds pieces as the tokenizer shows them; here they become what a person reads: byte-level BPE
 # (GPT-2's stand-ins for bytes), SentencePiece (U+2581 for a space) or WordPiece (`##` goes on a word).
 
-FILE_NAME = "vocabulary.json"
-
 
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's printable stand-ins for bytes: character -> byte."""
@@ -197,7 +196,7 @@ _SPACE = "\u0120"
 def read_vocabulary(run_dir: Path) -> Mapping[int, str]:
     """Token id -> its text, spaces included; empty when there is no vocabulary that can be read."""
     try:
-        document = read_json(run_dir / FILE_NAME, below=run_dir)
+        document = read_json(run_dir / VOCABULARY_FILE, below=run_dir)
         pieces = [str(piece) for piece in document["tokens"]]
     except (OSError, ValueError, KeyError, TypeError):
         return {}

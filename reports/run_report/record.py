@@ -7,18 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asys_bench.config.document import read_run_config
-from asys_bench.config.problems import ConfigError
+from asys_bench.config.document import run_config_data
 from asys_bench.contracts.reporter import ReportError
+from asys_bench.contracts.run_files import (
+    EVENTS_FILE,
+    HISTOGRAMS_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    RunFileError,
+    read_run_file,
+)
 from asys_bench.contracts.stats import HISTOGRAM_BUCKETS, HistogramSnapshot
-from asys_bench.monitors.snapshot import FILE_NAME as HISTOGRAMS_FILE
 from asys_bench.monitors.snapshot import parse_key
 from asys_bench.reports.run_report.series import Metrics, read_metrics
-from asys_bench.reports.run_summary.document import FILE_NAME, from_dict
+from asys_bench.reports.run_summary.document import from_dict
 from asys_bench.reports.run_summary.summary import RunSummary
 from asys_bench.system.files.below import parse_json, read_json, text_lines
-
-RUN_SCHEMA = "asys.run/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,40 +93,25 @@ def read_run(path: Path) -> RunRecord:
         ReportError: there is no run of a known schema.
     """
     try:
-        run = read_json(path / "run.json", below=path)
-    except (OSError, ValueError) as error:
-        raise ReportError(
-            f"{path}: not a run's directory, run.json cannot be read: {error}"
-        ) from error
-    if not isinstance(run, dict) or run.get("schema") != RUN_SCHEMA:
-        found = run.get("schema") if isinstance(run, dict) else type(run).__name__
-        raise ReportError(f"{path}/run.json: schema is {found!r}; this reads {RUN_SCHEMA!r}")
-    if not isinstance(run.get("hooks", []), list):
-        raise ReportError(f"{path}/run.json: hooks are {str(run['hooks'])[:80]!r}")
+        run = read_run_file(path)
+    except RunFileError as error:
+        raise ReportError(str(error)) from error
     return RunRecord(
         path,
         run,
-        _config(path),
+        run_config_data(path),
         _summary(path),
-        read_metrics(path / "metrics.csv"),
-        _events(path / "monitor.log"),
+        read_metrics(path / METRICS_FILE),
+        _events(path / EVENTS_FILE),
         _latencies(path / HISTOGRAMS_FILE),
     )
 
 
 def _summary(path: Path) -> RunSummary | None:
     try:
-        return from_dict(read_json(path / FILE_NAME, below=path))
+        return from_dict(read_json(path / SUMMARY_FILE, below=path))
     except (OSError, ValueError):
         return None
-
-
-def _config(path: Path) -> Mapping[str, Any]:
-    try:
-        found = read_run_config(path).to_data()
-    except ConfigError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _events(path: Path) -> tuple[Event, ...]:

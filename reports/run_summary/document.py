@@ -12,11 +12,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.reports.run_summary.summary import SCHEMA, FileEntry, RunSummary
+from asys_bench.contracts.run_files import SUMMARY_FILE, SUMMARY_SCHEMA
+from asys_bench.reports.run_summary.summary import FileEntry, RunSummary
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import EntryKind, walk
-
-FILE_NAME = "summary.json"
 
 
 def to_dict(summary: RunSummary) -> dict[str, Any]:
@@ -40,8 +39,8 @@ def from_dict(data: Any) -> RunSummary:
     """
     if not isinstance(data, Mapping):
         raise ReportError(f"holds a {type(data).__name__}, no run summary")
-    if data.get("schema") != SCHEMA:
-        raise ReportError(f"schema is {data.get('schema')!r}; this reads {SCHEMA!r}")
+    if data.get("schema") != SUMMARY_SCHEMA:
+        raise ReportError(f"schema is {data.get('schema')!r}; this reads {SUMMARY_SCHEMA!r}")
     try:
         return TypeAdapter(RunSummary).validate_python(dict(data))
     except ValidationError as error:
@@ -54,7 +53,7 @@ def write_json(summary: RunSummary, run_dir: Path) -> Path:
     Raises:
         OSError: it cannot be written.
     """
-    path = run_dir / FILE_NAME
+    path = run_dir / SUMMARY_FILE
     replace_file(path, to_json(summary).encode(), sync=False)
     return path
 

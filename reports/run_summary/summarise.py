@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.host import HostResult
+from asys_bench.contracts.run_files import METRICS_FILE, TENSORBOARD_DIR
 from asys_bench.contracts.stats import StatsPage, WorkerState
 from asys_bench.monitors.figures import (
     HookFigures,
@@ -51,8 +52,8 @@ def next_steps(run_dir: Path, files: Sequence[FileEntry]) -> tuple[NextStep, ...
     written = [PurePosixPath(entry.path) for entry in files if entry.nbytes]
     paths = [path for path in written if not any(part.startswith(".") for part in path.parts)]
     steps = []
-    if _installed("tensorboard") and any(path.parts[0] == "tensorboard" for path in paths):
-        command = f"tensorboard --logdir {shlex.quote(str(run_dir / 'tensorboard'))}"
+    if _installed("tensorboard") and any(path.parts[0] == TENSORBOARD_DIR for path in paths):
+        command = f"tensorboard --logdir {shlex.quote(str(run_dir / TENSORBOARD_DIR))}"
         steps.append(NextStep("watch the curves", command))
     if _installed("sae_lens") and (sae := _newest_sae(paths)) is not None:
         code = (
@@ -67,9 +68,9 @@ def next_steps(run_dir: Path, files: Sequence[FileEntry]) -> tuple[NextStep, ...
             "print(d)"
         )
         steps.append(NextStep("open the archive with datasets", _python(code)))
-    if _installed("pandas") and any(str(path) == "metrics.csv" for path in paths):
+    if _installed("pandas") and any(str(path) == METRICS_FILE for path in paths):
         code = (
-            f"import pandas; d = pandas.read_csv({str(run_dir / 'metrics.csv')!r}); "
+            f"import pandas; d = pandas.read_csv({str(run_dir / METRICS_FILE)!r}); "
             "print(d[d.metric == 'sae_fvu'].pivot_table('value', 'time_s', 'hook'))"
         )
         steps.append(NextStep("read the metrics with pandas", _python(code)))
@@ -111,7 +112,7 @@ def summarise(
     elapsed_s: float | None = None,
     configured_l0: Mapping[str, float] | None = None,
     notices: Sequence[str] = (),
-    words: Mapping[str, Sequence[str]] | None = None,
+    worker_messages: Mapping[str, Sequence[str]] | None = None,
 ) -> RunSummary:
     """The summary of a run whose workers have stopped.
 
@@ -122,7 +123,7 @@ def summarise(
         elapsed_s: wall time of the whole run, start-up and draining included.
         configured_l0: hook -> k, to show beside the measured L0.
         notices: what the host's side has said (`capture.notices`).
-        words: worker -> the warnings and errors in its log.
+        worker_messages: worker -> the warnings and errors in its log.
     """
     figures = figures_of(take_snapshot(page, account))
     if outcome is None:
@@ -153,7 +154,7 @@ def summarise(
         ranks=tuple(RankSummary(r.name, r.state.name.lower(), r.steps) for r in figures.ranks),
         files=tuple(files),
         next_steps=next_steps(run_dir, files),
-        warnings=tuple(_warnings(figures, bus, notices, words or {})),
+        warnings=tuple(_warnings(figures, bus, notices, worker_messages or {})),
     )
 
 
@@ -254,7 +255,7 @@ def _warnings(
     figures: RunFigures,
     bus: BusSummary | None,
     notices: Sequence[str],
-    words: Mapping[str, Sequence[str]],
+    worker_messages: Mapping[str, Sequence[str]],
 ) -> Iterable[str]:
     """What a person should look into, worst first."""
     if bus is None:
@@ -262,20 +263,22 @@ def _warnings(
     for group in bus.groups if bus else ():
         if group.imbalance:
             yield f"group {group.group!r}: {group.imbalance:+,} packets are not accounted for"
-    for name, said in words.items():
+    for name, said in worker_messages.items():
         if name != WATCHDOG:
             yield from (f"{name}: {message}" for message in said)
     captured = {hook.hook for hook in figures.hooks if hook.captured}
     for sae in figures.saes:
-        told = any("never" in message for message in words.get(sae.worker, ()))
+        told = any("never" in message for message in worker_messages.get(sae.worker, ()))
         if sae.steps == 0 and sae.hook in captured and not told:
             yield f"SAE {sae.hook!r} never finished a step of its training"
     yield from notices
-    supervised = words.get(WATCHDOG, ())
+    supervised = worker_messages.get(WATCHDOG, ())
     yield from (f"{WATCHDOG}: {message}" for message in supervised)
     for worker in figures.workers:
         if worker.state in (WorkerState.QUARANTINED, WorkerState.FAILED):
-            is_told = words.get(worker.name) or any(worker.name in text for text in supervised)
+            is_told = worker_messages.get(worker.name) or any(
+                worker.name in text for text in supervised
+            )
             silent = "" if is_told else "; it said nothing"
             yield f"worker {worker.name!r} ended {worker.state.name.lower()}{silent}"
     for group in bus.groups if bus else ():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-SCHEMA = "asys.run_summary/1"
+from asys_bench.contracts.run_files import SUMMARY_SCHEMA
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class RunSummary:
     """None when nothing was deleted."""
     report: str = ""
     """Path of the report, where it is written already."""
-    schema: str = field(default=SCHEMA)
+    schema: str = field(default=SUMMARY_SCHEMA)
 
     @property
     def balanced(self) -> bool:

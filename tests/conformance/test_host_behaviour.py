@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from asys_bench.contracts.bus import BusPlugin
-from asys_bench.rundir.subscribe import READERS_DIR
+from asys_bench.contracts.run_files import READERS_DIR
 from asys_bench.system.liveness import all_pids, has_in_environment, is_running
 from asys_bench.system.process import start_time
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from asys_bench.config import load_config
+from asys_bench.contracts.run_files import READERS_DIR
 from asys_bench.contracts.stats import SlotField
 from asys_bench.harness.faults.host_process import HostTask, outcome_account, read_outcome
 from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.plugins import register_extra
-from asys_bench.rundir.subscribe import READERS_DIR
 from asys_bench.system.process_usage import process_usage
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"

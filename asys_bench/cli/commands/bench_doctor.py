@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asys_bench.contracts.bus import BusPlugin
+from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.registry import KINDS, PluginError, registry
 
 # `asys-bench doctor`: what this machine has, what is missing, and the fix. It changes nothing.
@@ -139,7 +140,7 @@ def _archives() -> Check:
     folder = Path(config.run.dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free_gib = shutil.disk_usage(there).free / (1 << 30)
-    runs = [path for path in folder.glob("*") if (path / "archive").is_dir()]
+    runs = [path for path in folder.glob("*") if (path / ARCHIVE_DIR).is_dir()]
     gone = Deleted.of(one for run in runs for one in read_deletions(run).values())
     found = f"{free_gib:.1f} GiB free for {folder.name}/"
     budgets = [sink.options.get("max_gib") for sink in config.sinks.values()]

@@ -11,18 +11,18 @@ from pathlib import Path
 from rich.console import Console
 
 from asys_bench.contracts.reporter import ReportError
+from asys_bench.contracts.run_files import REPORT_FILE
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 from asys_bench.system.files import replace_file
 
 OK, FAILED, USAGE = 0, 1, 2
-FILE_NAME = "report.html"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN and `--out`."""
     add_run_argument(parser)
     parser.add_argument(
-        "--out", metavar="FILE", help=f"default: {FILE_NAME} in the run's directory"
+        "--out", metavar="FILE", help=f"default: {REPORT_FILE} in the run's directory"
     )
 
 
@@ -40,7 +40,7 @@ def write_within(run_dir: Path, seconds: float) -> Path | None:
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    target = run_dir / FILE_NAME
+    target = run_dir / REPORT_FILE
     return target if done.returncode == OK and target.is_file() else None
 
 
@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         return USAGE
     analyses = analyse(run_dir, record.saes)
     document = render_run(record, analyses, read_vocabulary(run_dir))
-    target = Path(arguments.out) if arguments.out else run_dir / FILE_NAME
+    target = Path(arguments.out) if arguments.out else run_dir / REPORT_FILE
     try:
         replace_file(target, document.encode(), sync=False)  # mode 0600: it shows activations
     except OSError as error:

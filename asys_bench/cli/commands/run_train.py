@@ -156,7 +156,7 @@ class _Command:
 
 def _run_dir(path: Path) -> Path:
     """The run of an archive folder; `path` itself when it has an `archive`."""
-    from asys_bench.sinks.archive.layout import ARCHIVE_DIR
+    from asys_bench.contracts.run_files import ARCHIVE_DIR
 
     inside = path.name == ARCHIVE_DIR and not (path / ARCHIVE_DIR).is_dir()
     return path.parent if inside else path

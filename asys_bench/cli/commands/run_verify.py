@@ -31,13 +31,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from asys_bench.contracts.names import printable_lines
+from asys_bench.contracts.run_files import ARCHIVE_DIR, RUN_FILE, SAE_DIR
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 
 if TYPE_CHECKING:
     from asys_bench.rundir.verify import Finding, Verification
 
 OK, DAMAGED, USAGE = 0, 1, 2
-_OF_A_RUN = ("run.json", "archive", "sae")
+_OF_A_RUN = (RUN_FILE, ARCHIVE_DIR, SAE_DIR)
 _STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "cyan"}
 
 

@@ -12,10 +12,11 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
+from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.harness.faults.fault import ChaosOptions, Fault, Stage, cannot_mount
 from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.faults.twin import Sums, row_sums
-from asys_bench.sinks.archive.layout import ARCHIVE_DIR, SUFFIX
+from asys_bench.sinks.archive.layout import SUFFIX
 from asys_bench.sinks.archive.read import open_shard, read_shard
 from asys_bench.sinks.archive.reader import open_archive, shard_paths
 from asys_bench.sinks.archive.sidecar import ArchiveError

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Self
 
 from asys_bench.contracts.bus import BusAccount
+from asys_bench.contracts.run_files import RUN_FILE
 from asys_bench.contracts.stats import RunState, Slot, SlotField
 from asys_bench.harness.faults.host_process import HostTask
-from asys_bench.rundir.live_run import RUN_FILE, LiveRun, LiveRunError
+from asys_bench.rundir.live_run import LiveRun, LiveRunError
 from asys_bench.system.liveness import ProcessHandle, all_pids, has_in_environment
 from asys_bench.system.process import start_time
 

@@ -13,6 +13,7 @@ import urllib.request
 
 from pydantic import Field
 
+from asys_bench.contracts.run_files import EXPORTER_FILE
 from asys_bench.contracts.scenario import (
     MetricKind,
     MetricSpec,
@@ -24,7 +25,6 @@ from asys_bench.contracts.scenario import (
 from asys_bench.harness.faults.host_process import read_steps
 from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.scenarios.beside_run import running
-from asys_bench.monitors.prometheus import TARGET_FILE
 from asys_bench.system.process_usage import process_usage
 
 SCRAPE_TIMEOUT_S = 10.0
@@ -61,7 +61,7 @@ def run(context: RoundContext) -> None:
 
 
 def _scrape(context: RoundContext, options: ScrapedOptions, beside: ObservedRun) -> None:
-    targets = json.loads((beside.run_dir / TARGET_FILE).read_text())
+    targets = json.loads((beside.run_dir / EXPORTER_FILE).read_text())
     url = f"http://{targets[0]['targets'][0]}/metrics"
     pid = beside.pid(f"monitor-{options.monitor}")
     recorder = context.recorder("scrape_ms")

@@ -9,11 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.sinks.archive import ArchiveError, Deleted, ShardGoneError, repair_shard
 from asys_bench.sinks.archive.budget import RECORD_SUFFIX, Deletion, finish, read_deletions
 from asys_bench.sinks.archive.frames import Frames
-from asys_bench.sinks.archive.layout import ARCHIVE_DIR, KEY_COLUMNS, SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import KEY_COLUMNS, SUFFIX, ShardName
 from asys_bench.sinks.archive.read import (
     DAMAGE,
     ShardReport,

@@ -1,4 +1,4 @@
-"""Files of whole lines that are only appended to: metrics.csv and monitor.log."""
+"""Files of a run one by one: tables and logs by line, TensorBoard events by record, small documents."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from pathlib import Path
 
 from crc32c import crc32c
 
-from asys_bench.config.document import RUN_CONFIG, read_run_config
+from asys_bench.config.document import read_run_config
 from asys_bench.config.problems import ConfigError
+from asys_bench.contracts.run_files import (
+    CONFIG_FILE,
+    EVENTS_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    RunFileError,
+    read_run_file,
+)
 from asys_bench.monitors.metrics_csv import COLUMNS
-from asys_bench.rundir.live_run import RUN_FILE, LiveRunError, read_run_file
 from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import open_file, parse_json, read_json
@@ -28,7 +35,9 @@ def _bad_row(line: bytes, first: bool) -> str:
     try:
         (fields,) = csv.reader([line.decode()]) or ([],)
         if first:
-            return "" if tuple(fields) == COLUMNS else "its columns are not those of metrics.csv"
+            return (
+                "" if tuple(fields) == COLUMNS else f"its columns are not those of {METRICS_FILE}"
+            )
         if len(fields) != len(COLUMNS):
             return f"{len(fields)} fields instead of {len(COLUMNS)}"
         row = dict(zip(COLUMNS, fields, strict=True))
@@ -48,8 +57,8 @@ def _bad_event(line: bytes, first: bool) -> str:
 
 
 CHECKS: dict[str, tuple[str, Callable[[bytes, bool], str]]] = {
-    "metrics.csv": ("table", _bad_row),
-    "monitor.log": ("log", _bad_event),
+    METRICS_FILE: ("table", _bad_row),
+    EVENTS_FILE: ("log", _bad_event),
 }
 """File name -> kind and the check of one line (is it the first?)."""
 
@@ -170,14 +179,14 @@ def _masked(data: bytes) -> int:
 
 # Small documents that are written whole: run.json, summary.json, config.yaml and their like.
 
-REQUIRED = (RUN_FILE, RUN_CONFIG)
+REQUIRED = (RUN_FILE, CONFIG_FILE)
 
 
 def check_document(path: Path, name: str, run_dir: Path) -> Finding:
     """A JSON file of the run, or its config.yaml: it parses, and run.json says what a run is."""
     detail = ""
     try:
-        if path.name == RUN_CONFIG:
+        if path.name == CONFIG_FILE:
             read_run_config(run_dir)
         elif path == run_dir / RUN_FILE:
             if read_run_file(run_dir).get("result") is None:
@@ -186,6 +195,6 @@ def check_document(path: Path, name: str, run_dir: Path) -> Finding:
             read_json(path, below=run_dir)
     except ConfigError as error:
         return Finding(name, "document", State.DAMAGED, error.problems[0].message)
-    except (OSError, ValueError, LiveRunError) as error:
+    except (OSError, ValueError, RunFileError) as error:
         return Finding(name, "document", State.DAMAGED, str(error).splitlines()[0])
     return Finding(name, "document", State.OK, detail)

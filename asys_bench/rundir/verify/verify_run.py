@@ -7,9 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asys_bench.config.document import RUN_CONFIG
-from asys_bench.rundir.live_run import LiveRunError, goes_on, read_run_file
-from asys_bench.rundir.subscribe import READERS_DIR
+from asys_bench.contracts.run_files import (
+    ARCHIVE_DIR,
+    CONFIG_FILE,
+    LOGS_DIR,
+    READERS_DIR,
+    SAE_DIR,
+    TENSORBOARD_DIR,
+    RunFileError,
+    read_run_file,
+)
+from asys_bench.rundir.live_run import goes_on
 from asys_bench.rundir.verify.archive import ArchiveCheck
 from asys_bench.rundir.verify.checkpoints import CheckpointCheck
 from asys_bench.rundir.verify.finding import Finding, State, Verification
@@ -21,14 +29,12 @@ from asys_bench.rundir.verify.lines import (
     check_lines,
 )
 from asys_bench.sae.checkpoint.checkpoint_store import LATEST
-from asys_bench.sae.exchange.export import SAE_DIR
-from asys_bench.sinks.archive.layout import ARCHIVE_DIR
 from asys_bench.system.files.below import EntryKind, remove, scan, walk
 
 KEPT = "what an earlier repair cut off; kept until you delete it"
-TEXTS = ("logs", READERS_DIR)
+TEXTS = (LOGS_DIR, READERS_DIR)
 """Folders of text and locks: nothing in them can be wrong."""
-FOLDERS = (ARCHIVE_DIR, SAE_DIR, "tensorboard", *TEXTS)
+FOLDERS = (ARCHIVE_DIR, SAE_DIR, TENSORBOARD_DIR, *TEXTS)
 
 
 def verify_run(run_dir: Path, *, repair: bool = False, keep_torn: bool = True) -> Verification:
@@ -98,7 +104,7 @@ class _RunCheck:
                 yield Finding(name, "other", State.FOREIGN, f"a {kind}; left alone")
             elif folder.name in TEXTS:
                 continue
-            elif folder.name == "tensorboard" and ".tfevents." in path.name:
+            elif folder.name == TENSORBOARD_DIR and ".tfevents." in path.name:
                 yield self._events(path, name)
             elif path.suffix == ".json":
                 yield check_document(path, name, self.path)
@@ -120,7 +126,7 @@ class _RunCheck:
         name = path.name
         if name in CHECKS:
             return check_lines(path, live=self.live, repair=self._repair, keep_torn=self._keep_torn)
-        if path.suffix == ".json" or name == RUN_CONFIG:
+        if path.suffix == ".json" or name == CONFIG_FILE:
             return check_document(path, name, self.path)
         if name.endswith(".html"):
             return Finding(name, "other", State.OK)
@@ -143,5 +149,5 @@ class _RunCheck:
 def _document(path: Path) -> dict[str, Any]:
     try:
         return read_run_file(path)
-    except LiveRunError:
+    except RunFileError:
         return {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.checkpoint_store import LATEST, CheckpointStore
 from asys_bench.sae.checkpoint.native_format import CFG_FILE
@@ -17,8 +18,6 @@ from asys_bench.sae.exchange.weights import ExchangeError
 from asys_bench.system.files import sync_folder, sync_tree
 from asys_bench.system.files.below import EntryKind, is_file, is_folder, scan_if_there
 
-SAE_DIR = "sae"
-"""Where a run keeps its trainers' checkpoints, one folder per hook."""
 _TEMPORARY = ".tmp-"
 
 

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from asys_bench.sinks.archive.layout import ARCHIVE_DIR, SUFFIX, ShardName
+from asys_bench.contracts.run_files import ARCHIVE_DIR
+from asys_bench.sinks.archive.layout import SUFFIX, ShardName
 from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar
 from asys_bench.system.files.append_file import AppendFile
 from asys_bench.system.files.below import parse_json, remove, scan_if_there, text_lines

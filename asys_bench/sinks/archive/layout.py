@@ -31,7 +31,6 @@ from asys_bench.sinks.archive.sidecar import ArchiveError
 FORMAT = "asys.archive/2"
 OLD_FORMAT = "asys.archive/1"
 """Without the last two columns."""
-ARCHIVE_DIR = "archive"
 SUFFIX = ".arrows"
 KEY_COLUMNS = ("source", "shard", "seq", "row")
 """With the run id of the schema they identify a row; a packet is (source, shard, seq)."""

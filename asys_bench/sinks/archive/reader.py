@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.sinks.archive.budget import Deleted, Deletion, read_deletions
-from asys_bench.sinks.archive.layout import ARCHIVE_DIR, SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import SUFFIX, ShardName
 from asys_bench.sinks.archive.read import (
     ShardReport,
     open_shard,

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from asys_bench.contracts.bus import MAX_DELIVERIES
+from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.contracts.stats import Counter, Slot, StatsError
 from asys_bench.sinks.archive.budget import Deleted
-from asys_bench.sinks.archive.layout import ARCHIVE_DIR, KEY_COLUMNS, SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import KEY_COLUMNS, SUFFIX, ShardName
 from asys_bench.sinks.archive.read import open_shard, parse_batch, read_schema
 from asys_bench.sinks.archive.repair import repair_shard
 from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar, packet_starts

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from asys_bench.contracts.names import file_slug, matches
+from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer, SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.exchange import (
@@ -19,7 +20,7 @@ from asys_bench.sae.exchange import (
     import_sae,
     own_outliers,
 )
-from asys_bench.sae.exchange.export import SAE_DIR, shelf
+from asys_bench.sae.exchange.export import shelf
 
 log = logging.getLogger(__name__)
 _BECOMES = {"jumprelu": ("jumprelu", "batchtopk", "matryoshka")}

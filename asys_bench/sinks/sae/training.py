@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 
 from asys_bench.contracts.names import TOKENS, file_slug
+from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, Gauge, StatsError
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
@@ -56,7 +57,7 @@ class Training:
         self.pace = Pace(label, config)
         self._context = context
         self._run_dir = Path(context.run_dir)
-        self.folder = self._run_dir / "sae" / file_slug(label)
+        self.folder = self._run_dir / SAE_DIR / file_slug(label)
         self.rejected = False
         self.evaluated_at = self.saved_at = time.monotonic()
         slot = context.slot

@@ -269,7 +269,9 @@ def test_a_port_that_is_taken_is_no_reason_to_fail(
 
 
 def test_a_restarted_exporter_says_the_same_start(run: Any, tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"started_unix_ns": 1700000000500000000}')
+    document = {"schema": "asys.run/1", "run_id": "r", "hooks": [], "host_pid": 1}
+    started = {"started_unix_ns": 1700000000500000000}
+    (tmp_path / "run.json").write_text(json.dumps(document | started))
     for _ in range(2):
         made = PrometheusMonitor(PrometheusOptions(port=0))
         made.open(context(run, tmp_path))

@@ -8,8 +8,9 @@ import os
 import pytest
 import torch
 
+from asys_bench.contracts.run_files import PLAN_FILE
 from asys_bench.placement.host_place import HostPlace
-from asys_bench.placement.manager import PLAN_FILE, ResourceError
+from asys_bench.placement.manager import ResourceError
 from asys_bench.run.settings import resolve_settings
 
 

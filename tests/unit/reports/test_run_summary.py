@@ -171,7 +171,7 @@ def test_what_workers_and_hooks_have_said_is_among_the_warnings(page: StatsPage)
         run_id="a-run",
         run_dir=RUN_DIR,
         notices=("hook a: nothing was captured",),
-        words={"archive-0": ["OSError: no space"]},
+        worker_messages={"archive-0": ["OSError: no space"]},
     )
     assert summary.warnings == (
         "archive-0: OSError: no space",

@@ -8,10 +8,10 @@ import os
 import pytest
 import torch
 
+from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.sinks.archive import budget, open_archive
 from asys_bench.sinks.archive.budget import read_deletions
-from asys_bench.sinks.archive.layout import ARCHIVE_DIR
 
 MIB = 1 << 20
 BUDGET_MIB = 2

@@ -5,7 +5,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from asys_bench.workers.supervisor import Supervisor
-from asys_bench.workers.worker_words import MOST_CHARACTERS, epitaph, last_line, words_of
+from asys_bench.workers.worker_log import (
+    MOST_CHARACTERS,
+    last_line,
+    messages_of,
+    why_it_ended,
+)
 
 LOG = """\
 2026-11-28 10:00:00,001 INFO asys_bench.sinks.sae.training: a: resumed at step 3
@@ -26,18 +31,18 @@ def write(run_dir, name, text):
 
 def test_distinct_warnings_and_the_error_of_a_traceback_are_quoted(tmp_path):
     write(tmp_path, "trainer-0", LOG)
-    assert words_of(tmp_path, "trainer-0") == [
+    assert messages_of(tmp_path, "trainer-0") == [
         "a: not trained any more: k 2000 is more",
         "worker trainer-0 failed: OSError: [Errno 28] No space left",
     ]
     log = tmp_path / "logs" / "trainer-0.log"
     said = "worker trainer-0 failed: OSError: [Errno 28] No space left"
-    assert epitaph(tmp_path, "trainer-0") == f"{said} (log: {log})"
+    assert why_it_ended(tmp_path, "trainer-0") == f"{said} (log: {log})"
 
 
 def test_of_a_log_that_is_not_there_the_watchdog_is_quoted(tmp_path):
     write(tmp_path, "watchdog", "2026-11-28 10:00:00,001 WARNING trainer-0 died (exit code 1)\n")
-    said = epitaph(tmp_path, "trainer-0")
+    said = why_it_ended(tmp_path, "trainer-0")
     assert said.startswith(
         "it did not come as far as its own log; the watchdog says: trainer-0 died"
     )
@@ -45,23 +50,23 @@ def test_of_a_log_that_is_not_there_the_watchdog_is_quoted(tmp_path):
 
 
 def test_without_any_log_nothing_is_quoted_and_nothing_raises(tmp_path):
-    assert words_of(tmp_path, "trainer-0") == []
+    assert messages_of(tmp_path, "trainer-0") == []
     assert last_line(tmp_path, "trainer-0") == ""
-    assert "the watchdog says: nothing" in epitaph(tmp_path, "trainer-0")
+    assert "the watchdog says: nothing" in why_it_ended(tmp_path, "trainer-0")
 
 
 def test_what_a_library_printed_is_the_last_word_of_a_worker_without_records(tmp_path):
     write(tmp_path, "trainer-0", "terminate called\n  what(): bad_alloc\n\n")
-    assert epitaph(tmp_path, "trainer-0").startswith("what(): bad_alloc (log:")
+    assert why_it_ended(tmp_path, "trainer-0").startswith("what(): bad_alloc (log:")
 
 
 def test_quotes_are_bounded(tmp_path):
     record = "2026-11-28 10:00:00,001 ERROR a.b: "
     lines = "".join(f"{record}{n} {'x' * 10_000}\n" for n in range(100))
     write(tmp_path, "trainer-0", lines)
-    words = words_of(tmp_path, "trainer-0")
-    assert [w.split()[0] for w in words] == ["96", "97", "98", "99"]
-    assert all(len(w) == MOST_CHARACTERS for w in words)
+    messages = messages_of(tmp_path, "trainer-0")
+    assert [w.split()[0] for w in messages] == ["96", "97", "98", "99"]
+    assert all(len(w) == MOST_CHARACTERS for w in messages)
 
 
 def test_a_start_that_fails_quotes_each_worker_and_names_a_log_that_exists(tmp_path):

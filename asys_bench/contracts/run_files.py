@@ -1,0 +1,99 @@
+"""The files of a run's folder: their names, their schemas, and how a reader gets at run.json.
+
+    run.json            what is observed, by which process, where its shared memory is; `result` at the end
+    config.yaml         the whole configuration, each value with its origin
+    plan.json           which process runs on which CPUs
+    summary.json        what the run came to; written at its end
+    histograms.json     every histogram of the last reading
+    metrics.csv         every metric at every interval
+    monitor.log         events, a JSON object a line
+    prometheus.json     where the exporter listens; removed when it ends
+    vocabulary.json     token texts of a text model
+    observation.json    what the numbers of an environment's observation are
+    report.html         the report, as `asys-run report` writes it
+    logs/               a log per worker and the watchdog's
+    archive/ sae/       activations; checkpoints of the SAEs
+    watch/              what an `sae_watch` sink found
+    tensorboard/        event files
+    .readers/           locks of subscribers from outside
+
+A run's folder is input: anybody may have written it. Every reader opens its files through
+`system.files.below`, with the run's folder as `below`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from asys_bench.system.files.below import is_file, read_json, scan_if_there
+
+RUN_FILE, RUN_SCHEMA = "run.json", "asys.run/1"
+CONFIG_FILE = "config.yaml"
+PLAN_FILE, PLAN_SCHEMA = "plan.json", "asys.plan/1"
+SUMMARY_FILE, SUMMARY_SCHEMA = "summary.json", "asys.run_summary/1"
+HISTOGRAMS_FILE = "histograms.json"
+METRICS_FILE = "metrics.csv"
+EVENTS_FILE = "monitor.log"
+EXPORTER_FILE = "prometheus.json"
+VOCABULARY_FILE, VOCABULARY_SCHEMA = "vocabulary.json", "asys.vocabulary/1"
+OBSERVATION_FILE, OBSERVATION_SCHEMA = "observation.json", "asys.observation/1"
+REPORT_FILE = "report.html"
+LOGS_DIR = "logs"
+ARCHIVE_DIR = "archive"
+SAE_DIR = "sae"
+WATCH_DIR, WATCH_SCHEMA = "watch", "asys.watch/1"
+TENSORBOARD_DIR = "tensorboard"
+READERS_DIR = ".readers"
+
+_FIELDS = {"run_id": str, "hooks": list, "host_pid": int}
+"""Fields that run.json always has, with their types."""
+
+
+class RunFileError(RuntimeError):
+    """A folder is no run, or its run.json cannot be read as one; says which and why."""
+
+
+def read_run_file(run_dir: Path) -> dict[str, Any]:
+    """What run.json says. Its run_id, hooks and host_pid are there and of their types.
+
+    Raises:
+        RunFileError: there is no run, or its file is not readable as one (no regular file, too large,
+            nested too deep, another schema, or a field is missing).
+    """
+    path = run_dir / RUN_FILE
+    try:
+        document = read_json(path, below=run_dir)
+    except FileNotFoundError:
+        raise RunFileError(f"{run_dir}: no {RUN_FILE} there; give the folder of one run") from None
+    except (OSError, ValueError) as error:
+        raise RunFileError(f"{path} cannot be read: {error}") from error
+    if not isinstance(document, dict) or document.get("schema") != RUN_SCHEMA:
+        raise RunFileError(f"{path}: not an {RUN_SCHEMA} document")
+    for name, kind in _FIELDS.items():
+        if name not in document:
+            raise RunFileError(f"{path}: lacks {name}")
+        if not isinstance(document[name], kind):
+            raise RunFileError(f"{path}: {name} is {str(document[name])[:80]!r}")
+    if not all(isinstance(hook, str) for hook in document["hooks"]):
+        raise RunFileError(f"{path}: hooks are not all names")
+    return document
+
+
+def is_run(folder: Path, *, below: Path | None = None) -> bool:
+    """The folder has a run.json, which is a regular file."""
+    return is_file(folder / RUN_FILE, below=below)
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs in a folder of runs; none where it is missing.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
+    return [path for path, _ in scan_if_there(folder) if is_run(path, below=folder)]
+
+
+def log_file(run_dir: Path, process: str) -> Path:
+    """Where the log of a worker (or of the watchdog) is."""
+    return run_dir / LOGS_DIR / f"{process}.log"

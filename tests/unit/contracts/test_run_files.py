@@ -1,0 +1,82 @@
+"""Names of a run's files are spelled once, and run.json is read in one place."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from asys_bench.contracts import run_files
+from asys_bench.contracts.run_files import RunFileError, is_run, read_run_file, runs_in
+
+ROOT = Path(__file__).parents[3]
+SPELLS = "asys_bench/contracts/run_files.py"
+NAMES = sorted(value for key, value in vars(run_files).items() if key.endswith("_FILE"))
+DOCUMENT = {"schema": "asys.run/1", "run_id": "r", "hooks": ["a"], "host_pid": 1}
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Text constants of a module but its docstrings, parts of f-strings too."""
+    tree = ast.parse(path.read_text())
+    documents = {
+        id(node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        said = isinstance(node, ast.Constant) and id(node) not in documents
+        if said and isinstance(node.value, str):
+            yield node.value
+
+
+def spelled() -> Iterator[tuple[str, str]]:
+    for folder in ("asys_bench", "reports"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for text in texts(path):
+                yield path.relative_to(ROOT).as_posix(), text
+
+
+def test_each_files_name_is_spelled_once():
+    assert {"run.json", "summary.json", "config.yaml", "metrics.csv"} <= set(NAMES)
+    again = {(path, text) for path, text in spelled() if text in NAMES and path != SPELLS}
+    assert again == set()
+    once = [text for path, text in spelled() if path == SPELLS and text in NAMES]
+    assert sorted(once) == NAMES
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json"])
+def test_no_message_spells_it_either(name):
+    wanted = {(path, text) for path, text in spelled() if name in text and path != SPELLS}
+    assert wanted == set()
+
+
+def test_a_run_file_says_what_every_run_says(tmp_path):
+    path = tmp_path / "run.json"
+    with pytest.raises(RunFileError, match=r"no run\.json there"):
+        read_run_file(tmp_path)
+    for document, reason in (
+        ([], "not an asys.run/1 document"),
+        (DOCUMENT | {"schema": "asys.run/9"}, "not an asys.run/1 document"),
+        ({k: v for k, v in DOCUMENT.items() if k != "host_pid"}, "lacks host_pid"),
+        (DOCUMENT | {"hooks": [1]}, "hooks are not all names"),
+    ):
+        path.write_text(json.dumps(document))
+        with pytest.raises(RunFileError, match=reason):
+            read_run_file(tmp_path)
+    path.write_text(json.dumps(DOCUMENT))
+    assert read_run_file(tmp_path) == DOCUMENT
+
+
+def test_runs_are_folders_with_a_regular_run_file(tmp_path):
+    for name in ("run", "link", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    os.symlink(tmp_path / "run" / "run.json", tmp_path / "link" / "run.json")
+    assert runs_in(tmp_path) == [tmp_path / "run"]
+    assert is_run(tmp_path / "run")
+    assert not is_run(tmp_path / "link")
+    assert runs_in(tmp_path / "none") == []
