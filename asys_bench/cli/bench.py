@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
+from asys_bench.cli.commands import Commands, add_version
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.harness.measuring.child import keep_exit_codes
 
 COMMANDS = Commands(

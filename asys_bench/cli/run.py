@@ -20,7 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from asys_bench.cli.commands import EXIT_USAGE, Commands, add_version
+from asys_bench.cli.commands import Commands, add_version
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.run_files import LOGS_DIR, SUMMARY_FILE
 from asys_bench.run.process_state import SignalHandlers, log_lines
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:  # `asys-run --help` waits for none of them
 REPORT_S = 60.0
 """Longest wait for the report at the end of a run; it takes a few seconds."""
 SHOW_CURSOR = b"\x1b[?25h"
-EXIT_OK, EXIT_FAILED = 0, 1
 COMMANDS = Commands(
     "asys-run", ("train", "export", "plan", "top", "report", "verify", "completion")
 )

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_INVALID, EXIT_OK
 from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.progress import Progress, Silent
 from asys_bench.harness.results.result import Case, Result
-from asys_bench.harness.results.result_run import EXIT_FAIL, EXIT_INVALID, EXIT_PASS, CaseStatus
+from asys_bench.harness.results.result_run import CaseStatus
 from asys_bench.harness.runner import SuiteRunner
 
 SUITE = "suites/selftest.yaml"
@@ -37,7 +38,7 @@ def run_selftest(
     if any(cases[name].status is not CaseStatus.MEASURED for name in (EQUAL, SLOWER)):
         return result, [], EXIT_INVALID
     found = findings(cases)
-    return result, found, EXIT_PASS if all(one.ok for one in found) else EXIT_FAIL
+    return result, found, EXIT_OK if all(one.ok for one in found) else EXIT_FAILED
 
 
 def findings(cases: dict[str, Case]) -> list[Finding]:

@@ -12,7 +12,6 @@ import errno
 import json
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping
@@ -32,6 +31,7 @@ from asys_bench.contracts.run_files import EXPORTER_FILE, RunFileError, read_run
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.prometheus_server import MetricsServer, Reply
 from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
+from asys_bench.system.files.atomic import replace_file
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -118,11 +118,9 @@ class PrometheusMonitor(BaseMonitor):
 
     def _record(self, target: str) -> None:
         path = self._context.run_dir / EXPORTER_FILE
-        partial = path.with_suffix(".partial")
         document = [{"targets": [target], "labels": {"run_id": self._context.run_id}}]
         try:
-            partial.write_text(json.dumps(document) + "\n")
-            os.replace(partial, path)
+            replace_file(path, (json.dumps(document) + "\n").encode(), sync=False)
         except OSError as error:
             log.warning("%s is not written, the exporter listens on %s: %s", path, target, error)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.evaluation import ReconstructionMeter, ReconstructionReport
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.start import StartFrom
+from asys_bench.system.files.atomic import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -186,10 +186,10 @@ class SAEWatchWorker(BaseSink):
         folder.mkdir(mode=0o700, exist_ok=True)
         # A restarted worker begins anew: what an earlier one saw stays in its own file.
         name = f"{file_slug(watched.hook)}-{self._context.incarnation}.json"
-        temporary = folder / f".{name}.tmp"
         try:
-            temporary.write_text(json.dumps(document, indent=2) + "\n")
-            os.replace(temporary, folder / name)
+            replace_file(
+                folder / name, (json.dumps(document, indent=2) + "\n").encode(), sync=False
+            )
         except OSError as error:
             log.error("%s: report not written: %s", watched.hook, error)
 

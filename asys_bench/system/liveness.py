@@ -13,7 +13,7 @@ import signal
 import time
 
 from asys_bench.system.descriptor import Descriptor
-from asys_bench.system.process import is_same_start, start_time, stat_fields
+from asys_bench.system.process import is_same_start, start_in, start_time, stat_fields
 
 PR_SET_PDEATHSIG = 1
 BLIND_WAIT_S = 0.05
@@ -23,9 +23,7 @@ BLIND_WAIT_S = 0.05
 def is_running(pid: int, started: int) -> bool:
     """Whether `pid` is the process that `start_time` said `started` of, and has not exited."""
     fields = stat_fields(pid)
-    return (
-        bool(fields) and fields[0] not in (b"Z", b"X") and is_same_start(start_time(pid), started)
-    )
+    return fields[:1] not in ([], [b"Z"], [b"X"]) and is_same_start(start_in(fields), started)
 
 
 def is_stopped(pid: int) -> bool:

@@ -33,13 +33,19 @@ def start_time(pid: int) -> int:
     Readers of two time namespaces find the same, give or take the ticks that are lost in rounding
     (`is_same_start`). Where /proc hides process 1 from this user it counts from boot, as proc(5) does.
     """
-    ticks = _ticks_since_boot(pid)
-    return 0 if ticks is None else ticks - (_ticks_since_boot(REFERENCE_PID) or 0) + _LEAST_START
+    return start_in(stat_fields(pid))
 
 
-def _ticks_since_boot(pid: int) -> int | None:
+def start_in(fields: list[bytes]) -> int:
+    """`start_time` of the process that `stat_fields` gave `fields` of."""
+    ticks = _ticks_since_boot(fields)
+    if ticks is None:
+        return 0
+    return ticks - (_ticks_since_boot(stat_fields(REFERENCE_PID)) or 0) + _LEAST_START
+
+
+def _ticks_since_boot(fields: list[bytes]) -> int | None:
     """Field 22 of proc(5), on this process's clock; None when there is no such process."""
-    fields = stat_fields(pid)
     if not fields:
         return None
     ticks = int(fields[19])

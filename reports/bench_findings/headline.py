@@ -7,20 +7,11 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from asys_bench.contracts.exit_codes import MEANINGS
 from asys_bench.harness.results.result import CheckResult, Reason, Result
 from asys_bench.harness.results.result_run import Level, Verdict
 from asys_bench.reports.bench_findings.finding import WORST_FIRST, findings
 from asys_bench.reports.page.quantity import duration, some
-
-EXIT_WORDS = {
-    0: "pass",
-    1: "fail",
-    2: "usage or configuration",
-    3: "inconclusive",
-    4: "invalid",
-    5: "environment refused",
-    130: "interrupted",
-}
 
 
 def counts(result: Result) -> dict[Verdict, int]:
@@ -58,7 +49,7 @@ def headline(result: Result) -> str:
 
 def exit_text(result: Result) -> str:
     """`4 (invalid)`."""
-    word = EXIT_WORDS.get(result.exit_code)
+    word = MEANINGS.get(result.exit_code)
     return f"{result.exit_code} ({word})" if word else f"{result.exit_code}"
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from types import ModuleType
 
 import asys_bench
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 
-EXIT_USAGE = 2
 _WIDTH_WITHOUT_TERMINAL = 140
 
 

@@ -6,6 +6,7 @@ import argparse
 
 from rich.console import Console
 
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.harness.results.store import (
     ResultError,
     compare,
@@ -28,7 +29,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         before, after = read_result(arguments.before), read_result(arguments.after)
     except ResultError as error:
         console.print(f"asys-bench compare: {error}", style="red", markup=False)
-        return 2
+        return EXIT_USAGE
     rows = [
         (row.case, f"{row.metric}.{row.stat}", row.unit, shown(row.before), shown(row.after),
          f"{row.change:+.1%}", row.word)

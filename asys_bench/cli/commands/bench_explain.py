@@ -6,6 +6,7 @@ import argparse
 
 from rich.console import Console
 
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.harness.results.result import Case, Result, TargetResult
 from asys_bench.harness.results.store import ResultError, read_result
 
@@ -22,7 +23,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         result = read_result(arguments.result)
     except ResultError as error:
         console.print(f"asys-bench explain: {error}", style="red", markup=False)
-        return 2
+        return EXIT_USAGE
     found = [
         (case, target)
         for case in result.cases
@@ -34,7 +35,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         console.print(
             f"no target matches {arguments.target!r}; there are:\n  {known}", markup=False
         )
-        return 2
+        return EXIT_USAGE
     for case, target in found:
         console.print("\n".join(explanation(result, case, target)), markup=False, soft_wrap=True)
     return 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.harness.results.store import ResultError, json_schema, read_result, to_asv, to_csv
 
 
@@ -25,13 +26,13 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         text = json.dumps(json_schema(), indent=2) + "\n"
     elif arguments.result is None:
         console.print("asys-bench export: give a RESULT", style="red")
-        return 2
+        return EXIT_USAGE
     else:
         try:
             result = read_result(arguments.result)
         except ResultError as error:
             console.print(f"asys-bench export: {error}", style="red", markup=False)
-            return 2
+            return EXIT_USAGE
         text = to_csv(result) if arguments.format == "csv" else json.dumps(to_asv(result), indent=1)
     if arguments.out:
         Path(arguments.out).write_text(text, encoding="utf-8")

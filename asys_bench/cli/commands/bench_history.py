@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.harness.results.result import Result
 from asys_bench.harness.results.store import (
     RESULT_FILE,
@@ -34,7 +35,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             console.print(f"left out: {error}", style="yellow", markup=False)
     if not results:
         console.print(f"no {RESULT_FILE} under {arguments.folder}", style="red", markup=False)
-        return 2
+        return EXIT_USAGE
     results.sort(key=lambda result: result.run.started)
     print(_metrics(results, arguments) if arguments.case else _verdicts(results))
     if len({result.machine.identity_sha256 for result in results}) > 1:

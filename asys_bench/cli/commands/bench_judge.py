@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asys_bench.contracts.exit_codes import EXIT_USAGE
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RESULT, `--suite`, `--set` and `--out`."""
@@ -32,7 +34,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         result = read_result(arguments.result)
     except ResultError as error:
         console.print(f"asys-bench judge: {error}", style="red", markup=False)
-        return 2
+        return EXIT_USAGE
     judged = rejudge(result, load_suite(arguments.suite or result.run.suite.path, arguments.set))
     console.print(render_terminal(judged, console.width))
     if arguments.out:

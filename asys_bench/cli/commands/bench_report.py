@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from asys_bench.cli.bench_files import render_report
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.harness.results.store import ResultError, read_data
 from asys_bench.registry import PluginError
@@ -29,7 +30,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         text = render_report(arguments.format, read_data(arguments.result))
     except (ResultError, ReportError, PluginError) as error:
         console.print(f"asys-bench report: {error}", style="red", markup=False)
-        return 2
+        return EXIT_USAGE
     if arguments.out:
         Path(arguments.out).write_text(text, encoding="utf-8")
     else:

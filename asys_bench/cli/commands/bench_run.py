@@ -11,6 +11,7 @@ from types import FrameType
 
 from rich.console import Console
 
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.run.process_state import SignalHandlers
 
 
@@ -35,7 +36,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     """The suite's exit code."""
     if (arguments.suite is None) == (arguments.config is None):
         console.print("asys-bench run: give a SUITE, or --config FILE that names one", style="red")
-        return 2
+        return EXIT_USAGE
     from asys_bench.cli.bench_config import read_bench_config
     from asys_bench.cli.bench_files import WRITTEN, write_reports
     from asys_bench.harness.planning.suite_file import load_suite, select

@@ -28,6 +28,7 @@ from asys_bench.harness.faults.twin import digest, train_twin
 from asys_bench.harness.plugins import register_extra
 from asys_bench.run.experiment import ExperimentPipeline
 from asys_bench.run.lifecycle import RunOutcome
+from asys_bench.system.files.atomic import replace_file
 
 OUTCOME_FILE, STEPS_FILE = "outcome.json", "steps.npy"
 
@@ -152,9 +153,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - whatever the host raised is the outcome
         traceback.print_exc()
         document = {"failure": f"{type(error).__name__}: {error}"}
-    partial = Path(task.folder) / (OUTCOME_FILE + ".partial")
-    partial.write_text(json.dumps(document))
-    partial.replace(Path(task.folder) / OUTCOME_FILE)
+    replace_file(Path(task.folder) / OUTCOME_FILE, json.dumps(document).encode(), sync=False)
     return 0
 
 

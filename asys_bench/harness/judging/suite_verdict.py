@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asys_bench.harness.judging import stats
-from asys_bench.harness.judging.verdict import Decision
-from asys_bench.harness.results.result_run import (
-    EXIT_FAIL,
+from asys_bench.contracts.exit_codes import (
+    EXIT_FAILED,
     EXIT_INCONCLUSIVE,
     EXIT_INTERRUPTED,
     EXIT_INVALID,
-    EXIT_PASS,
+    EXIT_OK,
     EXIT_REFUSED,
-    Verdict,
 )
+from asys_bench.harness.judging import stats
+from asys_bench.harness.judging.verdict import Decision
+from asys_bench.harness.results.result_run import Verdict
 
 
 def holm_keeps(
@@ -44,8 +44,8 @@ def suite_verdict(
     if not valid or Verdict.INVALID in verdicts:
         return Verdict.INVALID, EXIT_INVALID
     if Verdict.FAIL in verdicts:
-        return Verdict.FAIL, EXIT_FAIL
+        return Verdict.FAIL, EXIT_FAILED
     if Verdict.INCONCLUSIVE in verdicts or not verdicts:
         soft = bool(verdicts) and not inconclusive_fails
-        return Verdict.INCONCLUSIVE, EXIT_PASS if soft else EXIT_INCONCLUSIVE
-    return Verdict.PASS, EXIT_PASS
+        return Verdict.INCONCLUSIVE, EXIT_OK if soft else EXIT_INCONCLUSIVE
+    return Verdict.PASS, EXIT_OK

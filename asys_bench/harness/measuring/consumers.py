@@ -11,7 +11,6 @@ import contextlib
 import json
 import mmap
 import os
-import select
 import signal
 import socket
 import sys
@@ -29,6 +28,7 @@ from asys_bench.contracts.bus import BaseDataBus, BusClient, BusHandle, BusSubsc
 from asys_bench.contracts.scenario import ScenarioError
 from asys_bench.harness.measuring.payloads import PayloadPool
 from asys_bench.harness.plugins import backend_plugin
+from asys_bench.system.liveness import ProcessHandle
 
 READY_S = 20.0
 _CELLS = 16
@@ -158,7 +158,7 @@ class ForkedConsumer:
             self._child(far, pool)
         far.close()
         self._control = near
-        self._pidfd = os.pidfd_open(self.pid)
+        self._process = ProcessHandle(self.pid)
         self._reaped = False
 
     def attach(self, bus: BaseDataBus, handle: BusHandle | None) -> None:
@@ -177,30 +177,25 @@ class ForkedConsumer:
 
     def kill(self) -> None:
         """SIGKILL it and wait until the kernel confirms its death."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        self._process.kill()
         self.join(5.0)
 
     def stop(self) -> None:
         """SIGSTOP: it holds what it has and answers nothing."""
-        signal.pidfd_send_signal(self._pidfd, signal.SIGSTOP)
+        self._process.kill(signal.SIGSTOP)
 
     def join(self, timeout_s: float) -> bool:
         """Whether it ended in time."""
-        if self._reaped:
-            return True
-        if not select.select([self._pidfd], [], [], timeout_s)[0]:
-            return False
-        with contextlib.suppress(ChildProcessError):  # reaped by the kernel, or by another thread
-            os.waitpid(self.pid, 0)
-        self._reaped = True
-        return True
+        if not self._reaped and self._process.wait(timeout_s):
+            self._process.reap()
+            self._reaped = True
+        return self._reaped
 
     def close(self) -> None:
         """Kill it if it is still there, and let go of everything."""
         if not self._reaped:
             self.kill()
-        os.close(self._pidfd)
+        self._process.close()
         self._control.close()
 
     def _child(self, control: socket.socket, pool: PayloadPool) -> None:

@@ -42,6 +42,7 @@ from asys_bench.harness.measuring.recording import (
 )
 from asys_bench.harness.plugins import metrics_of, register_extra, scenario_plugin
 from asys_bench.harness.results.result import Integrity, Noise, SampleSummary
+from asys_bench.system.files.atomic import replace_file
 
 # Warm-up: chunks of work until their durations agree, or the time is up.
 
@@ -230,9 +231,7 @@ def run_round(spec: RoundSpec) -> None:
         plugin.run(runner)
         document, samples = runner.results()
     np.savez(folder / SAMPLES_FILE, **samples)  # type: ignore[arg-type]
-    partial = folder / (ROUND_FILE + ".partial")
-    partial.write_text(json.dumps(document, allow_nan=False))
-    os.replace(partial, folder / ROUND_FILE)
+    replace_file(folder / ROUND_FILE, json.dumps(document, allow_nan=False).encode(), sync=False)
 
 
 def main() -> int:

@@ -83,10 +83,6 @@ class Role(StrEnum):
     """The same case in another installation, interleaved with it."""
 
 
-EXIT_PASS, EXIT_FAIL, EXIT_USAGE, EXIT_INCONCLUSIVE = 0, 1, 2, 3
-EXIT_INVALID, EXIT_REFUSED, EXIT_INTERRUPTED = 4, 5, 130
-
-
 class Part(BaseModel):
     """A part of the result: unknown keys are refused, numbers are finite."""
 

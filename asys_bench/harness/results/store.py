@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from asys_bench.harness.results.result import SCHEMA_ID, Case, Estimate, Result
 from asys_bench.harness.results.result_run import Better
+from asys_bench.system.files.atomic import replace_file
 
 RESULT_FILE = "result.json"
 
@@ -30,11 +31,8 @@ def write_result(result: Result, path: Path) -> Path:
         OSError: it cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(
-        json.dumps(result.to_plain(), indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    os.replace(partial, path)
+    text = json.dumps(result.to_plain(), indent=1, allow_nan=False) + "\n"
+    replace_file(path, text.encode(), sync=False, private=False)
     return path
 
 

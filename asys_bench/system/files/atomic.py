@@ -58,16 +58,18 @@ def make_private_folder(path: Path) -> None:
             folder.chmod(FOLDER_MODE)  # a umask may have taken bits away
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool) -> None:
-    """Put `data` under `path`, mode 0600.
+def replace_file(path: Path, data: bytes, *, sync: bool, private: bool = True) -> None:
+    """Put `data` under `path`.
 
     sync: it also survives a power cut.
+    private: mode 0600; otherwise what the umask leaves, for what holds no activations.
 
     Raises:
         OSError: the disk refused; the old file is as it was and nothing is left behind.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    fd = open_private(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    fd = open_private(partial, flags) if private else os.open(partial, flags | os.O_CLOEXEC, 0o666)
     try:
         try:
             left = memoryview(data)

@@ -4,12 +4,14 @@
 #include <cmath>
 #include <cstring>
 
+#include "dlpack_exchange.hpp"
 #include "py_bridge.hpp"
 
 #include <structmember.h>
 
 namespace spmc::py {
 
+namespace dlpack = asys::dlpack;
 Contract contract;
 
 namespace {
@@ -48,28 +50,7 @@ bool out_of_range(PyObject* meta) {
   return false;
 }
 
-// ---- the part of DLPack's exchange table that is used (dlpack.h 1.3, torch >= 2.10) ---------------
-struct DlTensor {
-  void* data;
-  std::int32_t device_type, device_id, ndim;
-  u8 code, bits;
-  u16 lanes;
-  std::int64_t* shape;
-  std::int64_t* strides;
-  u64 byte_offset;
-};
-struct DlExchange {
-  u32 major, minor;
-  void* previous;
-  void* allocator;
-  void* from_object;
-  void* to_object;
-  int (*view)(void* object, DlTensor* out);
-  void* stream;
-};
-const DlExchange* exchange = nullptr;
-constexpr std::int32_t kDlCpu = 1;
-constexpr u8 kDlInt = 0, kDlUInt = 1, kDlFloat = 2, kDlBfloat = 4, kDlBool = 6;
+const dlpack::Exchange* exchange = nullptr;
 constexpr u8 kOtherDtype = 0xFF;
 
 // ---- what DLPack does not say of a tensor ---------------------------------------------------------
@@ -155,24 +136,13 @@ bool holds(PyObject* tensor, u64 itemsize, u64 nbytes) {
 u8 dtype_code(u8 code, u8 bits, u16 lanes) {
   if (lanes != 1) return kOtherDtype;
   switch (code) {
-    case kDlFloat: return bits == 32 ? 0 : bits == 64 ? 1 : bits == 16 ? 2 : kOtherDtype;
-    case kDlBfloat: return bits == 16 ? 3 : kOtherDtype;
-    case kDlInt: return bits == 8 ? 4 : bits == 16 ? 6 : bits == 32 ? 7 : bits == 64 ? 8 : kOtherDtype;
-    case kDlUInt: return bits == 8 ? 5 : kOtherDtype;
-    case kDlBool: return bits == 8 ? 9 : kOtherDtype;
+    case dlpack::kFloat: return bits == 32 ? 0 : bits == 64 ? 1 : bits == 16 ? 2 : kOtherDtype;
+    case dlpack::kBfloat: return bits == 16 ? 3 : kOtherDtype;
+    case dlpack::kInt: return bits == 8 ? 4 : bits == 16 ? 6 : bits == 32 ? 7 : bits == 64 ? 8 : kOtherDtype;
+    case dlpack::kUInt: return bits == 8 ? 5 : kOtherDtype;
+    case dlpack::kBool: return bits == 8 ? 9 : kOtherDtype;
     default: return kOtherDtype;
   }
-}
-
-void find_exchange() {
-  PyObject* capsule = PyObject_GetAttrString(contract.tensor, "__dlpack_c_exchange_api__");
-  if (capsule != nullptr) {
-    auto* table =
-        static_cast<const DlExchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-    if (table != nullptr && table->major == 1 && table->view != nullptr) exchange = table;
-    Py_DECREF(capsule);
-  }
-  PyErr_Clear();
 }
 
 bool find_slots() {
@@ -206,7 +176,7 @@ bool set_contract(PyObject* args) {
     return false;
   contract.packet = reinterpret_cast<PyTypeObject*>(packet);
   Py_INCREF(args);  // the tuple keeps all of them for the life of the process
-  find_exchange();
+  exchange = dlpack::exchange_of(contract.tensor);
   look_inside(probes);
   return PyErr_Occurred() == nullptr && find_slots();
 }
@@ -352,12 +322,12 @@ bool view_tensor(PyObject* object, TensorView& out) {
       Py_TYPE(object) != reinterpret_cast<PyTypeObject*>(contract.tensor) ||
       !is_plain_memory(object))
     return false;
-  DlTensor t{};
+  dlpack::Tensor t{};
   if (exchange->view(object, &t) != 0) {
     PyErr_Clear();
     return false;
   }
-  if (t.device_type != kDlCpu || t.ndim > 8) return false;
+  if (t.device_type != dlpack::kCpu || t.ndim > 8) return false;
   u64 count = 1;
   for (std::int32_t i = t.ndim; i-- > 0;) {
     if (t.strides != nullptr && t.shape[i] != 1 && t.strides[i] != static_cast<std::int64_t>(count))
@@ -375,7 +345,7 @@ bool view_tensor(PyObject* object, TensorView& out) {
 }
 
 bool Payload::from_tensor(PyObject* object, bool matrix) {
-  DlTensor t{};
+  dlpack::Tensor t{};
   if (exchange != nullptr && exchange->view(object, &t) == 0) {
     u64 count = 1;
     bool contiguous = true;
@@ -385,13 +355,13 @@ bool Payload::from_tensor(PyObject* object, bool matrix) {
       count *= static_cast<u64>(t.shape[i]);
     }
     const u64 item = (static_cast<u64>(t.bits) * t.lanes + 7) / 8;
-    if (inside.known && t.device_type == kDlCpu && contiguous && count != 0 &&
+    if (inside.known && t.device_type == dlpack::kCpu && contiguous && count != 0 &&
         !holds(object, item, count * item)) {
       PyErr_SetString(contract.packet_error,
                       "the tensor's memory was freed, or a part of it (its storage was resized)");
       return false;
     }
-    if (t.device_type == kDlCpu && (contiguous || count == 0)) {
+    if (t.device_type == dlpack::kCpu && (contiguous || count == 0)) {
       data = static_cast<const u8*>(t.data) + t.byte_offset;
       nbytes = count * item;
       rows = matrix && t.ndim >= 1 ? static_cast<u64>(t.shape[0]) : 0;

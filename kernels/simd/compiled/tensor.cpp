@@ -1,38 +1,18 @@
 #include "tensor.hpp"
 
+#include "dlpack_exchange.hpp"
+
 namespace asys::simd {
 namespace {
 
-// ---- the part of DLPack's exchange table that is used (dlpack.h 1.3, torch >= 2.10) ---------------
-struct DlTensor {
-  void* data;
-  i32 device_type, device_id, ndim;
-  u8 code, bits;
-  u16 lanes;
-  i64* shape;
-  i64* strides;
-  u64 byte_offset;
-};
-struct DlExchange {
-  u32 major, minor;
-  void* previous;
-  void* allocator;
-  void* from_object;
-  void* to_object;
-  int (*view)(void* object, DlTensor* out);
-  void* stream;
-};
-constexpr i32 kDlCpu = 1;
-constexpr u8 kDlFloat = 2, kDlBfloat = 4, kDlComplex = 5;
-
-const DlExchange* exchange = nullptr;
+const dlpack::Exchange* exchange = nullptr;
 PyTypeObject* tensor_class = nullptr;
 
-Kind kind_of(const DlTensor& t) {
+Kind kind_of(const dlpack::Tensor& t) {
   if (t.lanes != 1) return Kind::other;
-  if (t.code == kDlFloat && t.bits == 32) return Kind::f32;
-  if (t.code == kDlFloat && t.bits == 16) return Kind::f16;
-  if (t.code == kDlBfloat && t.bits == 16) return Kind::bf16;
+  if (t.code == dlpack::kFloat && t.bits == 32) return Kind::f32;
+  if (t.code == dlpack::kFloat && t.bits == 16) return Kind::f16;
+  if (t.code == dlpack::kBfloat && t.bits == 16) return Kind::bf16;
   return Kind::other;
 }
 
@@ -40,26 +20,19 @@ Kind kind_of(const DlTensor& t) {
 
 void find_exchange(PyObject* tensor_type) {
   tensor_class = reinterpret_cast<PyTypeObject*>(Py_NewRef(tensor_type));
-  PyObject* capsule = PyObject_GetAttrString(tensor_type, "__dlpack_c_exchange_api__");
-  if (capsule != nullptr) {
-    auto* table =
-        static_cast<const DlExchange*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
-    if (table != nullptr && table->major == 1 && table->view != nullptr) exchange = table;
-    Py_DECREF(capsule);
-  }
-  PyErr_Clear();
+  exchange = dlpack::exchange_of(tensor_type);
 }
 
 bool view_rows(PyObject* tensor, Rows& rows, Kind& kind) {
-  DlTensor t{};
+  dlpack::Tensor t{};
   if (exchange == nullptr || !PyObject_TypeCheck(tensor, tensor_class) ||
       exchange->view(tensor, &t) != 0) {
     PyErr_Clear();
     return false;
   }
   const u64 bits = static_cast<u64>(t.bits) * t.lanes;
-  if (t.device_type != kDlCpu || bits == 0 || bits % 8 != 0) return false;
-  if (t.code == kDlComplex) return false;  // its memory may be the conjugate's
+  if (t.device_type != dlpack::kCpu || bits == 0 || bits % 8 != 0) return false;
+  if (t.code == dlpack::kComplex) return false;  // its memory may be the conjugate's
   kind = kind_of(t);
   rows.itemsize = bits / 8;
   rows.base = static_cast<const u8*>(t.data) + t.byte_offset;

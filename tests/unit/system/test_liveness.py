@@ -13,7 +13,7 @@ import pytest
 from asys_bench.config.sections.run import WatchdogConfig
 from asys_bench.contracts.launch import WorkerSpec
 from asys_bench.contracts.stats import SlotField, StatsPage
-from asys_bench.system.liveness import ProcessHandle, is_stopped, waited_for_cpu_ns
+from asys_bench.system.liveness import ProcessHandle, is_running, is_stopped, waited_for_cpu_ns
 from asys_bench.system.process import own_clock, start_time
 from asys_bench.workers import restart
 from asys_bench.workers.restart import RestartBudget, Supervised
@@ -28,6 +28,16 @@ def test_a_zombie_is_dead():
     child.wait()
     handle.kill()
     handle.close()
+
+
+def test_whether_a_process_runs_is_one_answer_of_proc(monkeypatch):
+    opened, real = [], open
+    started = start_time(os.getpid())
+    monkeypatch.setattr("builtins.open", lambda path, *a: opened.append(path) or real(path, *a))
+    assert is_running(os.getpid(), started)
+    assert opened.count(f"/proc/{os.getpid()}/stat") == 1, "two answers may be of two processes"
+    assert not is_running(os.getpid(), started + 3)
+    assert not is_running(2**22 + 5, started)
 
 
 def test_a_stopped_process_is_alive_and_can_be_killed():
