@@ -1,18 +1,19 @@
 """Capture: what a hook does with one tensor. This is the hot path; everything else is set-up.
 
-`observe` is the path of activations and inputs: decide, copy, count. A gradient is decided on when
-its forward call is made (`draw` gives a ticket) and copied when it arrives (`send`).
+A call goes through three methods, with the writer's lock held:
 
-`direct` is `observe` in compiled code, where the backend has it, for nearly every call of a hook in the
-phase that it asks for, as long as the bus is not filling up. After a matrix product has emptied the caches
-it is not the work that takes the time but the fetching of code and objects, and this touches the
-fewest. Whatever it meets that it does not know, it leaves to `observe`, which goes by the same state.
+1. `observe` (an activation or input) refuses what is off or recomputed and turns rows,
+2. `_decide` counts the call, samples it and gives it its tags: a `Ticket`,
+3. `_deliver` copies the tensor into the bus and counts it: by the backend's port where the port knows
+   the tensor (contiguous, on the CPU, encoding "identity"), by `_push` otherwise.
 
-All that stays the same for a hook is a local variable of `build_capture`: a closure cell costs a
-tenth of what an attribute of an attribute does. Tensors that keep channels first are turned before
-anything is done with them (`capture.points.rows`). A contiguous CPU tensor with the identity encoding
-is taken whole by the backend's port, where it has one, which counts and times for itself; `push` is
-the general path. Tensors of other devices leave through `send_away`, without the lock.
+A gradient takes the same steps apart: `draw` decides when its forward call is made, `send` delivers
+when the gradient arrives. A tensor on another device leaves through `_send_away`, without the lock.
+
+`direct` is `observe` in compiled code, where the backend has it. It takes nearly every call of a hook in
+its phase while the bus is not filling up, and works on the same `state`. What `direct` does not know
+it leaves to `observe`. After a matrix product has emptied the caches, fetching code and objects takes
+longer than the work, and `direct` touches the fewest.
 
 Nothing raises: a call that fails is counted as skipped, and a hook of which all calls fail switches
 itself off (`HookStream.stumble`).
@@ -21,9 +22,7 @@ itself off (`HookStream.stumble`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import torch
 
@@ -31,398 +30,471 @@ from asys_bench.capture.hook_stream import HookStream, Writer
 from asys_bench.capture.host_state import (
     is_bare,
     is_plain,
+    is_watched,
     plain,
     undisturbed,
     unreadable,
     unwatched,
 )
 from asys_bench.capture.offload import Offload
-from asys_bench.capture.points.rows import seen_as_rows
 from asys_bench.capture.tags.clock import StepClock, Tags
+from asys_bench.capture.tags.text import RowTokens
 from asys_bench.contracts.bus import DropReason
 from asys_bench.contracts.capture_port import (
-    CALLS_BETWEEN_LOOKS,
+    CALLS_BETWEEN_CHECKS,
+    OFF_NOTHING,
     PORT_ACCEPTED,
     PORT_NOT_MINE,
     PORT_REFUSED,
     STATE_CALL_INDEX,
     STATE_COUNTDOWN,
+    STATE_OFF,
     STATE_SEEN,
+    CapturePort,
     Decision,
     DirectCapture,
 )
 from asys_bench.contracts.packet import DTYPE_CODE, NO_TEXT, PacketMeta
-from asys_bench.contracts.preprocessor import Encoded, Positions, rows_and_width
-
-
-class RowTokens(NamedTuple):
-    """Which tokens the rows of a tensor are (`token_places`).
-
-    text: number of the text. kept: rows that are tokens, the others are padding; None: all.
-    position: of the first token in its sequence, or NO_TOKEN_POSITION.
-    """
-
-    text: int
-    kept: Positions | None
-    position: int
-
+from asys_bench.contracts.preprocessor import Encoded, rows_and_width
+from asys_bench.contracts.torch_internals import NO_GRAPH_TASK, current_graph_task_id
 
 Ticket = tuple[Tags, int, float, RowTokens | None]
 """(tags, call_index, sampling rate, which tokens) of the forward call that a tensor belongs to."""
-SendRows = Callable[["torch.Tensor | None", "bool | None", "RowTokens | None"], None]
 
 _AWAY, _SKIPPED = 3, 4
-"""Outcomes beside the port's: on another device; nothing there to copy."""
+"""Outcomes of `_deliver` beside the port's: on another device; nothing there to copy."""
 
-_NO_BACKWARD = -1
 _ALWAYS_CALM = 2.0  # fuller than full
-_CALM_LOOKS = 16
-"""Looks of the compiled path at a calm bus until one here, which also sees the devices' queues."""
+_CALM_CHECKS = 16
+"""Checks of a calm bus by the compiled path until one here, which also sees the devices' queues."""
+
+_now = time.perf_counter_ns
 
 
-class Capture(NamedTuple):
-    """The entries to a stream; any thread may use them."""
-
-    direct: DirectCapture
-    """(what the module returned, in the phase that is asked for): capture it now; first, and then
-    what its outcome says."""
-    refused: Callable[[], None]
-    """`direct` has said PORT_REFUSED."""
-    observe: Callable[..., None]
-    """(tensor or nothing, module.training, its `RowTokens` or nothing): capture it now."""
-    draw: Callable[..., Ticket | None]
-    """(a tensor of the shape to come, module.training, its `RowTokens` or nothing): a ticket if this
-    call is to be captured. Call it `unwatched`."""
-    send: Callable[[torch.Tensor | None, Ticket], None]
-    """Capture the tensor of a ticket; None: it never came."""
-    leave_out: Callable[[str | Exception | None], None]
-    """(a reason to explain, what went wrong, or nothing to say): count a call that captures nothing."""
-    close: Callable[[], None]
-    """Switch the stream off and let go of the stats page. Idempotent."""
-
-
-def build_capture(
-    stream: HookStream,
-    writer: Writer,
-    clock: StepClock,
-    offload: Offload,
-    *,
-    is_of_text: bool = False,
-) -> Capture:
-    """The capture functions of `stream`, which they switch on; they are its only writers.
-
-    is_of_text: it may be told which tokens its rows are, which the compiled paths do not know.
-    """
-    hook_id, kind, encoding_id = stream.hook_id, int(stream.point.kind), stream.encoding_id
-    kernel, phase, is_identity = stream.kernel, stream.phase, stream.kernel.is_identity
-    number = stream.number
-    fill, budget, random, rows = stream.fill, stream.budget, stream.random, stream.rows
-    producer, timeout_s, adapts = writer.producer, writer.block_timeout_s, writer.adapts
-    most_bytes = producer.max_payload_bytes
-    acquire, release, patience_s = writer.lock.acquire, writer.lock.release, writer.patience_s
-    count_call, count_skipped = stream.calls.add, stream.skipped.add
-    count_sampled_out, count_recomputed = stream.sampled_out.add, stream.recomputed.add
-    now = time.perf_counter_ns
-    backward_task = torch._C._current_graph_task_id
-    state = stream.state
-    state[STATE_SEEN] = clock.serial - 1
-    state[STATE_COUNTDOWN] = 0
-    own_port = None
-    if is_identity and not timeout_s and not is_of_text:
-        own_port = producer.capture_port(stream.meta, stream.port_cells)
-    port = own_port if own_port is not None else _no_port
-    direct: DirectCapture = not_direct
-    if own_port is not None:
-        direct = own_port.direct(
-            Decision(
-                state,
-                clock.cells,
-                stream.sampled_out.cell,
-                stream.skipped.cell,
-                random,
-                writer.lock.locked,
-                backward_task,
-                budget.cells if budget is not None else None,
-            )
-        )
-    rate = fill.rate
-    kept = 1.0  # share of a tensor's rows that the encoder leaves
-
-    def observe(
-        tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None = None
-    ) -> None:
-        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
-            return
-        try:
-            if backward_task() != _NO_BACKWARD:  # activation checkpointing computes it again
-                count_recomputed()
-                return
-            ticket = decide(tensor, training, tokens)
-            if ticket is None or tensor is None or deliver(tensor, ticket) != _AWAY:
-                return
-        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
-            miss(error)
-            return
-        finally:
-            release()
-        send_away(tensor, ticket)
-
-    def refused_directly() -> None:
-        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
-            return
-        try:
-            refused()
-        except Exception as error:  # noqa: BLE001 - as above
-            stream.stumble(error)
-        finally:
-            release()
-
-    def draw(
-        tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None = None
-    ) -> Ticket | None:
-        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
-            return None
-        try:
-            return decide(tensor, training, tokens)
-        except Exception as error:  # noqa: BLE001 - as above
-            miss(error)
-            return None
-        finally:
-            release()
-
-    def send(tensor: torch.Tensor | None, ticket: Ticket) -> None:
-        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
-            return
-        try:
-            if tensor is None:
-                miss("autograd passed no gradient")
-            if tensor is None or deliver(tensor, ticket) != _AWAY:
-                return
-        except Exception as error:  # noqa: BLE001 - as above
-            miss(error)
-            return
-        finally:
-            release()
-        send_away(tensor, ticket)
-
-    def leave_out(why: str | Exception | None) -> None:
-        if stream.off or (not acquire(False) and not acquire(True, patience_s)):
-            return
-        try:
-            miss(why)
-        finally:
-            release()
-
-    # With the lock held:
-
-    def miss(why: str | Exception | None) -> None:
-        """Count a call that captures nothing. Never raises."""
-        try:
-            count_call()
-            count_skipped()
-            if isinstance(why, str):
-                stream.explain(why)
-        except Exception as error:  # noqa: BLE001 - a closed stats page or a broken logging handler
-            why = error
-        if isinstance(why, Exception):
-            stream.stumble(why)
-
-    def decide(
-        tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None
-    ) -> Ticket | None:
-        """Whether to capture, and with which tags. A call that gets no ticket is counted here."""
-        out_of_phase = phase is not None and phase is not training
-        if tensor is None or out_of_phase or stream.paused:
-            count_call()
-            count_skipped()
-            return None
-        tags, serial = clock.tags, clock.serial
-        here = clock.here()  # asked last: whose they were
-        if here is not None:
-            seen, counted = state[STATE_SEEN], state[STATE_CALL_INDEX]
-            tags, index = here.tags, here.next_index(number, seen, counted)
-        elif state[STATE_SEEN] == serial:
-            index = state[STATE_CALL_INDEX] = state[STATE_CALL_INDEX] + 1
-        else:
-            index = state[STATE_CALL_INDEX] = 0
-            state[STATE_SEEN] = serial
-        if budget is not None and budget.offer(rows_and_width(tensor.shape)[0] * kept, now()):
-            choose_rate()
-        state[STATE_COUNTDOWN] -= 1
-        if state[STATE_COUNTDOWN] <= 0:
-            look_at_bus()
-            if stream.shape is None:
-                stream.first(tensor)
-                if stream.off:  # nobody can use its rows
-                    count_call()
-                    count_skipped()
-                    return None
-            if rows is not None:
-                stream.look_at_rows(tensor)
-        if rate < 1.0 and random() >= rate:
-            count_call()
-            count_sampled_out()
-            return None
-        return tags, index, rate, tokens
-
-    def deliver(tensor: torch.Tensor, ticket: Ticket) -> int:
-        (step, version, microbatch, position), index, chance, _ = ticket
-        outcome = port(tensor, step, version, index, microbatch, position, chance)
-        if outcome == PORT_NOT_MINE:
-            outcome = push(tensor, ticket)
-        if outcome == PORT_REFUSED:
-            refused()
-        elif budget is not None and outcome == PORT_ACCEPTED:
-            budget.take(rows_and_width(tensor.shape)[0] * kept)
-        return outcome
-
-    def push(tensor: torch.Tensor, ticket: Ticket) -> int:
-        """Any readable CPU tensor, any encoding, any backend."""
-        began = now()
-        reason = unreadable(tensor)
-        if reason is not None:
-            miss(reason)
-            return _SKIPPED
-        if not tensor.is_cpu:
-            return _AWAY
-        nbytes: int | None
-        tokens = ticket[3]
-        whole_tensor = tokens is None or tokens.kept is None
-        room = tensor.nbytes if is_identity else kernel.encoded_bytes(tensor)
-        if room > most_bytes:  # it never fits: refused and counted before anything is made of it
-            producer.reserve(room)
-            nbytes = None
-        elif is_identity and whole_tensor and is_plain(tensor):
-            whole = Encoded(tensor.nbytes, tensor.dtype, tensor.shape)
-            nbytes = whole.nbytes if push_whole(tensor, header(whole, ticket, began)) else None
-        elif is_bare():
-            nbytes = encode(plain(tensor), room, ticket, began)
-        else:
-            with undisturbed():
-                nbytes = encode(plain(tensor), room, ticket, began)
-        count_call()
-        if nbytes is None:
-            stream.dropped.add()
-        else:
-            stream.captured.add()
-            stream.bytes.add(nbytes)
-        stream.latency.record(now() - began)
-        return PORT_REFUSED if nbytes is None else PORT_ACCEPTED
-
-    def push_whole(tensor: torch.Tensor, meta: PacketMeta) -> bool:
-        if timeout_s:
-            return producer.push(meta, tensor, timeout_s)
-        return producer.try_push(meta, tensor)
-
-    def encode(tensor: torch.Tensor, room: int, ticket: Ticket, began: int) -> int | None:
-        """Payload bytes, or None when the bus refused it."""
-        nonlocal kept
-        if timeout_s:  # a reservation cannot wait for room
-            scratch = memoryview(bytearray(room))
-            encoded = write(tensor, scratch, ticket)
-            kept = encoded.row_rate
-            meta, payload = header(encoded, ticket, began), scratch[: encoded.nbytes]
-            return encoded.nbytes if producer.push(meta, payload, timeout_s) else None
-        slot = producer.reserve(room)
-        if slot is None:
-            return None
-        try:
-            encoded = write(tensor, slot.view, ticket)
-            kept = encoded.row_rate
-            meta = header(encoded, ticket, began)
-        except BaseException:
-            slot.abort()
-            raise
-        return encoded.nbytes if slot.commit(meta, encoded.nbytes) else None
-
-    def write(tensor: torch.Tensor, out: memoryview, ticket: Ticket) -> Encoded:
-        tokens = ticket[3]
-        if tokens is None or tokens.kept is None:
-            return kernel.encode(tensor, out)
-        return kernel.encode_rows(tensor, out, tokens.kept)
-
-    def header(encoded: Encoded, ticket: Ticket, began: int) -> PacketMeta:
-        (step, version, microbatch, position), index, chance, tokens = ticket
-        text = NO_TEXT
-        if tokens is not None:
-            text = tokens.text
-            position = tokens.position if tokens.position >= 0 else position
-        return PacketMeta(
-            hook_id, kind, DTYPE_CODE[encoded.dtype], encoded.shape, step, began, version,
-            encoding_id, encoded.params, chance * encoded.row_rate, index, microbatch, position,
-            text,
-        )  # fmt: skip
-
-    def look_at_bus() -> None:
-        state[STATE_COUNTDOWN] = CALLS_BETWEEN_LOOKS
-        calm = _ALWAYS_CALM
-        if adapts:
-            fill.observe(max(writer.bus.fill_ratio(), offload.fill_ratio), now())
-            state[STATE_COUNTDOWN] = fill.calls_to_next
-            calm = fill.calm_fill if not offload.fill_ratio else -1.0
-            choose_rate()
-        stream.set_calm(calm, _CALM_LOOKS)
-
-    def refused() -> None:
-        if producer.last_refusal is DropReason.TOO_LARGE:  # a lower rate makes it no smaller
-            stream.too_large()
-        elif adapts:
-            stream.set_calm(-1.0, 0)
-            fill.refused(now())
-            choose_rate()
-
-    def choose_rate() -> None:
-        nonlocal rate
-        chosen = fill.rate if budget is None else min(fill.rate, budget.rate)
-        if chosen != rate:
-            rate = chosen
-            stream.set_rate(rate)
-
-    # Without it:
-
-    def send_away(tensor: torch.Tensor, ticket: Ticket) -> None:
-        """A tensor on another device: its copy is put on the device's queue, nobody waits."""
-        try:
-            if not offload.serves(tensor.device):
-                send(offload.fetch(tensor), ticket)
-                return
-            # What a device encodes is the whole tensor: its rows are not the kept ones.
-            make_header = partial(header, ticket=(*ticket[:3], None), began=now())
-            if not offload.submit(stream, tensor, make_header):
-                with writer.lock:
-                    refused()
-        except Exception as error:  # noqa: BLE001 - as above
-            leave_out(error)
-
-    def close() -> None:
-        with writer.lock:
-            stream.off = True
-            if own_port is not None:
-                own_port.close()
-
-    stream.off = False
-    take_now: Callable[..., None] = observe
-    take_ticket: Callable[..., Ticket | None] = draw
-    take_late: Callable[..., None] = send
-    if rows is not None and not rows.always_last:
-        take_now = seen_as_rows(observe, rows, leave_out)
-        take_ticket = seen_as_rows(draw, rows, leave_out)
-        take_late = seen_as_rows(send, rows, leave_out)
-    return Capture(
-        direct,
-        refused_directly,
-        partial(unwatched, take_now),
-        take_ticket,
-        partial(unwatched, take_late),
-        leave_out,
-        close,
-    )
+def not_direct(_: object) -> int:
+    """The `DirectCapture` of a hook that needs the general path."""
+    return PORT_NOT_MINE
 
 
 def _no_port(*_: object) -> int:
     return PORT_NOT_MINE
 
 
-def not_direct(_: object) -> int:
-    """The `DirectCapture` of a hook that needs the general path."""
-    return PORT_NOT_MINE
+class Capture:
+    """The entries to one stream, which it switches on; it is the stream's only writer.
+
+    Any thread may call the entries, which take the writer's lock.
+
+    direct: (what the module returned, in the phase that is asked for) captures it now. A hook calls
+        it first, and then `refused` or `observe` as the outcome says.
+    is_of_text: `tokens` may be given, which the compiled paths do not know.
+    """
+
+    __slots__ = (
+        "_acquire",
+        "_adapts",
+        "_block_timeout_s",
+        "_budget",
+        "_clock",
+        "_count_call",
+        "_count_sampled_out",
+        "_count_skipped",
+        "_fill",
+        "_is_identity",
+        "_kept",
+        "_kernel",
+        "_max_bytes",
+        "_offload",
+        "_own_port",
+        "_patience_s",
+        "_phase",
+        "_port",
+        "_producer",
+        "_random",
+        "_rate",
+        "_release",
+        "_rows",
+        "_state",
+        "_stream",
+        "_turned",
+        "_writer",
+        "direct",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        stream: HookStream,
+        writer: Writer,
+        clock: StepClock,
+        offload: Offload,
+        *,
+        is_of_text: bool = False,
+    ) -> None:
+        self._stream, self._writer, self._clock, self._offload = stream, writer, clock, offload
+        # Attributes of attributes that each call would look up:
+        self._kernel, self._is_identity = stream.kernel, stream.kernel.is_identity
+        self._phase, self._state, self._random = stream.phase, stream.state, stream.random
+        self._fill, self._budget = stream.fill, stream.budget
+        self._count_call, self._count_skipped = stream.calls.add, stream.skipped.add
+        self._count_sampled_out = stream.sampled_out.add
+        self._producer, self._max_bytes = writer.producer, writer.producer.max_payload_bytes
+        self._block_timeout_s, self._adapts = writer.block_timeout_s, writer.adapts
+        self._acquire, self._release = writer.lock.acquire, writer.lock.release
+        self._patience_s = writer.patience_s
+        self._rows = rows = stream.rows
+        self._turned = None if rows is None or rows.always_last else rows
+        self._rate = stream.fill.rate
+        self._kept = 1.0  # share of a tensor's rows that the encoder leaves
+        self._state[STATE_SEEN] = clock.serial - 1
+        self._state[STATE_COUNTDOWN] = 0
+        own_port = None
+        if self._is_identity and not self._block_timeout_s and not is_of_text:
+            own_port = writer.producer.capture_port(stream.meta, stream.port_cells)
+        self._own_port = own_port
+        self._port = own_port if own_port is not None else _no_port
+        self.direct = not_direct if own_port is None else self._make_direct(own_port)
+        stream.off = False
+
+    def _make_direct(self, port: CapturePort) -> DirectCapture:
+        stream = self._stream
+        return port.direct(
+            Decision(
+                stream.state,
+                self._clock.cells,
+                stream.sampled_out.cell,
+                stream.skipped.cell,
+                stream.random,
+                self._writer.lock.locked,
+                current_graph_task_id,
+                stream.budget.cells if stream.budget is not None else None,
+            )
+        )
+
+    # ---- entries
+
+    def observe(
+        self, tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None = None
+    ) -> None:
+        """Capture `tensor` (None: there was nothing to capture) now.
+
+        training: `module.training`. tokens: which tokens the rows of `tensor` are.
+        """
+        if is_watched():
+            unwatched(self._observe, tensor, training, tokens)
+        else:  # a call less
+            self._observe(tensor, training, tokens)
+
+    def _observe(
+        self, tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None
+    ) -> None:
+        if not self._enter():
+            return
+        try:
+            if current_graph_task_id() != NO_GRAPH_TASK:  # activation checkpointing recomputes
+                self._stream.recomputed.add()
+                return
+            if self._turned is not None and tensor is not None:
+                tensor = self._turned.view(tensor)
+            ticket = self._decide(tensor, training, tokens)
+            if ticket is None or tensor is None or self._deliver(tensor, ticket) != _AWAY:
+                return
+        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
+            self._skip(error)
+            return
+        finally:
+            self._release()
+        self._send_away(tensor, ticket)
+
+    def draw(
+        self, tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None = None
+    ) -> Ticket | None:
+        """A ticket, if this call is to be captured. Call it `unwatched`.
+
+        tensor: of the shape to come. training, tokens: as for `observe`.
+        """
+        if not self._enter():
+            return None
+        try:
+            if self._turned is not None and tensor is not None:
+                tensor = self._turned.view(tensor)
+            return self._decide(tensor, training, tokens)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._skip(error)
+            return None
+        finally:
+            self._release()
+
+    def send(self, tensor: torch.Tensor | None, ticket: Ticket) -> None:
+        """Capture the tensor of a ticket; None: it never came."""
+        if is_watched():
+            unwatched(self._send, tensor, ticket)
+        else:
+            self._send(tensor, ticket)
+
+    def _send(self, tensor: torch.Tensor | None, ticket: Ticket) -> None:
+        if not self._enter():
+            return
+        try:
+            if tensor is None:
+                self._skip("autograd passed no gradient")
+                return
+            if self._turned is not None:
+                tensor = self._turned.view(tensor)
+            if self._deliver(tensor, ticket) != _AWAY:
+                return
+        except Exception as error:  # noqa: BLE001 - as above
+            self._skip(error)
+            return
+        finally:
+            self._release()
+        self._send_away(tensor, ticket)
+
+    def refused(self) -> None:
+        """`direct` has said PORT_REFUSED."""
+        if not self._enter():
+            return
+        try:
+            self._note_refusal()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._stream.stumble(error)
+        finally:
+            self._release()
+
+    def leave_out(self, why: str | Exception | None) -> None:
+        """Count a call that captures nothing.
+
+        why: a reason to explain, what went wrong, or None: nothing to say.
+        """
+        if not self._enter():
+            return
+        try:
+            self._skip(why)
+        finally:
+            self._release()
+
+    def close(self) -> None:
+        """Switch the stream off and let go of the stats page. Idempotent."""
+        with self._writer.lock:
+            self._stream.off = True
+            if self._own_port is not None:
+                self._own_port.close()
+
+    def _enter(self) -> bool:
+        """Take the lock, unless the stream is off or another thread keeps the lock too long."""
+        return self._state[STATE_OFF] != OFF_NOTHING and (
+            self._acquire(False) or self._acquire(True, self._patience_s)
+        )
+
+    # ---- decide
+
+    def _decide(
+        self, tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None
+    ) -> Ticket | None:
+        """Whether to capture, and with which tags. A call that gets no ticket is counted here."""
+        phase, state = self._phase, self._state
+        out_of_phase = phase is not None and phase is not training
+        if tensor is None or out_of_phase or (state[STATE_OFF] and self._stream.paused):
+            self._count_call()
+            self._count_skipped()
+            return None
+        clock = self._clock
+        tags, serial = clock.tags, clock.serial
+        here = clock.here()  # asked last: whose they were
+        if here is not None:
+            seen, counted = state[STATE_SEEN], state[STATE_CALL_INDEX]
+            tags, index = here.tags, here.next_index(self._stream.number, seen, counted)
+        elif state[STATE_SEEN] == serial:
+            index = state[STATE_CALL_INDEX] = state[STATE_CALL_INDEX] + 1
+        else:
+            index = state[STATE_CALL_INDEX] = 0
+            state[STATE_SEEN] = serial
+        budget = self._budget
+        if budget is not None:
+            rows = rows_and_width(tensor.shape)[0] * self._kept
+            if budget.offer(rows, _now()):
+                self._choose_rate()
+        state[STATE_COUNTDOWN] = countdown = state[STATE_COUNTDOWN] - 1
+        if countdown <= 0 and not self._check(tensor):
+            self._count_call()
+            self._count_skipped()
+            return None
+        rate = self._rate
+        if rate < 1.0 and self._random() >= rate:
+            self._count_call()
+            self._count_sampled_out()
+            return None
+        return tags, index, rate, tokens
+
+    def _check(self, tensor: torch.Tensor) -> bool:
+        """What need not be done at every call. False: nobody can use the stream's rows."""
+        stream = self._stream
+        self._check_bus()
+        if stream.shape is None:
+            stream.first(tensor)
+            if stream.off:
+                return False
+        if self._rows is not None:
+            stream.check_rows(tensor)
+        return True
+
+    def _check_bus(self) -> None:
+        state = self._state
+        state[STATE_COUNTDOWN] = CALLS_BETWEEN_CHECKS
+        calm = _ALWAYS_CALM
+        if self._adapts:
+            fill, offload = self._fill, self._offload
+            fill.observe(max(self._writer.bus.fill_ratio(), offload.fill_ratio), _now())
+            state[STATE_COUNTDOWN] = fill.calls_to_next
+            calm = fill.calm_fill if not offload.fill_ratio else -1.0
+            self._choose_rate()
+        self._stream.set_calm(calm, _CALM_CHECKS)
+
+    def _choose_rate(self) -> None:
+        rate = self._fill.rate
+        if self._budget is not None:
+            rate = min(rate, self._budget.rate)
+        if rate != self._rate:
+            self._rate = rate
+            self._stream.set_rate(rate)
+
+    # ---- deliver
+
+    def _deliver(self, tensor: torch.Tensor, ticket: Ticket) -> int:
+        """PORT_ACCEPTED, PORT_REFUSED, _AWAY (nothing counted yet) or _SKIPPED."""
+        (step, version, microbatch, position), index, rate, _ = ticket
+        outcome = self._port(tensor, step, version, index, microbatch, position, rate)
+        if outcome == PORT_NOT_MINE:
+            outcome = self._push(tensor, ticket)
+        if outcome == PORT_REFUSED:
+            self._note_refusal()
+        elif self._budget is not None and outcome == PORT_ACCEPTED:
+            self._budget.take(rows_and_width(tensor.shape)[0] * self._kept)
+        return outcome
+
+    def _push(self, tensor: torch.Tensor, ticket: Ticket) -> int:
+        """Any readable CPU tensor, any encoding, any backend."""
+        began = _now()
+        reason = unreadable(tensor)
+        if reason is not None:
+            self._skip(reason)
+            return _SKIPPED
+        if not tensor.is_cpu:
+            return _AWAY
+        nbytes: int | None
+        is_identity, tokens = self._is_identity, ticket[3]
+        room = tensor.nbytes if is_identity else self._kernel.encoded_bytes(tensor)
+        if room > self._max_bytes:  # it never fits: refused and counted before it is encoded
+            self._producer.reserve(room)
+            nbytes = None
+        elif is_identity and (tokens is None or tokens.kept is None) and is_plain(tensor):
+            nbytes = self._push_whole(tensor, ticket, began)
+        elif is_bare():
+            nbytes = self._encode(plain(tensor), room, ticket, began)
+        else:
+            with undisturbed():
+                nbytes = self._encode(plain(tensor), room, ticket, began)
+        stream = self._stream
+        self._count_call()
+        if nbytes is None:
+            stream.dropped.add()
+        else:
+            stream.captured.add()
+            stream.bytes.add(nbytes)
+        stream.latency.record(_now() - began)
+        return PORT_REFUSED if nbytes is None else PORT_ACCEPTED
+
+    def _push_whole(self, tensor: torch.Tensor, ticket: Ticket, began: int) -> int | None:
+        """Push the tensor's own bytes. Payload bytes, or None when the bus refused them."""
+        nbytes = tensor.nbytes
+        meta = self._header(Encoded(nbytes, tensor.dtype, tensor.shape), ticket, began)
+        if self._block_timeout_s:
+            return nbytes if self._producer.push(meta, tensor, self._block_timeout_s) else None
+        return nbytes if self._producer.try_push(meta, tensor) else None
+
+    def _encode(self, tensor: torch.Tensor, room: int, ticket: Ticket, began: int) -> int | None:
+        """Encode into the bus's memory. Payload bytes, or None when the bus refused them."""
+        if self._block_timeout_s:  # a reservation cannot wait for room
+            return self._encode_and_wait(tensor, room, ticket, began)
+        slot = self._producer.reserve(room)
+        if slot is None:
+            return None
+        try:
+            encoded = self._write(tensor, slot.view, ticket)
+            meta = self._header(encoded, ticket, began)
+        except BaseException:
+            slot.abort()
+            raise
+        return encoded.nbytes if slot.commit(meta, encoded.nbytes) else None
+
+    def _encode_and_wait(
+        self, tensor: torch.Tensor, room: int, ticket: Ticket, began: int
+    ) -> int | None:
+        scratch = memoryview(bytearray(room))
+        encoded = self._write(tensor, scratch, ticket)
+        meta, payload = self._header(encoded, ticket, began), scratch[: encoded.nbytes]
+        accepted = self._producer.push(meta, payload, self._block_timeout_s)
+        return encoded.nbytes if accepted else None
+
+    def _write(self, tensor: torch.Tensor, out: memoryview, ticket: Ticket) -> Encoded:
+        tokens = ticket[3]
+        if tokens is None or tokens.kept is None:
+            encoded = self._kernel.encode(tensor, out)
+        else:
+            encoded = self._kernel.encode_rows(tensor, out, tokens.kept)
+        self._kept = encoded.row_rate
+        return encoded
+
+    def _header(self, encoded: Encoded, ticket: Ticket, began: int) -> PacketMeta:
+        (step, version, microbatch, position), index, rate, tokens = ticket
+        text = NO_TEXT
+        if tokens is not None:
+            text = tokens.text
+            position = tokens.position if tokens.position >= 0 else position
+        stream = self._stream
+        return PacketMeta(
+            stream.hook_id, stream.kind, DTYPE_CODE[encoded.dtype], encoded.shape, step, began,
+            version, stream.encoding_id, encoded.params, rate * encoded.row_rate, index, microbatch,
+            position, text,
+        )  # fmt: skip
+
+    def _note_refusal(self) -> None:
+        if self._producer.last_refusal is DropReason.TOO_LARGE:  # a lower rate makes it no smaller
+            self._stream.too_large()
+        elif self._adapts:
+            self._stream.set_calm(-1.0, 0)
+            self._fill.refused(_now())
+            self._choose_rate()
+
+    def _skip(self, why: str | Exception | None) -> None:
+        """Count a call that captures nothing. Never raises."""
+        try:
+            self._count_call()
+            self._count_skipped()
+            if isinstance(why, str):
+                self._stream.explain(why)
+        except Exception as error:  # noqa: BLE001 - a closed stats page or a broken logging handler
+            why = error
+        if isinstance(why, Exception):
+            self._stream.stumble(why)
+
+    def _send_away(self, tensor: torch.Tensor, ticket: Ticket) -> None:
+        """Put the copy of a tensor on another device on that device's queue; nobody waits. Never
+        called with the lock held."""
+        try:
+            if not self._offload.serves(tensor.device):
+                self._deliver_fetched(self._offload.fetch(tensor), ticket)
+                return
+            # A device encodes the whole tensor: its rows are not the kept ones.
+            make_header = partial(self._header, ticket=(*ticket[:3], None), began=_now())
+            if not self._offload.submit(self._stream, tensor, make_header):
+                with self._writer.lock:
+                    self._note_refusal()
+        except Exception as error:  # noqa: BLE001 - as above
+            self.leave_out(error)
+
+    def _deliver_fetched(self, tensor: torch.Tensor, ticket: Ticket) -> None:
+        if self._enter():
+            try:
+                self._deliver(tensor, ticket)
+            finally:
+                self._release()

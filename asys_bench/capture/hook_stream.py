@@ -19,7 +19,7 @@ from asys_bench.contracts.capture_port import (
     OFF_DIRECT,
     OFF_NOTHING,
     STATE_CALM,
-    STATE_CALM_LOOKS,
+    STATE_CALM_CHECKS,
     STATE_CELLS,
     STATE_OFF,
     STATE_RATE,
@@ -89,7 +89,7 @@ class HookStream:
         seed: int,
         notices: Notices | None = None,
     ) -> None:
-        self.point = point
+        self.point, self.kind = point, int(point.kind)
         self.kernel = kernel
         self.name = point.name
         self.number = graph_op.reserve_number()
@@ -133,7 +133,7 @@ class HookStream:
     @property
     def meta(self) -> PacketMeta:
         """What all packets of the stream have in common."""
-        return PacketMeta(self.hook_id, int(self.point.kind), 0, (), encoding_id=self.encoding_id)
+        return PacketMeta(self.hook_id, self.kind, 0, (), encoding_id=self.encoding_id)
 
     @property
     def port_cells(self) -> PortCells:
@@ -164,14 +164,14 @@ class HookStream:
         self._paused = value
         self.off = self.off
 
-    def look_at_rows(self, tensor: torch.Tensor) -> None:
-        """At a tensor as it is captured: say what is doubtful, and let the compiled path have those
-        whose rows are last. The writer's lock is held."""
+    def check_rows(self, tensor: torch.Tensor) -> None:
+        """Of a tensor as it is captured: warn where they are ambiguous, and let the compiled path take
+        tensors whose rows are last. The writer's lock is held."""
         assert self.rows is not None
         if tensor.is_nested:  # it has no shape; why it is skipped is explained elsewhere
             return
         shape = tuple(tensor.shape)
-        why = self.rows.doubt(shape)
+        why = self.rows.warning(shape)
         if why is not None:
             self._notices.say(f"hook {self.name}: {why}")
         if self._waits_for_rows and self.rows.settled(len(shape)):
@@ -183,10 +183,10 @@ class HookStream:
         self._floats[STATE_RATE] = rate
         self._rate.set(rate)
 
-    def set_calm(self, fill: float, looks: int) -> None:
-        """Let the compiled path look at the bus by itself (`capture_port.STATE_CALM`)."""
+    def set_calm(self, fill: float, checks: int) -> None:
+        """Let the compiled path check the bus by itself (`capture_port.STATE_CALM`)."""
         self._floats[STATE_CALM] = fill
-        self.state[STATE_CALM_LOOKS] = looks
+        self.state[STATE_CALM_CHECKS] = checks
 
     def stumble(self, error: Exception) -> None:
         """A call has failed: say so once per kind of error, and switch off if all do. Never raises."""

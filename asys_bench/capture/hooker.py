@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from asys_bench.capture.capture import Capture, build_capture, not_direct
+from asys_bench.capture.capture import Capture, not_direct
 from asys_bench.capture.hook_stream import HookStream, Writer
 from asys_bench.capture.hooks import graph_op
 from asys_bench.capture.hooks.gradient_hooks import OutputGradientHook, ParameterGradientHook
@@ -44,6 +44,7 @@ from asys_bench.contracts.bus import BaseDataBus
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
+from asys_bench.contracts.torch_internals import drop_empty_accumulate_hooks, has_accumulate_hooks
 
 
 class ActivationHooker:
@@ -120,7 +121,7 @@ class ActivationHooker:
             self._hooks += self._calls.attach_begin()
             for stream in self._streams:
                 is_of_text = self._text is not None
-                capture = build_capture(
+                capture = Capture(
                     stream, self._writer, self._clock, self._offload, is_of_text=is_of_text
                 )
                 self._undo.append(capture.close)
@@ -209,14 +210,14 @@ class ActivationHooker:
         if not parameter.requires_grad:
             stream.needs_no_gradient = True
             return
-        had_none = parameter._post_accumulate_grad_hooks is None
+        had_hooks = has_accumulate_hooks(parameter)
         hook = ParameterGradientHook(stream, capture)
         handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
         def remove() -> None:
             handle.remove()
-            if had_none and not parameter._post_accumulate_grad_hooks:
-                parameter._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+            if not had_hooks:
+                drop_empty_accumulate_hooks(parameter)
 
         self._undo.append(remove)
         self._receive_gradient(stream, capture)

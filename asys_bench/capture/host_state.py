@@ -7,26 +7,30 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch._C import (
-    _get_tracing_state,
-    _is_any_autocast_enabled,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._C._functorch import is_functorch_wrapped_tensor, peek_interpreter_stack
-from torch.utils._python_dispatch import _disable_current_modes
 
 from asys_bench.contracts.packet import DTYPE_CODE, MAX_DIM, MAX_NDIM
 from asys_bench.contracts.tensor_memory import memory_fault
+from asys_bench.contracts.torch_internals import (
+    DisableTorchFunction,
+    disable_dispatch_modes,
+    dispatch_modes,
+    function_modes,
+    get_tracing_state,
+    is_any_autocast_enabled,
+    is_functorch_wrapped_tensor,
+    is_zerotensor,
+    peek_interpreter_stack,
+    set_tracing_state,
+)
 
 
 def is_bare() -> bool:
     """Nothing of the host's changes what our operations do (autograd aside, which `detach` keeps out)."""
     return not (
-        _is_any_autocast_enabled()
+        is_any_autocast_enabled()
         or torch.is_inference_mode_enabled()
-        or _len_torch_function_stack()
-        or _len_torch_dispatch_stack()
+        or function_modes()
+        or dispatch_modes()
     )
 
 
@@ -54,17 +58,18 @@ def undisturbed() -> Iterator[None]:
         yield
 
 
+def is_watched() -> bool:
+    """A mode or a tracer of the host's sees each operation of this thread, ours too."""
+    return bool(function_modes() or dispatch_modes()) or get_tracing_state() is not None
+
+
 def unwatched(function: Callable[..., None], *args: Any) -> None:
     """Call `function` so that no mode and no tracer of the host's sees what it does.
 
     A `TorchFunctionMode` sees even the reading of a tensor's shape, and `torch.jit.trace` takes names
     for its graph from the frames that call an operator.
     """
-    if (
-        _len_torch_function_stack()
-        or _len_torch_dispatch_stack()
-        or _get_tracing_state() is not None
-    ):
+    if is_watched():
         with _unwatched():
             function(*args)
     else:
@@ -73,15 +78,15 @@ def unwatched(function: Callable[..., None], *args: Any) -> None:
 
 @contextmanager
 def _unwatched() -> Iterator[None]:
-    tracing = _get_tracing_state()
+    tracing = get_tracing_state()
     with ExitStack() as stack:
-        if _len_torch_function_stack():
-            stack.enter_context(torch._C.DisableTorchFunction())
-        if _len_torch_dispatch_stack():
-            stack.enter_context(_disable_current_modes())
+        if function_modes():
+            stack.enter_context(DisableTorchFunction())
+        if dispatch_modes():
+            stack.enter_context(disable_dispatch_modes())
         if tracing is not None:
-            torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
-            stack.callback(torch._C._set_tracing_state, tracing)  # type: ignore[attr-defined]
+            set_tracing_state(None)
+            stack.callback(set_tracing_state, tracing)
         yield
 
 
@@ -115,7 +120,7 @@ def unreadable(tensor: torch.Tensor) -> str | None:
         return f"packets carry tensors of at most {MAX_NDIM} dimensions"
     if tensor.numel() > MAX_DIM and max(tensor.shape) > MAX_DIM:
         return "packets carry dimensions below 2**32"
-    if tensor._is_zerotensor():
+    if is_zerotensor(tensor):
         return "a zero of autograd's own has no memory"
     return memory_fault(tensor) if tensor.is_cpu or tensor.is_cuda else None
 

@@ -32,7 +32,7 @@ from asys_bench.contracts.capture_port import (
     BUDGET_DUE_NS,
     BUDGET_OFFERED,
     BUDGET_TOP,
-    CALLS_BETWEEN_LOOKS,
+    CALLS_BETWEEN_CHECKS,
 )
 
 HOLD_NS = 250_000_000
@@ -59,7 +59,7 @@ class FillController:
         self._seen_ns: int | None = None
         self._refused_ns = -HOLD_NS
         self.rate = policy.max_rate
-        self.calls_to_next = CALLS_BETWEEN_LOOKS
+        self.calls_to_next = CALLS_BETWEEN_CHECKS
 
     @property
     def calm_fill(self) -> float:
@@ -82,9 +82,9 @@ class FillController:
             self._base = max(policy.min_rate, self._base * math.exp(-exponent))
             rate = self._base * math.exp(-self._gain * over)
         self.rate = max(policy.min_rate, rate)
-        self.calls_to_next = CALLS_BETWEEN_LOOKS
+        self.calls_to_next = CALLS_BETWEEN_CHECKS
         if fill > self._near:
-            self.calls_to_next = min(round(_CLOSE_CALLS / self.rate), CALLS_BETWEEN_LOOKS)
+            self.calls_to_next = min(round(_CLOSE_CALLS / self.rate), CALLS_BETWEEN_CHECKS)
 
     def refused(self, now_ns: int) -> None:
         """The bus refused a packet: the brake alone does not hold (or came too late)."""

@@ -7,7 +7,6 @@ which asks here a few times while the host steps.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +14,12 @@ import torch
 from asys_bench.capture.hook_stream import HookStream
 from asys_bench.capture.notices import Notices
 from asys_bench.contracts.packet import Kind
+from asys_bench.contracts.torch_internals import (
+    has_compiled_anything,
+    has_compiled_code,
+    is_compiled_function,
+    is_compiled_in_place,
+)
 
 LOOKS = (5, 100, 1000)
 """Host steps after which is looked. At the last one, silence is reported without a known cause too."""
@@ -50,7 +55,9 @@ class SilentHooks:
         unexplained = []
         all_are = len(silent) == len(self._streams)
         somewhere = (
-            "torch.compile is at work in this process" if all_are and _compiles_anything() else None
+            "torch.compile is at work in this process"
+            if all_are and has_compiled_anything()
+            else None
         )
         for stream in silent:
             reason = compiled_by(self._model, stream.point.module) or somewhere
@@ -134,11 +141,11 @@ def compiled_by(model: torch.nn.Module, module: torch.nn.Module) -> str | None:
         what = f"{name!r} ({type(outer).__name__})" if name else type(outer).__name__
         if type(outer).__name__ == "OptimizedModule" and outer is not module:
             return f"{what} is a module of torch.compile"
-        if getattr(outer, "_compiled_call_impl", None) is not None:
+        if is_compiled_in_place(outer):
             return f"{what} was compiled by its method compile()"
-        if hasattr(vars(outer).get("forward"), "_torchdynamo_orig_callable"):
+        if is_compiled_function(vars(outer).get("forward")):
             return f"the forward of {what} was compiled"
-        if _has_compiled_code(outer):
+        if has_compiled_code(outer):
             return f"torch.compile has compiled the forward of {what}"
     return None
 
@@ -152,23 +159,6 @@ def _around(
     for length in range(len(parts), -1, -1):
         name = ".".join(parts[:length])
         yield name, model.get_submodule(name)
-
-
-def _has_compiled_code(module: torch.nn.Module) -> bool:
-    code = getattr(type(module).forward, "__code__", None)
-    if code is None or "torch._dynamo" not in sys.modules:
-        return False
-    try:
-        entries = torch._C._dynamo.eval_frame._debug_get_cache_entry_list(code)
-    except Exception:  # noqa: BLE001 - an interface for debugging: without it the cause stays unknown
-        return False
-    return bool(entries)
-
-
-def _compiles_anything() -> bool:
-    """A class of torch's (Sequential) is compiled through a frame that does not know its module."""
-    frames = sys.modules.get("torch._dynamo.convert_frame")
-    return bool(getattr(getattr(frames, "output_codes", None), "seen", ()))
 
 
 def _fired(stream: HookStream) -> int:

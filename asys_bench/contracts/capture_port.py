@@ -85,7 +85,7 @@ class PortCells:
 
 (
     STATE_OFF, STATE_SEEN, STATE_CALL_INDEX, STATE_COUNTDOWN, STATE_RATE,
-    STATE_CALM, STATE_CALM_LOOKS, STATE_CELLS,
+    STATE_CALM, STATE_CALM_CHECKS, STATE_CELLS,
 ) = range(8)  # fmt: skip
 """Cells of `Decision.state`. OFF: OFF_NOTHING captures nothing, OFF_DIRECT leaves every call to the
 general path, 0 is neither. SEEN: serial of the clock's tags at the last call, CALL_INDEX: calls of
@@ -98,7 +98,7 @@ may."""
 
 OFF_NOTHING, OFF_DIRECT = 1, 2
 
-CALLS_BETWEEN_LOOKS = 16
+CALLS_BETWEEN_CHECKS = 16
 """`STATE_COUNTDOWN` after a look at a calm bus."""
 
 (

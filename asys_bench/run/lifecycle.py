@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from asys_bench.capture.points.hookpoints import HookError, resolve
-from asys_bench.capture.points.untrained_networks import is_compiled_in_place, unwrap
+from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
 from asys_bench.config import MasterConfig, dump_yaml
@@ -37,6 +37,7 @@ from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.host import HostResult
 from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.contracts.stats import StatsPage
+from asys_bench.contracts.torch_internals import is_compiled_in_place
 from asys_bench.placement.host_place import HostPlace
 from asys_bench.placement.manager import ResourceManager
 from asys_bench.reports.run_summary.document import list_files

@@ -9,6 +9,7 @@ from typing import Literal, Self
 import torch
 from pydantic import BaseModel, Field, model_validator
 
+from asys_bench.contracts.torch_internals import cpu_has_amx
 from asys_bench.sae.kernels.native import kernels
 
 TOPK_FAMILY = ("topk", "batchtopk", "matryoshka", "skip_transcoder")
@@ -345,8 +346,3 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads if kernels() is None else 1)
-
-
-def cpu_has_amx() -> bool:
-    """Whether bfloat16 matrix products run on AMX tiles."""
-    return torch.cpu._is_amx_tile_supported()

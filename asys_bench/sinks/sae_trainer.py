@@ -16,6 +16,7 @@ import torch
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.packet import ActivationPacket
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.contracts.torch_internals import DYNAMO
 from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
 from asys_bench.sinks.sae.options import SAETrainerOptions
 from asys_bench.sinks.sae.training import Training
@@ -195,6 +196,6 @@ plugin = SinkPlugin(
     options=SAETrainerOptions,
     build=_build,
     default_delivery=Delivery.AT_MOST_ONCE,
-    preload=("asys_bench.sae", "torch._dynamo"),
+    preload=("asys_bench.sae", DYNAMO),
     partition=True,
 )

@@ -11,6 +11,7 @@ import torch
 from asys_bench.backends.ring_client.client import REFUSALS
 from asys_bench.contracts.bus import BusError, Lease, Reservation
 from asys_bench.contracts.packet import DTYPES, NO_PARAMS, ActivationPacket, Kind, PacketError
+from asys_bench.contracts.torch_internals import tensor_probes
 
 if TYPE_CHECKING:
     from asys_bench.backends.cpp_spmc import _spmc
@@ -22,27 +23,12 @@ def _load() -> ModuleType:
 
     _spmc.setup(
         PacketError, BusError, ActivationPacket, tuple(Kind), DTYPES, (*REFUSALS, None), NO_PARAMS,
-        torch.Tensor, _probes(),
+        torch.Tensor, tensor_probes(),
     )  # fmt: skip
     # Its leases and reservations implement the contract in C++; this makes isinstance say so.
     Lease.register(_spmc.Lease)
     Reservation.register(_spmc.Reservation)
     return _spmc
-
-
-def _probes() -> tuple[tuple[torch.Tensor, int, int], ...]:
-    """Tensors by which the compiled module learns to look inside of one (py_packet.cpp): the kinds
-    whose memory it may read, and last one of the kinds whose memory it may not. Empty: this torch does
-    not say, and all calls take the general path."""
-    plain = torch.ones(3)
-    tensors = (plain, plain.clone().requires_grad_(), torch._neg_view(plain))
-    try:
-        return tuple(
-            (tensor, tensor._cdata, torch._C._dispatch_keys(tensor).raw_repr())
-            for tensor in tensors
-        )
-    except AttributeError:
-        return ()
 
 
 def create(**request: int | bool | str) -> _spmc.Segment:

@@ -23,8 +23,6 @@ KNOWN_UP = {
 """(module, what it imports from above) -> why it is still so. An entry that nobody needs fails."""
 
 KNOWN_CIRCLES = {
-    frozenset({"asys_bench.capture.capture", "asys_bench.capture.tags.clock",
-               "asys_bench.capture.tags.text_inputs"}): "types only: a call frame holds the call's text",
     frozenset({"asys_bench.harness.planning.expansion", "asys_bench.harness.planning.suite_file"}):
         "types only: the document that problems are noted in can be a module of its own",
 }  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.utils.hooks import RemovableHandle, unserializable_hook
 
 from asys_bench.capture.capture import Capture, Ticket
 from asys_bench.capture.hook_stream import HookStream
@@ -22,6 +23,11 @@ from asys_bench.capture.points.selection import all_tensors, select_tensor
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.token_places import TokenPlaces
 from asys_bench.contracts.tensor_memory import memory_fault
+from asys_bench.contracts.torch_internals import (
+    NO_GRAPH_TASK,
+    current_graph_task_id,
+    view_base,
+)
 
 TRACES_TENSOR_HOOKS = tuple(int(n) for n in torch.__version__.split(".")[:2]) >= (2, 13)
 """torch.compile before 2.13 breaks the graph at a tensor hook on an intermediate: it gets none."""
@@ -50,7 +56,7 @@ class OutputGradientHook(LiveHook):
         self.leave_out = capture.leave_out
         self.path, self.phase = stream.path, stream.phase
         self.recompute = RecomputeFilter(stream, clock)
-        self.leaves: dict[int, torch.utils.hooks.RemovableHandle] = {}
+        self.leaves: dict[int, RemovableHandle] = {}
 
         number = stream.number
 
@@ -101,10 +107,10 @@ class OutputGradientHook(LiveHook):
     def register(self, tensor: Tensor, ticket: Ticket) -> None:
         send = self.send
 
+        @unserializable_hook  # type: ignore[untyped-decorator]
         def on_gradient(gradient: Tensor | None) -> None:
             send(gradient, ticket)
 
-        on_gradient.__torch_unserializable__ = True  # type: ignore[attr-defined]
         handle = tensor.register_hook(on_gradient)  # type: ignore[no-untyped-call]
         if tensor.is_leaf:  # it outlives its graph, and so would one hook per forward call
             self._replace(id(tensor), handle)
@@ -112,6 +118,7 @@ class OutputGradientHook(LiveHook):
     def _register_view(self, tensor: Tensor, base: Tensor, ticket: Ticket) -> None:
         send, shape, sent = self.send, tensor.shape, False
 
+        @unserializable_hook  # type: ignore[untyped-decorator]
         def on_gradient(gradient: Tensor | None) -> None:
             nonlocal sent
             sent = True
@@ -122,6 +129,7 @@ class OutputGradientHook(LiveHook):
                 gradient = gradient.detach().reshape(shape)
             send(gradient, ticket)
 
+        @unserializable_hook  # type: ignore[untyped-decorator]
         def on_gradient_of_base(gradient: Tensor | None) -> None:
             nonlocal sent
             try:
@@ -131,12 +139,10 @@ class OutputGradientHook(LiveHook):
                 self.leave_out(error)
             sent = False  # a second backward pass may come
 
-        on_gradient.__torch_unserializable__ = True  # type: ignore[attr-defined]
-        on_gradient_of_base.__torch_unserializable__ = True  # type: ignore[attr-defined]
         tensor.register_hook(on_gradient)  # type: ignore[no-untyped-call]
         base.register_hook(on_gradient_of_base)  # type: ignore[no-untyped-call]
 
-    def _replace(self, leaf: int, handle: torch.utils.hooks.RemovableHandle) -> None:
+    def _replace(self, leaf: int, handle: RemovableHandle) -> None:
         before = self.leaves.pop(leaf, None)
         if before is not None:
             before.remove()
@@ -154,13 +160,13 @@ class OutputGradientHook(LiveHook):
 
 def _base_of_its_own(tensor: Tensor, inputs: Any) -> Tensor | None:
     """What `tensor` is another shape of, if the module has made it; None if it is no such view."""
-    base = tensor._base if tensor._is_view() else None
+    base = view_base(tensor)
     if (
         base is None
         or base.grad_fn is None
         or base.numel() != tensor.numel()
         or not (base.is_contiguous() and tensor.is_contiguous())
-        or any(given is base or given._base is base for given in all_tensors(inputs))
+        or any(given is base or view_base(given) is base for given in all_tensors(inputs))
     ):
         return None
     return base
@@ -185,7 +191,7 @@ class RecomputeFilter:
             self._stream.paused
         ):  # such a call is skipped by the sampler's decision, and counted there
             return torch.is_grad_enabled()
-        in_backward = torch._C._current_graph_task_id() != -1
+        in_backward = current_graph_task_id() != NO_GRAPH_TASK
         weights = self._clock.own_tags[:2]  # nothing is recomputed with other weights
         if weights != self._weights:
             self._weights, self._without_graph = weights, 0

@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import itertools
 import logging
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch._C._dynamo import eval_frame
-from torch._library.effects import EffectType
 from torch.compiler import is_exporting
+
+from asys_bench.contracts.torch_internals import (
+    inductor_fuses_roundings,
+    keeps_order,
+    skip_frame,
+)
 
 Receiver = Callable[[torch.Tensor], None]
 
@@ -65,8 +68,7 @@ def _capture_fake(x: torch.Tensor, hook: int) -> None:
     global _rounding_is_explained
     if x.dtype not in (torch.bfloat16, torch.float16) or _rounding_is_explained:
         return
-    inductor = sys.modules.get("torch._inductor.config")
-    if inductor is not None and not getattr(inductor, "emulate_precision_casts", True):
+    if inductor_fuses_roundings():
         _rounding_is_explained = True
         log.warning(
             "a compiled model is captured in %s: inductor keeps intermediate results of such models "
@@ -88,7 +90,7 @@ _LIBRARY.impl("capture", torch.library.fallthrough_kernel, "Autograd")
 # Inside of vmap there is no tensor of one call: nothing is captured, as outside of a graph.
 _LIBRARY.impl("capture", lambda x, hook: None, "FuncTorchBatched")
 torch.library.register_fake("asys::capture", _capture_fake, lib=_LIBRARY)
-torch.library._register_effectful_op("asys::capture", EffectType.ORDERED, lib=_LIBRARY)
+keeps_order("asys::capture", _LIBRARY)
 
 _OPERATOR = torch.ops.asys.capture.default
 
@@ -113,7 +115,5 @@ def untraced(function: F) -> F:
     compiled frame), and so do hooks next to a graph break of the host's. Without this they would
     become graphs of their own, of one operator each, compiled again for every hook.
     """
-    skip = eval_frame._FrameAction.SKIP
-    strategy = eval_frame._FrameExecStrategy(skip, skip)
-    eval_frame.set_code_exec_strategy(function.__code__, strategy)
+    skip_frame(function)
     return function

@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._autograd import _get_sequence_nr
 from torch.autograd.graph import Node, get_gradient_edge
 from torch.compiler import is_dynamo_compiling
 
@@ -39,6 +38,7 @@ from asys_bench.capture.points.selection import all_tensors, positions, select_i
 from asys_bench.capture.tags.clock import StepClock, Tags
 from asys_bench.capture.tags.token_places import TokenPlaces
 from asys_bench.contracts.tensor_memory import memory_fault
+from asys_bench.contracts.torch_internals import next_sequence_number, sequence_number
 
 MAX_NODES = 20_000
 
@@ -98,7 +98,7 @@ class InputGradientHook:
         if entry.ticket is not None and tensor is not None:
             edge = get_gradient_edge(tensor)
             entry.tensor, entry.node, entry.output_nr = tensor, edge.node, edge.output_nr
-            entry.first_node = _get_sequence_nr()
+            entry.first_node = next_sequence_number()
 
     def leave(self, output: Any) -> None:
         stack = self._stack()
@@ -127,7 +127,7 @@ class InputGradientHook:
         seen: set[Node] = set()
         while waiting:
             node = waiting.pop()
-            if node in seen or node is target or node._sequence_nr() < first:
+            if node in seen or node is target or sequence_number(node) < first:
                 continue
             seen.add(node)
             if len(seen) > MAX_NODES:

@@ -1,6 +1,6 @@
 """The hooks on modules that capture outputs and inputs.
 
-Each is an object and not a closure, so that a copy of the model gets an inert one (`inert.py`). Under
+Each is an object and not a closure, so that a copy of the model gets an inert one (`own_hooks`). Under
 torch.compile the same object is traced: `is_dynamo_compiling` is False at run time and True to the
 tracer, which leaves `capture_op` in the graph and nothing of the run-time path. What the traced
 branch reads is constant, so that no counter of ours ever makes the host compile again.
@@ -22,27 +22,90 @@ from asys_bench.capture.hooks.graph_op import capture_op, untraced
 from asys_bench.capture.hooks.own_hooks import LiveHook
 from asys_bench.capture.host_state import unwatched
 from asys_bench.capture.points.selection import positions, select_input, select_tensor
+from asys_bench.capture.tags.text import RowTokens
 from asys_bench.capture.tags.token_places import TokenPlaces
 from asys_bench.contracts.capture_port import PORT_NOT_MINE, PORT_REFUSED
 
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 
-class OutputHook(LiveHook):
-    """A forward hook: captures the module's output. (`contracts.capture_port.ForwardHook`)"""
 
-    def __init__(self, stream: HookStream, capture: Capture) -> None:
-        self.stream, self.observe, self.number = stream, capture.observe, stream.number
+class ModuleHook(LiveHook):
+    """What the hooks of this file share: finding the tensor of a call, and what follows `direct`.
+
+    places: of a model that takes text: which tokens the rows are.
+    """
+
+    def __init__(
+        self, stream: HookStream, capture: Capture, places: TokenPlaces | None = None
+    ) -> None:
+        self.stream, self.number, self.places = stream, stream.number, places
         self.path, self.phase = stream.path, stream.phase
         self.direct = capture.direct if self.path is None else not_direct
+        self.observe = capture.observe
         self.refused, self.leave_out = capture.refused, capture.leave_out
+
+    def select(self, args: Args, kwargs: Kwargs, output: Any) -> Tensor | None:
+        """The tensor to capture, of a call with these arguments; also traced."""
+        raise NotImplementedError
+
+    def searched(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """What `select` found nothing in."""
+        raise NotImplementedError
+
+    def tokens(
+        self, places: TokenPlaces, tensor: Tensor | None, args: Args, kwargs: Kwargs
+    ) -> RowTokens | None:
+        """Which tokens the rows of `tensor` are."""
+        raise NotImplementedError
+
+    def traced_number(self, traced: Tensor, args: Args, kwargs: Kwargs) -> int:
+        """The number of the operator in a compiled graph; traced."""
+        return self.number
+
+    def trace(self, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
+        """Leave the operator in the graph, if the module is in the hook's phase; traced."""
+        if self.phase is None or self.phase == module.training:
+            traced = self.select(args, kwargs, output)
+            if traced is not None:
+                capture_op(traced, self.traced_number(traced, args, kwargs))
+
+    def finish(self, outcome: int, module: Any, args: Args, kwargs: Kwargs, output: Any) -> None:
+        """`direct` has answered `outcome`, and not PORT_ACCEPTED: the general path. Never raises."""
+        if self.stream.off:
+            return
+        try:
+            if outcome == PORT_REFUSED:
+                self.refused()
+                return
+            tensor = self.select(args, kwargs, output)
+            if tensor is None:
+                unwatched(self.stream.nothing_at, self.searched(args, kwargs, output))
+            places = self.places
+            tokens = None if places is None else self.tokens(places, tensor, args, kwargs)
+            training = getattr(module, "training", None)
+        except Exception as error:  # noqa: BLE001 - fail open: a host's own class may do anything
+            self.leave_out(error)
+            return
+        self.observe(tensor, training, tokens)
+
+
+class OutputHook(ModuleHook):
+    """A forward hook: captures the module's output. (`contracts.capture_port.ForwardHook`)"""
+
+    def select(self, args: Args, kwargs: Kwargs, output: Any) -> Tensor | None:
+        if type(output) is Tensor and self.path is None:
+            return output
+        return select_tensor(output, self.path)
+
+    def searched(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        return output
 
     @untraced
     def __call__(self, module: Any = None, args: Any = (), *rest: Any, **_: Any) -> None:
         output = rest[-1] if rest else None
         if is_dynamo_compiling():
-            if self.phase is None or self.phase == module.training:
-                traced = select_tensor(output, self.path)
-                if traced is not None:
-                    capture_op(traced, self.number)
+            self.trace(module, (), {}, output)
             return
         try:
             in_phase = self.phase is None or self.phase is module.training
@@ -50,71 +113,48 @@ class OutputHook(LiveHook):
         except Exception:  # noqa: BLE001 - called by somebody with something else than a module
             outcome = PORT_NOT_MINE
         if outcome:  # not PORT_ACCEPTED
-            self.otherwise(outcome, module, output)
+            self.finish(outcome, module, (), {}, output)
 
     @untraced
     def otherwise(self, outcome: int, module: Any, output: Any) -> None:
-        """`direct` has not done it."""
-        if self.stream.off:
-            return
-        try:
-            if outcome == PORT_REFUSED:
-                self.refused()
-                return
-            tensor = output
-            if type(output) is not Tensor or self.path is not None:
-                tensor = select_tensor(output, self.path)
-                if tensor is None:
-                    unwatched(self.stream.nothing_at, output)
-            training = getattr(module, "training", None)
-        except Exception as error:  # noqa: BLE001 - fail open: a host's own class may do anything
-            self.leave_out(error)
-            return
-        self.observe(tensor, training)
+        """The compiled `__call__` has not done it."""
+        self.finish(outcome, module, (), {}, output)
 
 
-class InputHook(LiveHook):
+class InputHook(ModuleHook):
     """A forward pre-hook: captures what the module is called with."""
 
-    def __init__(self, stream: HookStream, capture: Capture) -> None:
-        self.stream, self.observe, self.number = stream, capture.observe, stream.number
-        self.path, self.phase = stream.path, stream.phase
-        self.direct = capture.direct if self.path is None else not_direct
-        self.refused, self.leave_out = capture.refused, capture.leave_out
+    def __init__(
+        self, stream: HookStream, capture: Capture, places: TokenPlaces | None = None
+    ) -> None:
+        super().__init__(stream, capture, places)
         self.names = positions(stream.point.module)
+
+    def select(self, args: Args, kwargs: Kwargs, output: Any) -> Tensor | None:
+        if self.path is None and args and type(args[0]) is Tensor:
+            return args[0]
+        return select_input(args, kwargs, self.path, self.names)
+
+    def searched(self, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        return {**dict(enumerate(args)), **kwargs}
 
     @untraced
     def __call__(self, module: Any = None, args: Any = (), kwargs: Any = None, *_: Any) -> None:
         args = args if isinstance(args, tuple) else (args,)
         kwargs = kwargs if isinstance(kwargs, dict) else {}
         if is_dynamo_compiling():
-            if self.phase is None or self.phase == module.training:
-                traced = select_input(args, kwargs, self.path, self.names)
-                if traced is not None:
-                    capture_op(traced, self.number)
+            self.trace(module, args, kwargs, None)
             return
         try:
-            training = getattr(module, "training", None)
-            in_phase = self.phase is None or self.phase is training
+            in_phase = self.phase is None or self.phase is module.training
             outcome = self.direct(args[0] if args else None) if in_phase else PORT_NOT_MINE
-            if not outcome or self.stream.off:  # PORT_ACCEPTED
-                return
-            if outcome == PORT_REFUSED:
-                self.refused()
-                return
-            if self.path is None and args and type(args[0]) is Tensor:
-                tensor: Tensor | None = args[0]
-            else:
-                tensor = select_input(args, kwargs, self.path, self.names)
-                if tensor is None:
-                    unwatched(self.stream.nothing_at, {**dict(enumerate(args)), **kwargs})
-        except Exception as error:  # noqa: BLE001 - as above
-            self.leave_out(error)
-            return
-        self.observe(tensor, training)
+        except Exception:  # noqa: BLE001 - as above
+            outcome = PORT_NOT_MINE
+        if outcome:
+            self.finish(outcome, module, args, kwargs, None)
 
 
-class TextOutputHook(LiveHook):
+class TextOutputHook(OutputHook):
     """As `OutputHook`, in a model that takes text: says which tokens the rows are.
 
     number_of_rows: names the stream in compiled graphs where the module's first input has the leading
@@ -124,9 +164,17 @@ class TextOutputHook(LiveHook):
     def __init__(
         self, stream: HookStream, capture: Capture, places: TokenPlaces, number_of_rows: int
     ) -> None:
-        self.stream, self.capture, self.places = stream, capture, places
-        self.path, self.phase = stream.path, stream.phase
-        self.number, self.number_of_rows = stream.number, number_of_rows
+        super().__init__(stream, capture, places)
+        self.number_of_rows = number_of_rows
+
+    def tokens(
+        self, places: TokenPlaces, tensor: Tensor | None, args: Args, kwargs: Kwargs
+    ) -> RowTokens | None:
+        return places.of_output(tensor, args, kwargs)
+
+    def traced_number(self, traced: Tensor, args: Args, kwargs: Kwargs) -> int:
+        keeps = _keeps_leading(select_input(args, kwargs, None, {}), traced)
+        return self.number_of_rows if keeps else self.number
 
     @untraced
     def __call__(self, module: Any = None, args: Any = (), *rest: Any, **_: Any) -> None:
@@ -134,66 +182,39 @@ class TextOutputHook(LiveHook):
         output = rest[-1] if rest else None
         kwargs = rest[0] if len(rest) > 1 and isinstance(rest[0], dict) else {}
         if is_dynamo_compiling():
-            if self.phase is None or self.phase == module.training:
-                traced = select_tensor(output, self.path)
-                if traced is not None:
-                    given = select_input(args, kwargs, None, {})
-                    keeps = _keeps_leading(given, traced)
-                    capture_op(traced, self.number_of_rows if keeps else self.number)
-            return
-        if not self.stream.off:
-            unwatched(self._capture, module, args, kwargs, output)
-
-    def _capture(self, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        try:
-            tensor = output if type(output) is Tensor else None
-            if tensor is None or self.path is not None:
-                tensor = select_tensor(output, self.path)
-                if tensor is None:
-                    self.stream.nothing_at(output)
-            tokens = self.places.of_output(tensor, args, kwargs)
-            training = getattr(module, "training", None)
-        except Exception as error:  # noqa: BLE001 - fail open: a host's own class may do anything
-            self.capture.leave_out(error)
-            return
-        self.capture.observe(tensor, training, tokens)
+            self.trace(module, args, kwargs, output)
+        elif not self.stream.off:
+            unwatched(self.finish, PORT_NOT_MINE, module, args, kwargs, output)
 
 
-class TextInputHook(LiveHook):
-    """As `InputHook`, in a model that takes text."""
+class TextInputHook(InputHook):
+    """As `InputHook`, in a model that takes text.
+
+    number_of_rows: names the stream in compiled graphs.
+    """
 
     def __init__(
         self, stream: HookStream, capture: Capture, places: TokenPlaces, number_of_rows: int
     ) -> None:
-        self.stream, self.capture, self.places = stream, capture, places
-        self.path, self.phase = stream.path, stream.phase
+        super().__init__(stream, capture, places)
         self.number_of_rows = number_of_rows
-        self.names = positions(stream.point.module)
+
+    def tokens(
+        self, places: TokenPlaces, tensor: Tensor | None, args: Args, kwargs: Kwargs
+    ) -> RowTokens | None:
+        return places.of_input(tensor)
+
+    def traced_number(self, traced: Tensor, args: Args, kwargs: Kwargs) -> int:
+        return self.number_of_rows
 
     @untraced
     def __call__(self, module: Any = None, args: Any = (), kwargs: Any = None, *_: Any) -> None:
         args = args if isinstance(args, tuple) else (args,)
         kwargs = kwargs if isinstance(kwargs, dict) else {}
         if is_dynamo_compiling():
-            if self.phase is None or self.phase == module.training:
-                traced = select_input(args, kwargs, self.path, self.names)
-                if traced is not None:
-                    capture_op(traced, self.number_of_rows)
-            return
-        if not self.stream.off:
-            unwatched(self._capture, module, args, kwargs)
-
-    def _capture(self, module: Any, args: Any, kwargs: Any) -> None:
-        try:
-            tensor = select_input(args, kwargs, self.path, self.names)
-            if tensor is None:
-                self.stream.nothing_at({**dict(enumerate(args)), **kwargs})
-            tokens = self.places.of_input(tensor)
-            training = getattr(module, "training", None)
-        except Exception as error:  # noqa: BLE001 - as above
-            self.capture.leave_out(error)
-            return
-        self.capture.observe(tensor, training, tokens)
+            self.trace(module, args, kwargs, None)
+        elif not self.stream.off:
+            unwatched(self.finish, PORT_NOT_MINE, module, args, kwargs, None)
 
 
 def _keeps_leading(given: Tensor | None, output: Tensor) -> bool:

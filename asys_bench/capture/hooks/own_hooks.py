@@ -19,7 +19,13 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch.jit._recursive as torchscript
+
+from asys_bench.contracts.torch_internals import (
+    HOOK_DICTIONARIES,
+    HOOK_FLAGS,
+    SCRIPT_CONVERSION,
+    TORCHSCRIPT,
+)
 
 # What becomes of our hooks in a copy that takes them along: nothing that does anything.
 #
@@ -58,15 +64,6 @@ class LiveHook:
         return INERT.__reduce__()
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_ABOUT_HOOKS = (
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks_with_kwargs",
-)
-"""Attributes of a module that hold hooks by number, and flags of hooks by the same numbers."""
-
-
 def is_ours(hook: object) -> bool:
     """Whether a hook is one of ours, alive or in a copy."""
     return isinstance(hook, LiveHook | InertHook)
@@ -75,8 +72,10 @@ def is_ours(hook: object) -> bool:
 def remove_hooks(model: torch.nn.Module, is_meant: Callable[[object], bool]) -> None:
     """Take the hooks that are meant off every module of `model`, wherever others have moved them."""
     for module in model.modules():
-        for numbers in [_numbers_of(vars(module).get(name), is_meant) for name in _HOOKS]:
-            for name in (*_HOOKS, *_ABOUT_HOOKS) if numbers else ():
+        for numbers in [
+            _numbers_of(vars(module).get(name), is_meant) for name in HOOK_DICTIONARIES
+        ]:
+            for name in (*HOOK_DICTIONARIES, *HOOK_FLAGS) if numbers else ():
                 held = vars(module).get(name)
                 if isinstance(held, dict):
                     for number in numbers:
@@ -97,7 +96,7 @@ class KeepOut:
             if self._users == 1:
                 self._undo = [
                     _replace(torch.nn.Module, "__getstate__", _state_without),
-                    _replace(torchscript, "create_script_module", _convert_without),
+                    _replace(TORCHSCRIPT, SCRIPT_CONVERSION, _convert_without),
                 ]
 
     def end(self) -> None:
@@ -146,12 +145,12 @@ def _state_without(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _without_ours(state: dict[str, Any]) -> dict[str, Any]:
     """`state` itself when nothing of ours is in it."""
-    for name in _HOOKS:
+    for name in HOOK_DICTIONARIES:
         numbers = _numbers_of(state.get(name), is_ours)
         if not numbers:
             continue
         state = dict(state)
-        for held_in in (name, *_ABOUT_HOOKS):
+        for held_in in (name, *HOOK_FLAGS):
             held = state.get(held_in)
             if isinstance(held, dict):
                 kept = [(number, hook) for number, hook in held.items() if number not in numbers]
@@ -174,7 +173,7 @@ def _hidden(model: torch.nn.Module) -> Iterator[None]:
     """The modules of `model` without our hooks; afterwards they are where they were, in their order."""
     hidden: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for module in model.modules():
-        for name in _HOOKS:
+        for name in HOOK_DICTIONARIES:
             held = vars(module).get(name)
             numbers = _numbers_of(held, is_ours)
             if numbers and held is not None:

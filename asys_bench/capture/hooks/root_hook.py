@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch._C import _current_graph_task_id as backward_task
 from torch.compiler import is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
@@ -33,11 +32,15 @@ from asys_bench.capture.hooks.own_hooks import LiveHook
 from asys_bench.capture.host_state import is_transformed, unwatched
 from asys_bench.capture.points.selection import first_tensor, select_input
 from asys_bench.capture.tags.clock import CallFrame, StepClock
-from asys_bench.capture.tags.text_inputs import TextInputs, TextReader
+from asys_bench.capture.tags.text import TextReader
+from asys_bench.capture.tags.text_inputs import TextInputs
+from asys_bench.contracts.torch_internals import (
+    CALL_CODE,
+    NO_GRAPH_TASK,
+    current_graph_task_id,
+)
 
 log = logging.getLogger(__name__)
-
-_NO_BACKWARD = -1
 
 
 class Root:
@@ -219,7 +222,7 @@ class ForwardCalls:
 
         is_readable: the arguments are all of what it was called with.
         """
-        if self._failed or backward_task() != _NO_BACKWARD:
+        if self._failed or current_graph_task_id() != NO_GRAPH_TASK:
             return
         try:
             frame = self.clock.call
@@ -239,14 +242,14 @@ class ForwardCalls:
 
     def embedded(self, module: torch.nn.Module, ids: torch.Tensor) -> None:
         """An embedding is called in this thread. Never raises."""
-        if self.text is None or self._failed or backward_task() != _NO_BACKWARD:
+        if self.text is None or self._failed or current_graph_task_id() != NO_GRAPH_TASK:
             return
         if not is_transformed():
             unwatched(self.text.embedded, self.clock.call, module, ids, self.clock)
 
     def leave(self, module: torch.nn.Module) -> None:
         """A root has returned or raised. Never raises."""
-        if backward_task() != _NO_BACKWARD:
+        if current_graph_task_id() != NO_GRAPH_TASK:
             return
         try:
             frame = self.clock.call
@@ -291,11 +294,10 @@ class ForwardCalls:
 
 def _calls_under_way(module: torch.nn.Module) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Arguments of the calls of `module` that this thread is in, innermost first."""
-    code = torch.nn.Module._call_impl.__code__
     found = []
     frame = sys._getframe(1)
     while frame is not None:
-        if frame.f_code is code and frame.f_locals.get("self") is module:
+        if frame.f_code is CALL_CODE and frame.f_locals.get("self") is module:
             found.append((frame.f_locals.get("args", ()), frame.f_locals.get("kwargs", {})))
         back = frame.f_back
         if back is None:

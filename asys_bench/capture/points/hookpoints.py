@@ -19,6 +19,7 @@ from asys_bench.capture.points.rows import RowFinder, Rows
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.names import TOKENS, matches, printable, shortened
 from asys_bench.contracts.packet import Kind
+from asys_bench.contracts.torch_internals import name_before_compile
 
 _SUFFIX = {
     Kind.ACTIVATION: "",
@@ -27,7 +28,6 @@ _SUFFIX = {
     Kind.INPUT_GRADIENT: ":input_gradient",
     Kind.PARAMETER_GRADIENT: ":grad",
 }
-_COMPILED_WRAPPER = "_orig_mod"
 MOST_HOOKS = 2048
 NAME_BYTES = 160
 """Longest name of a stream in UTF-8: what a bus's name table holds, less what others add to it."""
@@ -161,8 +161,7 @@ def modules_by_name(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     A compiled module is its wrapper, whose hooks run eagerly."""
     modules: dict[str, torch.nn.Module] = {}
     for name, module in model.named_modules():
-        parts = [part for part in name.split(".") if part != _COMPILED_WRAPPER]
-        modules.setdefault(".".join(parts), module)
+        modules.setdefault(name_before_compile(name), module)
     modules.pop("", None)
     return modules
 
@@ -175,7 +174,7 @@ def _points(
         return [HookPoint(name + suffix, module, kind, config, model, path=name)]
     points = []
     for inner, parameter in module.named_parameters():
-        parts = [part for part in inner.split(".") if part != _COMPILED_WRAPPER]
+        parts = name_before_compile(inner).split(".")
         full, owner = ".".join((name, *parts)) + suffix, ".".join((name, *parts[:-1]))
         points.append(HookPoint(full, module, kind, config, model, parameter, owner))
     return points

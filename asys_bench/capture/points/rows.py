@@ -17,15 +17,16 @@ in it, or around it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from asys_bench.capture.host_state import is_bare, undisturbed, unreadable
 from asys_bench.config.sections.hooks import RowsOf
+from asys_bench.contracts.torch_internals import AnyBatchNorm, AnyConvolution
 
 _BY_RANK = (
     "AdaptiveAvgPool", "AdaptiveMaxPool", "AvgPool", "CircularPad", "ConstantPad", "Dropout",
@@ -40,7 +41,7 @@ _RANK: dict[type, int] = {
 }
 """Spatial dimensions of modules that also take a tensor without a batch dimension."""
 _BATCHED = (
-    nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Upsample, nn.ChannelShuffle,
+    AnyBatchNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.Upsample, nn.ChannelShuffle,
 )  # fmt: skip
 _IMAGES = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Softmax2d)
 _LAST = (
@@ -48,7 +49,6 @@ _LAST = (
     nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase,
 )  # fmt: skip
 LAST = -1
-T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -120,8 +120,8 @@ class Rows:
             return 1 if ndim > 2 else LAST
         return self._by_size(shape)
 
-    def doubt(self, shape: tuple[int, ...]) -> str | None:
-        """Why a person should look at the rows of `shape`; None if there is no reason, or it was said."""
+    def warning(self, shape: tuple[int, ...]) -> str | None:
+        """Why a person should check the rows of `shape`; None if there is no reason, or it was said."""
         ndim = len(shape)
         if self._said or self.setting is not RowsOf.AUTO or self._axis is not None or ndim < 3:
             return None
@@ -179,10 +179,14 @@ class RowFinder:
         """For a parameter of `module`, or of a module in it: the weight [O, I, kH, kW] of a
         convolution has a row of I for each output channel and place in the kernel."""
         owner = next(
-            (m for m in module.modules() if any(p is parameter for p in m._parameters.values())),
+            (
+                m
+                for m in module.modules()
+                if any(p is parameter for p in m.parameters(recurse=False))
+            ),
             None,
         )
-        turned = isinstance(owner, nn.modules.conv._ConvNd) or setting is RowsOf.CHANNELS
+        turned = isinstance(owner, AnyConvolution) or setting is RowsOf.CHANNELS
         return Rows(setting, 1 if turned and parameter.ndim > 2 else LAST, Sizes())
 
     def _around(self, module: nn.Module) -> Sizes:
@@ -210,7 +214,7 @@ class RowFinder:
 
 def axis_of_type(module: nn.Module) -> int | None:
     """Where a module of this type keeps its rows; None: the type does not say."""
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, AnyConvolution):
         return -1 - len(module.kernel_size)
     for kind, rank in _RANK.items():
         if isinstance(module, kind):
@@ -258,22 +262,3 @@ def _add(module: nn.Module, sizes: Sizes) -> None:
             rank = 2 if isinstance(module, nn.BatchNorm2d) else 3
         if rank:
             sizes.ranks.add(rank)
-
-
-def seen_as_rows(
-    take: Callable[..., T],
-    rows: Rows,
-    leave_out: Callable[[Exception], None],
-) -> Callable[..., T | None]:
-    """`take`, given its tensor as rows; one that cannot be turned is left out."""
-
-    def taken(tensor: torch.Tensor | None, *more: Any) -> T | None:
-        if tensor is not None:
-            try:
-                tensor = rows.view(tensor)
-            except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
-                leave_out(error)
-                return None
-        return take(tensor, *more)
-
-    return taken

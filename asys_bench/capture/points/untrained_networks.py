@@ -24,6 +24,8 @@ from dataclasses import dataclass
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from asys_bench.contracts.torch_internals import compiled_inside, name_before_compile
+
 # The model inside the wrappers that training loops put around it.
 
 
@@ -37,17 +39,11 @@ def unwrap(model: torch.nn.Module) -> torch.nn.Module:
             model, torch.nn.parallel.DistributedDataParallel | torch.nn.parallel.DataParallel
         ):
             model = model.module
-        elif "_orig_mod" in model._modules and isinstance(
-            model._modules["_orig_mod"], torch.nn.Module
-        ):
-            model = model._modules["_orig_mod"]
         else:
-            return model
-
-
-def is_compiled_in_place(model: torch.nn.Module) -> bool:
-    """`model.compile()` was called: hooks on the module itself become part of the graph."""
-    return getattr(model, "_compiled_call_impl", None) is not None
+            inside = compiled_inside(model)
+            if inside is None:
+                return model
+            model = inside
 
 
 _ALWAYS_COPIES = {
@@ -171,10 +167,8 @@ def _signature(module: torch.nn.Module) -> tuple[object, ...]:
     parts: list[object] = []
     for name, part in module.named_modules():
         if unwrap(part) is part:
-            own = ((key, p.shape) for key, p in part._parameters.items() if p is not None)
-            parts.append(
-                (name.replace("_orig_mod.", "").replace("._orig_mod", ""), type(part), *own)
-            )
+            own = ((key, p.shape) for key, p in part.named_parameters(recurse=False))
+            parts.append((name_before_compile(name), type(part), *own))
     return tuple(parts)
 
 

@@ -16,16 +16,13 @@ import sys
 import threading
 from collections.abc import Callable
 from threading import get_ident
-from typing import TYPE_CHECKING
 
 import torch
 
+from asys_bench.capture.tags.text import Text
 from asys_bench.contracts.capture_port import CLOCK_CELLS
 from asys_bench.contracts.packet import MAX_TEXT, NO_TEXT, NO_TOKEN_POSITION
 from asys_bench.contracts.stats import Slot
-
-if TYPE_CHECKING:
-    from asys_bench.capture.tags.text_inputs import Text
 
 log = logging.getLogger(__name__)
 

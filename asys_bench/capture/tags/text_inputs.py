@@ -27,111 +27,36 @@ accelerator none of this is read, because that would stall the host: there, padd
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from asys_bench.capture.capture import RowTokens, SendRows
 from asys_bench.capture.hook_stream import FAILURES_IN_A_ROW
 from asys_bench.capture.host_state import address, readable
 from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.capture.points.selection import passes_arguments_on, positions
 from asys_bench.capture.tags.clock import CallFrame, StepClock
 from asys_bench.capture.tags.padding_mask import real_tokens
+from asys_bench.capture.tags.text import (
+    EMBEDS,
+    IDS,
+    MASK,
+    SEQUENCES,
+    RowTokens,
+    Text,
+    TextReader,
+)
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.names import TOKENS
-from asys_bench.contracts.packet import NO_TEXT, NO_TOKEN_POSITION, Kind
+from asys_bench.contracts.packet import NO_TEXT, Kind
 from asys_bench.contracts.preprocessor import Positions
 from asys_bench.contracts.tensor_memory import memory_fault
 
 log = logging.getLogger(__name__)
 
-IDS, MASK, EMBEDS = "input_ids", "attention_mask", "inputs_embeds"
-_OF_THE_TEXT = ("mask", "past", "cache", "bias", "head", "label", "inputs_embeds")
-_SEQUENCES = ("hidden", "embed", "encoder")
-"""Parts of the names of arguments that belong to the text, and of other sequences' states [B, S, D].
-A float tensor of three dimensions and more that is neither is an input of another kind."""
-
-
-@dataclass(slots=True, eq=False)
-class Text:
-    """B sequences of T tokens, as one module was given them.
-
-    ids_BT: None where only embeddings were given. mask: the argument, whatever it was.
-    kept: positions of B * T that are tokens; None: all of them.
-    others: other sequences that the module was given beside them: leading dimensions, and address of
-    the memory, of their states.
-    beside: shape of other integers that an embedding was called with (a plain model's second text).
-    number: of the packet of token rows; NO_TEXT while none was sent.
-    position: of the first token, where there is one sequence; else NO_TOKEN_POSITION.
-    """
-
-    shape: tuple[int, int]
-    ids_BT: torch.Tensor | None
-    mask: Any
-    kept: Positions | None
-    positions_BT: torch.Tensor | None = None
-    others: frozenset[tuple[tuple[int, int], int]] = field(default_factory=frozenset)
-    beside: list[int] | None = None
-    number: int = NO_TEXT
-    position: int = NO_TOKEN_POSITION
-
-
-class TextReader:
-    """Finds the text among the arguments of one module.
-
-    names: parameter -> position; of the module itself, or of what it passes its arguments on to.
-    two_texts: it is an encoder-decoder, which has two.
-    plain: none of its parameters is called `input_ids`; an embedding tells.
-    """
-
-    def __init__(
-        self, names: Mapping[str, int], *, two_texts: bool = False, plain: bool = False
-    ) -> None:
-        self.names = names
-        self.two_texts, self.plain = two_texts, plain
-        self.takes_ids = plain or (IDS in names and not two_texts)
-
-    def ids(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """What may be the token ids."""
-        if not self.plain:
-            return self.argument(IDS, args, kwargs)
-        given = [kwargs[name] for name in self.names if name in kwargs]
-        return _first_matrix([*args, *given, *kwargs.values()])
-
-    def argument(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The argument `name`, however it was passed: by name, by place, or in a dict of features."""
-        if name in kwargs:
-            return kwargs[name]
-        index = self.names.get(name, len(args))
-        if index < len(args) and not isinstance(args[index], Mapping):
-            return args[index]
-        for value in args:
-            if isinstance(value, Mapping) and name in value:
-                return value[name]
-        return None
-
-    def other_inputs(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, float tensor of three dimensions or more) that is not part of the text."""
-        by_place = {index: name for name, index in self.names.items()}
-        named = [(by_place.get(index, ""), value) for index, value in enumerate(args)]
-        named += kwargs.items()
-        features = [
-            pair for _, value in named if isinstance(value, Mapping) for pair in value.items()
-        ]
-        for name, value in (*named, *features):
-            if (
-                isinstance(value, torch.Tensor)
-                and value.ndim >= 3
-                and value.is_floating_point()
-                and not any(part in name for part in _OF_THE_TEXT)
-            ):
-                yield name, value
+SendRows = Callable[["torch.Tensor | None", "bool | None", "RowTokens | None"], None]
 
 
 def takes_text(module: torch.nn.Module) -> bool:
@@ -333,7 +258,7 @@ class TextInputs:
             shape = leading
             is_around = around is not None and around.shape == shape
         others = list(reader.other_inputs(args, kwargs))
-        states = [v for name, v in others if any(part in name for part in _SEQUENCES)]
+        states = [v for name, v in others if any(part in name for part in SEQUENCES)]
         text = around if is_around else None
         if text is None or (mask is not None and mask is not text.mask):
             kept = self._kept(mask, shape, reader, args, kwargs)
@@ -427,21 +352,6 @@ def _plain_readers(
     ]
     readers = {module: TextReader(positions(module), plain=True) for module in around}
     return readers, embeddings if readers else []
-
-
-def _first_matrix(value: Any) -> Any:
-    """The first [B, T] tensor of integers that an embedding takes; also traced."""
-    if isinstance(value, torch.Tensor):
-        fits = value.ndim == 2 and value.dtype in (torch.int64, torch.int32)
-        return value if fits else None
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        for element in value:
-            found = _first_matrix(element)
-            if found is not None:
-                return found
-    return None
 
 
 def _counts_up(ids: torch.Tensor) -> bool:

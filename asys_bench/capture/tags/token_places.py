@@ -21,18 +21,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch._C import _current_graph_task_id as backward_task
 
-from asys_bench.capture.capture import RowTokens
 from asys_bench.capture.hook_stream import HookStream
 from asys_bench.capture.host_state import address, is_transformed
 from asys_bench.capture.points.rows import LAST
 from asys_bench.capture.points.selection import all_tensors, first_tensor, positions
 from asys_bench.capture.tags.clock import StepClock
-from asys_bench.capture.tags.text_inputs import Text, TextInputs
+from asys_bench.capture.tags.text import RowTokens, Text
+from asys_bench.capture.tags.text_inputs import TextInputs
 from asys_bench.contracts.packet import NO_TEXT
-
-_NO_BACKWARD = -1
+from asys_bench.contracts.torch_internals import (
+    NO_GRAPH_TASK,
+    current_graph_task_id,
+    view_base,
+)
 
 
 class TokenPlaces:
@@ -49,7 +51,7 @@ class TokenPlaces:
         self, tensor: torch.Tensor | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> RowTokens | None:
         """The tokens that the rows of `tensor`, made from these arguments, are."""
-        if tensor is None or backward_task() != _NO_BACKWARD:
+        if tensor is None or current_graph_task_id() != NO_GRAPH_TASK:
             return None
         text = self._text()
         if text is None:
@@ -59,7 +61,7 @@ class TokenPlaces:
 
     def of_input(self, tensor: torch.Tensor | None) -> RowTokens | None:
         """The tokens that the rows of `tensor`, which the module is called with, are."""
-        if tensor is None or backward_task() != _NO_BACKWARD:
+        if tensor is None or current_graph_task_id() != NO_GRAPH_TASK:
             return None
         text = self._text()
         return None if text is None else self._rows(text, tensor, tensor)
@@ -89,19 +91,18 @@ class TokenPlaces:
         came = tuple(given.shape) if given is not None else ()
         if given is not None and came[:2] == text.shape and given.ndim >= 2:
             fits = len(shape) == 3 and shape[:2] == text.shape
-            doubtful = _is_other(given, text, call) or _doubtful(shape) or _doubtful(came)
+            ambiguous = _is_other(given, text, call) or _is_ambiguous(shape) or _is_ambiguous(came)
             if self._embeds and text.ids_BT is not None and address(given) == address(text.ids_BT):
-                doubtful = False  # an embedding of the ids themselves
-        elif given is not None and _is_flattened(given, text.shape):
+                ambiguous = False  # an embedding of the ids themselves
+        elif given is not None and (base := _flattened(given, text.shape)) is not None:
             fits = len(shape) == 2 and shape[0] == batch * length
-            base = tuple(given._base.shape)  # type: ignore[union-attr]
-            doubtful = _is_other(given, text, call) or _doubtful(base) or shape[0] in shape[1:]
+            ambiguous = _is_other(given, text, call) or _is_ambiguous(base) or shape[0] in shape[1:]
         else:
             self._strays = True
-            fits = doubtful = False
-        if fits and not doubtful:
+            fits = ambiguous = False
+        if fits and not ambiguous:
             self._follows = True
-        if fits and not self._strays and (not doubtful or self._follows):
+        if fits and not self._strays and (not ambiguous or self._follows):
             return RowTokens(text.number, text.kept, text.position)
         if text.number != NO_TEXT or text.kept is not None:
             why = (
@@ -133,7 +134,7 @@ class TokenPlaces:
             self._stream.say(what)
 
 
-def _doubtful(shape: tuple[int, ...]) -> bool:
+def _is_ambiguous(shape: tuple[int, ...]) -> bool:
     """Whether the first or the second size is also that of another dimension."""
     return any(
         size > 1 and size in (*shape[:at], *shape[at + 1 :]) for at, size in enumerate(shape[:2])
@@ -149,10 +150,10 @@ def _is_other(given: torch.Tensor, text: Text, call: Any) -> bool:
     return not alike <= beside
 
 
-def _is_flattened(tensor: torch.Tensor, leading: tuple[int, int]) -> bool:
-    """Whether `tensor` [B * T, ...] is the memory of a tensor [B, T, ...] in its order."""
-    base = tensor._base
-    return (
+def _flattened(tensor: torch.Tensor, leading: tuple[int, int]) -> tuple[int, ...] | None:
+    """The shape [B, T, ...] of the tensor whose memory `tensor` [B * T, ...] is, in its order; or None."""
+    base = view_base(tensor)
+    if (
         base is not None
         and base.ndim >= 3
         and tuple(base.shape[:2]) == leading
@@ -162,4 +163,6 @@ def _is_flattened(tensor: torch.Tensor, leading: tuple[int, int]) -> bool:
         and address(tensor) == address(base)
         and tensor.is_contiguous()
         and base.is_contiguous()
-    )
+    ):
+        return tuple(base.shape)
+    return None

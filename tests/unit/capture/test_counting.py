@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from asys_bench.capture.hooks.root_hook import ForwardCalls
-from asys_bench.capture.points.untrained_networks import is_compiled_in_place, unwrap
+from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.stats import StatsPage
+from asys_bench.contracts.torch_internals import is_compiled_in_place
 from asys_bench.run.experiment import LateStepClock
 
 

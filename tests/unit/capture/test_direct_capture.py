@@ -21,7 +21,7 @@ from asys_bench.contracts.capture_port import (
     BUDGET_CELLS,
     BUDGET_DUE_NS,
     BUDGET_TOP,
-    CALLS_BETWEEN_LOOKS,
+    CALLS_BETWEEN_CHECKS,
     CLOCK_CELLS,
     CLOCK_OWNER,
     PORT_ACCEPTED,
@@ -144,21 +144,19 @@ def test_both_paths_leave_the_same_packets_and_counts(rig, events, max_rate, pac
     assert results[0] == results[1]
 
 
-def test_the_compiled_path_looks_at_a_calm_bus_by_itself_and_sixteen_times_at_most(
-    rig, monkeypatch
-):
-    looks = count_looks(monkeypatch)
+def test_the_compiled_path_checks_a_calm_bus_by_itself_and_sixteen_times_at_most(rig, monkeypatch):
+    checks = count_checks(monkeypatch)
     pushes = []
-    monkeypatch.setattr(Capture, "__new__", counting_observe(Capture.__new__, pushes))
+    monkeypatch.setattr(Capture, "observe", counting(Capture.observe, pushes))
     model, observed = shown(rig, packets=4096)
-    for _ in range(2 * 17 * CALLS_BETWEEN_LOOKS):
+    for _ in range(2 * 17 * CALLS_BETWEEN_CHECKS):
         model(torch.ones(2, 3))
-    assert observed.value("captured", "shown") == 2 * 17 * CALLS_BETWEEN_LOOKS
-    assert len(looks) == len(pushes) == 2
+    assert observed.value("captured", "shown") == 2 * 17 * CALLS_BETWEEN_CHECKS
+    assert len(checks) == len(pushes) == 2
 
 
 def test_a_hook_with_a_phase_takes_the_compiled_path_in_it(rig, monkeypatch):
-    looks = count_looks(monkeypatch)
+    checks = count_checks(monkeypatch)
     model, observed = shown(rig, packets=4096, phase="eval")
     for training in (False, True, False):
         model.train(training)
@@ -166,54 +164,51 @@ def test_a_hook_with_a_phase_takes_the_compiled_path_in_it(rig, monkeypatch):
             model(torch.ones(2, 3))
     assert observed.value("captured", "shown") == 200
     assert observed.value("skipped", "shown") == 100
-    assert len(looks) == 1
+    assert len(checks) == 1
 
 
-def test_a_bus_that_fills_up_is_looked_at_by_the_general_path_again(rig, monkeypatch):
-    looks = count_looks(monkeypatch)
+def test_a_bus_that_fills_up_is_checked_by_the_general_path_again(rig, monkeypatch):
+    checks = count_checks(monkeypatch)
     model, observed = shown(rig, packets=256)
     calm = 0.25  # half of the low watermark
     while observed.bus.fill_ratio() <= calm:
         model(torch.ones(2, 3))
-    assert len(looks) == 1
-    for _ in range(CALLS_BETWEEN_LOOKS):
-        if len(looks) == 1:
+    assert len(checks) == 1
+    for _ in range(CALLS_BETWEEN_CHECKS):
+        if len(checks) == 1:
             model(torch.ones(2, 3))
-    assert len(looks) == 2
+    assert len(checks) == 2
     for _ in range(12):
         model(torch.ones(2, 3))
-    assert len(looks) == 5, "every fourth call of a bus that fills up"
+    assert len(checks) == 5, "every fourth call of a bus that fills up"
 
 
 def test_after_a_refusal_no_bus_is_calm(rig, monkeypatch):
-    looks = count_looks(monkeypatch)
+    checks = count_checks(monkeypatch)
     model, observed = shown(rig, packets=8, on_full="sample")
     for _ in range(40):
         model(torch.ones(2, 3))
     assert observed.value("dropped", "shown")
-    before = len(looks)
+    before = len(checks)
     assert observed.packets()  # the bus is empty again, and the rate has yet to recover
-    for _ in range(4 * CALLS_BETWEEN_LOOKS):
+    for _ in range(4 * CALLS_BETWEEN_CHECKS):
         model(torch.ones(2, 3))
-    assert len(looks) - before >= 4
+    assert len(checks) - before >= 4
 
 
-def count_looks(monkeypatch):
-    looks = []
+def count_checks(monkeypatch):
+    checks = []
     observe = FillController.observe
-    monkeypatch.setattr(FillController, "observe", lambda *args: looks.append(1) or observe(*args))
-    return looks
+    monkeypatch.setattr(FillController, "observe", lambda *args: checks.append(1) or observe(*args))
+    return checks
 
 
-def counting_observe(make, calls):
-    def new(cls, direct, refused, observe, *rest):
-        def counted(*args):
-            calls.append(args)
-            observe(*args)
+def counting(method, calls):
+    def counted(*args):
+        calls.append(args)
+        method(*args)
 
-        return make(cls, direct, refused, counted, *rest)
-
-    return new
+    return counted
 
 
 def own_clock():
@@ -260,18 +255,18 @@ def alone(rig):
         one.port.close()
 
 
-def test_the_budget_is_kept_in_the_same_books(alone):
-    books = memoryview(bytearray(8 * BUDGET_CELLS)).cast("d")
-    one = alone(budget=books)
+def test_the_budget_is_kept_in_the_same_cells(alone):
+    cells = memoryview(bytearray(8 * BUDGET_CELLS)).cast("d")
+    one = alone(budget=cells)
     assert one.take(torch.ones(5, 2, 3)) == PORT_NOT_MINE  # it is to be made up for the first time
-    books[BUDGET_DUE_NS] = 2.0**62
-    books[BUDGET_TOP] = 7
+    cells[BUDGET_DUE_NS] = 2.0**62
+    cells[BUDGET_TOP] = 7
     assert one.take(torch.ones(5, 2, 3)) == PORT_ACCEPTED
     assert one.take(torch.ones(3)) == PORT_ACCEPTED
-    assert list(books)[1:] == [11, 11, 10]
+    assert list(cells)[1:] == [11, 11, 10]
     one.state.cast("B").cast("d")[STATE_RATE] = 0.25
     assert one.take(torch.ones(2, 3)) == PORT_ACCEPTED  # sampled out: offered and not sent
-    assert list(books)[1:] == [13, 11, 10]
+    assert list(cells)[1:] == [13, 11, 10]
 
 
 def explode():
@@ -306,7 +301,7 @@ def test_it_is_off_when_the_hook_is_or_the_port_is_closed(alone):
         one.port.direct(None)
 
 
-def test_the_last_call_before_a_look_at_the_bus_is_handed_back(alone):
+def test_the_last_call_before_a_check_of_the_bus_is_handed_back(alone):
     one = alone()
     one.state[STATE_COUNTDOWN] = 3
     outcomes = [one.take(torch.ones(2, 3)) for _ in range(4)]
@@ -382,7 +377,7 @@ def test_a_compiled_hook_runs_no_python_for_what_it_can_do_itself(alone):
     assert [outcome for outcome, *_ in no_module.seen] == [PORT_NOT_MINE]
 
 
-def test_a_compiled_hook_is_its_class_to_whoever_looks_at_it(alone):
+def test_a_compiled_hook_is_its_class_to_whoever_checks_at_it(alone):
     one, module = alone(), torch.nn.Identity()
     hook = compiled(Hook)(one.take)
     assert type(hook).__call__ is Hook.__call__, "which is what torch.compile traces"

@@ -80,7 +80,7 @@ def test_where_both_kinds_of_module_are_inside_the_sizes_of_the_first_tensor_dec
     assert first.axis_of((2, 6, 8)) == 1
     undecided = _rows(model, "mamba")
     assert undecided.axis_of((2, 6, 8)) == LAST
-    assert "hooks[].rows" in undecided.doubt((2, 6, 8))
+    assert "hooks[].rows" in undecided.warning((2, 6, 8))
 
 
 def test_an_image_model_of_tokens_keeps_rows_of_the_last_dimension():
@@ -99,14 +99,14 @@ def test_an_unknown_tensor_of_four_dimensions_is_said_once_and_a_known_one_never
     model = nn.ModuleDict({"attention": Attention()})
     rows = _rows(model, "attention")
     assert rows.always_last
-    why = rows.doubt((2, 8, 10, 16))
+    why = rows.warning((2, 8, 10, 16))
     assert "[2, 8, 10, 16]" in why
     assert "hooks[].rows" in why
-    assert rows.doubt((2, 8, 10, 16)) is None
-    assert _rows(model, "attention").doubt((2, 8, 10, 64)) is None, "a linear layer's width"
-    assert _rows(model, "attention").doubt((2, 10, 16)) is None
-    assert _rows(model, "attention.q").doubt((2, 8, 10, 16)) is None
-    assert _rows(model, "attention", RowsOf.LAST).doubt((2, 8, 10, 16)) is None
+    assert rows.warning((2, 8, 10, 16)) is None
+    assert _rows(model, "attention").warning((2, 8, 10, 64)) is None, "a linear layer's width"
+    assert _rows(model, "attention").warning((2, 10, 16)) is None
+    assert _rows(model, "attention.q").warning((2, 8, 10, 16)) is None
+    assert _rows(model, "attention", RowsOf.LAST).warning((2, 8, 10, 16)) is None
     assert _rows(model, "attention", RowsOf.CHANNELS).axis_of((2, 8, 10, 16)) == 1
 
 
