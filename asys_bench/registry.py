@@ -29,6 +29,10 @@ class PluginError(LookupError):
     """No such plugin, or it failed to load; the message names the valid ones and the reason."""
 
 
+class UnknownPluginError(PluginError):
+    """No plugin has that name."""
+
+
 @dataclass
 class Registry:
     """All plugins of one kind: entry points plus those registered by hand (tests, notebooks)."""
@@ -56,13 +60,15 @@ class Registry:
         """The plugin called `name`.
 
         Raises:
-            PluginError: unknown name (lists the valid ones) or one that fails to load (says why).
+            UnknownPluginError: unknown name; lists the valid ones.
+            PluginError: it fails to load, or is of another type; says why.
         """
         plugin = self._try_load(name)
         if plugin is None:
             if name in self._failed:
                 raise PluginError(f"{self.kind} {name!r} does not load: {self._failed[name]}")
-            raise PluginError(f"no {self.kind} named {name!r}; valid: {', '.join(self.names())}")
+            valid = ", ".join(self.names())
+            raise UnknownPluginError(f"no {self.kind} named {name!r}; valid: {valid}")
         if not isinstance(plugin, expected):
             raise PluginError(
                 f"{self.kind} {name!r} is a {type(plugin).__name__}, not a {expected.__name__}"

@@ -36,15 +36,14 @@ class LaunchSpec:
 
     run_id: str
     run_dir: str
-    seed: int
     step_unit: str
     terminal: bool
     host_pid: int
     bus: dict[str, Any]
     fds: tuple[int, ...]
     workers: tuple[WorkerSpec, ...]
-    watchdog: dict[str, Any]
     config: dict[str, Any]
+    """The run's whole configuration; each process validates once what it needs of it."""
     placements: dict[str, Any] = field(default_factory=dict)
     """Process name -> where it runs (`placement.plan.Placement`); absent: anywhere."""
     niceness: int = 0

@@ -20,11 +20,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
-
-from asys_bench.config.schema import MasterConfig
 
 
 class ScenarioOptions(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
@@ -124,6 +122,37 @@ class BackendSubject:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
+class RunSettings(Protocol):
+    @property
+    def drain_timeout_s(self) -> float: ...
+
+
+class WatchdogSettings(Protocol):
+    @property
+    def startup_timeout_s(self) -> float: ...
+
+
+class BusSettings(Protocol):
+    @property
+    def capacity_bytes(self) -> int: ...
+
+
+class PipelineConfig(Protocol):
+    """What scenarios read of a pipeline's configuration, which is an `asys_bench.config.MasterConfig`."""
+
+    @property
+    def run(self) -> RunSettings: ...
+    @property
+    def watchdog(self) -> WatchdogSettings: ...
+    @property
+    def bus(self) -> BusSettings: ...
+    @property
+    def enabled_monitors(self) -> Mapping[str, Any]: ...
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain JSON-able data, under the names that a file uses."""
+
+
 class RoundContext(Protocol):
     """What a scenario gets for one round."""
 
@@ -142,7 +171,7 @@ class RoundContext(Protocol):
         """Raises ScenarioError when the case names no backend."""
 
     @property
-    def config(self) -> MasterConfig:
+    def config(self) -> PipelineConfig:
         """The pipeline's configuration, with `run.dir` inside `scratch`. Raises ScenarioError when
         the case names no pipeline."""
 

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
@@ -43,6 +43,20 @@ class Misfit:
     fix: str
 
 
+@dataclass(frozen=True, slots=True)
+class PlannedSAE:
+    """An SAE that a sink trains on the rows of a hook."""
+
+    label: str
+    """Its name in metrics and folders."""
+    hook: str
+    """The hook whose rows it takes."""
+    config: Any
+    """Its `sae.SAEConfig`."""
+    output: str | None = None
+    """A transcoder's second hook, whose rows are to come out."""
+
+
 class SinkOptions(BaseModel, extra="forbid", frozen=True):
     """Base of a sink's own option model (`sinks.<name>.options` in YAML)."""
 
@@ -60,6 +74,15 @@ class SinkOptions(BaseModel, extra="forbid", frozen=True):
             ValueError: two of them would be the same.
         """
         return hooks
+
+    def planned_saes(self, hooks: Sequence[str]) -> Iterable[PlannedSAE]:
+        """SAEs that are trained on the rows of these hooks, and every transcoder. Of sinks with
+        `SinkPlugin.trains_saes`; what a run takes and its summary are told from them.
+
+        Raises:
+            ValueError: settings of a hook's SAE that do not go together.
+        """
+        return ()
 
 
 @dataclass(frozen=True)
@@ -140,4 +163,8 @@ class SinkPlugin:
     """Modules the fork server imports so that a restart is quick."""
     partition: bool = False
     """Several workers each take their own hooks (trainer) instead of sharing a group's packets."""
+    trains_saes: bool = False
+    """Its workers train the SAEs of `SinkOptions.planned_saes`, and resume them after a restart. Its
+    options have the fields `sae`, `overrides`, `variants`, `transcoders` and `plain_saes` of
+    `sae_trainer`, as far as it has such."""
     unavailable: Callable[[], str | None] = lambda: None

@@ -1,7 +1,7 @@
 """What an offline training is to do: read from a file, a run's own configuration and `--set`.
 
 A file is either a plan (the fields of `OfflinePlan`) or a run's configuration, of which the first
-enabled `sae_trainer` sink is taken. Without a file the run's own configuration is, so that the same
+enabled sink that trains SAEs is taken. Without a file the run's own configuration is, so that the same
 SAEs are trained again.
 """
 
@@ -24,10 +24,11 @@ from asys_bench.config.sections.run import Integer, Section, Text, as_list
 from asys_bench.config.sources import read_layers
 from asys_bench.contracts.names import TOKENS, matches
 from asys_bench.contracts.run_files import CONFIG_FILE
+from asys_bench.contracts.sink import SinkPlugin
+from asys_bench.registry import PluginError, registry
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
-_TRAINER = "sae_trainer"
 _SHARED = ("sae", "overrides", "variants", "transcoders", "plain_saes")
 """Fields that mean what they mean for the live trainer."""
 
@@ -150,7 +151,7 @@ def _of_run(root: Node) -> Node:
     sinks = root.child("sinks")
     for sink in sinks.content.values() if sinks is not None and sinks.content else ():
         kind, enabled = sink.child("kind"), sink.child("enabled")
-        if kind is None or kind.content != _TRAINER or (enabled and enabled.content is False):
+        if kind is None or not _trains(kind.content) or (enabled and enabled.content is False):
             continue
         options = sink.child("options")
         parts = {"hooks": sink.child("hooks")}
@@ -159,3 +160,11 @@ def _of_run(root: Node) -> Node:
         found |= {name: node for name, node in parts.items() if node is not None}
         break
     return Node(found, root.origin)
+
+
+def _trains(kind: object) -> bool:
+    """Sinks of this kind train SAEs; one that is not installed here does not."""
+    try:
+        return registry("sink").get(str(kind), SinkPlugin).trains_saes
+    except PluginError:
+        return False

@@ -10,14 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from asys_bench.config.schema import MasterConfig
+from asys_bench.contracts.names import matches
+from asys_bench.contracts.sink import PlannedSAE
 from asys_bench.placement.topology import cgroup_folders
 from asys_bench.sae import SAEConfig
 from asys_bench.sae.footprint import Footprint, footprint
-from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
 MIB, GIB = 1 << 20, 1 << 30
 _CGROUP_FILES = (
@@ -55,11 +55,9 @@ def sae_configs(config: MasterConfig, hook: str) -> dict[str, SAEConfig]:
     """
     found: dict[str, SAEConfig] = {}
     for sink in config.enabled_sinks.values():
-        options = sink.plugin_options()
-        if isinstance(options, SAETrainerOptions) and any(
-            fnmatchcase(hook, glob) for glob in sink.hooks
-        ):
-            found |= options.saes_of(hook)
+        if any(matches(hook, glob) for glob in sink.hooks):
+            saes = sink.plugin_options().planned_saes([hook])
+            found |= {sae.label: sae.config for sae in saes if sae.output is None}
     return found
 
 
@@ -89,11 +87,12 @@ class RunForecast:
             _forecast(hook, label, sae, width, None, self._limit)
             for label, sae in self._configs.get(hook, {}).items()
         ]
-        for sae, options in self._transcoders:
-            pair = self._widths.get(sae.input), self._widths.get(sae.output)
-            if hook in (sae.input, sae.output) and pair[0] is not None and pair[1] is not None:
-                made = options.for_transcoder(sae)
-                found.append(_forecast(sae.input, sae.label, made, pair[0], pair[1], self._limit))
+        for coder in self._transcoders:
+            d_in, d_out = self._widths.get(coder.hook), self._widths.get(coder.output or "")
+            if hook in (coder.hook, coder.output) and d_in is not None and d_out is not None:
+                found.append(
+                    _forecast(coder.hook, coder.label, coder.config, d_in, d_out, self._limit)
+                )
         self.saes += found
         return found
 
@@ -102,12 +101,9 @@ def configured_l0(config: MasterConfig, hooks: Sequence[str]) -> Mapping[str, fl
     """Label (hook, variant or transcoder) -> the L0 its SAE was configured for, where one was."""
     targets: dict[str, float] = {}
     for sink in config.enabled_sinks.values():
-        options = sink.plugin_options()
-        if isinstance(options, SAETrainerOptions):
-            saes = {c.label: options.for_transcoder(c) for c in options.transcoders}
-            for hook in hooks:
-                saes |= options.saes_of(hook)
-            targets |= {k: sae.wanted_l0 for k, sae in saes.items() if sae.wanted_l0 is not None}
+        for sae in sink.plugin_options().planned_saes(hooks):
+            if sae.config.wanted_l0 is not None:
+                targets[sae.label] = sae.config.wanted_l0
     return targets
 
 
@@ -157,11 +153,9 @@ def shortage(forecasts: list[SaeForecast]) -> str | None:
     )
 
 
-def _transcoders(config: MasterConfig) -> Iterator[tuple[TranscoderOptions, SAETrainerOptions]]:
+def _transcoders(config: MasterConfig) -> Iterator[PlannedSAE]:
     for sink in config.enabled_sinks.values():
-        options = sink.plugin_options()
-        if isinstance(options, SAETrainerOptions):
-            yield from ((transcoder, options) for transcoder in options.transcoders)
+        yield from (sae for sae in sink.plugin_options().planned_saes(()) if sae.output is not None)
 
 
 def memory_limit_bytes() -> int | None:

@@ -20,7 +20,6 @@ from asys_bench.config.paths import format_path
 from asys_bench.config.problems import Origin, Problem
 from asys_bench.registry import PluginError
 from asys_bench.run.forecast import memory_limit_bytes, size_text
-from asys_bench.sinks.sae.options import SAETrainerOptions
 
 LEAST_DISK_BYTES = 64 << 20
 
@@ -76,7 +75,7 @@ def place_of(loaded: LoadedConfig, error: Exception) -> str:
 def place_of_saes(loaded: LoadedConfig) -> str:
     """Where the settings of the SAEs stand."""
     for name, sink in loaded.config.enabled_sinks.items():
-        if isinstance(sink.plugin_options(), SAETrainerOptions):
+        if sink.plugin().trains_saes:
             return str(origin_of(loaded, ("sinks", name, "options", "sae", "k")))
     return ""
 

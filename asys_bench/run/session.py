@@ -153,19 +153,17 @@ class ObservationSession:
                 launch = LaunchSpec(
                     run_id=run_dir.run_id,
                     run_dir=str(run_dir.path),
-                    seed=config.run.seed,
                     step_unit=step_unit,
                     terminal=terminal,
                     host_pid=os.getpid(),
                     bus=handle.to_dict(),
                     fds=(self.page.fd, *handle.fds),
                     workers=tuple(workers),
-                    watchdog=config.watchdog.model_dump(mode="json"),
                     config=config.to_plain(),
                     placements=resources.placements() if resources else {},
                     niceness=os.getpriority(os.PRIO_PROCESS, 0),
                 )
-                self._supervisor = Supervisor(launch, self.page)
+                self._supervisor = Supervisor(launch, self.page, config.watchdog)
         except BaseException:
             self._release()
             raise

@@ -28,6 +28,10 @@ class ReadingError(RuntimeError):
     """There is no such run, hook or column; the message names what there is."""
 
 
+class NothingObservedError(LiveRunError):
+    """The run observes no hook, so it has no bus to attach to."""
+
+
 class LiveRun:
     """An attachment: `page` (heartbeats, counters) and `client` (the bus)."""
 
@@ -54,7 +58,9 @@ class LiveRun:
         if document.get("result") is not None:
             raise LiveRunError(f"{path}: the run has ended; open_run() reads what it wrote")
         if not isinstance(pid, int) or not isinstance(bus, dict):
-            raise LiveRunError(f"{path}: the run has no bus to attach to (it observes no hook)")
+            raise NothingObservedError(
+                f"{path}: the run has no bus to attach to (it observes no hook)"
+            )
         if not host_lives(document):
             raise LiveRunError(
                 f"{path}: its host (pid {pid}) is gone; open_run() reads what it wrote"

@@ -198,4 +198,5 @@ plugin = SinkPlugin(
     default_delivery=Delivery.AT_MOST_ONCE,
     preload=("asys_bench.sae", DYNAMO),
     partition=True,
+    trains_saes=True,
 )

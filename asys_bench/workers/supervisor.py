@@ -57,9 +57,8 @@ class SupervisorError(RuntimeError):
 class Supervisor:
     """Starts and ends the worker side of a run."""
 
-    def __init__(self, launch: LaunchSpec, page: StatsPage) -> None:
-        self._launch, self._page = launch, page
-        self._config = WatchdogConfig.model_validate(launch.watchdog)
+    def __init__(self, launch: LaunchSpec, page: StatsPage, config: WatchdogConfig) -> None:
+        self._launch, self._page, self._config = launch, page, config
         self._slot = page.slot("watchdog")
         self._budget = RestartBudget(self._config)
         self._out_of_memory = OutOfMemoryKills()

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.contracts.launch import WorkerSpec
+from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.contracts.stats import SlotField, StatsPage, WorkerState
+from asys_bench.registry import registry
 from asys_bench.system.liveness import ProcessHandle
 from asys_bench.workers.supervisor import SupervisorError
-
-TRAINER_PLUGIN = "sae_trainer"
 
 
 class SAETrainerManager:
@@ -26,7 +26,7 @@ class SAETrainerManager:
     ) -> None:
         self._page = page
         by_group = {group.name: group.hooks or tuple(hooks) for group in groups}
-        self._hooks = {w.name: by_group[w.group] for w in workers if w.plugin == TRAINER_PLUGIN}
+        self._hooks = {w.name: by_group[w.group] for w in workers if _trains(w)}
 
     @property
     def hooks(self) -> Mapping[str, tuple[str, ...]]:
@@ -65,3 +65,9 @@ class SAETrainerManager:
                 )
             time.sleep(0.01)
         return slot.get(SlotField.PID)
+
+
+def _trains(worker: WorkerSpec) -> bool:
+    if worker.role != "sink":
+        return False
+    return registry("sink").get(worker.plugin, SinkPlugin).trains_saes

@@ -62,7 +62,7 @@ class WatchdogProcess:
     def __init__(self, launch: LaunchSpec, page: StatsPage) -> None:
         self._launch, self._page = launch, page
         self._launch_json = json.dumps(launch.to_dict())
-        self._config = config = WatchdogConfig.model_validate(launch.watchdog)
+        self._config = config = WatchdogConfig.model_validate(launch.config["watchdog"])
         self._slot = page.slot("watchdog")
         preload = {*PRELOAD}.union(*(spec.preload for spec in launch.workers))
         least = min(launch.workers, key=lambda spec: spec.nice, default=None)

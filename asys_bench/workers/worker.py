@@ -19,13 +19,12 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
-from asys_bench.config.sections.resources import IoPriority
+from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.run_files import log_file
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import settle
 from asys_bench.placement.plan import Placement
-from asys_bench.system.files.atomic import Fsync
 from asys_bench.system.liveness import ProcessHandle, signal_on_parent_death
 
 log = logging.getLogger(__name__)
@@ -108,6 +107,7 @@ class WorkerProcess:
         self, launch: LaunchSpec, spec: WorkerSpec, launch_id: int, fds: tuple[int, ...]
     ) -> None:
         self._launch, self._spec, self._launch_id = launch, spec, launch_id
+        self._config = MasterConfig.model_validate(launch.config)
         self._page = StatsPage.attach(fds[0])
         self._bus_fds = fds[1:]
         self.slot = self._page.slot(spec.name)
@@ -131,9 +131,7 @@ class WorkerProcess:
     def _settle(self) -> None:
         """Take the CPUs, memory node and priorities that the run's plan gives this worker."""
         placement = Placement.from_dict(self._launch.placements.get(self._spec.name, {}))
-        resources = self._launch.config.get("resources") or {}
-        io = IoPriority(resources.get("worker_io", IoPriority.NORMAL))
-        niceness = self._launch.niceness_of(self._spec)
+        niceness, io = self._launch.niceness_of(self._spec), self._config.resources.worker_io
         for problem in settle(placement, niceness, io, idle=self._spec.idle):
             log.warning("%s", problem)
 
@@ -169,12 +167,12 @@ class WorkerProcess:
                 name=spec.name,
                 run_dir=Path(self._launch.run_dir),
                 run_id=self._launch.run_id,
-                seed=self._launch.seed,
+                seed=self._config.run.seed,
                 slot=self.slot,
                 wall_offset_ns=self._page.wall_offset_ns,
                 clock_shift_ns=self._page.clock_shift_ns,
                 incarnation=self.slot.get(SlotField.INCARNATION),
-                fsync=Fsync(self._launch.config["run"]["fsync"]),
+                fsync=self._config.run.fsync,
                 name_of=client.name_of,
                 names=lambda: interned_names(client, known),
                 decode=decoder,

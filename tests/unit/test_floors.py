@@ -15,17 +15,10 @@ ROOT = Path(__file__).parents[2]
 LINKED = ("backends", "kernels", "reports")
 PICTURE = re.compile(r"^## Where things are\n.*?^```\n(.*?)^```\n", re.MULTILINE | re.DOTALL)
 
-KNOWN_UP = {
-    ("asys_bench.contracts.scenario", "asys_bench.config"): (
-        "a scenario's round is given a MasterConfig: a Protocol of what scenarios read of it will do"
-    ),
-}
+KNOWN_UP: dict[tuple[str, str], str] = {}
 """(module, what it imports from above) -> why it is still so. An entry that nobody needs fails."""
 
-KNOWN_CIRCLES = {
-    frozenset({"asys_bench.harness.planning.expansion", "asys_bench.harness.planning.suite_file"}):
-        "types only: the document that problems are noted in can be a module of its own",
-}  # fmt: skip
+KNOWN_CIRCLES: dict[frozenset[str], str] = {}
 """Modules that import each other -> why it is still so."""
 
 

@@ -7,7 +7,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from asys_bench.registry import PluginError, Registry, registry
+from asys_bench.registry import PluginError, Registry, UnknownPluginError, registry
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def test_an_unknown_name_lists_the_valid_ones() -> None:
     toys = Registry("toy")
     toys.register(Toy("a"))
     toys.register(Toy("b"))
-    with pytest.raises(PluginError, match="no toy named 'c'; valid: a, b"):
+    with pytest.raises(UnknownPluginError, match="no toy named 'c'; valid: a, b"):
         toys.get("c", Toy)
 
 
@@ -38,8 +38,9 @@ def test_a_plugin_that_does_not_load_is_listed_with_its_reason(
     assert toys.names() == ["broken", "fine"]
     assert "No module named 'no'" in toys.failures()["broken"]
     assert toys.get("fine", Toy).name == "fine"
-    with pytest.raises(PluginError, match="does not load"):
+    with pytest.raises(PluginError, match="does not load") as caught:
         toys.get("broken", Toy)
+    assert not isinstance(caught.value, UnknownPluginError)
 
 
 def test_an_entry_point_must_export_a_plugin_of_its_own_name(

@@ -1,4 +1,4 @@
-"""The run under test, as its tormentor sees it: processes, slots, counts; nothing is asked of it."""
+"""The run under test, seen from outside: its processes, slots and counts. Nothing is asked of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.run_files import RUN_FILE
 from asys_bench.contracts.stats import RunState, Slot, SlotField
 from asys_bench.harness.faults.host_process import HostTask
-from asys_bench.rundir.live_run import LiveRun, LiveRunError
+from asys_bench.rundir.live_run import LiveRun, LiveRunError, NothingObservedError
 from asys_bench.system.liveness import ProcessHandle, all_pids, has_in_environment
 from asys_bench.system.process import start_time
 
@@ -89,8 +89,10 @@ class ObservedRun:
                 self.run_dir = found.parent
                 try:
                     self.live = LiveRun.attach(found.parent)
-                except LiveRunError as error:
-                    return "observes no hook" in str(error)
+                except NothingObservedError:
+                    return True
+                except LiveRunError:
+                    return False
         return self.live is not None and self.live.page.run_state is RunState.RUNNING
 
     def slot(self, name: str) -> Slot:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -18,13 +18,11 @@ from asys_bench.harness.judging.stats import rounds_to_decide, samples_to_decide
 from asys_bench.harness.planning.contender import Contender, PlacedTarget
 from asys_bench.harness.planning.plan import Look, planned_looks
 from asys_bench.harness.planning.suite import CaseConfig, Matrix, Reference, Suite
+from asys_bench.harness.planning.suite_document import SuiteDocument
 from asys_bench.harness.planning.targets import BASELINE, Target, TargetError, parse_target
 from asys_bench.harness.plugins import backend_plugin, metrics_of, scenario_plugin
 from asys_bench.harness.results.result_run import Role, TargetKind
-from asys_bench.registry import PluginError
-
-if TYPE_CHECKING:
-    from asys_bench.harness.planning.suite_file import SuiteDocument
+from asys_bench.registry import PluginError, UnknownPluginError
 
 
 def expand_case(suite: Suite, index: int, document: SuiteDocument) -> Iterator[Contender]:
@@ -255,7 +253,7 @@ class _CaseExpansion:
         try:
             return backend_plugin(name).unavailable()
         except PluginError as error:
-            if "no backend named" in str(error):
+            if isinstance(error, UnknownPluginError):
                 self._document.problem((*self._path, "backend"), str(error), value=name)
             return str(error)
 

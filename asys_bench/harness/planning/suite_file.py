@@ -9,21 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
 from asys_bench.config.diagnosis import diagnose
 from asys_bench.config.document import read_document
-from asys_bench.config.node import Node
 from asys_bench.config.overrides import apply_sets
-from asys_bench.config.paths import Path as FieldPath
-from asys_bench.config.paths import format_path
 from asys_bench.config.problems import ConfigError, Origin, Problem, did_you_mean
 from asys_bench.harness.measuring.environment import CHECKS
 from asys_bench.harness.planning.contender import Contender
 from asys_bench.harness.planning.expansion import expand_case
 from asys_bench.harness.planning.suite import SCHEMA_ID, Suite
+from asys_bench.harness.planning.suite_document import SuiteDocument
 from asys_bench.harness.plugins import is_file, locate, register_extra
 from asys_bench.harness.results.result_run import Role
 from asys_bench.registry import PluginError
@@ -51,39 +48,6 @@ class LoadedSuite:
         """Of the resolved suite; equal suites have equal ones."""
         text = json.dumps(self.suite.to_plain(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-class SuiteDocument:
-    """The tree of a suite file, for problems at the right line."""
-
-    def __init__(self, root: Node, shown: str, folder: Path) -> None:
-        self.root, self.shown, self.folder = root, shown, folder
-        self.problems: list[Problem] = []
-
-    def origin(self, path: FieldPath) -> Origin:
-        """Where `path` stands, or the nearest thing above it."""
-        node, found = self.root, self.root.origin
-        for part in path:
-            child = node.child(part)
-            if child is None:
-                break
-            node, found = child, child.origin
-        return found
-
-    def where(self, path: FieldPath) -> str:
-        """`file:line` of `path`."""
-        origin = self.origin(path)
-        return origin.source if origin.line is None else f"{origin.source}:{origin.line}"
-
-    def problem(
-        self, path: FieldPath, message: str, fix: str = "", valid: Sequence[str] = (), **value: Any
-    ) -> None:
-        """Note a problem at `path`; `value=` is shown as what was got."""
-        self.problems.append(
-            Problem.at(
-                self.origin(path), message, path=format_path(path), fix=fix, valid=valid, **value
-            )
-        )
 
 
 def shipped_suites() -> list[str]:

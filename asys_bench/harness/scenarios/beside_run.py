@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from asys_bench.config import MasterConfig
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.scenario import IntegrityCount, RoundContext, ScenarioError
 from asys_bench.contracts.stats import Counter
@@ -14,7 +15,13 @@ from asys_bench.harness.faults.host_process import HostTask, outcome_account, re
 from asys_bench.harness.faults.observed import START_PATIENCE_S, ObservedRun
 from asys_bench.run.lifecycle import RunOutcome
 
-# A finished pipeline's bus account as integrity counts.
+
+def master_config(context: RoundContext) -> MasterConfig:
+    """The pipeline's whole configuration, to run it in this process."""
+    config = context.config
+    if not isinstance(config, MasterConfig):
+        raise ScenarioError("this scenario runs the pipeline itself: it takes a MasterConfig")
+    return config
 
 
 def add_account(context: RoundContext, outcome: RunOutcome, *, kills: bool = False) -> None:

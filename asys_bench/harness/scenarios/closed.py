@@ -30,7 +30,7 @@ from asys_bench.contracts.scenario import (
     ScenarioPlugin,
 )
 from asys_bench.contracts.stats import SlotField
-from asys_bench.harness.scenarios.beside_run import add_account
+from asys_bench.harness.scenarios.beside_run import add_account, master_config
 from asys_bench.run.experiment import ExperimentPipeline
 from asys_bench.run.session import ObservationSession
 
@@ -238,7 +238,7 @@ def run(context: RoundContext) -> None:
     """Set up, warm up, time `samples` host steps, drain, check the account."""
     options = context.options
     assert isinstance(options, ClosedOptions)
-    pipeline = ExperimentPipeline(context.config)
+    pipeline = ExperimentPipeline(master_config(context))
     try:
         pipeline.setup()
         watch = _HostWatch(pipeline, context, options)

@@ -22,7 +22,7 @@ from asys_bench.contracts.scenario import (
     ScenarioPlugin,
 )
 from asys_bench.contracts.stats import SlotField, WorkerState
-from asys_bench.harness.scenarios.beside_run import add_account
+from asys_bench.harness.scenarios.beside_run import add_account, master_config
 from asys_bench.run.experiment import ExperimentPipeline
 
 POLL_S = 0.001
@@ -94,7 +94,7 @@ class _Killer(threading.Thread):
 
 def run(context: RoundContext) -> None:
     """Set up, let it consume, kill, wait for the successor, drain."""
-    pipeline = ExperimentPipeline(context.config)
+    pipeline = ExperimentPipeline(master_config(context))
     try:
         pipeline.setup()
         killer = _Killer(pipeline, context)

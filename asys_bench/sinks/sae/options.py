@@ -9,7 +9,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, model_validator
 
 from asys_bench.contracts.names import matches
-from asys_bench.contracts.sink import Misfit, SinkOptions
+from asys_bench.contracts.sink import Misfit, PlannedSAE, SinkOptions
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.sae.start import StartFrom, StartsByHook, start_for, unusable
 
@@ -176,6 +176,14 @@ class SAETrainerOptions(SinkOptions):
                 "transcoder (`<input>-><output>`); rename the variant, or leave one of the two out"
             )
         return labels
+
+    def planned_saes(self, hooks: Sequence[str]) -> Iterator[PlannedSAE]:
+        """SAEs of these hooks, then transcoders."""
+        for hook in hooks:
+            for label, config in self.saes_of(hook).items():
+                yield PlannedSAE(label, hook, config)
+        for coder in self.transcoders:
+            yield PlannedSAE(coder.label, coder.input, self.for_transcoder(coder), coder.output)
 
     def for_hook(self, hook: str, variant: str | None = None) -> SAEConfig:
         """The configuration of one hook's SAE.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -274,3 +275,14 @@ def test_who_may_not_mount_is_told_what_it_takes(monkeypatch):
 
 def _no_file(*args, **kwargs):
     raise FileNotFoundError
+
+
+def test_a_run_that_cannot_be_attached_to_is_not_taken_for_one_without_hooks(tmp_path):
+    """Not even where its folder is called what the message about such a run says."""
+    runs = tmp_path / "observes no hook"
+    (runs / "r").mkdir(parents=True)
+    run = ObservedRun(None, "mark", runs)
+    document = {"schema": "asys.run/1", "run_id": "r", "hooks": [], "host_pid": os.getpid()}
+    for bus, expected in (({}, False), (None, True)):
+        (runs / "r" / "run.json").write_text(json.dumps(document | {"bus": bus}))
+        assert run._try_attach() is expected

@@ -214,3 +214,17 @@ def test_code_that_a_suite_names_by_dotted_path_is_not_imported_unless_that_is_a
     assert "allow_dotted_plugins" in problem.fix
     assert problem.line == 3
     assert "antigravity" not in sys.modules
+
+
+def test_a_backend_that_does_not_load_is_unavailable_and_an_unknown_one_a_problem(
+    suite_file, monkeypatch
+):
+    """Whatever the reason says that it does not load."""
+    text = HEAD + "cases:\n  - {id: a, scenario: offline, backend: NAME}\n"
+    (problem,) = problems(suite_file, text.replace("NAME", "nope"))
+    assert problem.message.startswith("no backend named 'nope'")
+    backends = registry("backend")
+    monkeypatch.delitem(backends._loaded, "numba_ring", raising=False)
+    monkeypatch.setitem(backends._failed, "numba_ring", "ImportError: no backend named x")
+    (case,) = load_suite(suite_file(text.replace("NAME", "numba_ring"))).contenders
+    assert "does not load: ImportError: no backend named x" in case.unavailable

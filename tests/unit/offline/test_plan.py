@@ -1,11 +1,14 @@
 """Where an offline training's settings come from, and what is said when they are wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from asys_bench.config import ConfigError
+from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.offline import read_plan
+from asys_bench.registry import registry
 
 RUN = """\
 run: {seed: 5}
@@ -27,6 +30,14 @@ def test_the_runs_own_trainer_is_the_default(tmp_path):
     assert (plan.epochs, plan.seed, plan.sae.k, plan.sae.expansion_factor) == (3, 5, 8, 16)
     jobs = {job.label: job.config for job in plan.jobs(["policy.mlp", "policy.big", "value.mlp"])}
     assert {label: sae.k for label, sae in jobs.items()} == {"policy.mlp": 8, "policy.big": 32}
+
+
+def test_a_sink_that_trains_saes_is_known_by_its_capability(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(RUN.replace("kind: sae_trainer\n", "kind: mine\n"))
+    assert read_plan(tmp_path, None, []).sae.k != 8, "nobody here knows it"
+    trainer = registry("sink").get("sae_trainer", SinkPlugin)
+    monkeypatch.setitem(registry("sink")._loaded, "mine", replace(trainer, name="mine"))
+    assert read_plan(tmp_path, None, []).sae.k == 8
 
 
 def test_a_file_may_be_a_plan_or_another_runs_configuration(tmp_path):

@@ -3,6 +3,11 @@
 import pytest
 
 from asys_bench.config import load_config
+from asys_bench.contracts.bus import Delivery, GroupSpec
+from asys_bench.contracts.launch import WorkerSpec
+from asys_bench.contracts.sink import PlannedSAE, SinkOptions, SinkPlugin
+from asys_bench.contracts.stats import StatsPage
+from asys_bench.registry import registry
 from asys_bench.run import forecast
 from asys_bench.run.forecast import (
     RunForecast,
@@ -11,6 +16,8 @@ from asys_bench.run.forecast import (
     shortage,
     size_text,
 )
+from asys_bench.sae import SAEConfig
+from asys_bench.workers.trainer_manager import SAETrainerManager
 
 OWN = (  # whatever the profile has
     "sinks.trainer.options.sae.dtype=float32",
@@ -97,3 +104,39 @@ def test_what_is_free_is_no_more_than_the_cgroup_of_either_version_leaves(
     (tmp_path / limit).write_text(f"{300 << 10}\n")
     (tmp_path / use).write_text(f"{100 << 10}\n")
     assert forecast.memory_available_bytes() == 200 << 10
+
+
+class OtherOptions(SinkOptions):
+    """Of a sink that is not ours and trains an SAE on each hook."""
+
+    k: int = 3
+
+    def planned_saes(self, hooks):
+        return [PlannedSAE(f"{hook}@mine", hook, SAEConfig(k=self.k, d_sae=16)) for hook in hooks]
+
+
+def test_whatever_sink_trains_saes_is_known_by_its_capability(monkeypatch):
+    mine = SinkPlugin(
+        name="mine",
+        summary="a trainer of somebody else's",
+        options=OtherOptions,
+        build=lambda options: None,
+        default_delivery=Delivery.AT_MOST_ONCE,
+        trains_saes=True,
+    )
+    monkeypatch.setitem(registry("sink")._loaded, "mine", mine)
+    sets = ("sinks.trainer.enabled=false", "sinks.other.kind=mine", "sinks.other.options.k=2")
+    run = config(*sets)
+    assert [f.label for f in forecast_saes(run, {"a": 64})] == ["a@mine"]
+    assert forecast.configured_l0(run, ["a", "b"]) == {"a@mine": 2, "b@mine": 2}
+    workers = [WorkerSpec("other-0", "sink", "mine", {}, group="other")]
+    workers += [WorkerSpec("archive-0", "sink", "archiver", {}, group="archive")]
+    groups = [GroupSpec("other"), GroupSpec("archive")]
+    page = StatsPage.create(["other-0", "archive-0"])
+    trainers = SAETrainerManager(page, workers, groups, ["a", "b"])
+    assert trainers.hooks == {"other-0": ("a", "b")}
+    page.close()
+
+
+def test_a_hook_is_known_by_its_very_name_whatever_characters_it_has():
+    assert list(sae_configs(config('sinks.trainer.hooks=["layer[0]"]'), "layer[0]")) == ["layer[0]"]

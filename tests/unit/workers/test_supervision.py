@@ -144,7 +144,7 @@ def test_a_new_watchdog_is_on_its_cpus_before_it_has_imported_anything(tmp_path)
     cpu = max(os.sched_getaffinity(0))
     session = open_session(tmp_path, torch.nn.Sequential(torch.nn.Linear(8, 16)))
     launch = replace(session._supervisor._launch, placements={"watchdog": {"cpus": str(cpu)}})
-    supervisor = Supervisor(launch, session.page)
+    supervisor = Supervisor(launch, session.page, session.config.watchdog)
     try:
         supervisor.start()
         assert os.sched_getaffinity(supervisor._watchdog.pid) == {cpu}
