@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run test test-interop lint types check model sanitize soak fuzz bench-micro audit sbom docs clean
+.PHONY: help announce-run run test test-rest test-all test-interop lint types check model sanitize soak fuzz bench-micro audit sbom docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -36,8 +36,13 @@ announce-run:
 run: announce-run $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs on its activations
 	$(BIN)/asys-run --config $(CONFIG) $(ARGS)
 
-test: $(VENV)/.test lint types ## set up everything, then linter, types and all quick tests
-	PYTEST=$(BIN)/pytest tests/run_tests.sh $(ARGS)
+test: $(VENV)/.test lint types ## set up everything, then what guards daily work: linter, types, quick tests; 6 minutes
+	PYTEST=$(BIN)/pytest tests/run_tests.sh -m "not rest" $(ARGS)
+
+test-rest: $(VENV)/.test ## the tests that `make test` leaves: slow ones, further buses and hosts
+	PYTEST=$(BIN)/pytest tests/run_tests.sh -m rest $(ARGS)
+
+test-all: test test-rest ## every test
 
 # What dictionary_learning really imports: what it declares would bring a second torchvision's worth of
 # packages, built for CUDA.

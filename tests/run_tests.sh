@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# All quick tests in two processes side by side: most of them wait for other processes.
-# What is given is passed on to both, e.g. `-k ring`; a half that then has no test is fine.
+# Tests in two processes side by side: most of them wait for other processes.
+# What is given is passed on to both, e.g. `-m rest` or `-k ring`; a half that then has no test is fine.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 pytest=${PYTEST:-pytest}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-"$pytest" tests/unit tests/conformance tests/stress tests/fuzz tests/gpu tests/interop "$@" >"$log" 2>&1 &
+"$pytest" tests/unit tests/fuzz tests/gpu tests/interop "$@" >"$log" 2>&1 &
 other=$!
 trap 'kill "$other" 2>/dev/null; rm -f "$log"' INT TERM
-"$pytest" tests/e2e "$@"
+"$pytest" tests/e2e tests/conformance tests/stress "$@"
 first=$?
 wait "$other"
 second=$?

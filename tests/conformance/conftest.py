@@ -14,6 +14,11 @@ from .processes import Nursery
 from .support import Buses
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The suite also runs without this repository's pytest settings (`asys_bench.conformance`)."""
+    config.addinivalue_line("markers", "rest: slow; `make test` of A-Sys-I leaves it out")
+
+
 @pytest.fixture(params=backends())
 def any_plugin(request: pytest.FixtureRequest) -> BusPlugin:
     """Each backend that can run here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -280,6 +281,7 @@ class BusMachine(RuleBasedStateMachine):
         self.model.refuse(reason)
 
 
+@pytest.mark.rest
 def test_any_sequence_of_operations_agrees_with_the_oracle(plugin: BusPlugin) -> None:
     machine = type("Machine", (BusMachine,), {"plugin": plugin})
     run_state_machine_as_test(  # type: ignore[no-untyped-call]

@@ -137,6 +137,7 @@ def test_a_consumer_killed_while_holding_a_claim_is_counted_lost_at_most_once(
     settled(bus, "train", delivered=len(rest), lost_in_flight=len(claimed))
 
 
+@pytest.mark.rest
 def test_consumers_killed_at_any_moment_lose_at_most_a_batch_each(
     killable_bus: Buses, nursery: Nursery
 ) -> None:

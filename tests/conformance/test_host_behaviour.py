@@ -145,6 +145,7 @@ def plugin(any_plugin: BusPlugin) -> BusPlugin:
     return any_plugin
 
 
+@pytest.mark.rest
 def test_a_host_that_closes_all_descriptors_and_reuses_their_numbers_keeps_its_own(
     plugin, tmp_path
 ):
@@ -162,6 +163,7 @@ def test_a_host_that_closes_all_descriptors_and_reuses_their_numbers_keeps_its_o
         assert ended.outcome["delivered"] + ended.outcome["dropped"] <= ended.outcome["produced"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("via", ["callback", "script"])
 def test_nor_does_it_lose_one_under_a_callback_or_asys_run(via, tmp_path):
     ended = Ended("closes+removes_cwd", ONE_BUS, via, tmp_path)
@@ -170,6 +172,7 @@ def test_nor_does_it_lose_one_under_a_callback_or_asys_run(via, tmp_path):
         ended.check_all_delivered()
 
 
+@pytest.mark.rest
 def test_with_sigchld_ignored_and_the_temporary_folder_removed_whoever_dies_is_replaced(tmp_path):
     behaviour = "removes_tmp+kills_fork_server+kills_worker+kills_watchdog"
     ended = Ended(behaviour, ONE_BUS, "observe", tmp_path, ignore_sigchld=True)
@@ -178,6 +181,7 @@ def test_with_sigchld_ignored_and_the_temporary_folder_removed_whoever_dies_is_r
     ended.check_all_delivered()
 
 
+@pytest.mark.rest
 def test_a_thread_that_waits_for_every_child_and_a_removed_directory_stop_no_restart(tmp_path):
     ended = Ended("reaps+removes_cwd+kills_watchdog", ONE_BUS, "observe", tmp_path)
     ended.check()
@@ -185,6 +189,7 @@ def test_a_thread_that_waits_for_every_child_and_a_removed_directory_stop_no_res
     ended.check_all_delivered()
 
 
+@pytest.mark.rest
 @needs_time_namespace
 @pytest.mark.parametrize(
     ("behaviour", "bus", "restarts"),
@@ -212,6 +217,7 @@ def test_on_another_clock_than_its_workers_nobody_is_called_dead_and_a_stopped_o
         assert "archive-0" in read["top"]
 
 
+@pytest.mark.rest
 @needs_root
 @pytest.mark.parametrize("behaviour", ["setuid", "chroot"])
 def test_a_host_that_changes_its_user_or_root_closes_without_a_word_too_many(behaviour, tmp_path):

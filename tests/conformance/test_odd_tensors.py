@@ -51,6 +51,7 @@ def observe():
         rig.close()
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("kernel", ["identity", {"cast": {"dtype": "float16"}}])
 def test_every_call_with_an_odd_tensor_is_counted_and_what_arrives_is_right(

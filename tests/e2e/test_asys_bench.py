@@ -142,6 +142,7 @@ def test_a_run_passes_writes_a_valid_result_and_every_command_reads_it(bench):
         assert says in output, words
 
 
+@pytest.mark.rest
 def test_a_missed_target_exits_1_and_names_itself(bench):
     code, output = bench("run", bench.suite(bound="1000", rounds=9), "--out", "out")
     assert code == 1, output
@@ -157,6 +158,7 @@ def test_a_missed_target_exits_1_and_names_itself(bench):
     assert "PASS" in output
 
 
+@pytest.mark.rest
 def test_a_part_of_a_suite_is_measured_and_says_so(bench):
     code, output = bench("run", bench.suite(), "--only", "oth*", "--out", "out")
     assert code == 0, output
@@ -165,6 +167,7 @@ def test_a_part_of_a_suite_is_measured_and_says_so(bench):
     assert "a part of the suite: --only oth*" in data["notes"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("process", "sigchld"), [("fresh", signal.SIG_DFL), ("forked", signal.SIG_IGN)]
 )
@@ -181,6 +184,7 @@ def test_a_crashed_contender_is_reported_and_the_rest_goes_on(bench, process, si
     assert "about to fall over" in crashed["log"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("process", ["fresh", "forked"])
 def test_ctrl_c_leaves_a_readable_partial_result_and_no_process(bench, process):
     running = bench.start("run", bench.suite("sleepy", process=process), "--out", "out")
@@ -245,6 +249,7 @@ def test_usage_errors_exit_2_and_say_why(bench, words, says):
     assert "Traceback" not in output
 
 
+@pytest.mark.rest
 def test_the_config_alias_names_suite_and_folder(bench, tmp_path):
     bench.suite()
     (tmp_path / "bench.yaml").write_text(

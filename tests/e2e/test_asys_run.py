@@ -73,6 +73,7 @@ def test_a_short_run_trains_archives_accounts_and_leaves_nothing_behind(start_ru
     assert [path for path in files if path.stat().st_mode & 0o077] == [], "private, every file"
 
 
+@pytest.mark.rest
 def test_killed_trainer_and_archiver_come_back_resume_and_the_run_ends_well(start_run):
     run = start_run(timesteps(40960), "sinks.trainer.options.sae.checkpoint_interval_s=1")
     run.wait_rows(3000)
@@ -102,6 +103,7 @@ def test_killed_trainer_and_archiver_come_back_resume_and_the_run_ends_well(star
     assert {key[3] for key in keys} == set(range(archive["delivered"])), "a packet is missing"
 
 
+@pytest.mark.rest
 def test_a_stopped_trainer_is_killed_and_replaced(start_run):
     run = start_run(ENDLESS, PATIENT, "watchdog.heartbeat_timeout_s=3", "watchdog.tick_s=0.1")
     run.wait_rows(1000)
@@ -120,6 +122,7 @@ def test_a_stopped_trainer_is_killed_and_replaced(start_run):
     assert_accounted(run.summary())
 
 
+@pytest.mark.rest
 def test_a_killed_watchdog_is_replaced_and_adopts_the_workers(start_run):
     run = start_run(ENDLESS, PATIENT)
     run.wait_rows(500)
@@ -149,6 +152,7 @@ def test_ctrl_c_drains_writes_and_leaves_within_ten_seconds(start_run):
     assert_accounted(run.summary())
 
 
+@pytest.mark.rest
 def test_sigterm_to_every_process_loses_nothing_and_leaves_a_summary(start_run):
     """As systemd, Slurm and `timeout` end a service: the workers are told as well as the host."""
     run = start_run(ENDLESS, PATIENT)
@@ -164,6 +168,7 @@ def test_sigterm_to_every_process_loses_nothing_and_leaves_a_summary(start_run):
     assert sum(group["lost_in_flight"] for group in summary["bus"]["groups"]) == 0
 
 
+@pytest.mark.rest
 def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(start_run):
     run = start_run(ENDLESS)
     run.wait_rows(200)
@@ -178,6 +183,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(start_run):
     assert run.leftovers() == []
 
 
+@pytest.mark.rest
 def test_a_killed_host_takes_its_workers_along_within_five_seconds(start_run):
     run = start_run(ENDLESS)
     run.wait_rows(1000)
@@ -193,6 +199,7 @@ def test_a_killed_host_takes_its_workers_along_within_five_seconds(start_run):
         assert (run.path / "sae" / hook / "latest" / "cfg.json").exists()
 
 
+@pytest.mark.rest
 def test_the_hosts_weights_are_bit_identical_with_and_without_us(tmp_path):
     script = (
         "import sys, hashlib, torch\n"
@@ -247,6 +254,7 @@ def test_a_wrong_setting_is_explained_and_nothing_is_started(start_run, override
     assert "Traceback" not in run.text()
 
 
+@pytest.mark.rest
 def test_run_json_tells_where_to_look(start_run):
     run = start_run(timesteps(2048))
     assert run.finish() == 0, run.text()

@@ -28,6 +28,7 @@ def one_round(scenario: str, samples: int, *sets: str, **params: object) -> Roun
     return FreshProcess().run(spec, 150)
 
 
+@pytest.mark.rest
 @pytest.mark.timeout(180)
 def test_a_neighbour_is_timed_and_every_process_is_where_the_plan_says():
     here = 'resources.pinning={host: "0", services: "0", workers: {"*": "0"}}'
@@ -44,6 +45,7 @@ def test_a_cpu_that_is_not_there_is_named():
     assert "task_cpu 4095 is not one of" in str(end.error)
 
 
+@pytest.mark.rest
 @pytest.mark.timeout(180)
 def test_the_exporter_is_scraped_while_the_host_steps():
     exporter = "monitors.prometheus={kind: prometheus, options: {port: 0}}"

@@ -18,6 +18,7 @@ from asys_bench.reports.run_report.leanings import kolmogorov_smirnov
 from asys_bench.rundir.open_run import open_run
 
 pytest.importorskip("stable_baselines3")
+pytestmark = pytest.mark.rest
 SOAK = os.environ.get("ASYS_SOAK") or os.environ.get("ASYS_DEMO_RUN")
 HOOK, SEEN = "mlp_extractor.policy_net.1", "mlp_extractor.policy_net:input"
 TOP, RANDOM = 50, 2000

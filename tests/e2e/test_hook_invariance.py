@@ -197,6 +197,7 @@ def compiler(tmp_path, monkeypatch):
 COMPILED_KINDS = [kind for kind in KINDS if kind != "input_gradient"]
 
 
+@pytest.mark.rest
 @pytest.mark.timeout(900)  # a busy machine takes minutes over the C++ that inductor writes
 @pytest.mark.parametrize(
     ("backend", "kinds"),

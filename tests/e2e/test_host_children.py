@@ -111,6 +111,7 @@ SCRIPT = """\
 """
 
 
+@pytest.mark.rest
 def test_children_of_a_script_end_with_and_without_us_in_the_same_way(tmp_path):
     script = write(tmp_path / "train.py", SCRIPT)
     hooks = 'hooks: [{match: "0"}]\nhost: {kind: script}\n'

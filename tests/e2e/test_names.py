@@ -17,6 +17,8 @@ from asys_bench.rundir.verify.verify_run import verify_run
 from asys_bench.sae.exchange.export import export, find_saes
 from asys_bench.sae.exchange.formats import FORMATS
 
+pytestmark = pytest.mark.rest
+
 NAMES = [
     "user:item", "x", "x:input", "x:grad", "p->q", "q#x", "a@b", "a/b", "A", "a", "a b", "[0]", "*",
     "tokens", "-dash", "ünï", "new\nline", "quote\"s,=}", "back\\slash", "n" * 300,

@@ -57,7 +57,7 @@ def descriptors():
     return set(os.listdir("/proc/self/fd"))
 
 
-@pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc"])
+@pytest.mark.parametrize("backend", ["cpp_spmc", pytest.param("mp_queue", marks=pytest.mark.rest)])
 def test_training_is_bit_identical_archived_and_accounted_and_the_model_left_as_it_was(
     tmp_path, backend
 ):
@@ -93,6 +93,7 @@ def test_training_is_bit_identical_archived_and_accounted_and_the_model_left_as_
     assert descriptors() - before == set()
 
 
+@pytest.mark.rest
 def test_marked_steps_replace_counted_ones_and_figures_are_shown(tmp_path):
     model = make_model()
     observation = observe(model, tmp_path, hooks="0", step_unit="batch")
@@ -137,6 +138,7 @@ def test_a_resumed_loop_is_archived_from_its_own_step_on_and_without_what_it_pau
     assert run.saes() == {}
 
 
+@pytest.mark.rest
 def test_an_error_in_the_training_comes_out_and_the_run_is_written(tmp_path):
     model = make_model()
     observation = observe(model, tmp_path, hooks="0")
@@ -188,6 +190,7 @@ def affinities(page):
     return found
 
 
+@pytest.mark.rest
 def test_every_process_is_where_the_plan_says_and_the_host_is_let_go(tmp_path):
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < 2:
@@ -217,6 +220,7 @@ def test_a_pinning_map_that_cannot_be_had_raises_and_leaves_the_process_alone(tm
     assert os.sched_getaffinity(0) == before
 
 
+@pytest.mark.rest
 def test_wrapped_models_have_the_names_of_their_inside(tmp_path):
     model = make_model()
     wrapped = torch.nn.DataParallel(model)
@@ -261,6 +265,7 @@ def run_script(tmp_path, end):
     return done, asys_bench.open_run(tmp_path / "runs")
 
 
+@pytest.mark.rest
 def test_a_script_without_main_guard_runs_once_and_closes_at_its_exit(tmp_path):
     done, run = run_script(tmp_path, "print('end')")
     assert done.returncode == 0, done.stderr
@@ -270,12 +275,14 @@ def test_a_script_without_main_guard_runs_once_and_closes_at_its_exit(tmp_path):
     assert len(run.archive.numpy("0", ("seq",))["seq"]) == 50 * 32
 
 
+@pytest.mark.rest
 def test_a_script_that_fails_still_writes_what_it_saw(tmp_path):
     done, run = run_script(tmp_path, "raise SystemExit(3)")
     assert done.returncode == 3
     assert run.summary["bus"]["produced"] == 50
 
 
+@pytest.mark.rest
 def test_a_killed_script_leaves_no_worker_and_a_readable_archive(tmp_path):
     """On a ring: its packets outlive the host, and the workers drain it."""
     done, run = run_script(tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
@@ -302,6 +309,7 @@ def _worker_pids(run):
     return found
 
 
+@pytest.mark.rest
 def test_a_forked_child_has_no_part_in_it(tmp_path):
     model = make_model()
     with observe(model, tmp_path, hooks="0") as observation:
@@ -317,6 +325,7 @@ def test_a_forked_child_has_no_part_in_it(tmp_path):
     assert observation.account.produced == 6
 
 
+@pytest.mark.rest
 def test_a_stuck_observer_does_not_hold_up_the_training(tmp_path):
     """Every worker stopped: the training goes on, packets are refused and counted."""
     model = make_model()

@@ -7,6 +7,7 @@ import re
 import weakref
 from pathlib import Path
 
+import pytest
 import torch
 
 import asys_bench
@@ -61,6 +62,7 @@ def test_the_lines_are_those_of_the_documents_and_the_model_is_let_go(tmp_path, 
     assert gone() is None
 
 
+@pytest.mark.rest
 def test_silent_hooks_and_saes_that_do_not_fit_are_in_the_log_the_terminal_and_the_summary(
     tmp_path, capfd, caplog
 ):

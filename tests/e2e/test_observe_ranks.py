@@ -38,7 +38,7 @@ def check_rank(run, rank, steps):
     assert sorted(set(rows["host_step"][mine].tolist())) == list(range(steps))
 
 
-@pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc"])
+@pytest.mark.parametrize("backend", ["cpp_spmc", pytest.param("mp_queue", marks=pytest.mark.rest)])
 def test_both_ranks_of_a_ddp_training_arrive_tagged_and_accounted(tmp_path, backend):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
@@ -63,6 +63,7 @@ def test_both_ranks_of_a_ddp_training_arrive_tagged_and_accounted(tmp_path, back
         check_rank(run, rank, 40)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc", "numba_ring"])
 def test_a_killed_rank_does_not_wedge_the_workers(tmp_path, backend):
     """Both processes as torchrun would start them, but nobody ends rank 0 when rank 1 dies."""
@@ -117,6 +118,7 @@ while True:
 """
 
 
+@pytest.mark.rest
 def test_sigterm_to_the_ranks_of_an_unchanged_script_leaves_a_summary(tmp_path):
     """As torchrun ends its processes."""
     (tmp_path / "train.py").write_text(UNCHANGED)

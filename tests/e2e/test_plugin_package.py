@@ -71,6 +71,7 @@ def test_nothing_is_written_over(tmp_path):
     assert [p.name for p in (tmp_path / "asys-relay").iterdir()] == ["mine"]
 
 
+@pytest.mark.rest
 def test_it_is_listed_once_installed(installed):
     done = command("-m", "asys_bench.cli.bench", "list", path=installed)
     assert "relay" in done.stdout
@@ -78,6 +79,7 @@ def test_it_is_listed_once_installed(installed):
     assert "relay" not in command("-m", "asys_bench.cli.bench", "list").stdout
 
 
+@pytest.mark.rest
 def test_it_passes_the_conformance_suite(installed):
     done = command("-m", "asys_bench.conformance", "relay", "-q", path=installed)
     assert done.returncode == 0, done.stdout[-6000:]
@@ -103,6 +105,7 @@ with asys_bench.observe(root, hooks="0", bus={"backend": "relay"}, run={"dir": s
 """
 
 
+@pytest.mark.rest
 def test_a_run_uses_it_workers_included(installed, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)

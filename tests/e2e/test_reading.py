@@ -165,6 +165,7 @@ def test_a_half_written_line_of_metrics_is_left_out(observed, tmp_path):
 LIVE_FEATURES = Path(__file__).parents[2] / "docs" / "examples" / "live_features.py"
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc"])
 def test_another_process_reads_live_features_and_leaves_without_a_trace(tmp_path, backend):
     """As docs/examples/live_features.py does it."""
@@ -198,6 +199,7 @@ def test_another_process_reads_live_features_and_leaves_without_a_trace(tmp_path
     assert all(account.imbalance(group) == 0 for group in account.groups)
 
 
+@pytest.mark.rest
 def test_a_slow_reader_skips_samples_and_does_not_hold_up_the_run(tmp_path):
     model = make_model()
     bus = {"backend": "cpp_spmc", "on_full": "drop"}

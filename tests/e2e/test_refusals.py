@@ -30,6 +30,7 @@ DAEMON = """\
 """
 
 
+@pytest.mark.rest
 def test_a_daemon_without_standard_streams_and_with_a_deep_temporary_folder_is_observed(tmp_path):
     deep = tmp_path / ("d" * 110)
     deep.mkdir()
@@ -59,6 +60,7 @@ def run(tmp_path, text):
     )
 
 
+@pytest.mark.rest
 def test_a_k_that_the_width_of_the_rows_shows_to_be_too_large_ends_the_run_in_its_first_step(
     tmp_path,
 ):

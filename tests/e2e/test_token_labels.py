@@ -135,8 +135,16 @@ from test_token_labels import Text, call_and_mark, in_threads
 """
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize(
+    ("marked", "threads"),
+    [
+        (False, 3),
+        *(
+            pytest.param(*case, marks=pytest.mark.rest)
+            for case in [(False, 1), (True, 1), (True, 3)]
+        ),
+    ],
+)
 def test_observe(tmp_path, marked, threads):
     model = Text()
     with asys_bench.observe(
@@ -149,6 +157,7 @@ def test_observe(tmp_path, marked, threads):
         assert observation.steps == CALLS
 
 
+@pytest.mark.rest
 def test_samples_of_a_live_run_say_which_tokens_their_rows_are(tmp_path):
     model = Text()
     with (
@@ -168,6 +177,7 @@ def test_samples_of_a_live_run_say_which_tokens_their_rows_are(tmp_path):
         assert sample.tensor[:, 0].int().tolist() == ids.tolist()
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_script_as_it_is(tmp_path, threads):
     script = f"""\
@@ -180,6 +190,7 @@ in_threads({threads}, lambda seed: call_and_mark(model, None, seed))
     check(run, "mid", (threads * CALLS + 1) * REAL_ROWS)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_function_that_marks_steps(tmp_path, threads):
     function = f"""\
@@ -209,6 +220,7 @@ def gpt2(words=52):
     return model
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(("task", "hook"), [("encode", "wte"), ("generate", "transformer.wte")])
 def test_the_transformers_host(tmp_path, task, hook):
     transformers = pytest.importorskip("transformers")
@@ -240,6 +252,7 @@ host:
     assert all((part.values_ND[:, 0] == part.token_id_N).all() for part in parts)
 
 
+@pytest.mark.rest
 def test_the_trainer(tmp_path):
     transformers = pytest.importorskip("transformers")
     from asys_bench.callbacks.transformers import ObserveCallback
@@ -277,6 +290,7 @@ def test_the_trainer(tmp_path):
     assert observation.steps == 4
 
 
+@pytest.mark.rest
 def test_lightning(tmp_path):
     lightning = pytest.importorskip("lightning")
     from asys_bench.callbacks.lightning import ObserveCallback

@@ -9,6 +9,7 @@ import asys_bench
 from asys_bench.cli.check_interop import main
 
 
+@pytest.mark.rest
 @pytest.mark.interop
 def test_each_variant_is_compared_on_its_hooks_rows(tmp_path, capsys):
     pytest.importorskip("sae_lens")

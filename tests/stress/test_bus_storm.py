@@ -27,6 +27,7 @@ SIZES = {
 QUICK = (60_000, 20)
 
 
+@pytest.mark.rest
 @pytest.mark.stress
 @pytest.mark.parametrize("backend", registry("backend").names())
 def test_killed_readers_tear_nothing_and_lose_only_what_was_promised(backend):

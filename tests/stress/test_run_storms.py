@@ -37,6 +37,7 @@ def quick_storms() -> Iterator[dict[tuple[str, str], Future[StormEnd]]]:
     running.close()
 
 
+@pytest.mark.rest
 @pytest.mark.stress
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(SOAK, reason="make soak strikes for longer")

@@ -33,6 +33,7 @@ REFUSAL = {
 }
 
 
+@pytest.mark.rest
 @pytest.mark.stress
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(

@@ -215,6 +215,7 @@ while True:
 """
 
 
+@pytest.mark.rest
 def test_a_producer_killed_while_it_pushes_leaves_whole_packets_and_exact_books() -> None:
     for delay in (0.01, 0.02, 0.03):
         with Child(PUSHER) as owner:

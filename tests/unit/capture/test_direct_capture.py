@@ -122,6 +122,7 @@ def shown(rig, max_rate=1.0, packets=256, phase="any", **bus):
     return model, rig(model, rule, backend="cpp_spmc", capacity_packets=packets, **bus)
 
 
+@pytest.mark.rest
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -68,6 +68,7 @@ def test_hooks_that_work_are_not_mentioned(rig):
     assert made.hooker.notices.messages == ()
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("backend", ["mp_queue", "numba_ring", "cpp_spmc"])
 def test_a_tensor_larger_than_the_bus_is_said_once_and_does_not_lower_the_rate(
     rig, backend, caplog

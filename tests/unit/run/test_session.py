@@ -74,6 +74,7 @@ def test_a_model_that_is_called_once_per_step_is_not_counted(tmp_path, once):
         session.close()
 
 
+@pytest.mark.rest
 def test_two_trainers_share_the_hooks_and_one_is_restarted_on_demand(tmp_path):
     module = model()
     before = set(os.listdir("/proc/self/fd"))
@@ -108,6 +109,7 @@ def test_two_trainers_share_the_hooks_and_one_is_restarted_on_demand(tmp_path):
     assert set(os.listdir("/proc/self/fd")) - before == set()
 
 
+@pytest.mark.rest
 def test_an_archiver_that_cannot_work_is_quarantined_and_holds_nobody_up(tmp_path):
     module = model()
     run_dir = RunDir.create(tmp_path, "session")
