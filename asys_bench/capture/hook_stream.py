@@ -1,4 +1,4 @@
-"""HookStream: the state of one hook point, and its metrics."""
+"""HookStream: the state of one hook point and its metrics. Writer: the bus's side of all of them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,17 @@ from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
 
-# Writer: the bus's side of the hooks. All hooks of a host process share one shard and one lock.
-
 _CONTENTION_S = 0.05
+
+FAILURES_IN_A_ROW = 16
+"""A hook whose calls fail this often, with no capture between them, switches itself off."""
 
 
 class Writer:
     """The producer of shard 0, and the lock of everybody who writes to it or counts for a hook.
 
-    A host may call its model from several threads (or DataParallel may): a shard has one writer.
+    All hooks of a host process share them: a host may call its model from several threads (or
+    DataParallel may), and a shard has one writer.
 
     lock: held for as long as a packet is copied.
     patience_s: how long a thread waits for it before it drops its packet. It is never reached but by
@@ -53,10 +55,6 @@ class Writer:
         self.block_timeout_s = block_timeout_s if on_full == "block" else 0.0
         self.adapts = on_full == "sample"
         self.patience_s = _CONTENTION_S + self.block_timeout_s
-
-
-FAILURES_IN_A_ROW = 16
-"""A hook whose calls fail this often, with no capture between them, switches itself off."""
 
 
 class HookStream:

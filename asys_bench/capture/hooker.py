@@ -55,7 +55,7 @@ class ActivationHooker:
     count_forwards: count calls of the model as microbatches; without, they are the host's to set.
     called: what the user calls, where that is a wrapper around the model.
     text: of a model that takes text.
-    notices: where what a person should know is said.
+    notices: told what a person should know.
     on_first: told of each stream when its first tensor comes, in the host's hook.
     """
 
@@ -137,7 +137,7 @@ class ActivationHooker:
         ]
         if model is not None:
             self._silent = SilentHooks(model, watched, self._clock.host_step, self.notices)
-            self._clock.call_at(self._silent.first_look, self._silent.look)
+            self._clock.call_at(self._silent.first_check, self._silent.check)
 
     def pause(self, paused: bool) -> None:
         """Skip every call from now on, or no longer; skipped ones are counted in hook_skipped.

@@ -1,4 +1,8 @@
-"""What of the host's state would reach into our own tensor operations, and how it is kept out."""
+"""What of the host's state would reach into our own tensor operations, and which tensors can be read.
+
+`is_bare`, `undisturbed`, `is_watched` and `unwatched` keep modes and tracers of the host out.
+`unreadable`, `readable` and `plain` say whether a tensor has bytes that a hook can copy.
+"""
 
 from __future__ import annotations
 
@@ -89,8 +93,6 @@ def _unwatched() -> Iterator[None]:
             stack.callback(set_tracing_state, tracing)
         yield
 
-
-# Whether a tensor has bytes that a hook can copy.
 
 TRANSFORMED = "tensors inside a functorch transform (grad, vmap) cannot be read"
 

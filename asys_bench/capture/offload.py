@@ -1,4 +1,4 @@
-"""Offload: how tensors of other devices reach the bus, and the books of those that are under way.
+"""Offload: how tensors of other devices reach the bus, and the counting of those that are under way.
 
 CUDA tensors go through `capture.gpu`: copied on a side stream, committed when they have arrived.
 It is imported and started when a model has CUDA parameters, or by the first CUDA tensor. Other

@@ -1,6 +1,7 @@
-"""What a hook does when the bus fills up: the sampling rate that follows the bus's fill ratio.
+"""The sampling rate of a hook: `FillController` follows the bus, `RowBudget` a budget of rows.
 
-Two parts, so that it answers at once and still settles without swinging (f is the fill ratio):
+The controller has two parts, so that it answers at once and still settles without swinging (f is the
+fill ratio of the bus):
 
 - a brake, in force only while the bus is fuller than the low watermark::
 
@@ -40,7 +41,7 @@ HOLD_NS = 250_000_000
 BASE_SETTLES_S = 120.0
 _BRAKE_AT_HIGH = 10.0
 _CLOSE_CALLS = 4
-"""Captured calls of the hook between two looks at a filling bus: what is left out does not fill it."""
+"""Captured calls between two checks of a filling bus: calls that are left out do not fill it."""
 
 
 class FillController:
@@ -96,19 +97,6 @@ class FillController:
         self.rate = max(policy.min_rate, min(self.rate, self._base))
 
 
-# A budget of rows per second: what is behind the bus (an SAE's optimizer) tires before the bus does.
-#
-# A bucket that refuses when it is empty would make the chance of a row depend on the rows before it
-# and leave some rows with no chance at all, which no weight can repair. So the budget sets a
-# *probability*, from what was offered and sent up to now and never from the coin it is used with::
-#
-#     rate = clip(R - debt / T, R / 10, 2 R) / load        T = max(PAYBACK_S, PAYBACK_CALLS n / R)
-#
-# R is the budget, `load` the smoothed rate of offered rows, n the rows of a call, and `debt` the rows
-# sent beyond R x time (a negative debt is remembered up to R T). The debt is the integral of the
-# error, so the mean over time is R, whatever the load does; T is long enough that one call does not
-# swing the rate.
-
 UPDATE_NS = 100_000_000
 _FIRST_UPDATE_NS = 20_000_000
 LOAD_SMOOTHING_S = 1.0
@@ -117,9 +105,20 @@ PAYBACK_CALLS = 4.0
 
 
 class RowBudget:
-    """The rate that the budget allows one hook. All times are CLOCK_MONOTONIC nanoseconds.
+    """The rate that a budget of rows per second allows one hook, for readers slower than the bus.
 
-    cells: its books, as `contracts.capture_port.BUDGET_*`.
+    A bucket that refuses when it is empty would make the chance of a row depend on the rows before it
+    and leave some rows with no chance at all, which no weight can repair. So the budget sets a
+    *probability*, from what was offered and sent up to now and never from the coin it is used with::
+
+        rate = clip(R - debt / T, R / 10, 2 R) / load        T = max(PAYBACK_S, PAYBACK_CALLS n / R)
+
+    R is the budget, `load` the smoothed rate of offered rows, n the rows of a call, and `debt` the rows
+    sent beyond R x time (a negative debt is remembered up to R T). The debt is the integral of the
+    error, so the mean over time is R, whatever the load does; T is long enough that one call does not
+    swing the rate. All times are CLOCK_MONOTONIC nanoseconds.
+
+    cells: its counters, as `contracts.capture_port.BUDGET_*`.
     """
 
     __slots__ = ("_budget", "_load", "_since_ns", "cells", "rate")

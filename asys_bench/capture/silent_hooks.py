@@ -2,7 +2,7 @@
 
 A function that torch.compile has compiled keeps the hooks that its modules had at its first call, and
 it says nothing when others are attached later. No code of ours runs in that case but the step clock,
-which asks here a few times while the host steps.
+which calls `SilentHooks.check` a few times while the host steps.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from asys_bench.contracts.torch_internals import (
     is_compiled_in_place,
 )
 
-LOOKS = (5, 100, 1000)
-"""Host steps after which is looked. At the last one, silence is reported without a known cause too."""
+CHECK_AFTER_STEPS = (5, 100, 1000)
+"""Check after this many host steps. The last check reports silence without a known cause too."""
 
 
 class SilentHooks:
-    """Watches streams of one model; `look` is an alarm of the step clock."""
+    """Watches streams of one model; `check` is an alarm of the step clock."""
 
     def __init__(
         self,
@@ -40,16 +40,16 @@ class SilentHooks:
         self._said: set[HookStream] = set()
         self._streams = {stream: _fired(stream) for stream in streams}
         self._start = start
-        self._looks = [start + step for step in LOOKS]
+        self._checks = [start + step for step in CHECK_AFTER_STEPS]
 
     @property
-    def first_look(self) -> int:
-        return self._looks[0]
+    def first_check(self) -> int:
+        return self._checks[0]
 
-    def look(self, host_step: int) -> int | None:
-        """Report silent hooks; returns the step of the next look."""
-        while self._looks and self._looks[0] <= host_step:
-            self._looks.pop(0)
+    def check(self, host_step: int) -> int | None:
+        """Report silent hooks; returns the step of the next check."""
+        while self._checks and self._checks[0] <= host_step:
+            self._checks.pop(0)
         silent = [s for s, before in self._streams.items() if not s.off and _fired(s) == before]
         compiled: dict[str, list[HookStream]] = {}
         unexplained = []
@@ -69,14 +69,14 @@ class SilentHooks:
             self._notices.say(_explanation(reason, streams, host_step - self._start))
             self._compiled.update(streams)
         self._streams = {stream: _fired(stream) for stream in unexplained}
-        if not self._looks:
+        if not self._checks:
             self._say_unused(unexplained, host_step)
-        return self._looks[0] if self._looks and self._streams else None
+        return self._checks[0] if self._checks and self._streams else None
 
     def review(self, streams: Sequence[HookStream], host_step: int) -> None:
         """The host has ended: report which of `streams` have captured nothing, and why."""
-        self._looks.clear()
-        self.look(host_step)
+        self._checks.clear()
+        self.check(host_step)
         self._say_unused([s for s in streams if s not in self._compiled], host_step)
 
     def _say_unused(self, streams: Sequence[HookStream], host_step: int) -> None:

@@ -36,7 +36,7 @@ class CapturePort(Protocol):
         nothing was done or counted, the general path must take this call."""
 
     def direct(self, decision: Decision) -> DirectCapture:
-        """The port with the decision in front of it, for a hook that has nothing else to ask."""
+        """Sampling decision and push in one call."""
 
     def close(self) -> None:
         """Let go of the stats page; from then on every call, also of what `direct` made, is
@@ -89,17 +89,16 @@ class PortCells:
 ) = range(8)  # fmt: skip
 """Cells of `Decision.state`. OFF: OFF_NOTHING captures nothing, OFF_DIRECT leaves every call to the
 general path, 0 is neither. SEEN: serial of the clock's tags at the last call, CALL_INDEX: calls of
-the hook since those tags came. COUNTDOWN: calls up to and with the one that looks at the bus. RATE:
+the hook since those tags came. COUNTDOWN: calls up to and with the one that checks the bus. RATE:
 the sampling rate, a float64.
 
-CALM: the fill ratio of the bus (a float64) up to which a look would change nothing, so that the
-shortcut may look by itself, CALM_LOOKS times at most until the general path does; below 0 it never
-may."""
+CALM: the fill ratio of the bus (a float64) up to which a check would change nothing. Up to it the
+shortcut may check by itself, CALM_CHECKS times at most until the general path does; below 0 never."""
 
 OFF_NOTHING, OFF_DIRECT = 1, 2
 
 CALLS_BETWEEN_CHECKS = 16
-"""`STATE_COUNTDOWN` after a look at a calm bus."""
+"""`STATE_COUNTDOWN` after a check of a calm bus."""
 
 (
     CLOCK_SERIAL, CLOCK_STEP, CLOCK_VERSION, CLOCK_MICROBATCH, CLOCK_POSITION, CLOCK_OWNER,

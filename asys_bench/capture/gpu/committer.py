@@ -16,11 +16,11 @@ from asys_bench.capture.gpu.runtime import DeviceRuntime, copy_bytes
 from asys_bench.contracts.bus import BusProducer
 from asys_bench.contracts.packet import PacketMeta, tensor_bytes, tensor_view
 
-# From staging memory onto the bus: the only part of the device path that touches the producer.
+log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Pushes packets that have arrived.
+    """Pushes packets that have arrived in staging memory: the only user of the producer.
 
     bus_lock: whoever else writes to this producer holds it while doing so; a shard has one writer.
     """
@@ -66,9 +66,6 @@ class Delivery:
             slot.abort()
             raise
         return encoded.nbytes if slot.commit(meta, encoded.nbytes) else None
-
-
-log = logging.getLogger(__name__)
 
 
 class Committer:
@@ -131,8 +128,8 @@ class Committer:
     def _arrived(self, packet: InFlight, wait: bool) -> bool:
         if not packet.copy_issued:
             # Pageable memory: the driver makes the issuing thread wait, so it is this one.
-            self._runtime.run(packet.lane.side, copy_bytes, packet.target, packet.source)
-            packet.event.record(packet.lane.side)
+            self._runtime.run(packet.side.stream, copy_bytes, packet.target, packet.source)
+            packet.event.record(packet.side.stream)
             packet.copy_issued = True
         if wait:
             packet.event.synchronize()

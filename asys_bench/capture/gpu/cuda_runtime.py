@@ -1,4 +1,9 @@
-"""`DeviceRuntime` over torch.cuda."""
+"""`DeviceRuntime` over torch.cuda, and the three calls into libcuda that torch does not offer.
+
+The driver API is used where the run-time API has a trap: a `cudaHostRegister` that fails leaves its
+error latched in the calling thread, and the host's next kernel launch, which checks
+`cudaGetLastError`, would raise it. Driver calls return their error and keep nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +15,6 @@ from typing import Any
 import torch
 
 from asys_bench.capture.gpu.runtime import DeviceEvent, DeviceStream, PinError
-
-# The three calls into libcuda that torch does not offer.
-#
-# The driver API is used where the run-time API has a trap: a `cudaHostRegister` that fails leaves its
-# error latched in the calling thread, and the host's next kernel launch, which checks
-# `cudaGetLastError`, would raise it. Driver calls return their error and keep nothing.
 
 PORTABLE = 1  # CU_MEMHOSTREGISTER_PORTABLE: page-locked for every context
 THREAD_LOCAL_CAPTURE = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL

@@ -9,22 +9,22 @@ from collections import deque
 import torch
 
 from asys_bench.capture.gpu.in_flight import InFlight, Ticket
-from asys_bench.capture.gpu.lane import FifoArena, Lane
-from asys_bench.capture.gpu.outcome import Books, DeviceAccount, DeviceDrop
+from asys_bench.capture.gpu.outcome import DeviceAccount, DeviceCounters, DeviceDrop
+from asys_bench.capture.gpu.side_stream import FifoArena, SideStream
 from asys_bench.contracts.stats import Slot
 
 
 class FlightQueue:
     """Filled by hooks, emptied by one committer.
 
-    `changed` guards everything here and in the lanes; whoever calls a method holds it. Packets are
+    `changed` guards everything here and in the side streams; the caller of a method holds it. Packets are
     settled in the order of their admission, whatever device they come from, so that the order on the
     bus is the order of the hooks.
     """
 
     def __init__(self, staging: torch.Tensor, max_in_flight: int, slot: Slot | None) -> None:
         self.changed = threading.Condition()
-        self.books = Books(slot)
+        self.counters = DeviceCounters(slot)
         self.refusal: DeviceDrop | None = None
         """Why nothing is admitted any more: CLOSED or DEVICE_FAILED."""
         self._packets: deque[InFlight] = deque()
@@ -34,15 +34,15 @@ class FlightQueue:
         self._claimed = False
         self._in_flight = 0  # packets that are not broken: those are counted as dropped already
 
-    def admit(self, lane: Lane, nbytes: int, timeout_s: float) -> Ticket | DeviceDrop:
+    def admit(self, side: SideStream, nbytes: int, timeout_s: float) -> Ticket | DeviceDrop:
         """Room for `nbytes`, waiting up to `timeout_s` for it (0: not at all)."""
-        if nbytes > min(self._arena.capacity, lane.arena.capacity):
+        if nbytes > min(self._arena.capacity, side.arena.capacity):
             return DeviceDrop.TOO_LARGE
         deadline = time.monotonic() + timeout_s if timeout_s > 0 else 0.0
         while True:
             if self.refusal is not None:
                 return self.refusal
-            ticket = self._try_admit(lane, nbytes)
+            ticket = self._try_admit(side, nbytes)
             if ticket is not None:
                 return ticket
             remaining = deadline - time.monotonic() if timeout_s > 0 else 0.0
@@ -50,13 +50,13 @@ class FlightQueue:
                 return DeviceDrop.IN_FLIGHT_FULL
             self.changed.wait(remaining)
 
-    def _try_admit(self, lane: Lane, nbytes: int) -> Ticket | None:
+    def _try_admit(self, side: SideStream, nbytes: int) -> Ticket | None:
         if len(self._packets) >= self._max:
             return None
         staging = self._arena.allocate(nbytes)
         if staging is None:
             return None
-        block = lane.arena.allocate(nbytes)
+        block = side.arena.allocate(nbytes)
         if block is None:
             self._arena.undo_newest()
             return None
@@ -70,7 +70,7 @@ class FlightQueue:
         self._packets.append(packet)
         if not packet.broken:
             self._in_flight += 1
-            self.books.in_flight(self._in_flight)
+            self.counters.in_flight(self._in_flight)
         self.changed.notify_all()
 
     def head(self) -> InFlight | None:
@@ -87,8 +87,8 @@ class FlightQueue:
         packet = self._packets.popleft()
         self._count(packet, drop, nbytes, error)
         self._arena.free_through(packet.ticket.staging)
-        packet.lane.arena.free_through(packet.ticket.block)
-        packet.lane.give_event(packet.event)
+        packet.side.arena.free_through(packet.ticket.block)
+        packet.side.give_event(packet.event)
         self.changed.notify_all()
 
     def abandon(self, drop: DeviceDrop, error: str) -> int:
@@ -114,13 +114,13 @@ class FlightQueue:
         self._in_flight -= 1
         if drop is None:
             latency_ns = time.perf_counter_ns() - packet.submitted_ns
-            self.books.committed(packet.key, nbytes, latency_ns)
+            self.counters.committed(packet.key, nbytes, latency_ns)
         else:
-            self.books.dropped(packet.key, drop, error)
-        self.books.in_flight(self._in_flight)
+            self.counters.dropped(packet.key, drop, error)
+        self.counters.in_flight(self._in_flight)
 
     def account(self) -> DeviceAccount:
-        return self.books.account(self._in_flight)
+        return self.counters.account(self._in_flight)
 
     def fill_ratio(self) -> float:
         """The fuller of memory and places, 0..1."""

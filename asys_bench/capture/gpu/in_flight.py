@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from asys_bench.capture.gpu.lane import Lane
 from asys_bench.capture.gpu.route import Plan, Route, launch
 from asys_bench.capture.gpu.runtime import DeviceEvent, DeviceRuntime, copy_bytes
+from asys_bench.capture.gpu.side_stream import SideStream
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Encoded
 
@@ -38,7 +38,7 @@ class InFlight:
     """
 
     key: Hashable
-    lane: Lane
+    side: SideStream
     route: Route
     plan: Plan
     make_meta: MetaBuilder
@@ -53,28 +53,27 @@ class InFlight:
     broken: bool = False
 
 
-# Steps 2 and 3 of the protocol (see `streamer`): putting a packet's work onto the streams.
-
-
-def hand_over(runtime: DeviceRuntime, lane: Lane) -> None:
-    """What the side stream does next comes after what the host's stream was given until now."""
-    lane.handover.record(runtime.current_stream(lane.device))
-    lane.side.wait_event(lane.handover)
+def hand_over(runtime: DeviceRuntime, side: SideStream) -> None:
+    """Step 3 of the protocol (`streamer`): the side stream waits for what the host's stream was given
+    until now."""
+    side.handover.record(runtime.current_stream(side.device))
+    side.stream.wait_event(side.handover)
 
 
 def issue(
     runtime: DeviceRuntime, packet: InFlight, tensor: torch.Tensor, *, copy_now: bool
 ) -> None:
-    """Issue everything of `packet`; with `copy_now` False all but the copy, which is the committer's.
+    """Steps 2 and 3 of the protocol (`streamer`): issue everything of `packet`. With `copy_now` False
+    the copy is left to the committer.
 
     Every tensor that the side stream reads is referenced by `packet` before it is issued.
     """
-    lane = packet.lane
-    (nbytes, *_), hops = packet.plan
-    packet.source = lane.block(packet.ticket.block, nbytes)
-    runtime.run_inline(lane.device, launch, tensor, packet.source, hops)
-    hand_over(runtime, lane)
+    side = packet.side
+    (nbytes, *_), stages = packet.plan
+    packet.source = side.block(packet.ticket.block, nbytes)
+    runtime.run_inline(side.device, launch, tensor, packet.source, stages)
+    hand_over(runtime, side)
     if copy_now:
         packet.copy_issued = True
-        runtime.run(lane.side, copy_bytes, packet.target, packet.source)
-        packet.event.record(lane.side)
+        runtime.run(side.stream, copy_bytes, packet.target, packet.source)
+        packet.event.record(side.stream)

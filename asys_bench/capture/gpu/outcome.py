@@ -70,11 +70,11 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-# The device path's counters: for the account, for each hook, and on the stats page.
+class DeviceCounters:
+    """Counts outcomes for the account, for each hook, and on the stats page.
 
-
-class Books:
-    """Not thread-safe: the streamer holds its lock around every call."""
+    Not thread-safe: the streamer holds its lock around every call.
+    """
 
     def __init__(self, slot: Slot | None) -> None:
         self._submitted = 0

@@ -1,4 +1,11 @@
-"""How tensors of one preprocessor leave the device: as they are, encoded there, or encoded later."""
+"""How tensors of one preprocessor leave the device: as they are, encoded there, or encoded later.
+
+A kernel package offers encoders for tensors on a device (entry point group `asys.device_encoder`). Its
+`gpu.py` exports a `DeviceEncoderPlugin` that builds, from an interned encoding name, either a `DeviceEncoder`
+or, for a kernel that only chooses rows, a `RowSampler`. The name carries everything that a decoder needs,
+so it does for an encoder too. An encoder writes exactly the bytes of the kernel's torch reference, and
+tells their number beforehand: nobody may wait for the device to know.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +21,10 @@ from asys_bench.contracts.packet import NO_PARAMS, PacketError
 from asys_bench.contracts.preprocessor import Encoded, Positions, Preprocessor, RowSampler
 from asys_bench.registry import PluginError, Registry
 
-# What a kernel package offers for tensors on a device (entry point group `asys.device_encoder`).
-#
-# Its `gpu.py` exports a `DeviceEncoderPlugin` that builds, from an interned encoding name, either a
-# `DeviceEncoder` or, for a kernel that only chooses rows, a `RowSampler`. The names carry everything
-# that a decoder needs, so they do for an encoder too. An encoder writes exactly the bytes of the
-# kernel's torch reference, and tells their number beforehand: nobody may wait for the device to know.
+log = logging.getLogger(__name__)
 
 ENCODERS = Registry("device_encoder")
+IDENTITY = "identity"
 
 
 class DeviceEncoder(Protocol):
@@ -59,11 +62,8 @@ class DeviceEncoderPlugin(Protocol):
         """From one interned name (a chain's part); None when it is another kernel's."""
 
 
-# The steps of one tensor on the device: one encoder, or a chain of them.
-
-
-class Hop(NamedTuple):
-    """One launch. positions: rows of its input that it reads; None for all."""
+class Stage(NamedTuple):
+    """One launch of a plan. positions: rows of its input that it reads; None for all."""
 
     encoder: DeviceEncoder
     positions: Positions | None
@@ -74,23 +74,23 @@ class Plan(NamedTuple):
     """What will be written for one tensor, and how; decided on the host before anything is issued."""
 
     encoded: Encoded
-    hops: tuple[Hop, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
 
-def plan_hops(
+def plan_stages(
     steps: Sequence[DeviceEncoder | RowSampler],
     last: DeviceEncoder,
     shape: tuple[int, ...],
     dtype: torch.dtype,
 ) -> Plan:
-    """Walk `steps` and then `last` for a tensor of `shape` and `dtype`.
+    """Plan `steps` and then `last` for a tensor of `shape` and `dtype`.
 
     A sampler launches nothing: the step behind it reads the rows that it chose where they lie.
 
     Raises:
         PacketError: a step cannot carry what reaches it.
     """
-    hops: list[Hop] = []
+    stages: list[Stage] = []
     positions: Positions | None = None
     params, row_rate = NO_PARAMS, 1.0
     for step in (*steps, last):
@@ -100,26 +100,21 @@ def plan_hops(
                 shape = (len(positions), shape[-1])
             continue
         encoded = step.plan(shape, dtype)
-        hops.append(Hop(step, positions, encoded))
+        stages.append(Stage(step, positions, encoded))
         positions, shape, dtype = None, tuple(encoded.shape), encoded.dtype
-    final = hops[-1].encoded._replace(shape=shape, params=params, row_rate=row_rate)
-    return Plan(final, tuple(hops))
+    final = stages[-1].encoded._replace(shape=shape, params=params, row_rate=row_rate)
+    return Plan(final, tuple(stages))
 
 
-def launch_hops(tensor: torch.Tensor, out: torch.Tensor, hops: Sequence[Hop]) -> None:
-    """Issue all hops to the current stream; what lies between two of them is a temporary there."""
-    for index, (encoder, positions, encoded) in enumerate(hops):
-        final = index == len(hops) - 1
+def launch_stages(tensor: torch.Tensor, out: torch.Tensor, stages: Sequence[Stage]) -> None:
+    """Issue all stages to the current stream; what lies between two of them is a temporary there."""
+    for index, (encoder, positions, encoded) in enumerate(stages):
+        final = index == len(stages) - 1
         target = out if final else out.new_empty(encoded.nbytes)
         if encoded.nbytes:
             encoder.launch(tensor, target, positions)
         if not final:
             tensor = target.view(encoded.dtype).view(encoded.shape)
-
-
-log = logging.getLogger(__name__)
-
-IDENTITY = "identity"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +140,7 @@ class Route:
             raise PacketError(f"{name} carries strided tensors, got {tensor.layout}")
         shape = tuple(tensor.shape)
         if self.last is not None:
-            return plan_hops(self.steps, self.last, shape, tensor.dtype)
+            return plan_stages(self.steps, self.last, shape, tensor.dtype)
         return Plan(Encoded(tensor.numel() * tensor.element_size(), tensor.dtype, shape))
 
     def warm_up(self, device: torch.device, dtypes: Sequence[torch.dtype]) -> None:
@@ -155,10 +150,10 @@ class Route:
                 step.warm_up(device, dtypes)
 
 
-def launch(tensor: torch.Tensor, out: torch.Tensor, hops: Sequence[Hop]) -> None:
-    """Issue a plan's work to the current stream; without hops, the copy that makes it contiguous."""
-    if hops:
-        launch_hops(tensor, out, hops)
+def launch(tensor: torch.Tensor, out: torch.Tensor, stages: Sequence[Stage]) -> None:
+    """Issue a plan's work to the current stream; without stages, the copy that makes it contiguous."""
+    if stages:
+        launch_stages(tensor, out, stages)
     elif tensor.numel():
         out.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 

@@ -33,7 +33,6 @@ import torch
 from asys_bench.capture.gpu.committer import Committer, Delivery
 from asys_bench.capture.gpu.flight_queue import FlightQueue
 from asys_bench.capture.gpu.in_flight import InFlight, MetaBuilder, hand_over, issue
-from asys_bench.capture.gpu.lane import Lane
 from asys_bench.capture.gpu.outcome import DeviceAccount, DeviceDrop, Settled, describe
 from asys_bench.capture.gpu.pinned_region import (
     PinnedRegion,
@@ -42,6 +41,7 @@ from asys_bench.capture.gpu.pinned_region import (
 )
 from asys_bench.capture.gpu.route import ENCODERS, Route, route_of
 from asys_bench.capture.gpu.runtime import DeviceRuntime
+from asys_bench.capture.gpu.side_stream import SideStream
 from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.bus import BusProducer
 from asys_bench.contracts.preprocessor import Preprocessor
@@ -60,7 +60,7 @@ class DeviceStreamer:
     producer, bus_lock: where packets go, and the lock that every writer of that shard holds.
     devices: those to be ready for, at least one; one that appears later is prepared by its first
         packet, which then takes milliseconds.
-    slot: of the stats page, for the metrics (see `books`).
+    slot: of the stats page, for the metrics (see `counters`).
     threaded: False leaves the committing to calls of `settle` (tests).
 
     Raises:
@@ -87,14 +87,14 @@ class DeviceStreamer:
         self._routes: dict[Preprocessor, Route] = {}
         self._closed = False
         # The devices first: registering memory needs a context.
-        self._lanes = {
-            device: Lane(runtime, device, self._options.buffer_bytes) for device in devices
+        self._sides = {
+            device: SideStream(runtime, device, self._options.buffer_bytes) for device in devices
         }
         self._region = PinnedRegion(runtime, self._options.staging_bytes)
         self._queue = FlightQueue(self._region.bytes, self._options.max_in_flight, slot)
         self._committer = Committer(runtime, self._queue, Delivery(producer, bus_lock))
-        for lane in self._lanes.values():
-            self._measure(lane)
+        for side in self._sides.values():
+            self._measure(side)
         if threaded:
             self._committer.start()
 
@@ -110,8 +110,8 @@ class DeviceStreamer:
             Exception: whatever the compiler raises.
         """
         route = self._route(preprocessor)
-        for lane in self._lanes.values():
-            self._runtime.run(lane.side, route.warm_up, lane.device, dtypes)
+        for side in self._sides.values():
+            self._runtime.run(side.stream, route.warm_up, side.device, dtypes)
 
     def submit(
         self,
@@ -141,24 +141,24 @@ class DeviceStreamer:
             plan = route.plan(tensor)
             meta = None if route.encode_on_host else make_meta(plan.encoded)
             capturing = self._runtime.capturing(tensor.device)
-            lane = None if capturing else self._lane(tensor.device)
-            queue.books.submitted()
-            if lane is None:
-                queue.books.dropped(key, DeviceDrop.GRAPH_CAPTURE)
+            side = None if capturing else self._side(tensor.device)
+            queue.counters.submitted()
+            if side is None:
+                queue.counters.dropped(key, DeviceDrop.GRAPH_CAPTURE)
                 return DeviceDrop.GRAPH_CAPTURE
-            ticket = queue.admit(lane, plan.encoded.nbytes, timeout_s)
+            ticket = queue.admit(side, plan.encoded.nbytes, timeout_s)
             if isinstance(ticket, DeviceDrop):
-                queue.books.dropped(key, ticket)
+                queue.counters.dropped(key, ticket)
                 return ticket
             packet = InFlight(
                 key=key,
-                lane=lane,
+                side=side,
                 route=route,
                 plan=plan,
                 make_meta=make_meta,
                 meta=meta,
                 ticket=ticket,
-                event=lane.take_event(),
+                event=side.take_event(),
                 target=queue.memory_of(ticket, plan.encoded.nbytes),
                 timeout_s=timeout_s,
                 submitted_ns=time.perf_counter_ns(),
@@ -174,7 +174,7 @@ class DeviceStreamer:
     def collect(self) -> list[Settled]:
         """What became of packets since the last call, summed per key and outcome."""
         with self._queue.changed:
-            return self._queue.books.collect()
+            return self._queue.counters.collect()
 
     def account(self) -> DeviceAccount:
         with self._queue.changed:
@@ -229,27 +229,27 @@ class DeviceStreamer:
             route = self._routes[preprocessor] = route_of(preprocessor, self._encoders)
         return route
 
-    def _lane(self, device: torch.device) -> Lane:
-        lane = self._lanes.get(device)
-        if lane is None:
-            lane = Lane(self._runtime, device, self._options.buffer_bytes)
-            self._lanes[device] = lane
-        return lane
+    def _side(self, device: torch.device) -> SideStream:
+        side = self._sides.get(device)
+        if side is None:
+            side = SideStream(self._runtime, device, self._options.buffer_bytes)
+            self._sides[device] = side
+        return side
 
-    def _measure(self, lane: Lane) -> None:
+    def _measure(self, side: SideStream) -> None:
         """Before anything is in flight: staging memory is written to."""
-        measured = measure_bandwidth(self._runtime, lane.side, lane.buffer, self._region)
-        self._queue.books.bandwidth(str(lane.device), measured, self._region.pinned)
+        measured = measure_bandwidth(self._runtime, side.stream, side.buffer, self._region)
+        self._queue.counters.bandwidth(str(side.device), measured, self._region.pinned)
         if not self._region.pinned:
-            warn_unpinned(self._region, measured, self._runtime.name(lane.device))
+            warn_unpinned(self._region, measured, self._runtime.name(side.device))
 
     def _queue_broken(self, packet: InFlight, error: BaseException) -> None:
         """Issuing raised half-way: its memory is free again when the side stream gets there."""
         packet.broken = packet.copy_issued = True
-        self._queue.books.dropped(packet.key, DeviceDrop.LAUNCH_FAILED, describe(error))
+        self._queue.counters.dropped(packet.key, DeviceDrop.LAUNCH_FAILED, describe(error))
         try:
-            hand_over(self._runtime, packet.lane)
-            packet.event.record(packet.lane.side)
+            hand_over(self._runtime, packet.side)
+            packet.event.record(packet.side.stream)
         except Exception as dead:  # noqa: BLE001 - the caller shall see the first error, not this one
             self._committer.switch_off(dead)
         else:

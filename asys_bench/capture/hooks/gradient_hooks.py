@@ -186,7 +186,7 @@ class RecomputeFilter:
         self._without_graph = 0
 
     def passes(self) -> bool:
-        """Called for each forward call: whether to look for its gradients."""
+        """Called for each forward call: whether its gradients are to be captured."""
         if (
             self._stream.paused
         ):  # such a call is skipped by the sampler's decision, and counted there

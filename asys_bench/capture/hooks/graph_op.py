@@ -31,6 +31,7 @@ from asys_bench.contracts.torch_internals import (
 )
 
 Receiver = Callable[[torch.Tensor], None]
+F = TypeVar("F", bound=Callable[..., Any])
 
 log = logging.getLogger(__name__)
 
@@ -102,14 +103,10 @@ def capture_op(x: torch.Tensor, hook: int) -> None:
         _OPERATOR(x, hook)
 
 
-# Frames of ours that torch.compile meets outside of a graph.
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
 def untraced(function: F) -> F:
-    """A frame of `function` that torch.compile is handed by itself runs as it is, and so does all that
-    it calls; called from a function that is being compiled it is traced like any other.
+    """Tell torch.compile not to compile `function` when it meets its frame outside of a graph: the frame
+    runs as it is, and so does all that it calls. Called from a function that is being compiled,
+    `function` is traced like any other.
 
     Hooks of a model whose class is not torch's run outside of the graph (they are called before the
     compiled frame), and so do hooks next to a graph break of the host's. Without this they would

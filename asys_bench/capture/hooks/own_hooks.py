@@ -8,7 +8,9 @@ ours. So while hooks are attached (`KeepOut`)
 - `torch.nn.Module.__getstate__` leaves our hooks out of what `copy` and `pickle` take;
 - a TorchScript conversion finds the modules without them.
 
-A class that copies itself by other means gets hooks that do nothing (`inert.py`).
+A class that copies its dictionaries by itself (FX graph modules, parametrised modules) takes our hooks
+along. In such a copy they do nothing (`InertHook`), and a pickled one needs nothing of this package to be
+loaded.
 """
 
 from __future__ import annotations
@@ -26,12 +28,6 @@ from asys_bench.contracts.torch_internals import (
     SCRIPT_CONVERSION,
     TORCHSCRIPT,
 )
-
-# What becomes of our hooks in a copy that takes them along: nothing that does anything.
-#
-# Most copies leave them out (`own_hooks`); a class that copies its dictionaries by itself (FX graph
-# modules, parametrised modules) does not. There a copied hook is inert, and a pickled one needs nothing
-# of this package to be loaded.
 
 
 class InertHook:

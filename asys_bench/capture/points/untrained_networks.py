@@ -26,8 +26,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from asys_bench.contracts.torch_internals import compiled_inside, name_before_compile
 
-# The model inside the wrappers that training loops put around it.
-
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
     """The user's own module inside DistributedDataParallel, DataParallel and torch.compile.

@@ -126,9 +126,9 @@ def test_a_device_that_breaks_under_the_commit_thread_is_reported_once(caplog):
     rig.device.break_down(RuntimeError("CUDA error: unspecified launch failure"))
     assert rig.streamer.drain(20) == 0
     assert rig.submit(torch.ones(2)) is DeviceDrop.DEVICE_FAILED
+    rig.streamer.close()  # the thread has said so once it has ended
     assert len(caplog.records) == 1
     assert "unspecified launch failure" in caplog.text
-    rig.streamer.close()
 
 
 @pytest.mark.parametrize("backend", ["cpp_spmc", "numba_ring", "mp_queue"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asys_bench.capture.gpu.lane import ALIGNMENT, FifoArena
+from asys_bench.capture.gpu.side_stream import ALIGNMENT, FifoArena
 
 CAPACITY = 8 * ALIGNMENT
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from asys_bench.capture.gpu.route import launch_hops, route_of
+from asys_bench.capture.gpu.route import launch_stages, route_of
 from asys_bench.contracts.chain import chain_decoder
 from asys_bench.contracts.preprocessor import KernelPlugin, Preprocessor, rows_and_width
 from asys_bench.registry import registry
@@ -128,7 +128,7 @@ def compare(encoding: str) -> dict[str, Any]:
         before = tensor.clone()
         plan = route.plan(tensor)
         out = torch.full((plan.encoded.nbytes,), 0xEE, dtype=torch.uint8)
-        launch_hops(tensor, out, plan.hops)
+        launch_stages(tensor, out, plan.stages)
         got = bytes(out.numpy())
         count += 1
         nbytes += len(want)

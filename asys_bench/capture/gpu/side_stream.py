@@ -8,14 +8,12 @@ import torch
 
 from asys_bench.capture.gpu.runtime import DeviceEvent, DeviceRuntime
 
-# Where the next packet goes in a fixed piece of memory whose packets are freed in order.
-
 ALIGNMENT = 256
 """Bytes; what the CUDA allocator itself gives, so that vector loads and any dtype view are legal."""
 
 
 class FifoArena:
-    """Offsets in [0, capacity); blocks are freed oldest first. Bounded: it never grows.
+    """Where the next packet goes in memory of a fixed size, [0, capacity); the oldest is freed first.
 
     capacity: bytes; a multiple of `ALIGNMENT`.
     """
@@ -62,20 +60,22 @@ class FifoArena:
         return end - oldest if end > oldest else self.capacity - oldest + end
 
 
-class Lane:
-    """One device. The streamer's lock guards all of it.
+class SideStream:
+    """The stream of one device that carries packets beside the host's work, its buffer and its events.
 
-    buffer_bytes: device memory, taken here and kept until the lane is dropped.
+    The streamer's lock guards all of it.
+
+    buffer_bytes: device memory, taken here and kept until this object is dropped.
     """
 
     def __init__(self, runtime: DeviceRuntime, device: torch.device, buffer_bytes: int) -> None:
         self.device = device
-        self.side = runtime.side_stream(device)
-        self.buffer = runtime.buffer(buffer_bytes, device, self.side)
+        self.stream = runtime.side_stream(device)
+        self.buffer = runtime.buffer(buffer_bytes, device, self.stream)
         self.arena = FifoArena(buffer_bytes)
         self.handover = runtime.event()
-        """Marks the host's stream (or, encoding there, the encoder's end) for the side stream. One is
-        enough: a wait keeps the mark that the event had when the wait was queued."""
+        """Marks the host's stream behind the encoder, for the side stream. One event is enough: a wait
+        keeps the mark that the event had when the wait was queued."""
         self._runtime = runtime
         self._idle_events: list[DeviceEvent] = []
 
