@@ -66,7 +66,6 @@ class TextCorpus:
                 f"host.options.transformers.block_tokens: {block_tokens} leaves no room beside "
                 f"{len(specials)} special tokens"
             )
-        self._block_tokens = block_tokens
         self.pad_id = _pad_id(tokenizer)
 
     def batches(self, batch_size: int, *, repeat: bool) -> Iterator[TextBatch]:

@@ -58,7 +58,6 @@ class Segment:
                 self._control.madvise(_POPULATE_WRITE)
                 self._arena.madvise(_POPULATE_WRITE if owner else _POPULATE_READ)
         self.base = address_of(self._control)
-        self.arena_base = address_of(self._arena)
         self.words = Words(self.base)
         self.payloads = memoryview(self._arena).toreadonly()
         """All arenas, one after the other: what leases view."""

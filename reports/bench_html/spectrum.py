@@ -9,26 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asys_bench.contracts.stats import bucket_upper
 from asys_bench.harness.results.result import Hdr, TargetResult
 from asys_bench.harness.results.result_run import Op, TargetKind
 from asys_bench.reports.page.markup import Markup, tag
-from asys_bench.reports.page.quantity import exact, number, with_unit
-from asys_bench.reports.page.scale import (
-    LEFT,
+from asys_bench.reports.page.percentiles import (
+    FRAME,
     PERCENTILES,
-    RIGHT,
-    TOP,
-    Frame,
-    Scale,
-    figure,
+    Stairs,
+    grid,
     nines,
     percentile_scale,
-    text,
-    value_scale,
+    staircase,
+    stairs,
 )
+from asys_bench.reports.page.quantity import exact, number, with_unit
+from asys_bench.reports.page.scale import LEFT, RIGHT, TOP, Scale, figure, text, value_scale
 
-FRAME = Frame(bottom=212.0, height=246.0)
 LABEL_ROOM = 14.0
 """Limits nearer to each other than this share one label."""
 SERIES = 6
@@ -54,14 +50,13 @@ def spectrum(title: str, unit: str, curves: Sequence[Curve]) -> Markup | None:
     limits = [target for curve, _ in lines for target in curve.targets if limited(target)]
     judged = [nines(share) for target in limits if (share := _share(target)) is not None]
     n = max(curve.hdr.count for curve, _ in lines)
-    x = percentile_scale(n, LEFT, RIGHT, max([1.0, *judged]))
+    x = percentile_scale(n, max([1.0, *judged]))
     values = [value for _, line in lines for _, value in line]
     values += [target.bound for target in limits if target.bound is not None]
     values += [end for target in limits for end in _ends(target)]
     y = value_scale(values, FRAME.bottom, TOP)
-    ticks = [(x.place(nines(share)), name) for share, name in PERCENTILES if x.holds(nines(share))]
     grounds, labels = _limits(limits, x, y)
-    parts = [*FRAME.rows(y), *FRAME.columns(ticks), *grounds]
+    parts = [*grid(x, y), *grounds]
     for index, (curve, line) in enumerate(lines):
         parts.append(_line(curve, line, index, x, y))
     for index, (curve, _) in enumerate(lines):
@@ -69,23 +64,16 @@ def spectrum(title: str, unit: str, curves: Sequence[Curve]) -> Markup | None:
             if limited(target):
                 parts += _whisker(target, index, x, y)
     parts += labels
-    parts.append(text("percentile", RIGHT, FRAME.height - 4, "end", "tick"))
     label = f"{title}: value by percentile of {', '.join(curve.name for curve, _ in lines)}"
     return figure(title, unit, FRAME.drawing(label, parts), _legend([c for c, _ in lines], unit))
 
 
-def steps(hdr: Hdr) -> list[tuple[float, float]]:
+def steps(hdr: Hdr) -> Stairs:
     """(share of samples up to here, value in the metric's unit), ascending."""
-    total = sum(count for _, count in hdr.buckets)
-    found, seen = [], 0
-    for index, count in hdr.buckets:
-        seen += count
-        if count > 0:
-            found.append((seen / total, min(bucket_upper(index), hdr.maximum) * hdr.scale))
-    return found
+    return stairs(hdr.buckets, hdr.maximum, hdr.scale)
 
 
-def quantile(line: Sequence[tuple[float, float]], share: float) -> float:
+def quantile(line: Stairs, share: float) -> float:
     return next((value for upto, value in line if upto >= share - 1e-12), line[-1][1])
 
 
@@ -146,17 +134,11 @@ def _limits(
     return parts, labels
 
 
-def _line(
-    curve: Curve, line: Sequence[tuple[float, float]], index: int, x: Scale, y: Scale
-) -> Markup:
-    """A staircase, because that is what a histogram knows."""
-    path = f"M{LEFT:g} {y.place(line[0][1]):.1f}"
-    for upto, value in line:
-        path += f"V{y.place(value):.1f}H{x.place(min(nines(upto), x.high)):.1f}"
+def _line(curve: Curve, line: Stairs, index: int, x: Scale, y: Scale) -> Markup:
     known = [(s, p) for s, p in PERCENTILES[1:5] if resolves(curve.hdr, s)]
     shown = ", ".join(f"p{p} {number(quantile(line, s))}" for s, p in known)
     title = tag("title", f"{curve.name}: {shown}, max {number(line[-1][1])}")
-    return tag("path", title, d=path, class_=f"line {series(curve, index)}")
+    return tag("path", title, d=staircase(line, x, y), class_=f"line {series(curve, index)}")
 
 
 def _whisker(target: TargetResult, index: int, x: Scale, y: Scale) -> list[Markup]:

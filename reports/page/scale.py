@@ -63,29 +63,6 @@ def value_scale(values: Iterable[float], start: float, end: float, pad: float = 
     return Scale(0.0 if low >= 0 > bottom else bottom, high + pad * span, start, end)
 
 
-def percentile_scale(n: int, start: float, end: float, reach: float = 1.0) -> Scale:
-    """Of `nines`, as far as n samples reach and at least to `reach`: as in HdrHistogram plots, each
-    further nine takes the same room."""
-    return Scale(0.0, max(reach, math.log10(max(n, 1))), start, end)
-
-
-def nines(share: float) -> float:
-    """0 for the 0th percentile, 1 for the 90th, 2 for the 99th, 3 for the 99.9th."""
-    return -math.log10(1.0 - share) if share < 1.0 else math.inf
-
-
-PERCENTILES: Sequence[tuple[float, str]] = (
-    (0.0, "0"),
-    (0.5, "50"),
-    (0.9, "90"),
-    (0.99, "99"),
-    (0.999, "99.9"),
-    (0.9999, "99.99"),
-    (0.99999, "99.999"),
-    (0.999999, "99.9999"),
-)
-
-
 def _round_step(rough: float) -> float:
     """1, 2 or 5 times a power of ten, at least `rough`."""
     if rough <= 0 or not math.isfinite(rough):

@@ -76,7 +76,3 @@ class Contender:
             bounds=self.bounds,
             plugins={str(kind): list(places) for kind, places in (plugins or {}).items()},
         )
-
-    @property
-    def max_rounds(self) -> int:
-        return max(self.rounds, self.looks[-1].rounds) if self.looks else self.rounds

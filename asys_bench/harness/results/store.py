@@ -155,7 +155,6 @@ def _samples(case: Case, name: str, unit: str) -> list[float]:
 # Two stored results side by side. They did not run interleaved, so there is no verdict in it.
 
 SHOWN = ("median", "p99")
-LABEL = "not interleaved"
 WARNING = (
     "not interleaved: the two ran at different times, so a difference may be the machine's. To judge "
     "it, run both sides now: `baseline: {python: ...}` in the suite and a target `k x baseline`."

@@ -7,7 +7,6 @@ the device here: `CheckpointStore` does that for a whole folder, as the run's po
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,11 +112,6 @@ def _check_header(path: Path) -> None:
         os.close(fd)
     if length > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {length} bytes; an SAE's has at most {MAX_HEADER_BYTES}")
-
-
-def finite_or_none(value: float) -> float | None:
-    """JSON's way to say NaN or infinity."""
-    return value if math.isfinite(value) else None
 
 
 # State of the trainer's parts: tensors and JSON scalars, never pickles.

@@ -30,8 +30,6 @@ class RunningMetrics:
     rows_trained: int = 0
     rows_over_budget: int = 0
     """Trainable rows (budget) given up because training did not keep up."""
-    rows_waiting: int = 0
-    """Trainable rows (budget) not yet spent."""
     buffer_fill_ratio: float = 0.0
     loss: float = math.nan
     """NaN before the first step."""

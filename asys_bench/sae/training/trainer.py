@@ -311,7 +311,6 @@ class SAETrainer:
     def metrics(self) -> RunningMetrics:
         """The running numbers; costs microseconds."""
         running = RunningMetrics(**self._counts, **self._smoothed)  # type: ignore[arg-type]
-        running.rows_waiting = int(self._budget_rows)
         running.feature_survival = self._survival
         if self._hook is not None:
             hook, learner = self._hook, self._hook.learner

@@ -13,6 +13,7 @@ from asys_bench.reports.bench_findings.finding import Finding
 from asys_bench.reports.bench_html.spectrum import Curve, quantile, spectrum, steps
 from asys_bench.reports.bench_html.target_rows import interval_bar
 from asys_bench.reports.page.markup import Markup, name, tag
+from asys_bench.reports.page.percentiles import nines, percentile_scale
 from asys_bench.reports.page.quantity import (
     compact,
     digits_apart,
@@ -21,7 +22,7 @@ from asys_bench.reports.page.quantity import (
     number,
     share,
 )
-from asys_bench.reports.page.scale import nines, percentile_scale, value_scale
+from asys_bench.reports.page.scale import LEFT, RIGHT, value_scale
 
 
 def finding(**changes: object) -> Finding:
@@ -102,7 +103,7 @@ def test_scales_place_values_and_choose_round_ticks() -> None:
     assert value_scale([], 0.0, 1.0).place(0.5) == 0.5
     assert value_scale([7.0, 7.0], 0.0, 1.0).place(7.0) == pytest.approx(0.5)
     assert [nines(x) for x in (0.0, 0.9, 0.99)] == pytest.approx([0.0, 1.0, 2.0])
-    assert percentile_scale(10_000, 0.0, 100.0).place(nines(0.99)) == pytest.approx(50.0)
+    assert percentile_scale(10_000).place(nines(0.99)) == pytest.approx((LEFT + RIGHT) / 2)
 
 
 def test_a_curve_reads_back_the_quantiles_of_its_histogram() -> None:
