@@ -217,13 +217,6 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     good_state_steps: int = Field(
         200, ge=1, description="Steps between two copies of the last good state, >= 1 (in memory)."
     )
-    survival_cosine: float = Field(
-        0.9,
-        gt=0,
-        lt=1,
-        description="A feature has survived since the last checkpoint when some decoder row has at "
-        "least this cosine with its old one, (0, 1).",
-    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Type of the encoder product that proposes features in training. bfloat16 is "

@@ -24,6 +24,9 @@ from asys_bench.system.allocator import keep_freed_memory
 
 __all__ = ["SAETrainerOptions", "SAETrainerWorker", "plugin"]
 
+TRAIN_SLICE_S = 0.1
+"""Longest training on one hook between two pulls; its variants share it."""
+
 
 @dataclass
 class _Transcoding:
@@ -49,8 +52,6 @@ class SAETrainerWorker(BaseSink):
 
     def __init__(self, options: SAETrainerOptions) -> None:
         self._options = options
-        self.max_packets = options.max_packets
-        self.linger_s = options.linger_s
         self._routes: dict[int, _Route] = {}
         self._trainings: dict[str, Training] = {}
         self._transcodings: dict[str, _Transcoding] = {}
@@ -164,7 +165,7 @@ class SAETrainerWorker(BaseSink):
 
     def idle(self) -> None:
         now = time.monotonic()
-        slice_s = self._options.train_slice_s / max(1, len(self._options.variants))
+        slice_s = TRAIN_SLICE_S / max(1, len(self._options.variants))
         for training in self._trainings.values():
             if training.rejected:
                 continue

@@ -47,10 +47,6 @@ class SAEWatchOptions(SinkOptions):
         default=8192, ge=1, le=1 << 24, description="rows of one measurement, >= 1"
     )
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads of the worker")
-    max_packets: int = Field(default=256, ge=1, le=65536, description="most packets of one pull")
-    linger_s: float = Field(
-        default=0.05, gt=0, le=1, description="longest wait of one pull, in seconds"
-    )
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
         """Folders that are not there; one of several SAEs is read when its hook is known."""
@@ -87,7 +83,6 @@ class SAEWatchWorker(BaseSink):
 
     def __init__(self, options: SAEWatchOptions) -> None:
         self._options = options
-        self.max_packets, self.linger_s = options.max_packets, options.linger_s
         self._watched: dict[int, _Watched | None] = {}
 
     def open(self, context: SinkContext) -> None:

@@ -132,7 +132,6 @@ def create(
     source: int,
     initial_seq: int,
     checksum: bool,
-    prefault: bool,
     name: str,
 ) -> Segment: ...
 def attach_fd(fd: int) -> Segment: ...

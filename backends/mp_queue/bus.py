@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 
-from asys_bench.backends.mp_queue import channel as forks
 from asys_bench.backends.mp_queue.arena import MAX_PAYLOAD_BYTES
 from asys_bench.backends.mp_queue.broker import Broker
+from asys_bench.backends.mp_queue.channel import close_in_children
 from asys_bench.backends.mp_queue.client import Connector
 from asys_bench.backends.mp_queue.config import MpQueueOptions
 from asys_bench.backends.mp_queue.io_loop import IoLoop
@@ -46,7 +46,7 @@ class PythonQueueBus(BaseDataBus):
         except OSError as error:
             raise BusError(f"no memory for the bus: {error}; lower bus.capacity_bytes") from error
         try:
-            self._loop = IoLoop(self._broker, self._token, options.socket_buffer_bytes)
+            self._loop = IoLoop(self._broker, self._token)
         except OSError as error:
             self._broker.close()
             raise BusError(f"cannot listen for consumers: {error}") from error
@@ -55,11 +55,10 @@ class PythonQueueBus(BaseDataBus):
             self._token,
             options.prefetch,
             options.connect_timeout_s,
-            options.socket_buffer_bytes,
         )
         self._pid = os.getpid()
         self._closed = False
-        forks.watch(self)
+        close_in_children(self)
 
     def producer(self, shard: int = 0) -> QueueProducer:
         self._check()
@@ -88,7 +87,6 @@ class PythonQueueBus(BaseDataBus):
             "token": self._token,
             "prefetch": self._options.prefetch,
             "connect_timeout_s": self._options.connect_timeout_s,
-            "socket_buffer_bytes": self._options.socket_buffer_bytes,
         }
         return BusHandle("mp_queue", params, (self._broker.page.reader_fd,))
 

@@ -31,13 +31,13 @@ class Channel:
     was; the next `receive` goes on from there.
     """
 
-    def __init__(self, address: str, token: str, hello: Hello, timeout_s: float, buffer_bytes: int):
+    def __init__(self, address: str, token: str, hello: Hello, timeout_s: float):
         """Connect and be welcomed.
 
         Raises:
             BusError: nobody listens, or the owner refuses (unknown group, wrong token).
         """
-        self._held = HeldSocket(wire.connect(address, timeout_s, buffer_bytes))
+        self._held = HeldSocket(wire.connect(address, timeout_s))
         self.sock = self._held.sock
         self.gone = False
         self.ended = False
@@ -190,7 +190,7 @@ _watched: weakref.WeakSet[Forkable] = weakref.WeakSet()
 _registered = False
 
 
-def watch(thing: Forkable) -> None:
+def close_in_children(thing: Forkable) -> None:
     """Call `thing.after_fork_in_child()` in every child forked while it lives."""
     global _registered
     if not _registered:

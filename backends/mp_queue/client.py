@@ -6,9 +6,8 @@ import os
 import weakref
 from typing import Self
 
-from asys_bench.backends.mp_queue import channel as forks
 from asys_bench.backends.mp_queue.arena import MAX_PAYLOAD_BYTES
-from asys_bench.backends.mp_queue.channel import Channel
+from asys_bench.backends.mp_queue.channel import Channel, close_in_children
 from asys_bench.backends.mp_queue.counters import CounterReader
 from asys_bench.backends.mp_queue.far_ledger import FarLedger
 from asys_bench.backends.mp_queue.producer import QueueProducer
@@ -59,14 +58,11 @@ def _nobody() -> None:
 class Connector:
     """Where the owner listens and how to be let in; makes subscriptions."""
 
-    def __init__(
-        self, address: str, token: str, prefetch: bool, timeout_s: float, buffer_bytes: int
-    ) -> None:
+    def __init__(self, address: str, token: str, prefetch: bool, timeout_s: float) -> None:
         self._address = address
         self._token = token
         self._prefetch = prefetch
         self._timeout_s = timeout_s
-        self._buffer_bytes = buffer_bytes
         self._subscriptions: weakref.WeakSet[QueueSubscription] = weakref.WeakSet()
         self._producers: weakref.WeakSet[QueueAttachedProducer] = weakref.WeakSet()
 
@@ -75,7 +71,7 @@ class Connector:
         hello = Hello(group, member, spec)
 
         def connect() -> Channel:
-            return Channel(self._address, self._token, hello, self._timeout_s, self._buffer_bytes)
+            return Channel(self._address, self._token, hello, self._timeout_s)
 
         subscription = QueueSubscription(group, member, connect, prefetch=self._prefetch)
         self._subscriptions.add(subscription)
@@ -84,14 +80,14 @@ class Connector:
     def retire(self, group: str) -> None:
         """Join just to say that nobody else will. Raises BusError when the owner is gone."""
         hello = Hello(group, "retirer", None)
-        channel = Channel(self._address, self._token, hello, self._timeout_s, self._buffer_bytes)
+        channel = Channel(self._address, self._token, hello, self._timeout_s)
         channel.send(Frame.RETIRE)
         channel.send(Frame.BYE)
         channel.close()
 
     def attach_producer(self, shard: int, source: int) -> QueueAttachedProducer:
         """Take a shard's producer. Raises BusError when the owner is gone or refuses."""
-        ledger = FarLedger(self._address, self._token, shard, self._timeout_s, self._buffer_bytes)
+        ledger = FarLedger(self._address, self._token, shard, self._timeout_s)
         producer = QueueAttachedProducer(ledger, shard, source)
         self._producers.add(producer)
         return producer
@@ -117,7 +113,7 @@ class QueueClient(BusClient):
         self._connector = connector
         self._pid = os.getpid()
         self._closed = False
-        forks.watch(self)
+        close_in_children(self)
 
     @classmethod
     def attach(cls, handle: BusHandle) -> Self:
@@ -134,7 +130,6 @@ class QueueClient(BusClient):
                 str(handle.params["token"]),
                 bool(handle.params["prefetch"]),
                 float(handle.params["connect_timeout_s"]),
-                int(handle.params["socket_buffer_bytes"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BusError(f"the handle's params are incomplete: {error!r}") from error

@@ -10,12 +10,6 @@ from asys_bench.contracts.bus import BusOptions
 class MpQueueOptions(BusOptions):
     """What a user may tune; the defaults suit a laptop."""
 
-    socket_buffer_bytes: int = Field(
-        default=4 << 20,
-        ge=4096,
-        le=1 << 30,
-        description="Kernel buffer asked for per channel, bytes (the kernel caps it at wmem_max).",
-    )
     prefetch: bool = Field(
         default=False,
         description="Ask for the next batch while the last is worked on. Faster, but a killed reader "

@@ -14,9 +14,9 @@ import select
 import socket
 import time
 
-from asys_bench.backends.mp_queue import channel as forks
 from asys_bench.backends.mp_queue import wire
 from asys_bench.backends.mp_queue.arena import Arena, Slot
+from asys_bench.backends.mp_queue.channel import close_in_children
 from asys_bench.backends.mp_queue.counters import REASON_INDEX
 from asys_bench.backends.mp_queue.wire import HEAD, Frame, Hello
 from asys_bench.contracts.bus import BusError, DropReason
@@ -31,9 +31,7 @@ _MAX_WELCOME_BYTES = 1 << 16
 class FarLedger:
     """See the module docstring. Not thread-safe: it belongs to one producer."""
 
-    def __init__(
-        self, address: str, token: str, shard: int, timeout_s: float, buffer_bytes: int
-    ) -> None:
+    def __init__(self, address: str, token: str, shard: int, timeout_s: float) -> None:
         """Take the producer of `shard` over there.
 
         Raises:
@@ -41,7 +39,7 @@ class FarLedger:
         """
         self.finished = False
         self.checksum = False
-        self._held = HeldSocket(wire.connect(address, timeout_s, buffer_bytes))
+        self._held = HeldSocket(wire.connect(address, timeout_s))
         self._sock = self._held.sock
         try:
             self.arena = self._greet(token, shard)
@@ -58,7 +56,7 @@ class FarLedger:
         """Refusals that the owner has not been told."""
         self._since_look = 0
         self._closed = False
-        forks.watch(self)
+        close_in_children(self)
 
     def accept(
         self, hook_id: int, shard: int, offset: int, size: int, nbytes: int

@@ -40,11 +40,10 @@ def _spare() -> Descriptor:
 class IoLoop:
     """One daemon thread with a selector. Only it touches sockets and `Member`s."""
 
-    def __init__(self, broker: Broker, token: str, buffer_bytes: int) -> None:
+    def __init__(self, broker: Broker, token: str) -> None:
         """Listen and start. Raises OSError when no socket or thread is to be had."""
         self._broker = broker
         self._token = token
-        self._buffer_bytes = buffer_bytes
         listener, self.address, self._folder = wire.listen()
         self._listener = HeldSocket(listener)
         self._spare = _spare()
@@ -223,7 +222,7 @@ class IoLoop:
             self._strangers.refused(pid, uid)
             return True
         sock.setblocking(False)
-        wire.size_buffers(sock, self._buffer_bytes)
+        wire.size_buffers(sock)
         channel = HeldSocket(sock)
         self._members[channel.number] = Member(channel, pid)
         self._selector.register(channel.number, selectors.EVENT_READ)

@@ -47,6 +47,7 @@ from asys_bench.contracts.bus import BusError, Delivery, GroupSpec
 HEAD = struct.Struct("<B3xIQ")
 ALIGN = 64
 MAX_HELLO_BYTES = 1 << 20
+SOCKET_BUFFER_BYTES = 4 << 20
 BACKLOG = 128
 """Connections that the kernel keeps until they are accepted."""
 NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)
@@ -116,7 +117,7 @@ def listen() -> tuple[socket.socket, str, str | None]:
     return listener, address, folder
 
 
-def connect(address: str, timeout_s: float, buffer_bytes: int) -> socket.socket:
+def connect(address: str, timeout_s: float) -> socket.socket:
     """A connected channel to the owner at `address`, with `timeout_s` set on it.
 
     Raises:
@@ -132,7 +133,7 @@ def connect(address: str, timeout_s: float, buffer_bytes: int) -> socket.socket:
         channel.settimeout(timeout_s)
         if peer_of(channel)[1] != os.geteuid():
             raise BusError(f"the bus at {address} belongs to another user; check the handle")
-        size_buffers(channel, buffer_bytes)
+        size_buffers(channel)
     except OSError as error:
         channel.close()
         raise BusError(
@@ -156,11 +157,11 @@ def peer_of(channel: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
-def size_buffers(channel: socket.socket, nbytes: int) -> None:
-    """Ask for kernel buffers of `nbytes`; the kernel may grant less."""
+def size_buffers(channel: socket.socket) -> None:
+    """Ask for kernel buffers of `SOCKET_BUFFER_BYTES`; the kernel caps them at wmem_max and rmem_max."""
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         with contextlib.suppress(OSError):
-            channel.setsockopt(socket.SOL_SOCKET, option, nbytes)
+            channel.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
 
 
 def encode_hello(token: str, hello: Hello) -> bytes:

@@ -28,7 +28,7 @@ class Segment:
     It lives until the last view, producer or subscription that uses it is gone.
     """
 
-    def __init__(self, fd: int, geometry: Geometry, *, owner: bool, prefault: bool = True) -> None:
+    def __init__(self, fd: int, geometry: Geometry, *, owner: bool) -> None:
         """Takes over `fd`."""
         self._descriptor = Descriptor(fd)
         fd = self.fd
@@ -53,10 +53,9 @@ class Segment:
             raise _failure(
                 f"cannot map {_mib(geometry.segment_bytes)}", error, _limits_hint(error)
             ) from error
-        if prefault:
-            with contextlib.suppress(OSError):  # an older kernel: first touches fault instead
-                self._control.madvise(_POPULATE_WRITE)
-                self._arena.madvise(_POPULATE_WRITE if owner else _POPULATE_READ)
+        with contextlib.suppress(OSError):  # an older kernel: first touches fault instead
+            self._control.madvise(_POPULATE_WRITE)
+            self._arena.madvise(_POPULATE_WRITE if owner else _POPULATE_READ)
         self.base = address_of(self._control)
         self.words = Words(self.base)
         self.payloads = memoryview(self._arena).toreadonly()
@@ -162,7 +161,7 @@ def create(request: SegmentRequest) -> Segment:
     except BaseException:
         os.close(fd)
         raise
-    segment = Segment(fd, geometry, owner=True, prefault=request.prefault)
+    segment = Segment(fd, geometry, owner=True)
     segment.source = request.source
     segment.initial_seq = request.initial_seq
     segment.checksum = request.checksum

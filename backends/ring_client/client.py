@@ -44,7 +44,6 @@ class SegmentRequest:
     source: int = 0
     initial_seq: int = 0
     checksum: bool = False
-    prefault: bool = True
     name: str = ""
 
 
@@ -309,7 +308,6 @@ class RingBus(_OpenRing, BaseDataBus):
                 source=request.source,
                 initial_seq=options.initial_seq,
                 checksum=request.checksum,
-                prefault=options.prefault,
                 name=options.name or "",
             )
         )

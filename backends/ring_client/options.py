@@ -46,10 +46,6 @@ class RingOptions(BusOptions):
         description="Bytes of the arena that are reused while consumers keep up, so that they stay "
         "in cache; the rest is used when they fall behind, and by streaming stores.",
     )
-    prefault: bool = Field(
-        default=True,
-        description="Fill the page tables at start, so that no first touch faults on the hot path.",
-    )
     initial_seq: int = Field(
         default=0,
         ge=0,

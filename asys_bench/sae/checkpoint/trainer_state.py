@@ -29,8 +29,8 @@ from asys_bench.system.files.below import MAX_MODEL_BYTES
 STATE_JSON = "trainer_state.json"
 STATE_TENSORS = "trainer_state.safetensors"
 STATE_VERSION = 2
-_REMOVED_FIELDS = ("lr_decay_steps", "lr_tracking")
-"""Of the configuration in older checkpoints; their training goes on with the schedule of today."""
+_REMOVED_FIELDS = ("lr_decay_steps", "lr_tracking", "survival_cosine")
+"""Of the configuration in older checkpoints; their training goes on with the values of today."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,11 @@ def matched_cosine(before_FD: torch.Tensor, after_FD: torch.Tensor) -> torch.Ten
     return torch.cat(parts)
 
 
-def feature_survival(before_FD: torch.Tensor, after_FD: torch.Tensor, cosine: float) -> float:
+SURVIVAL_COSINE = 0.9
+
+
+def feature_survival(
+    before_FD: torch.Tensor, after_FD: torch.Tensor, cosine: float = SURVIVAL_COSINE
+) -> float:
     """Share of the rows of `before` that have a row of `after` within `cosine`, 0..1."""
     return float((matched_cosine(before_FD, after_FD) > cosine).double().mean())

@@ -364,8 +364,7 @@ class SAETrainer:
         W_dec_FD = hook.learner.sae.W_dec.detach()
         survival = math.nan
         if self._saved_W_dec is not None and bool(torch.isfinite(W_dec_FD).all()):
-            cosine = self.config.survival_cosine
-            survival = feature_survival(self._saved_W_dec, W_dec_FD, cosine)
+            survival = feature_survival(self._saved_W_dec, W_dec_FD)
         about = {
             "model_name": self.model_name,
             "hook_name": self.hook_name,

@@ -61,22 +61,11 @@ class SAETrainerOptions(SinkOptions):
     plain_saes: bool = Field(
         default=True, description="train SAEs of the single hooks (false: transcoders only)"
     )
-    max_packets: int = Field(default=256, ge=1, le=65536, description="most packets of one pull")
-    linger_s: float = Field(
-        default=0.05, gt=0, le=1, description="longest wait of one pull, in seconds"
-    )
     max_lag_s: float = Field(
         default=10.0,
         gt=0,
         description="packets older than this when pulled are skipped and counted, in seconds: a "
         "trainer that cannot keep up stays at the present",
-    )
-    train_slice_s: float = Field(
-        default=0.1,
-        gt=0,
-        le=2,
-        description="longest training on one hook between two pulls, in seconds; its variants "
-        "share it",
     )
     evaluate_interval_s: float = Field(
         default=2.0,

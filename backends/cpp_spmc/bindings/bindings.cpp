@@ -159,10 +159,10 @@ pyb::object producer(const SegmentPtr& segment, u64 shard, u64 threshold, u64 wi
 }
 
 SegmentPtr create(u64 shards, u64 slots, u64 arena_bytes, u64 max_payload, u64 source,
-                  u64 initial_seq, bool checksum, bool prefault, const std::string& name) {
+                  u64 initial_seq, bool checksum, const std::string& name) {
   pyb::gil_scoped_release unlocked;
   return Segment::create(
-      {shards, slots, arena_bytes, max_payload, source, initial_seq, checksum, prefault, name});
+      {shards, slots, arena_bytes, max_payload, source, initial_seq, checksum, name});
 }
 
 u32 crc_of(const pyb::buffer& data) {
@@ -193,7 +193,7 @@ PYBIND11_MODULE(_spmc, m) {
   m.def("crc32c", &crc_of);
   m.def("create", &create, pyb::kw_only(), pyb::arg("shards"), pyb::arg("slots"),
         pyb::arg("arena_bytes"), pyb::arg("max_payload"), pyb::arg("source"), pyb::arg("initial_seq"),
-        pyb::arg("checksum"), pyb::arg("prefault"), pyb::arg("name"));
+        pyb::arg("checksum"), pyb::arg("name"));
   m.def("attach_fd", &Segment::attach_fd);
   m.def("attach_name", &Segment::attach_name);
   pyb::class_<Group>(m, "Group")

@@ -96,7 +96,7 @@ std::shared_ptr<Segment> Segment::create(const SegmentRequest& request) {
   // A memfd starts as 0777, and /proc/<pid>/fd opens it by its mode.
   if (!named && fchmod(fd, 0600) != 0) fail("cannot make the segment private", errno, "report this kernel");
   reserve(fd, bytes, where);
-  s.map(true, request.prefault);
+  s.map(true);
   s.initialise(request);
   if (!named) {
     if (fcntl(fd, F_ADD_SEALS, kSeals) != 0)
@@ -185,10 +185,10 @@ void Segment::validate(u64 file_bytes) {
   checksum_ = (field(kHdrFlags) & 1) != 0;
   identity_ = own_identity();
   owner_watch_ = std::make_unique<ProcessWatch>(field(kHdrOwnerIdentity));
-  map(false, true);
+  map(false);
 }
 
-void Segment::map(bool writable_arena, bool prefault) {
+void Segment::map(bool writable_arena) {
   const u64 bytes = geometry_.segment_bytes;
   void* base = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd_.get(), 0);
   if (base == MAP_FAILED)
@@ -199,7 +199,6 @@ void Segment::map(bool writable_arena, bool prefault) {
   // Readers cannot write a payload, not even by mistake: the hardware says no.
   if (!writable_arena && mprotect(arena, arena_bytes, PROT_READ) != 0)
     fail("cannot protect the arena", errno, "report this kernel");
-  if (!prefault) return;
   // The pages exist; this fills the page tables, so that no first touch faults on the hot path.
   madvise(base_, geometry_.arena_offset, MADV_POPULATE_WRITE);
   madvise(arena, arena_bytes, writable_arena ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);

@@ -20,7 +20,7 @@ struct Error : std::runtime_error {
 struct SegmentRequest {
   u64 shards = 1, slots = 4096, arena_bytes = 0, max_payload = 0;
   u64 source = 0, initial_seq = 0;
-  bool checksum = false, prefault = true;
+  bool checksum = false;
   std::string name;  // empty: anonymous (memfd), passed on by file descriptor
 };
 
@@ -65,7 +65,7 @@ class Segment {
 
  private:
   Segment() = default;
-  void map(bool writable_arena, bool prefault);
+  void map(bool writable_arena);
   void validate(u64 file_bytes);
   void initialise(const SegmentRequest& request);
 

@@ -139,7 +139,7 @@ def test_noise_on_the_socket_harms_nobody_else(
 ) -> None:
     address = str(bus.handle().params["address"])
     with caplog.at_level(logging.CRITICAL), bus.subscribe("train", "a") as reader:
-        channel = wire.connect(address, 5.0, 65536)
+        channel = wire.connect(address, 5.0)
         with channel:
             channel.sendall(noise)
         _push(bus, 5)
@@ -159,7 +159,7 @@ def test_a_member_that_breaks_the_protocol_is_dropped(
     bus: PythonQueueBus, frames: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = bus.handle().params
-    with caplog.at_level(logging.CRITICAL), wire.connect(params["address"], 5.0, 65536) as channel:
+    with caplog.at_level(logging.CRITICAL), wire.connect(params["address"], 5.0) as channel:
         hello = wire.Hello("archive", "bad", None)
         channel.sendall(wire.encode_hello(params["token"], hello))
         kind, count, _ = wire.HEAD.unpack(channel.recv(wire.HEAD.size))
@@ -225,7 +225,7 @@ def test_out_of_descriptors_the_bus_keeps_serving(
             return genuine(self)
 
         monkeypatch.setattr(socket.socket, "accept", accept)
-        with caplog.at_level(logging.CRITICAL), wire.connect(address, 5.0, 65536) as channel:
+        with caplog.at_level(logging.CRITICAL), wire.connect(address, 5.0) as channel:
             assert channel.recv(1) == b"", "turned away"
         _push(bus, 3)
         assert _read(reader, 3) == [0, 1, 2]

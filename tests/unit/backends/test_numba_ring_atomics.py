@@ -20,7 +20,6 @@ if plugin.unavailable() is not None:
 import numba
 
 from asys_bench.backends.numba_ring.core import copy, kernel_calls
-from asys_bench.backends.numba_ring.core import copy as atomics
 
 WORD = numba.int64
 
@@ -47,7 +46,7 @@ def address_of(array: np.ndarray[Any, Any]) -> int:
     ],
 )
 def test_a_load_is_atomic_with_the_order_of_its_name(name: str, instruction: str) -> None:
-    load = getattr(atomics, name)
+    load = getattr(copy, name)
     text = llvm_of(lambda address: load(address), 1)
     assert any("load atomic i64" in line and instruction in line for line in text.splitlines())
 
@@ -61,7 +60,7 @@ def test_a_load_is_atomic_with_the_order_of_its_name(name: str, instruction: str
     ],
 )
 def test_a_store_is_atomic_with_the_order_of_its_name(name: str, instruction: str) -> None:
-    store = getattr(atomics, name)
+    store = getattr(copy, name)
 
     def use(address: int, value: int) -> int:
         store(address, value)
@@ -75,7 +74,7 @@ def test_a_store_is_atomic_with_the_order_of_its_name(name: str, instruction: st
     ("name", "orders"), [("cmpxchg", "acq_rel acquire"), ("cmpxchg_seq_cst", "seq_cst seq_cst")]
 )
 def test_a_compare_and_swap_has_both_of_its_orders(name: str, orders: str) -> None:
-    swap = getattr(atomics, name)
+    swap = getattr(copy, name)
     text = llvm_of(lambda address, expected, value: swap(address, expected, value), 3)
     assert any("cmpxchg ptr" in line and orders in line for line in text.splitlines())
 
@@ -92,7 +91,7 @@ def test_a_compare_and_swap_has_both_of_its_orders(name: str, orders: str) -> No
 def test_a_modification_is_one_instruction_with_the_order_of_its_name(
     name: str, instruction: str
 ) -> None:
-    modify = getattr(atomics, name)
+    modify = getattr(copy, name)
     text = llvm_of(lambda address, value: modify(address, value), 2)
     operation, kind, order = instruction.split()
     # Where the machine has no such instruction, LLVM shows the loop that it became.
@@ -105,15 +104,15 @@ def test_a_modification_is_one_instruction_with_the_order_of_its_name(
 def test_each_operation_does_what_it_says() -> None:
     word = np.array([5], np.int64)
     at = address_of(word)
-    assert compiled(lambda a: atomics.load_acquire(a), 1)(at) == 5
-    assert compiled(lambda a, e, v: atomics.cmpxchg(a, e, v), 3)(at, 4, 9) == 5
+    assert compiled(lambda a: copy.load_acquire(a), 1)(at) == 5
+    assert compiled(lambda a, e, v: copy.cmpxchg(a, e, v), 3)(at, 4, 9) == 5
     assert word[0] == 5
-    assert compiled(lambda a, e, v: atomics.cmpxchg(a, e, v), 3)(at, 5, 9) == 5
+    assert compiled(lambda a, e, v: copy.cmpxchg(a, e, v), 3)(at, 5, 9) == 5
     assert word[0] == 9
-    assert compiled(lambda a, v: atomics.fetch_add_release(a, v), 2)(at, -10) == 9
+    assert compiled(lambda a, v: copy.fetch_add_release(a, v), 2)(at, -10) == 9
     assert word[0] == -1
-    assert compiled(lambda a, v: atomics.fetch_and_seq_cst(a, v), 2)(at, ~1) == -1
-    assert compiled(lambda a, v: atomics.exchange_acq_rel(a, v), 2)(at, 7) == -2
+    assert compiled(lambda a, v: copy.fetch_and_seq_cst(a, v), 2)(at, ~1) == -1
+    assert compiled(lambda a, v: copy.exchange_acq_rel(a, v), 2)(at, 7) == -2
     assert word[0] == 7
 
 
@@ -144,7 +143,7 @@ with mmap.mmap(int(sys.argv[1]), 4096) as shared:
 
 
 def test_two_processes_that_add_to_one_word_lose_no_addition() -> None:
-    fd = os.memfd_create("atomics")
+    fd = os.memfd_create("copy")
     os.ftruncate(fd, 4096)
     processes = [
         subprocess.Popen(

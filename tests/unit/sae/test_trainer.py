@@ -63,7 +63,7 @@ def test_a_checkpoint_with_fields_that_were_removed_since_is_resumed(tmp_path: P
     assert written is not None
     path = written / "trainer_state.json"
     state = json.loads(path.read_text())
-    state["config"] |= {"lr_tracking": True, "lr_decay_steps": None}
+    state["config"] |= {"lr_tracking": True, "lr_decay_steps": None, "survival_cosine": 0.8}
     state["numbers"] |= {"hook.learner.tracker.factor": 0.7, "hook.learner.tracker.best": -1.0}
     path.write_text(json.dumps(state))
     seal(path.parent)
