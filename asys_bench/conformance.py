@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
-SUITE = Path(__file__).parent / "_data" / "conformance"
+from asys_bench.config.sources import DATA
+
+SUITE = DATA / "conformance"
 ONLY = "ASYS_CONFORMANCE_BACKEND"
 """Environment variable that narrows the suite to one backend; its nursery processes see it, too."""
 USAGE = 2

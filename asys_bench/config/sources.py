@@ -9,8 +9,9 @@ from asys_bench.config.document import read_document
 from asys_bench.config.node import Node, merge
 from asys_bench.config.problems import ConfigError, Origin, Problem, did_you_mean
 
-SHIPPED = Path(__file__).parent.parent / "_data" / "configs"
-"""The configurations that come with the package (in a checkout: `configs/`)."""
+DATA = Path(__file__).parent.parent / "_data"
+"""What comes with the package: `configs`, `suites`, `conformance` (in a checkout: links to those folders)."""
+SHIPPED = DATA / "configs"
 MAX_FILES = 64
 
 
@@ -21,10 +22,17 @@ def shipped_names() -> list[str]:
 
 
 def find_config(name: str | os.PathLike[str], folder: Path | None = None) -> Path | None:
-    """The file `name`, relative to `folder` (default: the working directory), or a shipped one.
+    """`find_file` among the shipped configurations."""
+    return find_file(name, SHIPPED, folder)
 
-    A leading `configs/` is dropped for shipped ones, so that a command written for a checkout works
-    anywhere.
+
+def find_file(
+    name: str | os.PathLike[str], shipped: Path, folder: Path | None = None
+) -> Path | None:
+    """The file `name`, relative to `folder` (default: the working directory), or one of `shipped`.
+
+    The name of the folder `shipped` is dropped from the front of shipped ones, so that a command written
+    for a checkout works anywhere.
     """
     path = Path(name)
     local = path if folder is None else folder / path
@@ -32,9 +40,9 @@ def find_config(name: str | os.PathLike[str], folder: Path | None = None) -> Pat
         return local
     if path.is_absolute() or ".." in path.parts:
         return None
-    parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
-    shipped = SHIPPED.joinpath(*parts)
-    return shipped if parts and _exists(shipped) else None
+    parts = path.parts[1:] if path.parts[:1] == (shipped.name,) else path.parts
+    found = shipped.joinpath(*parts)
+    return found if parts and _exists(found) else None
 
 
 def read_layers(name: str | os.PathLike[str]) -> tuple[Node, list[Path]]:

@@ -16,6 +16,7 @@ from asys_bench.config.diagnosis import diagnose
 from asys_bench.config.document import read_document
 from asys_bench.config.overrides import apply_sets
 from asys_bench.config.problems import ConfigError, Origin, Problem, did_you_mean
+from asys_bench.config.sources import DATA, find_file
 from asys_bench.harness.measuring.environment import CHECKS
 from asys_bench.harness.planning.contender import Contender
 from asys_bench.harness.planning.expansion import expand_case
@@ -25,7 +26,7 @@ from asys_bench.harness.plugins import is_file, locate, register_extra
 from asys_bench.harness.results.result_run import Role
 from asys_bench.registry import PluginError
 
-SHIPPED = Path(__file__).parents[2] / "_data" / "suites"
+SHIPPED = DATA / "suites"
 """The suites that come with the package (in a checkout: `suites/`)."""
 
 
@@ -57,14 +58,7 @@ def shipped_suites() -> list[str]:
 
 def find_suite(name: str | os.PathLike[str]) -> Path | None:
     """The file `name`, or a shipped one; a leading `suites/` is dropped for those."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    if path.is_absolute() or ".." in path.parts:
-        return None
-    parts = path.parts[1:] if path.parts[:1] == ("suites",) else path.parts
-    shipped = SHIPPED.joinpath(*parts)
-    return shipped if parts and shipped.is_file() else None
+    return find_file(name, SHIPPED)
 
 
 def load_suite(name: str | os.PathLike[str], sets: Sequence[str] = ()) -> LoadedSuite:

@@ -192,8 +192,10 @@ def test_a_plugin_file_that_is_missing_outside_or_broken_is_an_error_at_its_line
 
 
 def test_an_installed_package_without_the_peers_says_what_to_do(tmp_path, monkeypatch):
-    (tmp_path / "peers.yaml").write_bytes((suite_files.SHIPPED / "peers.yaml").read_bytes())
-    monkeypatch.setattr(suite_files, "SHIPPED", tmp_path)
+    shipped = tmp_path / "installed/suites"
+    shipped.mkdir(parents=True)
+    (shipped / "peers.yaml").write_bytes((suite_files.SHIPPED / "peers.yaml").read_bytes())
+    monkeypatch.setattr(suite_files, "SHIPPED", shipped)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         load_suite("suites/peers.yaml")
@@ -202,7 +204,7 @@ def test_an_installed_package_without_the_peers_says_what_to_do(tmp_path, monkey
     assert "'peers/sae.py' is not in the suite's folder" in first.message
     assert "run the suite from a checkout" in first.fix
     assert first.file.endswith("peers.yaml")
-    assert first.line == 1 + (tmp_path / "peers.yaml").read_text().splitlines().index(
+    assert first.line == 1 + (shipped / "peers.yaml").read_text().splitlines().index(
         "    - peers/sae.py:sae_lens"
     )
 
