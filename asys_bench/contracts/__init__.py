@@ -1,1 +1,6 @@
-"""The written contracts of everything that is pluggable. Nothing here imports a plugin."""
+"""What each kind of plugin must do, and what processes and files agree on. It imports `system` alone.
+
+Read in this order: `packet`, `bus`, `stats` (what travels and is counted in shared memory), `host`,
+`preprocessor`, `sink`, `monitor`, `reporter`, `scenario` (the kinds of plugins), `launch` (what a worker
+is started with), `run_files` (a run's folder).
+"""

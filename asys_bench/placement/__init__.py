@@ -2,11 +2,10 @@
 
 `topology`   what the kernel says of CPUs, cores, sockets, NUMA nodes and cgroup limits
 `plan`       a pure function: topology + needs + wishes -> placements, or why not
-`needs`      what a configuration asks for, before any process exists
+`needs`      what a configuration asks for, before any process exists; room for the host's threads
 `apply`      affinity, memory policy, nice and ionice of the calling process
 `readback`   what the kernel says afterwards, compared with the plan
 `manager`    `ResourceManager`: all of these for one run
 `host_place` the same for a process that is observed, until the observation closes
-`crowding`   whether the host's torch threads leave room for the workers
 `picture`    the plan drawn for a terminal
 """

@@ -186,9 +186,9 @@ def _meminfo(name: str) -> int | None:
     except OSError:
         return None
     for line in lines:
-        words = line.split()
-        if words[:1] == [f"{name}:"] and words[1].isdigit():
-            return int(words[1]) << 10
+        fields = line.split()
+        if fields[:1] == [f"{name}:"] and fields[1].isdigit():
+            return int(fields[1]) << 10
     return None
 
 
@@ -207,7 +207,7 @@ def size_text(nbytes: float) -> str:
 
 
 def _first_line(error: ValueError) -> str:
-    """pydantic puts its own heading around what a model says."""
+    """The message alone: pydantic puts a heading around what a model's validator raised."""
     lines = str(error).splitlines()
-    said = [line.strip() for line in lines if "Value error, " in line]
-    return said[0].partition("Value error, ")[2].partition(" [type=")[0] if said else lines[0]
+    found = [line.strip() for line in lines if "Value error, " in line]
+    return found[0].partition("Value error, ")[2].partition(" [type=")[0] if found else lines[0]

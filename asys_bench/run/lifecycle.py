@@ -45,7 +45,7 @@ from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.reports.run_summary.summary import RunSummary
 from asys_bench.run.forecast import SaeForecast, configured_l0
 from asys_bench.run.rank_session import RankSession
-from asys_bench.run.rendezvous import LocalRanks, RankDesk, find_run
+from asys_bench.run.rendezvous import LocalRanks, RankListener, find_run
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
 
@@ -100,7 +100,7 @@ class RunLifecycle:
         self._provenance = provenance
         self._ranks, self._terminal = ranks, terminal
         self._place = HostPlace(config)
-        self._desk: RankDesk | None = None
+        self._listener: RankListener | None = None
         self._resources: ResourceManager | None = None
         self.run_dir: RunDir | None = None
         """From `create` on."""
@@ -142,7 +142,7 @@ class RunLifecycle:
         if ranks is None or ranks.is_owner:
             processes = ranks.local_world_size if ranks is not None else 1
             if ranks is not None and processes > 1:
-                self._desk = RankDesk(ranks, next(_serials))
+                self._listener = RankListener(ranks, next(_serials))
             self._resources = self._place.own(processes)
             return
         patience_s = self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
@@ -210,8 +210,8 @@ class RunLifecycle:
             on_built(session.hooks)
         session.start()
         self.session, self.hooks, self._model = session, session.hooks, model
-        if self._desk is not None:
-            self._desk.announce(run_dir.path)
+        if self._listener is not None:
+            self._listener.announce(run_dir.path)
         self._started = time.monotonic()
         return session.clock
 
@@ -316,13 +316,13 @@ class RunLifecycle:
 
     def refuse(self, error: Exception) -> None:
         """There will be no run: the other ranks are told why, and this process gets its CPUs back."""
-        if self._desk is not None:
-            self._desk.refuse(str(error))
+        if self._listener is not None:
+            self._listener.refuse(str(error))
         self._place.release()
 
     def close(self) -> None:
         """Release memory, descriptors and CPUs, each though another fails. Idempotent."""
-        session, desk = self.session, self._desk
+        session, listener = self.session, self._listener
         with ExitStack() as steps:
             steps.callback(self._place.release)
             if session is not None:
@@ -330,10 +330,10 @@ class RunLifecycle:
                 steps.callback(session.close)
             if self._optimizers is not None:
                 steps.callback(self._optimizers.detach)
-            if desk is not None:
-                steps.callback(desk.close)
+            if listener is not None:
+                steps.callback(listener.close)
             # And with it shared memory, which a hook's producer maps.
-            self.session = self._desk = self._optimizers = self._model = None
+            self.session = self._listener = self._optimizers = self._model = None
 
 
 def misfit(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> str | None:

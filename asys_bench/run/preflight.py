@@ -1,7 +1,7 @@
 """What can be known to be wrong before a host starts: places of this machine, hosts' own options.
 
-`load_config` says what is wrong with a configuration anywhere; this says what cannot work here and now.
-`asys-run` asks before it builds the host, and `asys-run --check` asks the same.
+`load_config` finds what is wrong with a configuration anywhere; `preflight` what cannot work here and now.
+`asys-run` calls it before it builds the host, and so does `asys-run --check`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How the ranks of a node find the run that local rank 0 has started.
 
-Local rank 0 answers on an abstract Unix socket whose name follows from the job; the others connect
-and are told the run's directory (or why there is none). Nothing lies on disk, nothing survives the
-process, and only processes of the same user are answered or believed.
+Local rank 0 listens on an abstract Unix socket whose name follows from the job. The others connect and
+read the run's directory, or why there is none. Nothing lies on disk, nothing survives the process, and
+only processes of the same user are answered or believed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Self
 
 from asys_bench.system.descriptor import HeldSocket
-
-# The ranks of one job on this node, as torchrun tells them to each process.
 
 _JOB = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "MASTER_ADDR", "MASTER_PORT")
 
@@ -95,10 +93,10 @@ def _is_ours(channel: socket.socket) -> bool:
     return bool(uid == os.geteuid())
 
 
-class RankDesk:
+class RankListener:
     """Local rank 0's side: listens at once, answers once there is something to say.
 
-    serial: the how-many-th observation of this process; ranks make them in the same order.
+    serial: number of the observation in this process; ranks make them in the same order.
     """
 
     def __init__(self, ranks: LocalRanks, serial: int) -> None:

@@ -63,9 +63,9 @@ class ObservationSession:
     ranks: this process is local rank 0 of these, and the others push to the same bus.
     root: what the user calls, where that is a wrapper around `model` (DistributedDataParallel).
     one_call_per_step: as `BaseHost.one_call_per_step`.
-    on_misfit: told, in the host's hook, that an SAE cannot be trained on what its module makes; what
+    on_misfit: called in the host's hook when an SAE cannot be trained on what its module makes; what
         it raises goes to the host.
-    on_width: told, in the host's hook, of each hook's width and SAEs when its first tensor comes.
+    on_width: called in the host's hook with a hook's width and SAEs when its first tensor comes.
     first_step: number of the step that the host is in at the start.
     """
 
@@ -193,7 +193,7 @@ class ObservationSession:
             self._supervisor.start()
             self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)
             self.hooker.attach()
-            say_rows(self.points)
+            log_rows(self.points)
         if self._resources is not None:
             self.run_dir.write_json(PLAN_FILE, self._resources.to_dict())
             self._resources.check(self.page)
@@ -337,7 +337,7 @@ def _described(point: HookPoint) -> dict[str, str]:
     }
 
 
-def say_rows(points: Sequence[HookPoint]) -> None:
+def log_rows(points: Sequence[HookPoint]) -> None:
     """One line for each way but the last dimension."""
     found: dict[str, list[str]] = {}
     for point in points:

@@ -1,7 +1,10 @@
-"""Reading what a run has written, while it goes on or long after, and listening to one that goes on.
+"""The readers of a run: its files while it goes on or long after, and its bus while it goes on.
 
-`open_run` everything that a run has written, `subscribe` a consumer of your own on its bus, `live_run`
-how a process of the same user reaches a run that goes on, `attach` which run a command means, `verify/`
-every file checked. `archive_view`, `token_rows`, `top_tokens` and `metrics_table` are what `Run` gives
-out.
+Names and schemas of the files are in `contracts.run_files`. Read in this order: `open_run` (everything
+that a run has written), `live_run` (attaching to one that goes on), `subscribe` (a consumer of your own
+on its bus), `attach` (the run that a command means), `verify/` (every file checked). `archive_view`,
+`token_rows`, `top_tokens` and `metrics_table` are what `Run` gives out; `saelens_provider` feeds
+SAELens.
+
+It may import what is below `run`; it never starts anything.
 """

@@ -1,7 +1,7 @@
 """A run that is going on, as another process of the same user reaches it.
 
-`run.json` says where the stats page and the bus's descriptors are: under `/proc/<host pid>/fd`, which
-the kernel opens to the same user and to nobody else. Nothing is asked of the host process.
+run.json names the descriptors of the stats page and the bus: under `/proc/<host pid>/fd`, which the
+kernel opens to the same user and to nobody else. Nothing is asked of the host process.
 """
 
 from __future__ import annotations

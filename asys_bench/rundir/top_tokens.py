@@ -53,7 +53,7 @@ def top_tokens(
     """For each feature of the hook's newest SAE, the archived tokens with its largest activations.
 
     features: which ones; None takes the `most_features` with the largest single activations.
-    max_rows: archived rows looked at, from the first.
+    max_rows: archived rows that are read, from the first.
 
     Raises:
         ReadingError: no SAE, archive or tokens of this hook yet.

@@ -36,32 +36,32 @@ class RestartBudget:
         return self._config.backoff_s(used)
 
 
-class SelfDoubt:
+class OwnLateness:
     """Detects that the watcher itself was late. Times are seconds on any monotonic clock.
 
-    A machine that was suspended, a frozen container or a starved process looks, to whoever wakes up in
-    it, as if everybody else had been silent: they could not beat, and the watcher could not look.
+    After a suspended machine, a frozen container or a starved process, every heartbeat is old: the
+    others could not beat, and the watcher could not check.
     """
 
     def __init__(self, interval_s: float, timeout_s: float, now_s: float) -> None:
-        """interval_s: between two looks. timeout_s: how long the watched may be silent."""
+        """interval_s: between two checks. timeout_s: how long the watched may be silent."""
         self._interval_s, self._timeout_s = interval_s, timeout_s
         self._last_s = now_s
-        self._trusts_from_s = now_s
+        self._judges_from_s = now_s
 
-    def look(self, now_s: float) -> float:
-        """A look begins. Returns how late it came, in seconds, when that is too late to judge by (the
-        watched then have a whole new timeout), else 0."""
+    def tick(self, now_s: float) -> float:
+        """A check begins. Returns how late it is, in seconds, when that is too late to judge by, else 0.
+        The watched then have a whole new timeout."""
         gap_s = now_s - self._last_s
         self._last_s = now_s
         if gap_s <= self._interval_s + self._timeout_s / 2:
             return 0.0
-        self._trusts_from_s = now_s + self._timeout_s
+        self._judges_from_s = now_s + self._timeout_s
         return gap_s
 
-    def trusts(self, now_s: float) -> bool:
+    def can_judge(self, now_s: float) -> bool:
         """Whether silence means anything at this time."""
-        return now_s >= self._trusts_from_s
+        return now_s >= self._judges_from_s
 
 
 class Silence:
@@ -74,7 +74,7 @@ class Silence:
 
     def measure(self, pid: int, now_ns: int) -> tuple[float, float]:
         """Seconds since its last heartbeat in which it could have given one, and those in which it
-        waited for a CPU instead (seen from the first look after the heartbeat on).
+        waited for a CPU instead (counted from the first check after the heartbeat on).
 
         pid: of the process that the slot belongs to. now_ns: on this process's monotonic clock.
         """

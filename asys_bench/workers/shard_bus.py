@@ -1,4 +1,4 @@
-"""One shard of another process's bus, with the face of a bus of its own: what a rank's hooks push to."""
+"""`ShardOfBus`: one shard of another process's bus, as a bus of its own. A rank's hooks push to it."""
 
 from __future__ import annotations
 

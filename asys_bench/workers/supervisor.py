@@ -2,16 +2,16 @@
 
 The host owns one child, the watchdog; the watchdog owns the workers. A thread that sleeps in the
 kernel notices the watchdog's death, or that its heartbeat stopped, kills what is left of it and
-starts another, which adopts the workers still alive. Like the watchdog it doubts itself first: when
-it came late itself (the host was stopped, or held the interpreter), the watchdog gets a new timeout.
+starts another, which adopts the workers still alive. Like the watchdog it checks its own lateness: when
+it was late (the host was stopped, or held the interpreter), the watchdog gets a new timeout.
 A watchdog that dies too often is given up (`watchdog.restart_limit`): its slot says quarantined, which
 monitors report, and host and workers go on without one.
 
 The process is the host's: it may ignore SIGCHLD or wait for every child, close every descriptor, remove
-its working directory, change its user or its root. So whether the watchdog lives is asked of its pidfd,
-and whether it ended in order of its slot, never of `wait`; it is given copies of the descriptors that are
-taken back from it when they are lost; and `end` does what it is still allowed to do, says what it is not,
-and leaves the rest to workers and watchdog, which read in the stats page that they must go.
+its working directory, change its user or its root. So a pidfd tells whether the watchdog lives, and its
+slot whether it ended in order; `wait` is never asked. The watchdog has copies of the descriptors, which are
+taken back from it when they are lost. `end` does what this process is still allowed to do and logs what
+it is not. Workers and watchdog do the rest: they read in the stats page that they must leave.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ from asys_bench.system.liveness import ProcessHandle, is_running
 from asys_bench.system.process_usage import OutOfMemoryKills
 from asys_bench.system.standard_fds import standard_fds_taken
 from asys_bench.workers.process_group import ProcessGroups
-from asys_bench.workers.restart import RestartBudget, SelfDoubt, Silence
+from asys_bench.workers.restart import OwnLateness, RestartBudget, Silence
 from asys_bench.workers.worker_log import messages_of, why_it_ended
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.5
-"""Time between two looks at the watchdog's heartbeat, at most."""
+CHECK_S = 0.5
+"""Time between two checks of the watchdog's heartbeat, at most."""
 END_S = 5.0
 """`Supervisor.end` takes no longer, whatever cannot be ended."""
 
 
 class SupervisorError(RuntimeError):
-    """The workers did not become ready; the message names them, their last words and their logs."""
+    """The workers did not become ready; the message names them, their last messages and their logs."""
 
 
 class Supervisor:
@@ -130,7 +130,7 @@ class Supervisor:
                 },
                 start_new_session=True,
             )
-        # From here on only the pidfd speaks for it: Popen would wait for a pid that the host may have
+        # From here on only the pidfd stands for it: Popen would wait for a pid that the host may have
         # waited for already, and take the answer (no such child) for an orderly end.
         process.returncode = 0
         self._groups.add(process.pid)
@@ -198,12 +198,12 @@ class Supervisor:
         if handle is None:
             return
         timeout_s = self._config.heartbeat_timeout_s
-        look_s = min(LOOK_S, timeout_s / 4)
-        doubt = SelfDoubt(look_s, timeout_s, time.monotonic())
+        check_s = min(CHECK_S, timeout_s / 4)
+        own = OwnLateness(check_s, timeout_s, time.monotonic())
         silence = Silence(self._slot)
-        while not handle.wait(look_s):
+        while not handle.wait(check_s):
             now = time.monotonic()
-            doubt.look(now)
+            own.tick(now)
             self._take_back_descriptors(handle.pid)
             ready = (
                 self._slot.get(SlotField.PID) == handle.pid
@@ -212,7 +212,7 @@ class Supervisor:
             unheard_s, _ = silence.measure(handle.pid, time.monotonic_ns())
             silent_s = unheard_s if ready else now - self._spawned_at
             limit = timeout_s if ready else self._config.startup_timeout_s
-            if silent_s > limit and doubt.trusts(now):
+            if silent_s > limit and own.can_judge(now):
                 log.error("the watchdog hangs (no heartbeat for %.1f s): killed", silent_s)
                 if not _killed(handle):
                     log.error("the watchdog (pid %d) is another user's now: not killed", handle.pid)
@@ -253,9 +253,9 @@ class Supervisor:
 
     def _explain_watchdog(self) -> str:
         run_dir = Path(self._launch.run_dir)
-        words = messages_of(run_dir, "watchdog")
-        said = words[-1] if words else "it said nothing"
-        return f"the watchdog keeps dying: {said} (log: {log_file(run_dir, 'watchdog')})"
+        messages = messages_of(run_dir, WATCHDOG)
+        last = messages[-1] if messages else "it said nothing"
+        return f"the watchdog keeps dying: {last} (log: {log_file(run_dir, WATCHDOG)})"
 
     def _explain(self, names: list[str], what: str) -> str:
         run_dir = Path(self._launch.run_dir)

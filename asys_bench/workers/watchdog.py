@@ -8,8 +8,8 @@
   the time for which the worker waited for a CPU; it (SIGSTOPped ones too) is killed first, its death
   confirmed, and only then are its claims taken back from the bus. Host and workers may be on other
   clocks than this process (time namespaces): only times of one clock are compared.
-- The watchdog doubts itself: when its own tick came late it gives every worker a fresh timeout.
-- A worker that dies too often is quarantined, with a log line that says so; the run goes on.
+- The watchdog checks its own lateness: after a late tick every worker gets a new timeout.
+- A worker that dies too often is quarantined, with a line in the log; the run goes on.
 - A restarted watchdog adopts the workers that are still alive. A worker whose start it never heard
   of finds that its slot belongs to another launch, and leaves.
 - It is itself watched, by the host (`supervisor`), and continues (SIGCONT) when the host dies.
@@ -38,7 +38,7 @@ from asys_bench.system.liveness import ProcessHandle, signal_on_parent_death
 from asys_bench.system.process import own_clock
 from asys_bench.system.process_usage import OutOfMemoryKills
 from asys_bench.workers.fork_server import ForkServer
-from asys_bench.workers.restart import RestartBudget, SelfDoubt, Supervised
+from asys_bench.workers.restart import OwnLateness, RestartBudget, Supervised
 from asys_bench.workers.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
 from asys_bench.workers.worker_log import why_it_ended
 
@@ -72,7 +72,7 @@ class WatchdogProcess:
         )
         self._out_of_memory = OutOfMemoryKills()
         self._client: BusClient | None = None
-        self._doubt = self._new_doubt()
+        self._own = self._new_lateness()
         self._host = ProcessHandle(launch.host_pid)
         self._workers = [
             Supervised(spec, page.slot(spec.name), RestartBudget(config)) for spec in launch.workers
@@ -87,10 +87,10 @@ class WatchdogProcess:
         self._adopt()
         self._slot.beat()
         self._slot.state = WorkerState.READY
-        self._doubt = self._new_doubt()  # getting ready took its time
+        self._own = self._new_lateness()  # getting ready took its time
         while True:
             now = time.monotonic()
-            if late_s := self._doubt.look(now):
+            if late_s := self._own.tick(now):
                 log.warning("my own tick was %.1f s late: every worker gets a new timeout", late_s)
             self._slot.beat()
             self._watch_host()
@@ -103,9 +103,9 @@ class WatchdogProcess:
         self._fork_server.end()
         self._slot.state = WorkerState.DONE
 
-    def _new_doubt(self) -> SelfDoubt:
+    def _new_lateness(self) -> OwnLateness:
         config = self._config
-        return SelfDoubt(config.tick_s, config.heartbeat_timeout_s, time.monotonic())
+        return OwnLateness(config.tick_s, config.heartbeat_timeout_s, time.monotonic())
 
     def _warm_up(self) -> None:
         """Attach to the bus now: the import would come between a death and its successor."""
@@ -156,7 +156,7 @@ class WatchdogProcess:
             log.error("%s did not leave before the drain deadline: killed", worker.spec.name)
             self._kill(worker)
             return
-        if not self._doubt.trusts(now):
+        if not self._own.can_judge(now):
             return
         age, starved = worker.silence_s(time.monotonic_ns())
         ready = worker.slot.state is WorkerState.READY

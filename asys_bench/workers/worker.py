@@ -33,8 +33,8 @@ HOST_DEATH_GRACE_S = 4.5
 """After the host's death a worker drains and writes this long, then leaves regardless."""
 CLOSE_SHARE = 0.5
 """Share of the drain time kept for writing; the rest goes to consuming what is left."""
-STOP_LOOK_S = 0.1
-"""Time between two looks of a monitor that sleeps; each look costs a tenth of a millisecond of a CPU."""
+STOP_CHECK_S = 0.1
+"""Time between two checks of a sleeping monitor; each costs a tenth of a millisecond of a CPU."""
 REPLACED_EXIT, ORPHAN_EXIT = 76, 75
 """Exit codes: another process has this one's place; the host was gone for too long."""
 DUMP_SIGNAL = signal.SIGUSR1
@@ -245,12 +245,12 @@ class WorkerProcess:
         client.close()
 
     def _sleep(self, seconds: float) -> None:
-        """Sleep, but notice within `STOP_LOOK_S` that the run has stopped."""
+        """Sleep, but notice within `STOP_CHECK_S` that the run has stopped."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if self._page.run_state is RunState.STOPPED:
                 return
-            time.sleep(min(STOP_LOOK_S, left))
+            time.sleep(min(STOP_CHECK_S, left))
             self.slot.beat()
 
     def _watch_host(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import asys_bench
-from asys_bench.run.rendezvous import LocalRanks, RankDesk, RendezvousError, find_run
+from asys_bench.run.rendezvous import LocalRanks, RankListener, RendezvousError, find_run
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 PATIENCE_S = 240.0
@@ -162,38 +162,38 @@ def ranks_of(job, size=2):
 
 def test_a_rank_finds_the_run_of_its_own_job_and_number(tmp_path):
     (owner, other), (_, stranger) = ranks_of("a"), ranks_of("b")
-    with_two = RankDesk(owner, 0), RankDesk(owner, 1)
+    with_two = RankListener(owner, 0), RankListener(owner, 1)
     try:
-        for number, desk in enumerate(with_two):
-            desk.announce(tmp_path / str(number))
+        for number, listener in enumerate(with_two):
+            listener.announce(tmp_path / str(number))
         assert find_run(other, 1, 10) == tmp_path / "1"
         assert find_run(other, 0, 10) == tmp_path / "0"
         with pytest.raises(RendezvousError, match="call observe\\(\\) on every rank"):
             find_run(stranger, 0, 0.2)
     finally:
-        for desk in with_two:
-            desk.close()
-            desk.close()
+        for listener in with_two:
+            listener.close()
+            listener.close()
 
 
 def test_two_jobs_with_one_rendezvous_address_are_told_so():
-    desk = RankDesk(ranks_of("same")[0], 0)
+    listener = RankListener(ranks_of("same")[0], 0)
     try:
         with pytest.raises(RendezvousError, match="--rdzv-id"):
-            RankDesk(ranks_of("same")[0], 0)
+            RankListener(ranks_of("same")[0], 0)
     finally:
-        desk.close()
+        listener.close()
 
 
 def test_a_rank_is_told_why_there_is_no_run():
     owner, other = ranks_of("no-run")
-    desk = RankDesk(owner, 0)
+    listener = RankListener(owner, 0)
     try:
-        desk.refuse("no memory")
+        listener.refuse("no memory")
         with pytest.raises(RendezvousError, match="could not start the run: no memory"):
             find_run(other, 0, 10)
     finally:
-        desk.close()
+        listener.close()
 
 
 def test_torchruns_variables_say_who_we_are():

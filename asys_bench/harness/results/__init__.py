@@ -1,5 +1,5 @@
 """`Result`, schema asys.result/1: the document, its files, and what is made from it.
 
-`result` and `result_run` (the document), `words` (its enumerations), `store` (files, written whole),
-`compare` and `export`.
+`result` (the document), `result_run` (its parts and enumerations), `store` (files, written whole;
+comparing and exporting).
 """

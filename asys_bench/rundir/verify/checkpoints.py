@@ -105,7 +105,7 @@ class CheckpointCheck:
                 return
         except FileNotFoundError:
             if self._live:
-                return  # swung between two looks
+                return  # it was swung between two readings
         except OSError:
             pass  # no link at all
         found = Finding(self._name(link), "checkpoint", State.DAMAGED, "points at no checkpoint")

@@ -20,14 +20,14 @@ from asys_bench.contracts.run_files import (
 from asys_bench.rundir.live_run import goes_on
 from asys_bench.rundir.verify.archive import ArchiveCheck
 from asys_bench.rundir.verify.checkpoints import CheckpointCheck
-from asys_bench.rundir.verify.finding import Finding, State, Verification
-from asys_bench.rundir.verify.lines import (
+from asys_bench.rundir.verify.files import (
     CHECKS,
     REQUIRED,
     check_document,
     check_events,
     check_lines,
 )
+from asys_bench.rundir.verify.finding import Finding, State, Verification
 from asys_bench.sae.checkpoint.checkpoint_store import LATEST
 from asys_bench.system.files.below import EntryKind, remove, scan, walk
 

@@ -1,4 +1,9 @@
-"""Files of a run one by one: tables and logs by line, TensorBoard events by record, small documents."""
+"""The checks of single files: lines, TensorBoard event files, small documents.
+
+Tables and logs (metrics.csv, monitor.log) are only appended to, in whole lines. Event files are TFRecords,
+each with a masked CRC-32C of its length and of its bytes. Documents (run.json, summary.json, config.yaml
+and their like) are written whole.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +31,12 @@ from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import open_file, parse_json, read_json
 
 MAX_LINE_BYTES = 1 << 20
+MAX_RECORD_BYTES = 64 << 20
+"""Of an event file."""
 MAX_TAIL_BYTES = 128 << 20
 """What a repair keeps of a torn tail."""
+REQUIRED = (RUN_FILE, CONFIG_FILE)
+"""Documents that every run has."""
 
 
 def _bad_row(line: bytes, first: bool) -> str:
@@ -121,11 +130,6 @@ def cut_tail(path: Path, run_dir: Path, tail: int, keep: bool) -> str:
     return f"cut {tail} bytes off ({kept})"
 
 
-# TensorBoard event files: TFRecords, each with a masked CRC-32C of its length and of its bytes.
-
-MAX_RECORD_BYTES = 64 << 20
-
-
 def check_events(
     path: Path,
     name: str,
@@ -175,11 +179,6 @@ def _damaged(name: str, records: int, lost: int) -> Finding:
 def _masked(data: bytes) -> int:
     value = int(crc32c(data))
     return ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-# Small documents that are written whole: run.json, summary.json, config.yaml and their like.
-
-REQUIRED = (RUN_FILE, CONFIG_FILE)
 
 
 def check_document(path: Path, name: str, run_dir: Path) -> Finding:
