@@ -8,6 +8,7 @@ from typing import Any
 
 from asys_bench.contracts.reporter import ReporterPlugin, Subject
 from asys_bench.registry import PluginError, registry
+from asys_bench.reports.page.quantity import brief, with_interval
 
 ALIASES = {"md": "markdown"}
 WRITTEN = ("html", "markdown", "junit")
@@ -65,11 +66,9 @@ def plain_table(data: Mapping[str, Any]) -> str:
     for case in data["cases"]:
         for target in case["targets"]:
             needs = target["needs"]["advice"] if target["needs"] else ""
-            shown = "-" if target["observed"] is None else f"{target['observed']:.4g}"
-            ci = target["ci"]
+            ci, shown = target["ci"], brief(target["observed"])
             if ci is not None:
-                low, high = ("?" if ci[k] is None else f"{ci[k]:.4g}" for k in ("low", "high"))
-                shown += f" [{low}, {high}]"
+                shown = with_interval(target["observed"], ci["low"], ci["high"])
             mark = target["verdict"] if target["gated"] else f"({target['verdict'].lower()})"
             rows.append((_ORDER.index(target["verdict"]), not target["gated"],
                          f"{mark:<14}{case['id']:<44}{target['expr']:<44}"

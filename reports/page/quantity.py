@@ -22,6 +22,16 @@ def number(x: float | None, digits: int = LEAST_DIGITS) -> str:
     return f"{round(x, decimals):,.{decimals}f}"
 
 
+def brief(x: float | None, otherwise: str = NOTHING) -> str:
+    """At most four significant digits: 0.05, 12.35, 1.235e+04; `otherwise` for what is not known."""
+    return otherwise if x is None or not math.isfinite(x) else f"{x:.4g}"
+
+
+def with_interval(x: float | None, low: float | None, high: float | None) -> str:
+    """3.4 [3.1, 3.9], with ? for an end that is not known."""
+    return f"{brief(x)} [{brief(low, '?')}, {brief(high, '?')}]"
+
+
 def exact(x: float | None) -> str:
     """A limit as its author wrote it: 0.05, 0.8, 1,000,000."""
     return NOTHING if x is None else f"{x:,.12g}"

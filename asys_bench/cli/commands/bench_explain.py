@@ -9,6 +9,7 @@ from rich.console import Console
 from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.harness.results.result import Case, Result, TargetResult
 from asys_bench.harness.results.store import ResultError, read_result
+from asys_bench.reports.page.quantity import brief
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -49,28 +50,30 @@ def explanation(result: Result, case: Case, target: TargetResult) -> list[str]:
         f"  {target.verdict} ({judged}): {target.reason}",
         f"  asked at     {target.where}",
         f"  method       {target.method}",
-        f"  observed     {_number(target.observed)} {target.unit}, limit {target.op} "
-        f"{_number(target.bound)}, margin {_number(target.margin)}",
+        f"  observed     {brief(target.observed, 'unknown')} {target.unit}, limit {target.op} "
+        f"{brief(target.bound, 'unknown')}, margin {brief(target.margin, 'unknown')}",
     ]
     if target.ci is not None:
         lines.append(
-            f"  interval     {_number(target.ci.low)} .. {_number(target.ci.high)} at "
+            f"  interval     {brief(target.ci.low, 'unknown')} .. {brief(target.ci.high, 'unknown')} at "
             f"{target.ci.confidence:.2%} (this look's share of the error budget is "
             f"{target.alpha_spent:.4f})"
         )
-    lines.append(f"  look         {target.look} of {target.looks}; p = {_number(target.p_value)}")
+    lines.append(
+        f"  look         {target.look} of {target.looks}; p = {brief(target.p_value, 'unknown')}"
+    )
     metric = case.metrics.get(target.metric)
     if metric is not None:
         lines.append(
             f"  samples      {metric.n} in {metric.rounds} rounds, design effect "
-            f"{_number(metric.deff)}"
+            f"{brief(metric.deff, 'unknown')}"
         )
     if target.reference is not None:
         lines.append(f"  against      {target.reference}, interleaved in the same blocks")
     if target.needs is not None:
         lines.append(f"  needs        {target.needs.advice}")
     if target.points:
-        values = " ".join(_number(point) for point in target.points)
+        values = " ".join(brief(point, "unknown") for point in target.points)
         lines.append(f"  per round    {values}")
     disturbed = [r for r in case.rounds if r.noise.noisy]
     for one in disturbed:
@@ -79,7 +82,3 @@ def explanation(result: Result, case: Case, target: TargetResult) -> list[str]:
     if result.notes:
         lines += [f"  note         {note}" for note in result.notes if case.id in note]
     return lines
-
-
-def _number(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.4g}"

@@ -23,6 +23,7 @@ from asys_bench.harness.results.result_run import (
     TargetKind,
     Verdict,
 )
+from asys_bench.reports.page.quantity import brief
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +265,7 @@ def _compare(op: Op, bound: float, estimate: float, low: float, high: float) -> 
     """PASS, FAIL or INCONCLUSIVE by where the interval lies."""
     inside = high <= bound if op is Op.AT_MOST else low >= bound
     outside = low > bound if op is Op.AT_MOST else high < bound
-    shown = f"{_number(low)}..{_number(high)}"
+    shown = f"{brief(low, '?')}..{brief(high, '?')}"
     if inside:
         verdict, reason = Verdict.PASS, f"{shown} lies wholly inside {op} {bound:g}"
     elif outside:
@@ -294,7 +295,3 @@ def _reached(looks: Sequence[Look], rounds: int) -> int:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "?"

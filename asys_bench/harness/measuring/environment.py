@@ -11,6 +11,7 @@ from asys_bench.harness.measuring import machine
 from asys_bench.harness.measuring.noise import spin_gap_us
 from asys_bench.harness.planning.suite import EnvironmentCheck
 from asys_bench.harness.results.result import CheckResult
+from asys_bench.reports.page.quantity import brief
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def _check(name: str, wanted: EnvironmentCheck, known: Known) -> CheckResult:
     if wanted.min is not None:
         wants.append(f">= {wanted.min:g}")
         ok = ok and number is not None and number >= wanted.min
-    shown = "unknown here" if got is None else f"{got:.4g}" if number is not None else str(got)
+    shown = "unknown here" if got is None else brief(number) if number is not None else str(got)
     return CheckResult(
         name=name,
         want=" and ".join(wants) or "shown only",

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from asys_bench.harness.results.result import SCHEMA_ID, Case, Estimate, Result
 from asys_bench.harness.results.result_run import Better
+from asys_bench.reports.page.quantity import NOTHING, brief, with_interval
 from asys_bench.system.files.atomic import replace_file
 
 RESULT_FILE = "result.json"
@@ -225,11 +226,10 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def shown(estimate: Estimate | None) -> str:
     """`3.4 [3.1, 3.9]`."""
     if estimate is None:
-        return "-"
+        return NOTHING
     if estimate.ci is None:
-        return f"{estimate.value:.4g}"
-    low, high = ("?" if v is None else f"{v:.4g}" for v in (estimate.ci.low, estimate.ci.high))
-    return f"{estimate.value:.4g} [{low}, {high}]"
+        return brief(estimate.value)
+    return with_interval(estimate.value, estimate.ci.low, estimate.ci.high)
 
 
 def _word(before: Estimate, after: Estimate, better: Better) -> str:
