@@ -17,7 +17,7 @@ from asys_bench.system.process import is_same_start, start_in, start_time, stat_
 
 PR_SET_PDEATHSIG = 1
 BLIND_WAIT_S = 0.05
-"""Between two looks at a process that no descriptor is left for."""
+"""Interval of the checks of a process that no descriptor is left for."""
 
 
 def is_running(pid: int, started: int) -> bool:

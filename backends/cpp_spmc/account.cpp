@@ -3,21 +3,21 @@
 namespace spmc {
 namespace {
 
-void read_shard(Segment& s, const ShardMemory& m, u64 mask, Books& books,
-                std::vector<GroupBooks>& groups) {
+void read_shard(Segment& s, const ShardMemory& m, u64 mask, Account& account,
+                std::vector<GroupAccount>& groups) {
   const u64 slots = m.slots();
   const u64 initial = s.initial_seq();
   const u64 wseq = load(m.wseq(), Order::acquire);
   const u64 accepted = wseq - initial;
-  books.accepted += accepted;
+  account.accepted += accepted;
   for (unsigned reason = 0; reason < 4; ++reason)
-    books.dropped[reason] += load(m.at(kShDropped + reason * 8));
+    account.dropped[reason] += load(m.at(kShDropped + reason * 8));
 
   u64 record = kShPublished;
   const u64 other = kShPublished + kShPublishedStride;
   const auto behind = [&](u64 at) { return wseq - load(m.at(at)); };  // huge: beyond wseq
   if (behind(other) < behind(record)) record = other;
-  books.bytes += load(m.at(record + 8));
+  account.bytes += load(m.at(record + 8));
   const u64 known = load(m.at(record + 16));
 
   const u64 harvest = kShHarvest + (load(m.at(kShHarvestSelect), Order::acquire) & 1) * kShHarvestStride;
@@ -25,7 +25,7 @@ void read_shard(Segment& s, const ShardMemory& m, u64 mask, Books& books,
   if (wseq - from > slots) from = wseq - slots;  // the producer ran on while we read
   for (unsigned g = 0; g < kGroups; ++g) {
     if (((mask >> g) & 1) == 0) continue;
-    GroupBooks& group = groups[g];
+    GroupAccount& group = groups[g];
     Tally tally;
     u64 ready = 0;
     for (u64 seq = from; seq != wseq; ++seq) {
@@ -49,19 +49,19 @@ void read_shard(Segment& s, const ShardMemory& m, u64 mask, Books& books,
 
 }  // namespace
 
-Books read_books(Segment& segment) {
+Account read_account(Segment& segment) {
   Tables tables(segment);
   const u64 mask = tables.group_mask();
-  Books books;
-  std::vector<GroupBooks> groups(kGroups);
+  Account account;
+  std::vector<GroupAccount> groups(kGroups);
   for (u64 shard = 0; shard < segment.geometry().shards; ++shard)
-    read_shard(segment, segment.shard(shard), mask, books, groups);
+    read_shard(segment, segment.shard(shard), mask, account, groups);
   for (unsigned g = 0; g < kGroups; ++g)
     if ((mask >> g) & 1) {
       groups[g].name = tables.group(g).name;
-      books.groups.push_back(groups[g]);
+      account.groups.push_back(groups[g]);
     }
-  return books;
+  return account;
 }
 
 }  // namespace spmc

@@ -91,7 +91,7 @@ void Producer::queue(u64 nbytes, u64 hook_id) {
 
 void Producer::commit() {
   if (next_ == committed_) return;
-  // The books of this commit go to the record that is not valid now: a kill before the store of
+  // The counters of this commit go to the record that is not valid now: a kill before the store of
   // wseq leaves the other one, whose `upto` is still the newest that does not exceed wseq.
   const u64 record = kShPublished + published_ * kShPublishedStride;
   store(m_.at(record + 8), bytes_);

@@ -1,4 +1,4 @@
-// The writer of one shard: slots, arena, copy and the producer's own books.
+// The writer of one shard: slots, arena, copy and the producer's own counters.
 #pragma once
 
 #include <vector>

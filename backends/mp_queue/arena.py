@@ -3,7 +3,7 @@
 Only the shard's producer places frames; slots are freed from the oldest on, as soon as no group
 holds them. The mapping is shared (not copy-on-write), so that a host that forks does not pay a page
 fault per push afterwards. Nobody else has a name or descriptor for it, unless it is `shared` with the
-shard's producer in another process, which then keeps the same books of it (`far_ledger.py`).
+shard's producer in another process, which then keeps the same record of it (`far_ledger.py`).
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ class Broker:
             cells = self.page.cells
             wake = False
             arena = self.arenas[shard]
-            if takers or arena.shared:  # a far producer's books hold every frame
+            if takers or arena.shared:  # a far producer's record holds every frame
                 self._order += 1
                 slot = Slot(self._order, shard, offset, size, nbytes, len(takers))
                 arena.add(slot)

@@ -27,7 +27,7 @@ from asys_bench.contracts.bus import (
 
 
 class QueueAttachedProducer(QueueProducer, AttachedProducer):
-    """`QueueProducer` over the far end of the books."""
+    """`QueueProducer` over a `FarLedger`."""
 
     def __init__(self, ledger: FarLedger, shard: int, source: int) -> None:
         self._far = ledger

@@ -1,4 +1,4 @@
-"""The books of one shard's producer that lives in another process than the broker.
+"""Accepted frames of a shard whose producer lives in another process than the broker.
 
 The producer writes frames into the shard's arena itself (the owner passed its memory on) and says
 where each lies; the owner says how many of the oldest it has freed. Both keep the same deque of
@@ -23,7 +23,7 @@ from asys_bench.contracts.bus import BusError, DropReason
 from asys_bench.system.descriptor import HeldSocket
 
 _CATCH_UP_EVERY = 64
-"""Accepted packets between two looks at what the owner has said."""
+"""Accepted packets after which the owner's messages are read."""
 _GOODBYE_S = 2.0
 _MAX_WELCOME_BYTES = 1 << 16
 

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 
 from asys_bench.backends.numba_ring import segment as segments
-from asys_bench.backends.numba_ring.core import books_core, compiled
+from asys_bench.backends.numba_ring.core import account_core, compiled
 from asys_bench.backends.numba_ring.core.layout import GROUPS, MAX_PAYLOAD_BYTES
 from asys_bench.backends.numba_ring.core.words import signed
 from asys_bench.backends.numba_ring.producer import RingProducer
@@ -87,31 +87,31 @@ class NumbaSegment(RingSegment):
         segment = self._segment
         groups = self._tables.groups()
         mask = sum(1 << group.number for group in groups)
-        books = np.zeros(books_core.BOOK_WORDS, np.int64)
-        address = int(books.__array_interface__["data"][0])
+        account = np.zeros(account_core.ACCOUNT_WORDS, np.int64)
+        address = int(account.__array_interface__["data"][0])
         for shard in range(self.shards):
-            books_core.read_shard(
+            account_core.read_shard(
                 segment.shard_address(shard),
                 segment.geometry.slots,
                 signed(segment.initial_seq),
                 mask,
                 address,
             )
-        counted = books.tolist()
-        accepted = counted[books_core.ACCEPTED]
+        counted = account.tolist()
+        accepted = counted[account_core.ACCEPTED]
 
         def account_of(name: str, number: int) -> GroupAccount:
-            tallies = counted[books_core.TALLY + number : books_core.READY : GROUPS]
+            tallies = counted[account_core.TALLY + number : account_core.READY : GROUPS]
             lost, dead, redelivered, left = tallies
-            ready = counted[books_core.READY + number]
-            missed = counted[books_core.MISSED + number] + left
+            ready = counted[account_core.READY + number]
+            missed = counted[account_core.MISSED + number] + left
             delivered = accepted - lost - dead - ready - missed
             return GroupAccount(name, delivered, lost, dead, redelivered, ready, missed)
 
         return (
             accepted,
-            counted[books_core.BYTES],
-            counted[books_core.DROPS : books_core.DROPS + len(REFUSALS)],
+            counted[account_core.BYTES],
+            counted[account_core.DROPS : account_core.DROPS + len(REFUSALS)],
             [account_of(group.name, group.number) for group in groups],
         )
 

@@ -1,4 +1,4 @@
-"""The first page of a segment: written once by its owner, read and doubted by everybody else."""
+"""The first page of a segment: written once by its owner, validated by everybody else."""
 
 from __future__ import annotations
 

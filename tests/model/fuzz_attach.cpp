@@ -50,7 +50,7 @@ void attach_patched(const u8* data, std::size_t size) {
   fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
   try {
     const auto segment = Segment::attach_fd(fd);
-    read_books(*segment);
+    read_account(*segment);
     Tables tables(*segment);
     for (u64 id = 0; id < tables.name_count(); ++id) tables.name_of(id);
     store(segment->word(kHdrTableLock), 0);  // a lock held by a live stranger only waits

@@ -78,14 +78,14 @@ int main(int argc, char** argv) {
   threads.emplace_back([&] { produce(segment, packets); });
   for (std::thread& thread : threads) thread.join();
 
-  const Books books = read_books(*segment);
-  const bool good = books.accepted == packets && got[0] + got[1] == packets &&
-                    got[2] + got[3] + books.groups[1].dead == packets &&
+  const Account account = read_account(*segment);
+  const bool good = account.accepted == packets && got[0] + got[1] == packets &&
+                    got[2] + got[3] + account.groups[1].dead == packets &&
                     torn[0] + torn[1] + torn[2] + torn[3] == 0 &&
-                    books.groups[0].delivered == packets && books.groups[1].ready == 0;
+                    account.groups[0].delivered == packets && account.groups[1].ready == 0;
   std::printf("  %llu packets, 2 groups x 2 members, %llu redelivered, %llu torn: %s\n",
               static_cast<unsigned long long>(packets),
-              static_cast<unsigned long long>(books.groups[1].again),
+              static_cast<unsigned long long>(account.groups[1].again),
               static_cast<unsigned long long>(torn[0] + torn[1] + torn[2] + torn[3]),
               good ? "all accounted for" : "WRONG");
   return good ? 0 : 1;

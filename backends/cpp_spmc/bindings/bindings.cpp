@@ -110,13 +110,13 @@ pyb::dict layout() {
 }
 
 pyb::tuple account(const SegmentPtr& segment) {
-  const Books books = read_books(*segment);
+  const Account account = read_account(*segment);
   pyb::list groups;
-  for (const GroupBooks& g : books.groups)
+  for (const GroupAccount& g : account.groups)
     groups.append(pyb::make_tuple(g.name, g.delivered, g.lost, g.dead, g.again, g.ready, g.missed));
   return pyb::make_tuple(
-      books.accepted, books.bytes,
-      pyb::make_tuple(books.dropped[0], books.dropped[1], books.dropped[2], books.dropped[3]), groups);
+      account.accepted, account.bytes,
+      pyb::make_tuple(account.dropped[0], account.dropped[1], account.dropped[2], account.dropped[3]), groups);
 }
 
 Group add_group(const SegmentPtr& segment, const std::string& name, bool at_least_once,

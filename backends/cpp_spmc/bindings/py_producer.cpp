@@ -234,7 +234,7 @@ PyObject* reserve(PyObject* object, PyObject* args, PyObject* keywords) {
 PyObject* fill_ratio(PyObject* object, PyObject*) {
   auto* self = reinterpret_cast<ProducerObject*>(object);
   if (!same_process(self->generation)) return nullptr;
-  if (self->use != Use::idle) Py_RETURN_NONE;  // its books are moving: the caller keeps the last answer
+  if (self->use != Use::idle) Py_RETURN_NONE;  // a push changes its counters: the caller keeps the last answer
   return PyFloat_FromDouble(self->core->fill_ratio());
 }
 

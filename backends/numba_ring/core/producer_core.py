@@ -1,4 +1,4 @@
-"""The writer of one shard, compiled: slots, arena, copy and the producer's own books.
+"""The writer of one shard, compiled: slots, arena, copy and the producer's own counters.
 
 `p` is the address of its state (`producer_state`). The steps are those of `cpp_spmc/producer.cpp`.
 """
@@ -143,7 +143,7 @@ def commit_queued(p: int) -> None:
     following = get(p + P_NEXT)
     if following == get(p + P_COMMITTED):
         return
-    # The books of this commit go to the record that is not valid now: a kill before the store of
+    # The counters of this commit go to the record that is not valid now: a kill before the store of
     # wseq leaves the other one, whose `upto` is still the newest that does not exceed wseq.
     shard = get(p + P_SHARD)
     record = shard + PUBLISHED + get(p + P_PUBLISHED) * PUBLISHED_STRIDE

@@ -181,7 +181,7 @@ time.sleep(600)
 """
 
 
-def test_consumers_of_a_killed_owner_drain_and_end_and_the_books_stay_readable() -> None:
+def test_consumers_of_a_killed_owner_drain_and_end_and_the_account_stays_readable() -> None:
     with Child(OWNER) as owner:
         params = json.loads(owner.line())
         fd = os.open(f"/proc/{owner.process.pid}/fd/{int(owner.line())}", os.O_RDWR)
@@ -216,7 +216,7 @@ while True:
 
 
 @pytest.mark.rest
-def test_a_producer_killed_while_it_pushes_leaves_whole_packets_and_exact_books() -> None:
+def test_a_producer_killed_while_it_pushes_leaves_whole_packets_and_an_exact_account() -> None:
     for delay in (0.01, 0.02, 0.03):
         with Child(PUSHER) as owner:
             params = json.loads(owner.line())

@@ -1,4 +1,4 @@
-"""The books of one shard, compiled: `cpp_spmc/account.cpp` in numba.
+"""The account of one shard, compiled: `cpp_spmc/account.cpp` in numba.
 
 Nobody counts on the data path: the group words are the truth. What left the window was harvested by
 the producer, what is inside it is scanned here, and `delivered` is what remains.
@@ -28,12 +28,12 @@ ACCEPTED, BYTES, DROPS = 0, 1, 2
 TALLY = 6  # lost, dead, redelivered, left: GROUPS words each
 READY = TALLY + 4 * GROUPS
 MISSED = READY + GROUPS
-BOOK_WORDS = MISSED + GROUPS
+ACCOUNT_WORDS = MISSED + GROUPS
 
 
 @inner
-def add(books: int, word: int, value: int) -> None:
-    put(books + word * 8, get(books + word * 8) + value)
+def add(account: int, word: int, value: int) -> None:
+    put(account + word * 8, get(account + word * 8) + value)
 
 
 @inner
@@ -50,15 +50,15 @@ def newest_record(shard: int, wseq: int) -> int:
 
 
 @entry(5)
-def read_shard(shard: int, slots: int, initial: int, mask: int, books: int) -> int:
-    """Add the counters of one shard to the `BOOK_WORDS` words at `books`."""
+def read_shard(shard: int, slots: int, initial: int, mask: int, account: int) -> int:
+    """Add the counters of one shard to the `ACCOUNT_WORDS` words at `account`."""
     wseq = load_acquire(shard + WSEQ)
     accepted = wseq - initial
-    add(books, ACCEPTED, accepted)
+    add(account, ACCEPTED, accepted)
     for reason in range(4):
-        add(books, DROPS + reason, load_relaxed(shard + DROPPED + reason * 8))
+        add(account, DROPS + reason, load_relaxed(shard + DROPPED + reason * 8))
     record = newest_record(shard, wseq)
-    add(books, BYTES, load_relaxed(record + 8))
+    add(account, BYTES, load_relaxed(record + 8))
     known = load_relaxed(record + 16)
 
     harvest = shard + HARVEST + (load_acquire(shard + SELECT) & 1) * HARVEST_STRIDE
@@ -73,14 +73,14 @@ def read_shard(shard: int, slots: int, initial: int, mask: int, books: int) -> i
         while seq != wseq:
             word = load_acquire(slot_of(shard, slots, seq) + group * 8)
             if word_seq(word) == seq & SEQ_MASK:
-                count_word(books + TALLY * 8, group, word)
+                count_word(account + TALLY * 8, group, word)
                 if word_state(word) < DELIVERED:
                     ready += 1
             seq += 1
         for counter in range(4):
             total = load_relaxed(harvest + 8 + (counter * GROUPS + group) * 8)
-            add(books, TALLY + counter * GROUPS + group, total)
+            add(account, TALLY + counter * GROUPS + group, total)
         missed = load_relaxed(record + 24 + group * 8) if (known >> group) & 1 else accepted
-        add(books, READY + group, ready)
-        add(books, MISSED + group, missed)
+        add(account, READY + group, ready)
+        add(account, MISSED + group, missed)
     return accepted
