@@ -55,7 +55,7 @@ void attach_patched(const u8* data, std::size_t size) {
     for (u64 id = 0; id < tables.name_count(); ++id) tables.name_of(id);
     store(segment->word(kHdrTableLock), 0);  // a lock held by a live stranger only waits
     if (const auto group = tables.find_group("train")) {
-      Consumer consumer(segment, *group, 0);
+      Consumer consumer(segment, *group, 0, 0);
       std::vector<Claim> claims;
       consumer.claim(claims, 100);
       u64 sum = 0;

@@ -38,7 +38,7 @@ void produce(const std::shared_ptr<Segment>& segment, u64 packets) {
 }
 
 void consume(const std::shared_ptr<Segment>& segment, const GroupInfo& group, u64& got, u64& torn) {
-  Consumer consumer(segment, group, 1000);
+  Consumer consumer(segment, group, 1000, 0);
   std::vector<Claim> claims;
   for (u64 round = 0;; ++round) {
     claims.clear();
