@@ -17,8 +17,8 @@ nothing in it: only the modules inside that take the text alone do.
 A plain model that gives its embeddings a second sequence is not read any more, because it is not known
 what is whose inside. Its padding is that of a mask or of `Embedding.padding_idx`.
 
-An argument that has no readable bytes (`readability`) is no ids, no mask and no positions. A call that
-cannot be read carries no text, and the next one is read again.
+An argument that has no readable bytes (`host_state.readable`) is no ids, no mask and no positions. A call
+that cannot be read carries no text, and the next one is read again.
 
 With a key-value cache T is the new tokens alone and S counts the cached ones; positions go on. On an
 accelerator none of this is read, because that would stall the host: there, padding stays in.
