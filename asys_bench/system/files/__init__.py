@@ -1,7 +1,7 @@
 """Files that survive a crash and that only their owner reads. The lowest floor: it imports no other.
 
-`durability` when to fsync, `private` modes, `atomic` replacing a file whole, `below` opening what a
-stranger may have written, `refusal` what a disk says when it takes no more, `checksum` of a whole file.
+`atomic`: private modes, replacing a file whole, when to fsync, why a disk takes no more. `append_file`: a
+file that grows by whole lines. `below`: opening what a stranger may have written. `checksum`: of a file.
 """
 
 from asys_bench.system.files.atomic import (
