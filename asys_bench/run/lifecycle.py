@@ -38,8 +38,7 @@ from asys_bench.contracts.host import HostResult
 from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.contracts.torch_internals import is_compiled_in_place
-from asys_bench.placement.host_place import HostPlace
-from asys_bench.placement.manager import ResourceManager
+from asys_bench.placement.manager import HostPlace, ResourceManager
 from asys_bench.reports.run_summary.document import list_files
 from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.reports.run_summary.summary import RunSummary

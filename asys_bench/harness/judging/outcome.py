@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from asys_bench.harness.judging.judge import CaseRecord, judge
+from asys_bench.harness.judging.judge import CaseRecord, judge, suite_verdict
 from asys_bench.harness.judging.stats import rounds_to_fail
-from asys_bench.harness.judging.suite_verdict import suite_verdict
 from asys_bench.harness.planning.contender import Contender
 from asys_bench.harness.planning.suite import Defaults
 from asys_bench.harness.planning.suite_file import LoadedSuite

@@ -21,8 +21,7 @@ from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 from asys_bench.sae.training.dead_features import DeadFeatures, resample_, round_after
 from asys_bench.sae.training.normalizer import geometric_median
 from asys_bench.sae.training.row_adam import RowAdam
-from asys_bench.sae.training.schedule import rate_at, settling
-from asys_bench.sae.training.sparsity_controller import SparsityController
+from asys_bench.sae.training.schedule import SparsityController, rate_at, settling
 
 RESCALE_BEYOND = 1.05
 """`normalize: norm`: the scale follows the normaliser once they differ by this factor."""

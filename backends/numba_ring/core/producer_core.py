@@ -1,4 +1,5 @@
-"""The writer of one shard, compiled: slots, arena, copy and the producer's own counters.
+"""The writer of one shard, compiled: slots, arena, copy, the producer's own counters, and which groups
+get a packet.
 
 `p` is the address of its state (`producer_state`). The steps are those of `cpp_spmc/producer.cpp`.
 """
@@ -32,6 +33,7 @@ from asys_bench.backends.numba_ring.core.producer_state import (
     P_COMMITTED,
     P_FILTERING,
     P_HEADER,
+    P_INITIAL_SEQ,
     P_MASK,
     P_MAX_PAYLOAD,
     P_MISSED,
@@ -47,18 +49,60 @@ from asys_bench.backends.numba_ring.core.producer_state import (
     P_TALLY,
 )
 from asys_bench.backends.numba_ring.core.ring import commit_seq, fill_slot, reclaim_slots
-from asys_bench.backends.numba_ring.core.selection import groups_that_want, refresh_groups
 
 # Refusals, as results: 0..3 are the segment's drop counters in their order.
 FULL, TIMEOUT, TOO_LARGE, CLOSED, ACCEPTED = 0, 1, 2, 3, 4
 
-GROUPS, HEADER_BYTES = at.GROUPS, at.PACKET_HEADER_BYTES
+HEADER_BYTES = at.PACKET_HEADER_BYTES
 COMMIT_BYTES = 64 << 10  # a batch is published in pieces, so that readers overlap
 CRC_AT, SEQ_AT = 72, 8  # in a packet header
 STATE, GROUP_MASK, LIVE = at.HDR_STATE, at.HDR_GROUP_MASK, at.STATE_LIVE
-ACTIVE_SHIFT = at.ACTIVE_SHIFT
+GROUPS, NAMES, ACTIVE_SHIFT = at.GROUPS, at.NAMES, at.ACTIVE_SHIFT
+GROUPS_OFFSET, GROUP_STRIDE = at.GROUPS_OFFSET, at.GROUP_STRIDE
+GRP_FLAGS, GRP_HOOKS = at.GRP_FLAGS, at.GRP_HOOKS
 DROPPED, PUBLISHED, PUBLISHED_STRIDE = at.SH_DROPPED, at.SH_PUBLISHED, at.SH_PUBLISHED_STRIDE
 SELECT, HARVEST, HARVEST_STRIDE = at.SH_HARVEST_SELECT, at.SH_HARVEST, at.SH_HARVEST_STRIDE
+
+
+# ---- groups ---------------------------------------------------------------------------------------
+
+
+@inner
+def refresh_groups(p: int, mask: int) -> None:
+    """The group mask changed: a new group missed everything until now."""
+    born = mask & ~get(p + P_MASK)
+    filtering = 1 if mask & 0xFF != mask >> ACTIVE_SHIFT else 0  # some group gets nothing
+    for group in range(GROUPS):
+        if (born >> group) & 1:
+            put(p + P_MISSED + group * 8, get(p + P_NEXT) - get(p + P_INITIAL_SEQ))
+        if (mask >> group) & 1:
+            base = get(p + P_HEADER) + GROUPS_OFFSET + group * GROUP_STRIDE
+            filtering |= load_relaxed(base + GRP_FLAGS) & 2
+    put(p + P_MASK, mask)
+    put(p + P_MISSED_DIRTY, 2)
+    put(p + P_FILTERING, filtering)
+
+
+@inner
+def groups_that_want(p: int, hook_id: int) -> int:
+    """Their bits; the others' `missed` is counted."""
+    mask = get(p + P_MASK)
+    wanted = 0
+    for group in range(GROUPS):
+        if (mask >> group) & 1 == 0:
+            continue
+        base = get(p + P_HEADER) + GROUPS_OFFSET + group * GROUP_STRIDE
+        active = (mask >> ACTIVE_SHIFT >> group) & 1 != 0
+        selected = active and load_relaxed(base + GRP_FLAGS) & 2 == 0
+        if active and not selected and hook_id < NAMES:
+            bits = load_relaxed(base + GRP_HOOKS + (hook_id >> 6) * 8)
+            selected = (bits >> (hook_id & 63)) & 1 != 0
+        if selected:
+            wanted |= 1 << group
+        else:
+            put(p + P_MISSED + group * 8, get(p + P_MISSED + group * 8) + 1)
+            put(p + P_MISSED_DIRTY, 2)
+    return wanted
 
 
 # ---- room -----------------------------------------------------------------------------------------

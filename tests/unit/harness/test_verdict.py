@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asys_bench.harness.judging.evidence import RoundData
-from asys_bench.harness.judging.suite_verdict import suite_verdict
+from asys_bench.harness.judging.judge import suite_verdict
 from asys_bench.harness.judging.verdict import Question, decide
 from asys_bench.harness.measuring.recording import exceedances, summarise
 from asys_bench.harness.planning.plan import planned_looks

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from asys_bench.contracts.run_files import PLAN_FILE
-from asys_bench.placement.host_place import HostPlace
-from asys_bench.placement.manager import ResourceError
+from asys_bench.placement.manager import HostPlace, ResourceError
 from asys_bench.run.settings import resolve_settings
 
 

@@ -13,7 +13,7 @@ from asys_bench.sae.training.dead_features import (
     round_after,
 )
 from asys_bench.sae.training.learner import Learner
-from asys_bench.sae.training.sparsity_controller import SparsityController
+from asys_bench.sae.training.schedule import SparsityController
 
 
 def test_a_feature_is_dead_after_its_window_of_silence() -> None:
