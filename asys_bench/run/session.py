@@ -22,7 +22,7 @@ from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config.assembly import AssemblyError, create_data_bus, plan_workers
 from asys_bench.config.schema import MasterConfig
-from asys_bench.contracts.bus import BaseDataBus, BusAccount
+from asys_bench.contracts.bus import BaseDataBus, BusAccount, GroupSpec
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.run_files import HISTOGRAMS_FILE, PLAN_FILE, RUN_FILE, RUN_SCHEMA
 from asys_bench.contracts.sink import SinkPlugin
@@ -40,7 +40,7 @@ from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.run_dir import RunDir, environment
-from asys_bench.run.streams import plan_streams, sampler_seeds
+from asys_bench.run.streams import Streams, plan_streams, sampler_seeds
 from asys_bench.rundir.live_run import descriptor_paths
 from asys_bench.system.process import start_time
 from asys_bench.system.standard_fds import standard_fds_taken
@@ -121,52 +121,69 @@ class ObservationSession:
         self.clock = StepClock(self.page.slot("host"), first_step)
         try:
             if self.points:
-                with resources.bus_memory() if resources else nullcontext():
-                    self.bus = create_data_bus(
-                        config.bus,
-                        groups,
-                        profile=config.run_profile,
-                        names=[point.name for point in self.points],
-                        shards=ranks.local_world_size if ranks is not None else 1,
-                        source=ranks.rank if ranks is not None else 0,
-                    )
-                self.hooker = ActivationHooker(
-                    self.bus,
-                    self.points,
-                    streams.preprocessors(),
-                    self.page.slot("host"),
-                    self.clock,
-                    on_full=config.bus.on_full,
-                    block_timeout_s=config.bus.block_timeout_s,
-                    seeds=sampler_seeds(config, self.points),
-                    device=config.device,
-                    count_forwards=not one_call_per_step,
-                    notices=self.notices,
-                    on_first=self._on_first,
-                    called=root,
-                    text=streams.text,
-                )
-                handle = self.bus.handle()
-                # The fork server imports the bus once, so that no restart waits for it.
-                bus_module = type(self.bus).__module__
-                workers = [replace(w, preload=(*w.preload, bus_module)) for w in workers]
-                launch = LaunchSpec(
-                    run_id=run_dir.run_id,
-                    run_dir=str(run_dir.path),
-                    step_unit=step_unit,
-                    terminal=terminal,
-                    host_pid=os.getpid(),
-                    bus=handle.to_dict(),
-                    fds=(self.page.fd, *handle.fds),
-                    workers=tuple(workers),
-                    config=config.to_plain(),
-                    placements=resources.placements() if resources else {},
-                    niceness=os.getpriority(os.PRIO_PROCESS, 0),
-                )
+                self.bus = self._create_bus(groups)
+                self.hooker = self._create_hooker(self.bus, streams, root, one_call_per_step)
+                launch = self._launch_spec(self.bus, workers, terminal)
                 self._supervisor = Supervisor(launch, self.page, config.watchdog)
         except BaseException:
             self._release()
             raise
+
+    def _create_bus(self, groups: Sequence[GroupSpec]) -> BaseDataBus:
+        ranks = self._ranks
+        with self._resources.bus_memory() if self._resources else nullcontext():
+            return create_data_bus(
+                self.config.bus,
+                groups,
+                profile=self.config.run_profile,
+                names=[point.name for point in self.points],
+                shards=ranks.local_world_size if ranks is not None else 1,
+                source=ranks.rank if ranks is not None else 0,
+            )
+
+    def _create_hooker(
+        self,
+        bus: BaseDataBus,
+        streams: Streams,
+        root: torch.nn.Module | None,
+        one_call_per_step: bool,
+    ) -> ActivationHooker:
+        return ActivationHooker(
+            bus,
+            self.points,
+            streams.preprocessors(),
+            self.page.slot("host"),
+            self.clock,
+            on_full=self.config.bus.on_full,
+            block_timeout_s=self.config.bus.block_timeout_s,
+            seeds=sampler_seeds(self.config, self.points),
+            device=self.config.device,
+            count_forwards=not one_call_per_step,
+            notices=self.notices,
+            on_first=self._on_first,
+            called=root,
+            text=streams.text,
+        )
+
+    def _launch_spec(
+        self, bus: BaseDataBus, workers: Sequence[WorkerSpec], terminal: bool
+    ) -> LaunchSpec:
+        handle = bus.handle()
+        # The fork server imports the bus once, so that no restart waits for it.
+        bus_module = type(bus).__module__
+        return LaunchSpec(
+            run_id=self.run_dir.run_id,
+            run_dir=str(self.run_dir.path),
+            step_unit=self.step_unit,
+            terminal=terminal,
+            host_pid=os.getpid(),
+            bus=handle.to_dict(),
+            fds=(self.page.fd, *handle.fds),
+            workers=tuple(replace(w, preload=(*w.preload, bus_module)) for w in workers),
+            config=self.config.to_plain(),
+            placements=self._resources.placements() if self._resources else {},
+            niceness=os.getpriority(os.PRIO_PROCESS, 0),
+        )
 
     @standard_fds_taken()
     def start(self) -> None:
