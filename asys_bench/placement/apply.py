@@ -15,7 +15,7 @@ import psutil
 from asys_bench.config.sections.resources import IoPriority
 from asys_bench.placement.plan import Placement
 from asys_bench.system.cpu_lists import format_cpus
-from asys_bench.system.priority import yield_to_others
+from asys_bench.system.process import yield_to_others
 
 # Memory policy of the calling thread: set_mempolicy(2) and get_mempolicy(2), which libc lacks.
 #

@@ -1,4 +1,4 @@
-"""Which process has a pid, and which clock does it read? The same answer in every time namespace.
+"""Which process has a pid, which clock does it read, and how does it give way to the host?
 
 A time namespace (time_namespaces(7)) has a CLOCK_MONOTONIC and a CLOCK_BOOTTIME of its own, hours or days
 away from the others'. A process that calls `unshare(CLONE_NEWTIME)` keeps its clocks and its children get
@@ -68,3 +68,28 @@ def own_clock() -> int:
         return int(os.path.isdir("/proc/self/ns"))
     except OSError:
         return 0
+
+
+def yield_to_others(niceness: int | None, *, idle: bool = False) -> list[str]:
+    """Raise the calling process to `niceness` (-20..19; one that is higher stays, None changes none).
+
+    When it wakes up it also waits for the end of the time slice that runs (SCHED_BATCH), since that
+    is as likely the host's as any.
+
+    idle: take only what nobody else wants (SCHED_IDLE). To the scheduler a CPU that runs nothing
+    else is free, so whatever wakes up goes there before it goes to a busy host's.
+
+    Returns what could not be done, one line each.
+    """
+    problems = []
+    try:
+        if niceness is not None and os.getpriority(os.PRIO_PROCESS, 0) < niceness:
+            os.setpriority(os.PRIO_PROCESS, 0, niceness)
+    except OSError as error:
+        problems.append(f"niceness not raised to {niceness}: {error.strerror}")
+    try:
+        policy = os.SCHED_IDLE if idle else os.SCHED_BATCH
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+    except OSError as error:
+        problems.append(f"still interrupts others when it wakes: {error.strerror}")
+    return problems

@@ -11,7 +11,7 @@ import os
 import signal
 
 from asys_bench.system.liveness import signal_on_parent_death
-from asys_bench.system.priority import yield_to_others
+from asys_bench.system.process import yield_to_others
 
 
 def end_with(parent: str | None) -> None:

@@ -224,3 +224,19 @@ def check_ours(place: str, command: str, rest: list[str]) -> None:
     assert rest[0] in ("--config", "--version", "--help"), place
     sets = [rest[index + 1] for index, word in enumerate(rest) if word == "--set"]
     load_config(rest[1], sets)
+
+
+DESCRIPTIONS = sorted(
+    path
+    for folder in ("asys_bench", "backends", "kernels", "reports", "suites")
+    for pattern in ("README.md", "__init__.py")
+    for path in (ROOT / folder).rglob(pattern)
+)
+
+
+@pytest.mark.parametrize("path", DESCRIPTIONS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folders_own_description_names_files_that_are_there(path):
+    named = set(re.findall(r"`([\w/]+\.(?:py|hpp|cpp|yaml|md))`", path.read_text()))
+    there = {file.name for file in path.parent.rglob("*")}
+    bases = (path.parent, ROOT, ROOT / "asys_bench")
+    assert {n for n in named - there if not any((base / n).exists() for base in bases)} == set()
