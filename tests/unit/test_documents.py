@@ -236,7 +236,7 @@ DESCRIPTIONS = sorted(
 
 @pytest.mark.parametrize("path", DESCRIPTIONS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_folders_own_description_names_files_that_are_there(path):
-    named = set(re.findall(r"`([\w/]+\.(?:py|hpp|cpp|yaml|md))`", path.read_text()))
+    named = set(re.findall(r"`([\w./]+\.(?:py|hpp|cpp|yaml|md))`", path.read_text()))
     there = {file.name for file in path.parent.rglob("*")}
     bases = (*path.parents, ROOT / "asys_bench")
     assert {n for n in named - there if not any((base / n).exists() for base in bases)} == set()
