@@ -227,6 +227,7 @@ def _processes(module, parent):
     return found
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -139,6 +139,7 @@ def test_a_killed_watchdog_is_replaced_and_adopts_the_workers(start_run):
     assert_accounted(run.summary())
 
 
+@pytest.mark.rest
 def test_ctrl_c_drains_writes_and_leaves_within_ten_seconds(start_run):
     run = start_run(ENDLESS)
     run.wait_rows(1000)
@@ -238,6 +239,7 @@ def test_the_hosts_weights_are_bit_identical_with_and_without_us(tmp_path):
     assert observed == unobserved
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -39,6 +39,7 @@ def test_a_neighbour_is_timed_and_every_process_is_where_the_plan_says():
     assert end.document["n"]["misplaced"] == 4, "host, trainer, archiver, watchdog"
 
 
+@pytest.mark.rest
 def test_a_cpu_that_is_not_there_is_named():
     end = one_round("run_neighbour", 20, load=False, task_cpu=4095)
     assert end.status is RoundStatus.CRASHED

@@ -163,7 +163,10 @@ def hooks():
 
 
 @pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), KINDS], ids=[*KINDS, "all"])
-@pytest.mark.parametrize("how", ["plain", "checkpointed", "autocast"])
+@pytest.mark.parametrize(
+    "how",
+    ["plain", *(pytest.param(how, marks=pytest.mark.rest) for how in ("checkpointed", "autocast"))],
+)
 def test_an_eager_host_is_the_same_to_the_last_bit(hooks, kinds, how):
     autocast = how == "autocast"
     plain = host(how == "checkpointed")
@@ -175,6 +178,7 @@ def test_an_eager_host_is_the_same_to_the_last_bit(hooks, kinds, how):
     assert observed.count("failed") == 0
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("preprocess", [{"cast": {"dtype": "bfloat16"}}, "identity"])
 @pytest.mark.parametrize("on_full", ["drop", "sample"])
 def test_encoders_and_a_full_bus_change_nothing(hooks, preprocess, on_full):
@@ -223,6 +227,7 @@ def test_a_compiled_host_is_the_same_to_the_last_bit(hooks, compiler, backend, k
     assert observed.count("failed") == 0
 
 
+@pytest.mark.rest
 def test_a_whole_session_changes_nothing_and_archives_every_kind(tmp_path):
     plain = host()
     expected = train(plain, plain)

@@ -103,6 +103,7 @@ def test_sigterm_ends_a_script_in_order_with_its_summary(tmp_path):
     assert summary["balanced"]
 
 
+@pytest.mark.rest
 def test_a_script_without_a_fitting_model_says_why_and_exits_1(tmp_path):
     script = write(tmp_path / "train.py", TRAIN)
     hooks = "hooks: [{match: layers.9}]\nhost: {kind: script}\n"

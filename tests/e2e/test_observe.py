@@ -117,6 +117,7 @@ def test_marked_steps_replace_counted_ones_and_figures_are_shown(tmp_path):
     assert observation.run.summary["host"]["step_unit"] == "batch"
 
 
+@pytest.mark.rest
 def test_a_resumed_loop_is_archived_from_its_own_step_on_and_without_what_it_pauses_for(tmp_path):
     model = make_model()
     with asys_bench.observe(

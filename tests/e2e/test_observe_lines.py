@@ -44,6 +44,7 @@ def without_numbers(text):
     return [re.sub(r"-(?=,)|\d+(?:[.,-]\d+)*", "N", line) for line in kept]
 
 
+@pytest.mark.rest
 def test_the_lines_are_those_of_the_documents_and_the_model_is_let_go(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     model = Net()

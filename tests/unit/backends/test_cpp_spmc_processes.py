@@ -36,6 +36,7 @@ from asys_bench.registry import registry
 if plugin.unavailable() is not None:
     pytest.skip(str(plugin.unavailable()), allow_module_level=True)
 
+pytestmark = pytest.mark.rest
 META = PacketMeta(0, 0, 5, (64,))
 BYTES = bytes(range(64))
 GROUPS = (GroupSpec("train"), GroupSpec("archive", Delivery.AT_LEAST_ONCE))
@@ -215,7 +216,6 @@ while True:
 """
 
 
-@pytest.mark.rest
 def test_a_producer_killed_while_it_pushes_leaves_whole_packets_and_an_exact_account() -> None:
     for delay in (0.01, 0.02, 0.03):
         with Child(PUSHER) as owner:

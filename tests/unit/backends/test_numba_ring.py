@@ -356,6 +356,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.rest
 def test_a_full_producer_takes_back_what_a_dead_reader_holds_and_no_watchdog_is_needed() -> None:
     with open_bus(ARCHIVE, capacity_packets=4) as bus:
         producer = bus.producer(0)
@@ -553,6 +554,7 @@ def test_code_is_cached_only_where_nobody_else_can_write(tmp_path: Path) -> None
     assert "not a directory" in str(code_cache.unsafe_reason(link))
 
 
+@pytest.mark.rest
 def test_a_damaged_code_cache_costs_one_compile_and_is_repaired(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     code = """

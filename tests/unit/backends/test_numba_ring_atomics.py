@@ -142,6 +142,7 @@ with mmap.mmap(int(sys.argv[1]), 4096) as shared:
 """
 
 
+@pytest.mark.rest
 def test_two_processes_that_add_to_one_word_lose_no_addition() -> None:
     fd = os.memfd_create("copy")
     os.ftruncate(fd, 4096)

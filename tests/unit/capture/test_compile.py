@@ -141,6 +141,7 @@ def place(packet):
     return (packet.name, packet.step, packet.version, packet.microbatch, packet.call)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("how", [wrapper, in_place, regional, function])
 def test_a_compiled_host_sends_what_an_uncompiled_one_sends(rig, how):
     found = []
@@ -205,6 +206,7 @@ def test_inductor_keeps_weights_outputs_and_random_numbers_to_the_last_bit(rig):
     assert sum(p.name == "first.unused" for p in packets) == 3, "unused, but not dead code"
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("how", [wrapper, regional])
 def test_forward_passes_may_come_before_the_backward_pass_of_another(rig, how):
     model = net(checkpointed=how is wrapper)
@@ -219,6 +221,7 @@ def test_forward_passes_may_come_before_the_backward_pass_of_another(rig, how):
     assert activations == [0, 1, 2]
 
 
+@pytest.mark.rest
 def test_shapes_may_change(rig):
     model = net()
     observed = rig(model, {"match": "first"})
@@ -238,6 +241,7 @@ def test_inference_is_captured_too(rig):
     assert (graphs(), breaks()) == (1, 0)
 
 
+@pytest.mark.rest
 def test_sampling_counters_and_forward_passes_never_compile_anything_again(rig):
     model = net()
     hook = {"match": "first*", "sampling": {"max_rate": 0.5}}
@@ -252,6 +256,7 @@ def test_sampling_counters_and_forward_passes_never_compile_anything_again(rig):
     assert observed.is_accounted_for("first")
 
 
+@pytest.mark.rest
 def test_the_phase_is_that_of_the_traced_module(rig):
     model = net()
     observed = rig(model, {"match": "first", "phase": "eval", "capture": KINDS[:3]})
@@ -355,6 +360,7 @@ def host_steps(observed, called, steps):
         observed.clock.step()
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("how", [wrapper, in_place, regional, function])
 def test_hooks_that_come_after_the_first_compiled_call_are_explained(rig, caplog, how):
     model = net()
@@ -377,6 +383,7 @@ def test_hooks_that_come_after_the_first_compiled_call_are_explained(rig, caplog
     assert observed.value("captured", "first.up") == 1, "the advice works"
 
 
+@pytest.mark.rest
 def test_hooks_that_fire_are_not_reported(rig, caplog):
     model = net()
     with caplog.at_level(logging.WARNING, logger="asys_bench"):
@@ -397,6 +404,7 @@ def test_a_module_that_nobody_calls_is_reported_late_and_otherwise(rig, caplog):
     assert "not called" in message
 
 
+@pytest.mark.rest
 def test_detached_means_gone_for_compiled_hosts_too(rig):
     model = net()
     observed = rig(model, {"match": "first*", "capture": KINDS[:3]})
@@ -412,6 +420,7 @@ def test_detached_means_gone_for_compiled_hosts_too(rig):
     assert not graph_op._receivers.keys() & {s.number for s in observed.hooker._streams}
 
 
+@pytest.mark.rest
 def test_copies_of_an_observed_model_can_be_compiled(rig):
     model = net()
     observed = rig(model, {"match": "first*", "capture": [*KINDS, "input_gradient"]})
@@ -424,6 +433,7 @@ def test_copies_of_an_observed_model_can_be_compiled(rig):
     assert observed.packets() == []
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("strict", [False, True])
 def test_an_observed_model_exports_to_a_program_without_anything_of_ours(rig, tmp_path, strict):
     model = net().eval()
@@ -442,6 +452,7 @@ def test_an_observed_model_exports_to_a_program_without_anything_of_ours(rig, tm
     assert observed.value("failed", "first") == 0
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("kind", ["activation", "gradient", "input_gradient"])
 def test_transforms_and_tracers_take_an_observed_model(rig, kind):
     from torch.fx.experimental.proxy_tensor import make_fx

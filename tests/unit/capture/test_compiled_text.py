@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+pytestmark = pytest.mark.rest
 WORDS, WIDTH = 1000, 8
 
 

@@ -64,6 +64,7 @@ def test_a_model_with_nothing_suitable_is_refused_with_its_modules():
         default_hooks(model)
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("learnt", [False, True])
 @pytest.mark.parametrize(
     ("algorithm", "environment", "hooks", "left_out"),

@@ -435,6 +435,7 @@ def test_copies_of_the_model_work_and_capture_nothing(rig, kinds):
     assert len(observed.packets()) == 6, "the original is still observed"
 
 
+@pytest.mark.rest
 def test_a_saved_model_loads_without_this_package(rig, tmp_path):
     model = mlp()
     rig(model, {"match": "*", "capture": KINDS})

@@ -286,6 +286,7 @@ def test_sparse_and_vanished_gradients_are_skipped_and_explained(rig, caplog):
     assert "was gone" in messages
 
 
+@pytest.mark.rest
 def test_a_host_that_never_calls_backward_keeps_no_memory_of_ours(rig):
     def sums():
         return sum(type(o) is input_gradient._Sum for o in gc.get_objects())

@@ -87,6 +87,7 @@ def test_a_parameter_below_a_module_that_the_model_knows_by_another_name_is_foun
     assert [p.name for p in resolve(model, hooks)] == ["b.0.weight:grad", "b.0.bias:grad"]
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("backend", ["mp_queue", "numba_ring", "cpp_spmc"])
 def test_1500_modules_send_a_packet_each_under_their_own_name(rig, backend):
     class Count(torch.nn.Module):

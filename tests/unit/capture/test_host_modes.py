@@ -199,6 +199,7 @@ def test_every_rule_of_a_hook(rig, fastest, rule):
     assert_unseen(rig, mlp, torch.randn(2, 3, 4, requires_grad=True), hook, backend=fastest)
 
 
+@pytest.mark.rest
 def test_a_bus_that_is_full_and_what_never_fits(rig, backend):
     hook = {"match": "[0-2]", "capture": KINDS, "sampling": {"min_rate": 0.5}}
     full = assert_unseen(rig, mlp, torch.randn(2, 3, 4, requires_grad=True), hook,

@@ -171,6 +171,7 @@ def test_a_shallow_copy_of_a_module_captures_nothing_and_shares_the_weights(rig)
     assert len(seen.packets()) == 1
 
 
+@pytest.mark.rest
 def test_a_saved_model_that_was_observed_loads_without_this_package(rig, tmp_path):
     model = mlp()
     rig(model, {"match": "*", "capture": KINDS})

@@ -242,6 +242,7 @@ cases:
     assert len(undecided.rounds) in (8, 16)
 
 
+@pytest.mark.rest
 def test_a_miss_that_does_not_stand_after_holm_goes_on_to_the_next_look(run_suite):
     scenario("holm_constant", constant)  # 1 ms in every round
     cases = "".join(

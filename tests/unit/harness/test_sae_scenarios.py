@@ -36,6 +36,7 @@ def round_of(name, params, tmp_path):
     return {metric: value["median"] for metric, value in document["values"].items()}
 
 
+@pytest.mark.rest
 def test_a_round_on_known_features_recovers_them(tmp_path):
     found = round_of("sae_synthetic", {**SMALL, "sae": {"learning_rate": 0.01}}, tmp_path)
     assert found["rows_per_s"] > 0
@@ -57,6 +58,7 @@ def test_equal_options_make_equal_files(tmp_path):
     assert np.load(tmp_path / "one/train.npy").shape == (40_960, 16)
 
 
+@pytest.mark.rest
 def test_a_training_that_fails_says_what_it_said(tmp_path):
     spec = TrainerSpec("asys", str(tmp_path), rows=10, batch_rows=5, d_sae=8, k=2)
     with pytest.raises(TrainingError, match=r"(?s)asys: exit 1: .*train\.npy"):
@@ -95,6 +97,7 @@ def test_peers_that_are_not_installed_are_unavailable_with_the_way_to_get_them(p
     assert reason == "pyzmq is not installed; pip install pyzmq"
 
 
+@pytest.mark.rest
 def test_ours_trains_in_the_process_of_the_peers_as_in_its_own(peers, tmp_path):
     options = SyntheticOptions(**{**SMALL, "rows": 4096})
     write_synthetic(tmp_path, options)
@@ -106,6 +109,7 @@ def test_ours_trains_in_the_process_of_the_peers_as_in_its_own(peers, tmp_path):
     assert (own.fvu, own.l0, own.mmcs) == (same.fvu, same.l0, same.mmcs)
 
 
+@pytest.mark.rest
 def test_a_bus_peer_moves_the_same_bytes(peers, tmp_path):
     params = {"ours": "mp_queue", "payload_bytes": 65_536, "total_mib": 8}
     found = round_of("bus_peer_mp_queue", params, tmp_path)

@@ -62,6 +62,7 @@ class Host:
         self.values[index] = 0.0
 
 
+@pytest.mark.rest
 @settings(max_examples=60, deadline=None)
 @given(
     actions=st.lists(ACTION, min_size=12, max_size=80),
