@@ -1,23 +1,35 @@
 #!/usr/bin/env bash
-# Tests in two processes side by side: most of them wait for other processes.
-# What is given is passed on to both, e.g. `-m rest` or `-k ring`; a half that then has no test is fine.
+# Tests in three processes side by side: most of them wait for other processes.
+# What is given is passed on to each, e.g. `-m rest` or `-k ring`; a part that then has no test is fine.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 pytest=${PYTEST:-pytest}
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+logs=$(mktemp -d)
+parts=(
+  "tests/e2e tests/stress"
+  "tests/conformance tests/fuzz tests/gpu tests/interop tests/unit/sae tests/unit/kernels"
+  "tests/unit --ignore=tests/unit/sae --ignore=tests/unit/kernels"
+)
+pids=()
+trap 'rm -rf "$logs"' EXIT
+trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
 
-"$pytest" tests/unit tests/fuzz tests/gpu tests/interop "$@" >"$log" 2>&1 &
-other=$!
-trap 'kill "$other" 2>/dev/null; rm -f "$log"' INT TERM
-"$pytest" tests/e2e tests/conformance tests/stress "$@"
-first=$?
-wait "$other"
-second=$?
-cat "$log"
-
-for code in "$first" "$second"; do
-  if [ "$code" -ne 0 ] && [ "$code" -ne 5 ]; then exit "$code"; fi
+for part in 1 2; do
+  # shellcheck disable=SC2086
+  "$pytest" ${parts[$part]} "$@" >"$logs/$part" 2>&1 &
+  pids+=($!)
 done
-if [ "$first" -eq 5 ] && [ "$second" -eq 5 ]; then exit 5; fi
-exit 0
+# shellcheck disable=SC2086
+"$pytest" ${parts[0]} "$@"
+codes=($?)
+for part in 1 2; do
+  wait "${pids[$((part - 1))]}"
+  codes+=($?)
+  cat "$logs/$part"
+done
+
+ran=0
+for code in "${codes[@]}"; do
+  if [ "$code" -eq 0 ]; then ran=1; elif [ "$code" -ne 5 ]; then exit "$code"; fi
+done
+[ "$ran" -eq 1 ] || exit 5
