@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from asys_bench.config.document import is_removed
 from asys_bench.config.node import Node
 from asys_bench.config.paths import Path, format_path
 from asys_bench.config.problems import Origin, Problem, did_you_mean
@@ -66,6 +67,13 @@ def _problem(
         valid = _keys(model, path[len(prefix) : -1])
         if len(path) == 1:
             valid = sorted([*valid, "extends"])
+        if is_removed(shown):
+            return Problem.at(
+                node.key_origin or origin,
+                f"`{key}` was an option of an earlier version",
+                path=shown,
+                fix="remove the line; CHANGELOG.md says what became of it",
+            )
         return Problem.at(
             node.key_origin or origin,
             f"unknown key `{key}`",

@@ -6,6 +6,7 @@ depth and alias expansion are bounded, so that no file can exhaust the process.
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,20 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 40
 MAX_NODES = 100_000
 """Nodes after aliases are expanded."""
+
+REMOVED_SAE_OPTIONS = ("lr_decay_steps", "lr_tracking", "survival_cosine")
+REMOVED_OPTIONS = (
+    "device.encode_on",
+    "bus.options.*.calibrate_ms",
+    "bus.options.*.prefault",
+    "bus.options.*.socket_buffer_bytes",
+    "sinks.*.options.max_packets",
+    "sinks.*.options.linger_s",
+    "sinks.*.options.train_slice_s",
+    *(f"*sae.{name}" for name in REMOVED_SAE_OPTIONS),
+)
+"""Options of earlier versions, as globs of paths; CHANGELOG.md says why each is gone. A run's own
+config.yaml of that time may hold them."""
 
 _MERGE_TAG = "tag:yaml.org,2002:merge"
 _MAP_TAG = "tag:yaml.org,2002:map"
@@ -65,7 +80,7 @@ def read_document(path: Path, shown: str) -> Node:
 
 
 def read_run_config(run_dir: Path) -> Node:
-    """The tree of a run's own config.yaml, which extends nothing.
+    """The tree of a run's own config.yaml, which extends nothing, without options that are gone by now.
 
     Raises:
         ConfigError: as `read_document`, or a link is on the way to it.
@@ -81,7 +96,21 @@ def read_run_config(run_dir: Path) -> Node:
     extends = root.content.pop("extends", None)
     if extends is not None:
         raise ConfigError([Problem.at(extends.origin, "a run's own configuration extends nothing")])
+    _leave_out_removed(root, "")
     return root
+
+
+def is_removed(path: str) -> bool:
+    """Whether `path` ("device.encode_on") is an option that an earlier version had."""
+    return any(fnmatchcase(path, pattern) for pattern in REMOVED_OPTIONS)
+
+
+def _leave_out_removed(node: Node, path: str) -> None:
+    if isinstance(node.content, dict):
+        for key in [key for key in node.content if is_removed(f"{path}{key}")]:
+            del node.content[key]
+        for key, child in node.content.items():
+            _leave_out_removed(child, f"{path}{key}.")
 
 
 def run_config_data(run_dir: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from asys_bench.config.document import REMOVED_SAE_OPTIONS
 from asys_bench.sae.checkpoint.checkpoint_files import (
     CheckpointError,
     CheckpointVersionError,
@@ -29,8 +30,6 @@ from asys_bench.system.files.below import MAX_MODEL_BYTES
 STATE_JSON = "trainer_state.json"
 STATE_TENSORS = "trainer_state.safetensors"
 STATE_VERSION = 2
-_REMOVED_FIELDS = ("lr_decay_steps", "lr_tracking", "survival_cosine")
-"""Of the configuration in older checkpoints; their training goes on with the values of today."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _config(path: Path, data: dict[str, Any]) -> SAEConfig:
     config = data.get("config")
     if isinstance(config, dict):
-        config = {name: value for name, value in config.items() if name not in _REMOVED_FIELDS}
+        config = {name: value for name, value in config.items() if name not in REMOVED_SAE_OPTIONS}
     try:
         return SAEConfig.model_validate(config)
     except ValidationError as error:

@@ -20,6 +20,10 @@ def problems(load, path, **more):
     [
         (HEAD + "bsu: {}\n", 2, 1, "bsu", "unknown key `bsu`", "did you mean `bus`?"),
         (HEAD + "bus:\n  chekcsum: true\n", 3, 3, "bus.chekcsum", "unknown key", "`checksum`"),
+        (
+            HEAD + "device:\n  encode_on: host_stream\n",
+            3, 3, "device.encode_on", "an option of an earlier version", "remove the line",
+        ),
         (HEAD + "bus:\n  on_full: dorp\n", 3, 12, "bus.on_full", "valid words", "`drop`"),
         (HEAD + "run_profile: hpc\n", 2, 14, "run_profile", "valid words", "`HPC`"),
         (HEAD + "schema: asys.config/9\n", 2, 9, "schema", "valid words", "`asys.config/1`"),

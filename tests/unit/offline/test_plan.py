@@ -32,6 +32,18 @@ def test_the_runs_own_trainer_is_the_default(tmp_path):
     assert {label: sae.k for label, sae in jobs.items()} == {"policy.mlp": 8, "policy.big": 32}
 
 
+def test_a_run_of_an_earlier_version_is_trained_from_without_the_options_that_are_gone(tmp_path):
+    old = RUN.replace(
+        "k: 8}", "k: 8, lr_tracking: false, lr_decay_steps: null, survival_cosine: 0.9}"
+    )
+    old = old.replace("    options:\n", "    options:\n      linger_s: 0.05\n")
+    (tmp_path / "config.yaml").write_text(old + "device: {encode_on: host_stream}\n")
+    assert read_plan(tmp_path, None, []).sae.k == 8
+    (tmp_path / "other.yaml").write_text("sae: {k: 4, lr_tracking: false}\n")
+    with pytest.raises(ConfigError, match=r"option of an earlier version.*remove the line"):
+        read_plan(tmp_path, str(tmp_path / "other.yaml"), [])
+
+
 def test_a_sink_that_trains_saes_is_known_by_its_capability(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(RUN.replace("kind: sae_trainer\n", "kind: mine\n"))
     assert read_plan(tmp_path, None, []).sae.k != 8, "nobody here knows it"
