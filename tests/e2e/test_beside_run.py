@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from asys_bench.harness.measuring.launch import FreshProcess, RoundEnd
-from asys_bench.harness.measuring.round import RoundSpec
 from asys_bench.harness.results.result_run import RoundStatus
+from asys_bench.harness.round import RoundSpec
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/beside.yaml"
 

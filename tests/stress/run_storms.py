@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.harness.measuring.launch import ForkedProcess, Launcher
-from asys_bench.harness.measuring.round import RoundSpec
 from asys_bench.harness.results.result_run import RoundStatus
+from asys_bench.harness.round import RoundSpec
 
 PIPELINE = Path(__file__).parents[2] / "suites/pipelines/chaos.yaml"
 FAULTS: dict[str, dict[str, str]] = {

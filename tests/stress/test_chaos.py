@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from asys_bench.harness.measuring.launch import FreshProcess, RoundEnd
-from asys_bench.harness.measuring.round import RoundSpec
 from asys_bench.harness.results.result_run import RoundStatus
+from asys_bench.harness.round import RoundSpec
 
 from .run_storms import NEVER, PIPELINE
 

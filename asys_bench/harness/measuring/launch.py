@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from asys_bench.harness.measuring.child import ProcessEnd, await_end, end_group
-from asys_bench.harness.measuring.round import ROUND_FILE, SAMPLES_FILE, RoundSpec
 from asys_bench.harness.planning.plan import environment_length
 from asys_bench.harness.results.result_run import RoundStatus
+from asys_bench.harness.round import ROUND_FILE, SAMPLES_FILE, RoundSpec
 
 LOG_CHARS = 4000
 PADDING = "ASYS_BENCH_PADDING"
@@ -66,7 +66,7 @@ class FreshProcess:
                 given.write(spec.to_json().encode())
                 given.seek(0)
                 process = subprocess.Popen(
-                    [self._python, "-P", "-m", "asys_bench.harness.measuring.round"],
+                    [self._python, "-P", "-m", "asys_bench.harness.round"],
                     stdin=given,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -108,7 +108,7 @@ class ForkedProcess:
     def _started(self) -> subprocess.Popen[str]:
         if self._server is None or self._server.poll() is not None:
             self._server = subprocess.Popen(
-                [self._python, "-P", "-m", "asys_bench.harness.measuring.fork_server"],
+                [self._python, "-P", "-m", "asys_bench.harness.fork_server"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

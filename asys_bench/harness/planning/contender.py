@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from asys_bench.harness.measuring.round import RoundSpec
 from asys_bench.harness.planning.plan import Look
 from asys_bench.harness.planning.suite import NoiseLimits, Warmup
 from asys_bench.harness.planning.targets import Target
 from asys_bench.harness.results.result_run import Role
+from asys_bench.harness.round import RoundSpec
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from asys_bench.contracts.bus import BusProducer, DropReason, Payload, Reservati
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.harness.measuring.child import ProcessEnd
 from asys_bench.harness.measuring.launch import RoundEnd, _collect
-from asys_bench.harness.measuring.round import RoundSpec, run_round
 from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.results.result import Instrument
+from asys_bench.harness.round import RoundSpec, run_round
 from asys_bench.harness.runner import SuiteRunner
 from asys_bench.registry import registry
 

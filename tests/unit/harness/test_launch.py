@@ -13,8 +13,8 @@ import pytest
 
 from asys_bench.harness.measuring.child import await_end
 from asys_bench.harness.measuring.launch import FreshProcess
-from asys_bench.harness.measuring.round import RoundSpec
 from asys_bench.harness.results.result_run import RoundStatus
+from asys_bench.harness.round import RoundSpec
 
 ROUND = """\
 #!{python} -IS

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from asys_bench.contracts.scenario import ScenarioError
-from asys_bench.harness.measuring.round import RoundRunner, RoundSpec
 from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.plugins import scenario_plugin
+from asys_bench.harness.round import RoundRunner, RoundSpec
 from asys_bench.harness.scenarios.sae_synthetic import SyntheticOptions, write_synthetic
 from asys_bench.harness.scenarios.sae_training import (
     Stopwatch,

@@ -40,7 +40,7 @@ def test_a_run_of_an_earlier_version_is_trained_from_without_the_options_that_ar
     (tmp_path / "config.yaml").write_text(old + "device: {encode_on: host_stream}\n")
     assert read_plan(tmp_path, None, []).sae.k == 8
     (tmp_path / "other.yaml").write_text("sae: {k: 4, lr_tracking: false}\n")
-    with pytest.raises(ConfigError, match=r"option of an earlier version.*remove the line"):
+    with pytest.raises(ConfigError, match=r"(?s)option of an earlier version.*remove the line"):
         read_plan(tmp_path, str(tmp_path / "other.yaml"), [])
 
 

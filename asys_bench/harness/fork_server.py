@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from asys_bench.harness.measuring.child import await_end, end_group, keep_exit_codes
-from asys_bench.harness.measuring.round import RoundSpec, run_round
+from asys_bench.harness.round import RoundSpec, run_round
 from asys_bench.registry import registry
 
 

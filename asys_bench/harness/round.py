@@ -1,4 +1,4 @@
-"""One round, as it runs in a process of its own: `python -m asys_bench.harness.measuring.round`.
+"""One round, as it runs in a process of its own: `python -m asys_bench.harness.round`.
 
 A `RoundSpec` comes as JSON on standard input; `round.json` and `samples.npz` are left in its folder.
 """
