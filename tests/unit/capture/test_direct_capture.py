@@ -378,7 +378,7 @@ def test_a_compiled_hook_runs_no_python_for_what_it_can_do_itself(alone):
     assert [outcome for outcome, *_ in no_module.seen] == [PORT_NOT_MINE]
 
 
-def test_a_compiled_hook_is_its_class_to_whoever_checks_at_it(alone):
+def test_a_compiled_hook_is_its_class_to_whoever_looks_at_it(alone):
     one, module = alone(), torch.nn.Identity()
     hook = compiled(Hook)(one.take)
     assert type(hook).__call__ is Hook.__call__, "which is what torch.compile traces"
