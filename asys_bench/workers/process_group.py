@@ -14,7 +14,6 @@ import signal
 import tempfile
 import time
 from contextlib import suppress
-from pathlib import Path
 
 from asys_bench.system.liveness import ProcessHandle, all_pids, has_in_environment
 from asys_bench.system.process import stat_fields
@@ -77,10 +76,12 @@ def remove_folders(mark: str, run_dir: str | None) -> None:
     places = [] if run_dir is None else [run_dir]
     with suppress(OSError):  # no folder for temporary files is left
         places.append(tempfile.gettempdir())
+    prefixes = (folder_prefix(mark), f".{folder_prefix(mark)}")
     for place in places:
-        for prefix in (folder_prefix(mark), f".{folder_prefix(mark)}"):
-            for folder in Path(place).glob(f"{prefix}*"):
-                shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another user's by now, or under another root
+            for name in os.listdir(place):
+                if name.startswith(prefixes):
+                    shutil.rmtree(os.path.join(place, name), ignore_errors=True)
 
 
 def _session(pid: int) -> int:

@@ -206,3 +206,17 @@ def test_the_folder_of_a_watchdog_killed_while_it_started_a_fork_server_is_remov
     assert sorted(tmp_path.iterdir()) == sorted([made[mine], again])
     mine.remove_folders(str(tmp_path))
     assert list(tmp_path.iterdir()) == [again]
+
+
+def test_folders_in_a_place_that_is_not_to_be_read_are_left_and_nothing_is_raised(
+    tmp_path, monkeypatch
+):
+    from asys_bench.workers import process_group
+
+    mine = tmp_path / f"{process_group.folder_prefix('mark')}x"
+    mine.mkdir()
+    monkeypatch.setattr(process_group.tempfile, "gettempdir", lambda: str(tmp_path))
+    no_folder = tmp_path / "run"
+    no_folder.touch()  # as good as one that belongs to another user: listing it is an OSError
+    process_group.remove_folders("mark", str(no_folder))
+    assert not mine.exists()
