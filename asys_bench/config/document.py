@@ -31,7 +31,9 @@ REMOVED_OPTIONS = (
     "sinks.*.options.max_packets",
     "sinks.*.options.linger_s",
     "sinks.*.options.train_slice_s",
-    *(f"*sae.{name}" for name in REMOVED_SAE_OPTIONS),
+    *(
+        f"*.{name}" for name in REMOVED_SAE_OPTIONS
+    ),  # of `sae`, `overrides`, `variants`, transcoders
 )
 """Options of earlier versions, as globs of paths; CHANGELOG.md says why each is gone. A run's own
 config.yaml of that time may hold them."""
@@ -111,6 +113,9 @@ def _leave_out_removed(node: Node, path: str) -> None:
             del node.content[key]
         for key, child in node.content.items():
             _leave_out_removed(child, f"{path}{key}.")
+    elif isinstance(node.content, list):
+        for child in node.content:
+            _leave_out_removed(child, path)
 
 
 def run_config_data(run_dir: Path) -> dict[str, Any]:

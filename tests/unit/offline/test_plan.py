@@ -37,8 +37,15 @@ def test_a_run_of_an_earlier_version_is_trained_from_without_the_options_that_ar
         "k: 8}", "k: 8, lr_tracking: false, lr_decay_steps: null, survival_cosine: 0.9}"
     )
     old = old.replace("    options:\n", "    options:\n      linger_s: 0.05\n")
+    old = old.replace("{k: 32}", "{k: 32, lr_tracking: true}")
+    old += "      variants: {slow: {lr_decay_steps: 9}}\n"
+    old += "      transcoders: [{input: a, output: b, sae: {k: 2, survival_cosine: 0.8}}]\n"
     (tmp_path / "config.yaml").write_text(old + "device: {encode_on: host_stream}\n")
-    assert read_plan(tmp_path, None, []).sae.k == 8
+    plan = read_plan(tmp_path, None, [])
+    assert plan.sae.k == 8
+    assert plan.overrides == {"policy.big": {"k": 32}}
+    assert plan.variants == {"slow": {}}
+    assert [coder.sae for coder in plan.transcoders] == [{"k": 2}]
     (tmp_path / "other.yaml").write_text("sae: {k: 4, lr_tracking: false}\n")
     with pytest.raises(ConfigError, match=r"(?s)option of an earlier version.*remove the line"):
         read_plan(tmp_path, str(tmp_path / "other.yaml"), [])
