@@ -5,7 +5,6 @@
 `needs`      what a configuration asks for, before any process exists; room for the host's threads
 `apply`      affinity, memory policy, nice and ionice of the calling process
 `readback`   what the kernel says afterwards, compared with the plan
-`manager`    `ResourceManager`: all of these for one run
-`host_place` the same for a process that is observed, until the observation closes
+`manager`    `ResourceManager`: all of these for one run; `HostPlace`: the observed process's part of it
 `picture`    the plan drawn for a terminal
 """
