@@ -9,11 +9,11 @@ import os
 import sys
 
 from asys_bench.config.sources import DATA
+from asys_bench.contracts.exit_codes import EXIT_USAGE
 
 SUITE = DATA / "conformance"
 ONLY = "ASYS_CONFORMANCE_BACKEND"
 """Environment variable that narrows the suite to one backend; its nursery processes see it, too."""
-USAGE = 2
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,14 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     if not words or words[0].startswith("-"):
         names = ", ".join(known.names())
         print(f"usage: python -m asys_bench.conformance BACKEND [pytest arguments]; {names}")
-        return USAGE
+        return EXIT_USAGE
     try:
         reason = known.get(words[0], BusPlugin).unavailable()
     except PluginError as error:
         reason = str(error)
     if reason is not None:
         print(f"{words[0]}: {reason}", file=sys.stderr)
-        return USAGE
+        return EXIT_USAGE
     import pytest
 
     os.environ[ONLY] = words[0]

@@ -16,6 +16,7 @@ import torch
 
 from asys_bench.config import ConfigError, load_config
 from asys_bench.config.paths import assignment
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.host import HostError
 from asys_bench.hosts.dotted_name import load_function
 from asys_bench.hosts.model_finder import ModelFinder
@@ -26,8 +27,6 @@ from asys_bench.run.process_state import SignalHandlers, log_lines
 from asys_bench.run.rendezvous import LocalRanks
 
 log = logging.getLogger(__name__)
-
-OK, FAILED, USAGE = 0, 1, 2
 
 
 def observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> int:
@@ -52,7 +51,7 @@ def _observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> 
         )
     except (ConfigError, HostError) as error:
         print(error, file=sys.stderr)
-        return USAGE
+        return EXIT_USAGE
     observation: Observation | None = None
 
     def found(model: torch.nn.Module, called: bool) -> None:
@@ -82,7 +81,7 @@ def _observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> 
         run_script(path, module, tuple(script[2:] if is_module else script[1:]))
     except HostError as error:
         print(f"asys: {error}", file=sys.stderr)
-        return FAILED if ended_by is None else 128 + ended_by
+        return EXIT_FAILED if ended_by is None else 128 + ended_by
     except KeyboardInterrupt:
         if ended_by is None:
             raise
@@ -94,5 +93,5 @@ def _observe_script(config: str, sets: Sequence[str], script: Sequence[str]) -> 
             observation.close()
     if observation is None:
         print(f"asys: the script ended, but {finder.explain()}", file=sys.stderr)
-        return FAILED
-    return OK
+        return EXIT_FAILED
+    return EXIT_OK

@@ -27,7 +27,7 @@ from asys_bench.contracts.bus import (
 )
 from asys_bench.contracts.packet import HEADER_BYTES
 
-REFUSALS = (DropReason.FULL, DropReason.TIMEOUT, DropReason.TOO_LARGE, DropReason.CLOSED)
+REFUSALS = tuple(DropReason)
 """In the order of a segment's drop counters."""
 _PAGE = 4096
 _FINISH_POLL_S = 0.0001

@@ -9,6 +9,8 @@ from string import Template
 
 from rich.console import Console
 
+from asys_bench.contracts.exit_codes import EXIT_USAGE
+
 # The files of a new backend package: complete, and delegating to `mp_queue` until it is replaced.
 
 _PYPROJECT = """\
@@ -217,7 +219,6 @@ class _Filled(Template):
     flags = re.RegexFlag(0)
 
 
-USAGE = 2
 _NAME = re.compile(r"[a-z][a-z0-9_]{1,40}")
 
 
@@ -240,7 +241,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             style="red",
             markup=False,
         )
-        return USAGE
+        return EXIT_USAGE
     folder = Path(arguments.dir or f"asys-{name.replace('_', '-')}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         console.print(
@@ -248,7 +249,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             style="red",
             markup=False,
         )
-        return USAGE
+        return EXIT_USAGE
     for relative, text in backend_files(name).items():
         path = folder / relative
         path.parent.mkdir(parents=True, exist_ok=True)

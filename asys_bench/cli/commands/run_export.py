@@ -18,7 +18,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-OK, INCOMPLETE, USAGE = 0, 1, 2
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+
 FORMAT_NAMES = ("saelens", "sparsify", "dictionary_learning")
 """Of `sae.exchange.FORMATS`, which is not imported here: it would make `--help` wait for torch."""
 
@@ -46,7 +47,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         sources = find_saes(arguments.source)
     except ExchangeError as error:
         console.print(f"asys-run export: {error}", style="red", markup=False, soft_wrap=True)
-        return USAGE
+        return EXIT_USAGE
     failed = 0
     for source in sources:
         try:
@@ -69,4 +70,4 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
                 markup=False,
                 soft_wrap=True,
             )
-    return INCOMPLETE if failed else OK
+    return EXIT_FAILED if failed else EXIT_OK

@@ -13,9 +13,8 @@ from rich.console import Console
 
 from asys_bench.config import load_config
 from asys_bench.config.sections.resources import CpuPriority, IoPriority
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.system.cpu_lists import HIGHEST_CPU
-
-OK, REFUSED, USAGE = 0, 1, 2
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +58,7 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
                 style="red",
                 markup=False,
             )
-            return USAGE
+            return EXIT_USAGE
     threads = resources.host_threads or _torch_threads()
     needs = needs_of(config, threads)
     plan = make_plan(topology, needs, resources.pinning, resources.numa)
@@ -73,7 +72,7 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
         io=resources.worker_io,
     )
     console.print(picture, crop=False)
-    return OK if plan.refusal is None else REFUSED
+    return EXIT_OK if plan.refusal is None else EXIT_FAILED
 
 
 def _compare(run_dir: Path, console: Console) -> int:
@@ -92,7 +91,7 @@ def _compare(run_dir: Path, console: Console) -> int:
         run = attach_run(run_dir)
     except (ResourceError, RunGoneError) as error:
         console.print(f"asys-run plan: {error}", style="red", markup=False, soft_wrap=True)
-        return USAGE
+        return EXIT_USAGE
     with run:
         readings = readings_of(run.page, memory=True)
     # Its own processes tell what the run may use; ours may be confined elsewhere.
@@ -115,7 +114,7 @@ def _compare(run_dir: Path, console: Console) -> int:
     if not found:
         what = "as planned" if plan.pins else "nothing is pinned in this run"
         console.print(f"the kernel agrees: {what}", style="green")
-    return REFUSED if found else OK
+    return EXIT_FAILED if found else EXIT_OK
 
 
 def _torch_threads() -> int:

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.run_files import REPORT_FILE
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 from asys_bench.system.files import replace_file
-
-OK, FAILED, USAGE = 0, 1, 2
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,7 @@ def write_within(run_dir: Path, seconds: float) -> Path | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     target = run_dir / REPORT_FILE
-    return target if done.returncode == OK and target.is_file() else None
+    return target if done.returncode == EXIT_OK and target.is_file() else None
 
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
@@ -60,7 +59,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         record = read_run(run_dir)
     except (RunGoneError, ReportError) as error:
         console.print(f"asys-run report: {error}", style="red", markup=False, soft_wrap=True)
-        return USAGE
+        return EXIT_USAGE
     analyses = analyse(run_dir, record.saes)
     document = render_run(record, analyses, read_vocabulary(run_dir))
     target = Path(arguments.out) if arguments.out else run_dir / REPORT_FILE
@@ -68,9 +67,9 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         replace_file(target, document.encode(), sync=False)  # mode 0600: it shows activations
     except OSError as error:
         console.print(f"asys-run report: {target}: {error}", style="red", markup=False)
-        return FAILED
+        return EXIT_FAILED
     console.print(f"{target}: {len(document) / 1e6:.1f} MB", markup=False, soft_wrap=True)
     for found in analyses:
         if found.problem:
             console.print(f"{found.hook}: {found.problem}", markup=False, soft_wrap=True)
-    return OK
+    return EXIT_OK

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import printable, printable_lines
 from asys_bench.run.process_state import SignalHandlers
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from asys_bench.offline import HookResult, Job, OfflinePlan
     from asys_bench.sinks.archive import Archive
 
-OK, FAILED, USAGE = 0, 1, 2
 OUT_DIR = "sae-offline"
 
 
@@ -65,16 +65,16 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         archive = open_archive(run_dir)
     except ArchiveError as error:
-        return _fail(console, str(error), USAGE)
+        return _fail(console, str(error), EXIT_USAGE)
     plan = read_plan(run_dir, arguments.config, arguments.set)
     try:
         jobs = plan.jobs(archive.hooks)
     except ValueError as error:
-        return _fail(console, str(error), USAGE)
+        return _fail(console, str(error), EXIT_USAGE)
     try:
         out = Path(arguments.out) if arguments.out else _own_folder(run_dir)
     except OSError as error:
-        return _fail(console, f"{error}; name another folder with --out", USAGE)
+        return _fail(console, f"{error}; name another folder with --out", EXIT_USAGE)
     return _Command(console, archive, plan, run_dir, out).run(jobs)
 
 
@@ -114,13 +114,13 @@ class _Command:
                 if self._signal is not None:
                     break
         except (ArchiveError, CheckpointError, ExchangeError, ValueError) as error:
-            return _fail(self._console, str(error), FAILED)
+            return _fail(self._console, str(error), EXIT_FAILED)
         finally:
             handlers.restore()
             if results:
                 self._console.print(_table(results))
         if all(result.finished for result in results) and len(results) == len(jobs):
-            return OK
+            return EXIT_OK
         self._console.print("stopped: the same command goes on from here")
         return 128 + (self._signal or signal.SIGINT)  # as asys-run
 

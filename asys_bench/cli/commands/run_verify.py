@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import printable_lines
 from asys_bench.contracts.run_files import ARCHIVE_DIR, RUN_FILE, SAE_DIR
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
@@ -37,7 +38,6 @@ from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 if TYPE_CHECKING:
     from asys_bench.rundir.verify import Finding, Verification
 
-OK, DAMAGED, USAGE = 0, 1, 2
 _OF_A_RUN = (RUN_FILE, ARCHIVE_DIR, SAE_DIR)
 _STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "cyan"}
 
@@ -70,14 +70,14 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         sys.stdout.write("\n")
     else:
         _show(found, console, repaired=arguments.repair)
-    return DAMAGED if found.damaged else OK
+    return EXIT_FAILED if found.damaged else EXIT_OK
 
 
 def _usage(message: str) -> int:
     Console(stderr=True, highlight=False).print(
         f"asys-run verify: {message}", style="red", markup=False, soft_wrap=True
     )
-    return USAGE
+    return EXIT_USAGE
 
 
 def _folder(name: str | None) -> Path:
