@@ -38,6 +38,7 @@ def problems(load, path, **more):
         (HEAD + "hooks:\n- match: []\n", 3, 10, "hooks[0].match", "at least 1", ""),
         (HEAD + "hooks:\n- phase: any\n", 3, 3, "hooks[0].match", "is missing", "add `match"),
         (HEAD + "hooks:\n- {match: a, select: [1]}\n", 3, 22, "hooks[0].select", "integer", ""),
+        (HEAD + "hooks:\n- {match: a, select: .}\n", 3, 22, "hooks[0].select", "single dots", ""),
         (
             HEAD + "hooks:\n- {match: a, capture: [input, input]}\n",
             3, 23, "hooks[0].capture", "listed once", "",
