@@ -13,9 +13,9 @@ import sys
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code: asys-run's."""
-    words = sys.argv[1:] if argv is None else argv
-    split = words.index("--") if "--" in words else len(words)
-    ours, script = words[:split], words[split + 1 :]
+    argv = sys.argv[1:] if argv is None else argv
+    split = argv.index("--") if "--" in argv else len(argv)
+    ours, script = argv[:split], argv[split + 1 :]
     parser = argparse.ArgumentParser(
         prog="python -m asys_bench",
         description=__doc__,
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="PATH=VALUE", help="as of asys-run"
     )
     arguments = parser.parse_args(ours)
-    if split < len(words) and not script:
+    if split < len(argv) and not script:
         parser.error("after -- there must be a script: -- train.py ARGS, or -- -m MODULE ARGS")
     if not script:
         return _asys_run(arguments.config, arguments.set)
@@ -41,12 +41,12 @@ def main(argv: list[str] | None = None) -> int:
     return _asys_run(arguments.config, [*_script_sets(script), *arguments.set])
 
 
-def _script_sets(words: list[str]) -> list[str]:
+def _script_sets(argv: list[str]) -> list[str]:
     """The script as overrides of the configuration; its host keeps its own number of threads."""
     from asys_bench.config.paths import assignment
 
-    is_module = words[0] == "-m"
-    name, args = (words[1], words[2:]) if is_module else (words[0], words[1:])
+    is_module = argv[0] == "-m"
+    name, args = (argv[1], argv[2:]) if is_module else (argv[0], argv[1:])
     script = ("host", "options", "script")
     return [
         assignment(("host", "kind"), "script"),

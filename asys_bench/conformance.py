@@ -18,25 +18,25 @@ ONLY = "ASYS_CONFORMANCE_BACKEND"
 
 def main(argv: list[str] | None = None) -> int:
     """pytest's exit code; 2 for a name that is no backend, or one that does not load or run here."""
-    words = sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else argv
     from asys_bench.contracts.bus import BusPlugin
     from asys_bench.registry import PluginError, registry
 
     known = registry("backend")
-    if not words or words[0].startswith("-"):
+    if not argv or argv[0].startswith("-"):
         names = ", ".join(known.names())
         print(f"usage: python -m asys_bench.conformance BACKEND [pytest arguments]; {names}")
         return EXIT_USAGE
     try:
-        reason = known.get(words[0], BusPlugin).unavailable()
+        reason = known.get(argv[0], BusPlugin).unavailable()
     except PluginError as error:
         reason = str(error)
     if reason is not None:
-        print(f"{words[0]}: {reason}", file=sys.stderr)
+        print(f"{argv[0]}: {reason}", file=sys.stderr)
         return EXIT_USAGE
     import pytest
 
-    os.environ[ONLY] = words[0]
+    os.environ[ONLY] = argv[0]
     suite = SUITE.resolve()
     tests = sorted(str(path) for path in suite.glob("test_bus*.py"))
     options = [
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         "no:cacheprovider",
         f"--rootdir={suite.parent.parent}",
     ]
-    return int(pytest.main([*options, "-c", os.devnull, *tests, *words[1:]]))
+    return int(pytest.main([*options, "-c", os.devnull, *tests, *argv[1:]]))
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Tests in three processes side by side: most of them wait for other processes.
+# Tests in four processes side by side: most of them wait for other processes.
 # What is given is passed on to each, e.g. `-m rest` or `-k ring`; a part that then has no test is fine.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 pytest=${PYTEST:-pytest}
 logs=$(mktemp -d)
 parts=(
-  "tests/e2e tests/stress"
+  "tests/e2e/test_[a-g]*.py"
+  "tests/e2e/test_[h-z]*.py"
   "tests/conformance tests/fuzz tests/gpu tests/interop tests/unit/sae tests/unit/kernels"
-  "tests/unit --ignore=tests/unit/sae --ignore=tests/unit/kernels"
+  "tests/stress tests/unit --ignore=tests/unit/sae --ignore=tests/unit/kernels"
 )
 pids=()
 trap 'rm -rf "$logs"' EXIT
 trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
 
-for part in 1 2; do
+for part in 1 2 3; do
   # shellcheck disable=SC2086
   "$pytest" ${parts[$part]} "$@" >"$logs/$part" 2>&1 &
   pids+=($!)
@@ -22,7 +23,7 @@ done
 # shellcheck disable=SC2086
 "$pytest" ${parts[0]} "$@"
 codes=($?)
-for part in 1 2; do
+for part in 1 2 3; do
   wait "${pids[$((part - 1))]}"
   codes+=($?)
   cat "$logs/$part"

@@ -39,21 +39,21 @@ EXAMPLES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asys-bench` and `asys-i-bench`; returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else argv
     if argv is None:  # the program itself: nobody else's code runs in this process
         keep_exit_codes()
-    if words[:1] == ["--config"] or (words[:1] and words[0].startswith("--config=")):
-        words = ["run", *words]  # asys-i-bench --config configs/benchmark.yaml
+    if argv[:1] == ["--config"] or (argv[:1] and argv[0].startswith("--config=")):
+        argv = ["run", *argv]  # asys-i-bench --config configs/benchmark.yaml
     parser = build_parser()
-    if not words:
+    if not argv:
         parser.print_help()
         return EXIT_USAGE
-    if words[0] in COMMANDS.names:
-        return COMMANDS.run(words)
-    if words[0].startswith("-"):
-        parser.parse_args(words)  # --help and --version leave here
+    if argv[0] in COMMANDS.names:
+        return COMMANDS.run(argv)
+    if argv[0].startswith("-"):
+        parser.parse_args(argv)  # --help and --version leave here
         parser.error("name a command")
-    parser.error(COMMANDS.unknown(words[0]))
+    parser.error(COMMANDS.unknown(argv[0]))
 
 
 def build_parser() -> argparse.ArgumentParser:

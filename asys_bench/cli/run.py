@@ -48,16 +48,16 @@ EXAMPLES = (
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `asys-run`."""
-    words = sys.argv[1:] if argv is None else argv
+    argv = sys.argv[1:] if argv is None else argv
     parser = build_parser()
-    if not words:
+    if not argv:
         parser.print_help()
         return EXIT_USAGE
-    if not words[0].startswith("-"):
-        if words[0] in COMMANDS.names:
-            return COMMANDS.run(words)
-        parser.error(f"{COMMANDS.unknown(words[0])}; to start a run: asys-run --config FILE")
-    return _start(parser.parse_args(words))
+    if not argv[0].startswith("-"):
+        if argv[0] in COMMANDS.names:
+            return COMMANDS.run(argv)
+        parser.error(f"{COMMANDS.unknown(argv[0])}; to start a run: asys-run --config FILE")
+    return _start(parser.parse_args(argv))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -221,8 +221,8 @@ class _Command:
         print("writing the report ...", flush=True)
         report = write_within(run_dir, REPORT_S)
         if report is None:
-            words = f"no report within {REPORT_S:g} s: asys-run report {summary.run_dir}"
-            self._console.print(f"asys-run: {words}", style="yellow", markup=False, soft_wrap=True)
+            message = f"no report within {REPORT_S:g} s: asys-run report {summary.run_dir}"
+            self._console.print(f"asys-run: {message}", style="yellow", markup=False, soft_wrap=True)
             return summary
         summary = replace(summary, files=tuple(list_files(run_dir)), report=path_text(report))
         with suppress(OSError):  # said when it was written first

@@ -1,4 +1,4 @@
-"""pydantic's errors -> problems at the place in the file, with valid words and a fix."""
+"""pydantic's errors -> problems at the place in the file, with valid values and a fix."""
 
 from __future__ import annotations
 

@@ -58,9 +58,6 @@ def parse_path(text: str) -> tuple[Path, str]:
     return tuple(parts), text[position:]
 
 
-# An override as text, from a field's path and a value: what `--set` would be given.
-
-
 def assignment(path: Path, value: Any) -> str:
     """`path=value` that `load_config(..., sets=[...])` reads back as exactly this value.
 

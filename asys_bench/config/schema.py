@@ -87,9 +87,6 @@ class MasterConfig(Section):
         return self.model_dump(mode="json", by_alias=True)
 
 
-# A configuration as YAML text, and its fingerprint.
-
-
 class _PlainDumper(yaml.SafeDumper):
     """SafeDumper without anchors, with list items indented under their key."""
 

@@ -38,9 +38,6 @@ def load_function(name: str, option: str) -> Callable[..., Any]:
     return function
 
 
-# Whether a torch device that options name is there.
-
-
 def device_misfits(name: str) -> Iterator[Misfit]:
     """A device that torch does not know or this machine does not have; of an option `device`."""
     try:

@@ -71,8 +71,6 @@ def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# Outputs of a monitor that a disk refuses for now: when to try again, and how much was left out.
-
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 
 

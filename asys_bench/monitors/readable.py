@@ -117,13 +117,11 @@ def tail_text(name: str, width: int) -> str:
     return name if len(name) <= width else "…" + name[len(name) - max(1, width - 1) :]
 
 
-# The run in one line, for logs and pipes: no colour, no escape codes, greppable.
-
-
 def plain_line(
     now: RunFigures, before: RunFigures, seconds: float, elapsed_s: float, step_unit: str
 ) -> str:
-    """One line; rates and latencies are over the `seconds` since `before`."""
+    """The run in one line without colour or escape codes, for logs and pipes; rates and latencies are
+    over the `seconds` since `before`."""
     rate = per_second(now.host.steps, before.host.steps, seconds)
     parts = [f"{count_text(now.host.steps)} {plural(step_unit)}"]
     parts[0] += f" ({rate_text(rate)}/s)" if math.isfinite(rate) else ""

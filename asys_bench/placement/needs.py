@@ -28,9 +28,6 @@ def needs_of(config: MasterConfig, host_threads: int) -> list[Need]:
     return needs
 
 
-# Whether the host's torch threads leave room for the workers; said at start and by `doctor`.
-
-
 def crowding_of(config: MasterConfig, remedy: str) -> str | None:
     """`crowding` of a run with this configuration in this process, and what helps.
 

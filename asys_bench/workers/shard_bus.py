@@ -82,11 +82,9 @@ def interned_names(client: BusClient, known: dict[str, int] | None = None) -> di
     return names
 
 
-# How a process that was handed a `LaunchSpec` attaches to the run's bus.
-
-
 def attach_bus(launch: LaunchSpec, fds: Sequence[int]) -> BusClient:
-    """The client of the run's bus; `fds` are the handle's descriptors in this process.
+    """The run's bus in a process that was handed a `LaunchSpec`; `fds` are the handle's descriptors in
+    this process.
 
     Raises:
         BusError, PluginError: the bus is gone, or its backend does not load here.

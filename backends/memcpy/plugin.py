@@ -5,11 +5,9 @@ from __future__ import annotations
 from asys_bench.backends.memcpy.bus import MAX_PAYLOAD_BYTES, MemcpyBus, attach
 from asys_bench.contracts.bus import BusCapabilities, BusOptions, BusPlugin
 
-# Options of the memcpy backend: there are none.
-
 
 class MemcpyOptions(BusOptions):
-    """Nothing to tune."""
+    """The backend has no options of its own."""
 
 
 plugin = BusPlugin(

@@ -174,14 +174,12 @@ class Channel:
             raise BusError(str(error))
 
 
-# What happens to a bus or client in a forked child: its sockets are closed there.
-#
-# Death is seen as end of file, and a forked child (a data loader's worker, say) that keeps a copy of
-# the socket would hide it.
-
-
 class Forkable(Protocol):
-    """Holds descriptors that a forked child must not keep."""
+    """A bus or client whose sockets are closed in a forked child.
+
+    A peer's death is seen as end of file. A forked child (a data loader's worker, say) that kept a copy
+    of the socket would hide it.
+    """
 
     def after_fork_in_child(self) -> None: ...
 

@@ -23,11 +23,9 @@ from asys_bench.contracts.bus import (
     GroupSpec,
 )
 
-# The writer of one shard in a process that does not own the bus.
-
 
 class QueueAttachedProducer(QueueProducer, AttachedProducer):
-    """`QueueProducer` over a `FarLedger`."""
+    """The writer of one shard in a process that does not own the bus, over a `FarLedger`."""
 
     def __init__(self, ledger: FarLedger, shard: int, source: int) -> None:
         self._far = ledger

@@ -5,11 +5,9 @@ from __future__ import annotations
 from asys_bench.backends.null.bus import NullBus, attach
 from asys_bench.contracts.bus import BusCapabilities, BusOptions, BusPlugin
 
-# Options of the null backend: there are none.
-
 
 class NullOptions(BusOptions):
-    """Nothing to tune."""
+    """The backend has no options of its own."""
 
 
 plugin = BusPlugin(

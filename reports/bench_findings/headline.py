@@ -95,9 +95,6 @@ def checks_in_order(result: Result) -> list[CheckResult]:
     return sorted(result.checks, key=lambda check: (check.ok, order.index(check.level)))
 
 
-# How to run it again: commands that can be pasted in a shell.
-
-
 @dataclass(frozen=True, slots=True)
 class Step:
     what: str

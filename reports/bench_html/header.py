@@ -54,9 +54,6 @@ def validity(result: Result) -> Markup | None:
     return Markup("".join(parts)) if parts else None
 
 
-# What surrounds the numbers: checks with fixes, the machine, the instrument, how to reproduce.
-
-
 def checks(result: Result) -> Markup | None:
     if not result.checks:
         return None

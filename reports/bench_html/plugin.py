@@ -22,11 +22,10 @@ from asys_bench.reports.bench_html.target_rows import target_rows
 from asys_bench.reports.page.markup import POLICY, Markup, flat, tag
 from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
 
-# `render_html`: the whole report as one file. No script, and nothing is loaded from anywhere.
-
 
 def render_html(result: Result) -> str:
-    """A complete HTML document that opens offline, on a phone, in the dark and on paper."""
+    """The whole report as one HTML file without script. It loads nothing, so that it opens offline, on a
+    phone, in the dark and on paper."""
     result = displayable(result)
     title = f"{result.verdict}: {result.run.suite.name}, A-Sys-I bench report"
     head = tag(

@@ -10,8 +10,6 @@ from asys_bench.contracts.reporter import ReporterPlugin, ReportError, Subject
 from asys_bench.harness.results.result import Result
 from asys_bench.reports.bench_findings.finding import read
 
-# `to_json`: the same result always gives the same bytes, and a person can read and diff them.
-
 SCALARS = (str, int, float, bool, type(None))
 
 

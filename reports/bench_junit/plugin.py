@@ -18,13 +18,13 @@ from asys_bench.reports.bench_findings.headline import (
     reason_text,
 )
 
-# `render_junit`: a testcase per target, and one for the run itself.
-
 BROKEN = (Verdict.INVALID, Verdict.REFUSED, Verdict.INTERRUPTED)
 
 
 def render_junit(result: Result) -> str:
-    """FAIL is a failure, INVALID an error, INCONCLUSIVE skipped with its reason.
+    """A testcase per target, and one for the run itself.
+
+    FAIL is a failure, INVALID an error, INCONCLUSIVE skipped with its reason.
 
     The testcase `run` is an error when the run as a whole is unusable or judged nothing: a report
     without a red line would otherwise look like a pass.

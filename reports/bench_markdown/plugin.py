@@ -64,9 +64,6 @@ def row(*cells: str) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-# `render_markdown`: what a reviewer wants to see of a run, as one comment.
-
-
 def render_markdown(result: Result) -> str:
     """GitHub-flavoured Markdown: verdict, targets worst first, why, floor, checks, how to repeat."""
     result = displayable(result)

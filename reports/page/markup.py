@@ -61,11 +61,9 @@ def _text(value: str | float) -> str:
     return str(value)
 
 
-# A table that scrolls sideways in its own box when the screen is narrow.
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[Child]], left: int = 1) -> Markup:
-    """The first `left` columns hold words; the others hold numbers and are right-aligned."""
+    """A table that scrolls sideways in its own box when the screen is narrow. The first `left` columns
+    hold text; the others hold numbers and are right-aligned."""
     columns = [
         tag("th", name, scope="col", class_=None if index < left else "right")
         for index, name in enumerate(head)

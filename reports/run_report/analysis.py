@@ -14,6 +14,11 @@ import numpy.typing as npt
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, newest_rows
+from asys_bench.reports.run_report.coordinate_shifts import (
+    CoordinateShift,
+    coordinate_shifts,
+    describe,
+)
 from asys_bench.reports.run_report.coordinates import (
     Coordinate,
     ObservationNames,
@@ -38,7 +43,6 @@ from asys_bench.reports.run_report.inputs import (
     texts_of,
     tokens,
 )
-from asys_bench.reports.run_report.leanings import Leaning, in_words, leanings
 from asys_bench.reports.run_report.token_levels import token_levels
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
@@ -78,7 +82,7 @@ class FeatureCard:
     examples: tuple[Example, ...]
     field: Field | None = None
     """Where in the space of observations it fires, when that can be mapped."""
-    leanings: tuple[Leaning, ...] = ()
+    coordinate_shifts: tuple[CoordinateShift, ...] = ()
     """How the states that it fires on most differ from all states, coordinate by coordinate."""
     words: str = ""
     """The same in words; empty where no coordinate tells them apart."""
@@ -183,7 +187,7 @@ def _look(
             rare = _cards(archive, hook, source, sae, stats, blocks, chosen, named)
     except ArchiveError as error:
         return _with(basis, problem=f"the archive cannot be read: {error}")
-    width = max((len(card.leanings) for card in cards), default=0)
+    width = max((len(card.coordinate_shifts) for card in cards), default=0)
     return _with(
         basis,
         stats=stats,
@@ -208,7 +212,7 @@ def _more_rows_than(archive: Archive, hook: str, most: int) -> bool:
 
 
 def _telling(card: FeatureCard) -> float:
-    return max((one.distance for one in card.leanings), default=0.0) if card.words else 0.0
+    return max((one.distance for one in card.coordinate_shifts), default=0.0) if card.words else 0.0
 
 
 def _with(basis: HookAnalysis, **changes: object) -> HookAnalysis:
@@ -233,7 +237,7 @@ def _cards(
     texts = tokens(archive, texts_of(blocks, keys), rows_read)
     joined = beside(inputs, blocks)
     fields: dict[int, Field] = {}
-    sides: dict[int, tuple[Leaning, ...]] = {}
+    sides: dict[int, tuple[CoordinateShift, ...]] = {}
     coordinates: Sequence[Coordinate] = ()
     if joined is not None and tops:
         fields, sides = _over_observations(sae, blocks, list(tops), joined)
@@ -258,7 +262,7 @@ def _cards(
             tuple(_example(row, seen, shown.get((feature, row.key))) for row in rows),
             fields.get(feature),
             sides.get(feature, ()),
-            in_words(sides.get(feature, ()), coordinates),
+            describe(sides.get(feature, ()), coordinates),
         )
         for feature, rows in chosen.items()
     )
@@ -289,18 +293,18 @@ def _over_observations(
     blocks: list[RowBlock],
     features: list[int],
     joined: npt.NDArray[np.float32],
-) -> tuple[dict[int, Field], dict[int, tuple[Leaning, ...]]]:
-    """Receptive fields and leanings of the features that have one, over rows with a known input."""
+) -> tuple[dict[int, Field], dict[int, tuple[CoordinateShift, ...]]]:
+    """Receptive fields and coordinate_shifts of the features that have one, over rows with a known input."""
     known_N = np.isfinite(joined).all(1)
     acts_NF, seen_NW = activations(sae, blocks, features)[known_N], joined[known_N]
     fields: dict[int, Field] = {}
-    sides: dict[int, tuple[Leaning, ...]] = {}
+    sides: dict[int, tuple[CoordinateShift, ...]] = {}
     for column, feature in enumerate(features):
         field = receptive_field(acts_NF[:, column], seen_NW)
         if field is not None:
             fields[feature] = field
         if len(seen_NW):
-            sides[feature] = leanings(acts_NF[:, column], seen_NW)
+            sides[feature] = coordinate_shifts(acts_NF[:, column], seen_NW)
     return fields, sides
 
 

@@ -7,9 +7,15 @@ from collections.abc import Mapping
 from asys_bench.reports.page.markup import Markup, flat, name, tag
 from asys_bench.reports.page.quantity import number, share
 from asys_bench.reports.run_report.analysis import Example, FeatureCard, HookAnalysis
+from asys_bench.reports.run_report.coordinate_shifts import TOP
 from asys_bench.reports.run_report.feature_figures import decoder_picture, density_histogram
-from asys_bench.reports.run_report.leanings import TOP
-from asys_bench.reports.run_report.looks import field_map, observation, row, sentence, strips
+from asys_bench.reports.run_report.input_pictures import (
+    field_map,
+    observation,
+    row,
+    sentence,
+    strips,
+)
 
 HOW_TO_INPUTS = (
     "Observations were not archived, so the activations themselves are drawn. "
@@ -71,7 +77,7 @@ def _how(found: HookAnalysis) -> Markup:
                 " The map shows where it fires: mean activation over the two coordinates that "
                 "explain it best."
             )
-        if any(card.leanings for card in found.cards):
+        if any(card.coordinate_shifts for card in found.cards):
             words += (
                 f" Below it, coordinate by coordinate: all states in grey, the {TOP} that it fires on "
                 "most in colour. The heading says in which coordinates these two differ most "
@@ -111,7 +117,7 @@ def _card(
         )
     if card.field is not None:
         body = tag("div", field_map(card.field, found.coordinates), body, class_="eyepiece")
-    below = strips(card.leanings, found.coordinates) if card.leanings else None
+    below = strips(card.coordinate_shifts, found.coordinates) if card.coordinate_shifts else None
     title = card.words[:1].upper() + card.words[1:] if card.words else f"feature {card.feature}"
     kind = "card feature told" if card.words else "card feature"
     return tag("article", tag("h4", title), facts, body, below, class_=kind)

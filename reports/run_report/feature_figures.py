@@ -17,16 +17,17 @@ from asys_bench.reports.run_report.features import FeatureStats
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.metrics import DENSE_RATE as DENSE
 
-# The decoder's directions on a plane: near each other means that they write nearly the same thing.
-#
-# Principal components of the unit-norm decoder rows (Pearson 1901), by SVD of the centred matrix. They
-# are linear and need no seed, so that two maps can be compared; what share of the variance the plane
-# holds is said beside it, because in many dimensions it is small.
-
 
 @dataclass(frozen=True)
 class DecoderMap:
-    """`xy_F2`: a point per feature. `explained`: share of the variance on each axis."""
+    """The decoder's directions on a plane: near each other means that they write nearly the same thing.
+
+    Principal components of the unit-norm decoder rows (Pearson 1901), by SVD of the centred matrix. They
+    are linear and need no seed, so that two maps can be compared.
+
+    xy_F2: a point per feature. explained: share of the variance on each axis; in many dimensions it is
+    small, so it is shown beside the map.
+    """
 
     xy_F2: npt.NDArray[np.float64]
     explained: tuple[float, float]

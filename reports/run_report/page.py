@@ -9,11 +9,11 @@ from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
 from asys_bench.reports.run_report.analysis import HookAnalysis
 from asys_bench.reports.run_report.cards import sae_section
 from asys_bench.reports.run_report.header import header, warnings
-from asys_bench.reports.run_report.lanes import lanes
 from asys_bench.reports.run_report.latency import latency_spectrum
 from asys_bench.reports.run_report.record import RunRecord
 from asys_bench.reports.run_report.sae_curves import sae_curves
 from asys_bench.reports.run_report.timeline import event_list, timeline
+from asys_bench.reports.run_report.worker_timeline import worker_timeline
 
 # What the run report adds to the look that all pages share (`reports/page`).
 
@@ -150,7 +150,7 @@ def _sections(
             [
                 part
                 for part in (
-                    lanes(record.metrics, record.metrics.end_s),
+                    worker_timeline(record.metrics, record.metrics.end_s),
                     event_list(record),
                     tag("div", *over_time, class_="figures spaced") if over_time else None,
                 )

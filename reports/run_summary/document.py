@@ -58,9 +58,6 @@ def write_json(summary: RunSummary, run_dir: Path) -> Path:
     return path
 
 
-# The files a run wrote. The one place of this folder that reads a disk.
-
-
 def list_files(run_dir: Path) -> tuple[FileEntry, ...]:
     """Every regular file under `run_dir` with its size, sorted; one that vanishes is left out."""
     found = []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from asys_bench.reports.run_report.leanings import kolmogorov_smirnov
+from asys_bench.reports.run_report.coordinate_shifts import kolmogorov_smirnov
 from asys_bench.rundir.open_run import open_run
 
 pytest.importorskip("stable_baselines3")

@@ -27,12 +27,12 @@ class Commands:
     program: str
     names: tuple[str, ...]
 
-    def run(self, words: Sequence[str]) -> int:
+    def run(self, argv: Sequence[str]) -> int:
         """`PROGRAM NAME ...`; the exit code. A wrong configuration is shown in full, exit code 2."""
         from rich.console import Console
 
-        module = self._module(words[0])
-        arguments = self.parser(words[0]).parse_args(words[1:])
+        module = self._module(argv[0])
+        arguments = self.parser(argv[0]).parse_args(argv[1:])
         console = Console(highlight=False)
         if not console.is_terminal:
             console = Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL)

@@ -70,11 +70,8 @@ class BusConfig(Section):
         return self.plugin(registries).options.model_validate(self.options.get(self.backend, {}))
 
 
-# `device`: how activations leave a GPU.
-
-
 class DeviceConfig(Section):
-    """The path from a GPU to the bus; models on the CPU have none."""
+    """`device`: the path of activations from a GPU to the bus; models on the CPU have none."""
 
     staging_mib: Integer = Field(
         default=64,

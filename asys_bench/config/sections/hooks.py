@@ -30,13 +30,9 @@ if TYPE_CHECKING:
     from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin
 
 
-# `hooks[].sampling`: how often a hook captures, and how that follows the bus.
-
-
 class SamplingConfig(Section):
-    """One hook's sampling rate: follows the bus (`bus.on_full: sample`) and a budget of rows.
-
-    The laws are `capture.backpressure` and `capture.row_budget`.
+    """`hooks[].sampling`: how often a hook captures. The rate follows the bus (`bus.on_full: sample`)
+    and a budget of rows; the control laws are in `capture.sampling`.
     """
 
     max_rate: Number = Field(

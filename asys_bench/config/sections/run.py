@@ -10,8 +10,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from asys_bench.system.files.atomic import Fsync
 
-# What every section of the configuration is built from.
-
 
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys, NaN and infinity."""
@@ -84,11 +82,8 @@ class RunConfig(Section):
     )
 
 
-# `watchdog`: when a worker counts as dead and how it comes back.
-
-
 class WatchdogConfig(Section):
-    """Heartbeats, restarts and their budget."""
+    """`watchdog`: when a worker counts as dead, how it is started again, and how often."""
 
     enabled: bool = Field(
         default=True, description="restart workers that die or hang; false only counts them"

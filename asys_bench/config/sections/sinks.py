@@ -46,11 +46,8 @@ class SinkConfig(Section):
         return self.delivery or self.plugin(registries).default_delivery
 
 
-# `monitors`: what shows and exports the run's figures.
-
-
 class MonitorConfig(Section):
-    """One monitor."""
+    """An entry of `monitors`: what shows or exports the run's figures."""
 
     kind: PluginName = Field(description="monitor plugin (entry point group `asys.monitor`)")
     enabled: bool = Field(default=True, description="false: checked but not started")
@@ -65,11 +62,8 @@ class MonitorConfig(Section):
         return self.plugin(registries).options.model_validate(self.options)
 
 
-# `host`: what runs the model under observation.
-
-
 class HostConfig(Section):
-    """The host plugin and its options."""
+    """`host`: the plugin that runs the model under observation, and its options."""
 
     kind: PluginName = Field(description="host plugin (entry point group `asys.host`)")
     options: dict[PluginName, dict[str, Any]] = Field(

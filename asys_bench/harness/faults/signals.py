@@ -144,9 +144,6 @@ class Slow(Fault):
         self._thread.join()
 
 
-# The host itself dies.
-
-
 class HostCrash(Fault):
     """Workers drain, write and leave within five seconds; nothing stays behind.
 
@@ -273,11 +270,8 @@ def _compiler() -> str | None:
     return next((found for name in COMPILERS if (found := shutil.which(name))), None)
 
 
-# The kernel's OOM killer, by a memory limit on one worker: cgroup v2, or v1 where that is mounted.
-
-
 class OutOfMemory(Fault):
-    """The worker is moved to a group of its own that has no memory left to give."""
+    """The worker is moved to a cgroup (v2, or v1 where that is mounted) whose memory limit is used up."""
 
     name, summary = "oom", "the kernel's OOM killer ends the worker (cgroup memory limit)"
 
@@ -340,8 +334,6 @@ def _can_make_groups(parent: Path) -> bool:
         return False
     return has_limit
 
-
-# The faults by name.
 
 FAULTS: Mapping[str, type[Fault]] = {
     fault.name: fault

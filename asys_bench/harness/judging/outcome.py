@@ -121,11 +121,8 @@ def counts_of(cases: Sequence[Case], verdicts: Sequence[Verdict]) -> Counts:
     )
 
 
-# A stored result judged again: by its own suite, or by one whose limits have moved.
-
-
 def rejudge(result: Result, loaded: LoadedSuite) -> Result:
-    """The rounds of `result` under the targets of `loaded`. Nothing is measured.
+    """Judge the stored rounds of `result` by the targets of `loaded`. Nothing is measured.
 
     A case that `result` did not measure comes out without data, hence without a pass. A quantile
     whose limit moved has no exact count of exceedances any more and cannot be decided.

@@ -147,12 +147,9 @@ def _expand(suite: Suite, document: SuiteDocument) -> list[Contender]:
     return cases + [c for c in found.values() if c.role != "case"]
 
 
-# A part of a suite: the cases that match, and the references that they need.
-
-
 def select(loaded: LoadedSuite, patterns: Sequence[str]) -> LoadedSuite:
-    """`loaded` with the cases whose id, or whose id before the matrix, matches a glob; no pattern
-    keeps all.
+    """`loaded` with the cases whose id, or whose id before the matrix, matches a glob, and the
+    references that they need; no pattern keeps all.
 
     Raises:
         ConfigError: a pattern that matches no case.

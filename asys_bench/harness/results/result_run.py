@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# The words that results are written in: verdicts, kinds of targets, levels of checks.
-
 
 class Verdict(StrEnum):
     """What one target, or the whole suite, came to. Only PASS is a pass."""

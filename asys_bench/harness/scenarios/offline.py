@@ -22,11 +22,9 @@ from asys_bench.contracts.scenario import (
 from asys_bench.harness.measuring.consumers import ConsumerSpec
 from asys_bench.harness.measuring.transport import Transport, TransportSpec, transport
 
-# Options that every scenario over a bus shares.
-
 
 class TransportOptions(ScenarioOptions):
-    """The bus, its readers and the payload."""
+    """What every scenario over a bus can be told: the bus, its readers and the payload."""
 
     payload_bytes: int = Field(default=65536, ge=16, le=1 << 30, description="bytes per packet")
     groups: int = Field(default=1, ge=1, le=16, description="consumer groups; each sees everything")

@@ -28,13 +28,14 @@ from asys_bench.sinks.archive.sidecar import Sidecar
 from asys_bench.sinks.archive.verify import check_shard
 from asys_bench.system.files.below import EntryKind, remove, walk
 
-# Who holds a file's lock, without touching the lock: a probe by locking could win against its writer.
-
 LOCKS = Path("/proc/locks")
 
 
 def locked_files() -> frozenset[tuple[int, int, int]]:
-    """(major, minor, inode) of every file that some process holds a flock on."""
+    """(major, minor, inode) of every file that some process holds a flock on.
+
+    It reads the kernel's list: a probe that locks could win against the file's writer.
+    """
     found = set()
     try:
         lines = LOCKS.read_text().splitlines()

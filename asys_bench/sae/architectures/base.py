@@ -36,8 +36,6 @@ from asys_bench.sae.architectures.scaling import RowScaling
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 
-# What goes into a training step besides its rows, and what comes out besides gradients.
-
 
 @dataclass(frozen=True, slots=True)
 class StepContext:

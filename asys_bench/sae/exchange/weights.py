@@ -143,9 +143,6 @@ class SAEWeights:
         return replace(self, tensors=changed)
 
 
-# What cannot be exchanged, why, and what can be done instead.
-
-
 class ExchangeError(ValueError):
     """A format cannot express an SAE, or a folder cannot be taken over.
 

@@ -89,17 +89,16 @@ class Reconstruction:
     """d loss / d activation of each pair."""
 
 
-# Threads that share one training step.
-#
-# torch's own team spins at its barriers, which on a machine that also runs the host costs the host
-# more than it gives the trainer. These threads sleep between calls, and inside them torch works
-# single-threaded, so that matrix products need no barrier at all.
-
 T = TypeVar("T")
 
 
 class WorkThreads:
-    """Runs the parts of a call side by side; with one thread, in the caller."""
+    """Threads that share one training step: they run the parts of a call side by side.
+
+    torch's own threads spin at their barriers, which on a machine that also runs the host costs the
+    host more than it gives the trainer. These sleep between calls, and inside them torch works
+    single-threaded, so that matrix products need no barrier. With one thread the caller runs all.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count

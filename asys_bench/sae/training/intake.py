@@ -14,12 +14,10 @@ import torch
 
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, tensor_of
 
-# Rows with what is known of each.
-
 
 @dataclass(frozen=True, slots=True)
 class RowBlock:
-    """N rows in the order in which they came."""
+    """N rows, with what is known of each, in the order in which they came."""
 
     rows_ND: torch.Tensor
     """float32[N, D]."""

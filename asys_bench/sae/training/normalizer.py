@@ -153,11 +153,9 @@ class Normalizer:
         self._merge()
 
 
-# Running mean and scale of a transcoder's rows, whose input and output are on end.
-
-
 class PairNormalizer:
-    """Two `Normalizer`s side by side: columns [0, d_in) and [d_in, d_in + d_out)."""
+    """Running mean and scale of a transcoder's rows: a `Normalizer` for the input, columns [0, d_in),
+    and one for the output, columns [d_in, d_in + d_out)."""
 
     def __init__(
         self, d_in: int, d_out: int, mode: Literal["none", "std", "norm"], window_rows: int
@@ -201,13 +199,11 @@ class PairNormalizer:
         self._output.load_state_dict(pick(state, "output"))
 
 
-# The point with the least summed distance to a set of rows: a centre that outliers do not move.
-
-
 def geometric_median(
     x_ND: torch.Tensor, iterations: int = 50, tolerance: float = 1e-6
 ) -> torch.Tensor:
-    """Weiszfeld's iteration: `m <- sum(x_i / d_i) / sum(1 / d_i)`, d_i = ||x_i - m||, from the mean.
+    """The point with the least summed distance to the rows, a centre that outliers do not move, by
+    Weiszfeld's iteration: `m <- sum(x_i / d_i) / sum(1 / d_i)`, d_i = ||x_i - m||, from the mean.
 
     x_ND: finite float[N, D], N >= 1. Returns x's dtype [D]. Stops when the centre moves less than
     `tolerance` of the mean distance. Used for b_dec as in Bricken et al. 2023.

@@ -56,11 +56,8 @@ class RunningMetrics:
     """Share of the features of the checkpoint before the last one that the last one still has."""
 
 
-# The FVU of training, window by window: a running mean hides what a host's phases do to it.
-
-
 class FVUWindow:
-    """Sums over the current window of `rows` trained rows."""
+    """The FVU of training over windows of `rows` rows: a running mean hides what a host's phases do to it."""
 
     def __init__(self, rows: int) -> None:
         self._wanted = rows

@@ -29,16 +29,15 @@ from asys_bench.sinks.archive.repair import repair_shard
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 from asys_bench.system.files.below import EntryKind, scan
 
-# Which rows of which packets were seen, so that a redelivered packet is read (or written) once.
-#
-# A packet's rows are archived in order, so per packet one number tells all: the rows seen so far. They
-# lie in small pages per (run, source, shard), because sequence numbers are dense there.
-
 _PAGE = 1 << 12
 
 
 class SeenRows:
-    """Rows seen per packet; 4 bytes per packet."""
+    """Which rows of which packets were seen, so that a redelivered packet is read (or written) once.
+
+    A packet's rows are archived in order, so one number per packet suffices: the rows seen so far (4
+    bytes). The numbers lie in small pages per (run, source, shard): sequence numbers are dense there.
+    """
 
     def __init__(self) -> None:
         self._pages: dict[tuple[str, int, int, int], Any] = {}

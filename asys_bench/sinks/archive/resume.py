@@ -116,8 +116,6 @@ def _read_tail(
         missing[series] = left
 
 
-# The archiver's metrics in the stats page; rows, packets, bytes and shards are kept per hook.
-
 _PER_HOOK = ("archive_rows", "archive_packets", "archive_bytes", "archive_shards")
 
 

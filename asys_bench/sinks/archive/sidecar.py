@@ -16,8 +16,6 @@ from pydantic import BaseModel, Field, ValidationError
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import MAX_MODEL_BYTES, read_file
 
-# What archive readers and repairers raise: a typed error that names the file and the offset.
-
 
 class ArchiveError(ValueError):
     """A shard or sidecar is damaged, foreign or in use.

@@ -117,15 +117,12 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
-# When written bytes are forced to the device.
-#
-# A killed process loses nothing by `never`: the kernel has the bytes. Only a power cut or a crash of the
-# machine tells the policies apart, and there a rename without fsync may leave an empty file under the
-# final name; so the default syncs what cannot be made again.
-
-
 class Fsync(StrEnum):
-    """`run.fsync`.
+    """`run.fsync`: when written bytes are forced to the device.
+
+    A killed process loses nothing by `never`: the kernel has the bytes. Only a power cut or a crash of
+    the machine tells the policies apart, and there a rename without fsync may leave an empty file under
+    the final name; so the default syncs what cannot be made again.
 
     never: nothing is forced. Files are whole after a kill of any process, not after a power cut.
     checkpoint: SAE checkpoints and archive shards, once, before they get their final names.

@@ -1,9 +1,10 @@
 // The Python type `DirectCapture`: the whole of a common hook call, the decision included.
 //
-// It goes by the cells that the general path (capture/capture.py) goes by, and holds the GIL from the
-// look at `locked` to its end, so that no other thread is in between. A call that is due to look at the
-// bus looks, and is done with that if the bus is as calm as the general path said; when it is not, and
-// whatever else this does not know, it leaves to the general path untouched.
+// It shares its counters with the general path (capture/capture.py) and holds the GIL from reading
+// `locked` to its end, so that no other thread runs in between. A call that is due to check the fill of
+// the bus checks it here, and goes on if the fill is within the calm range that the general path wrote
+// down. In every other case, and for whatever it does not know, it leaves the call to the general path
+// and has changed nothing.
 #include <cstddef>
 #include <cstring>
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asys_bench.reports.run_report.lanes import stretches
 from rich.console import Console
 
 from asys_bench.cli.commands import run_report
@@ -28,6 +29,11 @@ from asys_bench.monitors.snapshot import histograms, take_snapshot
 from asys_bench.reports.run_report.analysis import EXAMPLES, analyse
 from asys_bench.reports.run_report.archive_rows import newest_rows
 from asys_bench.reports.run_report.cards import sae_section
+from asys_bench.reports.run_report.coordinate_shifts import (
+    coordinate_shifts,
+    describe,
+    kolmogorov_smirnov,
+)
 from asys_bench.reports.run_report.coordinates import Coordinate, read_observation_names
 from asys_bench.reports.run_report.curves import Line, Moment, chart, time_ticks
 from asys_bench.reports.run_report.feature_figures import decoder_map, density_histogram, heat
@@ -39,6 +45,7 @@ from asys_bench.reports.run_report.features import (
     spread_out,
 )
 from asys_bench.reports.run_report.fields import receptive_field
+from asys_bench.reports.run_report.input_pictures import field_map, observation, sentence
 from asys_bench.reports.run_report.inputs import (
     Tokens,
     beside,
@@ -47,10 +54,7 @@ from asys_bench.reports.run_report.inputs import (
     texts_of,
     tokens,
 )
-from asys_bench.reports.run_report.lanes import stretches
 from asys_bench.reports.run_report.latency import steps
-from asys_bench.reports.run_report.leanings import in_words, kolmogorov_smirnov, leanings
-from asys_bench.reports.run_report.looks import field_map, observation, sentence
 from asys_bench.reports.run_report.page import render_run
 from asys_bench.reports.run_report.record import read_run
 from asys_bench.reports.run_report.series import Metrics, rate, read_metrics, thin
@@ -447,16 +451,16 @@ def states(rows: int = 4000) -> np.ndarray:
 def test_a_feature_is_said_in_the_words_of_the_coordinates_it_fires_on() -> None:
     seen = states()
     acts = np.maximum(0, seen[:, 2] + seen[:, 3])
-    found = leanings(acts, seen)
+    found = coordinate_shifts(acts, seen)
     assert [one.p < 1e-3 for one in found] == [False, False, True, True]
-    words = in_words(found, CARTPOLE)
+    words = describe(found, CARTPOLE)
     assert words in (
         "the pole leans right and swings right",
         "the pole swings right and leans right",
     )
-    left = in_words(leanings(np.maximum(0, -seen[:, 0]), seen), CARTPOLE)
+    left = describe(coordinate_shifts(np.maximum(0, -seen[:, 0]), seen), CARTPOLE)
     assert left == "the cart is left"
-    assert in_words(found, ()) in (
+    assert describe(found, ()) in (
         "input 2 is high and input 3 is high",
         "input 3 is high and input 2 is high",
     )
@@ -464,17 +468,20 @@ def test_a_feature_is_said_in_the_words_of_the_coordinates_it_fires_on() -> None
 
 def test_a_side_is_named_only_where_the_values_are_on_it() -> None:
     seen = states() * 0.1 + 5  # always right of the centre
-    low = in_words(leanings(np.maximum(0, 5 - seen[:, 0]), seen), CARTPOLE)
+    low = describe(coordinate_shifts(np.maximum(0, 5 - seen[:, 0]), seen), CARTPOLE)
     assert low == "cart position is low"
-    near = in_words(leanings(np.maximum(0, 0.01 - np.abs(seen[:, 0] - 5)), seen), CARTPOLE)
+    near = describe(coordinate_shifts(np.maximum(0, 0.01 - np.abs(seen[:, 0] - 5)), seen), CARTPOLE)
     assert near.startswith("cart position is near 5")
 
 
 def test_noise_has_no_words_and_a_feature_of_few_states_nothing() -> None:
     seen = states()
     noise = np.random.default_rng(1).random(len(seen)).astype(np.float32)
-    assert in_words(leanings(noise, seen), CARTPOLE) == ""
-    assert leanings(np.where(np.arange(len(seen)) < 5, 1.0, 0.0).astype(np.float32), seen) == ()
+    assert describe(coordinate_shifts(noise, seen), CARTPOLE) == ""
+    assert (
+        coordinate_shifts(np.where(np.arange(len(seen)) < 5, 1.0, 0.0).astype(np.float32), seen)
+        == ()
+    )
 
 
 def test_the_kolmogorov_smirnov_test_agrees_with_scipy() -> None:

@@ -1,4 +1,4 @@
-"""A lane per process: when it started, consumed, was down and came back."""
+"""A row per process: when it started, consumed, was down and came back."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def stretches(metrics: Metrics, end_s: float) -> dict[str, list[Stretch]]:
     return found
 
 
-def lanes(metrics: Metrics, end_s: float) -> Markup | None:
-    """The card with all lanes; None when nothing was recorded."""
+def worker_timeline(metrics: Metrics, end_s: float) -> Markup | None:
+    """The card with all rows; None when nothing was recorded."""
     found = stretches(metrics, end_s)
     if not found:
         return None

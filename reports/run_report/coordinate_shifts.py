@@ -19,18 +19,18 @@ from asys_bench.reports.run_report.coordinates import Coordinate
 TOP = 50
 """States that a feature fires on most."""
 LEAST_TOP = 10
-SURE = 1e-3
+SIGNIFICANT = 1e-3
 """p below which a coordinate counts."""
-TELLING = 0.35
+LARGE_DISTANCE = 0.35
 """Largest distance of the two distributions (0..1) from which a coordinate is put in words."""
-MOST_WORDS = 2
+MOST_CLAUSES = 2
 BINS = 24
 
 Rows = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Leaning:
+class CoordinateShift:
     """One coordinate of a feature's top states against all states.
 
     distance: of the two cumulative distributions, 0..1; p: that it is chance.
@@ -49,7 +49,7 @@ class Leaning:
     top_B: npt.NDArray[np.float64]
 
 
-def leanings(acts_N: Rows, seen_NW: Rows) -> tuple[Leaning, ...]:
+def coordinate_shifts(acts_N: Rows, seen_NW: Rows) -> tuple[CoordinateShift, ...]:
     """One per coordinate; none for a feature that fires on too few states.
 
     acts_N: activations; seen_NW: the observation of each row, finite.
@@ -59,12 +59,12 @@ def leanings(acts_N: Rows, seen_NW: Rows) -> tuple[Leaning, ...]:
     if len(top_K) < LEAST_TOP:
         return ()
     return tuple(
-        _leaning(column, seen_NW[:, column], seen_NW[top_K, column])
+        _coordinate_shift(column, seen_NW[:, column], seen_NW[top_K, column])
         for column in range(seen_NW.shape[1])
     )
 
 
-def _leaning(column: int, all_N: Rows, top_K: Rows) -> Leaning:
+def _coordinate_shift(column: int, all_N: Rows, top_K: Rows) -> CoordinateShift:
     distance, p = kolmogorov_smirnov(top_K, all_N)
     low, high = (float(edge) for edge in np.quantile(all_N, [0.005, 0.995]))
     low, high = min(low, float(top_K.min())), max(high, float(top_K.max()))
@@ -72,7 +72,7 @@ def _leaning(column: int, all_N: Rows, top_K: Rows) -> Leaning:
         low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, BINS + 1)
     middle = float(np.median(top_K))
-    return Leaning(
+    return CoordinateShift(
         column, distance, p, middle, float((all_N < middle).mean()), low, high,
         np.histogram(all_N, edges)[0] / len(all_N), np.histogram(top_K, edges)[0] / len(top_K),
     )  # fmt: skip
@@ -93,17 +93,17 @@ def kolmogorov_smirnov(a_N: Rows, b_M: Rows) -> tuple[float, float]:
     return distance, min(1.0, max(0.0, sum(terms)))
 
 
-def in_words(found: Sequence[Leaning], coordinates: Sequence[Coordinate]) -> str:
+def describe(found: Sequence[CoordinateShift], coordinates: Sequence[Coordinate]) -> str:
     """ "the pole leans right and swings right"; empty where no coordinate tells the states apart."""
-    telling = [one for one in found if one.p < SURE and one.distance >= TELLING]
-    chosen = sorted(telling, key=lambda one: -one.distance)[:MOST_WORDS]
+    shifted = [one for one in found if one.p < SIGNIFICANT and one.distance >= LARGE_DISTANCE]
+    chosen = sorted(shifted, key=lambda one: -one.distance)[:MOST_CLAUSES]
     clauses = [_clause(one, _named(coordinates, one.column)) for one in chosen]
     if len(clauses) == 2:
         return _joined(*clauses)
     return clauses[0] if clauses else ""
 
 
-def _clause(one: Leaning, about: Coordinate) -> str:
+def _clause(one: CoordinateShift, about: Coordinate) -> str:
     if one.at >= 0.7:
         return about.high if one.middle > 0 and about.high else f"{about.name} is high"
     if one.at <= 0.3:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 from asys_bench.reports.page.markup import Markup, tag
 from asys_bench.reports.page.quantity import number, share
 from asys_bench.reports.page.scale import text
+from asys_bench.reports.run_report.coordinate_shifts import SIGNIFICANT, CoordinateShift
 from asys_bench.reports.run_report.coordinates import Coordinate
 from asys_bench.reports.run_report.fields import Field
 from asys_bench.reports.run_report.inputs import Tokens
-from asys_bench.reports.run_report.leanings import SURE, Leaning
 
 WIDTH, HEIGHT = 120.0, 64.0
 MOST_BARS = 64
@@ -164,10 +164,12 @@ def _told(values: Vector, coordinates: Sequence[Coordinate]) -> str:
     return ", ".join(told)
 
 
-def strips(leanings: Sequence[Leaning], coordinates: Sequence[Coordinate]) -> Markup:
+def strips(
+    coordinate_shifts: Sequence[CoordinateShift], coordinates: Sequence[Coordinate]
+) -> Markup:
     """A small histogram per coordinate: all states in grey, those it fires on most in colour."""
     items = []
-    for one in leanings[:MOST_STRIPS]:
+    for one in coordinate_shifts[:MOST_STRIPS]:
         about = (
             coordinates[one.column]
             if one.column < len(coordinates)
@@ -191,7 +193,9 @@ def strips(leanings: Sequence[Leaning], coordinates: Sequence[Coordinate]) -> Ma
             "span", tag("i", number(one.low, 2)), tag("i", number(one.high, 2)), class_="strip-axis"
         )  # fmt: skip
         label = tag("b", about.label)
-        items.append(tag("li", label, drawing, ends, class_="sure" if one.p < SURE else None))
+        items.append(
+            tag("li", label, drawing, ends, class_="sure" if one.p < SIGNIFICANT else None)
+        )
     return tag("ul", *items, class_="strips")
 
 
