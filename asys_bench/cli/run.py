@@ -222,7 +222,9 @@ class _Command:
         report = write_within(run_dir, REPORT_S)
         if report is None:
             message = f"no report within {REPORT_S:g} s: asys-run report {summary.run_dir}"
-            self._console.print(f"asys-run: {message}", style="yellow", markup=False, soft_wrap=True)
+            self._console.print(
+                f"asys-run: {message}", style="yellow", markup=False, soft_wrap=True
+            )
             return summary
         summary = replace(summary, files=tuple(list_files(run_dir)), report=path_text(report))
         with suppress(OSError):  # said when it was written first

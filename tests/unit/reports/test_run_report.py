@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from asys_bench.reports.run_report.lanes import stretches
 from rich.console import Console
 
 from asys_bench.cli.commands import run_report
@@ -59,6 +58,7 @@ from asys_bench.reports.run_report.page import render_run
 from asys_bench.reports.run_report.record import read_run
 from asys_bench.reports.run_report.series import Metrics, rate, read_metrics, thin
 from asys_bench.reports.run_report.token_levels import token_levels
+from asys_bench.reports.run_report.worker_timeline import stretches
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.sae import SAEConfig, build_sae, load_sae, save_sae
