@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import importlib.metadata
 import itertools
 import json
 import os
@@ -16,9 +18,12 @@ import torch
 
 from asys_bench.contracts.host import HostError
 from asys_bench.contracts.run_files import VOCABULARY_SCHEMA
+from asys_bench.hosts.pretrained import PACKAGE
 
 CHUNK_CHARACTERS = 1 << 16
 """Text is tokenised in pieces of about this size, cut at line ends."""
+_PACKAGE_TEXTS = ("METADATA", "LICENSE", "LICENCE", "COPYING", "NOTICE")
+_CODE = (".py", ".pyc", ".json", ".so")
 OPEN_FILES = 16
 """Shuffled files whose blocks come by turns, so that a long file is not all there is for a while."""
 
@@ -37,7 +42,7 @@ class TextBatch:
 
 
 class TextCorpus:
-    """Files by glob or folder, in sorted order. `.jsonl` files hold one text per line.
+    """Files by glob, folder or package, in sorted order. `.jsonl` files hold one text per line.
 
     shuffle_seed: files in an order drawn from it, another one each time round, and blocks of
         `OPEN_FILES` of them by turns; None keeps files and blocks as they come.
@@ -158,7 +163,15 @@ class TextCorpus:
 
 
 def files_of(pattern: str) -> list[Path]:
-    """The files of a folder or glob. Raises HostError: there are none."""
+    """The files of a folder, a glob or installed packages. Raises HostError: there are none."""
+    if pattern.startswith(PACKAGE):
+        found = _package_texts(pattern.removeprefix(PACKAGE))
+        if not found:
+            raise HostError(
+                f"host.options.transformers.texts: {pattern!r} matches no installed Python package with "
+                "texts (`package:*` is all of them)"
+            )
+        return found
     path = Path(os.path.expanduser(pattern))
     if path.is_dir():
         found = [
@@ -173,6 +186,18 @@ def files_of(pattern: str) -> list[Path]:
             ".txt, .md and .jsonl; a glob may have **)"
         )
     return found
+
+
+def _package_texts(name: str) -> list[Path]:
+    """Descriptions, licences, .md and .rst of the installed packages whose name matches the glob."""
+    found = set()
+    for package in importlib.metadata.distributions():
+        if not fnmatch.fnmatchcase(str(package.metadata["Name"] or "").lower(), name.lower()):
+            continue
+        for file in package.files or ():
+            if file.suffix in (".md", ".rst") or file.name.upper().startswith(_PACKAGE_TEXTS):
+                found.add(Path(str(file.locate())))
+    return sorted(path for path in found if path.is_file() and path.suffix not in _CODE)
 
 
 def _chunks(text: str) -> Iterator[str]:

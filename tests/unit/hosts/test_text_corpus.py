@@ -7,7 +7,7 @@ import json
 import pytest
 
 from asys_bench.contracts.host import HostError
-from asys_bench.hosts.text_corpus import TextCorpus, vocabulary_of
+from asys_bench.hosts.text_corpus import TextCorpus, files_of, vocabulary_of
 
 
 class Letters:
@@ -121,3 +121,23 @@ def test_shuffled_files_come_by_turns_in_an_order_of_the_seed_and_nothing_is_los
     assert twice[:60] == first
     assert twice[60:] != first, "another order the next time round"
     assert sorted(twice[60:]) == sorted(first)
+
+
+def test_installed_packages_give_their_descriptions_licences_and_documents(tmp_path, monkeypatch):
+    site = tmp_path / "site"
+    files = {
+        "texts-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: Texts\nVersion: 1.0\n\nhello",
+        "texts-1.0.dist-info/licenses/LICENSE": "free",
+        "texts-1.0.dist-info/top_level.txt": "texts",
+        "texts/guide.md": "guide",
+        "texts/license.py": "code",
+    }
+    files["texts-1.0.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
+    for name, text in files.items():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        (site / name).write_text(text)
+    monkeypatch.syspath_prepend(str(site))
+    assert [path.name for path in files_of("package:texts")] == ["guide.md", "METADATA", "LICENSE"]
+    assert set(files_of("package:texts")) < set(files_of("package:*"))
+    with pytest.raises(HostError, match=r"texts: 'package:no-such' matches no installed"):
+        files_of("package:no-such")
