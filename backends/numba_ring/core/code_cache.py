@@ -38,28 +38,40 @@ def unsafe_reason(directory: Path) -> str | None:
 
 @cache
 def private_directory() -> Path | None:
-    """`$XDG_CACHE_HOME/asys-i/numba_ring` (or below `~/.cache`), made 0700; None if it is not safe."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(
-        root
-    ):  # a relative one is to be ignored (XDG base directory specification)
-        root = os.path.expanduser("~/.cache")
-    if not os.path.isabs(root):  # no HOME, and a user without an entry in /etc/passwd
-        logger.warning(
-            "numba_ring compiles in every process: HOME and XDG_CACHE_HOME name no folder"
-        )
-        return None
-    directory = Path(os.path.realpath(root)) / "asys-i" / "numba_ring"
-    try:
-        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        reason = unsafe_reason(directory)
-    except OSError as error:
-        reason = str(error)
-    if reason is None:
-        return directory
-    logger.warning("numba_ring compiles in every process: no code cache, because %s", reason)
+    """The folder for compiled code, made 0700; None if none is safe.
+
+    `$XDG_CACHE_HOME/asys-i/numba_ring` (or below `~/.cache`); for a user whose home is missing or
+    cannot be written, `asys-i-cache-<uid>/numba_ring` in the folder for temporary files.
+    """
+    reasons = []
+    for directory in _candidates():
+        try:
+            directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            reason = unsafe_reason(directory)
+        except OSError as error:
+            reason = str(error)
+        if reason is None:
+            return directory
+        reasons.append(reason)
+    logger.warning(
+        "numba_ring compiles in every process, which may take each a minute: no code cache, because "
+        "%s. Set XDG_CACHE_HOME to a folder of your own",
+        "; ".join(reasons),
+    )
     return None
+
+
+def _candidates() -> Iterator[Path]:
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(root):  # a relative one is to be ignored (XDG base directory specification)
+        root = os.path.expanduser("~/.cache")
+    if os.path.isabs(root):  # else: no HOME, and a user without an entry in /etc/passwd
+        yield Path(os.path.realpath(root)) / "asys-i" / "numba_ring"
+    temporary = os.environ.get("TMPDIR") or "/tmp"
+    if os.path.isabs(temporary):
+        folder = f"asys-i-cache-{os.geteuid()}"
+        yield Path(os.path.realpath(temporary)) / folder / "numba_ring"
 
 
 @cache

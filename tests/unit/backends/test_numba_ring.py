@@ -582,13 +582,45 @@ print(compiled.log.from_cache)
     assert [from_cache(), from_cache()] == [0, 1]
 
 
+@pytest.fixture
+def temporary(monkeypatch, tmp_path):
+    """A sticky folder for temporary files, as /tmp is; and another one to work in."""
+    folder, here = tmp_path / "tmp", tmp_path / "here"
+    here.mkdir()
+    folder.mkdir()
+    folder.chmod(0o1777)
+    tmp_path.chmod(0o755)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
 @pytest.mark.parametrize("cache_home", ["", "cache", "./cache"])
-def test_without_a_home_no_folder_is_made_in_the_working_directory(
-    monkeypatch, tmp_path, caplog, cache_home
+def test_without_a_home_code_is_kept_among_temporary_files_and_not_in_the_working_directory(
+    monkeypatch, temporary, cache_home
 ):
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", cache_home)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for an unknown user
+    found = code_cache.private_directory.__wrapped__()
+    assert found == temporary / f"asys-i-cache-{os.geteuid()}" / "numba_ring"
+    assert code_cache.unsafe_reason(found) is None
+    assert os.listdir() == []
+
+
+def test_a_home_that_cannot_be_written_is_passed_over(monkeypatch, temporary):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    found = code_cache.private_directory.__wrapped__()
+    assert found is not None
+    assert found.is_relative_to(temporary)
+
+
+def test_a_code_cache_that_another_user_made_first_is_not_loaded_from(
+    monkeypatch, temporary, caplog
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+    folder = temporary / f"asys-i-cache-{os.geteuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
     assert code_cache.private_directory.__wrapped__() is None
-    assert os.listdir(tmp_path) == []
-    assert "HOME and XDG_CACHE_HOME name no folder" in caplog.text
+    assert "can be written by others" in caplog.text
+    assert "XDG_CACHE_HOME" in caplog.text
