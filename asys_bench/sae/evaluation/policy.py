@@ -1,7 +1,11 @@
-"""What an SAE's error does to an agent: its action distribution and its return.
+"""What an SAE's error does to an agent: its action distribution, its value estimate and its return.
 
-    KL(pi_clean(. | s) || pi_spliced(. | s))   nats, mean over observed states; joint over actions
-    return                                     undiscounted sum of rewards of an episode
+    KL(pi(. | s) || pi_spliced(. | s))   nats, over observed states; joint over actions: mean, p95, max
+    value error                          root of the mean of (V_spliced - V)^2; its square over var V
+    return                               undiscounted sum of an episode's rewards, actions as `act` says
+    return recovered                     (R_spliced - R_zero) / (R - R_zero), means over paired episodes
+
+Rows that the SAE leaves alone are measured both ways, as `subjects` says.
 
 For a stable-baselines3 policy: `distribution=lambda obs: policy.get_distribution(obs).distribution`
 and `act=lambda obs: policy.predict(obs, deterministic=True)[0]`.
@@ -9,14 +13,25 @@ and `act=lambda obs: policy.predict(obs, deterministic=True)[0]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.distributions import Distribution, kl_divergence
 
-from asys_bench.sae.evaluation.splice import Reconstruct, splice
+from asys_bench.sae.evaluation.reconstruction import PositionMeter, ReconstructionMeter
+from asys_bench.sae.evaluation.splice import rows_at, splice
+from asys_bench.sae.evaluation.subjects import (
+    Plan,
+    RowsFound,
+    Subject,
+    add_rows,
+    found_rows,
+    interventions,
+)
 
 Actions = Distribution | Sequence[Distribution]
 """A distribution over a batch of states; several for a MultiDiscrete action space."""
@@ -29,14 +44,62 @@ class Environment(Protocol):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]: ...
 
 
+class Agent(Protocol):
+    """What is asked of a trained agent; observations are a batch [B, ...] of its own form."""
+
+    def distribution(self, observations: Any) -> Actions: ...
+    def value(self, observations: Any) -> torch.Tensor | None:
+        """float[B]; None for an agent without a critic."""
+
+    def act(self, observation: Any) -> Any:
+        """The action for one observation of the environment."""
+
+    def states(self, observations: Sequence[Any]) -> Any:
+        """Observations of the environment as a batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyDamage:
-    """Over `states` observed states."""
+    """What one intervention does, over the states of the clean episodes."""
 
-    states: int
     kl_mean: float
+    kl_p95: float
     kl_max: float
-    """The state in which the reconstruction changes the agent most."""
+    """The state in which the agent changes most."""
+    value_rmse: float | None
+    """None: the agent has no critic."""
+    value_fvu: float | None
+    """Mean of (V_spliced - V)^2 over the variance of V; None without a critic or with a constant one."""
+    return_mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInterventions:
+    """The same rows replaced by the SAE's, by zeros and by their mean."""
+
+    return_clean: float
+    spliced: PolicyDamage
+    zero: PolicyDamage
+    mean: PolicyDamage
+
+    @property
+    def return_recovered(self) -> float:
+        """Against zeros; NaN where these do no harm."""
+        lost = self.return_clean - self.zero.return_mean
+        return (self.spliced.return_mean - self.zero.return_mean) / lost if lost > 0 else math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class AgentDamage:
+    """One SAE in an agent. Over `states` states of `episodes` episodes."""
+
+    rows: RowsFound
+    states: int
+    episodes: int
+    return_clean: float
+    replaced: PolicyInterventions
+    passed: PolicyInterventions | None
+    """None: the SAE leaves no rows alone."""
 
 
 def action_kl(clean: Actions, spliced: Actions) -> torch.Tensor:
@@ -57,33 +120,90 @@ def action_kl(clean: Actions, spliced: Actions) -> torch.Tensor:
 
 
 @torch.no_grad()
-def policy_damage(
-    distribution: Callable[[torch.Tensor], Actions],
-    observations: Iterable[torch.Tensor],
-    module: torch.nn.Module,
-    reconstruct: Reconstruct,
+def agent_damage(
+    agent: Agent,
+    environment: Environment,
+    subjects: Mapping[str, Subject],
     *,
-    select: int | str | None = None,
-) -> PolicyDamage:
-    """KL of the action distribution on batches of observations [B, ...].
+    episodes: int,
+    seed: int,
+    most_states: int = 10_000,
+) -> dict[str, AgentDamage]:
+    """Play `episodes` as they are, then with each intervention of each subject alone.
 
     Raises:
-        ValueError: no observations.
+        ValueError: a place gave no rows, or rows of another width than its SAE's.
     """
-    states, total, most = 0, 0.0, 0.0
-    for obs_B in observations:
-        if not len(obs_B):
-            continue
-        clean = distribution(obs_B)
-        with splice(module, reconstruct, select=select):
-            spliced = distribution(obs_B)
-        kl_B = action_kl(clean, spliced)
-        states += len(kl_B)
-        total += float(kl_B.sum())
-        most = max(most, float(kl_B.max()))
-    if not states:
-        raise ValueError("no observations were given")
-    return PolicyDamage(states, total / states, most)
+    seen: list[Any] = []
+
+    def act(observation: Any) -> Any:
+        seen.append(copy.deepcopy(observation))  # environments may reuse its memory
+        return agent.act(observation)
+
+    returns = episode_returns(act, environment, episodes, seed)
+    states = agent.states(seen[:: max(1, -(-len(seen) // most_states))])
+    places = {name: subject.place for name, subject in subjects.items()}
+    with rows_at(places) as calls:
+        distribution, value = agent.distribution(states), agent.value(states)
+    clean = _Clean(distribution, value, sum(returns) / len(returns))
+    found = {}
+    for name, subject in subjects.items():
+        meter = ReconstructionMeter(subject.sae.d_in, subject.sae.d_sae)
+        for rows in calls[name]:
+            add_rows(subject.sae, meter, PositionMeter(), rows, None)
+        rows_found = found_rows(name, meter, PositionMeter())
+        measured: dict[str, list[PolicyDamage]] = {}
+        for plan in interventions(subject.sae, rows_found.mean_D):
+            one = _intervene(agent, environment, subject, plan, clean, states, episodes, seed)
+            measured.setdefault(plan.mode, []).append(one)
+        modes = {m: PolicyInterventions(clean.reward, *three) for m, three in measured.items()}
+        found[name] = AgentDamage(
+            rows_found,
+            len(action_kl(distribution, distribution)),
+            episodes,
+            clean.reward,
+            modes["replaced"],
+            modes.get("passed"),
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """The agent as it is."""
+
+    distribution: Actions
+    value: torch.Tensor | None
+    reward: float
+
+
+def _intervene(
+    agent: Agent,
+    environment: Environment,
+    subject: Subject,
+    plan: Plan,
+    clean: _Clean,
+    states: Any,
+    episodes: int,
+    seed: int,
+) -> PolicyDamage:
+    with splice(subject.place, plan.reconstruct, keep=plan.keep):
+        kl_B = action_kl(clean.distribution, agent.distribution(states))
+        value = agent.value(states)
+        returns = episode_returns(agent.act, environment, episodes, seed)
+    rmse, share = None, None
+    if value is not None and clean.value is not None:
+        square = float((value - clean.value).double().square().mean())
+        variance = float(clean.value.double().var(unbiased=False))
+        rmse, share = math.sqrt(square), square / variance if variance > 0 else None
+    return PolicyDamage(
+        float(kl_B.mean()),
+        float(torch.quantile(kl_B.float(), 0.95)),
+        float(kl_B.max()),
+        rmse,
+        share,
+        sum(returns) / len(returns),
+    )
 
 
 def episode_returns(

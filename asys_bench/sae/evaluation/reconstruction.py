@@ -91,6 +91,10 @@ class ReconstructionReport:
     """Rows that are outliers, as a share of all."""
     mse: float
     """Mean of ||x - x_hat||^2 / D."""
+    cosine: float
+    """Mean of the cosine between x and x_hat."""
+    l2_ratio: float
+    """Mean of ||x_hat|| / ||x||: under 1 the SAE shrinks its rows."""
     l0: float
     """Mean active features per row."""
     dead_fraction: float
@@ -106,10 +110,17 @@ class _Moments:
     def __init__(self, d_in: int) -> None:
         self.rows = 0
         self.weight = self.error = self._spread = 0.0
+        self.cosine = self.l2_ratio = 0.0
         self._mean_D = torch.zeros(d_in, dtype=torch.float64)
 
     def update(self, x: torch.Tensor, x_hat: torch.Tensor, weight: torch.Tensor) -> None:
         """Add rows float64[B, D], B >= 1."""
+        norm, norm_hat = (torch.linalg.vector_norm(rows, dim=1) for rows in (x, x_hat))
+        # Of two rows of zeros, or of one, a cosine and a ratio are 0 / 0: they count as 1 and 0.
+        alike = ((norm == 0) & (norm_hat == 0)).double()
+        both = (norm * norm_hat).clamp_min(1e-300)
+        self.cosine += float(weight @ ((x * x_hat).sum(1) / both + alike))
+        self.l2_ratio += float(weight @ (norm_hat / norm.clamp_min(1e-300) + alike))
         mass = float(weight.sum())
         mean_D = weight @ x / mass
         gap_D = mean_D - self._mean_D
@@ -121,6 +132,10 @@ class _Moments:
         self.weight = total
         self.rows += len(x)
         self.error += float(weight @ (x - x_hat).square().sum(1))
+
+    @property
+    def mean_D(self) -> torch.Tensor:
+        return self._mean_D
 
     @property
     def fvu(self) -> float:
@@ -163,6 +178,11 @@ class ReconstructionMeter:
         if len(x):
             self._usual.update(x, x_hat, weight)
 
+    @property
+    def mean_D(self) -> torch.Tensor:
+        """float64[D]: the mean of the rows without outliers (of all, where all are outliers)."""
+        return self._usual.mean_D if self._usual.rows else self._all.mean_D
+
     def report(self) -> ReconstructionReport:
         """Raises ValueError before the first row."""
         if self._all.rows == 0:
@@ -175,6 +195,8 @@ class ReconstructionMeter:
             fvu_all=self._all.fvu,
             outlier_share=max(0.0, 1.0 - self._usual.weight / self._all.weight),
             mse=of.error / of.weight / self._d_in,
+            cosine=of.cosine / of.weight,
+            l2_ratio=of.l2_ratio / of.weight,
             l0=float(rate_F.sum()),
             dead_fraction=float((rate_F == 0).double().mean()),
             dense_fraction=float((rate_F > DENSE_RATE).double().mean()),
@@ -203,3 +225,39 @@ def evaluate(sae: Autoencoder, batches: Iterable[torch.Tensor]) -> Reconstructio
     if meter is None:
         raise ValueError("no rows were given")
     return meter.report()
+
+
+class PositionMeter:
+    """FVU by a row's position in its sequence, all positions on the scale of the whole variance:
+
+        FVU_t = (sum_t ||x - x_hat||^2 / n_t) / (sum ||x - mean||^2 / n)
+
+    Positions whose rows vary little among themselves (the first token) are not blown up by that. The
+    mean of FVU_t over rows is the FVU. Weights are 1.
+    """
+
+    def __init__(self) -> None:
+        self._rows_T = self._error_T = torch.zeros(0, dtype=torch.float64)
+
+    def update(self, position_B: torch.Tensor, x_BD: torch.Tensor, x_hat_BD: torch.Tensor) -> None:
+        """Add rows with their positions, int64[B], each >= 0."""
+        if not len(position_B):
+            return
+        error_B = (x_BD.double() - x_hat_BD.double()).square().sum(1)
+        length = max(len(self._rows_T), int(position_B.max()) + 1)
+        for name, weight_B in (("_rows_T", torch.ones_like(error_B)), ("_error_T", error_B)):
+            grown_T = torch.zeros(length, dtype=torch.float64)
+            held_T = getattr(self, name)
+            grown_T[: len(held_T)] = held_T
+            setattr(self, name, grown_T.index_add_(0, position_B, weight_B))
+
+    def fvu_by_position(self, fvu: float) -> list[float | None]:
+        """FVU_t from position 0 on, None where no row was; `fvu` is that of the same rows together."""
+        error, rows = float(self._error_T.sum()), float(self._rows_T.sum())
+        if not error or not math.isfinite(fvu):
+            return [0.0 if n else None for n in self._rows_T.tolist()]
+        per_row = error / rows / fvu
+        return [
+            float(e / n / per_row) if n else None
+            for e, n in zip(self._error_T.tolist(), self._rows_T.tolist(), strict=True)
+        ]

@@ -1,4 +1,4 @@
-"""A host with one module's output replaced by an SAE's reconstruction of it.
+"""A host with one module's output (or first input) replaced by an SAE's reconstruction of it.
 
     with splice(model.layers[3], sae):
         logits = model(ids)
@@ -6,14 +6,15 @@
 The hook is gone afterwards, whatever happens inside. Rows are the last dimension, or the channels of an
 image (`row_dim`); dtype, device and shape are kept. No gradient flows through the replacement: it is for
 measuring. Where an SAE leaves a row alone (its outliers), the module's own output stays, bit for
-bit.
+bit; `keep` says so of other replacements.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, MutableMapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -34,50 +35,124 @@ def mean_ablation(mean_D: torch.Tensor) -> Reconstruct:
     return lambda rows_BD: mean_D.to(rows_BD).expand_as(rows_BD)
 
 
+Keep = Callable[[torch.Tensor], torch.Tensor | None]
+"""Raw rows float32[B, D] -> bool[B], the rows that stay as they are; None: no row does."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the rows of a hook are in a model.
+
+    at: the module's output, or its first input.
+    select: which element of a tuple, list or dict output; None takes the tensor itself or the first
+        tensor in it.
+    row_dim: the dimension that holds a row: 1 for SAEs of `hooks[].rows: channels`.
+    """
+
+    module: torch.nn.Module
+    at: Literal["output", "input"] = "output"
+    select: int | str | None = None
+    row_dim: int = -1
+
+
 @contextmanager
 def splice(
-    module: torch.nn.Module,
+    place: Place | torch.nn.Module,
     reconstruct: Reconstruct,
     *,
     select: int | str | None = None,
     source: Literal["output", "input"] = "output",
     row_dim: int = -1,
+    keep: Keep | None = None,
 ) -> Iterator[None]:
-    """Replace `module`'s output tensor while inside the `with` block.
+    """Replace what `place` names while inside the `with` block; a module is its output.
 
-    select: which element of a tuple, list or dict output; None takes the tensor itself or the first
-        tensor in it.
-    source: what is given to `reconstruct`: the output itself, or (transcoders) the first input.
-    row_dim: the dimension that holds a row: 1 for SAEs of `hooks[].rows: channels`.
+    select, row_dim: as of `Place`, where `place` is a module.
+    source: what is given to `reconstruct`: what is replaced, or (transcoders) the module's first input.
+    keep: rows that stay; None: those that an SAE leaves alone.
 
     Raises (from the host's call):
         ValueError: there is no such tensor, or the replacement has another shape.
     """
+    if isinstance(place, torch.nn.Module):
+        place = Place(place, "output", select, row_dim)
+    if keep is None and isinstance(reconstruct, SparseAutoencoder):
+        keep = reconstruct.outlying
+    row_dim = place.row_dim
 
     @torch.no_grad()
-    def replace(_: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        key, tensor = _find(output, select)
-        given = tensor if source == "output" else _find(inputs, None)[1]
+    def replaced(tensor: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         given = given.detach().movedim(row_dim, -1)
         rows_BD = given.reshape(-1, given.shape[-1]).to(torch.float32)
         made = reconstruct(rows_BD).reshape(*given.shape[:-1], -1).movedim(-1, row_dim).to(tensor)
-        if isinstance(reconstruct, SparseAutoencoder) and made.shape == tensor.shape:
-            outlying_B = reconstruct.outlying(rows_BD)
-            if outlying_B is not None:
-                own = outlying_B.reshape(*given.shape[:-1], 1).movedim(-1, row_dim)
+        if keep is not None and made.shape == tensor.shape:
+            kept_B = keep(rows_BD)
+            if kept_B is not None:
+                own = kept_B.reshape(*given.shape[:-1], 1).movedim(-1, row_dim)
                 made = torch.where(own, tensor, made)
         if made.shape != tensor.shape:
             raise ValueError(
-                f"the reconstruction is {tuple(made.shape)}, the module's output "
+                f"the reconstruction is {tuple(made.shape)}, the module's {place.at} "
                 f"{tuple(tensor.shape)}"
             )
-        return _put(output, key, made)
+        return made
 
-    handle = module.register_forward_hook(replace)
+    def after(_: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        key, tensor = _find(output, place.select)
+        given = tensor if source == "output" else _find(inputs, None)[1]
+        return _put(output, key, replaced(tensor, given))
+
+    def before(_: torch.nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        held: Any = inputs if _holds_tensor(inputs) else named
+        key, tensor = _find(held, None)
+        changed = _put(held, key, replaced(tensor, tensor))
+        return (changed, named) if held is inputs else (inputs, changed)
+
+    module = place.module
+    handle = (
+        module.register_forward_hook(after)
+        if place.at == "output"
+        else module.register_forward_pre_hook(before, with_kwargs=True)
+    )
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def rows_at(places: dict[str, Place]) -> Iterator[dict[str, list[torch.Tensor]]]:
+    """Inside the `with` block: the rows of every call at each place, float32[..., D], own memory."""
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in places}
+
+    def take(name: str, value: Any, place: Place) -> None:
+        _, tensor = _find(value, place.select if place.at == "output" else None)
+        found[name].append(tensor.detach().movedim(place.row_dim, -1).to(torch.float32, copy=True))
+
+    with ExitStack() as hooks:
+        for name, place in places.items():
+
+            def after(
+                _: torch.nn.Module, inputs: Any, output: Any, at: tuple[str, Place] = (name, place)
+            ) -> None:
+                take(at[0], output, at[1])
+
+            def before(
+                _: torch.nn.Module, inputs: Any, named: Any, at: tuple[str, Place] = (name, place)
+            ) -> None:
+                take(at[0], inputs if _holds_tensor(inputs) else named, at[1])
+
+            handle = (
+                place.module.register_forward_hook(after)
+                if place.at == "output"
+                else place.module.register_forward_pre_hook(before, with_kwargs=True)
+            )
+            hooks.callback(handle.remove)
+        yield found
+
+
+def _holds_tensor(values: tuple[Any, ...]) -> bool:
+    return any(isinstance(value, torch.Tensor) for value in values)
 
 
 def _find(value: Any, select: int | str | None) -> tuple[int | str | None, torch.Tensor]:
