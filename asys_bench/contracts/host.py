@@ -9,9 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
+
+from asys_bench.contracts.evaluated import Evaluated
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 
 class HostOptions(BaseModel, extra="forbid", frozen=True):
     """Base of a host's own option model (`host.options.<kind>` in YAML)."""
+
+    @property
+    def trains(self) -> bool:
+        """The model's weights change while the host runs, and `BaseHost.save_weights` keeps them."""
+        return False
 
     def misfits(self) -> Iterable[Misfit]:
         """What cannot work here, asked before the host is built; files may be looked at.
@@ -111,6 +119,13 @@ class BaseHost(ABC):
         """JSON documents to keep in the run's folder, by file name (a vocabulary); after `build`."""
         return {}
 
+    def save_weights(self, folder: Path) -> None:
+        """Write the model's weights into this new folder, for `HostPlugin.evaluated`.
+
+        Called between two steps, in the host's thread; draws no random number and changes nothing.
+        """
+        raise NotImplementedError
+
     def request_stop(self) -> None:
         """The user asked to stop, beyond `clock.should_stop`; called in a signal handler.
 
@@ -134,4 +149,8 @@ class HostPlugin:
     options: type[HostOptions]
     build: Callable[[HostOptions, int], BaseHost]
     """A host from its options and the run's seed."""
+    evaluated: Callable[[HostOptions, int, Path | None], Evaluated] | None = None
+    """The host's model for an evaluation, from its options, the run's seed and the folder with its
+    weights; without a folder the weights that a run begins with. None: its model is known to the host
+    alone. Raises HostError: it cannot be loaded."""
     unavailable: Callable[[], str | None] = lambda: None

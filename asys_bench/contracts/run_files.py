@@ -13,6 +13,8 @@
     report.html         the report, as `asys-run report` writes it
     logs/               a log per worker and the watchdog's
     archive/ sae/       activations; checkpoints of the SAEs
+    evaluation/         what SAEs do to the model when they are put back into it
+    host/               weights that a host kept of the model that it trained
     watch/              what an `sae_watch` sink found
     tensorboard/        event files
     .readers/           locks of subscribers from outside
@@ -42,6 +44,8 @@ REPORT_FILE = "report.html"
 LOGS_DIR = "logs"
 ARCHIVE_DIR = "archive"
 SAE_DIR = "sae"
+EVALUATION_DIR, EVALUATION_SCHEMA = "evaluation", "asys.evaluation/1"
+HOST_DIR, WEIGHTS_FILE, WEIGHTS_SCHEMA = "host", "weights.json", "asys.weights/1"
 WATCH_DIR, WATCH_SCHEMA = "watch", "asys.watch/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"

@@ -67,6 +67,11 @@ class SinkOptions(BaseModel, extra="forbid", frozen=True):
         """
         return ()
 
+    @property
+    def weights_every_s(self) -> float | None:
+        """How often it wants a host that trains to keep its weights, in seconds; None: never."""
+        return None
+
     def labels(self, hooks: Sequence[str]) -> Sequence[str]:
         """What a worker of these hooks labels its metrics with; it sizes its part of the stats page.
 

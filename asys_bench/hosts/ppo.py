@@ -8,13 +8,18 @@ the run's main process. Hook `mlp_extractor.policy_net` and `mlp_extractor.value
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
+from asys_bench.contracts.evaluated import EvaluatedAgent
 from asys_bench.contracts.host import (
     BaseHost,
     HostClock,
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 
+POLICY_FILE = "policy.safetensors"
 _ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 _OBSERVED = (
     "mlp_extractor.policy_net:input",
@@ -68,6 +74,10 @@ class PPOOptions(HostOptions):
     )
     ent_coef: float = Field(default=0.0, ge=0, description="entropy bonus coefficient")
     device: str = Field(default="cpu", description='torch device of the policy, e.g. "cpu", "cuda"')
+
+    @property
+    def trains(self) -> bool:
+        return True
 
     def misfits(self) -> Iterator[Misfit]:
         """An environment that nobody registered, batches that do not divide a rollout."""
@@ -173,6 +183,14 @@ class PPOHostProcess(BaseHost):
         document = observation_document(one, _OBSERVED)
         return {OBSERVATION_FILE: {**document, "environment": self._options.env_id}}
 
+    def save_weights(self, folder: Path) -> None:
+        assert self._model is not None
+        tensors = {
+            name: tensor.detach().to("cpu").contiguous().clone()
+            for name, tensor in self._model.policy.state_dict().items()
+        }
+        save_file(tensors, folder / POLICY_FILE)
+
     def close(self) -> None:
         if self._model is not None:
             environments = self._model.get_env()
@@ -217,10 +235,55 @@ def _build(options: HostOptions, seed: int) -> BaseHost:
     return PPOHostProcess(options, seed)
 
 
+class SB3Agent:
+    """A stable-baselines3 actor-critic policy, which acts deterministically."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+
+    def distribution(self, observations: Any) -> Any:
+        return self._policy.get_distribution(observations).distribution
+
+    def value(self, observations: Any) -> torch.Tensor | None:
+        value_B: torch.Tensor = self._policy.predict_values(observations).flatten()
+        return value_B
+
+    def act(self, observation: Any) -> Any:
+        return self._policy.predict(observation, deterministic=True)[0]
+
+    def states(self, observations: Sequence[Any]) -> Any:
+        first = observations[0]
+        if isinstance(first, Mapping):
+            stacked: Any = {key: np.stack([one[key] for one in observations]) for key in first}
+        else:
+            stacked = np.stack(observations)
+        return self._policy.obs_to_tensor(stacked)[0]
+
+
+def _evaluated(options: HostOptions, seed: int, weights: Path | None) -> EvaluatedAgent:
+    import gymnasium
+
+    assert isinstance(options, PPOOptions)
+    host = PPOHostProcess(
+        options.model_copy(update={"n_envs": 1, "batch_size": options.n_steps}), seed
+    )
+    policy = host.build()
+    host.close()
+    if weights is not None:
+        try:
+            policy.load_state_dict(load_file(weights / POLICY_FILE))
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise HostError(f"{weights}: no weights of this policy: {error}") from error
+    policy.eval()
+    environment = gymnasium.make(options.env_id)
+    return EvaluatedAgent(policy, SB3Agent(policy), environment, {"environment": options.env_id})
+
+
 plugin = HostPlugin(
     name="ppo",
     summary="stable-baselines3 PPO on a gymnasium environment",
     options=PPOOptions,
     build=_build,
+    evaluated=_evaluated,
     unavailable=_unavailable,
 )

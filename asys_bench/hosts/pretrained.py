@@ -48,17 +48,41 @@ def load(
     Raises:
         HostError: it is not there, or transformers cannot load it; names the option.
     """
-    source, packed = model_source(model, gguf_file), gguf_file
-    if gguf_file:
-        folder = dequantised(source, gguf_file, revision)
-        if folder is not None:
-            source, packed = str(folder), None
+    source, packed = _located(model, gguf_file, revision)
     try:
         read = load_tokenizer(tokenizer or source, None if tokenizer else packed, revision)
         loaded = load_model(source, auto_class, dtype, packed, revision)
     except (OSError, ValueError) as error:
         raise HostError(f"{OPTION}.model: {model!r} cannot be loaded: {error}") from error
     return loaded, read
+
+
+def architectures(model: str, gguf_file: str | None, revision: str | None) -> tuple[str, ...]:
+    """The classes that the weights were saved from, as their config.json says.
+
+    Raises:
+        HostError: it is not there, or transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    source, packed = _located(model, gguf_file, revision)
+    if packed is not None:
+        return ("AutoModelForCausalLM",)
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise HostError(f"{OPTION}.model: {model!r} cannot be loaded: {error}") from error
+    return tuple(getattr(config, "architectures", None) or ())
+
+
+def _located(model: str, gguf_file: str | None, revision: str | None) -> tuple[str, str | None]:
+    """(folder or hub name, GGUF file that is still packed). Raises HostError: it is not there."""
+    source = model_source(model, gguf_file)
+    if gguf_file:
+        folder = dequantised(source, gguf_file, revision)
+        if folder is not None:
+            return str(folder), None
+    return source, gguf_file
 
 
 def load_tokenizer(source: str, gguf_file: str | None = None, revision: str | None = None) -> Any:

@@ -15,7 +15,9 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 
+from asys_bench.contracts.evaluated import EvaluatedText
 from asys_bench.contracts.host import (
     BaseHost,
     HostClock,
@@ -29,6 +31,7 @@ from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import device_misfits
 from asys_bench.hosts.pretrained import (
     GGUF_FIX,
+    architectures,
     gguf_missing,
     load,
     model_misfit,
@@ -107,6 +110,10 @@ class TransformersOptions(HostOptions):
     )
     device: str = Field(default="cpu", description='torch device, e.g. "cpu", "cuda"')
 
+    @property
+    def trains(self) -> bool:
+        return self.task == "train"
+
     def misfits(self) -> Iterator[Misfit]:
         """A model or texts that are not given or not there; names on the hub are not asked for."""
         for name in ("model", "texts"):
@@ -178,6 +185,9 @@ class TransformersHost(BaseHost):
     def documents(self) -> Mapping[str, Mapping[str, Any]]:
         """The vocabulary, so that reports can show tokens."""
         return {VOCABULARY_FILE: vocabulary_document(self._tokenizer)}
+
+    def save_weights(self, folder: Path) -> None:
+        self._model.save_pretrained(folder)
 
     def run(self, clock: HostClock) -> HostResult:
         """Until `total_tokens`, the end of the texts, or a stop; reports `tokens` and `loss`."""
@@ -272,10 +282,81 @@ def _build(options: HostOptions, seed: int) -> BaseHost:
     return TransformersHost(options, seed)
 
 
+# The model for an evaluation.
+
+EVALUATION_SEED = 1
+"""Draws the files of an evaluation, so that all evaluations of a run are on the same tokens."""
+EVALUATION_SEQUENCES = 4
+"""Of one batch: log probabilities of a large vocabulary are held of the model as it is, and of one that
+is compared with it."""
+_PREDICTS = ("ForCausalLM", "LMHeadModel")
+"""How architectures are called that predict the next token."""
+
+
+def _evaluated(options: HostOptions, seed: int, weights: Path | None) -> EvaluatedText:
+    assert isinstance(options, TransformersOptions)
+    about = {"model": options.model, "gguf_file": options.gguf_file, "texts": list(options.texts)}
+    read: dict[str, Any] = {
+        "gguf_file": options.gguf_file,
+        "tokenizer": options.tokenizer,
+        "revision": options.revision,
+        "dtype": options.dtype,
+    }
+    asked = options.auto_class or _AUTO[options.task]
+    told = architectures(options.model, options.gguf_file, options.revision)
+    predicts = any(name.endswith(_PREDICTS) for name in told)
+    whole, tokenizer = load(
+        options.model,
+        auto_class="AutoModelForCausalLM" if predicts and asked == "AutoModel" else asked,
+        **read,
+    )
+    if weights is not None:
+        try:
+            whole = type(whole).from_pretrained(weights, dtype=whole.dtype)
+        except (OSError, ValueError, SafetensorError) as error:
+            raise HostError(f"{weights}: no weights of this model: {error}") from error
+    whole = whole.to(options.device).eval()
+    longest = getattr(whole.config, "max_position_embeddings", None) or options.block_tokens
+    model = whole.base_model if predicts and asked == "AutoModel" else whole
+
+    def run(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> Any:
+        inputs = {
+            "input_ids": ids_BT.to(options.device),
+            "attention_mask": mask_BT.to(options.device),
+        }
+        return model(**inputs)
+
+    def logits(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+        inputs = {
+            "input_ids": ids_BT.to(options.device),
+            "attention_mask": mask_BT.to(options.device),
+        }
+        found: torch.Tensor = whole(**inputs).logits
+        return found
+
+    def batches(tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        corpus = TextCorpus(
+            options.texts,
+            tokenizer,
+            block_tokens=min(options.block_tokens, longest),
+            text_field=options.text_field,
+            shuffle_seed=EVALUATION_SEED,
+        )
+        made = 0
+        for batch in corpus.batches(EVALUATION_SEQUENCES, repeat=False):
+            yield batch.input_ids_BT, batch.mask_BT
+            made += batch.tokens
+            if made >= tokens:
+                return
+
+    return EvaluatedText(model, run, logits if predicts else None, batches, about)
+
+
 plugin = HostPlugin(
     name="transformers",
     summary="a Hugging Face model over text files: encode, train or generate",
     options=TransformersOptions,
     build=_build,
+    evaluated=_evaluated,
     unavailable=_unavailable,
 )

@@ -15,6 +15,7 @@ from asys_bench.contracts.host import BaseHost, HostError, HostResult
 from asys_bench.run.lifecycle import RunLifecycle, RunOutcome, misfit
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
+from asys_bench.run.weights import KeptWeights, host_clock, live_interval_s
 
 
 class ExperimentPipeline:
@@ -99,14 +100,28 @@ class ExperimentPipeline:
         if self._host is None:
             raise RuntimeError("setup() has not run")
         if self._late_clock is None:
-            self._result = self._host.run(self.session.clock)
-            return self._result
+            return self._run_host(self._host)
         try:
             self._result = self._host.run(self._late_clock)
         finally:
             self.life.end_counting()
             if self.life.session is None:  # an empty run, but one with an end
                 self.life.start_without_model(self._host.step_unit)
+        return self._result
+
+    def _run_host(self, host: BaseHost) -> HostResult:
+        """The loop of a host whose model was there at the start."""
+        clock, config = self.session.clock, self.config
+        every_s = live_interval_s(config)
+        wanted = config.host.keep_weights or every_s is not None
+        kept: KeptWeights | None = None
+        if wanted and config.host.plugin_options().trains and self.run_dir is not None:
+            kept = KeptWeights(host, self.run_dir.path)
+        try:
+            self._result = host.run(host_clock(clock, kept, every_s))
+        finally:
+            if kept is not None:
+                kept.keep(clock.host_step, clock.weights_version)
         return self._result
 
     def request_stop(self) -> None:

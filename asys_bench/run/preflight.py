@@ -27,7 +27,13 @@ LEAST_DISK_BYTES = 64 << 20
 def preflight(loaded: LoadedConfig) -> list[Problem]:
     """Every reason why this run cannot work here, each with the place that asks for it."""
     config = loaded.config
-    found = [*_plugins(config), *_host(config), *_folders(config), *_bus(config)]
+    found = [
+        *_plugins(config),
+        *_host(config),
+        *_folders(config),
+        *_bus(config),
+        *_evaluations(config),
+    ]
     return [
         Problem.at(origin_of(loaded, path), message, path=format_path(path), value=value, fix=fix)
         for path, message, value, fix in found
@@ -103,6 +109,22 @@ def _host(config: MasterConfig) -> Iterator[Finding]:
     for misfit in config.host.plugin_options().misfits():
         path = ("host", "options", config.host.kind, *misfit.path)
         yield path, misfit.message, misfit.value, misfit.fix
+
+
+def _evaluations(config: MasterConfig) -> Iterator[Finding]:
+    """Sinks that are to put SAEs back into a model that nobody but the host can make."""
+    plugin = config.host.plugin()
+    if plugin.evaluated is not None:
+        return
+    for name, sink in config.enabled_sinks.items():
+        if sink.plugin_options().weights_every_s is not None:
+            yield (
+                ("sinks", name, "options", "evaluate"),
+                f"the model of a host {plugin.name!r} is known to the host alone, so that no other process "
+                "can put an SAE into it",
+                "",
+                "leave it out; asys-run evaluate SAE --model ... does it afterwards",
+            )
 
 
 def _folders(config: MasterConfig) -> Iterator[Finding]:

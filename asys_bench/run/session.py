@@ -344,13 +344,14 @@ def _slot_bytes(worker: WorkerSpec, hooks: Sequence[str]) -> int:
         raise AssemblyError(f"{worker.name}: {error}") from None
 
 
-def _described(point: HookPoint) -> dict[str, str]:
+def _described(point: HookPoint) -> dict[str, str | int | None]:
     """What a stream's name is made of and what a row of it is, for readers."""
     return {
         "name": point.name,
         "module": point.path,
         "kind": point.kind.name.lower(),
         "rows": point.rows.described if point.rows is not None else "last",
+        "select": point.config.select,
     }
 
 

@@ -8,6 +8,7 @@ from asys_bench.reports.page.markup import POLICY, Markup, flat, tag
 from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
 from asys_bench.reports.run_report.analysis import HookAnalysis
 from asys_bench.reports.run_report.cards import sae_section
+from asys_bench.reports.run_report.evaluations import evaluation_parts
 from asys_bench.reports.run_report.header import header, warnings
 from asys_bench.reports.run_report.latency import latency_spectrum
 from asys_bench.reports.run_report.record import RunRecord
@@ -138,6 +139,13 @@ def _sections(
             "What the SAEs found",
             "The newest checkpoints, applied to the newest archived rows.",
             looked,
+        ),
+        _section(
+            "What they do to the model",
+            "SAEs put back into the model in place of what they were trained on. Recovered: 1 is no "
+            "damage, 0 as bad as zeros. passed: rows that the SAE leaves alone keep their own values, "
+            "also where zeros or the mean replace the others; replaced: every row is.",
+            evaluation_parts(record),
         ),
         _section(
             "How they learnt",

@@ -71,6 +71,12 @@ class HostConfig(Section):
         description="options by host plugin name; those of `kind` are used, the others only checked",
     )
 
+    keep_weights: bool = Field(
+        default=False,
+        description="a host that trains leaves the weights that it ends with in `<run>/host`, for "
+        "`asys-run evaluate`",
+    )
+
     def plugin(self, registries: Registries = registry) -> HostPlugin:
         """The chosen plugin. Raises PluginError if it is unknown or does not load."""
         return registries("host").get(self.kind, HostPlugin)

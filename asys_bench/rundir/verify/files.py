@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crc32c import crc32c
+from safetensors import SafetensorError, safe_open
 
 from asys_bench.config.document import read_run_config
 from asys_bench.config.problems import ConfigError
@@ -169,6 +170,15 @@ def check_events(
             name, "events", State.TORN, "its last record is not whole", records, 0, 1, lost, done
         )
     return Finding(name, "events", State.OK, "", records)
+
+
+def check_weights(path: Path, name: str) -> Finding:
+    """A file of a host's weights: its header and its size fit each other."""
+    try:
+        with safe_open(path, framework="numpy"):
+            return Finding(name, "weights", State.OK)
+    except (OSError, SafetensorError) as error:
+        return Finding(name, "weights", State.DAMAGED, str(error))
 
 
 def _damaged(name: str, records: int, lost: int) -> Finding:

@@ -10,6 +10,7 @@ from typing import Any
 from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
+    HOST_DIR,
     LOGS_DIR,
     READERS_DIR,
     SAE_DIR,
@@ -26,6 +27,7 @@ from asys_bench.rundir.verify.files import (
     check_document,
     check_events,
     check_lines,
+    check_weights,
 )
 from asys_bench.rundir.verify.finding import Finding, State, Verification
 from asys_bench.sae.checkpoint.checkpoint_store import LATEST
@@ -108,6 +110,8 @@ class _RunCheck:
                 yield self._events(path, name)
             elif path.suffix == ".json":
                 yield check_document(path, name, self.path)
+            elif folder.name == HOST_DIR and path.suffix == ".safetensors":
+                yield check_weights(path, name)
             else:
                 yield Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
 

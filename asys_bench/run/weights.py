@@ -1,0 +1,99 @@
+"""Weights of a host that trains, kept in `<run>/host/` for `asys-run evaluate`.
+
+`host.keep_weights` keeps those that the host ends with; a sink that evaluates while the run goes on also
+asks for them every so often. They are written between two steps, in the host's thread: that stops the
+host for as long as the disk takes, changes nothing in it, and never raises in it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from asys_bench.config import MasterConfig
+from asys_bench.contracts.host import BaseHost, HostClock
+from asys_bench.contracts.run_files import HOST_DIR, WEIGHTS_FILE, WEIGHTS_SCHEMA
+from asys_bench.system.files.atomic import FOLDER_MODE, make_private_folder, replace_file
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""Folders: the newest, and the one that an evaluation may be reading."""
+
+
+def live_interval_s(config: MasterConfig) -> float | None:
+    """Time between two, in seconds; None: no sink evaluates while the run goes on."""
+    asked = (
+        sink.plugin_options().weights_every_s for sink in config.enabled_sinks.values()
+    )  # fmt: skip
+    return min((every_s for every_s in asked if every_s is not None), default=None)
+
+
+class KeptWeights:
+    """Keeps what `host` says its weights are, under the run's folder."""
+
+    def __init__(self, host: BaseHost, run_dir: Path) -> None:
+        self._host, self._folder = host, run_dir / HOST_DIR
+        self.failed = False
+
+    def keep(self, host_step: int, weights_version: int) -> None:
+        """Write them; a failure is said once, and ends the keeping."""
+        if self.failed:
+            return
+        target = self._folder / f"weights_{host_step:09d}"
+        partial = self._folder / f".{target.name}.tmp"
+        try:
+            make_private_folder(self._folder)
+            if target.exists():
+                return
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(FOLDER_MODE)
+            self._host.save_weights(partial)
+            about = {
+                "schema": WEIGHTS_SCHEMA,
+                "host_step": host_step,
+                "weights_version": weights_version,
+                "unix_ns": time.time_ns(),
+            }
+            data = (json.dumps(about, indent=2) + "\n").encode()
+            replace_file(partial / WEIGHTS_FILE, data, sync=False)
+            partial.rename(target)
+            for old in sorted(self._folder.glob("weights_*"))[:-KEPT]:
+                shutil.rmtree(old, ignore_errors=True)
+        except Exception as error:  # noqa: BLE001 - nothing of ours raises in the host
+            self.failed = True
+            shutil.rmtree(partial, ignore_errors=True)
+            log.error("the host's weights are not kept any more: %s", error)
+
+
+class KeepingClock:
+    """A host's clock that keeps its weights at the first step and then every `every_s` seconds."""
+
+    def __init__(self, clock: Any, kept: KeptWeights, every_s: float) -> None:
+        self._clock, self._kept, self._every_s = clock, kept, every_s
+        self._due = 0.0
+        self.report: Any = clock.report
+        self.weights_updated: Any = clock.weights_updated
+
+    @property
+    def should_stop(self) -> bool:
+        return bool(self._clock.should_stop)
+
+    def step(self, n: int = 1) -> None:
+        self._clock.step(n)
+        now = time.monotonic()
+        if now >= self._due:
+            self._kept.keep(self._clock.host_step, self._clock.weights_version)
+            self._due = time.monotonic() + self._every_s
+
+
+def host_clock(clock: Any, kept: KeptWeights | None, every_s: float | None) -> HostClock:
+    """The clock for the host: `clock` itself where nothing is kept on the way."""
+    if kept is None or every_s is None:
+        found: HostClock = clock
+        return found
+    return KeepingClock(clock, kept, every_s)

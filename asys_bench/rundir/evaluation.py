@@ -1,0 +1,402 @@
+"""A run's SAEs put back into its model, and what was found so far: `<run>/evaluation/<sae>/step_<n>.json`.
+
+The model is made anew from the run's configuration, in the process that evaluates; the run's host is not
+asked and not touched. Weights of a host that trains are those that it kept in `<run>/host/`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asys_bench.config.document import run_config_data
+from asys_bench.config.sections.sinks import HostConfig
+from asys_bench.contracts.evaluated import Evaluated, EvaluatedText
+from asys_bench.contracts.host import HostOptions
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.run_files import (
+    EVALUATION_DIR,
+    EVALUATION_SCHEMA,
+    HOST_DIR,
+    SAE_DIR,
+    WEIGHTS_FILE,
+    RunFileError,
+    read_run_file,
+)
+from asys_bench.system.files import make_private_folder, replace_file
+from asys_bench.system.files.below import EntryKind, is_file, read_json, scan_if_there, walk
+
+if TYPE_CHECKING:
+    from asys_bench.sae.evaluation import LanguageDamage, RowsFound, Subject
+    from asys_bench.sae.evaluation.policy import AgentDamage
+
+TOKENS, EPISODES = 8192, 20
+"""Evaluated by default."""
+_WEIGHTS = re.compile(r"weights_(\d{9,})")
+
+
+class EvaluationError(ValueError):
+    """It cannot be evaluated; says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """An SAE and the hook that it was trained at."""
+
+    label: str
+    hook: str
+    folder: Path
+    """Of one checkpoint."""
+    module: str
+    """Its name in the model."""
+    at: str = "activation"
+    """What of the module: `activation` or `input`."""
+    select: int | str | None = None
+    row_dim: int = -1
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the host kept of its model. folder None: the weights that it began with and never changes."""
+
+    folder: Path | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+# What there is in a run.
+
+
+def run_targets(
+    run_dir: Path, label: str | None = None, checkpoint: str | None = None
+) -> list[Target]:
+    """The newest checkpoint of each SAE of a run that sits at one hook.
+
+    label: this one alone. checkpoint: name of the folder, such as `step_000001234`, instead of the newest.
+
+    Raises:
+        EvaluationError: there is none, or it is of a hook that cannot be replaced.
+    """
+    from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
+
+    try:
+        document = read_run_file(run_dir)
+    except RunFileError as error:
+        raise EvaluationError(str(error)) from None
+    config = run_config_data(run_dir)
+    streams = {s["name"]: s for s in document.get("streams", ()) if isinstance(s, dict)}
+    found, why = [], ""
+    for name, hook in _labels(config, document["hooks"]).items():
+        store = run_dir / SAE_DIR / file_slug(name)
+        folder = CheckpointStore(store).latest() if checkpoint is None else store / checkpoint
+        if label not in (None, name) or folder is None or not folder.is_dir():
+            continue
+        stream = streams.get(hook, {"module": hook, "kind": "activation"})
+        if stream.get("kind") not in ("activation", "input"):
+            why = f"{name}: {stream.get('kind')} is no part of a forward pass that can be replaced"
+            continue
+        channels = stream.get("rows") == "channels"
+        found.append(
+            Target(
+                name, hook, folder, str(stream["module"]), str(stream["kind"]),
+                _select(stream), 1 if channels else -1,
+            )
+        )  # fmt: skip
+    if not found:
+        which = f"no SAE {label!r}" if label is not None else "no SAE of a single hook"
+        raise EvaluationError(f"{run_dir}: {why or which + ' has a checkpoint there'}")
+    return found
+
+
+def _labels(config: Mapping[str, Any], hooks: Sequence[str]) -> dict[str, str]:
+    """Label of an SAE -> its hook."""
+    sinks = config.get("sinks")
+    variants = {
+        str(variant)
+        for sink in (sinks.values() if isinstance(sinks, dict) else ())
+        if isinstance(sink, dict) and isinstance(sink.get("options"), dict)
+        for variant in sink["options"].get("variants") or ()
+    }
+    return {
+        name: hook for hook in hooks for name in (hook, *(f"{hook}#{v}" for v in sorted(variants)))
+    }
+
+
+def _select(stream: Mapping[str, Any]) -> int | str | None:
+    found = stream.get("select")
+    return found if isinstance(found, int | str) else None
+
+
+def kept_weights(run_dir: Path) -> Weights | None:
+    """The newest weights that the run's host kept."""
+    folders = [
+        path for path, _ in scan_if_there(run_dir / HOST_DIR, below=run_dir)
+        if _WEIGHTS.fullmatch(path.name) and is_file(path / WEIGHTS_FILE, below=run_dir)
+    ]  # fmt: skip
+    if not folders:
+        return None
+    newest = max(folders, key=lambda path: path.name)
+    return Weights(newest, read_json(newest / WEIGHTS_FILE, below=run_dir))
+
+
+def run_model(run_dir: Path, options: Mapping[str, Any]) -> tuple[Evaluated, Weights]:
+    """The model of a run, with the newest weights that its host kept.
+
+    options: of the host, instead of the run's own; with another `model` its weights are taken.
+
+    Raises:
+        EvaluationError: its host's model is known to the host alone, or it trained and kept no weights.
+        HostError: it cannot be loaded.
+    """
+    from asys_bench.registry import PluginError
+
+    config = run_config_data(run_dir)
+    try:
+        host = HostConfig.model_validate(config.get("host", {}))
+        plugin = host.plugin()
+        given = host.plugin_options()
+    except (ValueError, PluginError) as error:
+        raise EvaluationError(f"{run_dir}: its host is not known here: {error}") from None
+    if plugin.evaluated is None:
+        raise EvaluationError(
+            f"{run_dir}: the model of a host {plugin.name!r} is known to the host alone; name one of "
+            "its SAEs and, for a language model, --model, --hook and --text"
+        )
+    given = _changed(given, options)
+    weights = Weights()
+    if given.trains and "model" not in options:
+        kept = kept_weights(run_dir)
+        if kept is None:
+            raise EvaluationError(
+                f"{run_dir}: its host trained the model and kept no weights; set host.keep_weights: true "
+                "for the next run, or name trained weights with --model"
+            )
+        weights = kept
+    seed = config.get("run", {}).get("seed", 0)
+    return plugin.evaluated(given, int(seed), weights.folder), weights
+
+
+def _changed(options: HostOptions, changes: Mapping[str, Any]) -> HostOptions:
+    unknown = [name for name in changes if name not in type(options).model_fields]
+    if unknown:
+        raise EvaluationError(f"the host of this run has no option {unknown[0]!r}")
+    return type(options).model_validate(options.model_dump(exclude_unset=True) | dict(changes))
+
+
+# Measuring.
+
+
+def evaluate_targets(
+    evaluated: Evaluated,
+    targets: Sequence[Target],
+    weights: Weights | None = None,
+    *,
+    tokens: int = TOKENS,
+    episodes: int = EPISODES,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """A document per SAE (schema `asys.evaluation/1`).
+
+    Raises:
+        EvaluationError: an SAE cannot be read, or does not fit its module.
+    """
+    from asys_bench.sae import CheckpointError
+    from asys_bench.sae.evaluation import Subject
+    from asys_bench.sae.exchange import ExchangeError, import_sae
+
+    subjects: dict[str, Subject] = {}
+    about: dict[str, dict[str, Any]] = {}
+    for target in targets:
+        try:
+            sae, metadata = import_sae(target.folder)
+        except (CheckpointError, ExchangeError) as error:
+            raise EvaluationError(str(error)) from None
+        if sae.name == "skip_transcoder":
+            raise EvaluationError(
+                f"{target.label}: a transcoder has two hooks; SAEs of one hook can be evaluated"
+            )
+        subjects[target.label] = Subject(_place(evaluated, target), sae.eval())
+        about[target.label] = {
+            "schema": EVALUATION_SCHEMA,
+            "sae": target.label,
+            "hook": target.hook,
+            "checkpoint": str(target.folder.resolve()),
+            "architecture": sae.name,
+            "d_sae": sae.d_sae,
+            "steps": metadata.get("training_steps"),
+            "checkpoint_unix_ns": target.folder.stat().st_mtime_ns,
+            "evaluated_unix_ns": time.time_ns(),
+            "weights": dict(weights.about) if weights is not None else {},
+            "model": dict(evaluated.about),
+        }
+    try:
+        if isinstance(evaluated, EvaluatedText):
+            found = _of_text(evaluated, subjects, tokens)
+        else:
+            found = _of_agent(evaluated, subjects, episodes, seed)
+    except ValueError as error:
+        raise EvaluationError(str(error)) from None
+    return [about[name] | found[name] for name in subjects]
+
+
+def _place(evaluated: Evaluated, target: Target) -> Any:
+    from asys_bench.sae.evaluation import Place
+
+    modules = dict(evaluated.model.named_modules())
+    module = modules.get(target.module)
+    if module is None:
+        from difflib import get_close_matches
+
+        close = get_close_matches(target.module, [name for name in modules if name], n=3)
+        hint = f"; did you mean {', '.join(close)}?" if close else ""
+        raise EvaluationError(f"the model has no module {target.module!r}{hint}")
+    at = "input" if target.at == "input" else "output"
+    return Place(module, at, target.select, target.row_dim)  # type: ignore[arg-type]
+
+
+def _of_text(
+    evaluated: EvaluatedText, subjects: Mapping[str, Subject], tokens: int
+) -> dict[str, dict[str, Any]]:
+    from asys_bench.sae.evaluation import language_damage, language_rows
+
+    batches = list(evaluated.batches(tokens))
+    rows = language_rows(evaluated.run, batches, subjects)
+    damage: Mapping[str, LanguageDamage] = {}
+    if evaluated.logits is not None:
+        means = {name: found.mean_D for name, found in rows.items()}
+        damage = language_damage(evaluated.logits, batches, subjects, means)
+    return {
+        name: {
+            "rows": _rows(rows[name]),
+            "language": _language(damage[name]) if name in damage else None,
+        }
+        for name in subjects
+    }
+
+
+def _of_agent(
+    evaluated: Any, subjects: Mapping[str, Subject], episodes: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    from asys_bench.sae.evaluation import agent_damage
+
+    found = agent_damage(
+        evaluated.agent, evaluated.environment, subjects, episodes=episodes, seed=seed
+    )
+    return {name: {"rows": _rows(one.rows), "policy": _policy(one)} for name, one in found.items()}
+
+
+def _rows(found: RowsFound) -> dict[str, Any]:
+    report = found.report
+    return _plain(
+        {
+            "rows": report.rows,
+            "fvu": report.fvu,
+            "fvu_all": report.fvu_all,
+            "cosine": report.cosine,
+            "l2_ratio": report.l2_ratio,
+            "l0": report.l0,
+            "dead_share": report.dead_fraction,
+            "dense_share": report.dense_fraction,
+            "outlier_share": report.outlier_share,
+            "fvu_by_position": found.fvu_by_position,
+        }
+    )
+
+
+def _language(found: LanguageDamage) -> dict[str, Any]:
+    modes: dict[str, Any] = {}
+    for mode, one in (("passed", found.passed), ("replaced", found.replaced)):
+        modes[mode] = one and {
+            "ce_recovered": one.ce_recovered,
+            "ce_recovered_from_mean": one.ce_recovered_from_mean,
+            "kl_recovered": one.kl_recovered,
+            **{kind: asdict(getattr(one, kind)) for kind in ("spliced", "zero", "mean")},
+        }
+    return _plain(
+        {"tokens": found.tokens, "predicted": found.predicted, "ce": found.ce_clean, **modes}
+    )
+
+
+def _policy(found: AgentDamage) -> dict[str, Any]:
+    modes: dict[str, Any] = {}
+    for mode, one in (("passed", found.passed), ("replaced", found.replaced)):
+        modes[mode] = one and {
+            "return_recovered": one.return_recovered,
+            **{kind: asdict(getattr(one, kind)) for kind in ("spliced", "zero", "mean")},
+        }
+    return _plain(
+        {
+            "states": found.states,
+            "episodes": found.episodes,
+            "return_mean": found.return_clean,
+            **modes,
+        }
+    )
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity and no NaN: null."""
+    return {key: _finite(value) for key, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _plain(value)
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# The files.
+
+
+def write_evaluation(run_dir: Path, document: Mapping[str, Any]) -> Path:
+    """Put a document where the report finds it, named after its checkpoint.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    folder = run_dir / EVALUATION_DIR / file_slug(str(document["sae"]))
+    make_private_folder(folder)
+    path = folder / f"{Path(str(document['checkpoint'])).name}.json"
+    replace_file(path, (json.dumps(document, indent=2) + "\n").encode(), sync=False)
+    return path
+
+
+def read_evaluations(run_dir: Path) -> list[dict[str, Any]]:
+    """Every evaluation of a run that can be read, by SAE and age of the checkpoint."""
+    found = list(_documents(run_dir))
+    return sorted(found, key=lambda one: (str(one["sae"]), one["checkpoint_unix_ns"]))
+
+
+def _files(run_dir: Path) -> list[Path]:
+    """Those that lie where evaluations do; a folder that cannot be listed has none."""
+    try:
+        return [
+            path for path, kind in walk(run_dir / EVALUATION_DIR, below=run_dir)
+            if kind is EntryKind.FILE and path.suffix == ".json"
+        ]  # fmt: skip
+    except OSError:
+        return []
+
+
+def _documents(run_dir: Path) -> Iterator[dict[str, Any]]:
+    for path in _files(run_dir):
+        try:
+            document = read_json(path, below=run_dir)
+        except (OSError, ValueError):
+            continue
+        if (
+            isinstance(document, dict)
+            and document.get("schema") == EVALUATION_SCHEMA
+            and isinstance(document.get("sae"), str)
+            and isinstance(document.get("rows"), dict)
+            and isinstance(document.get("checkpoint_unix_ns"), int)
+            and 0 <= document["checkpoint_unix_ns"] < 1 << 63
+        ):
+            yield document
