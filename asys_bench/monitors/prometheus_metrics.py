@@ -115,6 +115,24 @@ PAGE: dict[str, MetricSpec] = {
         "hook",
         "worker",
     ),
+    "sae_ce_recovered": _gauge(
+        "asys_sae_ce_recovered_ratio",
+        "Cross entropy recovered with the SAE in the model: 1 no damage, 0 as bad as zeros.",
+        "hook",
+        "worker",
+    ),
+    "sae_return_recovered": _gauge(
+        "asys_sae_return_recovered_ratio",
+        "An agent's return recovered with the SAE in it: 1 no damage, 0 as bad as zeros.",
+        "hook",
+        "worker",
+    ),
+    "sae_kl_nats": _gauge(
+        "asys_sae_kl_nats",
+        "KL of the model's predictions (an agent's actions) with the SAE in it from those without.",
+        "hook",
+        "worker",
+    ),
     "sae_outlier_rows": _counter(
         "asys_sae_outlier_rows",
         "Rows not trained on because of their norm (attention sinks).",

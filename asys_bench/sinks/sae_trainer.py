@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from asys_bench.contracts.packet import ActivationPacket
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.torch_internals import DYNAMO
 from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sinks.sae.live_evaluation import LiveEvaluations
 from asys_bench.sinks.sae.options import SAETrainerOptions
 from asys_bench.sinks.sae.training import Training
 from asys_bench.system.allocator import keep_freed_memory
@@ -55,12 +57,15 @@ class SAETrainerWorker(BaseSink):
         self._routes: dict[int, _Route] = {}
         self._trainings: dict[str, Training] = {}
         self._transcodings: dict[str, _Transcoding] = {}
+        self._evaluations: LiveEvaluations | None = None
 
     def open(self, context: SinkContext) -> None:
         self._context = context
         self._options.sae.apply_threads()
         torch.set_flush_denormal(True)  # Adam's moments of silent features fade into denormals
         keep_freed_memory()
+        if self._options.evaluate is not None:
+            self._evaluations = LiveEvaluations(self._options.evaluate, context, self._evaluated)
 
     def consume(self, lease: Lease) -> None:
         draining = self._context.time_left_s() != float("inf")
@@ -137,6 +142,8 @@ class SAETrainerWorker(BaseSink):
             training = Training(
                 label, hook, config, self._context, self._options.start_of(label, hook)
             )
+            if self._evaluations is not None:
+                training.on_checkpoint = self._evaluations.checkpoint_written
             self._trainings[label] = training
             route.trainings.append(training)
         for transcoder in self._options.transcoders:
@@ -177,9 +184,16 @@ class SAETrainerWorker(BaseSink):
             if now - training.saved_at > training.trainer.config.checkpoint_interval_s:
                 training.save()
             self._context.heartbeat()
+        if self._evaluations is not None:
+            self._evaluations.poll()
+
+    def _evaluated(self, label: str, document: dict[str, Any]) -> None:
+        self._trainings[label].evaluated_in_model(document)
 
     def close(self) -> None:
         """Spend what is left of the training budget, measure once more and write everything."""
+        if self._evaluations is not None:
+            self._evaluations.close()
         share = min(self._options.final_train_s, self._context.time_left_s() / 3)
         for training in self._trainings.values():
             training.finish(max(0.0, share / len(self._trainings)), len(self._trainings))

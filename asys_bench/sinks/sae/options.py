@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.sink import Misfit, PlannedSAE, SinkOptions
 from asys_bench.sae import SAEConfig
+from asys_bench.sinks.sae.live_evaluation import LiveEvaluationOptions
 from asys_bench.sinks.sae.start import StartFrom, StartsByHook, start_for, unusable
 
 TRANSCODER = "skip_transcoder"
@@ -72,11 +73,24 @@ class SAETrainerOptions(SinkOptions):
         gt=0,
         description="time between two held-out measurements of an SAE, in seconds",
     )
+    evaluate: LiveEvaluationOptions | None = Field(
+        default=None,
+        description="put the SAEs back into the model while the run goes on (CE recovered, KL, return), in "
+        "a process of its own; a host that trains then keeps its weights as often, which stops it "
+        "for as long as writing them takes. null: not while it goes on",
+    )
     final_train_s: float = Field(
         default=2.0,
         ge=0,
         description="training left over at the end may take this long, in seconds",
     )
+
+    @property
+    def weights_every_s(self) -> float | None:
+        """As often as an SAE is evaluated."""
+        if self.evaluate is None:
+            return None
+        return self.evaluate.every * self.sae.checkpoint_interval_s
 
     @model_validator(mode="after")
     def _all_fit(self) -> Self:

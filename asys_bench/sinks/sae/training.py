@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -60,7 +61,7 @@ class Training:
         self.folder = self._run_dir / SAE_DIR / file_slug(label)
         self.rejected = False
         self.evaluated_at = self.saved_at = time.monotonic()
-        slot = context.slot
+        slot = self._slot = context.slot
         self._loss = slot.gauge("sae_loss", hook=label)
         self._fvu = slot.gauge("sae_fvu", hook=label)
         self._l0 = slot.gauge("sae_l0", hook=label)
@@ -94,6 +95,8 @@ class Training:
         self._drift = gauge("sae_input_drift")
         self._mixing = gauge("sae_mixing_autocorrelation")
         self._age = gauge("sae_row_age_versions")
+        self.on_checkpoint: Callable[[str, Path], None] | None = None
+        """Called with the label and the folder of each checkpoint."""
         self._resume()
         if self.trainer.steps:
             self._beginning = None  # an earlier incarnation began with it
@@ -221,6 +224,20 @@ class Training:
             self._l0.set(found.l0)
             self._dense.set(found.dense_fraction)
 
+    def evaluated_in_model(self, document: Mapping[str, Any]) -> None:
+        """Publish what the SAE was found to do to the model (schema `asys.evaluation/1`)."""
+        of = document.get("language") or document.get("policy") or {}
+        own = of.get("passed") or of.get("replaced") or {}
+        spliced = own.get("spliced") or {}
+        for name, value in (
+            ("sae_ce_recovered", own.get("ce_recovered")),
+            ("sae_return_recovered", own.get("return_recovered")),
+            ("sae_kl_nats", spliced.get("kl_mean")),
+        ):
+            if isinstance(value, int | float) and math.isfinite(value):
+                make = functools.partial(self._slot.gauge, name, hook=self.label)
+                _or_private(make, Gauge).set(float(value))
+
     def save(self) -> None:
         """Write a checkpoint. A failure is said once and counted, training goes on, the last one stays."""
         self.saved_at = time.monotonic()
@@ -240,6 +257,8 @@ class Training:
         if written is None:
             return
         self._checkpoints.add()
+        if self.on_checkpoint is not None:
+            self.on_checkpoint(self.label, written)
         if self._unsaved:
             log.warning(
                 "%s: checkpoints are written again, after %d failures", self.label, self._unsaved
