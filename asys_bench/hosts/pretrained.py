@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from asys_bench.contracts.host import HostError
 from asys_bench.system.files.atomic import make_private_folder
@@ -42,8 +43,11 @@ def load(
     tokenizer: str | None = None,
     revision: str | None = None,
     dtype: str = "float32",
+    weights: Path | None = None,
 ) -> tuple[Any, Any]:
     """(model, tokenizer) on the CPU; arguments are the host's options of these names.
+
+    weights: a folder that `save_pretrained` wrote, which holds the model instead.
 
     Raises:
         HostError: it is not there, or transformers cannot load it; names the option.
@@ -51,9 +55,12 @@ def load(
     source, packed = _located(model, gguf_file, revision)
     try:
         read = load_tokenizer(tokenizer or source, None if tokenizer else packed, revision)
+        if weights is not None:
+            return load_model(str(weights), auto_class, dtype), read
         loaded = load_model(source, auto_class, dtype, packed, revision)
-    except (OSError, ValueError) as error:
-        raise HostError(f"{OPTION}.model: {model!r} cannot be loaded: {error}") from error
+    except (OSError, ValueError, SafetensorError) as error:
+        what = repr(model) if weights is None else f"{weights}, its trained weights,"
+        raise HostError(f"{OPTION}.model: {what} cannot be loaded: {error}") from error
     return loaded, read
 
 

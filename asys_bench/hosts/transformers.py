@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from safetensors import SafetensorError
 
 from asys_bench.contracts.evaluated import EvaluatedText
 from asys_bench.contracts.host import (
@@ -308,13 +307,9 @@ def _evaluated(options: HostOptions, seed: int, weights: Path | None) -> Evaluat
     whole, tokenizer = load(
         options.model,
         auto_class="AutoModelForCausalLM" if predicts and asked == "AutoModel" else asked,
+        weights=weights,
         **read,
     )
-    if weights is not None:
-        try:
-            whole = type(whole).from_pretrained(weights, dtype=whole.dtype)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise HostError(f"{weights}: no weights of this model: {error}") from error
     whole = whole.to(options.device).eval()
     longest = getattr(whole.config, "max_position_embeddings", None) or options.block_tokens
     model = whole.base_model if predicts and asked == "AutoModel" else whole

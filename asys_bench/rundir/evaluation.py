@@ -33,6 +33,7 @@ from asys_bench.system.files import make_private_folder, replace_file
 from asys_bench.system.files.below import EntryKind, is_file, read_json, scan_if_there, walk
 
 if TYPE_CHECKING:
+    from asys_bench.sae import SparseAutoencoder
     from asys_bench.sae.evaluation import LanguageDamage, RowsFound, Subject
     from asys_bench.sae.evaluation.policy import AgentDamage
 
@@ -191,9 +192,53 @@ def _changed(options: HostOptions, changes: Mapping[str, Any]) -> HostOptions:
 # Measuring.
 
 
+@dataclass(frozen=True)
+class TargetSAE:
+    """A target that was read: its folder may be gone by the time that the model is there."""
+
+    target: Target
+    sae: SparseAutoencoder
+    about: Mapping[str, Any]
+
+
+def read_targets(targets: Sequence[Target]) -> list[TargetSAE]:
+    """Their SAEs.
+
+    Raises:
+        EvaluationError: one cannot be read, or is of two hooks.
+    """
+    from asys_bench.sae import CheckpointError
+    from asys_bench.sae.exchange import ExchangeError, import_sae
+
+    found = []
+    for target in targets:
+        try:
+            folder = target.folder.resolve()
+            sae, metadata = import_sae(folder)
+            written_ns = folder.stat().st_mtime_ns
+        except (CheckpointError, ExchangeError, OSError) as error:
+            raise EvaluationError(str(error)) from None
+        if sae.name == "skip_transcoder":
+            raise EvaluationError(
+                f"{target.label}: a transcoder has two hooks; SAEs of one hook can be evaluated"
+            )
+        about = {
+            "schema": EVALUATION_SCHEMA,
+            "sae": target.label,
+            "hook": target.hook,
+            "checkpoint": str(folder),
+            "architecture": sae.name,
+            "d_sae": sae.d_sae,
+            "steps": metadata.get("training_steps"),
+            "checkpoint_unix_ns": written_ns,
+        }
+        found.append(TargetSAE(target, sae.eval(), about))
+    return found
+
+
 def evaluate_targets(
     evaluated: Evaluated,
-    targets: Sequence[Target],
+    targets: Sequence[TargetSAE],
     weights: Weights | None = None,
     *,
     tokens: int = TOKENS,
@@ -203,37 +248,13 @@ def evaluate_targets(
     """A document per SAE (schema `asys.evaluation/1`).
 
     Raises:
-        EvaluationError: an SAE cannot be read, or does not fit its module.
+        EvaluationError: an SAE does not fit its module.
     """
-    from asys_bench.sae import CheckpointError
     from asys_bench.sae.evaluation import Subject
-    from asys_bench.sae.exchange import ExchangeError, import_sae
 
-    subjects: dict[str, Subject] = {}
-    about: dict[str, dict[str, Any]] = {}
-    for target in targets:
-        try:
-            sae, metadata = import_sae(target.folder)
-        except (CheckpointError, ExchangeError) as error:
-            raise EvaluationError(str(error)) from None
-        if sae.name == "skip_transcoder":
-            raise EvaluationError(
-                f"{target.label}: a transcoder has two hooks; SAEs of one hook can be evaluated"
-            )
-        subjects[target.label] = Subject(_place(evaluated, target), sae.eval())
-        about[target.label] = {
-            "schema": EVALUATION_SCHEMA,
-            "sae": target.label,
-            "hook": target.hook,
-            "checkpoint": str(target.folder.resolve()),
-            "architecture": sae.name,
-            "d_sae": sae.d_sae,
-            "steps": metadata.get("training_steps"),
-            "checkpoint_unix_ns": target.folder.stat().st_mtime_ns,
-            "evaluated_unix_ns": time.time_ns(),
-            "weights": dict(weights.about) if weights is not None else {},
-            "model": dict(evaluated.about),
-        }
+    subjects = {
+        one.target.label: Subject(_place(evaluated, one.target), one.sae) for one in targets
+    }
     try:
         if isinstance(evaluated, EvaluatedText):
             found = _of_text(evaluated, subjects, tokens)
@@ -241,7 +262,12 @@ def evaluate_targets(
             found = _of_agent(evaluated, subjects, episodes, seed)
     except ValueError as error:
         raise EvaluationError(str(error)) from None
-    return [about[name] | found[name] for name in subjects]
+    shared = {
+        "evaluated_unix_ns": time.time_ns(),
+        "weights": dict(weights.about) if weights is not None else {},
+        "model": dict(evaluated.about),
+    }
+    return [{**one.about, **shared, **found[one.target.label]} for one in targets]
 
 
 def _place(evaluated: Evaluated, target: Target) -> Any:

@@ -38,7 +38,7 @@ from asys_bench.contracts.names import printable, printable_lines
 
 if TYPE_CHECKING:
     from asys_bench.contracts.evaluated import Evaluated
-    from asys_bench.rundir.evaluation import Target, Weights
+    from asys_bench.rundir.evaluation import TargetSAE, Weights
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -91,6 +91,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         TOKENS,
         EvaluationError,
         evaluate_targets,
+        read_targets,
         run_model,
         run_targets,
         write_evaluation,
@@ -105,7 +106,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     weights: Weights | None
     try:
         if run_dir is not None:
-            targets = run_targets(run_dir, arguments.sae, arguments.checkpoint)
+            targets = read_targets(run_targets(run_dir, arguments.sae, arguments.checkpoint))
             evaluated, weights = run_model(run_dir, _options(arguments))
         else:
             targets, evaluated, weights = _one_sae(source, arguments)
@@ -149,10 +150,10 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _one_sae(
     source: Path, arguments: argparse.Namespace
-) -> tuple[list[Target], Evaluated, Weights | None]:
+) -> tuple[list[TargetSAE], Evaluated, Weights | None]:
     from asys_bench.contracts.host import HostPlugin
     from asys_bench.registry import registry
-    from asys_bench.rundir.evaluation import EvaluationError, Target
+    from asys_bench.rundir.evaluation import EvaluationError, Target, read_targets
     from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
     from asys_bench.sae.exchange import format_of
 
@@ -172,7 +173,8 @@ def _one_sae(
         {"texts": ("package:*",), "auto_class": "AutoModelForCausalLM"} | _options(arguments)
     )
     assert plugin.evaluated is not None
-    return [Target(hook, hook, folder, hook)], plugin.evaluated(options, 0, None), None
+    targets = read_targets([Target(hook, hook, folder, hook)])
+    return targets, plugin.evaluated(options, 0, None), None
 
 
 def _hook_of(folder: Path) -> str:

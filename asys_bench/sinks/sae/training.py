@@ -96,7 +96,7 @@ class Training:
         self._mixing = gauge("sae_mixing_autocorrelation")
         self._age = gauge("sae_row_age_versions")
         self.on_checkpoint: Callable[[str, Path], None] | None = None
-        """Called with the label and the folder of each checkpoint."""
+        """Called with the label and the folder of each checkpoint of an SAE that has been trained."""
         self._resume()
         if self.trainer.steps:
             self._beginning = None  # an earlier incarnation began with it
@@ -257,7 +257,7 @@ class Training:
         if written is None:
             return
         self._checkpoints.add()
-        if self.on_checkpoint is not None:
+        if self.on_checkpoint is not None and self.trainer.steps:
             self.on_checkpoint(self.label, written)
         if self._unsaved:
             log.warning(

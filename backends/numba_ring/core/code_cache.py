@@ -64,7 +64,9 @@ def private_directory() -> Path | None:
 
 def _candidates() -> Iterator[Path]:
     root = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(root):  # a relative one is to be ignored (XDG base directory specification)
+    if not os.path.isabs(
+        root
+    ):  # a relative one is to be ignored (XDG base directory specification)
         root = os.path.expanduser("~/.cache")
     if os.path.isabs(root):  # else: no HOME, and a user without an entry in /etc/passwd
         yield Path(os.path.realpath(root)) / "asys-i" / "numba_ring"

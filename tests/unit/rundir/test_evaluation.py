@@ -206,3 +206,24 @@ def test_evaluations_of_strangers_are_passed_over(tmp_path):
         path.with_name(f"bad{index}.json").write_text(bad)
     (run_dir / "evaluation" / "file").touch()
     assert read_evaluations(run_dir) == [good]
+
+
+def test_a_checkpoint_that_is_deleted_while_the_model_is_loaded_was_read_before(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    """A trainer keeps few checkpoints, and a model takes a minute."""
+    import shutil
+
+    from asys_bench.rundir import evaluation
+
+    run_dir = write_run(tmp_path, host(tiny, auto_class="AutoModelForCausalLM"))
+    real = evaluation.run_model
+
+    def slow(*given):
+        shutil.rmtree(run_dir / "sae")
+        return real(*given)
+
+    monkeypatch.setattr(evaluation, "run_model", slow)
+    code, said = evaluate(capsys, run_dir, "--tokens", 400)
+    assert code == 0, said
+    assert len(read_evaluations(run_dir)) == 1
