@@ -34,6 +34,7 @@ from torch import nn
 from asys_bench.sae.architectures.data_start import directions, feature_rows, fitted_scale
 from asys_bench.sae.architectures.scaling import RowScaling
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 
 
@@ -49,7 +50,7 @@ class StepContext:
     """Weight of the L1 (relu, gated) or L0 (jumprelu) penalty."""
     target_BD: torch.Tensor | None = None
     """What is to be reconstructed (transcoders); None: the rows themselves."""
-    kernels: SparseKernels = field(default_factory=SparseKernels)
+    kernels: SparseKernels = field(default_factory=CompiledKernels)
 
     def row_share(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Each row's share of the batch loss, summing to 1."""

@@ -41,11 +41,12 @@ def directions(
     input_ND: torch.Tensor, picked_2F: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
     """Unit rows float32[F, D] at the picked (centred) rows; random where a row is zero."""
-    first_F, second_F = picked_2F
+    noise_FD = torch.randn(picked_2F.shape[1], input_ND.shape[1], generator=generator)
+    noise_FD = noise_FD.to(input_ND.device) / math.sqrt(input_ND.shape[1])
+    first_F, second_F = picked_2F.to(input_ND.device)
     out_FD = input_ND[first_F]
     pairs_F = second_F >= 0
     out_FD[pairs_F] -= input_ND[second_F[pairs_F]]
-    noise_FD = torch.randn(out_FD.shape, generator=generator) / math.sqrt(out_FD.shape[1])
     norm_F1 = torch.linalg.vector_norm(out_FD, dim=1, keepdim=True)
     usable_F1 = torch.isfinite(norm_F1) & (norm_F1 > 1e-8)
     out_FD = torch.where(usable_F1, out_FD / norm_F1 + JITTER * noise_FD, noise_FD)

@@ -98,16 +98,17 @@ class GatedSAE(SparseAutoencoder):
         gate_gradient_N = aux.code_gradient_N.add_(share_N, alpha=weight)
         magnitude_gradient_N = main.code_gradient_N.mul_(positive_N)
         through_N = magnitude_gradient_N * stretch_N
+        groups = kernels.group(codes)
         for parameter, gradient_N in (
             (self.b_gate, gate_gradient_N),
             (self.b_mag, magnitude_gradient_N),
             (self.r_mag, through_N * product_N),
         ):
-            gradient_of(parameter).zero_().index_add_(0, codes.feature_N, gradient_N)
+            gradient_of(parameter).copy_(kernels.sum_by_feature(codes, groups, gradient_N))
         set_weight_gradients(
             self,
             kernels,
-            kernels.group(codes),
+            groups,
             value_N=value_N,
             pre_gradient_N=through_N.add_(gate_gradient_N),
             out_gradient_BD=main.gradient_BD,

@@ -100,7 +100,7 @@ class JumpReLUSAE(SparseAutoencoder):
         near_N = beyond_N.abs() < bandwidth / 2
         slope_N = (theta_N * found.code_gradient_N).add_(share_N, alpha=weight)
         slope_N.mul_(near_N).div_(-bandwidth)
-        gradient_of(self.threshold).zero_().index_add_(0, codes.feature_N, slope_N)
+        gradient_of(self.threshold).copy_(kernels.sum_by_feature(codes, groups, slope_N))
         pre_sum_F = set_weight_gradients(
             self,
             kernels,

@@ -85,8 +85,10 @@ class MatryoshkaSAE(BatchTopKSAE):
 
     def _level_of_feature(self) -> torch.Tensor:
         """int32[F]: the first level that contains each feature."""
-        edges_M = torch.tensor(self.widths)
-        return torch.bucketize(torch.arange(self.d_sae), edges_M, right=True, out_int32=True)
+        device = self.W_dec.device
+        edges_M = torch.tensor(self.widths, device=device)
+        feature_F = torch.arange(self.d_sae, device=device)
+        return torch.bucketize(feature_F, edges_M, right=True, out_int32=True)
 
     def training_details(self) -> dict[str, Any]:
         return super().training_details() | {"matryoshka_widths": list(self.widths)}

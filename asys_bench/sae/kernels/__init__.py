@@ -1,5 +1,6 @@
 """The products of a sparse training step.
 
-`sparse_kernels` chooses between `native/` (C++) and `torch_kernels`. `sparse_codes` holds the (row,
-feature, value) triples that they work on, and the threads of a step.
+Read in this order: `sparse_codes` ((row, feature, value) triples, and the threads of a step),
+`sparse_kernels` (what there is to do, on every device, in torch's operators from `torch_kernels`),
+`compiled_kernels` (the same in C++, from `native/`).
 """

@@ -34,7 +34,7 @@ class SparseCodes:
     @property
     def row_N(self) -> torch.Tensor:
         """int64[N]: the batch row of each pair."""
-        return self.of_row(torch.arange(self.rows))
+        return self.of_row(torch.arange(self.rows, device=self.offset_B.device))
 
     def of_row(self, quantity_B: torch.Tensor) -> torch.Tensor:
         """A quantity of each row, per pair."""
@@ -49,7 +49,7 @@ class SparseCodes:
 
     def kept(self, mask_N: torch.Tensor) -> SparseCodes:
         """Only the pairs where `mask_N` holds."""
-        before = torch.zeros(len(mask_N) + 1, dtype=torch.int32)
+        before = torch.zeros(len(mask_N) + 1, dtype=torch.int32, device=mask_N.device)
         torch.cumsum(mask_N, 0, dtype=torch.int32, out=before[1:])
         return SparseCodes(
             before.index_select(0, self.offset_B),

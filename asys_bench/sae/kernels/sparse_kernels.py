@@ -1,53 +1,44 @@
-"""The products of a sparse training step, on the compiled kernels where they can be used.
+"""The products of a sparse training step: what every implementation does, in torch's own operators.
 
-One object belongs to one learner: it owns the threads and the buffers, which are reused, so that a
-step neither allocates nor zeroes megabytes. What a method returns holds until its next call.
+`SparseKernels` is right on every device and for every float dtype; `compiled_kernels` (C++, float32 on
+the CPU) overrides what it does faster. Both pass tests/unit/sae/test_sparse_kernels.py.
 
-The encoder's product is the one dense part. It runs block by block, so that a block's
-pre-activations are still in the cache when features are picked from them and [B, F] never exists.
-In bfloat16 (`rough`) it only proposes candidates; values, and the choice between candidates, are
-float32.
+One object belongs to one learner. What a method returns holds until its next call.
+
+Every operator here gives the same bits each time on one device: sums run over bags in a fixed order
+(`embedding_bag`), never by atomic additions (`index_add_` of floats on a GPU).
 
 Shapes: B rows, D their width, F features, N pairs. Encoder and decoder tables are feature-major
-[F, D], contiguous. float32 on the CPU is compiled; other dtypes, and an install without a
-compiler, take `torch_kernels`.
+[F, D], contiguous.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
+from collections.abc import Sequence
 
 import torch
 
-from asys_bench.sae.kernels import native, torch_kernels
-from asys_bench.sae.kernels.sparse_codes import (
-    FeatureMajor,
-    Reconstruction,
-    SparseCodes,
-    T,
-    WorkThreads,
-)
+from asys_bench.sae.kernels import torch_kernels
+from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, SparseCodes
 
-BLOCK_BYTES = 4 << 20
-"""Pre-activations of one block of rows."""
-LEAST_ROWS = 32
-"""Rows below which a range is not split further."""
+Settings = tuple[float, float, float, float, float, float]
+"""Of an Adam step: rate / (1 - beta1^t), beta1, beta2, 1 / sqrt(1 - beta2^t), epsilon, and the factor
+that clips the gradient."""
+BLOCK_BYTES = 512 << 20
+"""Pre-activations that exist at once."""
 
 
 class SparseKernels:
     """See the module docstring.
 
-    threads: how many share a call. rough: find candidates by a bfloat16 product.
-    compiled: False forces `torch_kernels`.
+    rough: find candidates by a bfloat16 product; values, and the choice between candidates, are
+    float32.
     """
 
-    def __init__(self, threads: int = 1, *, rough: bool = False, compiled: bool = True) -> None:
+    name = "torch"
+
+    def __init__(self, *, rough: bool = False) -> None:
         self.rough = rough
-        self._threads = WorkThreads(threads)
-        self._native: ModuleType | None = native.kernels() if compiled else None
-        self._buffers: dict[str, torch.Tensor] = {}
 
     # Encoding.
 
@@ -55,21 +46,12 @@ class SparseKernels:
         self, x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_F: torch.Tensor, k: int
     ) -> SparseCodes:
         """The k largest pre-activations `x W_enc^T + b` of each row, also those <= 0."""
-        module = self._compiled(x_BD, W_enc_FD, b_F)
-        if module is None:
-            return torch_kernels.top_k(x_BD, W_enc_FD, b_F, k, self.rough)
-        rows, d_sae = len(x_BD), len(b_F)
-        feature_N = self.buffer("feature", (rows * k,), torch.int32)
-        value_N = self.buffer("value", (rows * k,))
-
-        def pick(first: int, last: int, product: tuple[int, ...], slot: int) -> None:
-            at = first * k * 4
-            module.top_k(*product, k, feature_N.data_ptr() + at, value_N.data_ptr() + at)
-
-        for _ in self._encode(x_BD, W_enc_FD, b_F, pick):
-            pass
-        offset_B = torch.arange(0, (rows + 1) * k, k, dtype=torch.int32)
-        return SparseCodes(offset_B, feature_N, value_N, d_sae)
+        rough_FD = W_enc_FD.bfloat16() if self.rough else None
+        parts = [
+            torch_kernels.top_k(rows_BD, W_enc_FD, b_F, k, rough_FD)
+            for rows_BD in torch.split(x_BD, _rows_at_once(b_F))
+        ]
+        return torch_kernels.joined(parts)
 
     def above(
         self,
@@ -80,37 +62,16 @@ class SparseKernels:
         most: int | None = None,
     ) -> SparseCodes | None:
         """All pairs whose pre-activation exceeds `floor_F`; None when they are more than `most`."""
-        module = self._compiled(x_BD, W_enc_FD, b_F, floor_F)
-        if module is None:
-            return torch_kernels.above(x_BD, W_enc_FD, b_F, floor_F, self.rough, most)
-        rows, d_sae = len(x_BD), len(b_F)
-        count_B = self.buffer("count", (rows,), torch.int32)
-        parts: list[tuple[int, torch.Tensor, torch.Tensor]] = []
-
-        def pick(first: int, last: int, product: tuple[int, ...], slot: int) -> int:
-            room = (last - first) * d_sae
-            feature = self.buffer(f"found{slot}", (room,), torch.int32)
-            value = self.buffer(f"found_value{slot}", (room,))
-            found: int = module.above(
-                *product,
-                floor_F.data_ptr(),
-                count_B.data_ptr() + first * 4,
-                feature.data_ptr(),
-                value.data_ptr(),
-            )
-            parts.append((first, feature[:found].clone(), value[:found].clone()))
-            return found
-
-        total = 0
-        for found in self._encode(x_BD, W_enc_FD, b_F, pick):
-            total += found
-            if most is not None and total > most:
+        rough_FD = W_enc_FD.bfloat16() if self.rough else None
+        parts: list[SparseCodes] = []
+        for rows_BD in torch.split(x_BD, _rows_at_once(b_F)):
+            found = torch_kernels.above(rows_BD, W_enc_FD, b_F, floor_F, most, rough_FD)
+            if found is None:
                 return None
-        parts.sort(key=lambda part: part[0])
-        offset_B = torch.zeros(rows + 1, dtype=torch.int32)
-        torch.cumsum(count_B, 0, dtype=torch.int32, out=offset_B[1:])
-        feature_N = torch.cat([feature for _, feature, _ in parts])
-        return SparseCodes(offset_B, feature_N, torch.cat([value for *_, value in parts]), d_sae)
+            parts.append(found)
+            if most is not None:
+                most -= len(found.feature_N)
+        return torch_kernels.joined(parts)
 
     def batch_top_k(
         self,
@@ -143,44 +104,6 @@ class SparseKernels:
             keep_N[equal[len(equal) - surplus :]] = False
         return codes.kept(keep_N)
 
-    def _encode(
-        self,
-        x_BD: torch.Tensor,
-        W_enc_FD: torch.Tensor,
-        b_F: torch.Tensor,
-        pick: Callable[[int, int, tuple[int, ...], int], int | None],
-    ) -> Iterator[int]:
-        """Run `pick(first, last, product, thread)` on every block; yields its results per wave."""
-        rows, width = x_BD.shape
-        d_sae = len(b_F)
-        itemsize = 2 if self.rough else 4
-        per_block = max(LEAST_ROWS, BLOCK_BYTES // (d_sae * itemsize))
-        waves = -(-rows // (per_block * self._threads.count))
-        parts = waves * self._threads.count
-        edges = sorted({rows * index // parts for index in range(parts + 1)})
-        blocks = list(itertools.pairwise(edges))
-        left_BD, table_FD = x_BD, W_enc_FD
-        if self.rough:
-            left_BD = self.buffer("rough_rows", x_BD.shape, torch.bfloat16).copy_(x_BD)
-            table_FD = self.buffer("rough_table", W_enc_FD.shape, torch.bfloat16).copy_(W_enc_FD)
-
-        def work(slot: int, first: int, last: int) -> int:
-            out = self.buffer(f"product{slot}", (last - first, d_sae), left_BD.dtype)
-            torch.mm(left_BD[first:last], table_FD.t(), out=out)
-            exact, rough = (0, out.data_ptr()) if self.rough else (out.data_ptr(), 0)
-            source = x_BD.data_ptr() + first * width * 4
-            product = (
-                exact, rough, b_F.data_ptr(), last - first, d_sae, source, W_enc_FD.data_ptr(), width,
-            )  # fmt: skip
-            return pick(first, last, product, slot) or 0
-
-        for wave in range(0, len(blocks), self._threads.count):
-            tasks = [
-                _bound(work, slot, first, last)
-                for slot, (first, last) in enumerate(blocks[wave : wave + self._threads.count])
-            ]
-            yield sum(self._threads.run(tasks))
-
     # Decoding and its gradients.
 
     def reconstruct(
@@ -198,17 +121,7 @@ class SparseKernels:
 
         name: results of calls with different names do not overwrite each other.
         """
-        module = self._compiled(value_N, W_dec_FD, target_BD, scale_B)
-        if module is None:
-            return torch_kernels.reconstruct(codes, value_N, W_dec_FD, target_BD, scale_B)
-        rows, width = target_BD.shape
-        error_B = self.buffer(f"{name}_error", (rows,))
-        gradient_BD = self.buffer(f"{name}_gradient", (rows, width))
-        code_gradient_N = self.buffer(f"{name}_code_gradient", (len(value_N),))
-        decoder = _decoder(codes, value_N, W_dec_FD, target_BD, scale_B)
-        outputs = [t.data_ptr() for t in (error_B, gradient_BD, code_gradient_N)]
-        self._share(rows, lambda first, last: module.reconstruct(*decoder, first, last, *outputs))
-        return Reconstruction(error_B, gradient_BD, code_gradient_N)
+        return torch_kernels.reconstruct(codes, value_N, W_dec_FD, target_BD, scale_B)
 
     def reconstruct_nested(
         self,
@@ -219,45 +132,19 @@ class SparseKernels:
         scale_B: torch.Tensor,
         widths: Sequence[int],
     ) -> Reconstruction:
-        """`reconstruct` for every prefix `features < width`, the losses added up; widths ascend
-        to F. See `Reconstruction`."""
-        module = self._compiled(value_N, W_dec_FD, target_BD, scale_B)
-        if module is None:
-            return torch_kernels.reconstruct_nested(
-                codes, value_N, W_dec_FD, target_BD, scale_B, widths
-            )
-        rows, width = target_BD.shape
-        levels = len(widths)
-        error_MB = self.buffer("nested_error", (levels, rows))
-        gradient_MBD = self.buffer("nested_gradient", (levels, rows, width))
-        code_gradient_N = self.buffer("nested_code_gradient", (len(value_N),))
-        decoder = _decoder(codes, value_N, W_dec_FD, target_BD, scale_B)
-        edges_M = torch.tensor(widths, dtype=torch.int32)
-        outputs = [t.data_ptr() for t in (error_MB, gradient_MBD, code_gradient_N)]
-        self._share(
-            rows,
-            lambda first, last: module.reconstruct_nested(
-                *decoder, edges_M.data_ptr(), levels, rows, first, last, *outputs
-            ),
+        """As `reconstruct` for every prefix of the features.
+
+        widths: ascending, the last one F. See `Reconstruction` for what comes out.
+        """
+        return torch_kernels.reconstruct_nested(
+            codes, value_N, W_dec_FD, target_BD, scale_B, widths
         )
-        return Reconstruction(error_MB, gradient_MBD, code_gradient_N)
 
     # From rows to features.
 
     def group(self, codes: SparseCodes) -> FeatureMajor:
         """The pairs by feature."""
-        module = self._native
-        if module is None:
-            return torch_kernels.group(codes)
-        pairs, d_sae = len(codes.feature_N), codes.d_sae
-        offset_F = self.buffer("group_offset", (d_sae + 1,), torch.int32)
-        order_N = self.buffer("group_order", (pairs,), torch.int32)
-        row_N = self.buffer("group_row", (pairs,), torch.int32)
-        module.group(
-            codes.offset_B.data_ptr(), codes.feature_N.data_ptr(), codes.rows, d_sae,
-            offset_F.data_ptr(), order_N.data_ptr(), row_N.data_ptr(),
-        )  # fmt: skip
-        return FeatureMajor(offset_F, order_N, row_N)
+        return torch_kernels.group(codes)
 
     def accumulate(
         self,
@@ -272,35 +159,13 @@ class SparseKernels:
 
         shift_F: int32, added to the row numbers of a feature (rows of several levels on end).
         """
-        module = self._compiled(coefficient_N, rows_BD, out_FD)
-        if module is None:
-            return torch_kernels.accumulate(groups, coefficient_N, rows_BD, shift_F, out_FD)
-        d_sae, width = out_FD.shape
-        sum_F = torch.empty(d_sae)
-        arguments = (
-            groups.offset_F.data_ptr(), groups.order_N.data_ptr(), groups.row_N.data_ptr(),
-            0 if shift_F is None else shift_F.data_ptr(), coefficient_N.data_ptr(),
-            rows_BD.data_ptr(), width,
-        )  # fmt: skip
-        outputs = (out_FD.data_ptr(), sum_F.data_ptr())
-        self._threads.run(
-            [
-                _bound(module.accumulate, *arguments, first, last, *outputs)
-                for first, last in self._equal_pairs(groups)
-            ]
-        )
-        return sum_F
+        return torch_kernels.accumulate(groups, coefficient_N, rows_BD, shift_F, out_FD)
 
-    def _equal_pairs(self, groups: FeatureMajor) -> list[tuple[int, int]]:
-        """Ranges of features with about the same number of pairs, one per thread."""
-        count, d_sae = self._threads.count, len(groups.offset_F) - 1
-        if count == 1:
-            return [(0, d_sae)]
-        pairs = len(groups.order_N)
-        wanted = torch.tensor([pairs * i // count for i in range(1, count)], dtype=torch.int32)
-        inner = torch.searchsorted(groups.offset_F[:-1].contiguous(), wanted).tolist()
-        edges = sorted({0, *inner, d_sae})
-        return list(itertools.pairwise(edges))
+    def sum_by_feature(
+        self, codes: SparseCodes, groups: FeatureMajor, quantity_N: torch.Tensor
+    ) -> torch.Tensor:
+        """float[F]: the sum of a quantity of the pairs, per feature."""
+        return torch_kernels.sum_by_feature(groups, quantity_N)
 
     # Rows and weights.
 
@@ -312,33 +177,16 @@ class SparseKernels:
         *,
         name: str,
     ) -> torch.Tensor:
-        """`(rows - center) * scale` in the buffer `name`."""
-        module = self._compiled(rows_BD, center_D, scale_D)
-        if module is None:
-            return (rows_BD - center_D) * scale_D
-        out_BD = self.buffer(name, rows_BD.shape)
-        width = rows_BD.shape[1]
-        source = (rows_BD.data_ptr(), 0, center_D.data_ptr(), scale_D.data_ptr(), width)
-        target = out_BD.data_ptr()
-        self._share(len(rows_BD), lambda first, last: module.take(*source, first, last, target))
-        return out_BD
+        """`(rows - center) * scale`; see `reconstruct` for `name`."""
+        return (rows_BD - center_D) * scale_D
 
     def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> float:
         """Drop the part of each gradient row along its row of unit norm W (None: leave it);
         returns the squared norm of what is left."""
-        rows, width = gradient_FD.shape
-        tensors = [gradient_FD] if W_FD is None else [gradient_FD, W_FD]
-        module = self._compiled(*tensors)
-        if module is None:
-            if W_FD is not None:
-                along_F1 = (gradient_FD * W_FD).sum(1, keepdim=True)
-                gradient_FD.addcmul_(along_F1, W_FD, value=-1.0)
-            return float(gradient_FD.double().square().sum())
-        square_F = self.buffer("square", (rows,), torch.float64)
-        weight = 0 if W_FD is None else W_FD.data_ptr()
-        outputs = (gradient_FD.data_ptr(), square_F.data_ptr())
-        self._share(rows, lambda first, last: module.project(weight, width, first, last, *outputs))
-        return float(square_F.sum())
+        if W_FD is not None:
+            along_F1 = (gradient_FD * W_FD).sum(1, keepdim=True)
+            gradient_FD.addcmul_(along_F1, W_FD, value=-1.0)
+        return float(gradient_FD.double().square().sum())
 
     def adam(
         self,
@@ -346,78 +194,26 @@ class SparseKernels:
         gradient_FD: torch.Tensor,
         mean_FD: torch.Tensor,
         square_FD: torch.Tensor,
-        settings: tuple[float, float, float, float, float, float],
+        settings: Settings,
         *,
         unit_rows: bool,
     ) -> bool:
         """One Adam step in place; False when a new weight is not finite.
 
-        settings: rate / (1 - beta1^t), beta1, beta2, 1 / sqrt(1 - beta2^t), epsilon, and the factor
-        that clips the gradient. unit_rows: bring rows back to norm 1.
+        unit_rows: bring rows back to norm 1.
         """
-        rows, width = weight_FD.shape
-        module = self._compiled(weight_FD, gradient_FD, mean_FD, square_FD)
-        if module is None:
-            rate, beta1, beta2, root, epsilon, clip = settings
-            clipped_FD = gradient_FD * clip
-            mean_FD.lerp_(clipped_FD, 1 - beta1)
-            square_FD.mul_(beta2).addcmul_(clipped_FD, clipped_FD, value=1 - beta2)
-            weight_FD.addcdiv_(mean_FD, (square_FD.sqrt() * root).add_(epsilon), value=-rate)
-            finite = bool(torch.isfinite(weight_FD.square().sum()))
-            if unit_rows:
-                weight_FD.div_(
-                    torch.linalg.vector_norm(weight_FD, dim=1, keepdim=True).clamp_min_(1e-12)
-                )
-            return finite
-        tensors = (gradient_FD, weight_FD, mean_FD, square_FD)
-        pointers = [tensor.data_ptr() for tensor in tensors]
-        results = self._share(
-            rows,
-            lambda first, last: module.adam(*settings, unit_rows, width, first, last, *pointers),
-        )
-        return all(results)
-
-    # Threads and memory.
-
-    def buffer(
-        self, name: str, shape: Sequence[int], dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
-        """Uninitialised memory that the next call with this name gets again."""
-        numel = 1
-        for extent in shape:
-            numel *= extent
-        flat = self._buffers.get(name)
-        if flat is None or flat.dtype != dtype or flat.numel() < numel:
-            flat = self._buffers[name] = torch.empty(numel, dtype=dtype)
-        return flat[:numel].view(*shape)
-
-    def _share(self, count: int, work: Callable[[int, int], T]) -> list[T]:
-        ranges = self._threads.split(count, LEAST_ROWS)
-        return self._threads.run([_bound(work, first, last) for first, last in ranges])
-
-    def _compiled(self, *tensors: torch.Tensor) -> ModuleType | None:
-        """The compiled kernels if these tensors are what they take."""
-        if self._native is None or any(t.dtype != torch.float32 or not t.is_cpu for t in tensors):
-            return None
-        for tensor in tensors:
-            if not tensor.is_contiguous():
-                raise ValueError(
-                    f"a tensor of shape {tuple(tensor.shape)} and strides {tensor.stride()} is not "
-                    "contiguous; weights are feature-major, rows row-major"
-                )
-        return self._native
+        rate, beta1, beta2, root, epsilon, clip = settings
+        clipped_FD = gradient_FD * clip
+        mean_FD.lerp_(clipped_FD, 1 - beta1)
+        square_FD.mul_(beta2).addcmul_(clipped_FD, clipped_FD, value=1 - beta2)
+        weight_FD.addcdiv_(mean_FD, (square_FD.sqrt() * root).add_(epsilon), value=-rate)
+        finite = bool(torch.isfinite(weight_FD.square().sum()))
+        if unit_rows:
+            weight_FD.div_(
+                torch.linalg.vector_norm(weight_FD, dim=1, keepdim=True).clamp_min_(1e-12)
+            )
+        return finite
 
 
-def _decoder(
-    codes: SparseCodes,
-    value_N: torch.Tensor,
-    W_dec_FD: torch.Tensor,
-    target_BD: torch.Tensor,
-    scale_B: torch.Tensor,
-) -> tuple[int, ...]:
-    tensors = (codes.offset_B, codes.feature_N, value_N, W_dec_FD, target_BD, scale_B)
-    return (*(tensor.data_ptr() for tensor in tensors), target_BD.shape[1])
-
-
-def _bound(function: Callable[..., T], *arguments: int) -> Callable[[], T]:
-    return lambda: function(*arguments)
+def _rows_at_once(b_F: torch.Tensor) -> int:
+    return max(1, BLOCK_BYTES // (4 * len(b_F)))

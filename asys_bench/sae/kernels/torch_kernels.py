@@ -1,7 +1,8 @@
-"""The sparse kernels in torch's own operators: any float dtype, no compiler needed.
+"""The sparse kernels in torch's own operators: any device and float dtype, no compiler needed.
 
-It is the reference of the compiled kernels (tests/unit/sae/test_sparse_kernels.py) and stands in
-for them. All products run on `embedding_bag`, which streams rows of a feature-major [F, D] table.
+It is the reference of the others (tests/unit/sae/test_sparse_kernels.py) and stands in for them. All
+products run on `embedding_bag`, which streams rows of a feature-major [F, D] table and adds them in a
+fixed order.
 """
 
 from __future__ import annotations
@@ -42,21 +43,23 @@ def decode(codes: SparseCodes, value_N: torch.Tensor, W_dec_FD: torch.Tensor) ->
     )
 
 
-def product(
-    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_F: torch.Tensor, rough: bool
-) -> torch.Tensor:
-    """Pre-activations [B, F]; rough: through a bfloat16 product, in x's dtype."""
-    if not rough:
-        return torch.addmm(b_F, x_BD, W_enc_FD.t())
-    return (x_BD.bfloat16() @ W_enc_FD.bfloat16().t()).to(x_BD.dtype) + b_F
+def product(x_BD: torch.Tensor, table_FD: torch.Tensor, b_F: torch.Tensor) -> torch.Tensor:
+    """Pre-activations [B, F] in x's dtype, by a product in the table's: bfloat16 is rough."""
+    if table_FD.dtype == x_BD.dtype:
+        return torch.addmm(b_F, x_BD, table_FD.t())
+    return (x_BD.to(table_FD.dtype) @ table_FD.t()).to(x_BD.dtype).add_(b_F)
 
 
 def top_k(
-    x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_F: torch.Tensor, k: int, rough: bool
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_F: torch.Tensor,
+    k: int,
+    rough_FD: torch.Tensor | None = None,
 ) -> SparseCodes:
-    """The k largest pre-activations of each row."""
-    d_sae = len(b_F)
-    pre_BF = product(x_BD, W_enc_FD, b_F, rough)
+    """The k largest pre-activations of each row. rough_FD: W_enc in bfloat16, to propose them by."""
+    d_sae, rough = len(b_F), rough_FD is not None
+    pre_BF = product(x_BD, W_enc_FD if rough_FD is None else rough_FD, b_F)
     wanted = min(d_sae, k + CANDIDATES_BEYOND_K) if rough else k
     value_BK, index_BK = torch.topk(pre_BF, wanted, dim=1, sorted=False)
     index_BK, order_BK = index_BK.sort(1)
@@ -71,8 +74,25 @@ def top_k(
 
 def _uniform(index_BK: torch.Tensor, value_BK: torch.Tensor, d_sae: int) -> SparseCodes:
     rows, k = index_BK.shape
-    offset_B = torch.arange(0, (rows + 1) * k, k, dtype=torch.int32)
+    offset_B = torch.arange(0, (rows + 1) * k, k, dtype=torch.int32, device=index_BK.device)
     return SparseCodes(offset_B, index_BK.reshape(-1).int(), value_BK.reshape(-1), d_sae)
+
+
+def joined(parts: Sequence[SparseCodes]) -> SparseCodes:
+    """The codes of successive blocks of rows as those of one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    counts_B = torch.cat([part.offset_B.diff() for part in parts])
+    feature_N = torch.cat([part.feature_N for part in parts])
+    value_N = torch.cat([part.value_N for part in parts])
+    return SparseCodes(_offsets(counts_B), feature_N, value_N, parts[0].d_sae)
+
+
+def _offsets(counts: torch.Tensor) -> torch.Tensor:
+    """int32: where each group of so many begins, and their sum."""
+    out = torch.zeros(len(counts) + 1, dtype=torch.int32, device=counts.device)
+    torch.cumsum(counts, 0, dtype=torch.int32, out=out[1:])
+    return out
 
 
 def above(
@@ -80,20 +100,19 @@ def above(
     W_enc_FD: torch.Tensor,
     b_F: torch.Tensor,
     floor_F: torch.Tensor,
-    rough: bool,
     most: int | None,
+    rough_FD: torch.Tensor | None = None,
 ) -> SparseCodes | None:
-    """All pairs with pre > floor; None when they are more than `most`."""
-    pre_BF = product(x_BD, W_enc_FD, b_F, rough)
+    """All pairs with pre > floor; None when they are more than `most`. rough_FD: as in `top_k`."""
+    rough = rough_FD is not None
+    pre_BF = product(x_BD, W_enc_FD if rough_FD is None else rough_FD, b_F)
     margin_F = floor_F.abs() / 64 + 1 / 64 if rough else 0.0
     active_BF = pre_BF > floor_F - margin_F
     count_B = active_BF.sum(1)
     if most is not None and int(count_B.sum()) > most:
         return None
-    offset_B = torch.zeros(len(x_BD) + 1, dtype=torch.int32)
-    torch.cumsum(count_B, 0, dtype=torch.int32, out=offset_B[1:])
     feature_N = active_BF.nonzero()[:, 1].int()
-    codes = SparseCodes(offset_B, feature_N, pre_BF[active_BF], len(b_F))
+    codes = SparseCodes(_offsets(count_B), feature_N, pre_BF[active_BF], len(b_F))
     if rough:
         codes = codes.with_values(gather_dot(codes, x_BD, W_enc_FD) + codes.of_feature(b_F))
         codes = codes.kept(codes.value_N > codes.of_feature(floor_F))
@@ -147,9 +166,7 @@ def group(codes: SparseCodes) -> FeatureMajor:
     order_N = torch.sort(
         key.to(torch.int16) if codes.d_sae <= 1 << 15 else key, stable=True
     ).indices
-    offset_F = torch.zeros(codes.d_sae + 1, dtype=torch.int32)
-    counts_F = torch.bincount(key, minlength=codes.d_sae)
-    torch.cumsum(counts_F, 0, dtype=torch.int32, out=offset_F[1:])
+    offset_F = _offsets(torch.bincount(key, minlength=codes.d_sae))
     row_N = codes.row_N.index_select(0, order_N)
     return FeatureMajor(offset_F, order_N.int(), row_N.int())
 
@@ -172,6 +189,18 @@ def accumulate(
             row_N, rows_BD, groups.offset_F[:-1], per_sample_weights=sorted_N, mode="sum"
         )
     )
-    feature_N = torch.repeat_interleave(torch.arange(len(counts_F)), counts_F)
-    sums_F = torch.zeros(len(counts_F), dtype=torch.float64)
-    return sums_F.index_add_(0, feature_N, sorted_N.double()).to(coefficient_N.dtype)
+    return _bag_sums(groups, sorted_N)
+
+
+def sum_by_feature(groups: FeatureMajor, quantity_N: torch.Tensor) -> torch.Tensor:
+    """The sum of a quantity of the pairs, per feature [F]."""
+    return _bag_sums(groups, quantity_N.index_select(0, groups.order_N))
+
+
+def _bag_sums(groups: FeatureMajor, sorted_N: torch.Tensor) -> torch.Tensor:
+    """Added up in float64: a feature may have as many pairs as the batch has rows."""
+    place_N = torch.arange(len(sorted_N), dtype=torch.int32, device=sorted_N.device)
+    sums_F1 = functional.embedding_bag(
+        place_N, sorted_N.double().unsqueeze(1), groups.offset_F[:-1], mode="sum"
+    )
+    return sums_F1.squeeze(1).to(sorted_N.dtype)

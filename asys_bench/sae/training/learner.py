@@ -17,7 +17,7 @@ from asys_bench.sae.architectures.data_start import FIT_ROWS
 from asys_bench.sae.architectures.scaling import InputScaling, PairScaling, RowScaling
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, pick, put, tensor_of
 from asys_bench.sae.config import SAEConfig
-from asys_bench.sae.kernels.sparse_kernels import SparseKernels
+from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 from asys_bench.sae.training.dead_features import DeadFeatures, resample_, round_after
 from asys_bench.sae.training.normalizer import geometric_median
 from asys_bench.sae.training.row_adam import RowAdam
@@ -50,7 +50,7 @@ class Learner:
         self.features_resampled = 0
         self.dead = DeadFeatures(self.sae.d_sae, config.dead_after_rows)
         self.controller = SparsityController(config)
-        self.kernels = SparseKernels(config.work_threads, rough=config.rough_products)
+        self.kernels = CompiledKernels(config.work_threads, rough=config.rough_products)
         self.adam = RowAdam(self.sae, self.kernels)
         self._generator = torch.Generator().manual_seed(config.seed ^ 0x5AE)
         self._skipped_in_a_row = 0

@@ -23,7 +23,7 @@ class RowAdam:
     """Moments of every parameter, and the step that uses them. Deterministic."""
 
     def __init__(self, sae: SparseAutoencoder, kernels: SparseKernels) -> None:
-        self._sae, self._kernels = sae, kernels
+        self._sae, self.kernels = sae, kernels
         self.steps = 0
         self.moments = {
             name: (torch.zeros_like(parameter), torch.zeros_like(parameter))
@@ -38,7 +38,7 @@ class RowAdam:
         for name, parameter in self._sae.named_parameters():
             if parameter.grad is not None:
                 W_FD = parameter.detach() if name == "W_dec" else None
-                square += self._kernels.project(_rows(name, parameter.grad), W_FD)
+                square += self.kernels.project(_rows(name, parameter.grad), W_FD)
         return math.sqrt(square) if square >= 0 else math.nan
 
     @torch.no_grad()
@@ -59,7 +59,7 @@ class RowAdam:
                 tensors = (parameter.detach(), parameter.grad, *self.moments[name])
                 weight, gradient, mean, square = (_rows(name, tensor) for tensor in tensors)
                 own_rate = rate * self._rate_factor(name) / (1 - beta1**self.steps)
-                finite &= self._kernels.adam(
+                finite &= self.kernels.adam(
                     weight,
                     gradient,
                     mean,

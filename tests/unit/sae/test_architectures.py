@@ -8,7 +8,6 @@ from asys_bench.sae import (
     AUTOENCODERS,
     SAEConfig,
     SparseAutoencoder,
-    SparseKernels,
     StepContext,
     build_sae,
 )
@@ -16,6 +15,7 @@ from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
 from asys_bench.sae.architectures.data_start import firing_quantile
 from asys_bench.sae.architectures.jumprelu import JumpReLUSAE
 from asys_bench.sae.architectures.scaling import InputScaling
+from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 
 D, F, B = 12, 40, 64
 
@@ -184,6 +184,6 @@ def test_a_step_changes_nothing_but_gradients() -> None:
     for architecture in AUTOENCODERS:
         sae = _sae(architecture)
         before = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
-        sae.training_step(_rows(), StepContext(kernels=SparseKernels(2)))
+        sae.training_step(_rows(), StepContext(kernels=CompiledKernels(2)))
         for name, tensor in sae.state_dict().items():
             assert torch.equal(tensor, before[name]), (architecture, name)

@@ -11,11 +11,11 @@ from asys_bench.sae import (
     ARCHITECTURES,
     SAEConfig,
     SparseAutoencoder,
-    SparseKernels,
     StepContext,
     build_sae,
 )
 from asys_bench.sae.architectures.jumprelu import JumpReLUSAE
+from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 
 D, F, B, D_OUT = 12, 40, 64, 9
 
@@ -53,7 +53,7 @@ def make_context(
         dead_F=None if dead is None else torch.tensor(dead),
         sparsity_coefficient=0.3,
         target_BD=make_rows(dtype, D_OUT, 5) if architecture == "skip_transcoder" else None,
-        kernels=SparseKernels(2),
+        kernels=CompiledKernels(2),
     )
 
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asys_bench.sae import SparseKernels
-from asys_bench.sae.kernels import native
+from asys_bench.sae.kernels import native, sparse_kernels
+from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 from asys_bench.sae.kernels.sparse_codes import SparseCodes
 
 COMPILED = [
@@ -19,6 +20,12 @@ COMPILED = [
         marks=pytest.mark.skipif(native.kernels() is None, reason="built without a compiler"),
     ),
 ]
+
+
+def _kernels(threads: int = 1, *, rough: bool = False, compiled: bool = True) -> SparseKernels:
+    return CompiledKernels(threads, rough=rough) if compiled else SparseKernels(rough=rough)
+
+
 close = torch.testing.assert_close
 
 
@@ -62,7 +69,7 @@ def test_top_k_is_torchs(
     k = data.draw(st.integers(1, features))
     x_BD, W_FD = _tensors(seed, (rows, width), (features, width))
     (b_F,) = _tensors(seed + 1, (features,))
-    codes = SparseKernels(threads, compiled=compiled).top_k(x_BD, W_FD, b_F, k)
+    codes = _kernels(threads, compiled=compiled).top_k(x_BD, W_FD, b_F, k)
     pre_BF = x_BD @ W_FD.t() + b_F
     index_BK = codes.feature_N.view(rows, k).long()
     assert (index_BK.diff(dim=1) > 0).all(), "features must ascend within a row"
@@ -79,10 +86,10 @@ def test_top_k_is_torchs(
 def test_a_bfloat16_product_proposes_and_float32_decides(compiled: bool) -> None:
     x_BD, W_FD, b_F = _tensors(5, (512, 96), (1024, 96), (1024,))
     W_FD /= W_FD.norm(dim=1, keepdim=True)
-    exact = SparseKernels(compiled=compiled).top_k(x_BD, W_FD, b_F, 16)
+    exact = _kernels(compiled=compiled).top_k(x_BD, W_FD, b_F, 16)
     exact = exact.with_values(exact.value_N.clone())
     feature_N = exact.feature_N.clone()
-    rough = SparseKernels(rough=True, compiled=compiled).top_k(x_BD, W_FD, b_F, 16)
+    rough = _kernels(rough=True, compiled=compiled).top_k(x_BD, W_FD, b_F, 16)
     assert (rough.feature_N == feature_N).float().mean() > 0.999
     same = rough.feature_N == feature_N
     close(rough.value_N[same], exact.value_N[same], rtol=1e-4, atol=1e-5)
@@ -99,7 +106,7 @@ def test_above_finds_every_pair_beyond_its_floor(
         seed, (rows, width), (features, width), (features,), (features,)
     )
     W_FD /= W_FD.norm(dim=1, keepdim=True)
-    kernels = SparseKernels(threads, rough=rough, compiled=compiled)
+    kernels = _kernels(threads, rough=rough, compiled=compiled)
     codes = kernels.above(x_BD, W_FD, b_F, floor_F)
     assert codes is not None
     pre_BF = x_BD @ W_FD.t() + b_F
@@ -117,7 +124,7 @@ def test_batch_top_k_is_that_of_the_whole_batch_whatever_the_guess(
     compiled: bool, guess: float
 ) -> None:
     x_BD, W_FD, b_F = _tensors(7, (40, 20), (64, 20), (64,))
-    codes = SparseKernels(compiled=compiled).batch_top_k(x_BD, W_FD, b_F, 100, guess)
+    codes = _kernels(compiled=compiled).batch_top_k(x_BD, W_FD, b_F, 100, guess)
     pre_BF = x_BD @ W_FD.t() + b_F
     assert len(codes.feature_N) == 100
     close(
@@ -132,7 +139,7 @@ def test_batch_top_k_is_that_of_the_whole_batch_whatever_the_guess(
 
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_batch_top_k_takes_no_more_than_there_are_and_settles_ties(compiled: bool) -> None:
-    kernels = SparseKernels(compiled=compiled)
+    kernels = _kernels(compiled=compiled)
     x_BD, W_FD, b_F = torch.ones(4, 3), torch.ones(8, 3), torch.zeros(8)
     assert len(kernels.batch_top_k(x_BD, W_FD, b_F, 10, 1.0).feature_N) == 10
     assert len(kernels.batch_top_k(x_BD, -W_FD, b_F, 10, 1.0).feature_N) == 0
@@ -147,7 +154,7 @@ def test_reconstruction_and_its_gradients(
     codes = _codes(seed, rows, features)
     W_FD, target_BD = _tensors(seed + 1, (features, width), (rows, width))
     scale_B = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) + 0.5
-    kernels = SparseKernels(threads, compiled=compiled)
+    kernels = _kernels(threads, compiled=compiled)
     found = kernels.reconstruct(codes, codes.value_N, W_FD, target_BD, scale_B)
     error_BD = codes.dense() @ W_FD - target_BD
     close(found.error_B, error_BD.square().sum(1), rtol=1e-4, atol=1e-4)
@@ -171,7 +178,7 @@ def test_nested_reconstruction_adds_the_errors_of_all_wider_prefixes(
     W_FD, target_BD = _tensors(seed + 1, (features, width), (rows, width))
     scale_B = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) + 0.5
     widths = sorted({1, features // 3 + 1, features})
-    kernels = SparseKernels(threads, compiled=compiled)
+    kernels = _kernels(threads, compiled=compiled)
     found = kernels.reconstruct_nested(codes, codes.value_N, W_FD, target_BD, scale_B, widths)
     dense_BF = codes.dense()
     errors = [dense_BF[:, :w] @ W_FD[:w] - target_BD for w in widths]
@@ -195,7 +202,7 @@ def test_pairs_are_grouped_by_feature_and_summed(
 ) -> None:
     codes = _codes(seed, rows, features)
     (rows_BD,) = _tensors(seed + 2, (2 * rows, width))
-    kernels = SparseKernels(threads, compiled=compiled)
+    kernels = _kernels(threads, compiled=compiled)
     groups = kernels.group(codes)
     assert torch.equal(codes.feature_N[groups.order_N], codes.feature_N.sort(stable=True).values)
     assert torch.equal(codes.row_N[groups.order_N], groups.row_N.long())
@@ -204,6 +211,10 @@ def test_pairs_are_grouped_by_feature_and_summed(
     close(out_FD, codes.dense().t() @ rows_BD[:rows], rtol=1e-3, atol=1e-3)
     close(sum_F, codes.dense().sum(0), rtol=1e-3, atol=1e-3)
     shift_F = (torch.arange(features) % 2 * rows).int()
+    close(
+        kernels.sum_by_feature(codes, groups, codes.value_N), codes.dense().sum(0),
+        rtol=1e-3, atol=1e-3,
+    )  # fmt: skip
     kernels.accumulate(groups, codes.value_N, rows_BD, out_FD, shift_F)
     odd_FD = codes.dense().t() @ rows_BD[rows:]
     close(out_FD[1::2], odd_FD[1::2], rtol=1e-3, atol=1e-3)
@@ -213,7 +224,7 @@ def test_pairs_are_grouped_by_feature_and_summed(
 @settings(max_examples=20, deadline=None)
 @given(rows=st.integers(1, 70), width=st.integers(1, 150), seed=st.integers(0, 1000))
 def test_projection_and_adam_are_torchs(compiled: bool, rows: int, width: int, seed: int) -> None:
-    kernels = SparseKernels(2, compiled=compiled)
+    kernels = _kernels(2, compiled=compiled)
     W_FD, gradient_FD = _tensors(seed, (rows, width), (rows, width))
     W_FD /= W_FD.norm(dim=1, keepdim=True).clamp_min(1e-6)
     projected_FD = gradient_FD - (gradient_FD * W_FD).sum(1, keepdim=True) * W_FD
@@ -239,16 +250,35 @@ def test_projection_and_adam_are_torchs(compiled: bool, rows: int, width: int, s
     assert not kernels.adam(W_FD, gradient_FD, mean_FD, square_FD, settings_, unit_rows=True)
 
 
+@pytest.mark.parametrize("rough", [False, True])
+def test_a_batch_in_blocks_has_the_codes_of_the_whole(
+    rough: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where its pre-activations are too many to exist at once."""
+    x_BD, W_FD, b_F = _tensors(7, (50, 12), (64, 12), (64,))
+    kernels, floor_F = SparseKernels(rough=rough), torch.ones(64)
+    whole = kernels.top_k(x_BD, W_FD, b_F, 5), kernels.above(x_BD, W_FD, b_F, floor_F, most=2000)
+    monkeypatch.setattr(sparse_kernels, "BLOCK_BYTES", 7 * 64 * 4)
+    parts = kernels.top_k(x_BD, W_FD, b_F, 5), kernels.above(x_BD, W_FD, b_F, floor_F, most=2000)
+    for one, other in zip(whole, parts, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one.offset_B, other.offset_B)
+        assert torch.equal(one.feature_N, other.feature_N)
+        close(one.value_N, other.value_N)
+    assert kernels.above(x_BD, W_FD, b_F, floor_F, most=len(whole[1].feature_N) - 1) is None
+
+
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_rows_are_centred_and_scaled(compiled: bool) -> None:
     rows_BD, center_D, scale_D = _tensors(3, (65, 19), (19,), (19,))
-    got_BD = SparseKernels(3, compiled=compiled).affine(rows_BD, center_D, scale_D, name="x")
+    got_BD = _kernels(3, compiled=compiled).affine(rows_BD, center_D, scale_D, name="x")
     close(got_BD, (rows_BD - center_D) * scale_D)
 
 
 @pytest.mark.parametrize("compiled", COMPILED)
 def test_non_finite_pre_activations_give_a_non_finite_error_and_no_crash(compiled: bool) -> None:
-    kernels = SparseKernels(compiled=compiled)
+    kernels = _kernels(compiled=compiled)
     x_BD, W_FD, b_F = _tensors(3, (8, 5), (64, 5), (64,))
     x_BD[2] = math.nan
     x_BD[3, 0] = math.inf
@@ -262,7 +292,7 @@ def test_non_finite_pre_activations_give_a_non_finite_error_and_no_crash(compile
 def test_threads_do_not_change_a_result() -> None:
     codes = _codes(1, 300, 90)
     W_FD, target_BD = _tensors(2, (90, 33), (300, 33))
-    one, four = SparseKernels(1), SparseKernels(4)
+    one, four = _kernels(1), _kernels(4)
     results = []
     for kernels in (one, four):
         found = kernels.reconstruct(codes, codes.value_N, W_FD, target_BD, torch.ones(300))
@@ -274,7 +304,7 @@ def test_threads_do_not_change_a_result() -> None:
 
 
 def test_weights_in_another_layout_are_refused_by_the_compiled_kernels() -> None:
-    kernels = SparseKernels()
+    kernels = _kernels()
     if native.kernels() is None:
         pytest.skip("built without a compiler")
     x_BD, W_DF, b_F = _tensors(3, (8, 5), (5, 64), (64,))

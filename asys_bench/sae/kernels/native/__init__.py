@@ -1,7 +1,7 @@
 """The compiled kernels of SAE training (C++, built with the wheel), loaded on first use.
 
-Without a compiler they are not there: `torch_kernels` then does the same work with torch's own
-operators, at about half the speed (docs/benchmarks.md).
+Without a compiler they are not there: torch's own operators then do the same work, at about half the
+speed (docs/benchmarks.md).
 """
 
 from __future__ import annotations
