@@ -18,6 +18,10 @@ ROW_EXTRA = 28
 """Weight, step, version and order of a row in the reservoir, in bytes."""
 BLOCK_ROWS = 4096
 """Rows that wait at most before they are shuffled in (`trainer.BLOCK_ROWS`)."""
+CONTEXT_BYTES = 512 << 20
+"""A process's CUDA context, as a rule; it was not measured with this torch."""
+BLOCK_BYTES = 512 << 20
+"""Pre-activations that exist at once on a GPU at most (`sparse_kernels.BLOCK_BYTES`)."""
 _VECTORS = {"jumprelu": 2, "gated": 3}
 """Parameters that have one entry per feature, where it is not only the encoder's bias."""
 _PROBE_ROWS, _PROBE_FEATURES = 64, 4096
@@ -40,11 +44,27 @@ class Footprint:
     """One checkpoint on disk."""
     disk_bytes: int
     """All checkpoints that are kept, and the one that is being written."""
+    step_bytes: int
+    """On a GPU: two batches, and what exists at once of their pre-activations and gradients."""
+    staging_bytes: int
+    """For a GPU: page-locked memory that batches pass through."""
 
     @property
     def memory_bytes(self) -> int:
         """What the trainer holds while it trains; writing a checkpoint takes `weights_bytes` more."""
         return self.weights_bytes + self.optimizer_bytes + self.buffer_bytes + self.held_out_bytes
+
+    @property
+    def device_bytes(self) -> int:
+        """What a trainer on a GPU holds there while it trains: the weights, the decoder of the last
+        checkpoint, and a step. The process's CUDA context (`CONTEXT_BYTES`) comes on top, once."""
+        decoder = FLOAT * self.d_sae * self.d_out
+        return self.weights_bytes + self.optimizer_bytes + decoder + self.step_bytes
+
+    @property
+    def host_bytes(self) -> int:
+        """What a trainer on a GPU holds in the machine's memory."""
+        return self.buffer_bytes + self.held_out_bytes + self.staging_bytes
 
 
 def footprint(config: SAEConfig, d_in: int, d_out: int | None = None) -> Footprint:
@@ -64,6 +84,9 @@ def footprint(config: SAEConfig, d_in: int, d_out: int | None = None) -> Footpri
     rough = 2 * d_sae * d_in if config.rough_products else 0
     buffer = config.buffer_rows * (FLOAT * width + ROW_EXTRA)
     held_out = config.held_out_rows * (FLOAT * width + FLOAT)
+    batch = FLOAT * width * config.batch_rows
+    # pre-activations, what is compared of them, and (rough) their bfloat16 original
+    pre_activations = 2 * min(BLOCK_BYTES, FLOAT * d_sae * config.batch_rows)
     checkpoint = 4 * weights + held_out + (buffer if config.checkpoint_buffer else 0)
     return Footprint(
         d_in=d_in,
@@ -75,6 +98,8 @@ def footprint(config: SAEConfig, d_in: int, d_out: int | None = None) -> Footpri
         buffer_bytes=buffer + BLOCK_ROWS * FLOAT * width,
         held_out_bytes=held_out,
         checkpoint_bytes=checkpoint,
+        step_bytes=6 * batch + pre_activations,
+        staging_bytes=2 * batch,
         disk_bytes=(config.checkpoint_keep + 1) * checkpoint,
     )
 

@@ -89,10 +89,11 @@ def measure(
 ) -> SAEMetrics:
     """Measure `sae` (which works on scaled rows) on raw rows float32[B, D], B >= 1.
 
-    rows_BD: a trainer's rows ([x | y] for a transcoder). Runs in chunks of at most 4 Mi activations.
+    rows_BD: a trainer's rows ([x | y] for a transcoder), on the CPU wherever the SAE is. Runs in
+    chunks of at most 4 Mi activations.
     outlier_norm: rows (inputs) of a larger norm are outliers.
     """
-    chunk = max(1, CHUNK_ELEMENTS // sae.d_sae)
+    chunk, device = max(1, CHUNK_ELEMENTS // sae.d_sae), sae.W_dec.device
     norm_B = torch.linalg.vector_norm(rows_BD[:, : sae.d_in], dim=1)
     usual_B = norm_B <= outlier_norm
     if not bool(usual_B.any()):
@@ -106,10 +107,11 @@ def measure(
     with torch.no_grad():
         for first in range(0, len(rows_BD), chunk):
             part = slice(first, first + chunk)
-            input_BD, _ = sae.split(scaling.apply(rows_BD[part]))
+            input_BD, _ = sae.split(scaling.apply(rows_BD[part]).to(device))
             acts_BF = sae.encode(input_BD)
-            x_hat_BD[part] = scaling.undo(sae.reconstruct(input_BD, acts_BF))
-            fired_F += firing_rates(acts_BF, weight_B[part]) * float(weight_B[part].double().sum())
+            x_hat_BD[part] = scaling.undo(sae.reconstruct(input_BD, acts_BF).cpu())
+            rate_F = firing_rates(acts_BF, weight_B[part].to(device)).cpu()
+            fired_F += rate_F * float(weight_B[part].double().sum())
     rate_F = fired_F / float(weight_B.double().sum())
     fvu = fvu_all = fraction_of_variance_unexplained(x_BD, x_hat_BD, weight_B)
     if share:

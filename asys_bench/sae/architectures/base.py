@@ -277,6 +277,21 @@ class SparseAutoencoder(nn.Module, ABC):
             tensors[tensor_name].mul_(ratio)
 
     @torch.no_grad()
+    def moved(self, device: torch.device) -> Self:
+        """A copy on another device, without gradients; itself where it is there already."""
+        if self.W_dec.device == device:
+            return self
+        there = copy.copy(self)
+        there._parameters = {
+            name: None if p is None else nn.Parameter(p.detach().to(device))
+            for name, p in self._parameters.items()
+        }
+        there._buffers = {
+            name: None if b is None else b.to(device) for name, b in self._buffers.items()
+        }
+        return there
+
+    @torch.no_grad()
     def folded(self, scaling: RowScaling) -> Self:
         """A copy that acts on raw rows: W_enc *= s, W_dec /= s, b_dec = b_dec / s + center.
 

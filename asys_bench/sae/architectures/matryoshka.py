@@ -86,7 +86,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     def _level_of_feature(self) -> torch.Tensor:
         """int32[F]: the first level that contains each feature."""
         device = self.W_dec.device
-        edges_M = torch.tensor(self.widths, device=device)
+        edges_M = torch.tensor(self.widths).to(device)
         feature_F = torch.arange(self.d_sae, device=device)
         return torch.bucketize(feature_F, edges_M, right=True, out_int32=True)
 

@@ -23,16 +23,9 @@ def gather_dot(codes: SparseCodes, left_BD: torch.Tensor, table_FD: torch.Tensor
 
     It is the gradient of a weighted bag with respect to its weights.
     """
-    with torch.enable_grad():
-        probe_N = left_BD.new_zeros(len(codes.feature_N)).requires_grad_()
-        bag_BD = functional.embedding_bag(
-            codes.feature_N,
-            table_FD.detach(),
-            codes.offset_B[:-1],
-            per_sample_weights=probe_N,
-            mode="sum",
-        )
-    (out_N,) = torch.autograd.grad(bag_BD, probe_N, left_BD)
+    out_N: torch.Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        left_BD, table_FD, codes.feature_N, codes.offset_B[:-1], codes.row_N.int(), 0
+    )
     return out_N
 
 

@@ -32,6 +32,8 @@ class ShuffleBuffer:
         self._filled = self._cursor = self._evicted = 0
         self.newest_version = 0
         """Largest weights version of any row added."""
+        self.changes = 0
+        """Goes up when a row is added or dropped."""
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -51,6 +53,7 @@ class ShuffleBuffer:
         """Drop the rows where `wanted_N` is False; how many. A new pass begins over the others."""
         dropped = self._filled - int(wanted_N.sum())
         if dropped:
+            self.changes += 1
             kept = self._held[: self._filled][wanted_N]
             kept.copy_to(self._held, slice(0, len(kept)))
             self._filled = len(kept)
@@ -74,6 +77,7 @@ class ShuffleBuffer:
         block = block[-self.capacity :]
         if len(block) == 0:
             return
+        self.changes += 1
         self.newest_version = max(self.newest_version, int(block.version_N.max()))
         replaced = max(0, len(block) - (self.capacity - self._filled))
         if replaced:
@@ -86,6 +90,13 @@ class ShuffleBuffer:
 
         Raises:
             ValueError: `count` is not 1..drawable rows.
+        """
+        return self._held[self.draw(count)]
+
+    def draw(self, count: int) -> torch.Tensor:
+        """int64[count]: where the rows are that `sample` would give; they count as drawn.
+
+        Raises: as `sample`.
         """
         if not 1 <= count <= self.drawable:
             raise ValueError(f"cannot draw {count} of {self.drawable} rows")
@@ -100,7 +111,25 @@ class ShuffleBuffer:
                 slots = slots[self._held.version_N[slots] >= floor]
             parts.append(slots.clone())
             needed -= len(slots)
-        return self._held[parts[0] if len(parts) == 1 else torch.cat(parts)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def upcoming(self, count: int) -> torch.Tensor | None:
+        """What `draw(count)` will return if no row is added before; nothing changes. None where that
+        begins a new pass."""
+        slots = self._order_C[self._cursor : self._filled]
+        floor = self._oldest_drawn
+        if floor is not None:
+            slots = slots[self._held.version_N[slots] >= floor]
+        return slots[:count].clone() if len(slots) >= count else None
+
+    def gather(self, slots: torch.Tensor, out_BD: torch.Tensor) -> None:
+        """Copy the rows at `slots` to `out_BD`."""
+        torch.index_select(self._held.rows_ND, 0, slots, out=out_BD)
+
+    def about(self, slots: torch.Tensor, rows_BD: torch.Tensor) -> RowBlock:
+        """`rows_BD`, which are those at `slots`, with what is known of them."""
+        held = self._held
+        return RowBlock(rows_BD, held.weight_N[slots], held.step_N[slots], held.version_N[slots])
 
     def _append(self, block: RowBlock) -> None:
         first, self._filled = self._filled, self._filled + len(block)

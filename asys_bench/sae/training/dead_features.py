@@ -12,9 +12,11 @@ from asys_bench.sae.training.row_adam import RowAdam
 class DeadFeatures:
     """Counts trained rows since each feature last fired."""
 
-    def __init__(self, d_sae: int, dead_after_rows: int) -> None:
+    def __init__(
+        self, d_sae: int, dead_after_rows: int, device: torch.device | None = None
+    ) -> None:
         self._after = dead_after_rows
-        self.silent_rows_F = torch.zeros(d_sae, dtype=torch.int64)
+        self.silent_rows_F = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.count = 0
         """Dead features after the last `update`."""
 
@@ -92,13 +94,15 @@ def resample_(
     x_BD, target_BD: a batch of scaled rows and what they are to become; error_B: their squared
     errors. Nothing is done without loss.
     """
-    chance_B = error_B.double()
+    chance_B = error_B.double().cpu()  # the generator draws there
     most = max(1, round(SHARE_PER_ROUND * sae.d_sae))
     count = min(len(dead_N), most, int((chance_B > 0).sum()))
     if count == 0 or not bool(torch.isfinite(chance_B.sum())):
         return dead_N[:0]
-    revived_M = dead_N[torch.randperm(len(dead_N), generator=generator)[:count]]
+    device = dead_N.device
+    revived_M = dead_N[torch.randperm(len(dead_N), generator=generator)[:count].to(device)]
     chosen_M = torch.multinomial(chance_B, count, replacement=False, generator=generator)
+    chosen_M = chosen_M.to(device)
     rows_MD = x_BD[chosen_M]
     residual_MD = target_BD[chosen_M] - sae(rows_MD)
     read_MD = residual_MD if sae.d_out == sae.d_in and sae.subtracts_b_dec else rows_MD
@@ -106,7 +110,7 @@ def resample_(
     usable_M = (norms_MS > 1e-8).all(1)
     revived_M, norms_MS = revived_M[usable_M], norms_MS[usable_M]
 
-    living_F = torch.ones(sae.d_sae, dtype=torch.bool)
+    living_F = torch.ones(sae.d_sae, dtype=torch.bool, device=device)
     living_F[dead_N] = False
     sae.reset_features_(
         revived_M,

@@ -17,8 +17,8 @@ from asys_bench.sae.architectures.data_start import FIT_ROWS
 from asys_bench.sae.architectures.scaling import InputScaling, PairScaling, RowScaling
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, pick, put, tensor_of
 from asys_bench.sae.config import SAEConfig
-from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 from asys_bench.sae.training.dead_features import DeadFeatures, resample_, round_after
+from asys_bench.sae.training.device import CPU, TrainingDevice
 from asys_bench.sae.training.normalizer import geometric_median
 from asys_bench.sae.training.row_adam import RowAdam
 from asys_bench.sae.training.schedule import SparsityController, rate_at, settling
@@ -32,25 +32,33 @@ log = logging.getLogger(__name__)
 class Learner:
     """Weights, Adam, schedules and dead-feature care of one SAE. Deterministic on one machine.
 
-    d_out: width of a transcoder's target; None for autoencoders.
+    d_out: width of a transcoder's target; None for autoencoders. device: where weights and steps are;
+    generators and the input's scaling stay on the CPU.
     """
 
-    def __init__(self, config: SAEConfig, d_in: int, d_out: int | None = None) -> None:
-        self.config = config
-        self.sae: SparseAutoencoder = build_sae(config, d_in, d_out)
+    def __init__(
+        self,
+        config: SAEConfig,
+        d_in: int,
+        d_out: int | None = None,
+        device: TrainingDevice = CPU,
+    ) -> None:
+        self.config, self._device = config, device.tensors
+        self.sae: SparseAutoencoder = build_sae(config, d_in, d_out).moved(device.tensors)
         identity = InputScaling.identity(d_in)
         self.scaling: RowScaling = (
             identity if d_out is None else PairScaling(identity, InputScaling.identity(d_out))
         )
         """From raw rows to what the SAE works on."""
+        self._columns_of: RowScaling | None = None
         self.steps = 0
         """Steps taken; a rollback does not lower it."""
         self.steps_skipped = 0
         self.rollbacks = 0
         self.features_resampled = 0
-        self.dead = DeadFeatures(self.sae.d_sae, config.dead_after_rows)
+        self.dead = DeadFeatures(self.sae.d_sae, config.dead_after_rows, device.tensors)
         self.controller = SparsityController(config)
-        self.kernels = CompiledKernels(config.work_threads, rough=config.rough_products)
+        self.kernels = device.kernels(config)
         self.adam = RowAdam(self.sae, self.kernels)
         self._generator = torch.Generator().manual_seed(config.seed ^ 0x5AE)
         self._skipped_in_a_row = 0
@@ -63,7 +71,8 @@ class Learner:
         features at rows, and let the architecture choose the rest of its start from them."""
         self.scaling = scaling
         sae, first = self.sae, slice(MEDIAN_ROWS)
-        x_ND, target_ND = sae.split(scaling.apply(rows_ND[: max(MEDIAN_ROWS, 2 * sae.d_sae)]))
+        scaled_ND = scaling.apply(rows_ND[: max(MEDIAN_ROWS, 2 * sae.d_sae)])
+        x_ND, target_ND = sae.split(scaled_ND.to(self._device))
         sae.b_dec.copy_(geometric_median(target_ND[first]))
         if self.config.start == "rows":
             sae.start_directions_(x_ND, target_ND, self._generator)
@@ -97,16 +106,20 @@ class Learner:
 
     @torch.no_grad()
     def step(self, rows_BD: torch.Tensor, weight_B: torch.Tensor) -> StepResult | None:
-        """One optimizer step on raw rows; None when it was skipped."""
+        """One optimizer step on raw rows; None when it was skipped. weight_B is on the CPU."""
         if not self._good:
             self.mark_good()
-        center_D, scale_D = self.scaling.columns
+        if self._columns_of is not self.scaling:
+            center_D, scale_D = self.scaling.columns
+            self._columns = center_D.to(self._device), scale_D.to(self._device)
+            self._columns_of = self.scaling
+        center_D, scale_D = self._columns
         scaled_BD = self.kernels.affine(rows_BD, center_D, scale_D, name="scaled")
         x_BD, target_BD = self.sae.split(scaled_BD)
         policy = self.config.resolved_dead_policy
         revive = policy == "auxk" and self.dead.count > 0 and self.config.aux_k_coefficient > 0
         context = StepContext(
-            weight_B=None if bool((weight_B == weight_B[0]).all()) else weight_B,
+            weight_B=None if bool((weight_B == weight_B[0]).all()) else weight_B.to(self._device),
             dead_F=self.dead.indices() if revive else None,
             sparsity_coefficient=self.sparsity_coefficient,
             target_BD=None if target_BD is x_BD else target_BD,

@@ -1,8 +1,8 @@
 """The online trainer of one hook point: rows in, a better SAE and its measurements out.
 
 `ingest` only copies; `train` spends whatever the data budget allows, within a time limit; both are
-called by one thread. Equal calls give bit-equal weights on one machine and thread count, also
-across `save` and `load`. torch's global RNG is never touched.
+called by one thread. Equal calls give bit-equal weights on one machine, device and thread count, also
+across `save` and `load`. torch's global RNG is never touched. Checkpoints do not know of the device.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore, check_se
 from asys_bench.sae.checkpoint.native_format import save_sae
 from asys_bench.sae.checkpoint.trainer_state import TrainerState, read_state, write_state
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.footprint import footprint
 from asys_bench.sae.metrics import SAEMetrics, measure
+from asys_bench.sae.training.device import CPU, DeviceMemoryError, TrainingDevice
 from asys_bench.sae.training.held_out import PacketKey
 from asys_bench.sae.training.intake import RowBlock, split_usable
 from asys_bench.sae.training.running_metrics import RunningMetrics, feature_survival
@@ -48,7 +51,8 @@ log = logging.getLogger(__name__)
 class SAETrainer:
     """Trains one SAE. `model_name` and `hook_name` go into the checkpoint's metadata.
 
-    text: token ids travel beside the rows (see `outliers`).
+    text: token ids travel beside the rows (see `outliers`). device: where it trains; what does not fit
+    there raises DeviceMemoryError from every method that needs it.
     """
 
     def __init__(
@@ -58,8 +62,9 @@ class SAETrainer:
         hook_name: str = "",
         *,
         text: bool = False,
+        device: TrainingDevice = CPU,
     ) -> None:
-        self.config, self._text = config, text
+        self.config, self._text, self.device = config, text, device
         self.model_name, self.hook_name = model_name, hook_name
         self._hook: TrainerParts | None = None
         self._budget_rows = 0.0
@@ -88,7 +93,7 @@ class SAETrainer:
         hook = self._hook
         if hook is None:
             return None
-        raw = hook.learner.sae.folded(hook.learner.scaling)
+        raw = hook.learner.sae.moved(CPU.tensors).folded(hook.learner.scaling)
         raw.outlier_norm = hook.outliers.limit
         return raw
 
@@ -140,7 +145,7 @@ class SAETrainer:
         if self._unfed is not None:
             self._compare_widths(self._unfed, width, width_out)
         if self._hook is None:
-            self._hook = TrainerParts(self.config, width, width_out, text=self._text)
+            self._hook = self._parts(width, width_out)
         hook = self._hook
         if (width, width_out) != (hook.d_in, hook.d_out):
             now, before = _widths(width, width_out), _widths(hook.d_in, hook.d_out)
@@ -163,6 +168,16 @@ class SAETrainer:
             hook.intake.put(owned_ND[part], weight, host_step, weights_version)
         if hook.intake.waiting >= BLOCK_ROWS:
             self._absorb(hook)
+
+    def _parts(self, d_in: int, d_out: int | None) -> TrainerParts:
+        """Raises DeviceMemoryError: the device has no room for them."""
+        size = footprint(self.config, d_in, d_out)
+        self.device.require(self.hook_name, size)
+        with self.device.holding(self.hook_name, size):
+            return TrainerParts(self.config, d_in, d_out, text=self._text, device=self.device)
+
+    def _holding(self, hook: TrainerParts) -> AbstractContextManager[None]:
+        return self.device.holding(self.hook_name, footprint(self.config, hook.d_in, hook.d_out))
 
     def _compare_widths(self, checkpoint: Path, d_in: int, d_out: int | None) -> None:
         """Let go of a checkpoint that is of other rows than the first ones that come."""
@@ -244,7 +259,10 @@ class SAETrainer:
         if hook is None:
             return 0
         try:
-            return self._train(hook, budget_s, max_steps, wait_for_fill, between_steps)
+            with self._holding(hook):
+                return self._train(hook, budget_s, max_steps, wait_for_fill, between_steps)
+        except DeviceMemoryError:
+            raise
         except Exception as error:
             if self._untried is None:
                 raise
@@ -274,7 +292,7 @@ class SAETrainer:
                 between_steps()
             self._budget_rows -= rows
             rollbacks = hook.learner.rollbacks
-            if self._step(hook):
+            if self._step(hook, more=self._budget_rows >= rows and done + 1 < limit):
                 done += 1
                 self._untried = None
             elif self._untried is not None and hook.learner.rollbacks > rollbacks:
@@ -282,11 +300,14 @@ class SAETrainer:
                 break
         return done
 
-    def _step(self, hook: TrainerParts) -> bool:
+    def _step(self, hook: TrainerParts, *, more: bool) -> bool:
+        """more: another step probably follows, before any new row."""
         learner = hook.learner
         if learner.steps == 0:
             learner.start(hook.buffer.rows, hook.normalizer.scaling)
-        batch = hook.buffer.sample(self.config.batch_rows)
+        batch = hook.feed.take()
+        if more:
+            hook.feed.ahead()
         hook.mixing.observe(batch.step_N, batch.version_N, hook.buffer.newest_version)
         result = learner.step(batch.rows_ND, batch.weight_N)
         if result is None:
@@ -337,9 +358,10 @@ class SAETrainer:
         learner = hook.learner
         rows_BD, weight_B = hook.held_out.rows, hook.held_out.weights
         limit = hook.outliers.limit
-        return measure(
-            learner.sae, learner.scaling, rows_BD, weight_B, learner.dead.fraction, limit
-        )
+        with self._holding(hook):
+            return measure(
+                learner.sae, learner.scaling, rows_BD, weight_B, learner.dead.fraction, limit
+            )
 
     def save(
         self,
@@ -375,7 +397,8 @@ class SAETrainer:
         }
 
         def fill(target: Path) -> None:
-            save_sae(target, hook.learner.sae, hook.learner.scaling, about, hook.outliers.limit)
+            sae = hook.learner.sae.moved(CPU.tensors)
+            save_sae(target, sae, hook.learner.scaling, about, hook.outliers.limit)
             state = TrainerState(self.config, hook.d_in, self._state(), hook.d_out, self.hook_name)
             write_state(target, state)
 
@@ -392,7 +415,7 @@ class SAETrainer:
         put(state, "smoothed", dict(self._smoothed))
         for name, part in self._hook.stateful(self.config.checkpoint_buffer).items():
             put(state, name, part.state_dict())
-        return state
+        return {n: v.cpu() if isinstance(v, torch.Tensor) else v for n, v in state.items()}
 
     def load(self, folder: Path, *, below: Path | None = None) -> Path | None:
         """Go on from the newest readable checkpoint in `folder`; returns it, None if there is none.
@@ -438,18 +461,21 @@ class SAETrainer:
         if saved.hook_name and self.hook_name and saved.hook_name != self.hook_name:
             raise CheckpointError(path, f"is of hook {saved.hook_name!r}, not {self.hook_name!r}")
         try:
-            hook = TrainerParts(ours, saved.d_in, saved.d_out, text=self._text)
+            hook = self._parts(saved.d_in, saved.d_out)
             with_buffer = "buffer.rows" in saved.state
-            for name, part in hook.stateful(with_buffer).items():
-                state = pick(saved.state, name)
-                check_like(state, part.state_dict())
-                part.load_state_dict(state)
+            with self._holding(hook):
+                for name, part in hook.stateful(with_buffer).items():
+                    state = pick(saved.state, name)
+                    check_like(state, part.state_dict())
+                    part.load_state_dict(state)
             own: StateDict = {"budget_rows": 0.0, **{f"counts.{name}": 0 for name in _COUNTERS}}
             check_like(saved.state, own)
             budget_rows = number_of(saved.state, "budget_rows")
             counts = {name: int(number_of(saved.state, f"counts.{name}"))
                       for name in _COUNTERS
                       if name != "rows_outlying" or f"counts.{name}" in saved.state}  # fmt: skip
+        except DeviceMemoryError:
+            raise
         except Exception as error:  # whatever a state does to a part, another one is tried
             reason = f"does not fit this configuration: {type(error).__name__}: {error}"
             raise CheckpointError(path, reason) from error

@@ -7,6 +7,8 @@ from typing import Protocol
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.training.buffer import ShuffleBuffer
+from asys_bench.sae.training.device import CPU, TrainingDevice
+from asys_bench.sae.training.feed import feed_of
 from asys_bench.sae.training.held_out import HeldOut
 from asys_bench.sae.training.intake import Intake
 from asys_bench.sae.training.learner import Learner
@@ -27,15 +29,22 @@ class TrainerParts:
     """Intake -> outlier gate -> normaliser, reservoir -> learner; held-out rows and meters beside.
 
     d_out: width of a transcoder's target, whose rows are [x | y]; None for autoencoders.
-    text: token ids travel beside the rows.
+    text: token ids travel beside the rows. device: where the learner is; rows stay in the machine's
+    memory until the feed brings them there.
     """
 
     def __init__(
-        self, config: SAEConfig, d_in: int, d_out: int | None = None, *, text: bool = False
+        self,
+        config: SAEConfig,
+        d_in: int,
+        d_out: int | None = None,
+        *,
+        text: bool = False,
+        device: TrainingDevice = CPU,
     ) -> None:
         self.d_in, self.d_out = d_in, d_out
         width = d_in + (d_out or 0)
-        self.learner = Learner(config, d_in, d_out)
+        self.learner = Learner(config, d_in, d_out, device)
         self.intake = Intake(width)
         self.outliers = OutlierGate(d_in, config.outliers, config.outlier_ratio, text=text)
         self._config = config
@@ -43,6 +52,7 @@ class TrainerParts:
         self.buffer = ShuffleBuffer(
             config.buffer_rows, width, config.seed ^ 0xB0F, config.max_row_age_versions
         )
+        self.feed = feed_of(device, self.buffer, config.batch_rows, width)
         self.held_out = HeldOut(config.held_out_rows, width)
         self.window = FVUWindow(config.window_rows)
         self.mixing = MixingMeter()
