@@ -45,8 +45,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     """SOURCE and what is evaluated on."""
     parser.add_argument(
         "source",
+        nargs="?",
         metavar="RUN_OR_SAE_FOLDER",
-        help="a run, or one SAE (SAELens, sparsify, dictionary_learning)",
+        help="a run (directory or id), or one SAE (SAELens, sparsify, dictionary_learning); default: the "
+        "newest run under runs/",
     )
     parser.add_argument("--sae", metavar="NAME", help="of a run: only this SAE")
     parser.add_argument(
@@ -85,7 +87,7 @@ def _count(word: str) -> int:
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """A table per SAE, and the documents."""
     from asys_bench.contracts.host import HostError
-    from asys_bench.contracts.run_files import is_run
+    from asys_bench.rundir.attach import RunGoneError
     from asys_bench.rundir.evaluation import (
         EPISODES,
         TOKENS,
@@ -101,10 +103,9 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.live:
         _end_with_parent()
     _use_threads(arguments.threads)
-    source = Path(arguments.source)
-    run_dir = source if is_run(source) else None
     weights: Weights | None
     try:
+        source, run_dir = _source(arguments.source)
         if run_dir is not None:
             targets = read_targets(run_targets(run_dir, arguments.sae, arguments.checkpoint))
             evaluated, weights = run_model(run_dir, _options(arguments))
@@ -117,7 +118,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             tokens=arguments.tokens or TOKENS,
             episodes=arguments.episodes or EPISODES,
         )
-    except (EvaluationError, HostError) as error:
+    except (EvaluationError, HostError, RunGoneError) as error:
         return _fail(console, str(error), EXIT_USAGE)
     try:
         if run_dir is not None:
@@ -133,6 +134,17 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     for document in documents:
         console.print(table_of(document))
     return EXIT_OK
+
+
+def _source(name: str | None) -> tuple[Path, Path | None]:
+    """(what was named, the run that it is; None: no run)."""
+    from asys_bench.contracts.run_files import is_run
+    from asys_bench.rundir.attach import RUNS, find_run
+
+    if name is not None and not is_run(Path(name)) and not is_run(RUNS / name):
+        return Path(name), None
+    run_dir = find_run(name)
+    return run_dir, run_dir
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

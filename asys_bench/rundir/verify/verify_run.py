@@ -106,6 +106,8 @@ class _RunCheck:
                 yield Finding(name, "other", State.FOREIGN, f"a {kind}; left alone")
             elif folder.name in TEXTS:
                 continue
+            elif folder.name == HOST_DIR and path.parent.name.endswith(".tmp"):
+                yield self._unfinished(path)
             elif folder.name == TENSORBOARD_DIR and ".tfevents." in path.name:
                 yield self._events(path, name)
             elif path.suffix == ".json":
@@ -141,13 +143,14 @@ class _RunCheck:
         return Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
 
     def _unfinished(self, path: Path) -> Finding:
+        name = path.relative_to(self.path).as_posix()
         if self.live:
-            return Finding(path.name, "document", State.BEING_WRITTEN)
+            return Finding(name, "document", State.BEING_WRITTEN)
         done = None
         if self._repair:
             remove(path, below=self.path)
             done = "removed"
-        return Finding(path.name, "document", State.LEFTOVER, "of a killed writer", repair=done)
+        return Finding(name, "document", State.LEFTOVER, "of a killed writer", repair=done)
 
 
 def _document(path: Path) -> dict[str, Any]:

@@ -164,13 +164,15 @@ def test_an_agent_plays_with_its_sae(tmp_path, capsys):
     assert value["value_rmse"] == 0.0, "the value network does not see the policy's layers"
 
 
-def test_what_cannot_be_evaluated_says_why_and_what_to_do(tiny, tmp_path, capsys):
+def test_what_cannot_be_evaluated_says_why_and_what_to_do(tiny, tmp_path, capsys, monkeypatch):
     run_dir = write_run(tmp_path, {"kind": "synthetic"})
     assert "known to the host alone" in evaluate(capsys, run_dir)[1]
     assert "no SAE 'other' has a checkpoint" in evaluate(capsys, run_dir, "--sae", "other")[1]
     sae = write_sae(tmp_path / "sae")
     assert "name the model that it is of with --model" in evaluate(capsys, sae)[1]
     assert "neither a run nor an SAE" in evaluate(capsys, tiny)[1]
+    monkeypatch.chdir(tmp_path)
+    assert "runs/ has no runs" in evaluate(capsys)[1]
     given = ("--model", tiny / "model", "--text", f"{tiny}/*.txt")
     code, said = evaluate(capsys, sae, *given, "--hook", "transformer.h.11")
     assert code == 2
