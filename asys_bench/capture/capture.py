@@ -42,12 +42,15 @@ from asys_bench.capture.tags.text import RowTokens
 from asys_bench.contracts.bus import DropReason
 from asys_bench.contracts.capture_port import (
     CALLS_BETWEEN_CHECKS,
+    CLOCK_TOSSED,
     OFF_NOTHING,
     PORT_ACCEPTED,
     PORT_NOT_MINE,
     PORT_REFUSED,
     STATE_CALL_INDEX,
     STATE_COUNTDOWN,
+    STATE_NEXT_INDEX,
+    STATE_NEXT_SERIAL,
     STATE_OFF,
     STATE_SEEN,
     CapturePort,
@@ -93,9 +96,9 @@ class Capture:
     __slots__ = (
         "_acquire", "_adapts", "_block_timeout_s", "_budget", "_clock", "_count_call",
         "_count_sampled_out", "_count_skipped", "_fill", "_is_identity", "_kept", "_kernel",
-        "_max_bytes", "_offload", "_own_port", "_patience_s", "_phase", "_port", "_producer",
-        "_random", "_rate", "_release", "_rows", "_state", "_stream", "_turned", "_writer",
-        "direct",
+        "_max_bytes", "_next_rate", "_offload", "_own_port", "_patience_s", "_phase", "_port",
+        "_producer", "_rate", "_release", "_rows", "_state", "_stream", "_toss", "_turned",
+        "_writer", "direct",
     )  # fmt: skip
 
     def __init__(
@@ -110,7 +113,7 @@ class Capture:
         self._stream, self._writer, self._clock, self._offload = stream, writer, clock, offload
         # Attributes of attributes that each call would look up:
         self._kernel, self._is_identity = stream.kernel, stream.kernel.is_identity
-        self._phase, self._state, self._random = stream.phase, stream.state, stream.random
+        self._phase, self._state, self._toss = stream.phase, stream.state, stream.coin.toss
         self._fill, self._budget = stream.fill, stream.budget
         self._count_call, self._count_skipped = stream.calls.add, stream.skipped.add
         self._count_sampled_out = stream.sampled_out.add
@@ -120,7 +123,11 @@ class Capture:
         self._patience_s = writer.patience_s
         self._rows = rows = stream.rows
         self._turned = None if rows is None or rows.always_last else rows
-        self._rate = stream.fill.rate
+        self._rate = stream.fill.rate if stream.budget is None else stream.budget.rate
+        self._rate = min(self._rate, stream.fill.rate)
+        self._next_rate: float | None = None  # chosen, and not yet in force
+        stream.set_rate(self._rate)
+        stream.rate_in_force(self._rate)
         self._kept = 1.0  # share of a tensor's rows that the encoder leaves
         self._state[STATE_SEEN] = clock.serial - 1
         self._state[STATE_COUNTDOWN] = 0
@@ -140,7 +147,7 @@ class Capture:
                 self._clock.cells,
                 stream.sampled_out.cell,
                 stream.skipped.cell,
-                stream.random,
+                stream.coin.key,
                 self._writer.lock.locked,
                 current_graph_task_id,
                 stream.budget.cells if stream.budget is not None else None,
@@ -160,6 +167,20 @@ class Capture:
             unwatched(self._observe, tensor, training, tokens)
         else:  # a call less
             self._observe(tensor, training, tokens)
+
+    def observe_again(
+        self, tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None = None
+    ) -> None:
+        """As `observe`, of another tensor of the call that was counted last: it shares its coin."""
+        if self._enter():
+            here, state, number = self._clock.here(), self._state, self._stream.number
+            if here is not None:
+                if number in here.indices:
+                    here.indices[number] -= 1
+            elif state[STATE_SEEN] == self._clock.serial:
+                state[STATE_CALL_INDEX] -= 1
+            self._release()
+        self.observe(tensor, training, tokens)
 
     def _observe(
         self, tensor: torch.Tensor | None, training: bool | None, tokens: RowTokens | None
@@ -285,6 +306,9 @@ class Capture:
         else:
             index = state[STATE_CALL_INDEX] = 0
             state[STATE_SEEN] = serial
+        if self._next_rate is not None:
+            self._take_next_rate(serial if here is None else clock.serial_of(here), index)
+        rate = self._rate  # what is chosen below is for later calls
         budget = self._budget
         if budget is not None:
             rows = rows_and_width(tensor.shape)[0] * self._kept
@@ -295,11 +319,13 @@ class Capture:
             self._count_call()
             self._count_skipped()
             return None
-        rate = self._rate
-        if rate < 1.0 and self._random() >= rate:
-            self._count_call()
-            self._count_sampled_out()
-            return None
+        if rate < 1.0:
+            if here is None and index >= clock.cells[CLOCK_TOSSED]:
+                clock.cells[CLOCK_TOSSED] = index + 1
+            if self._toss(tags, index) >= rate:
+                self._count_call()
+                self._count_sampled_out()
+                return None
         return tags, index, rate, tokens
 
     def _check(self, tensor: torch.Tensor) -> bool:
@@ -327,12 +353,30 @@ class Capture:
         self._stream.set_calm(calm, _CALM_CHECKS)
 
     def _choose_rate(self) -> None:
+        """The rate from the first call on whose coin was not tossed yet (`STATE_NEXT_RATE`)."""
         rate = self._fill.rate
         if self._budget is not None:
             rate = min(rate, self._budget.rate)
-        if rate != self._rate:
-            self._rate = rate
-            self._stream.set_rate(rate)
+        if rate == (self._rate if self._next_rate is None else self._next_rate):
+            return
+        self._next_rate = rate
+        clock, state = self._clock, self._state
+        if clock.here() is not None:  # threads side by side: from the next forward call on
+            serial, index = clock.next_call
+        else:
+            serial = clock.serial
+            mine = state[STATE_CALL_INDEX] + 1 if state[STATE_SEEN] == serial else 0
+            index = max(mine, clock.cells[CLOCK_TOSSED])
+        state[STATE_NEXT_SERIAL], state[STATE_NEXT_INDEX] = serial, index
+        self._stream.set_rate(rate)
+
+    def _take_next_rate(self, serial: int, index: int) -> None:
+        """`_next_rate` is in force if this call may have it; the compiled path does the same."""
+        since, first = self._state[STATE_NEXT_SERIAL], self._state[STATE_NEXT_INDEX]
+        if serial > since or (serial == since and index >= first):
+            assert self._next_rate is not None
+            self._rate, self._next_rate = self._next_rate, None
+            self._stream.rate_in_force(self._rate)
 
     # ---- deliver
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from asys_bench.capture.hooks import graph_op
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.capture.points.selection import describe, parse_path
-from asys_bench.capture.sampling import FillController, RowBudget
+from asys_bench.capture.sampling import Coin, FillController, RowBudget
 from asys_bench.contracts.bus import BaseDataBus
 from asys_bench.contracts.capture_port import (
     OFF_DIRECT,
@@ -21,6 +20,7 @@ from asys_bench.contracts.capture_port import (
     STATE_CALM,
     STATE_CALM_CHECKS,
     STATE_CELLS,
+    STATE_NEXT_RATE,
     STATE_OFF,
     STATE_RATE,
     PortCells,
@@ -61,6 +61,7 @@ class HookStream:
     """One stream of packets.
 
     number: names the stream in graphs of torch.compile.
+    coin: decides which calls are kept; one object for all streams that share it.
     off: captures nothing any more: not attached, failed, or in a forked child.
     paused: on, but every call is skipped for now (`ActivationHooker.paused`).
     shape, dtype: of the first tensor that came; None before it.
@@ -84,7 +85,7 @@ class HookStream:
         writer: Writer,
         slot: Slot,
         kernel: Preprocessor,
-        seed: int,
+        coin: Coin,
         notices: Notices | None = None,
     ) -> None:
         self.point, self.kind = point, int(point.kind)
@@ -94,7 +95,7 @@ class HookStream:
         self.hook_id = writer.bus.intern(point.name)
         self.encoding_id = writer.bus.intern(kernel.encoding)
         sampling = point.config.sampling
-        self.random = random.Random(seed).random  # the host's generators are never drawn from
+        self.coin = coin
         self.fill = FillController(sampling)
         budget = sampling.max_rows_per_s
         self.budget = RowBudget(budget) if budget is not None else None
@@ -177,9 +178,13 @@ class HookStream:
             self.off = self.off
 
     def set_rate(self, rate: float) -> None:
-        """The sampling rate from the next call on."""
-        self._floats[STATE_RATE] = rate
+        """The sampling rate of the calls to come; from which on is said in `state`."""
+        self._floats[STATE_NEXT_RATE] = rate
         self._rate.set(rate)
+
+    def rate_in_force(self, rate: float) -> None:
+        """The sampling rate of the call that is made."""
+        self._floats[STATE_RATE] = rate
 
     def set_calm(self, fill: float, checks: int) -> None:
         """Let the compiled path check the bus by itself (`capture_port.STATE_CALM`)."""

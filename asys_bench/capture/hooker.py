@@ -35,6 +35,7 @@ from asys_bench.capture.hooks.root_hook import ForwardCalls
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.offload import Offload
 from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.sampling import Coin
 from asys_bench.capture.silent_hooks import SilentHooks
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.text_inputs import TextInputs
@@ -50,7 +51,8 @@ from asys_bench.contracts.torch_internals import drop_empty_accumulate_hooks, ha
 class ActivationHooker:
     """Hooks on every hook point, pushing to shard 0 of `bus`.
 
-    kernels, seeds: one preprocessor and one sampler seed per point, in order.
+    kernels, coins: one preprocessor and the key of its sampling coin (`contracts.coin`) per point, in
+        order; hooks of one key keep the same calls.
     device: the path of models on a GPU; the defaults without.
     count_forwards: count calls of the model as microbatches; without, they are the host's to set.
     called: what the user calls, where that is a wrapper around the model.
@@ -69,7 +71,7 @@ class ActivationHooker:
         *,
         on_full: str = "sample",
         block_timeout_s: float = 1.0,
-        seeds: Sequence[int],
+        coins: Sequence[int],
         device: DeviceConfig | None = None,
         count_forwards: bool = True,
         notices: Notices | None = None,
@@ -81,9 +83,10 @@ class ActivationHooker:
         self._clock, self._text = clock, text
         self._writer = Writer(bus, on_full, block_timeout_s)
         self._offload = Offload(self._writer, slot, device or DeviceConfig())
+        coin_of = {key: Coin(key) for key in coins}
         self._streams = [
-            HookStream(point, self._writer, slot, kernel, seed, self.notices)
-            for point, kernel, seed in zip(points, kernels, seeds, strict=True)
+            HookStream(point, self._writer, slot, kernel, coin_of[key], self.notices)
+            for point, kernel, key in zip(points, kernels, coins, strict=True)
         ]
         for stream in self._streams:
             stream.on_first = on_first
@@ -170,7 +173,7 @@ class ActivationHooker:
     def _register(self, stream: HookStream, capture: Capture) -> None:
         module = stream.point.module
         if self._text is not None and self._text.is_point(stream.point):
-            self._text.rows_sent = capture.observe
+            self._text.token_rows = capture
             self._undo.append(self._text.send_no_rows)
             return
         text = self._text

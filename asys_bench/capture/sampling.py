@@ -1,4 +1,5 @@
-"""The sampling rate of a hook: `FillController` follows the bus, `RowBudget` a budget of rows.
+"""Which calls a hook keeps: `Coin`, and the rate that it is tossed against. `FillController` follows the
+bus, `RowBudget` a budget of rows.
 
 The controller has two parts, so that it answers at once and still settles without swinging (f is the
 fill ratio of the bus):
@@ -19,13 +20,16 @@ test_backpressure.py. Rejected: halving at the high watermark and adding below t
 swings between half of the ideal and more than it for ever.
 
 The rate in force travels with each packet, so that ``1 / sampling_rate`` weights keep statistics
-unbiased: it never depends on the coin that is tossed with it.
+unbiased: it never depends on the coin that is tossed with it. As hooks share the coin, a bus that is
+fuller because another hook kept this very call must not lower the rate of this very call: a rate comes into
+force with the first call whose coin nobody has tossed (`contracts.capture_port.STATE_NEXT_RATE`).
 """
 
 from __future__ import annotations
 
 import math
 
+from asys_bench.capture.tags.clock import Tags
 from asys_bench.config.sections.hooks import SamplingConfig
 from asys_bench.contracts.capture_port import (
     BUDGET_CELLS,
@@ -35,6 +39,31 @@ from asys_bench.contracts.capture_port import (
     BUDGET_TOP,
     CALLS_BETWEEN_CHECKS,
 )
+from asys_bench.contracts.coin import toss
+
+
+class Coin:
+    """`contracts.coin.toss` with one key. The writer's lock is held around each toss.
+
+    Hooks of one call come one after another, so the last u is kept.
+    """
+
+    __slots__ = ("_index", "_tags", "_u", "key")
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self._tags: Tags | None = None
+        self._index, self._u = 0, 0.0
+
+    def toss(self, tags: Tags, call_index: int) -> float:
+        """u in [0, 1) of one call; `tags` are one object for as long as they stay the same."""
+        if tags is self._tags and call_index == self._index:
+            return self._u
+        step, version, microbatch, _ = tags
+        self._u = toss(self.key, step, version, microbatch, call_index)
+        self._tags, self._index = tags, call_index
+        return self._u
+
 
 HOLD_NS = 250_000_000
 """After a decrease for a refused packet, the bus gets this long to show the effect."""

@@ -28,6 +28,7 @@ REMOVED_OPTIONS = (
     "bus.options.*.calibrate_ms",
     "bus.options.*.prefault",
     "bus.options.*.socket_buffer_bytes",
+    "hooks*.sampling.seed",
     "sinks.*.options.max_packets",
     "sinks.*.options.linger_s",
     "sinks.*.options.train_slice_s",

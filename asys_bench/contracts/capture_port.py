@@ -85,12 +85,18 @@ class PortCells:
 
 (
     STATE_OFF, STATE_SEEN, STATE_CALL_INDEX, STATE_COUNTDOWN, STATE_RATE,
+    STATE_NEXT_RATE, STATE_NEXT_SERIAL, STATE_NEXT_INDEX,
     STATE_CALM, STATE_CALM_CHECKS, STATE_CELLS,
-) = range(8)  # fmt: skip
+) = range(11)  # fmt: skip
 """Cells of `Decision.state`. OFF: OFF_NOTHING captures nothing, OFF_DIRECT leaves every call to the
 general path, 0 is neither. SEEN: serial of the clock's tags at the last call, CALL_INDEX: calls of
 the hook since those tags came. COUNTDOWN: calls up to and with the one that checks the bus. RATE:
 the sampling rate, a float64.
+
+NEXT_RATE becomes RATE with the hook's next call of a later serial than NEXT_SERIAL, or of that one and an
+index of at least NEXT_INDEX: no hook has tossed that call's coin when NEXT_RATE was chosen. A rate depends
+on how full the bus is, and so on the coins of calls that were made; were one of them the coin that it is
+compared with, `1 / rate` weights would be biased.
 
 CALM: the fill ratio of the bus (a float64) up to which a check would change nothing. Up to it the
 shortcut may check by itself, CALM_CHECKS times at most until the general path does; below 0 never."""
@@ -102,10 +108,11 @@ CALLS_BETWEEN_CHECKS = 16
 
 (
     CLOCK_SERIAL, CLOCK_STEP, CLOCK_VERSION, CLOCK_MICROBATCH, CLOCK_POSITION, CLOCK_OWNER,
-    CLOCK_CELLS,
-) = range(7)  # fmt: skip
+    CLOCK_TOSSED, CLOCK_CELLS,
+) = range(8)  # fmt: skip
 """Cells of `Decision.clock`. SERIAL: another number for every change of the tags behind it. OWNER:
-`threading.get_ident()` of the thread that the tags are of; calls in another one are PORT_NOT_MINE."""
+`threading.get_ident()` of the thread that the tags are of; calls in another one are PORT_NOT_MINE.
+TOSSED: one more than the highest call index with these tags that any hook has tossed the coin for."""
 
 BUDGET_DUE_NS, BUDGET_OFFERED, BUDGET_DEBT, BUDGET_TOP, BUDGET_CELLS = range(5)
 """Cells of `Decision.budget`. DUE_NS: time (CLOCK_MONOTONIC) from which a call must make it up anew.
@@ -119,13 +126,13 @@ class Decision:
     state: memoryview
     """int64, writable, STATE_CELLS of them."""
     clock: memoryview
-    """int64, CLOCK_CELLS of them."""
+    """int64, writable, CLOCK_CELLS of them."""
     sampled_out: int
     """Cell of the stats page that counts calls left out by the sampler."""
     skipped: int
     """And the one for calls out of the hook's phase."""
-    random: Callable[[], float]
-    """Uniform in [0, 1); drawn from only while the rate is below 1."""
+    coin_key: int
+    """Of `contracts.coin.toss`, which is tossed only while the rate is below 1."""
     locked: Callable[[], bool]
     """Whether the general path is at work in another thread."""
     graph_task: Callable[[], int]

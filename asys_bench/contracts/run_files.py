@@ -25,6 +25,7 @@ A run's folder is input: anybody may have written it. Every reader opens its fil
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,18 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
     if not all(isinstance(hook, str) for hook in document["hooks"]):
         raise RunFileError(f"{path}: hooks are not all names")
     return document
+
+
+def share_coin(run_dir: Path, hooks: Collection[str]) -> bool:
+    """Whether one sampling coin decided on the calls of all these hooks (`contracts.coin`), as run.json
+    says; False where it does not say, as in runs of earlier versions."""
+    try:
+        streams = read_run_file(run_dir).get("streams")
+    except RunFileError:
+        return False
+    told = [one for one in streams if isinstance(one, dict)] if isinstance(streams, list) else []
+    sharing = [one.get("name") for one in told if one.get("coin") == "shared"]
+    return all(hook in sharing for hook in hooks)
 
 
 def is_run(folder: Path, *, below: Path | None = None) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asys_bench.contracts.run_files import share_coin
 from asys_bench.sae.training.held_out import PacketKey
 from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
 from asys_bench.sinks.archive import Archive, ShardGoneError, read_shard
@@ -33,7 +34,7 @@ class PacketRows:
     """float32[N, D]; of a dtype that Arrow lacks, the widened values."""
     key: PacketKey
     weight: float
-    """Rows that each row stands for: 1 / sampling rate (of a pair: the product)."""
+    """Rows that each row stands for: 1 / sampling rate; of two packets see `pairing`."""
     moment: Moment
     weights_version: int
     target_ND: torch.Tensor | None = None
@@ -66,7 +67,12 @@ def paired_packets(archive: Archive, input_hook: str, output_hook: str) -> Itera
         KeyError, ArchiveError: as `archive_packets`.
         ValueError: no two of many packets belong together; says why.
     """
-    matcher = PairMatcher(input_hook, output_hook, most_waiting=PAIRS_WAITING)
+    matcher = PairMatcher(
+        input_hook,
+        output_hook,
+        shared_coin=share_coin(archive.run_dir, (input_hook, output_hook)),
+        most_waiting=PAIRS_WAITING,
+    )
     inputs = ((Side.INPUT, packet) for packet in archive_packets(archive, input_hook))
     outputs = ((Side.OUTPUT, packet) for packet in archive_packets(archive, output_hook))
     for side, packet in heapq.merge(inputs, outputs, key=lambda one: one[1].moment):
@@ -122,6 +128,6 @@ def _packets(batch: Any) -> Iterator[PacketRows]:
             rows_ND[begin:end],
             (source, shard, seq),
             1.0 / float(column["sampling_rate"][begin]),
-            Moment(source, shard, step, microbatch, call),
+            Moment(source, shard, step, version, microbatch, call),
             version,
         )

@@ -17,7 +17,7 @@ from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.run.rendezvous import LocalRanks
-from asys_bench.run.streams import plan_streams, sampler_seeds
+from asys_bench.run.streams import coin_keys, plan_streams
 from asys_bench.rundir.live_run import LiveRun
 from asys_bench.system.liveness import ProcessHandle
 from asys_bench.system.standard_fds import standard_fds_taken
@@ -75,7 +75,7 @@ class RankSession:
                 self.clock,
                 on_full=config.bus.on_full,
                 block_timeout_s=config.bus.block_timeout_s,
-                seeds=sampler_seeds(config, self.points, ranks.rank),
+                coins=coin_keys(config, self.points, ranks.rank),
                 device=config.device,
                 called=root,
                 text=streams.text,

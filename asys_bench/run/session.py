@@ -40,7 +40,7 @@ from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.run_dir import RunDir, environment
-from asys_bench.run.streams import Streams, plan_streams, sampler_seeds
+from asys_bench.run.streams import Streams, coin_keys, plan_streams
 from asys_bench.rundir.live_run import descriptor_paths
 from asys_bench.system.process import start_time
 from asys_bench.system.standard_fds import standard_fds_taken
@@ -156,7 +156,7 @@ class ObservationSession:
             self.clock,
             on_full=self.config.bus.on_full,
             block_timeout_s=self.config.bus.block_timeout_s,
-            seeds=sampler_seeds(self.config, self.points),
+            coins=coin_keys(self.config, self.points),
             device=self.config.device,
             count_forwards=not one_call_per_step,
             notices=self.notices,
@@ -345,13 +345,14 @@ def _slot_bytes(worker: WorkerSpec, hooks: Sequence[str]) -> int:
 
 
 def _described(point: HookPoint) -> dict[str, str | int | None]:
-    """What a stream's name is made of and what a row of it is, for readers."""
+    """What a stream's name is made of, what a row of it is and how its calls are drawn, for readers."""
     return {
         "name": point.name,
         "module": point.path,
         "kind": point.kind.name.lower(),
         "rows": point.rows.described if point.rows is not None else "last",
         "select": point.config.select,
+        "coin": point.config.sampling.coin.value,
     }
 
 

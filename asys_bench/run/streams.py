@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,8 +11,10 @@ from asys_bench.capture.points.hookpoints import HookPoint, resolve
 from asys_bench.capture.tags.text_inputs import TextInputs
 from asys_bench.config.assembly import build_preprocessor
 from asys_bench.config.schema import MasterConfig
+from asys_bench.config.sections.hooks import SamplingCoin
 from asys_bench.config.sections.sinks import SinkConfig
 from asys_bench.contracts.bus import GroupSpec
+from asys_bench.contracts.coin import coin_key
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.preprocessor import Preprocessor
 
@@ -72,15 +73,14 @@ def plan_streams(
     return Streams([*points, *side], trained, [point.name for point in side], text)
 
 
-def sampler_seeds(config: MasterConfig, points: Sequence[HookPoint], rank: int = 0) -> list[int]:
-    """A seed per point; ranks draw independently of each other."""
+def coin_keys(config: MasterConfig, points: Sequence[HookPoint], rank: int = 0) -> list[int]:
+    """The key of each point's sampling coin: one for all, but for those that ask for their own."""
     return [
-        (
-            point.config.sampling.seed
-            if point.config.sampling.seed is not None
-            else config.run.seed ^ zlib.crc32(point.name.encode())
+        coin_key(
+            config.run.seed,
+            rank,
+            point.name if point.config.sampling.coin is SamplingCoin.OWN else None,
         )
-        ^ (zlib.crc32(rank.to_bytes(4, "little")) if rank else 0)
         for point in points
     ]
 

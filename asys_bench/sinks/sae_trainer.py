@@ -16,6 +16,7 @@ import torch
 
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.packet import ActivationPacket
+from asys_bench.contracts.run_files import share_coin
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.torch_internals import DYNAMO
 from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
@@ -108,8 +109,9 @@ class SAETrainerWorker(BaseSink):
                 continue
             half = Half(rows.detach().clone(), key, weight, packet.weights_version)
             moment = Moment(
-                packet.source, packet.shard, packet.host_step, packet.microbatch, packet.call_index
-            )
+                packet.source, packet.shard, packet.host_step, packet.weights_version,
+                packet.microbatch, packet.call_index,
+            )  # fmt: skip
             self._pair_up(coding, side, moment, half)
 
     def _pair_up(self, coding: _Transcoding, side: Side, moment: Moment, half: Half) -> None:
@@ -162,9 +164,9 @@ class SAETrainerWorker(BaseSink):
                         start,
                         paired=True,
                     )
-                    coding = _Transcoding(
-                        training, PairMatcher(transcoder.input, transcoder.output)
-                    )
+                    both = (transcoder.input, transcoder.output)
+                    shared = share_coin(self._context.run_dir, both)
+                    coding = _Transcoding(training, PairMatcher(*both, shared_coin=shared))
                     self._trainings[transcoder.label] = training
                     self._transcodings[transcoder.label] = coding
                 route.transcodings.append((coding, side))

@@ -16,18 +16,12 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-MASK = (1 << 64) - 1
-G = 0x9E3779B97F4A7C15
+from asys_bench.contracts.coin import GOLDEN, MASK, mix
+
+G = GOLDEN
 _A, _B = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 Words = npt.NDArray[np.uint64]
-
-
-def mix(z: int) -> int:
-    """SplitMix64's finaliser."""
-    z = ((z ^ (z >> 30)) * _A) & MASK
-    z = ((z ^ (z >> 27)) * _B) & MASK
-    return z ^ (z >> 31)
 
 
 @lru_cache(maxsize=64)

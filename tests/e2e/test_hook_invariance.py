@@ -96,7 +96,7 @@ class Hooks:
             slot,
             self.clock,
             on_full=on_full,
-            seeds=range(len(points)),
+            coins=[1] * len(points),
         )
         self.hooker.attach()
         self._metrics = slot.metrics

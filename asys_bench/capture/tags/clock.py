@@ -20,7 +20,7 @@ from threading import get_ident
 import torch
 
 from asys_bench.capture.tags.text import Text
-from asys_bench.contracts.capture_port import CLOCK_CELLS
+from asys_bench.contracts.capture_port import CLOCK_CELLS, CLOCK_TOSSED
 from asys_bench.contracts.packet import MAX_TEXT, NO_TEXT, NO_TOKEN_POSITION
 from asys_bench.contracts.stats import Slot
 
@@ -31,7 +31,7 @@ Tags = tuple[int, int, int, int]
 
 _MAX_MICROBATCH = 2**16 - 1
 _MAX_POSITION = 2**31 - 1
-_CELLS = struct.Struct(f"{CLOCK_CELLS}q")
+_SHOWN = struct.Struct(f"{CLOCK_TOSSED}q")  # the cells up to that one
 _NOBODY = 0
 _OUTSIDE = 1 << 31
 _CALLS_APART = 16
@@ -53,6 +53,7 @@ class CallFrame:
 
     tags: as of its begin, and as the call itself changed them since.
     text: what the innermost module around that takes text was given (`text_inputs`); None: nothing.
+    sent: texts of the call whose token rows were sent.
     offered: a text of which it is not known yet which modules it is for.
     modules: root modules under way, outermost first, each with `text` and `offered` to go back to.
     """
@@ -63,6 +64,7 @@ class CallFrame:
         "modules",
         "moment",
         "offered",
+        "sent",
         "serial",
         "tags",
         "text",
@@ -74,6 +76,7 @@ class CallFrame:
         self.indices: dict[int, int] = {}
         self.text: Text | None = None
         self.offered: Text | None = None
+        self.sent = 0
         self.modules: list[tuple[torch.nn.Module, Text | None, Text | None]] = []
 
     def next_index(self, stream: int, seen: int, counted: int) -> int:
@@ -91,7 +94,8 @@ class StepClock:
     tags: replaced whenever one of its parts changes, so that "is it the same object" means "is it
     the same forward pass".
     serial: counts those changes.
-    cells: serial, tags and owner for compiled readers (`contracts.capture_port.CLOCK_*`).
+    cells: serial, tags and owner for compiled readers, and what was tossed for
+        (`contracts.capture_port.CLOCK_*`).
     first_step: number of the step that the host is in when the clock starts (a resumed training).
     paused: the host is aside from its own work (a validation): its calls of the model count neither
     as steps nor as microbatches.
@@ -107,7 +111,7 @@ class StepClock:
         self.counting = False
         """Whether each outermost forward call after the first begins a step."""
         self._begun = False
-        self._buffer = bytearray(_CELLS.size)
+        self._buffer = bytearray(8 * CLOCK_CELLS)
         self.cells = memoryview(self._buffer).cast("q")
         self._microbatch = 0
         self._token_position = NO_TOKEN_POSITION
@@ -266,6 +270,15 @@ class StepClock:
         return frame if frame is not None else self._without_call()
 
     @property
+    def next_call(self) -> tuple[int, int]:
+        """(serial, first call index) of an outermost forward call that begins next, if not later ones."""
+        return self._now_serial, self._moment.calls << _CALLS_APART
+
+    def serial_of(self, frame: CallFrame) -> int:
+        """Of the frame's tags."""
+        return frame.serial if frame.serial >= 0 else self._now_serial
+
+    @property
     def own_tags(self) -> Tags:
         """The tags of this thread."""
         tags = self.tags
@@ -331,9 +344,11 @@ class StepClock:
             self._show(self._now, self._now_serial, self.owner)
 
     def _show(self, tags: Tags, serial: int, owner: int) -> None:
+        if serial != self.serial:
+            self.cells[CLOCK_TOSSED] = 0
         self.owner = owner  # first: a reader takes the tags, then asks whose they are
         self.tags, self.serial = tags, serial
-        _CELLS.pack_into(self._buffer, 0, serial, *tags, owner)
+        _SHOWN.pack_into(self._buffer, 0, serial, *tags, owner)
 
     def _without_call(self) -> CallFrame:
         """Captures outside of any forward call in a thread that does not own the clock's tags."""

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,19 @@ from asys_bench.contracts.tensor_memory import memory_fault
 
 log = logging.getLogger(__name__)
 
+
+class TokenRows(Protocol):
+    """The part of `capture.capture.Capture` that is used here."""
+
+    @property
+    def observe(self) -> SendRows:
+        """Sends the rows of a call's first text."""
+
+    @property
+    def observe_again(self) -> SendRows:
+        """Sends those of its further ones: they are of the same call, and share its sampling coin."""
+
+
 SendRows = Callable[["torch.Tensor | None", "bool | None", "RowTokens | None"], None]
 
 
@@ -71,7 +84,7 @@ class _Tap(torch.nn.Module):
 class TextInputs:
     """Reads the text of the forward calls of one model.
 
-    rows_sent: capture of the stream of token rows; None while nobody wants them.
+    token_rows: the stream of token rows; None while nobody wants them.
     readers: module that takes text -> its reader, outermost first.
     """
 
@@ -83,7 +96,7 @@ class TextInputs:
         self._plain = bool(self.embeddings)
         self._recognised = not self._plain
         self._offered = False
-        self.rows_sent: SendRows | None = None
+        self.token_rows: TokenRows | None = None
         self._tap = _Tap()
         self._wrappers = [module for module in (called, model) if module not in self.readers]
         self._fallback = next(iter(self.readers.values()), None)
@@ -124,7 +137,7 @@ class TextInputs:
 
     def send_no_rows(self) -> None:
         """The stream of token rows is closed."""
-        self.rows_sent = None
+        self.token_rows = None
 
     def is_point(self, point: HookPoint) -> bool:
         """Whether `point` is the stream of token rows."""
@@ -287,7 +300,7 @@ class TextInputs:
     def _hold(self, frame: CallFrame, text: Text, clock: StepClock) -> None:
         """`text` holds from here on; its token rows are sent once."""
         frame.text = text
-        if self.rows_sent is None or text.number != NO_TEXT or text.ids_BT is None:
+        if self.token_rows is None or text.number != NO_TEXT or text.ids_BT is None:
             return
         assert text.positions_BT is not None
         number = clock.number_text(frame)
@@ -298,7 +311,9 @@ class TextInputs:
         rows_N2 = torch.stack([text.ids_BT.reshape(-1), text.positions_BT.reshape(-1)], dim=1)
         if text.kept is not None:
             rows_N2 = rows_N2.index_select(0, torch.from_numpy(text.kept))
-        self.rows_sent(rows_N2.to(torch.int32), None, RowTokens(number, None, text.position))
+        send = self.token_rows.observe_again if frame.sent else self.token_rows.observe
+        frame.sent += 1
+        send(rows_N2.to(torch.int32), None, RowTokens(number, None, text.position))
 
     def _kept(
         self, mask: Any, shape: tuple[int, int], reader: TextReader, args: tuple[Any, ...],

@@ -17,7 +17,6 @@ from pydantic import (
 from asys_bench.config.plugin_access import Registries
 from asys_bench.config.sections.run import (
     Integer,
-    NotBool,
     Number,
     PluginName,
     Section,
@@ -28,6 +27,13 @@ from asys_bench.registry import registry
 
 if TYPE_CHECKING:
     from asys_bench.contracts.preprocessor import KernelOptions, KernelPlugin
+
+
+class SamplingCoin(StrEnum):
+    """Which random number a hook's calls are drawn with (`contracts.coin`)."""
+
+    SHARED = "shared"
+    OWN = "own"
 
 
 class SamplingConfig(Section):
@@ -76,10 +82,11 @@ class SamplingConfig(Section):
         description="rows per second that this hook sends on average; the rate is lowered to keep "
         "it (what a row is: `hooks[].rows`). null: as many as the bus takes",
     )
-    seed: Annotated[int, Field(ge=0, lt=1 << 32), NotBool] | None = Field(
-        default=None,
-        description="seed of the sampler's own generator; null derives it from `run.seed` "
-        "and the hook's name",
+    coin: SamplingCoin = Field(
+        default=SamplingCoin.SHARED,
+        description="how a call is drawn: with one random number for all hooks of a call, so that of "
+        "two hooks the one with the lower rate keeps calls that the other keeps too (`shared`), or "
+        "independently of all others (`own`)",
     )
 
 

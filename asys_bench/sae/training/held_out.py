@@ -13,28 +13,25 @@ import math
 
 import torch
 
+from asys_bench.contracts.coin import GOLDEN, MASK, mix
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, tensor_of
 
 PacketKey = tuple[int, int, int]
 """(source, shard, seq)."""
 
-_MASK = (1 << 64) - 1
 MOST_OF_RING = 8
 """One packet fills at most 1/8 of the ring, so that a measurement spans several."""
 
 
 def _mix(value: int) -> int:
-    """splitmix64's finaliser (Steele et al. 2014)."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+    """The next number of SplitMix64."""
+    return mix((value + GOLDEN) & MASK)
 
 
 def _of_key(key: PacketKey) -> int:
     """64 random bits, always the same ones for a key."""
     source, shard, seq = key
-    return _mix(_mix(_mix(source & _MASK) ^ (shard & _MASK)) ^ (seq & _MASK))
+    return _mix(_mix(_mix(source & MASK) ^ (shard & MASK)) ^ (seq & MASK))
 
 
 def whole_is_held_out(key: PacketKey, fraction: float) -> bool:

@@ -1,8 +1,12 @@
 """Bringing together the packets of two hook points that saw the same forward pass.
 
-A packet's moment is (source, shard, host step, microbatch, call index): two hooks on modules that
-are each called once per forward pass count their calls alike. Packets wait for their partner,
-oldest out first; sampling loses partners, so pairs stand for 1 / (rate x rate) rows.
+A packet's moment is (source, shard, host step, weights version, microbatch, call index): two hooks on
+modules that are each called once per forward pass count their calls alike. Packets wait for their
+partner, oldest out first.
+
+Hooks that share a coin (`contracts.coin`) keep a call together with the smaller of their rates, so a pair
+stands for 1 / min(rate, rate) rows. Hooks with coins of their own, and all of earlier versions, lose
+partners: a pair stands for 1 / (rate x rate) rows.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ class Moment(NamedTuple):
     source: int
     shard: int
     host_step: int
+    weights_version: int
     microbatch: int
     call_index: int
 
@@ -50,27 +55,35 @@ class Half:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Both hooks' rows of a moment; the key is the input packet's."""
+    """Both hooks' rows of a moment; the key is the input packet's.
+
+    weight: rows that each row stands for.
+    """
 
     input: Half
     output: Half
-
-    @property
-    def weight(self) -> float:
-        return self.input.weight * self.output.weight
+    weight: float
 
 
 class PairMatcher:
     """Packets of both sides in, pairs out.
 
+    shared_coin: whether one coin decided on both hooks' calls.
     most_waiting: packets that wait at once. refuse_after: packets without any pair after which
     `problem` says what is wrong.
     """
 
     def __init__(
-        self, input_hook: str, output_hook: str, most_waiting: int = 256, refuse_after: int = 4096
+        self,
+        input_hook: str,
+        output_hook: str,
+        *,
+        shared_coin: bool,
+        most_waiting: int = 256,
+        refuse_after: int = 4096,
     ) -> None:
         self.hooks = {Side.INPUT: input_hook, Side.OUTPUT: output_hook}
+        self._shared_coin = shared_coin
         self._most, self._refuse_after = most_waiting, refuse_after
         self._waiting: OrderedDict[tuple[Moment, Side], Half] = OrderedDict()
         self._offered = {Side.INPUT: 0, Side.OUTPUT: 0}
@@ -84,7 +97,9 @@ class PairMatcher:
         partner = self._waiting.pop((moment, side.other), None)
         if partner is not None:
             self.matched += 1
-            return Pair(half, partner) if side is Side.INPUT else Pair(partner, half)
+            both = (half, partner) if side is Side.INPUT else (partner, half)
+            weights = (half.weight, partner.weight)
+            return Pair(*both, max(weights) if self._shared_coin else weights[0] * weights[1])
         self._waiting[moment, side] = half
         if len(self._waiting) > self._most:
             self._waiting.popitem(last=False)
@@ -106,5 +121,5 @@ class PairMatcher:
         return (
             f"no two of {offered[Side.INPUT]} + {offered[Side.OUTPUT]} packets of "
             f"{self.hooks[Side.INPUT]!r} and {self.hooks[Side.OUTPUT]!r} are of one moment: hook "
-            "modules that are called equally often, and sample them at a rate of 1"
+            "modules that are called equally often, with one coin (hooks[].sampling.coin: shared)"
         )

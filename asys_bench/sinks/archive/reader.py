@@ -75,9 +75,12 @@ class Archive:
     """
 
     def __init__(
-        self, shards: dict[str, list[Path]], deletions: Mapping[str, Deletion] | None = None
+        self,
+        run_dir: Path,
+        shards: dict[str, list[Path]],
+        deletions: Mapping[str, Deletion] | None = None,
     ) -> None:
-        self._shards = shards
+        self.run_dir, self._shards = run_dir, shards
         self._deletions = dict(deletions or {})
         self._gone: set[Path] = set()
 
@@ -157,7 +160,7 @@ def open_archive(run_dir: Path | str) -> Archive:
         except ShardGoneError:
             continue
         shards.setdefault(hook, []).append(path)
-    return Archive(shards, deletions)
+    return Archive(Path(run_dir), shards, deletions)
 
 
 def shard_paths(run_dir: Path | str) -> list[Path]:

@@ -16,8 +16,11 @@ namespace spmc::py {
 namespace {
 
 // contracts/capture_port.py: STATE_*, CLOCK_* and BUDGET_*.
-enum State { kOff, kSeen, kCallIndex, kCountdown, kRate, kCalm, kCalmLooks, kStateCells };
-enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kOwner, kClockCells };
+enum State {
+  kOff, kSeen, kCallIndex, kCountdown, kRate, kNextRate, kNextSerial, kNextIndex,
+  kCalm, kCalmLooks, kStateCells
+};
+enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kOwner, kTossed, kClockCells };
 enum Budget { kDueNs, kOffered, kDebt, kTop, kBudgetCells };
 constexpr long kNoBackward = -1;
 constexpr std::int64_t kCallsBetweenLooks = 16;  // contracts/capture_port.py
@@ -28,9 +31,10 @@ struct DirectObject {
   PortObject* port;
   Py_buffer state_view, clock_view, budget_view;
   std::int64_t *state, *sampled_out, *skipped;
-  const std::int64_t* clock;
+  std::int64_t* clock;
   double* budget;  // nullptr without one
-  PyObject *random, *locked, *graph_task;
+  u64 coin_key;
+  PyObject *locked, *graph_task;
 };
 
 PyTypeObject* direct_type = nullptr;
@@ -69,6 +73,17 @@ double double_of(std::int64_t cell) {
   return value;
 }
 
+// contracts/coin.py: u in [0, 1) of one call.
+double toss(u64 key, const std::int64_t* clock, std::int64_t call_index) {
+  u64 z = key + static_cast<u64>(clock[kStep]) * 0xDB4F0B9175AE2165u +
+          static_cast<u64>(clock[kVersion]) * 0xBBE0563303A4615Fu +
+          static_cast<u64>(clock[kMicrobatch]) * 0xA0F2EC75A1FE1575u +
+          static_cast<u64>(call_index) * 0x89E182857D9ED689u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-53;
+}
+
 // The look at the bus that is due. The producer is idle.
 bool is_calm(DirectObject& self) {
   std::int64_t* state = self.state;
@@ -88,7 +103,7 @@ int decide_and_deliver(DirectObject& self, PyObject* output) {
   if ((budget != nullptr && static_cast<double>(started) >= budget[kDueNs]) ||
       !takes(output, tensor) || !is_ready(self))
     return kNotMine;
-  const std::int64_t* clock = self.clock;
+  std::int64_t* clock = self.clock;
   if (clock[kOwner] != static_cast<std::int64_t>(PyThread_get_thread_ident())) return kNotMine;
   if (state[kCountdown] <= 1 && !is_calm(self)) return kNotMine;
 
@@ -98,6 +113,10 @@ int decide_and_deliver(DirectObject& self, PyObject* output) {
     state[kSeen] = clock[kSerial];
     state[kCallIndex] = 0;
   }
+  const std::int64_t index = state[kCallIndex];
+  if (clock[kSerial] > state[kNextSerial] ||
+      (clock[kSerial] == state[kNextSerial] && index >= state[kNextIndex]))
+    state[kRate] = state[kNextRate];
   const double rows = budget != nullptr ? rows_of(tensor) : 0;
   if (budget != nullptr) {
     budget[kOffered] += rows;
@@ -106,18 +125,15 @@ int decide_and_deliver(DirectObject& self, PyObject* output) {
   --state[kCountdown];
   const double rate = double_of(state[kRate]);
   if (rate < 1.0) {
-    PyObject* drawn = PyObject_CallNoArgs(self.random);
-    const double value = drawn != nullptr ? PyFloat_AsDouble(drawn) : -1.0;
-    Py_XDECREF(drawn);
-    if (PyErr_Occurred() != nullptr) return kNotMine;
-    if (value >= rate) {
+    if (index >= clock[kTossed]) clock[kTossed] = index + 1;
+    if (toss(self.coin_key, clock, index) >= rate) {
       *self.port->cells.calls += 1;
       *self.sampled_out += 1;
       return kAccepted;
     }
   }
   const Tags tags{static_cast<u64>(clock[kStep]),       static_cast<u64>(clock[kVersion]),
-                  static_cast<u32>(state[kCallIndex]),  static_cast<u16>(clock[kMicrobatch]),
+                  static_cast<u32>(index),              static_cast<u16>(clock[kMicrobatch]),
                   static_cast<u32>(clock[kPosition]),   static_cast<float>(rate)};
   const int outcome = deliver(*self.port, tensor, tags, started);
   if (budget != nullptr && outcome == kAccepted) budget[kDebt] += rows;
@@ -140,7 +156,6 @@ void direct_dealloc(PyObject* object) {
   PyBuffer_Release(&self->clock_view);
   PyBuffer_Release(&self->budget_view);
   Py_DECREF(self->port);
-  Py_XDECREF(self->random);
   Py_XDECREF(self->locked);
   Py_XDECREF(self->graph_task);
   type->tp_free(object);
@@ -168,7 +183,7 @@ bool view_of(PyObject* decision, const char* name, int cells, int access, Py_buf
   return true;
 }
 
-u64 index_of(PyObject* decision, const char* name) {
+u64 number_of(PyObject* decision, const char* name) {
   PyObject* number = PyObject_GetAttrString(decision, name);
   const u64 index = number != nullptr ? PyLong_AsUnsignedLongLong(number) : 0;
   Py_XDECREF(number);
@@ -229,15 +244,15 @@ PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
   self->call = capture;
   self->port = port;
   self->state_view = self->clock_view = self->budget_view = {};
-  self->random = PyObject_GetAttrString(decision, "random");
   self->locked = PyObject_GetAttrString(decision, "locked");
   self->graph_task = PyObject_GetAttrString(decision, "graph_task");
-  const u64 sampled_out = index_of(decision, "sampled_out");
-  const u64 skipped = index_of(decision, "skipped");
-  const bool complete = self->random != nullptr && self->locked != nullptr &&
+  const u64 sampled_out = number_of(decision, "sampled_out");
+  const u64 skipped = number_of(decision, "skipped");
+  self->coin_key = number_of(decision, "coin_key");
+  const bool complete = self->locked != nullptr &&
                         self->graph_task != nullptr && PyErr_Occurred() == nullptr &&
                         view_of(decision, "state", kStateCells, PyBUF_WRITABLE, self->state_view) &&
-                        view_of(decision, "clock", kClockCells, PyBUF_SIMPLE, self->clock_view) &&
+                        view_of(decision, "clock", kClockCells, PyBUF_WRITABLE, self->clock_view) &&
                         view_of(decision, "budget", kBudgetCells, PyBUF_WRITABLE,
                                 self->budget_view) &&
                         given(self->state_view, "state") && given(self->clock_view, "clock");
@@ -250,7 +265,7 @@ PyObject* new_direct_capture(PyObject* object, PyObject* decision) {
     return nullptr;
   }
   self->state = static_cast<std::int64_t*>(self->state_view.buf);
-  self->clock = static_cast<const std::int64_t*>(self->clock_view.buf);
+  self->clock = static_cast<std::int64_t*>(self->clock_view.buf);
   self->budget = static_cast<double*>(self->budget_view.buf);
   auto* page = static_cast<std::int64_t*>(port->cells.view.buf);
   self->sampled_out = page + sampled_out;

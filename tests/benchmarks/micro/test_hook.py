@@ -33,7 +33,7 @@ def test_hooked_forward(benchmark, name, size):
         points = resolve(model, [HookConfig(match=("0",))])
         slot = page.slot("host")
         hooker = ActivationHooker(
-            bus, points, [IdentityPreprocessor()], slot, StepClock(slot), seeds=[0]
+            bus, points, [IdentityPreprocessor()], slot, StepClock(slot), coins=[0]
         )
         hooker.attach()
         with bus.subscribe(GROUP, "reader") as reader:

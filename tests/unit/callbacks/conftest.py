@@ -32,9 +32,8 @@ class Session:
         )
         points = resolve(model, [HookConfig(match=(hook,)) for hook in hooks])
         kernels = [build_preprocessor(point.config) for point in points]
-        seeds = range(len(points))
         self.hooker = ActivationHooker(
-            self.bus, points, kernels, self.slot, self.clock, seeds=list(seeds)
+            self.bus, points, kernels, self.slot, self.clock, coins=[1] * len(points)
         )
         self.hooker.attach()
         self.hooks = hooks

@@ -67,7 +67,7 @@ class Rig:
             self.clock,
             on_full=config.on_full,
             block_timeout_s=config.block_timeout_s,
-            seeds=list(range(len(self.points))),
+            coins=[1] * len(self.points),
             called=called,
             text=text,
         )

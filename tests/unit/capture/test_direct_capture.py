@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import threading
 import weakref
 from dataclasses import replace
@@ -23,16 +25,22 @@ from asys_bench.contracts.capture_port import (
     BUDGET_TOP,
     CALLS_BETWEEN_CHECKS,
     CLOCK_CELLS,
+    CLOCK_MICROBATCH,
     CLOCK_OWNER,
+    CLOCK_STEP,
+    CLOCK_TOSSED,
+    CLOCK_VERSION,
     PORT_ACCEPTED,
     PORT_NOT_MINE,
     PORT_REFUSED,
+    STATE_CALL_INDEX,
     STATE_CELLS,
     STATE_COUNTDOWN,
+    STATE_NEXT_RATE,
     STATE_OFF,
-    STATE_RATE,
     Decision,
 )
+from asys_bench.contracts.coin import toss
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -227,8 +235,10 @@ class Alone:
         observed.hooker.detach()
         self.state = memoryview(bytearray(8 * STATE_CELLS)).cast("q")
         self.state[STATE_COUNTDOWN] = 1000
-        self.state.cast("B").cast("d")[STATE_RATE] = 1.0
+        self.set_rate(1.0)
         self.calls = observed.slot.counter("hook_calls", hook="shown")
+        self.captured = observed.slot.counter("hook_captured", hook="shown")
+        self.sampled_out = observed.slot.counter("hook_sampled_out", hook="shown")
         self.skipped = observed.slot.counter("hook_skipped", hook="shown")
         self.port = observed.hooker._writer.producer.capture_port(stream.meta, stream.port_cells)
         decision = Decision(
@@ -236,11 +246,14 @@ class Alone:
             own_clock(),
             stream.sampled_out.cell,
             stream.skipped.cell,
-            random=lambda: 0.5,
+            coin_key=1,
             locked=lambda: False,
             graph_task=lambda: -1,
         )
         self.take = self.port.direct(replace(decision, **changes))
+
+    def set_rate(self, rate):
+        self.state.cast("B").cast("d")[STATE_NEXT_RATE] = rate
 
 
 @pytest.fixture
@@ -265,9 +278,28 @@ def test_the_budget_is_kept_in_the_same_cells(alone):
     assert one.take(torch.ones(5, 2, 3)) == PORT_ACCEPTED
     assert one.take(torch.ones(3)) == PORT_ACCEPTED
     assert list(cells)[1:] == [11, 11, 10]
-    one.state.cast("B").cast("d")[STATE_RATE] = 0.25
+    one.set_rate(1e-9)
     assert one.take(torch.ones(2, 3)) == PORT_ACCEPTED  # sampled out: offered and not sent
     assert list(cells)[1:] == [13, 11, 10]
+
+
+def test_the_compiled_coin_is_the_contracts_to_the_last_bit(alone):
+    numbers, cells = random.Random(5), own_clock()
+    for key in (0, 1, 2**64 - 1, numbers.getrandbits(64)):
+        one = alone(clock=cells, coin_key=key)
+        for _ in range(60):
+            call = [numbers.getrandbits(bits) for bits in (62, 31, 16, 40)]
+            cells[CLOCK_STEP], cells[CLOCK_VERSION], cells[CLOCK_MICROBATCH], index = call
+            cells[CLOCK_TOSSED] = 0
+            u = toss(key, *call)
+            for rate, counted in ((u, one.sampled_out), (math.nextafter(u, 2), one.captured)):
+                one.state[STATE_CALL_INDEX] = index - 1
+                one.state[STATE_COUNTDOWN] = 1000
+                one.set_rate(rate)
+                before = counted.value
+                assert one.take(torch.ones(1)) == PORT_ACCEPTED
+                assert counted.value == before + 1
+            assert cells[CLOCK_TOSSED] == index + 1
 
 
 def explode():
@@ -315,12 +347,6 @@ def test_a_full_bus_says_so(alone):
     assert outcomes == [PORT_ACCEPTED] * 4 + [PORT_REFUSED] * 2
 
 
-def test_a_failing_random_generator_hands_the_call_back(alone):
-    one = alone(random=explode)
-    one.state.cast("B").cast("d")[STATE_RATE] = 0.9
-    assert one.take(torch.ones(2, 3)) == PORT_NOT_MINE
-
-
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
@@ -330,6 +356,8 @@ def test_a_failing_random_generator_hands_the_call_back(alone):
         ({"budget": memoryview(bytearray(8)).cast("d")}, BusError),
         ({"state": None}, BusError),
         ({"clock": None}, BusError),
+        ({"clock": memoryview(bytes(8 * CLOCK_CELLS)).cast("q")}, BufferError),
+        ({"coin_key": -1}, OverflowError),
         ({"sampled_out": 1 << 40}, BusError),
         ({"sampled_out": -1}, OverflowError),
         ({"skipped": 1 << 40}, BusError),

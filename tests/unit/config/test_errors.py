@@ -24,6 +24,10 @@ def problems(load, path, **more):
             HEAD + "device:\n  encode_on: host_stream\n",
             3, 3, "device.encode_on", "an option of an earlier version", "remove the line",
         ),
+        (
+            HEAD + "hooks:\n- {match: a, sampling: {seed: 3}}\n",
+            3, 25, "hooks[0].sampling.seed", "an option of an earlier version", "remove the line",
+        ),
         (HEAD + "bus:\n  on_full: dorp\n", 3, 12, "bus.on_full", "valid words", "`drop`"),
         (HEAD + "run_profile: hpc\n", 2, 14, "run_profile", "valid words", "`HPC`"),
         (HEAD + "schema: asys.config/9\n", 2, 9, "schema", "valid words", "`asys.config/1`"),

@@ -105,7 +105,7 @@ hooks = st.fixed_dictionaries(
         "select": st.one_of(st.none(), st.integers(-3, 3), selections),
         "preprocess": st.sampled_from(["identity", ["cast"], [{"cast": {"dtype": "float16"}}]]),
         "sampling": st.fixed_dictionaries(
-            {"decrease_factor": st.floats(0.1, 0.9), "seed": st.none()}
+            {"decrease_factor": st.floats(0.1, 0.9), "coin": st.sampled_from(["shared", "own"])}
         ),
     },
 )

@@ -11,7 +11,13 @@ from pathlib import Path
 import pytest
 
 from asys_bench.contracts import run_files
-from asys_bench.contracts.run_files import RunFileError, is_run, read_run_file, runs_in
+from asys_bench.contracts.run_files import (
+    RunFileError,
+    is_run,
+    read_run_file,
+    runs_in,
+    share_coin,
+)
 
 ROOT = Path(__file__).parents[3]
 SPELLS = "asys_bench/contracts/run_files.py"
@@ -80,3 +86,28 @@ def test_runs_are_folders_with_a_regular_run_file(tmp_path):
     assert is_run(tmp_path / "run")
     assert not is_run(tmp_path / "link")
     assert runs_in(tmp_path / "none") == []
+
+
+SHARED, OWN = {"name": "a", "coin": "shared"}, {"name": "b", "coin": "own"}
+
+
+@pytest.mark.parametrize(
+    ("streams", "hooks", "expected"),
+    [
+        ([SHARED, {"name": "c", "coin": "shared"}], ("a", "c"), True),
+        ([SHARED, OWN], ("a", "b"), False),
+        ([SHARED, {"name": "b"}], ("a", "b"), False),
+        ([SHARED], ("a", "b"), False),
+        ([3, SHARED, {"name": [], "coin": "shared"}], ("a",), True),
+        ("shared", ("a",), False),
+        (None, ("a",), False),
+    ],
+    ids=["one coin", "own coin", "earlier version", "missing", "odd ones", "no list", "nothing"],
+)
+def test_hooks_share_a_coin_where_the_run_says_so(tmp_path, streams, hooks, expected):
+    (tmp_path / "run.json").write_text(json.dumps({**DOCUMENT, "streams": streams}))
+    assert share_coin(tmp_path, hooks) is expected
+
+
+def test_hooks_of_a_folder_that_is_no_run_share_no_coin(tmp_path):
+    assert not share_coin(tmp_path, ("a",))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from asys_bench.config import ConfigError
+from asys_bench.config.document import run_config_data
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.offline import read_plan
 from asys_bench.registry import registry
@@ -40,7 +41,9 @@ def test_a_run_of_an_earlier_version_is_trained_from_without_the_options_that_ar
     old = old.replace("{k: 32}", "{k: 32, lr_tracking: true}")
     old += "      variants: {slow: {lr_decay_steps: 9}}\n"
     old += "      transcoders: [{input: a, output: b, sae: {k: 2, survival_cosine: 0.8}}]\n"
-    (tmp_path / "config.yaml").write_text(old + "device: {encode_on: host_stream}\n")
+    old += "device: {encode_on: host_stream}\nhooks: [{match: a, sampling: {seed: 3, min_rate: 0.5}}]\n"
+    (tmp_path / "config.yaml").write_text(old)
+    assert run_config_data(tmp_path)["hooks"] == [{"match": "a", "sampling": {"min_rate": 0.5}}]
     plan = read_plan(tmp_path, None, [])
     assert plan.sae.k == 8
     assert plan.overrides == {"policy.big": {"k": 32}}

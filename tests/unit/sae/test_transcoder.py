@@ -115,16 +115,16 @@ def _half(number: int, weight: float = 1.0) -> Half:
 
 
 def _moment(step: int, call: int = 0) -> Moment:
-    return Moment(0, 0, step, 0, call)
+    return Moment(0, 0, step, 0, 0, call)
 
 
 def test_packets_of_one_moment_are_paired_in_either_order() -> None:
-    matcher = PairMatcher("a", "b")
+    matcher = PairMatcher("a", "b", shared_coin=True)
     assert matcher.offer(Side.INPUT, _moment(1), _half(1, 2.0)) is None
     assert matcher.offer(Side.OUTPUT, _moment(2), _half(2)) is None
     pair = matcher.offer(Side.OUTPUT, _moment(1), _half(3, 5.0))
     assert pair is not None
-    assert (pair.input.key[2], pair.output.key[2], pair.weight) == (1, 3, 10.0)
+    assert (pair.input.key[2], pair.output.key[2], pair.weight) == (1, 3, 5.0)
     pair = matcher.offer(Side.INPUT, _moment(2), _half(4))
     assert pair is not None
     assert (pair.input.key[2], pair.output.key[2]) == (4, 2)
@@ -132,8 +132,26 @@ def test_packets_of_one_moment_are_paired_in_either_order() -> None:
     assert (matcher.matched, matcher.unmatched) == (2, 0)
 
 
+@pytest.mark.parametrize(("shared_coin", "weight"), [(True, 5.0), (False, 10.0)])
+def test_a_pair_stands_for_one_over_the_smaller_rate_or_over_the_product_with_two_coins(
+    shared_coin: bool, weight: float
+) -> None:
+    matcher = PairMatcher("a", "b", shared_coin=shared_coin)
+    matcher.offer(Side.OUTPUT, _moment(1), _half(1, 5.0))
+    pair = matcher.offer(Side.INPUT, _moment(1), _half(2, 2.0))
+    assert pair is not None
+    assert pair.weight == weight
+
+
+def test_packets_of_two_weights_versions_of_one_step_are_no_pair() -> None:
+    matcher = PairMatcher("a", "b", shared_coin=True)
+    matcher.offer(Side.INPUT, _moment(1), _half(1))
+    assert matcher.offer(Side.OUTPUT, _moment(1)._replace(weights_version=1), _half(2)) is None
+    assert matcher.matched == 0
+
+
 def test_waiting_packets_are_bounded_and_given_up_oldest_first() -> None:
-    matcher = PairMatcher("a", "b", most_waiting=3)
+    matcher = PairMatcher("a", "b", shared_coin=True, most_waiting=3)
     for step in range(5):
         matcher.offer(Side.INPUT, _moment(step), _half(step))
     assert matcher.unmatched == 2
@@ -151,7 +169,7 @@ def test_waiting_packets_are_bounded_and_given_up_oldest_first() -> None:
 def test_hooks_that_cannot_be_paired_are_refused_with_the_reason(
     sides: list[Side], reason: str
 ) -> None:
-    matcher = PairMatcher("a", "b", refuse_after=10)
+    matcher = PairMatcher("a", "b", shared_coin=True, refuse_after=10)
     for number in range(10):
         assert matcher.problem is None
         matcher.offer(sides[number % len(sides)], _moment(number), _half(number))

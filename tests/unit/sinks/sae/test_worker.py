@@ -1,11 +1,14 @@
 """The trainer worker: several SAEs from one pull, transcoders from two hooks, and staying present."""
 
+import json
 import time
 
+import pytest
 import torch
 
+from asys_bench.contracts.run_files import RUN_FILE, RUN_SCHEMA
 from asys_bench.contracts.stats import StatsPage
-from asys_bench.sae import load_sae
+from asys_bench.sae import SAETrainer, load_sae
 
 
 def _train(rig, worker, first, last, hooks=(1,)):
@@ -79,6 +82,32 @@ def test_a_transcoder_is_trained_from_the_packets_of_two_hooks(rig) -> None:
     sae, _ = load_sae(folder / "latest")
     assert sae.name == "skip_transcoder"
     assert sae(torch.zeros(3, 8)).shape == (3, 8)
+
+
+@pytest.mark.parametrize(("coin", "weight"), [("shared", 4.0), ("own", 8.0), (None, 8.0)])
+def test_a_pair_has_the_weight_of_the_coin_that_the_run_was_sampled_with(
+    rig, monkeypatch, coin: str | None, weight: float
+) -> None:
+    streams = [{"name": name, "coin": coin} for name in ("layer.0", "layer.1")]
+    run = {"schema": RUN_SCHEMA, "run_id": "r", "hooks": [], "host_pid": 1, "streams": streams}
+    (rig.run_dir / RUN_FILE).write_text(json.dumps(run))
+    weights = []
+    ingest = SAETrainer.ingest
+    monkeypatch.setattr(
+        SAETrainer,
+        "ingest",
+        lambda self, rows, key, weight, **more: (
+            weights.append(weight) or ingest(self, rows, key, weight, **more)
+        ),
+    )
+    worker = rig.start(**_transcoder())
+    rig.feed(
+        worker,
+        rig.packet(rig.rows(0), 0, hook=1, sampling_rate=0.5),
+        rig.packet(rig.rows(1), 0, hook=2, sampling_rate=0.25),
+    )
+    worker.close()
+    assert weights == [weight]
 
 
 def test_plain_saes_and_a_transcoder_share_a_pull(rig) -> None:
