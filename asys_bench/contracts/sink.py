@@ -55,10 +55,18 @@ class PlannedSAE:
     """Its `sae.SAEConfig`."""
     output: str | None = None
     """A transcoder's second hook, whose rows are to come out."""
+    device: str = "cpu"
+    """What it is trained on, as configured."""
 
 
 class SinkOptions(BaseModel, extra="forbid", frozen=True):
     """Base of a sink's own option model (`sinks.<name>.options` in YAML)."""
+
+    @property
+    def device_wish(self) -> tuple[str, bool]:
+        """(what its workers are to compute on: `auto`, `cuda`, `cuda:N`, `cpu`, or "" where that is no
+        question; whether `auto` may take the host's GPU)."""
+        return "", False
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterable[Misfit]:
         """What cannot work, asked once when a configuration loads; files may be looked at.
@@ -123,6 +131,12 @@ class SinkContext:
     """Workers that share the packets of its group, this one included."""
     grid: Callable[[ActivationPacket], tuple[int, ...]] = lambda packet: packet.shape[:-1]
     """Leading dimensions of the captured tensor; () if not known."""
+    device: str = ""
+    """What the run's plan has chosen for this worker to compute on, `cpu` or `cuda:N`; "" without."""
+    device_why: str = ""
+    """The reason for it."""
+    device_shared: bool = False
+    """The host computes there too."""
     clock_shift_ns: int = 0
     """Add to this process's CLOCK_MONOTONIC to compare it with a packet's timestamp."""
 

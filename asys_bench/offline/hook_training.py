@@ -32,6 +32,7 @@ from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.checkpoint.native_format import CFG_FILE
 from asys_bench.sae.checkpoint.trainer_state import read_config
 from asys_bench.sae.exchange import adopt_when_filled, import_saelens, own_outliers
+from asys_bench.sae.training.device import CPU, TrainingDevice
 from asys_bench.sinks.archive import Archive
 
 BLOCK_ROWS = 4096
@@ -80,6 +81,7 @@ class HookTraining:
         seed: int = 0,
         model_name: str = "",
         start_from: Path | None = None,
+        device: TrainingDevice = CPU,
         should_stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[RunningMetrics], None] = lambda _: None,
     ) -> None:
@@ -101,7 +103,11 @@ class HookTraining:
             self._initial, _ = import_saelens(start_from)
             config = own_outliers(config, self._initial)
         self.trainer = SAETrainer(
-            config, model_name=model_name, hook_name=job.hook, text=TOKENS in archive.hooks
+            config,
+            model_name=model_name,
+            hook_name=job.hook,
+            text=TOKENS in archive.hooks,
+            device=device,
         )
         self.position = Position()
         self.checkpoint = self.trainer.load(folder) if folder.exists() else None
@@ -120,6 +126,7 @@ class HookTraining:
             ValueError: rows that cannot be trained on, or (transcoder) no two packets belong
                 together.
             CheckpointError: a checkpoint cannot be written.
+            DeviceMemoryError: the SAE does not fit the GPU.
             ExchangeError: the SAE to start from does not fit.
         """
         if self.position.epoch >= self._epochs:

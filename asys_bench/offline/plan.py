@@ -27,9 +27,10 @@ from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.registry import PluginError, registry
 from asys_bench.sae import SAEConfig
+from asys_bench.sinks.sae.device_options import DEVICE_PATTERN
 from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
-_SHARED = ("sae", "overrides", "variants", "transcoders", "plain_saes")
+_SHARED = ("sae", "overrides", "variants", "transcoders", "plain_saes", "device")
 """Fields that mean what they mean for the live trainer."""
 
 
@@ -71,6 +72,12 @@ class OfflinePlan(Section):
         default_factory=list, description="skip transcoders between two hooks of the archive"
     )
     plain_saes: bool = Field(default=True, description="false: transcoders only")
+    device: str = Field(
+        default="cpu",
+        pattern=DEVICE_PATTERN,
+        description="cpu; cuda:N, a GPU as torch counts them; cuda, the one with the most memory free; "
+        "auto, that or the CPU where there is none",
+    )
     start_from: dict[str, Text] = Field(
         default_factory=dict,
         description="hook (or label) glob -> SAELens folder (ours or anyone's) whose weights "

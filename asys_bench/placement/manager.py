@@ -7,7 +7,7 @@ run goes on unpinned. A map written by hand that cannot be had stops the run ins
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.run_files import PLAN_FILE, PLAN_SCHEMA
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.placement.apply import HostPin, preferring
+from asys_bench.placement.gpus import planned_devices
 from asys_bench.placement.needs import needs_of
 from asys_bench.placement.plan import HOST, Need, Placement, Plan, make_plan
 from asys_bench.placement.readback import Reading, differences, read_process
@@ -51,6 +52,19 @@ class ResourceManager:
                 raise ResourceError(str(self.plan.refusal))
             log.warning("nothing is pinned: %s", self.plan.refusal)
 
+    def place_on_gpus(self, host_gpus: Collection[int]) -> None:
+        """Choose a device for each worker that wishes for one, now that the host's are known."""
+        self.plan = planned_devices(self.plan, self.topology, self.needs, host_gpus)
+
+    @property
+    def devices(self) -> dict[str, dict[str, str]]:
+        """Worker -> the device that was chosen for it, and why; kept in run.json."""
+        return {
+            name: {"device": placement.device, "why": placement.why}
+            for name, placement in self.plan.placements.items()
+            if placement.device
+        }
+
     def pin_host(self) -> None:
         """Confine this process to its CPUs; `release` takes it back."""
         self._pin = pin_host(self.plan)
@@ -68,7 +82,7 @@ class ResourceManager:
         return {
             name: placement.to_dict()
             for name, placement in self.plan.placements.items()
-            if name != HOST and placement.cpus
+            if name != HOST and (placement.cpus or placement.device)
         }
 
     def check(self, page: StatsPage) -> list[str]:

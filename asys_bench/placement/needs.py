@@ -22,7 +22,12 @@ def needs_of(config: MasterConfig, host_threads: int) -> list[Need]:
     threads = config.resources.worker_threads
     needs = [Need(HOST, "host", host_threads)]
     for name, sink in config.enabled_sinks.items():
-        needs += [Need(f"{name}-{index}", "sink", threads) for index in range(sink.workers)]
+        device, shares = sink.plugin_options().device_wish
+        device = "" if device == "cpu" else device
+        needs += [
+            Need(f"{name}-{index}", "sink", threads, device, shares)
+            for index in range(sink.workers)
+        ]
     needs.append(Need(WATCHDOG, "service"))
     needs += [Need(f"monitor-{name}", "service") for name in config.enabled_monitors]
     return needs

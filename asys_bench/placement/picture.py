@@ -5,7 +5,7 @@ Owners have a letter as well as a colour: it is read on paper, by the colour-bli
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from string import ascii_uppercase
 
 from rich.box import SIMPLE_HEAD
@@ -38,10 +38,12 @@ def draw(
     cpu: CpuPriority = CpuPriority.NORMAL,
     io: IoPriority = IoPriority.NORMAL,
     readings: Mapping[str, Reading] | None = None,
+    host_gpus: Collection[int] = (),
 ) -> RenderableType:
     """The picture for a terminal of `width` columns.
 
     readings: processes of a running run; their column says whether the kernel agrees.
+    host_gpus: indices of the GPUs that the host computes on.
     """
     letters = _letters(needs)
     parts: list[RenderableType] = [_head(topology, plan)]
@@ -53,6 +55,8 @@ def draw(
         ]
     for node in topology.nodes:
         parts.append(_node(topology, plan, node, letters, width))
+    if topology.gpus:
+        parts.append(_gpus(topology, plan, letters, host_gpus))
     if plan.refusal is None:
         parts.append(_processes(plan, needs, letters, nice, cpu, io, readings))
     parts += [Text.assemble(("note     ", "bold yellow"), note) for note in plan.notes]
@@ -128,6 +132,27 @@ def _core(
     return text.append("]", "dim")
 
 
+def _gpus(
+    topology: Topology,
+    plan: Plan,
+    letters: Mapping[str, tuple[str, str]],
+    host_gpus: Collection[int],
+) -> RenderableType:
+    lines = [Text("GPUs", "bold")]
+    for gpu in topology.gpus:
+        owners = [n for n in letters if plan.placement(n).device == f"cuda:{gpu.index}"]
+        marks = [letters[name] for name in owners]
+        if gpu.index in host_gpus:
+            marks.insert(0, ("H", HOST_STYLE))
+        style = FREE_STYLE if not marks else marks[0][1] if len(marks) == 1 else SHARED_STYLE
+        text = Text("[", "dim")
+        text.append(f" {gpu.index} {''.join(mark for mark, _ in marks)} ".replace("  ", " "), style)
+        text.append("] ", "dim").append(gpu.model, "dim")
+        text.append("" if gpu.node is None else f", node {gpu.node}", "dim")
+        lines.append(text)
+    return Group(*lines, Text())
+
+
 def _nice(nice: int, idle: bool) -> RenderableType:
     if idle:
         return "idle"
@@ -148,6 +173,9 @@ def _processes(
     )
     for title in ("", "process", "CPUs", "memory", "threads", "nice", "disk"):
         made.add_column(title, no_wrap=True)
+    chosen = any(plan.placement(need.name).device for need in needs)
+    if chosen:
+        made.add_column("trains on")
     if readings is not None:
         made.add_column("the kernel says", no_wrap=True)
     for need in needs:
@@ -163,6 +191,9 @@ def _processes(
             _nice(nice if ours else 0, need.role == "sink" and cpu is CpuPriority.IDLE),
             str(io) if ours else Text("normal", "dim"),
         ]
+        if chosen:
+            device = Text(placement.device or "-", "" if placement.device else "dim")
+            row.append(device.append(f"  {placement.why}" if placement.why else "", "dim"))
         if readings is not None:
             row.append(_verdict(plan, need.name, readings))
         made.add_row(*row)

@@ -36,6 +36,11 @@ class Need:
     name: str
     role: Role
     threads: int = 1
+    device: str = ""
+    """What it asks to compute on: `auto`, `cuda` or `cuda:N`; "" is the CPU. Only a device that is chosen is
+    kept with the plan."""
+    shares_host_gpu: bool = False
+    """`auto` may take the host's GPU where there is no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +49,25 @@ class Placement:
 
     cpus: frozenset[int] = frozenset()
     node: int | None = None
+    device: str = ""
+    """What it trains on; "" where it trains nothing, or nobody chose for it."""
+    why: str = ""
+    """The reason for `device`."""
+    shared: bool = False
+    """The host computes there too."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"cpus": format_cpus(self.cpus), "node": self.node}
+        found: dict[str, Any] = {"cpus": format_cpus(self.cpus), "node": self.node}
+        if self.device:
+            found |= {"device": self.device, "why": self.why, "shared": self.shared}
+        return found
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Placement:
         node = data.get("node")
-        return cls(parse_cpus(str(data.get("cpus", ""))), None if node is None else int(node))
+        cpus, device = parse_cpus(str(data.get("cpus", ""))), str(data.get("device", ""))
+        why, shared = str(data.get("why", "")), bool(data.get("shared", False))
+        return cls(cpus, None if node is None else int(node), device, why, shared)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from asys_bench.system.cpu_lists import parse_cpus
+from asys_bench.system.gpus import GpuCard, read_gpus
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -40,6 +41,7 @@ class Topology:
     usable_nodes: frozenset[int] | None = None
     """Nodes whose memory the cpuset allows; None when nothing restricts it."""
     quota_cpus: float | None = None
+    gpus: tuple[GpuCard, ...] = ()
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -92,7 +94,8 @@ def read_topology(root: Path = Path("/"), affinity: Iterable[int] | None = None)
     usable = allowed & online
     if cpuset and usable & cpuset:
         usable &= cpuset
-    return Topology(tuple(sorted(cores.values())), usable, memory, mems, _quota(groups))
+    gpus = read_gpus(root)
+    return Topology(tuple(sorted(cores.values())), usable, memory, mems, _quota(groups), gpus)
 
 
 def _nodes(base: Path) -> tuple[dict[int, int], dict[int, int]]:

@@ -16,8 +16,7 @@ from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.sink import PlannedSAE
 from asys_bench.placement.topology import cgroup_folders
-from asys_bench.sae import SAEConfig
-from asys_bench.sae.footprint import Footprint, footprint
+from asys_bench.sae.footprint import CONTEXT_BYTES, Footprint, footprint
 
 MIB, GIB = 1 << 20, 1 << 30
 _CGROUP_FILES = (
@@ -36,28 +35,36 @@ class SaeForecast:
     size: Footprint | None
     misfit: str | None
     """Why it cannot be trained: what was asked for, what there is, the fix."""
+    device: str = "cpu"
+    """What it is trained on, as configured."""
 
     def __str__(self) -> str:
         if self.size is None:
             return f"{self.label}: cannot be trained: {self.misfit}"
+        memory = f"{size_text(self.size.memory_bytes)} of memory"
+        if self.device != "cpu":
+            there = (
+                f"{size_text(self.size.device_bytes)} of a GPU (and {size_text(CONTEXT_BYTES)} for the "
+                f"context of each worker) and {size_text(self.size.host_bytes)} of memory"
+            )
+            memory = there if self.device != "auto" else f"{there}, or on the CPU {memory}"
         return (
-            f"{self.label}: d_in {self.size.d_in}, d_sae {self.size.d_sae}, "
-            f"{size_text(self.size.memory_bytes)} of memory, "
+            f"{self.label}: d_in {self.size.d_in}, d_sae {self.size.d_sae}, {memory}, "
             f"{size_text(self.size.checkpoint_bytes)} per checkpoint"
         )
 
 
-def sae_configs(config: MasterConfig, hook: str) -> dict[str, SAEConfig]:
-    """Label -> configuration of every SAE on the rows of `hook` alone, over all sinks that train.
+def planned_saes(config: MasterConfig, hook: str) -> dict[str, PlannedSAE]:
+    """Label -> every SAE on the rows of `hook` alone, over all sinks that train.
 
     Raises:
         ValueError: `overrides` and `variants` of a sink do not go together for this hook.
     """
-    found: dict[str, SAEConfig] = {}
+    found: dict[str, PlannedSAE] = {}
     for sink in config.enabled_sinks.values():
         if any(matches(hook, glob) for glob in sink.hooks):
             saes = sink.plugin_options().planned_saes([hook])
-            found |= {sae.label: sae.config for sae in saes if sae.output is None}
+            found |= {sae.label: sae for sae in saes if sae.output is None}
     return found
 
 
@@ -69,14 +76,14 @@ class RunForecast:
         self.problems: list[str] = []
         """Hooks whose `overrides` and `variants` do not go together."""
         self._limit = memory_limit_bytes()
-        self._configs: dict[str, dict[str, SAEConfig]] = {}
+        self._planned: dict[str, dict[str, PlannedSAE]] = {}
         self._transcoders = list(_transcoders(config))
         self._widths: dict[str, int] = {}
         self.saes: list[SaeForecast] = []
         """Of the hooks whose width is known."""
         for hook in hooks:
             try:
-                self._configs[hook] = sae_configs(config, hook)
+                self._planned[hook] = planned_saes(config, hook)
             except ValueError as error:
                 self.problems.append(f"the SAE of hook {hook!r}: {_first_line(error)}")
 
@@ -84,15 +91,12 @@ class RunForecast:
         """The rows of `hook` are `width` wide: what became known by that."""
         self._widths[hook] = width
         found = [
-            _forecast(hook, label, sae, width, None, self._limit)
-            for label, sae in self._configs.get(hook, {}).items()
+            _forecast(sae, width, None, self._limit) for sae in self._planned.get(hook, {}).values()
         ]
         for coder in self._transcoders:
             d_in, d_out = self._widths.get(coder.hook), self._widths.get(coder.output or "")
             if hook in (coder.hook, coder.output) and d_in is not None and d_out is not None:
-                found.append(
-                    _forecast(coder.hook, coder.label, coder.config, d_in, d_out, self._limit)
-                )
+                found.append(_forecast(coder, d_in, d_out, self._limit))
         self.saes += found
         return found
 
@@ -123,27 +127,29 @@ def forecast_saes(config: MasterConfig, widths: Mapping[str, int]) -> list[SaeFo
     return forecast.saes
 
 
-def _forecast(
-    hook: str, label: str, config: SAEConfig, d_in: int, d_out: int | None, limit: int | None
-) -> SaeForecast:
+def _forecast(sae: PlannedSAE, d_in: int, d_out: int | None, limit: int | None) -> SaeForecast:
     try:
-        size = footprint(config, d_in, d_out)
+        size = footprint(sae.config, d_in, d_out)
     except ValueError as error:
-        return SaeForecast(hook, label, None, _first_line(error))
-    if limit is not None and size.memory_bytes > limit:
-        return SaeForecast(
-            hook,
-            label,
-            None,
-            f"d_sae {size.d_sae} (d_in {d_in}) takes {size_text(size.memory_bytes)} of memory, and "
-            f"this machine has {size_text(limit)}; lower d_sae, expansion_factor or buffer_rows",
+        return SaeForecast(sae.hook, sae.label, None, _first_line(error), sae.device)
+    takes = _memory(size, sae.device)
+    if limit is not None and takes > limit:
+        misfit = (
+            f"d_sae {size.d_sae} (d_in {d_in}) takes {size_text(takes)} of memory, and "
+            f"this machine has {size_text(limit)}; lower d_sae, expansion_factor or buffer_rows"
         )
-    return SaeForecast(hook, label, size, None)
+        return SaeForecast(sae.hook, sae.label, None, misfit, sae.device)
+    return SaeForecast(sae.hook, sae.label, size, None, sae.device)
+
+
+def _memory(size: Footprint, device: str) -> int:
+    """Of the machine, not of a GPU; `auto` may end on the CPU."""
+    return size.host_bytes if device.startswith("cuda") else size.memory_bytes
 
 
 def shortage(forecasts: list[SaeForecast]) -> str | None:
     """One warning when all SAEs together exceed the memory that is free; else None."""
-    needed = sum(f.size.memory_bytes for f in forecasts if f.size is not None)
+    needed = sum(_memory(f.size, f.device) for f in forecasts if f.size is not None)
     free = memory_available_bytes()
     if free is None or needed <= free:
         return None

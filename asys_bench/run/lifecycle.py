@@ -301,6 +301,7 @@ class RunLifecycle:
             configured_l0=configured_l0(self.config, session.hooks),
             notices=session.notices.messages,
             worker_messages=session.worker_messages,
+            devices={name: found["device"] for name, found in session.devices.items()},
         )
 
     def pause(self, paused: bool) -> None:

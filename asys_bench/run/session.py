@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
@@ -94,6 +95,8 @@ class ObservationSession:
         self._short = False
         self._resources = resources
         self._ranks = ranks
+        local = ranks.local_world_size if ranks is not None else 1
+        self._host_gpus = gpus_of(model) | (set(range(local)) if local > 1 else set())
         self.step_unit = step_unit
         streams = plan_streams(config, model, root)
         self.points = streams.points
@@ -169,6 +172,8 @@ class ObservationSession:
         self, bus: BaseDataBus, workers: Sequence[WorkerSpec], terminal: bool
     ) -> LaunchSpec:
         handle = bus.handle()
+        if self._resources is not None:
+            self._resources.place_on_gpus(self._host_gpus)
         # The fork server imports the bus once, so that no restart waits for it.
         bus_module = type(bus).__module__
         return LaunchSpec(
@@ -250,6 +255,11 @@ class ObservationSession:
         return SessionEnd(orderly, self._account, restarts)
 
     @property
+    def devices(self) -> dict[str, dict[str, str]]:
+        """Worker -> what it computes on and why, where a sink asks for more than the CPU."""
+        return self._resources.devices if self._resources is not None else {}
+
+    @property
     def worker_messages(self) -> Mapping[str, list[str]]:
         """Worker (or watchdog) -> the warnings and errors in its log, where there are any."""
         if self._supervisor is None:
@@ -327,6 +337,7 @@ class ObservationSession:
                 "hooks": list(self.hooks),
                 "streams": [_described(point) for point in self.points],
                 "side_streams": list(self._side),
+                "devices": self.devices,
                 "environment": environment(),
                 "result": result,
             },
@@ -342,6 +353,12 @@ def _slot_bytes(worker: WorkerSpec, hooks: Sequence[str]) -> int:
         return slot_bytes(options.labels(hooks), METRICS_PER_LABEL)
     except ValueError as error:
         raise AssemblyError(f"{worker.name}: {error}") from None
+
+
+def gpus_of(model: torch.nn.Module) -> set[int]:
+    """Indices of the CUDA devices that the model's tensors are on."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return {t.device.index or 0 for t in tensors if t.device.type == "cuda"}
 
 
 def _described(point: HookPoint) -> dict[str, str | int | None]:

@@ -19,9 +19,18 @@ from asys_bench.contracts.packet import ActivationPacket
 from asys_bench.contracts.run_files import share_coin
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.torch_internals import DYNAMO
+from asys_bench.sae import SAEConfig
+from asys_bench.sae.training.device import (
+    CPU,
+    DeviceMemoryError,
+    DeviceUnavailableError,
+    TrainingDevice,
+)
 from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sinks.sae.device_options import device_of
 from asys_bench.sinks.sae.live_evaluation import LiveEvaluations
 from asys_bench.sinks.sae.options import SAETrainerOptions
+from asys_bench.sinks.sae.start import StartFrom
 from asys_bench.sinks.sae.training import Training
 from asys_bench.system.allocator import keep_freed_memory
 
@@ -59,12 +68,18 @@ class SAETrainerWorker(BaseSink):
         self._trainings: dict[str, Training] = {}
         self._transcodings: dict[str, _Transcoding] = {}
         self._evaluations: LiveEvaluations | None = None
+        self._device: TrainingDevice = CPU
+        self._no_device = ""
 
     def open(self, context: SinkContext) -> None:
         self._context = context
         self._options.sae.apply_threads()
         torch.set_flush_denormal(True)  # Adam's moments of silent features fade into denormals
         keep_freed_memory()
+        try:
+            self._device = device_of(self._options, context)
+        except DeviceUnavailableError as error:
+            self._no_device = str(error)
         if self._options.evaluate is not None:
             self._evaluations = LiveEvaluations(self._options.evaluate, context, self._evaluated)
 
@@ -100,7 +115,7 @@ class SAETrainerWorker(BaseSink):
                     host_step=packet.host_step,
                     weights_version=packet.weights_version,
                 )
-            except ValueError as error:
+            except (ValueError, DeviceMemoryError) as error:
                 training.rejected_packets.add()
                 training.reject(error)
         for coding, side in route.transcodings:
@@ -132,7 +147,7 @@ class SAETrainerWorker(BaseSink):
                 host_step=moment.host_step,
                 weights_version=pair.input.weights_version,
             )
-        except ValueError as error:
+        except (ValueError, DeviceMemoryError) as error:
             training.rejected_packets.add()
             training.reject(error)
 
@@ -141,9 +156,8 @@ class SAETrainerWorker(BaseSink):
         hook = self._context.name_of(hook_id)
         route = _Route()
         for label, config in self._options.saes_of(hook).items():
-            training = Training(
-                label, hook, config, self._context, self._options.start_of(label, hook)
-            )
+            start = self._options.start_of(label, hook)
+            training = self._training(label, hook, config, start)
             if self._evaluations is not None:
                 training.on_checkpoint = self._evaluations.checkpoint_written
             self._trainings[label] = training
@@ -156,13 +170,8 @@ class SAETrainerWorker(BaseSink):
                 if coding is None:
                     config = self._options.for_transcoder(transcoder)
                     start = self._options.start_of(transcoder.label, transcoder.label)
-                    training = Training(
-                        transcoder.label,
-                        transcoder.input,
-                        config,
-                        self._context,
-                        start,
-                        paired=True,
+                    training = self._training(
+                        transcoder.label, transcoder.input, config, start, paired=True
                     )
                     both = (transcoder.input, transcoder.output)
                     shared = share_coin(self._context.run_dir, both)
@@ -171,6 +180,21 @@ class SAETrainerWorker(BaseSink):
                     self._transcodings[transcoder.label] = coding
                 route.transcodings.append((coding, side))
         return route
+
+    def _training(
+        self,
+        label: str,
+        hook: str,
+        config: SAEConfig,
+        start: StartFrom | None,
+        *,
+        paired: bool = False,
+    ) -> Training:
+        device = self._device
+        training = Training(label, hook, config, self._context, start, paired=paired, device=device)
+        if self._no_device:
+            training.reject(self._no_device)
+        return training
 
     def idle(self) -> None:
         now = time.monotonic()

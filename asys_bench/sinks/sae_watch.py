@@ -28,13 +28,14 @@ from asys_bench.contracts.stats import Counter, Gauge
 from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.evaluation import ReconstructionMeter, ReconstructionReport
 from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sinks.sae.device_options import DeviceOptions, device_of
 from asys_bench.sinks.sae.start import StartFrom
 from asys_bench.system.files.atomic import replace_file
 
 log = logging.getLogger(__name__)
 
 
-class SAEWatchOptions(SinkOptions):
+class SAEWatchOptions(DeviceOptions):
     """Options of the `sae_watch` sink."""
 
     saes: dict[str, str] = Field(
@@ -49,7 +50,9 @@ class SAEWatchOptions(SinkOptions):
     threads: int = Field(default=1, ge=1, le=1024, description="torch threads of the worker")
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
-        """Folders that are not there; one of several SAEs is read when its hook is known."""
+        """A GPU that cannot be used, and folders that are not there; one of several SAEs is read when
+        its hook is known."""
+        yield from super().misfits(workers, hooks)
         for glob, folder in self.saes.items():
             if not Path(folder).expanduser().is_dir():
                 path = ("options", "saes", glob)
@@ -88,6 +91,7 @@ class SAEWatchWorker(BaseSink):
     def open(self, context: SinkContext) -> None:
         self._context = context
         torch.set_num_threads(self._options.threads)
+        self._device = device_of(self._options, context)
 
     def consume(self, lease: Lease) -> None:
         for packet in lease:
@@ -122,7 +126,7 @@ class SAEWatchWorker(BaseSink):
         slot = self._context.slot
         return _Watched(
             hook,
-            sae,
+            sae.moved(self._device.tensors),
             rows=slot.counter("sae_watch_rows", hook=hook),
             refused=slot.counter("sae_watch_refused_rows", hook=hook),
             fvu=slot.gauge("sae_watch_fvu", hook=hook),
@@ -146,8 +150,10 @@ class SAEWatchWorker(BaseSink):
         watched.refused.add(int((~finite_N).sum()))
         rows_ND = rows_ND[finite_N]
         weight_N = torch.full((len(rows_ND),), 1.0 / packet.sampling_rate)
-        acts_NF = sae.encode(rows_ND)
-        x_hat_ND, outlying_N = sae.reconstruct(rows_ND, acts_NF), sae.outlying(rows_ND)
+        there_ND = rows_ND.to(self._device.tensors)
+        acts_NF, outlying_N = sae.encode(there_ND), sae.outlying(rows_ND)
+        x_hat_ND = sae.reconstruct(there_ND, acts_NF).cpu()
+        acts_NF = acts_NF.cpu()
         for meter in (watched.window, watched.total):
             meter.update(rows_ND, x_hat_ND, acts_NF, weight_N, outlying_N)
         watched.rows.add(len(rows_ND))

@@ -162,6 +162,7 @@ class WorkerProcess:
         sink = plugin.build(plugin.options.model_validate(spec.options))
         decoder = Decoder(client.name_of)
         known: dict[str, int] = {}
+        place = Placement.from_dict(self._launch.placements.get(spec.name, {}))
         sink.open(
             SinkContext(
                 name=spec.name,
@@ -180,6 +181,9 @@ class WorkerProcess:
                 grid=decoder.grid,
                 heartbeat=self.slot.beat,
                 time_left_s=self.time_left_s,
+                device=place.device,
+                device_why=place.why,
+                device_shared=place.shared,
                 members=sum(one.group == spec.group for one in self._launch.workers),
             )
         )

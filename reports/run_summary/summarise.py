@@ -113,6 +113,7 @@ def summarise(
     configured_l0: Mapping[str, float] | None = None,
     notices: Sequence[str] = (),
     worker_messages: Mapping[str, Sequence[str]] | None = None,
+    devices: Mapping[str, str] | None = None,
 ) -> RunSummary:
     """The summary of a run whose workers have stopped.
 
@@ -124,6 +125,7 @@ def summarise(
         configured_l0: hook -> k, to show beside the measured L0.
         notices: what the host's side has said (`capture.notices`).
         worker_messages: worker -> the warnings and errors in its log.
+        devices: worker -> what it computed on, where that was a question.
     """
     figures = figures_of(take_snapshot(page, account))
     if outcome is None:
@@ -147,7 +149,7 @@ def summarise(
         ),
         archive_deleted=_deleted(figures),
         workers=tuple(
-            WorkerSummary(w.name, w.state.name.lower(), w.restarts)
+            WorkerSummary(w.name, w.state.name.lower(), w.restarts, (devices or {}).get(w.name, ""))
             for w in figures.workers
             if w.state is not WorkerState.EMPTY
         ),

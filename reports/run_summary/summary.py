@@ -117,6 +117,8 @@ class WorkerSummary:
     name: str
     state: str
     restarts: int
+    device: str = ""
+    """What it computed on; "" where that was no question."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,6 +217,8 @@ def _workers(summary: RunSummary) -> Text:
         bad = worker.state in ("failed", "quarantined")
         text.append("   " if index else "").append(f"{worker.name} ")
         text.append(worker.state, "bold red" if bad else "green")
+        if worker.device:
+            text.append(f" on {worker.device}", "dim")
         if worker.restarts:
             ending = "s" if worker.restarts > 1 else ""
             text.append(f", {worker.restarts} restart{ending}", "yellow")

@@ -40,6 +40,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _plan(arguments: argparse.Namespace, console: Console) -> int:
+    from asys_bench.placement.gpus import planned_devices
     from asys_bench.placement.needs import needs_of
     from asys_bench.placement.picture import draw
     from asys_bench.placement.plan import make_plan
@@ -62,6 +63,8 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
     threads = resources.host_threads or _torch_threads()
     needs = needs_of(config, threads)
     plan = make_plan(topology, needs, resources.pinning, resources.numa)
+    host_gpus = {0} if topology.gpus else set[int]()
+    plan = planned_devices(plan, topology, needs, host_gpus)
     picture = draw(
         topology,
         plan,
@@ -70,8 +73,14 @@ def _plan(arguments: argparse.Namespace, console: Console) -> int:
         nice=resources.worker_nice,
         cpu=resources.worker_cpu,
         io=resources.worker_io,
+        host_gpus=host_gpus,
     )
     console.print(picture, crop=False)
+    if any(need.device in ("auto", "cuda") for need in needs) and topology.gpus:
+        console.print(
+            "note     the host is taken to compute on cuda:0; a run looks where its model is",
+            soft_wrap=True,
+        )
     return EXIT_OK if plan.refusal is None else EXIT_FAILED
 
 

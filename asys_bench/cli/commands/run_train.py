@@ -4,7 +4,7 @@
   asys-run train --archive runs/<run>/archive --set epochs=3 --set sae.k=32 --out runs/<run>/k32
 
 Without --config the run's own trainer settings are used. FILE is another run's configuration, or a
-plan with the fields epochs, hooks, seed, sae, overrides, variants, transcoders, start_from; --set
+plan with the fields epochs, hooks, seed, device, sae, overrides, variants, transcoders, start_from; --set
 changes one of them.
 Ctrl-C stops after the current step and writes a checkpoint; the same command goes on from there.
 Checkpoints (SAELens folders) are in DIR/<hook>/latest. An epoch trains on each row once. FVU is on
@@ -33,6 +33,7 @@ from asys_bench.run.process_state import SignalHandlers
 
 if TYPE_CHECKING:
     from asys_bench.offline import HookResult, Job, OfflinePlan
+    from asys_bench.sae.training.device import TrainingDevice
     from asys_bench.sinks.archive import Archive
 
 OUT_DIR = "sae-offline"
@@ -101,19 +102,32 @@ class _Command:
 
         from asys_bench.sae import CheckpointError
         from asys_bench.sae.exchange import ExchangeError
+        from asys_bench.sae.training.device import (
+            DeviceMemoryError,
+            DeviceUnavailableError,
+            open_device,
+        )
         from asys_bench.sinks.archive import ArchiveError
         from asys_bench.system.allocator import keep_freed_memory
 
+        try:
+            device = open_device(self._plan.device)
+        except DeviceUnavailableError as error:
+            return _fail(self._console, str(error), EXIT_USAGE)
+        if self._plan.device != "cpu":
+            self._console.print(f"trains on {device.name} (device: {self._plan.device})")
         keep_freed_memory()  # as the live trainer's worker does
         torch.set_flush_denormal(True)
         handlers = SignalHandlers((signal.SIGINT, signal.SIGTERM), self._on_signal)
         results: list[HookResult] = []
         try:
             for job in jobs:
-                results.append(self._train(job))
+                results.append(self._train(job, device))
                 if self._signal is not None:
                     break
-        except (ArchiveError, CheckpointError, ExchangeError, ValueError) as error:
+        except (
+            ArchiveError, CheckpointError, DeviceMemoryError, ExchangeError, ValueError
+        ) as error:  # fmt: skip
             return _fail(self._console, str(error), EXIT_FAILED)
         finally:
             handlers.restore()
@@ -124,7 +138,7 @@ class _Command:
         self._console.print("stopped: the same command goes on from here")
         return 128 + (self._signal or signal.SIGINT)  # as asys-run
 
-    def _train(self, job: Job) -> HookResult:
+    def _train(self, job: Job, device: TrainingDevice) -> HookResult:
         from asys_bench.contracts.names import file_slug
         from asys_bench.offline import HookTraining, archived_rows
         from asys_bench.offline.progress import TrainingProgress
@@ -141,6 +155,7 @@ class _Command:
                 seed=plan.seed,
                 model_name=self._run_dir.resolve().name,
                 start_from=plan.start_of(job.label),
+                device=device,
                 should_stop=lambda: self._signal is not None,
                 on_progress=progress.update,
             )

@@ -181,3 +181,18 @@ def _gib(nbytes: float) -> str:
 
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def open_device(wish: str, most_bytes: int | None = None, cuda: Any = torch.cuda) -> TrainingDevice:
+    """The device that `wish` names: `cpu`, `cuda:N`, `cuda` (the GPU with the most memory free), `auto`
+    (that, or the CPU where there is none).
+
+    Raises:
+        DeviceUnavailableError: there is no such GPU.
+    """
+    if wish == "cpu" or (wish == "auto" and not cuda.is_available()):
+        return CPU
+    if wish.startswith("cuda:"):
+        return CudaDevice(int(wish.removeprefix("cuda:")), most_bytes, cuda)
+    free = [int(cuda.mem_get_info(index)[0]) for index in range(cuda.device_count())]
+    return CudaDevice(free.index(max(free)) if free else 0, most_bytes, cuda)

@@ -9,8 +9,9 @@ from typing import Any, Self
 from pydantic import BaseModel, Field, model_validator
 
 from asys_bench.contracts.names import matches
-from asys_bench.contracts.sink import Misfit, PlannedSAE, SinkOptions
+from asys_bench.contracts.sink import Misfit, PlannedSAE
 from asys_bench.sae import SAEConfig
+from asys_bench.sinks.sae.device_options import DeviceOptions
 from asys_bench.sinks.sae.live_evaluation import LiveEvaluationOptions
 from asys_bench.sinks.sae.start import StartFrom, StartsByHook, start_for, unusable
 
@@ -33,7 +34,7 @@ class TranscoderOptions(BaseModel, extra="forbid", frozen=True):
         return f"{self.input}->{self.output}"
 
 
-class SAETrainerOptions(SinkOptions):
+class SAETrainerOptions(DeviceOptions):
     """Options of the `sae_trainer` sink."""
 
     sae: SAEConfig = Field(default_factory=SAEConfig, description="the SAE of every hook")
@@ -116,7 +117,9 @@ class SAETrainerOptions(SinkOptions):
             raise ValueError(f"{place}: skip_transcoder needs two hooks; list it in `transcoders`")
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
-        """Transcoders whose hooks may not meet, and SAEs to start from that do not fit."""
+        """A GPU that cannot be used, transcoders whose hooks may not meet, and SAEs to start from that
+        do not fit."""
+        yield from super().misfits(workers, hooks)
         for index, transcoder in enumerate(self.transcoders):
             for side in ("input", "output"):
                 name = getattr(transcoder, side)
@@ -184,9 +187,10 @@ class SAETrainerOptions(SinkOptions):
         """SAEs of these hooks, then transcoders."""
         for hook in hooks:
             for label, config in self.saes_of(hook).items():
-                yield PlannedSAE(label, hook, config)
+                yield PlannedSAE(label, hook, config, device=self.device)
         for coder in self.transcoders:
-            yield PlannedSAE(coder.label, coder.input, self.for_transcoder(coder), coder.output)
+            config = self.for_transcoder(coder)
+            yield PlannedSAE(coder.label, coder.input, config, coder.output, self.device)
 
     def for_hook(self, hook: str, variant: str | None = None) -> SAEConfig:
         """The configuration of one hook's SAE.

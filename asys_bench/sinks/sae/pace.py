@@ -30,8 +30,8 @@ LEAST_SECONDS = 5.0
 class Pace:
     """Of one SAE. Times are seconds."""
 
-    def __init__(self, label: str, config: SAEConfig) -> None:
-        self._label, self._config = label, config
+    def __init__(self, label: str, config: SAEConfig, *, on_gpu: bool = False) -> None:
+        self._label, self._config, self._on_gpu = label, config, on_gpu
         self.step_s: float | None = None
         """Forecast before the first step, then measured."""
         self.save_s = 0.0
@@ -40,13 +40,14 @@ class Pace:
 
     def forecast(self, d_in: int) -> None:
         """The first rows are there. Costs some milliseconds once."""
-        if self.step_s is not None:
+        if self._since is not None:
             return
         self._since = time.monotonic()
         size = footprint(self._config, d_in)
-        self.step_s = REST_OF_STEP * step_seconds(self._config, d_in)
+        if not self._on_gpu:  # a step there is measured, not forecast
+            self.step_s = REST_OF_STEP * step_seconds(self._config, d_in)
         self.save_s = size.checkpoint_bytes / WRITE_BYTES_PER_S
-        if self.step_s > SLOW_STEP_S:
+        if self.step_s is not None and self.step_s > SLOW_STEP_S:
             log.warning(
                 "%s: a step of %d rows takes about %.0f s here (d_in %d, d_sae %d): this trainer makes "
                 "about %.0f rows/s. Lower d_sae or expansion_factor, or raise sae.threads; a run that "

@@ -19,6 +19,7 @@ from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, Gauge, StatsError
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
 from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sae.training.device import CPU, DeviceMemoryError, TrainingDevice
 from asys_bench.sinks.sae.pace import Pace
 from asys_bench.sinks.sae.start import Beginning, StartFrom
 from asys_bench.system.files.atomic import Fsync
@@ -39,6 +40,7 @@ class Training:
         start: StartFrom | None = None,
         *,
         paired: bool = False,
+        device: TrainingDevice = CPU,
     ) -> None:
         self.label = label
         self._beginning: Beginning | None = None
@@ -53,9 +55,13 @@ class Training:
             update={"seed": config.seed ^ context.seed ^ zlib.crc32(label.encode())}
         )
         self.trainer = SAETrainer(
-            config, model_name=context.run_id, hook_name=hook, text=TOKENS in context.names()
+            config,
+            model_name=context.run_id,
+            hook_name=hook,
+            text=TOKENS in context.names(),
+            device=device,
         )
-        self.pace = Pace(label, config)
+        self.pace = Pace(label, config, on_gpu=device is not CPU)
         self._context = context
         self._run_dir = Path(context.run_dir)
         self.folder = self._run_dir / SAE_DIR / file_slug(label)
@@ -106,6 +112,9 @@ class Training:
     def _resume(self) -> None:
         try:
             path = self.trainer.load(self.folder, below=self._run_dir)
+        except DeviceMemoryError as error:
+            self.reject(error)
+            return
         except CheckpointError as error:
             log.error("%s: no checkpoint can be used, training starts anew: %s", self.label, error)
             return
@@ -114,6 +123,8 @@ class Training:
 
     def reject(self, reason: object) -> None:
         """Stop training this one; the worker's others go on."""
+        if self.rejected:
+            return
         self.rejected = True
         # As text: a kept log record would keep the error's frames, and with them views of the lease.
         log.error("%s: not trained any more: %s", self.label, str(reason))
@@ -150,9 +161,13 @@ class Training:
         if between_steps is not None and self.pace.promise_s:
             between_steps = self._promise
         began = time.monotonic()
-        steps = self.trainer.train(
-            budget_s=budget_s, wait_for_fill=wait_for_fill, between_steps=between_steps
-        )
+        try:
+            steps = self.trainer.train(
+                budget_s=budget_s, wait_for_fill=wait_for_fill, between_steps=between_steps
+            )
+        except DeviceMemoryError as error:
+            self.reject(error)
+            return 0
         self.pace.stepped(steps, time.monotonic() - began)
         return steps
 
@@ -217,7 +232,11 @@ class Training:
     def evaluate(self) -> None:
         """Measure on held-out rows."""
         self.evaluated_at = time.monotonic()
-        found = self.trainer.evaluate()
+        try:
+            found = self.trainer.evaluate()
+        except DeviceMemoryError as error:
+            self.reject(error)
+            return
         if found is not None:
             self._fvu.set(found.fvu)
             self._fvu_all.set(found.fvu_all)

@@ -12,7 +12,7 @@ from asys_bench.run import forecast
 from asys_bench.run.forecast import (
     RunForecast,
     forecast_saes,
-    sae_configs,
+    planned_saes,
     shortage,
     size_text,
 )
@@ -41,6 +41,20 @@ def test_each_sae_of_a_hook_is_forecast_with_its_sizes():
         "a: d_in 64, d_sae 512, 12.7 MiB of memory, 10.9 MiB per checkpoint",
         "b: d_in 2, d_sae 16, 1.2 MiB of memory, 1.2 MiB per checkpoint",
     ]
+
+
+def test_an_sae_on_a_gpu_is_forecast_with_what_it_takes_on_both_sides(monkeypatch):
+    """Per feature and column a weight, two moments, a gradient and the last good state, twice, and the
+    last decoder; rows stay in the machine's memory."""
+    (found,) = forecast_saes(config("sinks.trainer.options.device=auto"), {"a": 4096})
+    assert str(found) == (
+        "a: d_in 4096, d_sae 32768, 7.84 GiB of a GPU (and 512 MiB for the context of each worker) and "
+        "673 MiB of memory, or on the CPU 7.63 GiB of memory, 4.56 GiB per checkpoint"
+    )
+    monkeypatch.setattr(forecast, "memory_limit_bytes", lambda: 4 << 30)
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    (there,) = forecast_saes(config("sinks.trainer.options.device=cuda"), {"a": 4096})
+    assert there.misfit is None
 
 
 def test_a_k_that_only_the_width_of_the_rows_shows_to_be_too_large_is_a_misfit():
@@ -72,7 +86,7 @@ def test_saes_that_exceed_what_is_free_are_one_warning(monkeypatch):
 
 
 def test_a_hook_that_the_sink_does_not_get_has_no_sae():
-    assert sae_configs(config("sinks.trainer.hooks=[b]"), "a") == {}
+    assert planned_saes(config("sinks.trainer.hooks=[b]"), "a") == {}
 
 
 def test_a_transcoder_is_forecast_once_both_widths_are_known():
@@ -139,4 +153,6 @@ def test_whatever_sink_trains_saes_is_known_by_its_capability(monkeypatch):
 
 
 def test_a_hook_is_known_by_its_very_name_whatever_characters_it_has():
-    assert list(sae_configs(config('sinks.trainer.hooks=["layer[0]"]'), "layer[0]")) == ["layer[0]"]
+    assert list(planned_saes(config('sinks.trainer.hooks=["layer[0]"]'), "layer[0]")) == [
+        "layer[0]"
+    ]

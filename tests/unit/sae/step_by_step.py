@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from asys_bench.sae import SAEConfig, SparseKernels
+from asys_bench.sae import SAEConfig, SparseKernels, StepResult
+from asys_bench.sae.training.device import CPU, TrainingDevice
 from asys_bench.sae.training.learner import Learner
 from asys_bench.sae.training.normalizer import Normalizer, PairNormalizer
 
@@ -43,12 +44,15 @@ def rows_for(architecture: str) -> torch.Tensor:
 
 
 def learner_of(
-    config: SAEConfig, rows: torch.Tensor, kernels: Callable[[], SparseKernels] | None = None
+    config: SAEConfig,
+    rows: torch.Tensor,
+    kernels: Callable[[], SparseKernels] | None = None,
+    device: TrainingDevice = CPU,
 ) -> Learner:
     """Started on `rows`; kernels: in place of those that it would choose."""
     is_coder = config.architecture == "skip_transcoder"
     d_out = D_OUT if is_coder else None
-    learner = Learner(config, D, d_out)
+    learner = Learner(config, D, d_out, device)
     if kernels is not None:
         learner.kernels = learner.adam.kernels = kernels()
     normalizer = PairNormalizer(D, D_OUT, "std", POOL) if is_coder else Normalizer(D, "std", POOL)
@@ -66,6 +70,10 @@ def batches(rows: torch.Tensor, steps: int) -> list[tuple[torch.Tensor, torch.Te
         weight_B = 1.0 + torch.rand(B, generator=generator) * (step % 2)
         found.append((rows[picked], weight_B))
     return found
+
+
+def _step(learner: Learner, rows_BD: torch.Tensor, weight_B: torch.Tensor) -> StepResult | None:
+    return learner.step(rows_BD.clone().to(learner.sae.W_dec.device), weight_B)
 
 
 def weights_of(learner: Learner) -> torch.Tensor:
@@ -92,7 +100,7 @@ def from_one_state(one: Learner, other: Learner, rows: torch.Tensor, steps: int)
     for rows_BD, weight_B in batches(rows, steps):
         other.load_state_dict({n: _copied(v) for n, v in one.state_dict().items()})
         before = weights_of(one)
-        results = [learner.step(rows_BD.clone(), weight_B) for learner in (one, other)]
+        results = [_step(learner, rows_BD, weight_B) for learner in (one, other)]
         assert results[0] is not None
         assert results[1] is not None
         mine, theirs = weights_of(one) - before, weights_of(other) - before
@@ -111,7 +119,7 @@ def each_on_its_way(one: Learner, other: Learner, rows: torch.Tensor, steps: int
     """|loss'/loss - 1| of each step."""
     found = []
     for rows_BD, weight_B in batches(rows, steps):
-        results = [learner.step(rows_BD.clone(), weight_B) for learner in (one, other)]
+        results = [_step(learner, rows_BD, weight_B) for learner in (one, other)]
         assert results[0] is not None
         assert results[1] is not None
         found.append(abs(results[1].loss / results[0].loss - 1))
