@@ -2,7 +2,8 @@
 
 Exit codes: 0 the run ended in order · 1 something failed (it says what) · 2 the configuration or
 the command line is wrong · 130 ended by Ctrl-C · 143 ended by SIGTERM. Both signals end a run in
-order, with its summary; a second one ends it at once.
+order, with its summary; a second one ends it at once. After SIGTERM the process is gone within
+`run.drain_timeout_s`, also where the host does not leave its loop.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from asys_bench.cli.commands import Commands, add_version
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from asys_bench.contracts.run_files import LOGS_DIR, SUMMARY_FILE
+from asys_bench.contracts.run_files import CONFIG_FILE, LOGS_DIR, SUMMARY_FILE
 from asys_bench.run.process_state import SignalHandlers, log_lines
 
 if TYPE_CHECKING:  # `asys-run --help` waits for none of them
@@ -57,21 +59,28 @@ def main(argv: list[str] | None = None) -> int:
         if argv[0] in COMMANDS.names:
             return COMMANDS.run(argv)
         parser.error(f"{COMMANDS.unknown(argv[0])}; to start a run: asys-run --config FILE")
-    return _start(parser.parse_args(argv))
+    arguments = parser.parse_args(argv)
+    if arguments.config is None and arguments.resume is None:
+        parser.error("give --config FILE, or --resume RUN")
+    return _start(arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """What starts a run: every option without a command."""
     parser = argparse.ArgumentParser(
         prog="asys-run",
-        usage="asys-run --config FILE [--set PATH=VALUE] [--check] [--print-config]\n"
+        usage="asys-run (--config FILE | --resume RUN) [--set PATH=VALUE] [--check] [--print-config]\n"
         "       asys-run COMMAND ...",
         description="Train the configured host while SAEs are trained on its activations.",
         epilog=COMMANDS.page(EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of a shipped one")
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help="YAML file, or the name of a shipped one"
+        "--resume",
+        metavar="RUN",
+        help="go on with this run (a directory or an id under runs/), with its own configuration or "
+        "with --config; --set changes what may change",
     )
     parser.add_argument(
         "--set",
@@ -98,19 +107,25 @@ def _start(arguments: argparse.Namespace) -> int:
     take_standard_fds()  # for good: no file of the run's may become standard output
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the process's life
     from asys_bench.config import ConfigError, dump_yaml, load_config
+    from asys_bench.rundir.attach import RunGoneError
 
     console = Console(stderr=True, highlight=False)
     try:
-        loaded = load_config(arguments.config, arguments.set)
+        config, sets = _sources(arguments)
+        loaded = load_config(config, sets)
+    except RunGoneError as error:
+        console.print(f"asys-run: {error}", style="red", markup=False)
+        return EXIT_USAGE
     except ConfigError as error:
         console.print(str(error), style="red", markup=False)
         return EXIT_USAGE
     if arguments.print_config:
         sys.stdout.write(dump_yaml(loaded.config, loaded.provenance))
         return EXIT_OK
+    from asys_bench.run.attempts import preview
     from asys_bench.run.preflight import preflight
 
-    if problems := preflight(loaded):
+    if problems := [*preflight(loaded), *preview(loaded)]:
         console.print(str(ConfigError(problems)), style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     if arguments.check:
@@ -118,6 +133,63 @@ def _start(arguments: argparse.Namespace) -> int:
         print(f"{files}: valid")
         return EXIT_OK
     return _Command(loaded, console).run()
+
+
+def _sources(arguments: argparse.Namespace) -> tuple[str | Path, list[str]]:
+    """The configuration file and the overrides; of a run that goes on, its own and its place.
+
+    Raises:
+        RunGoneError: there is no such run.
+    """
+    from asys_bench.rundir.attach import find_run
+
+    if arguments.resume is None:
+        return arguments.config, arguments.set
+    path = find_run(arguments.resume).resolve()
+    place = ["run.resume=require", f"run.id={path.name}", f"run.dir={path.parent}"]
+    return arguments.config or path / CONFIG_FILE, [*arguments.set, *place]
+
+
+HOST_SHARE = 0.5
+"""Share of `run.drain_timeout_s` that a host has after SIGTERM to leave its loop; then it is left."""
+WRITE_S = 0.5
+"""Kept of it for run.json and the summary."""
+
+
+class _Deadline:
+    """After SIGTERM the process is gone within `run.drain_timeout_s`, whatever its host is at.
+
+    leave: ends the run beside the host, which is in its loop still; given the seconds that are left.
+    """
+
+    def __init__(self, drain_s: float, leave: Callable[[float], None]) -> None:
+        self._drain_s, self._leave = drain_s, leave
+        self._event = os.eventfd(0, os.EFD_CLOEXEC)
+        self._asked_at: float | None = None
+        self._ending = threading.Lock()
+        threading.Thread(target=self._watch, name="asys-deadline", daemon=True).start()
+
+    def begin(self) -> None:
+        """In a signal handler: no locks."""
+        self._asked_at = time.monotonic()
+        os.eventfd_write(self._event, 1)
+
+    def host_has_left(self) -> None:
+        """The main thread ends the run; it waits here for ever where that is under way already."""
+        self._ending.acquire()
+
+    @property
+    def left_s(self) -> float | None:
+        """None: nobody has asked."""
+        if self._asked_at is None:
+            return None
+        return max(WRITE_S, self._asked_at + self._drain_s - WRITE_S - time.monotonic())
+
+    def _watch(self) -> None:
+        os.eventfd_read(self._event)
+        time.sleep(HOST_SHARE * self._drain_s)
+        if self._ending.acquire(blocking=False):
+            self._leave(self.left_s or WRITE_S)
 
 
 class _Command:
@@ -129,6 +201,7 @@ class _Command:
         self._signal: int | None = None
         """The first one; it decides the exit code."""
         self._running = False
+        self._deadline: _Deadline | None = None
 
     def run(self) -> int:
         handlers = SignalHandlers((signal.SIGINT, signal.SIGTERM), self._on_signal)
@@ -174,16 +247,30 @@ class _Command:
             pipeline.close()
 
     def _observe(self, pipeline: ExperimentPipeline, started: float) -> int:
+        self._deadline = deadline = _Deadline(
+            self._loaded.config.run.drain_timeout_s, self._leave_host
+        )
         self._running = True
         failure: Exception | None = None
         try:
             pipeline.run()
         except Exception as error:  # noqa: BLE001 - the host is anyone's code; we still drain and report
             failure = error
-        outcome = pipeline.shutdown()
+        deadline.host_has_left()
+        outcome = pipeline.shutdown(
+            preempted=self._signal == signal.SIGTERM, within_s=deadline.left_s
+        )
         self._report(pipeline, outcome, time.monotonic() - started, failure)
         code = self._verdict(outcome, failure)
         return EXIT_USAGE if code == EXIT_OK and self._misfits(pipeline.session.misfits) else code
+
+    def _leave_host(self, left_s: float) -> None:
+        assert self._pipeline is not None
+        os.write(2, b"asys-run: the host does not leave its loop: the run ends without it\n")
+        try:
+            self._pipeline.shutdown(preempted=True, within_s=left_s)
+        finally:
+            os._exit(self._interrupted())
 
     def _report(
         self,
@@ -277,6 +364,8 @@ class _Command:
         if not self._running:
             raise KeyboardInterrupt
         assert self._pipeline is not None
+        if number == signal.SIGTERM and self._deadline is not None:
+            self._deadline.begin()
         self._pipeline.request_stop()
         os.write(2, b"\nasys-run: stopping: draining and writing (once more to end at once)\n")
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
@@ -142,6 +142,17 @@ class BusAccount:
             + group.ready
             + group.missed
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; `imbalance` of a group is 0 where the accounting identity holds."""
+        return {
+            "produced": self.produced,
+            "produced_bytes": self.produced_bytes,
+            "dropped": {str(reason): count for reason, count in self.dropped.items()},
+            "groups": [
+                {**asdict(group), "imbalance": self.imbalance(group)} for group in self.groups
+            ],
+        }
 
     def group(self, name: str) -> GroupAccount:
         for account in self.groups:

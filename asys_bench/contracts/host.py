@@ -94,6 +94,17 @@ class BaseHost(ABC):
     step_unit: str = "step"
     """What one step is ("env step", "batch"); shown beside rates."""
 
+    can_be_saved: bool = False
+    """It has `save` and `load`, and `run` calls `whole_at`."""
+
+    whole_at: Callable[[int], None] = staticmethod(lambda step: None)
+    """Set by who runs it. A host that can be saved calls it with its step wherever its state is whole:
+    between two of its steps, and before it leaves because it was asked to stop. `save` may be called in
+    it."""
+
+    is_saved: bool = False
+    """Set by who runs it: it is saved when it stops, so it leaves at its next whole point."""
+
     one_call_per_step: bool = False
     """It calls its model once per step at most. Packets are of microbatch 0 then, and no hook on the
     model needs to count its calls, which would cost each of them some microseconds."""
@@ -114,6 +125,27 @@ class BaseHost(ABC):
 
         clock: a `HostClock`; a `LateClock` if `build` returned None.
         """
+
+    def save(self, folder: Path) -> None:
+        """Write into the empty `folder` all that `load` needs to go on bit for bit: model, optimizer,
+        step, random generators, position in the data.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved")
+
+    def load(self, folder: Path) -> int:
+        """After `build` and before `run`: go on from what `save` wrote; returns the step.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved")
+
+    def goes_on(self, folder: Path, last_step: int) -> None:
+        """Of a host that saves itself: its run goes on. It may keep checkpoints of its own in `folder`;
+        earlier attempts came to `last_step`. Called after `build`, in every attempt."""
 
     def documents(self) -> Mapping[str, Mapping[str, Any]]:
         """JSON documents to keep in the run's folder, by file name (a vocabulary); after `build`."""

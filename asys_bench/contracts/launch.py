@@ -48,6 +48,12 @@ class LaunchSpec:
     """Process name -> where it runs (`placement.plan.Placement`); absent: anywhere."""
     niceness: int = 0
     """The host's, to which `WorkerSpec.nice` is added."""
+    first_step: int = 0
+    """The host's at its start."""
+    attempt: int = 0
+    """Which life of the run this is; see `run.attempts`."""
+    first_packet: int = 0
+    """Packets that a shard had been offered before, in the earlier attempts."""
     working_dir: str = ""
     """The host's at the start, to which relative paths in options refer; "" when it had none."""
 

@@ -36,6 +36,10 @@ class MonitorContext:
     step_unit: str
     terminal: bool
     """Standard output is a terminal: a live view may be drawn. Otherwise print plain lines."""
+    attempt: int = 0
+    """Which life of the run this is; files of the earlier ones are gone on with."""
+    first_step: int = 0
+    """The host's step at its start."""
 
 
 class BaseMonitor(ABC):

@@ -15,9 +15,11 @@
     archive/ sae/       activations; checkpoints of the SAEs
     evaluation/         what SAEs do to the model when they are put back into it
     host/               weights that a host kept of the model that it trained
+    host-state/         checkpoints of a host that can be saved; of others what they keep there
     watch/              what an `sae_watch` sink found
     tensorboard/        event files
     .readers/           locks of subscribers from outside
+    .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`)
 
 A run's folder is input: anybody may have written it. Every reader opens its files through
 `system.files.below`, with the run's folder as `below`.
@@ -26,6 +28,7 @@ A run's folder is input: anybody may have written it. Every reader opens its fil
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +50,15 @@ ARCHIVE_DIR = "archive"
 SAE_DIR = "sae"
 EVALUATION_DIR, EVALUATION_SCHEMA = "evaluation", "asys.evaluation/1"
 HOST_DIR, WEIGHTS_FILE, WEIGHTS_SCHEMA = "host", "weights.json", "asys.weights/1"
+STATE_DIR = "host-state"
 WATCH_DIR, WATCH_SCHEMA = "watch", "asys.watch/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"
+HOST_LOCK, WORKERS_LOCK = ".host.lock", ".workers.lock"
 
 _FIELDS = {"run_id": str, "hooks": list, "host_pid": int}
 """Fields that run.json always has, with their types."""
+_ACCOUNT_FIELDS = {"attempt", "unix_ns", "host_step", "weights_version", "account"}
 
 
 class RunFileError(RuntimeError):
@@ -95,6 +101,37 @@ def share_coin(run_dir: Path, hooks: Collection[str]) -> bool:
     told = [one for one in streams if isinstance(one, dict)] if isinstance(streams, list) else []
     sharing = [one.get("name") for one in told if one.get("coin") == "shared"]
     return all(hook in sharing for hook in hooks)
+
+
+def attempts_in(run_dir: Path) -> list[dict[str, Any]]:
+    """What run.json lists as attempts; none where it lists none or cannot be read."""
+    try:
+        attempts = read_run_file(run_dir).get("attempts")
+    except RunFileError:
+        return []
+    found = attempts if isinstance(attempts, list) else []
+    return [one for one in found if isinstance(one, dict)]
+
+
+def account_file(run_dir: Path, worker: str) -> Path:
+    """Where a worker whose host is gone says what the bus had counted when it left."""
+    return run_dir / LOGS_DIR / f"{worker}.account.json"
+
+
+def accounts_of(run_dir: Path) -> list[dict[str, Any]]:
+    """What such workers have said; what cannot be read is left out."""
+    found = []
+    try:
+        entries = scan_if_there(run_dir / LOGS_DIR, below=run_dir)
+    except OSError:
+        return []
+    for path, _ in entries:
+        if path.name.endswith(".account.json"):
+            with suppress(OSError, ValueError):
+                document = read_json(path, below=run_dir)
+                if isinstance(document, dict) and document.keys() >= _ACCOUNT_FIELDS:
+                    found.append(document)
+    return found
 
 
 def is_run(folder: Path, *, below: Path | None = None) -> bool:

@@ -112,7 +112,7 @@ class SinkContext:
     wall_offset_ns: int
     """Add to a packet's timestamp to get nanoseconds since the epoch."""
     incarnation: int
-    """0 for the first start, +1 for each restart."""
+    """0 for the first start of an attempt, +1 for each restart."""
     name_of: Callable[[int], str]
     """Interned name of a hook or encoding id."""
     decode: Callable[[ActivationPacket], torch.Tensor]
@@ -137,6 +137,11 @@ class SinkContext:
     """The reason for it."""
     device_shared: bool = False
     """The host computes there too."""
+    attempt: int = 0
+    """Which life of the run this is: with (source, shard, seq) the key of a packet. Files of earlier
+    attempts are in `run_dir`."""
+    first_packet: int = 0
+    """Add to a packet's seq for a number that goes on over the attempts."""
     clock_shift_ns: int = 0
     """Add to this process's CLOCK_MONOTONIC to compare it with a packet's timestamp."""
 

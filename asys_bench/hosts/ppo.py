@@ -7,6 +7,7 @@ the run's main process. Hook `mlp_extractor.policy_net` and `mlp_extractor.value
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -31,13 +32,23 @@ from asys_bench.contracts.host import (
 from asys_bench.contracts.run_files import OBSERVATION_FILE
 from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import device_misfits
+from asys_bench.hosts.host_state import (
+    as_json,
+    environment_state,
+    from_json,
+    load_state,
+    put_back_environment,
+    save_state,
+)
 from asys_bench.hosts.observation import observation_document
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 
+log = logging.getLogger(__name__)
 POLICY_FILE = "policy.safetensors"
 _ACTIVATIONS = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}
 _OBSERVED = (
@@ -109,6 +120,7 @@ class PPOHostProcess(BaseHost):
 
     step_unit = "env step"
     one_call_per_step = True
+    can_be_saved = True
 
     def __init__(self, options: PPOOptions, seed: int) -> None:
         self._options = options
@@ -162,18 +174,73 @@ class PPOHostProcess(BaseHost):
             clock.weights_updated()
 
         handle = model.policy.optimizer.register_step_post_hook(updated)
-        started = time.monotonic()
+        started, first = time.monotonic(), model.num_timesteps
+        left = self._options.total_timesteps - first
         try:
-            model.learn(self._options.total_timesteps, callback=_clock_callback(clock))
+            if left > 0:
+                model.learn(left, _clock_callback(clock, self), reset_num_timesteps=not first)
+                self.whole_at(model.num_timesteps)
+        except _LeavesWholeError:
+            pass
         finally:
             handle.remove()
         figures = {"reward_mean": _mean_reward(model)}
         return HostResult(
-            steps=model.num_timesteps,
+            steps=model.num_timesteps - first,
             seconds=time.monotonic() - started,
             stopped_early=model.num_timesteps < self._options.total_timesteps,
             figures=figures,
         )
+
+    def save(self, folder: Path) -> None:
+        """See `BaseHost`; between two rollouts."""
+        model = self._model
+        assert model is not None
+        environments: Any = model.get_env()
+        numbers = {
+            "num_timesteps": model.num_timesteps,
+            "n_updates": model._n_updates,
+            "episode_num": model._episode_num,
+            "last_obs": as_json(model._last_obs),
+            "last_episode_starts": as_json(model._last_episode_starts),
+            "episodes": [
+                {name: float(value) for name, value in one.items()}
+                for one in model.ep_info_buffer or ()
+            ],
+            "environments": [environment_state(one) for one in environments.envs]
+            if _whole_in_attributes(environments)
+            else None,
+        }
+        save_state(folder, numbers, model.policy, model.policy.optimizer)
+
+    def load(self, folder: Path) -> int:
+        """See `BaseHost`. Environments whose state is not all in plain attributes begin new episodes."""
+        model = self._model
+        assert model is not None
+        environments: Any = model.get_env()
+        numbers = load_state(folder, model.policy, model.policy.optimizer)
+        try:
+            model._setup_learn(
+                0, None, reset_num_timesteps=True
+            )  # buffers, and a first observation
+            model.num_timesteps = int(numbers["num_timesteps"])
+            model._n_updates = int(numbers["n_updates"])
+            model._episode_num = int(numbers["episode_num"])
+            model.ep_info_buffer.extend(numbers["episodes"])  # type: ignore[union-attr]
+            if numbers["environments"] is not None:
+                pairs = zip(environments.envs, numbers["environments"], strict=True)
+                for one, saved in pairs:
+                    put_back_environment(one, saved)
+                model._last_obs = from_json(numbers["last_obs"])
+                model._last_episode_starts = from_json(numbers["last_episode_starts"])
+            else:
+                log.warning(
+                    "%s begins new episodes: its state cannot be saved", self._options.env_id
+                )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(folder, f"does not fit this environment: {error}") from error
+        load_state(folder)  # the reset has drawn from the generators
+        return model.num_timesteps
 
     def documents(self) -> Mapping[str, Mapping[str, Any]]:
         environments = self._model.get_env() if self._model is not None else None
@@ -209,15 +276,30 @@ def _mean_reward(model: BaseAlgorithm) -> float:
     return sum(rewards) / len(rewards) if rewards else float("nan")
 
 
-def _clock_callback(clock: HostClock) -> Any:
+class _LeavesWholeError(Exception):
+    """Out of `learn` between two rollouts."""
+
+
+def _whole_in_attributes(environments: Any) -> bool:
+    """All that an environment is at is in numbers and arrays of its own: not so in a physics engine."""
+    inner = {type(one.unwrapped).__module__ for one in environments.envs}
+    return all(name.startswith("gymnasium.envs.classic_control") for name in inner)
+
+
+def _clock_callback(clock: HostClock, host: PPOHostProcess) -> Any:
     from stable_baselines3.common.callbacks import BaseCallback
 
     class ClockCallback(BaseCallback):  # type: ignore[misc,unused-ignore]
         """Marks each vectorised environment step and passes the stop request on."""
 
+        def _on_rollout_start(self) -> None:
+            host.whole_at(self.model.num_timesteps)
+            if clock.should_stop:
+                raise _LeavesWholeError
+
         def _on_step(self) -> bool:
             clock.step(self.training_env.num_envs)
-            return not clock.should_stop
+            return host.is_saved or not clock.should_stop
 
         def _on_rollout_end(self) -> None:
             clock.report("reward_mean", _mean_reward(self.model))

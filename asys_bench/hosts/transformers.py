@@ -7,6 +7,7 @@ the stream `tokens` says which token and position each row is.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -28,6 +29,7 @@ from asys_bench.contracts.host import (
 from asys_bench.contracts.run_files import VOCABULARY_FILE
 from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import device_misfits
+from asys_bench.hosts.host_state import load_state, save_state
 from asys_bench.hosts.pretrained import (
     GGUF_FIX,
     architectures,
@@ -148,12 +150,16 @@ class TransformersHost(BaseHost):
     """Steps are batches; the figures are tokens and, when training, the loss."""
 
     step_unit = "batch"
+    can_be_saved = True
 
     def __init__(self, options: TransformersOptions, seed: int) -> None:
         self._options, self._seed = options, seed
         self._model: Any = None
         self._tokenizer: Any = None
         self._corpus: TextCorpus | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._steps = self._tokens = 0
+        """Of all attempts."""
 
     def build(self) -> torch.nn.Module:
         """The model as `from_pretrained` gives it."""
@@ -178,6 +184,8 @@ class TransformersHost(BaseHost):
         )
         self._model = model.to(options.device)
         self._model.train(options.task == "train")
+        if options.task == "train":
+            self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=options.learning_rate)
         loaded: torch.nn.Module = self._model
         return loaded
 
@@ -196,23 +204,41 @@ class TransformersHost(BaseHost):
             self._options.task
         ]
         figures: dict[str, float] = {}
-        started, steps, tokens = time.monotonic(), 0, 0
-        torch.manual_seed(self._seed)
-        for batch in self._batches():
-            if clock.should_stop or tokens >= self._options.total_tokens:
+        started, first = time.monotonic(), self._steps
+        if not first:
+            torch.manual_seed(self._seed)
+        for batch in itertools.islice(self._batches(), first, None):
+            if clock.should_stop or self._tokens >= self._options.total_tokens:
                 break
             made, loss = step(batch, clock)
-            tokens += made
-            steps += 1
-            figures["tokens"] = float(tokens)
-            clock.report("tokens", float(tokens))
+            self._tokens += made
+            self._steps += 1
+            figures["tokens"] = float(self._tokens)
+            clock.report("tokens", float(self._tokens))
             if loss is not None:
                 figures["loss"] = loss
                 clock.report("loss", loss)
             clock.step()
+            self.whole_at(self._steps)
         return HostResult(
-            steps, time.monotonic() - started, stopped_early=clock.should_stop, figures=figures
+            self._steps - first,
+            time.monotonic() - started,
+            stopped_early=clock.should_stop,
+            figures=figures,
         )
+
+    def save(self, folder: Path) -> None:
+        """See `BaseHost`. Weights that are not trained are not written; the position in the texts is
+        the number of batches, which `run` passes over."""
+        trained = self._model if self._optimizer is not None else None
+        numbers = {"steps": self._steps, "tokens": self._tokens}
+        save_state(folder, numbers, trained, self._optimizer)
+
+    def load(self, folder: Path) -> int:
+        trained = self._model if self._optimizer is not None else None
+        numbers = load_state(folder, trained, self._optimizer)
+        self._steps, self._tokens = int(numbers["steps"]), int(numbers["tokens"])
+        return self._steps
 
     def _batches(self) -> Iterator[TextBatch]:
         assert self._corpus is not None
@@ -224,9 +250,9 @@ class TransformersHost(BaseHost):
         return batch.tokens, None
 
     def _train_step(self) -> Any:
-        if self._options.task != "train":
+        optimizer = self._optimizer
+        if optimizer is None:
             return None
-        optimizer = torch.optim.AdamW(self._model.parameters(), lr=self._options.learning_rate)
 
         def step(batch: TextBatch, clock: HostClock) -> tuple[int, float | None]:
             labels_BT = batch.input_ids_BT.masked_fill(batch.mask_BT == 0, -100)

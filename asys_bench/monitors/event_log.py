@@ -1,8 +1,8 @@
 """monitor.log: one JSON object per line, for `jq` and for people.
 
 Every line has `time` (UTC, ISO 8601), `time_s` (since the run's start), `level` and `event`; the
-rest depends on the event. The first line, `run_opened`, holds the start's monotonic time on the host's
-clock, by which a restarted monitor goes on with the same clock.
+rest depends on the event. `run_opened`, and `run_resumed` of a further attempt, hold the start's monotonic
+time on the host's clock, by which a restarted monitor goes on with the same clock.
 """
 
 from __future__ import annotations
@@ -11,39 +11,63 @@ import json
 import logging
 import math
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from asys_bench.monitors.changes import Change
 from asys_bench.system.files.append_file import AppendFile
 from asys_bench.system.files.below import parse_json, text_lines
 
 OPENED = "run_opened"
+RESUMED = "run_resumed"
 REOPENED = "monitor_restarted"
 
 
 class EventLog:
     """The file, with a lowest level; the opening lines are written at any level."""
 
-    def __init__(self, path: Path, lowest: int = logging.INFO) -> None:
+    def __init__(self, path: Path, lowest: int = logging.INFO, attempt: int = 0) -> None:
         self._file = AppendFile(path)
-        self._lowest = lowest
-        self.resumed = self._file.resumed
+        self._lowest, self._attempt = lowest, attempt
+        self._opening = self._opening_line()
+        self.resumed = self._opening is not None if attempt else self._file.resumed
+        """A monitor of this attempt was killed."""
+
+    def _opening_line(self) -> dict[str, Any] | None:
+        """That of this attempt."""
+        event = RESUMED if self._attempt else OPENED
+        for line in text_lines(self._file.path):
+            with suppress(ValueError, KeyError):
+                found: Any = parse_json(line)
+                ours = isinstance(found, dict) and found.get("attempt", 0) == self._attempt
+                if ours and found["event"] == event:
+                    return dict(found)
+            if not self._attempt:  # it is the first line, or there is none
+                break
+        return None
 
     def started_ns(self) -> int | None:
-        """The run's start (the host's CLOCK_MONOTONIC) as the first monitor wrote it; None in a fresh
-        file."""
-        try:
-            found = parse_json(next(text_lines(self._file.path))).get("started_ns")
-        except (ValueError, AttributeError, StopIteration):
-            return None
+        """The run's start (the host's CLOCK_MONOTONIC) as the first monitor of this attempt wrote it;
+        None before that. A run that went on has one in which the time between two attempts counts."""
+        found = self._opening.get("started_ns") if self._opening is not None else None
         return found if isinstance(found, int) else None
+
+    def first_wall_s(self) -> float | None:
+        """When the first attempt began, in seconds since the epoch."""
+        with suppress(ValueError, AttributeError, KeyError, TypeError, StopIteration):
+            line = parse_json(next(text_lines(self._file.path)))
+            return datetime.fromisoformat(line["time"]).timestamp() - float(line["time_s"])
+        return None
 
     def opened(self, time_s: float, wall_s: float, started_ns: int, run_id: str) -> None:
         """Write that this monitor took up the log."""
-        event = REOPENED if self.resumed else OPENED
-        fields = {"run_id": run_id, "started_ns": started_ns}
+        event = REOPENED if self.resumed else RESUMED if self._attempt else OPENED
+        fields: dict[str, object] = {"run_id": run_id, "started_ns": started_ns}
+        if self._attempt:
+            fields["attempt"] = self._attempt
         self._write(time_s, wall_s, Change(event, logging.INFO, fields))
 
     def write(self, time_s: float, wall_s: float, changes: Iterable[Change]) -> None:

@@ -32,7 +32,7 @@ from asys_bench.monitors.changes import Change, ChangeDetector
 from asys_bench.monitors.event_log import EventLog, PausedOutputs
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.live_view import LiveModel, live_view
-from asys_bench.monitors.metrics_csv import MetricsCsv, rows_of
+from asys_bench.monitors.metrics_csv import MetricsCsv, last_times, rows_of
 from asys_bench.monitors.rates import Window
 from asys_bench.monitors.readable import plain_line
 from asys_bench.monitors.snapshot import RunSnapshot, take_snapshot
@@ -87,12 +87,20 @@ class LoggingCSVMonitor(BaseMonitor):
         self._plain: RunFigures | None = None
         self._paused = PausedOutputs()
         self._capacity: int | None = None
+        self._last_s = (0.0, 0.0)
+        """time_s and wall time of the last row of the attempts before."""
+        self._ahead_s = 0.0
+        """Added to the wall clock, where it is behind that of an attempt before."""
 
     def open(self, context: MonitorContext) -> None:
         """Open or take up the files in `context.run_dir`; start the live view on a terminal."""
         self._context = context
         self._shift_ns = context.page.clock_shift_ns
         self._capacity = _capacity(context.config)
+        if context.attempt:
+            self._last_s = last_times(context.run_dir / METRICS_FILE)
+            behind_s = self._last_s[1] - self._wall_s(time.monotonic_ns())
+            self._ahead_s = max(0.0, behind_s)
         self._guard("log", self._open_log)
         self._started_ns = self._started_ns or time.monotonic_ns()
         if self._options.csv:
@@ -107,11 +115,16 @@ class LoggingCSVMonitor(BaseMonitor):
             self.interval_s = min(self._options.interval_s, self._options.plain_interval_s)
 
     def _open_log(self) -> None:
-        log = EventLog(self._context.run_dir / EVENTS_FILE, LEVELS[self._options.log_level])
+        attempt = self._context.attempt
+        path = self._context.run_dir / EVENTS_FILE
+        log = EventLog(path, LEVELS[self._options.log_level], attempt)
         self._changes = ChangeDetector(resumed=log.resumed)
         now = time.monotonic_ns()
         shift_ns, started_ns = self._shift_ns, log.started_ns()
-        self._started_ns = now if started_ns is None else started_ns - shift_ns
+        if started_ns is not None:
+            self._started_ns = started_ns - shift_ns
+        else:
+            self._started_ns = now - int(1e9 * self._passed_s(log, self._wall_s(now)))
         elapsed_s = (now - self._started_ns) / 1e9
         try:
             log.opened(
@@ -125,12 +138,22 @@ class LoggingCSVMonitor(BaseMonitor):
             raise
         self._log = log
 
+    def _passed_s(self, log: EventLog, wall_s: float) -> float:
+        """Seconds since the first attempt began, by wall clocks that may disagree."""
+        first_s = log.first_wall_s()
+        if not self._context.attempt or first_s is None:
+            return 0.0
+        return max(self._last_s[0], wall_s - first_s)
+
     def _open_csv(self) -> None:
-        self._csv = MetricsCsv(self._context.run_dir / METRICS_FILE)
+        self._csv = MetricsCsv(self._context.run_dir / METRICS_FILE, self._context.attempt)
 
     def _open_tensorboard(self) -> None:
         try:
-            writer = TorchWriter(self._context.run_dir / TENSORBOARD_DIR)
+            context = self._context
+            # TensorBoard shows a step that the host makes again as this attempt makes it.
+            purge_step = context.first_step if context.attempt else None
+            writer = TorchWriter(context.run_dir / TENSORBOARD_DIR, purge_step)
         except ImportError:
             self._say(MISSING)
         else:
@@ -257,7 +280,8 @@ class LoggingCSVMonitor(BaseMonitor):
                 self._log.write((now - self._started_ns) / 1e9, self._wall_s(now), [change])
 
     def _wall_s(self, monotonic_ns: int) -> float:
-        return (monotonic_ns + self._shift_ns + self._context.page.wall_offset_ns) / 1e9
+        offset_ns = self._shift_ns + self._context.page.wall_offset_ns
+        return (monotonic_ns + offset_ns) / 1e9 + self._ahead_s
 
 
 def _capacity(config: Mapping[str, object]) -> int | None:

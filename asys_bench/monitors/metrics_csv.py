@@ -1,6 +1,6 @@
 """metrics.csv: every metric at every interval, in tidy long form (one value per row).
 
-Columns: time_s, wall_time, slot, metric, hook, group, reason, labels, window, stat, value.
+Columns: time_s, wall_time, slot, metric, hook, group, reason, labels, window, stat, value, attempt.
 
 Long, because metrics appear while the run goes on (an SAE's loss exists only after its first step;
 a new drop reason, a plugin's own counter), and a wide file's header cannot grow. It is what both
@@ -19,7 +19,9 @@ runs of days. Names are the stats page's, except:
   interval since the previous rows and once for the run (`window`);
 - `worker_state` (a WorkerState number), `worker_restarts`, `worker_heartbeat_age_s` of each slot.
 
-Counters are totals of the run. A value that is not a number is an empty field.
+Counters are totals of the attempt: where a run goes on (`run.resume`), the bus's and the host's begin at
+0 again and those of the SAEs go on; time_s and wall_time go on. A value that is not a number is an empty
+field.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -36,12 +40,15 @@ from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import HistogramSnapshot
 from asys_bench.monitors.rates import EMPTY_HISTOGRAM, quantiles, subtract
 from asys_bench.monitors.snapshot import PUBLISHED, MetricKey, RunSnapshot, SlotSnapshot
-from asys_bench.system.files.append_file import AppendFile
+from asys_bench.system.files.append_file import TAIL_BYTES, AppendFile
+from asys_bench.system.files.below import open_file
 
 COLUMNS = (
     *("time_s", "wall_time", "slot", "metric", "hook"),
-    *("group", "reason", "labels", "window", "stat", "value"),
+    *("group", "reason", "labels", "window", "stat", "value", "attempt"),
 )
+OLD_COLUMNS = COLUMNS[:-1]
+"""Of files that were written before runs could go on: all is of attempt 0."""
 OWN_COLUMNS = ("hook", "group", "reason")
 
 
@@ -105,6 +112,21 @@ def _bus_rows(account: BusAccount) -> Iterator[Row]:
         yield Row("bus", "data_bus_missed_count", g.missed, label)
 
 
+def last_times(path: Path) -> tuple[float, float]:
+    """(time_s, wall time in seconds since the epoch) of the last whole row; zeros without one."""
+    last = ""
+    with suppress(OSError, ValueError):
+        fd = open_file(path, below=path.parent)
+        with os.fdopen(fd, "rb") as file:
+            file.seek(max(0, os.fstat(fd).st_size - TAIL_BYTES))
+            lines = file.read().decode(errors="replace").split("\n")[:-1]
+            last = lines[-1] if lines else ""
+    with suppress(ValueError):
+        time_s, wall_time, *_ = last.split(",")
+        return float(time_s), datetime.fromisoformat(wall_time).timestamp()
+    return 0.0, 0.0
+
+
 def value_text(value: float) -> str:
     """Integers as integers, floats with nine digits, nothing for NaN and infinity."""
     if isinstance(value, int):
@@ -115,8 +137,9 @@ def value_text(value: float) -> str:
 class MetricsCsv:
     """The file: a header when it is new, then blocks of rows; appended to after a restart."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, attempt: int = 0) -> None:
         self._file = AppendFile(path)
+        self._attempt = str(attempt)
         if not self._file.resumed:
             try:
                 self._file.write(",".join(COLUMNS) + "\n")
@@ -134,7 +157,8 @@ class MetricsCsv:
             own = [labels.pop(column, "") for column in OWN_COLUMNS]
             rest = ",".join(f"{key}={value}" for key, value in labels.items())
             head = (f"{time_s:.3f}", moment, row.slot, row.metric)
-            writer.writerow((*head, *own, rest, row.window, row.stat, value_text(row.value)))
+            value = value_text(row.value)
+            writer.writerow((*head, *own, rest, row.window, row.stat, value, self._attempt))
         self._file.write(block.getvalue())
 
     def close(self) -> None:

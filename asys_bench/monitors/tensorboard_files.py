@@ -37,10 +37,10 @@ class TorchWriter:
         ImportError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder), flush_secs=5)
+        self._writer: Any = SummaryWriter(str(folder), flush_secs=5, purge_step=purge_step)
 
     def add_scalar(self, tag: str, value: float, step: int, wall_s: float) -> None:
         self._writer.add_scalar(tag, value, step, wall_s)

@@ -18,7 +18,7 @@ import torch
 from asys_bench.contracts.run_files import share_coin
 from asys_bench.sae.training.held_out import PacketKey
 from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
-from asys_bench.sinks.archive import Archive, ShardGoneError, read_shard
+from asys_bench.sinks.archive import Archive, ShardGoneError, attempt_of, read_shard
 
 _COLUMNS = ("source", "shard", "seq", "sampling_rate", "host_step", "microbatch", "call_index",
             "weights_version")  # fmt: skip
@@ -37,6 +37,7 @@ class PacketRows:
     """Rows that each row stands for: 1 / sampling rate; of two packets see `pairing`."""
     moment: Moment
     weights_version: int
+    attempt: int = 0
     target_ND: torch.Tensor | None = None
 
 
@@ -49,8 +50,9 @@ def archive_packets(archive: Archive, hook: str) -> Iterator[PacketRows]:
     """
     held: PacketRows | None = None
     for batch in archive.batches(hook):
-        for packet in _packets(batch):
-            if held is not None and held.key == packet.key:  # a record batch ended inside it
+        for packet in _packets(batch, archive):
+            same = held is not None and (held.key, held.attempt) == (packet.key, packet.attempt)
+            if held is not None and same:  # a record batch ended inside it
                 held = replace(held, rows_ND=torch.cat([held.rows_ND, packet.rows_ND]))
                 continue
             if held is not None:
@@ -88,6 +90,7 @@ def paired_packets(archive: Archive, input_hook: str, output_hook: str) -> Itera
             pair.weight,
             packet.moment,
             pair.input.weights_version,
+            packet.attempt,
             pair.output.rows,
         )
 
@@ -109,7 +112,9 @@ def archived_rows(archive: Archive, hook: str) -> int:
     return rows
 
 
-def _packets(batch: Any) -> Iterator[PacketRows]:
+def _packets(batch: Any, archive: Archive) -> Iterator[PacketRows]:
+    attempt = attempt_of(batch)
+    first_packet = archive.first_packets.get(attempt, 0)
     flat = batch.column("values").flatten().to_numpy(zero_copy_only=False)
     # A copy of its own: Arrow's memory is read-only, and goes with the batch.
     rows_ND = torch.from_numpy(np.array(flat, dtype=np.float32).reshape(batch.num_rows, -1))
@@ -126,8 +131,9 @@ def _packets(batch: Any) -> Iterator[PacketRows]:
         )  # fmt: skip
         yield PacketRows(
             rows_ND[begin:end],
-            (source, shard, seq),
+            (source, shard, seq + first_packet),
             1.0 / float(column["sampling_rate"][begin]),
-            Moment(source, shard, step, version, microbatch, call),
+            Moment(source | attempt << 32, shard, step, version, microbatch, call),
             version,
+            attempt,
         )

@@ -27,6 +27,7 @@ from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.registry import PluginError, registry
 from asys_bench.sae import SAEConfig
+from asys_bench.sinks.archive import Repeats
 from asys_bench.sinks.sae.device_options import DEVICE_PATTERN
 from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
 
@@ -57,6 +58,11 @@ class OfflinePlan(Section):
         ge=1,
         le=10_000,
         description="times through the archive; each trains on each row once",
+    )
+    repeats: Repeats = Field(
+        default="all",
+        description="of a step that the host made again in a later attempt (`run.resume`): rows of "
+        "`all` attempts, or of the `last`",
     )
     seed: Integer = Field(
         default=0, ge=0, lt=1 << 32, description="as `run.seed`: each hook's SAE gets its own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,10 +13,16 @@ from asys_bench.config import MasterConfig
 from asys_bench.config.problems import Origin
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.host import BaseHost, HostError, HostResult
+from asys_bench.contracts.run_files import STATE_DIR
+from asys_bench.run.attempts import AttemptEnd
+from asys_bench.run.host_checkpoints import HostCheckpoints
 from asys_bench.run.lifecycle import RunLifecycle, RunOutcome, misfit
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
-from asys_bench.run.weights import KeptWeights, host_clock, live_interval_s
+from asys_bench.run.weights import KeptWeights, forget_after, host_clock, live_interval_s
+from asys_bench.system.files.below import make_folders
+
+log = logging.getLogger(__name__)
 
 
 class ExperimentPipeline:
@@ -40,6 +47,7 @@ class ExperimentPipeline:
         self._host: BaseHost | None = None
         self._result: HostResult | None = None
         self._late_clock: LateStepClock | None = None
+        self._checkpoints: HostCheckpoints | None = None
         self._stop_requested = False
 
     @property
@@ -74,10 +82,27 @@ class ExperimentPipeline:
         run_dir = self.life.create(self._host.documents())
         if self._announce is not None:
             self._announce(run_dir.path)
+        self._checkpoints = HostCheckpoints(config, self._host, run_dir, self.life.counted)
+        if run_dir.attempt and (found := self._checkpoints.resume()) is not None:
+            self.life.go_on(*found)
+            forget_after(run_dir.path, found[0])
+        elif run_dir.attempt:
+            log.warning("%s goes on and its host begins anew", run_dir.path)
+        self._checkpoints.attach()
+        if not self._host.can_be_saved and self._checkpoints.wanted:
+            self._tell_host(run_dir)
         if model is None:
             self._late_clock = LateStepClock(config.hooks, self._start_late)
         else:
             self._start(model)
+
+    def _tell_host(self, run_dir: RunDir) -> None:
+        """A host that saves itself hears where, and how far earlier attempts came."""
+        assert self._host is not None
+        folder = run_dir.path / STATE_DIR
+        make_folders(folder, below=run_dir.path)
+        steps = [int(one["last_step"]) for one in run_dir.earlier if one.get("last_step")]
+        self._host.goes_on(folder, max(steps, default=0))
 
     def _start(self, model: torch.nn.Module) -> StepClock:
         assert self._host is not None
@@ -88,6 +113,8 @@ class ExperimentPipeline:
             on_misfit=self.request_stop,
         )
         clock.should_stop = self._stop_requested
+        if self._checkpoints is not None:
+            self._checkpoints.should_stop = lambda: clock.should_stop
         return clock
 
     def _start_late(self, model: torch.nn.Module, called: bool) -> StepClock:
@@ -122,6 +149,8 @@ class ExperimentPipeline:
         finally:
             if kept is not None:
                 kept.keep(clock.host_step, clock.weights_version)
+        if self._checkpoints is not None and host.is_saved:
+            self._checkpoints.end(clock.host_step)
         return self._result
 
     def request_stop(self) -> None:
@@ -137,9 +166,21 @@ class ExperimentPipeline:
         if self._host is not None:
             self._host.request_stop()
 
-    def shutdown(self) -> RunOutcome:
-        """Detach, drain, flush, join: at most `run.drain_timeout_s` and about a second."""
-        return self.life.stop(self._result)
+    def shutdown(self, *, preempted: bool = False, within_s: float | None = None) -> RunOutcome:
+        """Detach, drain, flush, join: at most `within_s` (`run.drain_timeout_s` without) and about a
+        second.
+
+        preempted: the host was asked to stop by whoever takes the machine away.
+        """
+        return self.life.stop(self._result, self._end(preempted), within_s)
+
+    def _end(self, preempted: bool) -> AttemptEnd:
+        result = self._result
+        if result is not None and not result.stopped_early:
+            return AttemptEnd.FINISHED
+        if preempted:
+            return AttemptEnd.PREEMPTED
+        return AttemptEnd.STOPPED if result is not None else AttemptEnd.FAILED
 
     def abort(self) -> None:
         """End every worker at once, without draining."""

@@ -30,7 +30,7 @@ from asys_bench.capture.points.hookpoints import HookError, resolve
 from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
-from asys_bench.config import MasterConfig, dump_yaml
+from asys_bench.config import LoadedConfig, MasterConfig, dump_yaml
 from asys_bench.config.problems import Origin
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.bus import BusAccount
@@ -42,6 +42,7 @@ from asys_bench.placement.manager import HostPlace, ResourceManager
 from asys_bench.reports.run_summary.document import list_files
 from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.reports.run_summary.summary import RunSummary
+from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd, Continuation, open_run_dir
 from asys_bench.run.forecast import SaeForecast, configured_l0
 from asys_bench.run.rank_session import RankSession
 from asys_bench.run.rendezvous import LocalRanks, RankListener, find_run
@@ -112,6 +113,7 @@ class RunLifecycle:
         self._started = time.monotonic()
         self._steps = first_step
         self._account: BusAccount | None = None
+        self._before = NOTHING_BEFORE
 
     @property
     def is_owner(self) -> bool:
@@ -150,17 +152,30 @@ class RunLifecycle:
         self._place.join(path)
 
     def create(self, documents: Mapping[str, Mapping[str, Any]] | None = None) -> RunDir:
-        """The run's new folder with config.yaml and `documents`, by file name.
+        """The run's folder, new or of a run that goes on, with config.yaml and `documents`, by file name.
 
         Raises:
-            OSError: it cannot be written.
+            As `open_run_dir`.
         """
         if self.run_dir is None:
-            self.run_dir = RunDir.create(self.config.run.dir, self.config.run.name)
+            loaded = LoadedConfig(self.config, self._provenance or {}, ())
+            self.run_dir = open_run_dir(loaded)
+            self._before = Continuation.after(self.run_dir.earlier)
             self.run_dir.write_text(CONFIG_FILE, dump_yaml(self.config, self._provenance))
             for name, document in (documents or {}).items():
                 self.run_dir.write_json(name, dict(document))
         return self.run_dir
+
+    def go_on(self, step: int, before: Continuation) -> None:
+        """Before `start`: the host goes on from its own checkpoint at `step`."""
+        self._steps, self._before = step, before
+
+    def counted(self) -> Continuation:
+        """What has been counted so far, from the first attempt on."""
+        account, session = self.account, self.session
+        packets = self._before.packets + (account.produced if account is not None else 0)
+        version = session.clock.weights_version if session is not None else 0
+        return Continuation(version, packets)
 
     def start(
         self,
@@ -199,6 +214,7 @@ class RunLifecycle:
                 on_misfit=on_misfit,
                 on_width=on_width,
                 first_step=self._steps,
+                goes_on_from=self._before,
             )
         else:
             assert self._ranks is not None
@@ -249,10 +265,17 @@ class RunLifecycle:
         steps = self.session.clock.steps_made if self.session is not None else 0
         return HostResult(steps, time.monotonic() - self._started)
 
-    def stop(self, result: HostResult | None) -> RunOutcome:
-        """Detach, drain, flush, join: at most `run.drain_timeout_s` and about a second. Idempotent.
+    def stop(
+        self,
+        result: HostResult | None,
+        how: AttemptEnd | None = None,
+        within_s: float | None = None,
+    ) -> RunOutcome:
+        """Detach, drain, flush, join: at most `within_s` (`run.drain_timeout_s` without) and about a
+        second. Idempotent.
 
         result: for run.json and the summary; None when the host raised.
+        how: None: as the result says.
         """
         session, run_dir = self.session, self.run_dir
         if session is None or run_dir is None:
@@ -266,7 +289,9 @@ class RunLifecycle:
                 "stopped_early": result.stopped_early,
                 **result.figures,
             }
-        end = session.stop(figures)
+        if how is None:
+            how = AttemptEnd.FINISHED if result is not None else AttemptEnd.FAILED
+        end = session.stop(figures, how, within_s)
         self._account = end.account
         return RunOutcome(
             run_dir, result, end.account, end.orderly, session.page, end.watchdog_restarts
@@ -319,6 +344,8 @@ class RunLifecycle:
         if self._listener is not None:
             self._listener.refuse(str(error))
         self._place.release()
+        if self.run_dir is not None:
+            self.run_dir.release()
 
     def close(self) -> None:
         """Release memory, descriptors and CPUs, each though another fails. Idempotent."""
@@ -332,6 +359,8 @@ class RunLifecycle:
                 steps.callback(self._optimizers.detach)
             if listener is not None:
                 steps.callback(listener.close)
+            if self.run_dir is not None:
+                steps.callback(self.run_dir.release)
             # And with it shared memory, which a hook's producer maps.
             self.session = self._listener = self._optimizers = self._model = None
 

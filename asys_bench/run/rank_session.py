@@ -99,10 +99,15 @@ class RankSession:
         self.clock.paused = paused
         self._hooker.pause(paused)
 
-    def stop(self, result: Mapping[str, Any] | None = None) -> SessionEnd:
+    def stop(
+        self,
+        result: Mapping[str, Any] | None = None,
+        how: str = "",
+        within_s: float | None = None,
+    ) -> SessionEnd:
         """Detach and end this shard. The account is the whole run's, which goes on. Idempotent.
 
-        result: not used; local rank 0 writes run.json.
+        Its arguments are not used: local rank 0 drains and writes run.json.
         """
         self._hooker.detach()
         if self._bus is not None:

@@ -10,7 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,7 @@ from asys_bench.contracts.stats import (
 from asys_bench.monitors.snapshot import histograms
 from asys_bench.placement.manager import ResourceManager
 from asys_bench.registry import registry
+from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd, Continuation, new_entry
 from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.rendezvous import LocalRanks
@@ -68,6 +69,7 @@ class ObservationSession:
         it raises goes to the host.
     on_width: called in the host's hook with a hook's width and SAEs when its first tensor comes.
     first_step: number of the step that the host is in at the start.
+    goes_on_from: what is counted on from the attempts before.
     """
 
     @standard_fds_taken()
@@ -86,6 +88,7 @@ class ObservationSession:
         on_misfit: Callable[[], None] | None = None,
         on_width: Callable[[str, int, Sequence[SaeForecast]], None] | None = None,
         first_step: int = 0,
+        goes_on_from: Continuation = NOTHING_BEFORE,
     ) -> None:
         self.config, self.run_dir = config, run_dir
         self.notices = Notices()
@@ -121,7 +124,17 @@ class ObservationSession:
         self._account: BusAccount | None = None
         self._started_unix_ns = time.time_ns()
         self._page_path = ""
+        self._before = goes_on_from
         self.clock = StepClock(self.page.slot("host"), first_step)
+        if goes_on_from.weights_version:
+            self.clock.weights_version = goes_on_from.weights_version - 1
+            self.clock.weights_updated()
+        self._entry = new_entry(
+            run_dir,
+            first_step,
+            ranks.local_world_size if ranks is not None else 1,
+            goes_on_from.packets,
+        )
         try:
             if self.points:
                 self.bus = self._create_bus(groups)
@@ -188,6 +201,9 @@ class ObservationSession:
             config=self.config.to_plain(),
             placements=self._resources.placements() if self._resources else {},
             niceness=os.getpriority(os.PRIO_PROCESS, 0),
+            first_step=self.clock.first_step,
+            attempt=self.run_dir.attempt,
+            first_packet=self._before.packets,
         )
 
     @standard_fds_taken()
@@ -202,6 +218,9 @@ class ObservationSession:
         try:
             self._start()
         except BaseException:
+            self._entry["end"] = AttemptEnd.FAILED
+            with suppress(OSError):
+                self._write_run_json(None)
             self.abort()
             self.close()
             raise
@@ -227,26 +246,42 @@ class ObservationSession:
         if self.hooker is not None:
             self.hooker.pause(paused)
 
-    def stop(self, result: dict[str, Any] | None = None) -> SessionEnd:
-        """Detach, drain, join; idempotent. Takes at most `drain_timeout_s` and about a second.
+    def stop(
+        self,
+        result: dict[str, Any] | None = None,
+        how: AttemptEnd = AttemptEnd.FINISHED,
+        within_s: float | None = None,
+    ) -> SessionEnd:
+        """Detach, drain, join; idempotent. Takes at most `within_s` (`drain_timeout_s` without) and
+        about a second.
+
+        how: for run.json, how this attempt ended.
 
         Other ranks of the node get that long as well to detach by themselves, before all that.
         """
         orderly = True
         restarts = 0
+        timeout_s = self.config.run.drain_timeout_s if within_s is None else within_s
         if self.hooker is not None:
             self.hooker.review()
         self._detach()
         if self._ranks is not None:
-            wait_for_ranks(self.page, self._ranks, self.config.run.drain_timeout_s)
+            wait_for_ranks(self.page, self._ranks, timeout_s)
         if self.bus is not None:
             self.bus.finish()
         self.page.slot("host").state = WorkerState.DONE
         if self._supervisor is not None:
-            orderly = self._supervisor.drain(self.config.run.drain_timeout_s)
+            orderly = self._supervisor.drain(timeout_s)
             restarts = self._supervisor.watchdog_restarts
         if self.bus is not None:
             self._account = self.bus.account()
+        self._entry |= {
+            "end": how,
+            "ended_unix_ns": time.time_ns(),
+            "last_step": self.clock.host_step,
+            "weights_version": self.clock.weights_version,
+            "account": self._account.to_dict() if self._account is not None else None,
+        }
         try:
             self._write_run_json(result or {})
             self.run_dir.write_json(HISTOGRAMS_FILE, histograms(self.page))
@@ -326,6 +361,8 @@ class ObservationSession:
             {
                 "schema": RUN_SCHEMA,
                 "run_id": self.run_dir.run_id,
+                "id": self.run_dir.id,
+                "attempts": [*self.run_dir.earlier, self._entry],
                 "started_unix_ns": self._started_unix_ns,
                 "host_pid": os.getpid(),
                 "host_start": start_time(os.getpid()),

@@ -70,6 +70,14 @@ class KeptWeights:
             log.error("the host's weights are not kept any more: %s", error)
 
 
+def forget_after(run_dir: Path, host_step: int) -> None:
+    """Remove weights of steps after `host_step`, from which the host goes on: it makes them again."""
+    for folder in (run_dir / HOST_DIR).glob("weights_*"):
+        number = folder.name.removeprefix("weights_")
+        if number.isdigit() and int(number) > host_step:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class KeepingClock:
     """A host's clock that keeps its weights at the first step and then every `every_s` seconds."""
 

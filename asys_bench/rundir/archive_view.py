@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from asys_bench.rundir.live_run import ReadingError
-from asys_bench.sinks.archive import Archive, Deleted, open_archive
+from asys_bench.sinks.archive import Archive, Deleted, Repeats, open_archive
 from asys_bench.sinks.archive.layout import METADATA_COLUMNS, ShardName
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ Columns = dict[str, npt.NDArray[Any]]
 class ArchiveView:
     """The archive of the run in `run_dir`; made anew it sees what was written meanwhile."""
 
-    def __init__(self, run_dir: Path) -> None:
-        """Raises ArchiveError: the run has no archive, or a shard's schema is damaged."""
-        self._archive: Archive = open_archive(run_dir)
+    def __init__(self, run_dir: Path, repeats: Repeats = "all") -> None:
+        """repeats: of a step that the host made again in a later attempt, the rows of all attempts, or
+        of the last. Raises ArchiveError: the run has no archive, or a shard's schema is damaged."""
+        self._archive: Archive = open_archive(run_dir, repeats)
 
     @property
     def hooks(self) -> list[str]:
@@ -182,6 +183,8 @@ def _array(batch: Any, name: str) -> npt.NDArray[Any]:
         return np.full(batch.num_rows, "", dtype=np.str_)
     if name == "text" and name not in batch.schema.names:
         return np.full(batch.num_rows, TEXT_NOT_RECORDED, dtype=np.uint8)
+    if name == "attempt" and name not in batch.schema.names:
+        return np.zeros(batch.num_rows, dtype=np.uint16)
     column = batch.column(name)
     if name != "values":
         array: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
@@ -202,6 +205,6 @@ def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | list[str]:
 def _written_once(shards: Sequence[Path]) -> bool:
     """Whether no packet can be there twice and no shard is torn: one worker, never restarted, closed."""
     names = [ShardName.parse(path.name) for path in shards]
-    writers = {(name.worker, name.incarnation) if name else None for name in names}
+    writers = {(name.worker, name.life) if name else None for name in names}
     closed = all(path.with_suffix(".json").exists() for path in shards)
     return len(writers) == 1 and None not in writers and closed

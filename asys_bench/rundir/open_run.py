@@ -20,15 +20,17 @@ from asys_bench.contracts.run_files import (
     SAE_DIR,
     SUMMARY_FILE,
     RunFileError,
+    attempts_in,
     is_run,
     read_run_file,
     runs_in,
 )
-from asys_bench.monitors.metrics_csv import COLUMNS
+from asys_bench.monitors.metrics_csv import COLUMNS, OLD_COLUMNS
 from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.live_run import ReadingError, goes_on
 from asys_bench.rundir.token_rows import Vocabulary
 from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
+from asys_bench.sinks.archive import Repeats
 from asys_bench.system.files.below import open_file, read_json, real_folder, text_lines
 
 NUMBERS = ("time_s", "value")
@@ -69,9 +71,12 @@ def read_metrics(path: Path, where: Mapping[str, str]) -> Table:
     lines = csv.reader(line for line in text_lines(path) if line.endswith("\n"))
     wanted = [(COLUMNS.index(name), value) for name, value in where.items()]
     try:
-        if tuple(next(lines, ())) != COLUMNS:
+        header = tuple(next(lines, ()))
+        if header not in (COLUMNS, OLD_COLUMNS):
             raise ReadingError(f"{path}: its columns are not {', '.join(COLUMNS)}")
         for line in lines:
+            if len(header) == len(line) == len(OLD_COLUMNS):
+                line.append("0")
             if len(line) == len(COLUMNS) and all(line[index] == value for index, value in wanted):
                 for name, value in zip(COLUMNS, line, strict=True):
                     columns[name].append(value)
@@ -86,8 +91,11 @@ def _array(name: str, values: list[str]) -> npt.NDArray[Any]:
     return np.array([float(value) if value else np.nan for value in values], dtype=np.float64)
 
 
-def open_run(path: str | os.PathLike[str]) -> Run:
+def open_run(path: str | os.PathLike[str], *, repeats: Repeats = "all") -> Run:
     """The run in the folder `path`; of a folder of runs, the newest.
+
+    repeats: of a step that the host made again after it had fallen back to an older checkpoint
+        (`run.resume`), the archive has the rows of all attempts; "last" leaves the earlier ones out.
 
     Raises:
         ReadingError: there is no run.
@@ -101,14 +109,14 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         if not found:
             raise ReadingError(f"{folder}: neither a run ({RUN_FILE}) nor a folder of runs")
         folder = max(found, key=lambda run: (_started_ns(run), run.name))
-    return Run(folder)
+    return Run(folder, repeats)
 
 
 class Run:
     """A run's folder. Nothing is read before it is asked for, and nothing is ever written."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, repeats: Repeats = "all") -> None:
+        self.path, self.repeats = path, repeats
 
     def __repr__(self) -> str:
         return f"<run {self.path}, {'going on' if self.live else 'ended'}, hooks {self.hooks}>"
@@ -138,6 +146,13 @@ class Run:
         return goes_on(self._document_now())
 
     @property
+    def attempts(self) -> list[dict[str, Any]]:
+        """Every life of a host on this run, as run.json has it: when it began and ended and how, its
+        first and last step, and the account of its packets. One where the run never went on; none in a
+        run of an earlier version."""
+        return attempts_in(self.path)
+
+    @property
     def summary(self) -> dict[str, Any] | None:
         """summary.json; None while the run goes on, or when it was killed."""
         path = self.path / SUMMARY_FILE
@@ -158,7 +173,7 @@ class Run:
         Raises:
             ArchiveError: the run has none, or a shard's schema is damaged.
         """
-        return ArchiveView(self.path)
+        return ArchiveView(self.path, self.repeats)
 
     def sae(self, hook: str) -> SparseAutoencoder:
         """The newest checkpoint of a hook's SAE: a torch module that takes raw rows [B, D].

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.open_run import Run
 from asys_bench.rundir.token_rows import token_rows
@@ -64,7 +65,7 @@ def top_tokens(
     where_FK = torch.zeros(sae.d_sae, 0, dtype=torch.int64)
     active_F = torch.zeros(sae.d_sae, dtype=torch.int64)
     rows = 0
-    for part in token_rows(run.archive, hook):
+    for part in token_rows(ArchiveView(run.path, "last"), hook):
         parts.append((part.token_id_N, part.position_N))
         values_ND = torch.from_numpy(np.array(part.values_ND, dtype=np.float32))
         for start in range(0, len(values_ND), BATCH_ROWS):

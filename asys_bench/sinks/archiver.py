@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import logging
 import resource
+from dataclasses import replace
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -137,7 +138,7 @@ class ArchiverWorker(BaseSink):
         self._patience = Patience(
             context, options.enospc_retry_s, options.enospc_retry_max_s, options.enospc_hold_s
         )
-        self._builder = BatchBuilder(context.wall_offset_ns)
+        self._builder = BatchBuilder(context.wall_offset_ns, context.attempt)
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_open = min(options.max_open_shards, max(16, allowed - 64))
         if options.max_gib is not None:
@@ -152,6 +153,7 @@ class ArchiverWorker(BaseSink):
             self.max_packets,
             self._patience,
             context.heartbeat,
+            context.attempt,
         )
         """Per recent packet, one past the last of its rows in the archive."""
         if self._budget is not None:
@@ -315,21 +317,18 @@ class ArchiverWorker(BaseSink):
             del self._shards[layout]
 
     def _name(self, hook: str) -> str:
-        incarnation = self._context.incarnation
+        first = ShardName(self._worker, self._context.incarnation, 0, self._context.attempt)
         if hook not in self._next_number:
             folder = self._context.run_dir / ARCHIVE_DIR / file_slug(hook)
             taken = [-1]
-            for path in folder.glob(f"{self._worker}-{incarnation}-*"):
+            for path in folder.glob(f"{self._worker}-{first.life}-*"):
                 name = ShardName.parse(path.name.split(".arrows")[0] + ".arrows")
-                if name is not None and (name.worker, name.incarnation) == (
-                    self._worker,
-                    incarnation,
-                ):
+                if name is not None and (name.worker, name.life) == (self._worker, first.life):
                     taken.append(name.number)
             self._next_number[hook] = max(taken) + 1
         number = self._next_number[hook]
         self._next_number[hook] = number + 1
-        return str(ShardName(self._worker, incarnation, number))
+        return str(replace(first, number=number))
 
 
 def _build(options: SinkOptions) -> ArchiverWorker:

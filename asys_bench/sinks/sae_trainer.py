@@ -100,7 +100,9 @@ class SAETrainerWorker(BaseSink):
 
     def _take(self, packet: ActivationPacket, route: _Route) -> None:
         rows = self._context.decode(packet)
-        key = (packet.source, packet.shard, packet.seq)
+        # A number that goes on over the attempts: the run that goes on holds out what one without an
+        # end would have.
+        key = (packet.source, packet.shard, packet.seq + self._context.first_packet)
         weight = 1.0 / packet.sampling_rate
         for training in route.trainings:
             if training.rejected:

@@ -186,7 +186,8 @@ class SAEWatchWorker(BaseSink):
         folder = self._context.run_dir / WATCH_DIR
         folder.mkdir(mode=0o700, exist_ok=True)
         # A restarted worker begins anew: what an earlier one saw stays in its own file.
-        name = f"{file_slug(watched.hook)}-{self._context.incarnation}.json"
+        attempt = f"{self._context.attempt}." if self._context.attempt else ""
+        name = f"{file_slug(watched.hook)}-{attempt}{self._context.incarnation}.json"
         try:
             replace_file(
                 folder / name, (json.dumps(document, indent=2) + "\n").encode(), sync=False

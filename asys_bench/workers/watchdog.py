@@ -39,6 +39,7 @@ from asys_bench.system.process import own_clock
 from asys_bench.system.process_usage import OutOfMemoryKills
 from asys_bench.workers.fork_server import ForkServer
 from asys_bench.workers.restart import OwnLateness, RestartBudget, Supervised
+from asys_bench.workers.run_lock import join_work
 from asys_bench.workers.worker import DUMP_SIGNAL, HOST_DEATH_GRACE_S, PassedFds, worker_main
 from asys_bench.workers.worker_log import why_it_ended
 
@@ -358,6 +359,9 @@ def main() -> None:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
     )
+    if join_work(Path(launch.run_dir)) is None:
+        log.error("another host has taken the run: its watchdog leaves")
+        return
     page = StatsPage.attach(os.dup(launch.fds[0]))
     for problem in settle(Placement.from_dict(launch.placements.get(WATCHDOG, {}))):
         log.warning("%s", problem)

@@ -17,15 +17,20 @@ import time
 from contextlib import suppress
 from multiprocessing import reduction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
-from asys_bench.contracts.run_files import log_file
-from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
+from asys_bench.contracts.run_files import account_file, log_file
+from asys_bench.contracts.stats import Counter, Metric, RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import settle
 from asys_bench.placement.plan import Placement
+from asys_bench.system.files import replace_file
 from asys_bench.system.liveness import ProcessHandle, signal_on_parent_death
+from asys_bench.workers.run_lock import join_work
+
+if TYPE_CHECKING:
+    from asys_bench.contracts.bus import BusAccount
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +75,10 @@ def worker_main(launch_json: str, worker_json: str, launch_id: int, passed: Pass
     os.umask(0o077)  # what libraries create in the run's folder is private too
     signal_on_parent_death(signal.SIGCONT)  # stopped, it must still notice that the host is gone
     _log_to_file(Path(launch.run_dir), spec)
+    if join_work(Path(launch.run_dir)) is None:
+        log.warning("another host has taken the run: %s leaves", spec.name)
+        logging.shutdown()
+        os._exit(REPLACED_EXIT)
     process = WorkerProcess(launch, spec, launch_id, passed.fds)
     try:
         process.run()
@@ -98,6 +107,10 @@ def _log_to_file(run_dir: Path, spec: WorkerSpec) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         force=True,
     )
+
+
+def _value(metric: Metric | None) -> int:
+    return metric.value if isinstance(metric, Counter) else 0
 
 
 class WorkerProcess:
@@ -184,6 +197,8 @@ class WorkerProcess:
                 device=place.device,
                 device_why=place.why,
                 device_shared=place.shared,
+                attempt=self._launch.attempt,
+                first_packet=self._launch.first_packet,
                 members=sum(one.group == spec.group for one in self._launch.workers),
             )
         )
@@ -211,7 +226,25 @@ class WorkerProcess:
         self.slot.beat()
         sink.close()
         subscription.close()
+        if self._host_died_at is not None:
+            self._write_account(client.account())
         client.close()
+
+    def _write_account(self, account: BusAccount) -> None:
+        """What the host can write no more. The last worker that leaves has seen everything."""
+        host = self._page.slot("host").metrics()
+        document = {
+            "attempt": self._launch.attempt,
+            "unix_ns": time.time_ns(),
+            "host_step": _value(host.get("host_steps")),
+            "weights_version": _value(host.get("weights_version")),
+            "account": account.to_dict(),
+        }
+        path = account_file(Path(self._launch.run_dir), self._spec.name)
+        try:
+            replace_file(path, json.dumps(document).encode(), sync=False)
+        except OSError as error:
+            log.warning("the account of this attempt is not written: %s", error)
 
     def _run_monitor(self) -> None:
         from asys_bench.config.assembly import create_monitor
@@ -232,6 +265,8 @@ class WorkerProcess:
                 account=client.account,
                 config=self._launch.config,
                 step_unit=self._launch.step_unit,
+                attempt=self._launch.attempt,
+                first_step=self._launch.first_step,
                 terminal=self._launch.terminal,
             )
         )

@@ -120,7 +120,7 @@ def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
     looked at by the rows it reads).
     """
     try:
-        archive: Archive | None = open_archive(run_dir)
+        archive: Archive | None = open_archive(run_dir, "last")
         missing = ""
     except ArchiveError as error:
         archive, missing = None, str(error)

@@ -76,7 +76,7 @@ def newest_rows(archive: Archive, hook: str, most: int, every: int = 1) -> Itera
     width: int | None = None
     for paths in by_worker.values():
         for batch in _newest_batches(paths, max(1, most // len(by_worker)), every):
-            block = _block(batch)
+            block = _block(archive.kept(batch))
             width = width or block.values.shape[1]
             if block.values.shape[1] == width:
                 yield block

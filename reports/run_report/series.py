@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asys_bench.monitors.metrics_csv import COLUMNS
+from asys_bench.monitors.metrics_csv import OLD_COLUMNS
 from asys_bench.system.files.below import text_lines
 
 Points = Sequence[tuple[float, float]]
@@ -63,7 +63,7 @@ def read_metrics(path: Path) -> Metrics:
     rows = csv.DictReader(text_lines(path, below=path.parent))
     with suppress(csv.Error):  # a field of more than 128 KiB: no monitor wrote it
         for row in rows:
-            if set(COLUMNS) - row.keys() or None in row.values():
+            if set(OLD_COLUMNS) - row.keys() or None in row.values():
                 continue
             try:
                 point = float(row["time_s"]), float(row["value"] or "nan")

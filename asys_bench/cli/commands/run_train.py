@@ -4,8 +4,8 @@
   asys-run train --archive runs/<run>/archive --set epochs=3 --set sae.k=32 --out runs/<run>/k32
 
 Without --config the run's own trainer settings are used. FILE is another run's configuration, or a
-plan with the fields epochs, hooks, seed, device, sae, overrides, variants, transcoders, start_from; --set
-changes one of them.
+plan with the fields epochs, hooks, repeats, seed, device, sae, overrides, variants, transcoders,
+start_from; --set changes one of them.
 Ctrl-C stops after the current step and writes a checkpoint; the same command goes on from there.
 Checkpoints (SAELens folders) are in DIR/<hook>/latest. An epoch trains on each row once. FVU is on
 held-out rows without outliers (rows of far larger norm, which are not trained on), "of all" with them.
@@ -63,11 +63,11 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     from asys_bench.sinks.archive import ArchiveError, open_archive
 
     run_dir = _run_dir(Path(arguments.archive))
+    plan = read_plan(run_dir, arguments.config, arguments.set)
     try:
-        archive = open_archive(run_dir)
+        archive = open_archive(run_dir, plan.repeats)
     except ArchiveError as error:
         return _fail(console, str(error), EXIT_USAGE)
-    plan = read_plan(run_dir, arguments.config, arguments.set)
     try:
         jobs = plan.jobs(archive.hooks)
     except ValueError as error:

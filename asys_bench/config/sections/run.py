@@ -42,6 +42,9 @@ EntryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,48}$")]
 """The name of a sink or monitor; it becomes part of process, file and metric names."""
 
 
+RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,126}$"
+
+
 class RunProfile(StrEnum):
     """What machine the configuration is meant for."""
 
@@ -49,17 +52,36 @@ class RunProfile(StrEnum):
     CONSUMER = "CONSUMER"
 
 
+class Resume(StrEnum):
+    """What a start does with an earlier run of the same id."""
+
+    NEVER = "never"
+    AUTO = "auto"
+    REQUIRE = "require"
+
+
 class RunConfig(Section):
     """The run itself."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = Field(
         default="run",
-        description="name of the run; its folder is `<dir>/<timestamp>-<name>/`",
+        description="name of the run; its folder is `<dir>/<timestamp>-<name>/`, or `<dir>/<id>/`",
     )
     dir: Path = Field(
         default=Path("runs"),
         description="folder under which each run makes its own, never over an earlier one; "
         "relative to the working directory",
+    )
+    resume: Resume = Field(
+        default=Resume.NEVER,
+        description="`never` begins a new run; `auto` goes on with the newest run of this id, and "
+        "begins one where there is none or it is damaged; `require` goes on or fails",
+    )
+    id: Annotated[str, StringConstraints(pattern=RUN_ID)] | None = Field(
+        default=None,
+        description="what a run that goes on is found by, and the name of its folder; null: with "
+        "`resume`, `<job>-<name>` under Slurm (SLURM_JOB_ID) or torchrun (TORCHELASTIC_RUN_ID), else "
+        "`name`; without, the folder is `<timestamp>-<name>`",
     )
     seed: Integer = Field(
         default=0,

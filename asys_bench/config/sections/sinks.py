@@ -70,6 +70,13 @@ class HostConfig(Section):
         default_factory=dict,
         description="options by host plugin name; those of `kind` are used, the others only checked",
     )
+    checkpoint_every_steps: Integer | None = Field(
+        default=None,
+        ge=1,
+        description="steps after which the host's own state is saved, at its next whole point (`ppo`: "
+        "between two rollouts); null: only when it stops or ends in a run with `run.resume`. A host that "
+        "cannot be saved says so",
+    )
 
     keep_weights: bool = Field(
         default=False,

@@ -14,7 +14,7 @@ from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.sinks.archive import ArchiveError, Deleted, ShardGoneError, repair_shard
 from asys_bench.sinks.archive.budget import RECORD_SUFFIX, Deletion, finish, read_deletions
 from asys_bench.sinks.archive.frames import Frames
-from asys_bench.sinks.archive.layout import KEY_COLUMNS, SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import SUFFIX, ShardName
 from asys_bench.sinks.archive.read import (
     DAMAGE,
     ShardReport,
@@ -223,8 +223,7 @@ class ArchiveCheck:
 
     def _count_twice(self, batch: Any) -> int:
         hook = batch.schema.metadata[b"hook"].decode()
-        keys = (batch.column(name).to_numpy() for name in KEY_COLUMNS)
-        fresh = self._seen.setdefault(hook, SeenRows()).fresh(schema_run(batch.schema), *keys)
+        fresh = self._seen.setdefault(hook, SeenRows()).fresh(batch)
         return int(len(fresh) - fresh.sum())
 
 

@@ -26,7 +26,7 @@ from asys_bench.contracts.run_files import (
     RunFileError,
     read_run_file,
 )
-from asys_bench.monitors.metrics_csv import COLUMNS
+from asys_bench.monitors.metrics_csv import COLUMNS, OLD_COLUMNS
 from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import open_file, parse_json, read_json
@@ -45,12 +45,11 @@ def _bad_row(line: bytes, first: bool) -> str:
     try:
         (fields,) = csv.reader([line.decode()]) or ([],)
         if first:
-            return (
-                "" if tuple(fields) == COLUMNS else f"its columns are not those of {METRICS_FILE}"
-            )
-        if len(fields) != len(COLUMNS):
+            known = tuple(fields) in (COLUMNS, OLD_COLUMNS)
+            return "" if known else f"its columns are not those of {METRICS_FILE}"
+        if len(fields) not in (len(COLUMNS), len(OLD_COLUMNS)):
             return f"{len(fields)} fields instead of {len(COLUMNS)}"
-        row = dict(zip(COLUMNS, fields, strict=True))
+        row = dict(zip(COLUMNS, fields, strict=False))
         float(row["time_s"])
         float(row["value"] or "nan")
     except (ValueError, csv.Error) as error:

@@ -11,10 +11,13 @@ from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
     HOST_DIR,
+    HOST_LOCK,
     LOGS_DIR,
     READERS_DIR,
     SAE_DIR,
+    STATE_DIR,
     TENSORBOARD_DIR,
+    WORKERS_LOCK,
     RunFileError,
     read_run_file,
 )
@@ -30,7 +33,8 @@ from asys_bench.rundir.verify.files import (
     check_weights,
 )
 from asys_bench.rundir.verify.finding import Finding, State, Verification
-from asys_bench.sae.checkpoint.checkpoint_store import LATEST
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
+from asys_bench.sae.checkpoint.checkpoint_store import LATEST, CheckpointStore, check_seal
 from asys_bench.system.files.below import EntryKind, remove, scan, walk
 
 KEPT = "what an earlier repair cut off; kept until you delete it"
@@ -96,6 +100,9 @@ class _RunCheck:
                 self.path, SAE_DIR, live=self.live, repair=self._repair
             ).findings()
             return
+        if folder.name == STATE_DIR:
+            yield from self._host_states(folder)
+            return
         if self._holds_stores(folder):
             # Of `asys-run train`, which may be at work though the run has ended: only read.
             yield from CheckpointCheck(self.path, folder.name, live=True, repair=False).findings()
@@ -117,6 +124,17 @@ class _RunCheck:
             else:
                 yield Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
 
+    def _host_states(self, folder: Path) -> Iterator[Finding]:
+        """Checkpoints of the host by their checksums; what else is there is the host's own."""
+        for path in CheckpointStore(folder, below=self.path).checkpoints():
+            name = path.relative_to(self.path).as_posix()
+            try:
+                whole = check_seal(path)
+            except CheckpointError as error:
+                yield Finding(name, "checkpoint", State.DAMAGED, str(error))
+                continue
+            yield Finding(name, "checkpoint", State.OK, "" if whole else "has no manifest")
+
     def _holds_stores(self, folder: Path) -> bool:
         inner = (path for path, kind in scan(folder, below=self.path) if kind is EntryKind.FOLDER)
         return any(os.path.lexists(path / LATEST) for path in inner)
@@ -134,7 +152,7 @@ class _RunCheck:
             return check_lines(path, live=self.live, repair=self._repair, keep_torn=self._keep_torn)
         if path.suffix == ".json" or name == CONFIG_FILE:
             return check_document(path, name, self.path)
-        if name.endswith(".html"):
+        if name.endswith(".html") or name in (HOST_LOCK, WORKERS_LOCK):
             return Finding(name, "other", State.OK)
         if name.endswith(".torn"):
             return Finding(name, "other", State.OK, KEPT)

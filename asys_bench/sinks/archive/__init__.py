@@ -1,6 +1,7 @@
 """The archive: Arrow IPC stream shards with one row per token or sample. Writing, reading, repair.
 
-``<run>/archive/<hook>/<worker>-<incarnation>-<n>.arrows`` opens with `datasets.Dataset.from_file` and
+``<run>/archive/<hook>/<worker>-<incarnation>-<n>.arrows`` (`<worker>-<attempt>.<incarnation>-...` of a run
+that went on) opens with `datasets.Dataset.from_file` and
 `pyarrow.ipc.open_stream`; see `layout` for the columns, `shard` for the writing protocol and `reader`
 for reading a whole run.
 """
@@ -8,7 +9,9 @@ for reading a whole run.
 from asys_bench.sinks.archive.budget import Deleted
 from asys_bench.sinks.archive.reader import (
     Archive,
+    Repeats,
     ShardReport,
+    attempt_of,
     open_archive,
     read_shard,
     repair_shard,
@@ -20,8 +23,10 @@ __all__ = [
     "Archive",
     "ArchiveError",
     "Deleted",
+    "Repeats",
     "ShardGoneError",
     "ShardReport",
+    "attempt_of",
     "open_archive",
     "read_shard",
     "repair_shard",

@@ -169,7 +169,7 @@ class Budget:
             if name is None or name.worker != self._worker:
                 continue
             if Sidecar.path_of(path).exists():
-                found.append((name.incarnation, _last_seq(path), name.number, path))
+                found.append((name.attempt, name.incarnation, _last_seq(path), name.number, path))
                 self._heartbeat()
         for *_, path in sorted(found):
             self._add(path)

@@ -28,12 +28,13 @@ import torch
 from asys_bench.contracts.packet import Kind
 from asys_bench.sinks.archive.sidecar import ArchiveError
 
-FORMAT = "asys.archive/2"
-OLD_FORMAT = "asys.archive/1"
-"""Without the last two columns."""
+FORMAT = "asys.archive/3"
+OLD_FORMATS = {"asys.archive/2": 1, "asys.archive/1": 3}
+"""Earlier formats -> how many of the last columns they lack."""
 SUFFIX = ".arrows"
 KEY_COLUMNS = ("source", "shard", "seq", "row")
-"""With the run id of the schema they identify a row; a packet is (source, shard, seq)."""
+"""With the run id of the schema and the attempt they identify a row; a packet is (source, shard, seq) of
+an attempt."""
 
 _WIDENED = {
     torch.bfloat16: torch.float32,
@@ -69,6 +70,7 @@ METADATA_COLUMNS: tuple[tuple[str, Any], ...] = (
     ("encoding", pa.string()),
     ("grid", pa.string()),
     ("text", pa.uint8()),
+    ("attempt", pa.uint16()),
 )
 
 
@@ -107,22 +109,31 @@ class RowLayout:
 
 @dataclass(frozen=True, slots=True)
 class ShardName:
-    """A shard's file name, `<worker>-<incarnation>-<n>.arrows`; orders as it was written."""
+    """A shard's file name, `<worker>-<incarnation>-<n>.arrows`, of a run that went on
+    `<worker>-<attempt>.<incarnation>-<n>.arrows`; orders as it was written."""
 
     worker: str
     incarnation: int
     number: int
+    attempt: int = 0
 
     @classmethod
     def parse(cls, name: str) -> ShardName | None:
-        found = re.fullmatch(r"(.+)-(\d{1,9})-(\d{1,9})\.arrows", name)
-        return cls(found[1], int(found[2]), int(found[3])) if found else None
+        found = re.fullmatch(r"(.+)-(?:(\d{1,5})\.)?(\d{1,9})-(\d{1,9})\.arrows", name)
+        if found is None:
+            return None
+        return cls(found[1], int(found[3]), int(found[4]), int(found[2] or 0))
 
     def __str__(self) -> str:
-        return f"{self.worker}-{self.incarnation}-{self.number}{SUFFIX}"
+        return f"{self.worker}-{self.life}-{self.number}{SUFFIX}"
 
-    def sort_key(self) -> tuple[str, int, int]:
-        return self.worker, self.incarnation, self.number
+    @property
+    def life(self) -> str:
+        """Attempt and incarnation, as the name has them."""
+        return f"{self.attempt}.{self.incarnation}" if self.attempt else str(self.incarnation)
+
+    def sort_key(self) -> tuple[str, int, int, int]:
+        return self.worker, self.attempt, self.incarnation, self.number
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -152,15 +163,15 @@ def check_schema(schema: Any, path: Path) -> str:
     except UnicodeDecodeError as error:
         raise ArchiveError(path, 0, f"schema metadata is not UTF-8 ({error})") from None
     found = described.get("format")
-    if found not in (FORMAT, OLD_FORMAT):
-        raise ArchiveError(
-            path, 0, f"format {found!r}; this reader knows {FORMAT!r} and {OLD_FORMAT!r}"
-        )
+    if found != FORMAT and found not in OLD_FORMATS:
+        known = ", ".join(map(repr, (FORMAT, *OLD_FORMATS)))
+        raise ArchiveError(path, 0, f"format {found!r}; this reader knows {known}")
     missing = {"hook", "run_id", "dtype", "row_shape"} - described.keys()
     if missing:
         raise ArchiveError(path, 0, f"schema metadata lacks {', '.join(sorted(missing))}")
     actual = [(field.name, field.type) for field in schema]
-    expected = list(METADATA_COLUMNS if found == FORMAT else METADATA_COLUMNS[:-2])
+    columns = len(METADATA_COLUMNS) - OLD_FORMATS.get(str(found), 0)
+    expected = list(METADATA_COLUMNS[:columns])
     values = actual[0][1] if actual and actual[0][0] == "values" else None
     if values is None or not pa.types.is_fixed_size_list(values):
         raise ArchiveError(path, 0, "first column is not a fixed-size list called 'values'")

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR
+from asys_bench.contracts.run_files import ARCHIVE_DIR, attempts_in
 from asys_bench.sinks.archive.budget import Deleted, Deletion, read_deletions
-from asys_bench.sinks.archive.layout import SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import KEY_COLUMNS, SUFFIX, ShardName
 from asys_bench.sinks.archive.read import (
     ShardReport,
     open_shard,
@@ -33,20 +34,23 @@ _PAGE = 1 << 12
 
 
 class SeenRows:
-    """Which rows of which packets were seen, so that a redelivered packet is read (or written) once.
+    """Which rows of which packets were seen, so that a redelivered packet is read (or written) once;
+    in one record batch all rows are of one attempt.
 
     A packet's rows are archived in order, so one number per packet suffices: the rows seen so far (4
     bytes). The numbers lie in small pages per (run, source, shard): sequence numbers are dense there.
     """
 
     def __init__(self) -> None:
-        self._pages: dict[tuple[str, int, int, int], Any] = {}
+        self._pages: dict[tuple[str, int, int, int, int], Any] = {}
 
-    def fresh(self, run_id: str, source: Any, shard: Any, seq: Any, row: Any) -> Any:
-        """Mark the rows of one record batch (1-D key columns) as seen.
+    def fresh(self, batch: Any) -> Any:
+        """Mark the rows of one record batch as seen.
 
         Returns a boolean array: True where the row was not seen in an earlier call.
         """
+        run_id, attempt = schema_run(batch.schema), attempt_of(batch)
+        source, shard, seq, row = (batch.column(name).to_numpy() for name in KEY_COLUMNS)
         result = np.zeros(len(seq), dtype=bool)
         page_of = seq // _PAGE
         where = np.stack([source.astype(np.uint64), shard.astype(np.uint64), page_of], axis=1)
@@ -54,7 +58,7 @@ class SeenRows:
         inverse = inverse.reshape(-1)
         for index, (its_source, its_shard, its_page) in enumerate(keys.tolist()):
             mine = inverse == index
-            key = (run_id, its_source, its_shard, its_page)
+            key = (run_id, attempt, its_source, its_shard, its_page)
             page = self._pages.get(key)
             if page is None:
                 page = self._pages[key] = np.zeros(_PAGE, dtype=np.uint64)
@@ -64,7 +68,31 @@ class SeenRows:
         return result
 
 
+def attempt_of(batch: Any) -> int:
+    """Which attempt the rows of a record batch are of; 0 in an archive that does not say."""
+    if not batch.num_rows or "attempt" not in batch.schema.names:
+        return 0
+    return int(batch.column("attempt")[0].as_py())
+
+
 __all__ = ["Archive", "ShardReport", "open_archive", "read_shard", "repair_shard", "shard_paths"]
+
+
+Repeats = Literal["all", "last"]
+"""Of a step that the host made again in a later attempt: every attempt's rows, or the last one's."""
+
+
+def _first_steps_after(run_dir: Path) -> dict[int, int]:
+    """Attempt -> the first step that a later attempt made again, for those of which one did."""
+    begun = {
+        int(one["attempt"]): int(one["first_step"])
+        for one in attempts_in(run_dir)
+        if isinstance(one.get("attempt"), int) and isinstance(one.get("first_step"), int)
+    }
+    later = {
+        attempt: [step for other, step in begun.items() if other > attempt] for attempt in begun
+    }
+    return {attempt: min(steps) for attempt, steps in later.items() if steps}
 
 
 class Archive:
@@ -79,8 +107,14 @@ class Archive:
         run_dir: Path,
         shards: dict[str, list[Path]],
         deletions: Mapping[str, Deletion] | None = None,
+        superseded: Mapping[int, int] | None = None,
+        first_packets: Mapping[int, int] | None = None,
     ) -> None:
+        """superseded: attempt -> step from which on its rows are left out. first_packets: attempt ->
+        what is added to its packets' seq for numbers that go on."""
         self.run_dir, self._shards = run_dir, shards
+        self._superseded = dict(superseded or {})
+        self.first_packets = dict(first_packets or {})
         self._deletions = dict(deletions or {})
         self._gone: set[Path] = set()
 
@@ -114,7 +148,7 @@ class Archive:
             raise KeyError(f"no hook {hook!r}; the archive has {self.hooks}") from None
 
     def batches(self, hook: str) -> Iterator[Any]:
-        """Record batches of `hook`, each row once by (run, source, shard, hook, seq, row).
+        """Record batches of `hook`, each row once by (run, attempt, source, shard, hook, seq, row).
 
         Schemas differ between shards where the hook's width or dtype changed. Rows of a torn batch
         are not there; nothing is repaired.
@@ -124,14 +158,20 @@ class Archive:
         """
         seen = SeenRows()
         for path in self.shards(hook):
-            for batch in self._batches_of(path):
-                run_id = schema_run(batch.schema)
-                keys = (batch.column(c).to_numpy() for c in ("source", "shard", "seq", "row"))
-                fresh = seen.fresh(run_id, *keys)
-                if fresh.all():
+            for whole in self._batches_of(path):
+                batch = self.kept(whole)
+                fresh = seen.fresh(batch)
+                if len(batch) and fresh.all():
                     yield batch
                 elif fresh.any():
                     yield batch.filter(pa.array(fresh))
+
+    def kept(self, batch: Any) -> Any:
+        """The rows of a record batch that no later attempt made again, where those are left out."""
+        step = self._superseded.get(attempt_of(batch))
+        if step is None:
+            return batch
+        return batch.filter(pc.less(batch.column("host_step"), pa.scalar(step, pa.uint64())))
 
     def _batches_of(self, path: Path) -> Iterator[Any]:
         try:
@@ -140,8 +180,10 @@ class Archive:
             self.skip(path)
 
 
-def open_archive(run_dir: Path | str) -> Archive:
+def open_archive(run_dir: Path | str, repeats: Repeats = "all") -> Archive:
     """The archive of a run; `run_dir` is the run's folder.
+
+    repeats: see `Repeats`.
 
     Raises:
         ArchiveError: there is none, or a shard's schema is damaged.
@@ -160,7 +202,11 @@ def open_archive(run_dir: Path | str) -> Archive:
         except ShardGoneError:
             continue
         shards.setdefault(hook, []).append(path)
-    return Archive(Path(run_dir), shards, deletions)
+    root = Path(run_dir)
+    superseded = _first_steps_after(root) if repeats == "last" else {}
+    firsts = {int(one["attempt"]): int(one.get("first_packet", 0)) for one in attempts_in(root)
+              if isinstance(one.get("attempt"), int)}  # fmt: skip
+    return Archive(root, shards, deletions, superseded, firsts)
 
 
 def shard_paths(run_dir: Path | str) -> list[Path]:
@@ -179,9 +225,9 @@ def shard_paths(run_dir: Path | str) -> list[Path]:
     except OSError as error:
         raise ArchiveError(folder, None, f"cannot be listed: {error}") from error
 
-    def order(path: Path) -> tuple[str, str, int, int, str]:
+    def order(path: Path) -> tuple[str, str, int, int, int, str]:
         name = ShardName.parse(path.name)
-        return (path.parent.name, *(name.sort_key() if name else ("", 0, 0)), path.name)
+        return (path.parent.name, *(name.sort_key() if name else ("", 0, 0, 0)), path.name)
 
     shards = [path for path in inside if path.suffix == SUFFIX and not path.name.startswith(".")]
     return sorted(shards, key=order)

@@ -32,12 +32,18 @@ PacketKey = tuple[int, int, int]
 
 
 def take_over(
-    run_dir: Path, worker: str, packets: int, patience: Patience, heartbeat: Callable[[], None]
+    run_dir: Path,
+    worker: str,
+    packets: int,
+    patience: Patience,
+    heartbeat: Callable[[], None],
+    attempt: int = 0,
 ) -> dict[PacketKey, int]:
     """Repair the shards that `worker` left open, and learn what they hold.
 
     Returns rows archived per packet, for the last `packets` packets (a lease holds no more) of each
-    series in each incarnation whose packets may still be delivered again. A damaged shard is logged
+    series in each incarnation of this attempt whose packets may still be delivered again: a bus ends
+    with its attempt. A damaged shard is logged
     and left for `verify_archive`.
 
     Raises:
@@ -46,7 +52,9 @@ def take_over(
     tail: dict[PacketKey, int] = {}
     for folder in sorted((run_dir / ARCHIVE_DIR).glob("*/")):
         for leftover in folder.glob(f".{worker}-*.tmp"):
-            if re.fullmatch(rf"\.{re.escape(worker)}-\d+-\d+\.(json|arrows).*\.tmp", leftover.name):
+            if re.fullmatch(
+                rf"\.{re.escape(worker)}-[\d.]+-\d+\.(json|arrows).*\.tmp", leftover.name
+            ):
                 leftover.unlink(missing_ok=True)
         names = (ShardName.parse(path.name) for path in folder.glob(f"{worker}-*{SUFFIX}"))
         mine = sorted((n for n in names if n and n.worker == worker), key=ShardName.sort_key)
@@ -57,7 +65,8 @@ def take_over(
             path = folder / str(name)
             try:
                 _close(path, patience)
-                if path.exists() and name.incarnation > oldest:
+                current = name.attempt == attempt and name.incarnation > oldest
+                if path.exists() and current:
                     _read_tail(path, name.incarnation, packets, missing, tail)
             except ArchiveError as error:
                 log.error("cannot take over a shard: %s", error)

@@ -77,8 +77,8 @@ class BatchBuilder:
     A batch views the scratch or the lease: write it before the next `build`, then drop it.
     """
 
-    def __init__(self, wall_offset_ns: int) -> None:
-        self._wall_offset_ns = wall_offset_ns
+    def __init__(self, wall_offset_ns: int, attempt: int = 0) -> None:
+        self._wall_offset_ns, self._attempt = wall_offset_ns, attempt
         self._scratch = torch.empty(0, dtype=torch.uint8)
 
     def build(self, pieces: Sequence[Piece], layout: RowLayout, schema: Any) -> Any:
@@ -118,6 +118,7 @@ class BatchBuilder:
             "encoding": _strings([piece.encoding for piece in pieces], counts),
             "grid": _strings([piece.grid for piece in pieces], counts),
             "text": column([p.text for p in packets], np.uint8),
+            "attempt": np.full(total, self._attempt, np.uint16),
         }
         values = self._values(pieces, layout, total)
         arrays = [values, *(columns[name] for name in schema.names[1:])]

@@ -24,7 +24,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from asys_bench.system.files.atomic import FOLDER_MODE, make_private_folder
+from asys_bench.system.files.atomic import FILE_MODE, FOLDER_MODE, make_private_folder
 
 MAX_DOCUMENT_BYTES = 8 << 20
 """Of a JSON document: `[],[],...` takes 24 times its size in memory."""
@@ -98,6 +98,25 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, below: Path | None = None
         return os.open(f"/proc/self/fd/{look}", flags | os.O_CLOEXEC | os.O_NOCTTY)
     finally:
         os.close(look)
+
+
+def open_or_create(path: Path, *, below: Path) -> int:
+    """A descriptor to read and write `path`, made (mode 0600, empty) where it is missing.
+
+    Raises:
+        UnsafeFileError: as `open_file`. OSError: as os.open.
+    """
+    while True:
+        try:
+            return open_file(path, os.O_RDWR, below=below)
+        except FileNotFoundError:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with _parent(path, below) as parent:
+                try:
+                    return os.open(path.name, flags, FILE_MODE, dir_fd=parent)
+                except FileExistsError:  # somebody else made it, or it is a link to nowhere
+                    if os.path.islink(path):
+                        raise
 
 
 def read_file(path: Path, most_bytes: int, *, below: Path | None = None) -> bytes:

@@ -49,7 +49,7 @@ def test_a_reopened_csv_has_one_header(tmp_path: Path) -> None:
         file.close()
     lines = path.read_text().splitlines()
     assert lines[0] == ",".join(COLUMNS)
-    assert lines[1] == "1.000,2001-09-09T01:46:41.000+00:00,host,host_steps,,,,,run,,5"
+    assert lines[1] == "1.000,2001-09-09T01:46:41.000+00:00,host,host_steps,,,,,run,,5,0"
     assert len(lines) == 3
 
 
@@ -96,7 +96,7 @@ def test_a_label_that_has_no_column_is_kept(tmp_path: Path) -> None:
     file = MetricsCsv(tmp_path / "m.csv")
     file.write(0.0, 1e9, [Row("s", "m", 1.5, (("hook", "h"), ("rank", "3")))])
     file.close()
-    assert (tmp_path / "m.csv").read_text().splitlines()[1].endswith(",s,m,h,,,rank=3,run,,1.5")
+    assert (tmp_path / "m.csv").read_text().splitlines()[1].endswith(",s,m,h,,,rank=3,run,,1.5,0")
 
 
 def test_the_log_remembers_when_the_run_started(tmp_path: Path) -> None:

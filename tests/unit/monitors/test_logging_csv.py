@@ -5,6 +5,8 @@ import errno
 import json
 import os
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +213,39 @@ def test_the_plugin_builds_it_and_a_misspelt_option_is_an_error() -> None:
     assert isinstance(monitor, LoggingCSVMonitor)
     with pytest.raises(ValidationError):
         plugin.options.model_validate({"intervall_s": 1})
+
+
+def test_a_further_attempt_goes_on_with_the_files_and_no_time_goes_back(
+    tmp_path: Path, run: Any
+) -> None:
+    def attempt(number: int, ticks: int = 2) -> None:
+        monitor = no_tensorboard()
+        monitor.open(replace(context(run, tmp_path), attempt=number, first_step=5))
+        for _ in range(ticks):
+            run.host_steps(10)
+            monitor.tick(RunState.STOPPED)
+        monitor.close()
+
+    attempt(0)
+    path = tmp_path / "metrics.csv"
+    lines = path.read_text().splitlines()
+    # The first machine's clock was an hour ahead, and it had been at it for two hours.
+    ahead = (datetime.now(UTC) + timedelta(hours=1)).isoformat(timespec="milliseconds")
+    last = lines[-1].split(",")
+    path.write_text("\n".join([*lines, ",".join(["7200.000", ahead, *last[2:]])]) + "\n")
+    attempt(1)
+    attempt(1)  # its monitor was killed
+    attempt(2)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    times = [float(row["time_s"]) for row in rows]
+    walls = [row["wall_time"] for row in rows]
+    assert times == sorted(times)
+    assert walls == sorted(walls)
+    assert [row["attempt"] for row in rows if row["metric"] == "host_steps"] == list("00111122")
+    assert 7200 <= times[-1] < 7300
+    names = [event["event"] for event in events(tmp_path) if "run_id" in event]
+    assert names == ["run_opened", "run_resumed", "monitor_restarted", "run_resumed"]
+    assert [event.get("attempt") for event in events(tmp_path) if "run_id" in event] == [
+        None, 1, 1, 2,
+    ]  # fmt: skip

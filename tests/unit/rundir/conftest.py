@@ -38,7 +38,7 @@ def write_documents(folder: Path, *, live: bool = False) -> None:
     }  # fmt: skip
     (folder / "run.json").write_text(json.dumps(document))
     (folder / "config.yaml").write_text("schema: asys.config/1\n")
-    row = ["1.0", "2026-01-01", "host", "m", "", "", "", "", "now", "value", "1"]
+    row = ["1.0", "2026-01-01", "host", "m", "", "", "", "", "now", "value", "1", "0"]
     assert len(row) == len(COLUMNS)
     (folder / "metrics.csv").write_text(",".join(COLUMNS) + "\n" + (",".join(row) + "\n") * 3)
     (folder / "monitor.log").write_text('{"event": "run_opened", "time": "x"}\n' * 2)

@@ -80,8 +80,9 @@ class Rig:
         self.on_beat()
 
     def start(
-        self, incarnation: int = 0, name: str = "archiver-0", members: int = 1, **options: Any
-    ) -> ArchiverWorker:
+        self, incarnation: int = 0, name: str = "archiver-0", members: int = 1, *, attempt: int = 0,
+        **options: Any,
+    ) -> ArchiverWorker:  # fmt: skip
         worker = ArchiverWorker(ArchiverOptions(**options))
         worker.open(
             SinkContext(
@@ -97,6 +98,7 @@ class Rig:
                 heartbeat=self._beat,
                 time_left_s=lambda: self.time_left_s(),
                 members=members,
+                attempt=attempt,
             )
         )
         return worker

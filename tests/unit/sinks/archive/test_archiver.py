@@ -34,10 +34,10 @@ def test_one_row_per_token_with_its_metadata(rig):
         "source": 7, "shard": 0, "hook": "policy.mlp", "seq": 5, "row": 0, "kind": 0,
         "host_step": 50, "weights_version": 3, "sampling_rate": 0.5, "call_index": 5,
         "microbatch": 2, "token_position": 100, "encoding": "identity",
-        "grid": "2x3", "text": 0,
+        "grid": "2x3", "text": 0, "attempt": 0,
     }  # fmt: skip
     described = table.schema.metadata
-    assert (described[b"format"], described[b"run_id"]) == (b"asys.archive/2", b"run-1")
+    assert (described[b"format"], described[b"run_id"]) == (b"asys.archive/3", b"run-1")
     assert (described[b"dtype"], described[b"row_shape"]) == (b"float32", b"4")
 
 
@@ -193,7 +193,7 @@ def test_an_archive_from_before_places_is_read_and_says_that_it_has_none(rig):
     worker.close()
     (path,) = rig.shards()
     with pa.ipc.open_stream(path.read_bytes()) as stream:
-        table = stream.read_all().drop_columns(["grid", "text"])
+        table = stream.read_all().drop_columns(["grid", "text", "attempt"])
     old = table.schema.with_metadata(table.schema.metadata | {b"format": b"asys.archive/1"})
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, old) as out:
         out.write_table(table.cast(old))
@@ -201,6 +201,7 @@ def test_an_archive_from_before_places_is_read_and_says_that_it_has_none(rig):
     view = ArchiveView(rig.run_dir)
     columns = view.numpy(view.hooks[0])
     assert (len(columns["values"]), set(columns["grid"]), set(columns["text"])) == (2, {""}, {255})
+    assert set(columns["attempt"]) == {0}
     with pytest.raises(ReadingError, match="not recorded"):
         view.places(view.hooks[0])
 

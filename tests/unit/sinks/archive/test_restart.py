@@ -106,7 +106,7 @@ def test_a_damaged_shard_of_the_predecessor_does_not_stop_the_next(rig, caplog):
     first.close()
     path = rig.shards()[0]
     path.with_suffix(".json").unlink()
-    path.write_bytes(path.read_bytes().replace(b"asys.archive/2", b"asys.archive/9"))
+    path.write_bytes(path.read_bytes().replace(b"asys.archive/3", b"asys.archive/9"))
     second = rig.start(1)
     rig.feed(second, rig.packet(torch.ones(1, 2), 1))
     second.close()
