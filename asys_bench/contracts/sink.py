@@ -53,10 +53,16 @@ class PlannedSAE:
     """The hook whose rows it takes."""
     config: Any
     """Its `sae.SAEConfig`."""
-    output: str | None = None
-    """A transcoder's second hook, whose rows are to come out."""
+    others: tuple[str, ...] = ()
+    """Further hooks whose rows it takes at the same moments: a transcoder's output, or the rest of a
+    crosscoder's hooks."""
     device: str = "cpu"
     """What it is trained on, as configured."""
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """All hooks whose rows it takes, in order."""
+        return (self.hook, *self.others)
 
 
 class SinkOptions(BaseModel, extra="forbid", frozen=True):
@@ -89,7 +95,7 @@ class SinkOptions(BaseModel, extra="forbid", frozen=True):
         return hooks
 
     def planned_saes(self, hooks: Sequence[str]) -> Iterable[PlannedSAE]:
-        """SAEs that are trained on the rows of these hooks, and every transcoder. Of sinks with
+        """SAEs that are trained on the rows of these hooks, and every SAE of several hooks. Of sinks with
         `SinkPlugin.trains_saes`; what a run takes and its summary are told from them.
 
         Raises:

@@ -4,7 +4,7 @@ from asys_bench.offline.archive_packets import (
     PacketRows,
     archive_packets,
     archived_rows,
-    paired_packets,
+    joint_packets,
 )
 from asys_bench.offline.hook_training import HookResult, HookTraining, Position
 from asys_bench.offline.plan import Job, OfflinePlan, read_plan
@@ -18,6 +18,6 @@ __all__ = [
     "Position",
     "archive_packets",
     "archived_rows",
-    "paired_packets",
+    "joint_packets",
     "read_plan",
 ]

@@ -7,7 +7,7 @@ same weights count and the same packets of two hooks belong together.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -17,28 +17,29 @@ import torch
 
 from asys_bench.contracts.run_files import share_coin
 from asys_bench.sae.training.held_out import PacketKey
-from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sae.training.pairing import HookRows, JointRows, Moment, MomentMatcher
 from asys_bench.sinks.archive import Archive, ShardGoneError, attempt_of, read_shard
 
 _COLUMNS = ("source", "shard", "seq", "sampling_rate", "host_step", "microbatch", "call_index",
             "weights_version")  # fmt: skip
-PAIRS_WAITING = 4096
-"""Packets that may wait for their partner; several archivers write a hook's shards out of step."""
+PACKETS_WAITING = 4096
+"""Packets of two hooks that may wait for each other; several archivers write a hook's shards out of step."""
 
 
 @dataclass(frozen=True, slots=True)
 class PacketRows:
-    """One packet, or two of one moment (`target_ND`)."""
+    """One packet, or those of several hooks at one moment (`joint`)."""
 
     rows_ND: torch.Tensor
-    """float32[N, D]; of a dtype that Arrow lacks, the widened values."""
+    """float32[N, D], of several hooks the first one's; of a dtype that Arrow lacks, the widened
+    values."""
     key: PacketKey
     weight: float
     """Rows that each row stands for: 1 / sampling rate; of two packets see `pairing`."""
     moment: Moment
     weights_version: int
     attempt: int = 0
-    target_ND: torch.Tensor | None = None
+    joint: JointRows | None = None
 
 
 def archive_packets(archive: Archive, hook: str) -> Iterator[PacketRows]:
@@ -62,37 +63,42 @@ def archive_packets(archive: Archive, hook: str) -> Iterator[PacketRows]:
         yield held
 
 
-def paired_packets(archive: Archive, input_hook: str, output_hook: str) -> Iterator[PacketRows]:
-    """Packets of two hooks that saw the same forward pass; those without a partner are left out.
+def joint_packets(archive: Archive, hooks: Sequence[str]) -> Iterator[PacketRows]:
+    """Packets of several hooks that saw the same forward pass; those whose moment is not complete are
+    left out.
 
     Raises:
         KeyError, ArchiveError: as `archive_packets`.
-        ValueError: no two of many packets belong together; says why.
+        ValueError: no packets of many belong together; says why.
     """
-    matcher = PairMatcher(
-        input_hook,
-        output_hook,
-        shared_coin=share_coin(archive.run_dir, (input_hook, output_hook)),
-        most_waiting=PAIRS_WAITING,
+    matcher = MomentMatcher(
+        hooks,
+        shared_coin=share_coin(archive.run_dir, hooks),
+        most_waiting=PACKETS_WAITING * len(hooks) // 2,
     )
-    inputs = ((Side.INPUT, packet) for packet in archive_packets(archive, input_hook))
-    outputs = ((Side.OUTPUT, packet) for packet in archive_packets(archive, output_hook))
-    for side, packet in heapq.merge(inputs, outputs, key=lambda one: one[1].moment):
-        half = Half(packet.rows_ND, packet.key, packet.weight, packet.weights_version)
-        pair = matcher.offer(side, packet.moment, half)
-        if pair is None:
+    streams = [_of_hook(archive, hook, index) for index, hook in enumerate(hooks)]
+    for index, packet in heapq.merge(*streams, key=lambda one: one[1].moment):
+        own = HookRows(packet.rows_ND, packet.key, packet.weight, packet.weights_version)
+        joint = matcher.offer(index, packet.moment, own)
+        if joint is None:
             if matcher.problem is not None:
                 raise ValueError(matcher.problem)
             continue
+        first = joint.hooks[0].rows
         yield PacketRows(
-            pair.input.rows,
-            pair.input.key,
-            pair.weight,
+            first,
+            joint.key,
+            joint.weight,
             packet.moment,
-            pair.input.weights_version,
+            joint.weights_version,
             packet.attempt,
-            pair.output.rows,
+            joint,
         )
+
+
+def _of_hook(archive: Archive, hook: str, index: int) -> Iterator[tuple[int, PacketRows]]:
+    for packet in archive_packets(archive, hook):
+        yield index, packet
 
 
 def archived_rows(archive: Archive, hook: str) -> int:

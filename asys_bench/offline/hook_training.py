@@ -23,7 +23,7 @@ from asys_bench.offline.archive_packets import (
     PacketRows,
     archive_packets,
     archived_rows,
-    paired_packets,
+    joint_packets,
 )
 from asys_bench.offline.plan import Job
 from asys_bench.sae import RunningMetrics, SAEConfig, SAEMetrics, SAETrainer
@@ -69,7 +69,7 @@ class HookResult:
 
 
 class HookTraining:
-    """One hook (or pair of hooks), one SAE, one folder of checkpoints."""
+    """One hook (or several at once), one SAE, one folder of checkpoints."""
 
     def __init__(
         self,
@@ -106,6 +106,7 @@ class HookTraining:
             config,
             model_name=model_name,
             hook_name=job.hook,
+            hook_names=(job.hook, *job.others) if job.others else (),
             text=TOKENS in archive.hooks,
             device=device,
         )
@@ -167,27 +168,29 @@ class HookTraining:
 
     def _take(self, packet: PacketRows) -> None:
         """Give the trainer a packet; of a very large one, no more at once than it can shuffle."""
-        target_ND = packet.target_ND
         for first in range(0, len(packet.rows_ND), self._block):
             if first:
                 self.trainer.train()  # not `_spend`: a packet is taken as a whole
-            part = slice(first, first + self._block)
+            part, whole = slice(first, first + self._block), (first, len(packet.rows_ND))
+            step = packet.moment.host_step
+            if packet.joint is not None:
+                self.trainer.ingest_joint(packet.joint[part], host_step=step, part_of=whole)
+                continue
             self.trainer.ingest(
                 packet.rows_ND[part],
                 packet.key,
                 packet.weight,
-                target_ND=None if target_ND is None else target_ND[part],
-                host_step=packet.moment.host_step,
+                host_step=step,
                 weights_version=packet.weights_version,
-                part_of=(first, len(packet.rows_ND)),
+                part_of=whole,
             )
         self._fresh_rows += len(packet.rows_ND)
 
     def _packets(self) -> Iterator[PacketRows]:
         job = self._job
-        if job.output is None:
+        if not job.others:
             return archive_packets(self._archive, job.hook)
-        return paired_packets(self._archive, job.hook, job.output)
+        return joint_packets(self._archive, (job.hook, *job.others))
 
     def _spend(self) -> bool:
         """Train on what was taken in; False when it is to stop."""

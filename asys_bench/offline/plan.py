@@ -29,9 +29,9 @@ from asys_bench.registry import PluginError, registry
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.archive import Repeats
 from asys_bench.sinks.sae.device_options import DEVICE_PATTERN
-from asys_bench.sinks.sae.options import SAETrainerOptions, TranscoderOptions
+from asys_bench.sinks.sae.options import CrosscoderOptions, SAETrainerOptions, TranscoderOptions
 
-_SHARED = ("sae", "overrides", "variants", "transcoders", "plain_saes", "device")
+_SHARED = ("sae", "overrides", "variants", "transcoders", "crosscoders", "plain_saes", "device")
 """Fields that mean what they mean for the live trainer."""
 
 
@@ -43,8 +43,8 @@ class Job:
     """The hook's name, `<hook>#<variant>` or `<input>-><output>`, as in a live run."""
     hook: str
     config: SAEConfig
-    output: str | None = None
-    """A transcoder's second hook."""
+    others: tuple[str, ...] = ()
+    """Further hooks of a transcoder or crosscoder."""
 
 
 class OfflinePlan(Section):
@@ -77,7 +77,10 @@ class OfflinePlan(Section):
     transcoders: list[TranscoderOptions] = Field(
         default_factory=list, description="skip transcoders between two hooks of the archive"
     )
-    plain_saes: bool = Field(default=True, description="false: transcoders only")
+    crosscoders: list[CrosscoderOptions] = Field(
+        default_factory=list, description="crosscoders over several hooks of the archive"
+    )
+    plain_saes: bool = Field(default=True, description="false: transcoders and crosscoders only")
     device: str = Field(
         default="cpu",
         pattern=DEVICE_PATTERN,
@@ -103,7 +106,7 @@ class OfflinePlan(Section):
         """Every SAE to train, given the archive's hooks.
 
         Raises:
-            ValueError: a transcoder names a hook that is not there, or nothing is to be trained.
+            ValueError: an SAE of several hooks names one that is not there, or nothing is to be trained.
         """
         options = self.trainer_options()
         found = []
@@ -112,14 +115,14 @@ class OfflinePlan(Section):
                 continue  # token ids are no activations; live trainers do not get them either
             if any(matches(hook, glob) for glob in self.hooks):
                 found += [Job(label, hook, sae) for label, sae in options.saes_of(hook).items()]
-        for coder in self.transcoders:
-            missing = [name for name in (coder.input, coder.output) if name not in hooks]
+        for sae in options.saes_of_several_hooks():
+            missing = [name for name in sae.hooks if name not in hooks]
             if missing:
                 raise ValueError(
-                    f"transcoder {coder.label}: the archive has no {', '.join(missing)}; it has "
-                    f"{', '.join(hooks)}"
+                    f"{sae.config.architecture} {sae.label}: the archive has no {', '.join(missing)}; "
+                    f"it has {', '.join(hooks)}"
                 )
-            found.append(Job(coder.label, coder.input, options.for_transcoder(coder), coder.output))
+            found.append(Job(sae.label, sae.hook, sae.config, sae.others))
         if not found:
             raise ValueError(
                 f"hooks {list(self.hooks)} match none of the archive's: {', '.join(hooks)}"

@@ -64,7 +64,7 @@ def planned_saes(config: MasterConfig, hook: str) -> dict[str, PlannedSAE]:
     for sink in config.enabled_sinks.values():
         if any(matches(hook, glob) for glob in sink.hooks):
             saes = sink.plugin_options().planned_saes([hook])
-            found |= {sae.label: sae for sae in saes if sae.output is None}
+            found |= {sae.label: sae for sae in saes if not sae.others}
     return found
 
 
@@ -77,7 +77,7 @@ class RunForecast:
         """Hooks whose `overrides` and `variants` do not go together."""
         self._limit = memory_limit_bytes()
         self._planned: dict[str, dict[str, PlannedSAE]] = {}
-        self._transcoders = list(_transcoders(config))
+        self._of_several_hooks = list(_of_several_hooks(config))
         self._widths: dict[str, int] = {}
         self.saes: list[SaeForecast] = []
         """Of the hooks whose width is known."""
@@ -93,16 +93,18 @@ class RunForecast:
         found = [
             _forecast(sae, width, None, self._limit) for sae in self._planned.get(hook, {}).values()
         ]
-        for coder in self._transcoders:
-            d_in, d_out = self._widths.get(coder.hook), self._widths.get(coder.output or "")
-            if hook in (coder.hook, coder.output) and d_in is not None and d_out is not None:
-                found.append(_forecast(coder, d_in, d_out, self._limit))
+        for sae in self._of_several_hooks:
+            if hook in sae.hooks and all(name in self._widths for name in sae.hooks):
+                widths = [self._widths[name] for name in sae.hooks]
+                transcodes = sae.config.architecture == "skip_transcoder"
+                d_in, d_out = widths if transcodes else (sum(widths), None)
+                found.append(_forecast(sae, d_in, d_out, self._limit))
         self.saes += found
         return found
 
 
 def configured_l0(config: MasterConfig, hooks: Sequence[str]) -> Mapping[str, float]:
-    """Label (hook, variant or transcoder) -> the L0 its SAE was configured for, where one was."""
+    """Label -> the L0 its SAE was configured for, where one was."""
     targets: dict[str, float] = {}
     for sink in config.enabled_sinks.values():
         for sae in sink.plugin_options().planned_saes(hooks):
@@ -159,9 +161,9 @@ def shortage(forecasts: list[SaeForecast]) -> str | None:
     )
 
 
-def _transcoders(config: MasterConfig) -> Iterator[PlannedSAE]:
+def _of_several_hooks(config: MasterConfig) -> Iterator[PlannedSAE]:
     for sink in config.enabled_sinks.values():
-        yield from (sae for sae in sink.plugin_options().planned_saes(()) if sae.output is not None)
+        yield from (sae for sae in sink.plugin_options().planned_saes(()) if sae.others)
 
 
 def memory_limit_bytes() -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import torch
 from pydantic import BaseModel, Field, model_validator
@@ -12,11 +12,13 @@ from pydantic import BaseModel, Field, model_validator
 from asys_bench.contracts.torch_internals import cpu_has_amx
 from asys_bench.sae.kernels.native import kernels
 
-TOPK_FAMILY = ("topk", "batchtopk", "matryoshka", "skip_transcoder")
+TOPK_FAMILY = ("topk", "batchtopk", "matryoshka", "skip_transcoder", "crosscoder")
 """Architectures whose sparsity is k."""
 PENALISED = ("relu", "jumprelu", "gated")
 """Architectures whose sparsity a penalty leaves."""
 AUXK_WORKS = (*TOPK_FAMILY, "jumprelu")
+OF_SEVERAL_HOOKS = ("skip_transcoder", "crosscoder")
+"""Architectures whose rows are those of more than one hook."""
 MATRYOSHKA_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
@@ -24,13 +26,21 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     """One SAE and how it is trained. Rows are activation vectors (one per token or sample)."""
 
     architecture: Literal[
-        "topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu", "skip_transcoder"
+        "topk",
+        "batchtopk",
+        "matryoshka",
+        "jumprelu",
+        "gated",
+        "relu",
+        "skip_transcoder",
+        "crosscoder",
     ] = Field(
         "topk",
         description="topk: exactly k active features per row; batchtopk: k on average; matryoshka: "
         "batchtopk over nested dictionaries; jumprelu: learnt thresholds, L0 penalty; gated: "
         "separate gates, L1 penalty; relu: L1 penalty; skip_transcoder: batchtopk from one hook to "
-        "another with a linear skip (needs `transcoders`).",
+        "another with a linear skip (needs `transcoders`); crosscoder: batchtopk over the rows of "
+        "several hooks at once (needs `crosscoders`).",
     )
     d_sae: int | None = Field(
         None,
@@ -45,8 +55,13 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         16,
         ge=1,
         le=4096,
-        description="topk: active features per row; batchtopk, matryoshka, skip_transcoder: their "
-        "mean. 1..min(4096, d_sae).",
+        description="topk: active features per row; batchtopk, matryoshka, skip_transcoder, "
+        "crosscoder: their mean. 1..min(4096, d_sae).",
+    )
+    hook_widths: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        description="crosscoder: columns of each hook's rows. The trainer fills it in when the first "
+        "rows come.",
     )
     matryoshka_widths: tuple[int, ...] | None = Field(
         None,
@@ -267,11 +282,13 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
             raise ValueError(f"target_l0 {self.target_l0:g} is more than d_sae {self.d_sae}")
         if self.matryoshka_widths is not None:
             self._check_widths(self.matryoshka_widths)
-        if name == "skip_transcoder" and self.normalize == "norm":
+        if name in OF_SEVERAL_HOOKS and self.normalize == "norm":
             raise ValueError(
-                "normalize norm keeps one scale for input and output; skip_transcoder has two: use "
-                "std or none"
+                f"normalize norm keeps one scale for all rows; {name} has one for each hook: use std "
+                "or none"
             )
+        if self.hook_widths is not None and name != "crosscoder":
+            raise ValueError(f"hook_widths needs crosscoder, not {name!r}")
         return self
 
     def _check_widths(self, widths: tuple[int, ...]) -> None:

@@ -6,6 +6,7 @@ Ratios are plain fractions (0.05, not 5 %).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,8 @@ class SAEMetrics:
     """Features active in over 10 % of the rows, 0..1."""
     cosine: float
     """Mean cosine of x and x_hat, -1..1. Near 1 for rows with a large mean: prefer fvu."""
+    fvu_of_hooks: tuple[float, ...] = ()
+    """A crosscoder's FVU on each of its hooks; fvu is their mean, weighted by the hooks' widths."""
 
 
 def mean_squared_error(x_BD: torch.Tensor, x_hat_BD: torch.Tensor, weight_B: torch.Tensor) -> float:
@@ -113,11 +116,13 @@ def measure(
             rate_F = firing_rates(acts_BF, weight_B[part].to(device)).cpu()
             fired_F += rate_F * float(weight_B[part].double().sum())
     rate_F = fired_F / float(weight_B.double().sum())
-    fvu = fvu_all = fraction_of_variance_unexplained(x_BD, x_hat_BD, weight_B)
+    of_hooks = _fvu_of_parts(sae.parts, x_BD, x_hat_BD, weight_B)
+    fvu = fvu_all = _mean_over(sae.parts, of_hooks)
     if share:
         made_BD = all_BD.clone()
         made_BD[usual_B] = x_hat_BD
-        fvu_all = fraction_of_variance_unexplained(all_BD, made_BD, all_weight_B)
+        all_of_hooks = _fvu_of_parts(sae.parts, all_BD, made_BD, all_weight_B)
+        fvu_all = _mean_over(sae.parts, all_of_hooks)
     return SAEMetrics(
         rows=len(rows_BD),
         loss=mean_squared_error(x_BD, x_hat_BD, weight_B),
@@ -128,4 +133,22 @@ def measure(
         dead_fraction=dead_fraction,
         dense_fraction=float((rate_F > DENSE_RATE).double().mean()),
         cosine=mean_cosine(x_BD, x_hat_BD, weight_B),
+        fvu_of_hooks=of_hooks if len(of_hooks) > 1 else (),
     )
+
+
+def _fvu_of_parts(
+    parts: Sequence[slice], x_BD: torch.Tensor, x_hat_BD: torch.Tensor, weight_B: torch.Tensor
+) -> tuple[float, ...]:
+    return tuple(
+        fraction_of_variance_unexplained(x_BD[:, part], x_hat_BD[:, part], weight_B)
+        for part in parts
+    )
+
+
+def _mean_over(parts: Sequence[slice], values: Sequence[float]) -> float:
+    """Mean of a value per part, weighted by the parts' widths."""
+    if len(values) == 1:
+        return values[0]
+    widths: list[int] = [part.stop - part.start for part in parts]
+    return sum(w * value for w, value in zip(widths, values, strict=True)) / sum(widths)

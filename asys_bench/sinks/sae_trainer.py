@@ -17,7 +17,7 @@ import torch
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.packet import ActivationPacket
 from asys_bench.contracts.run_files import share_coin
-from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.contracts.sink import BaseSink, PlannedSAE, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.torch_internals import DYNAMO
 from asys_bench.sae import SAEConfig
 from asys_bench.sae.training.device import (
@@ -26,7 +26,7 @@ from asys_bench.sae.training.device import (
     DeviceUnavailableError,
     TrainingDevice,
 )
-from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sae.training.pairing import HookRows, Moment, MomentMatcher
 from asys_bench.sinks.sae.device_options import device_of
 from asys_bench.sinks.sae.live_evaluation import LiveEvaluations
 from asys_bench.sinks.sae.options import SAETrainerOptions
@@ -41,11 +41,11 @@ TRAIN_SLICE_S = 0.1
 
 
 @dataclass
-class _Transcoding:
-    """A transcoder and the packets that wait to be its rows."""
+class _JointTraining:
+    """An SAE of several hooks and the packets that wait to be its rows."""
 
     training: Training
-    pairs: PairMatcher
+    matcher: MomentMatcher
 
 
 @dataclass
@@ -53,10 +53,11 @@ class _Route:
     """Who gets a hook's packets."""
 
     trainings: list[Training] = field(default_factory=list)
-    transcodings: list[tuple[_Transcoding, Side]] = field(default_factory=list)
+    joint: list[tuple[_JointTraining, int]] = field(default_factory=list)
+    """With the hook's place among the SAE's."""
 
     def everyone(self) -> list[Training]:
-        return [*self.trainings, *(coding.training for coding, _ in self.transcodings)]
+        return [*self.trainings, *(joint.training for joint, _ in self.joint)]
 
 
 class SAETrainerWorker(BaseSink):
@@ -66,7 +67,7 @@ class SAETrainerWorker(BaseSink):
         self._options = options
         self._routes: dict[int, _Route] = {}
         self._trainings: dict[str, Training] = {}
-        self._transcodings: dict[str, _Transcoding] = {}
+        self._joint: dict[str, _JointTraining] = {}
         self._evaluations: LiveEvaluations | None = None
         self._device: TrainingDevice = CPU
         self._no_device = ""
@@ -120,35 +121,28 @@ class SAETrainerWorker(BaseSink):
             except (ValueError, DeviceMemoryError) as error:
                 training.rejected_packets.add()
                 training.reject(error)
-        for coding, side in route.transcodings:
-            if coding.training.rejected:
-                coding.training.rejected_packets.add()
+        for joint, index in route.joint:
+            if joint.training.rejected:
+                joint.training.rejected_packets.add()
                 continue
-            half = Half(rows.detach().clone(), key, weight, packet.weights_version)
+            own = HookRows(rows.detach().clone(), key, weight, packet.weights_version)
             moment = Moment(
                 packet.source, packet.shard, packet.host_step, packet.weights_version,
                 packet.microbatch, packet.call_index,
             )  # fmt: skip
-            self._pair_up(coding, side, moment, half)
+            self._join(joint, index, moment, own)
 
-    def _pair_up(self, coding: _Transcoding, side: Side, moment: Moment, half: Half) -> None:
-        pair = coding.pairs.offer(side, moment, half)
-        training = coding.training
+    def _join(self, joint: _JointTraining, index: int, moment: Moment, own: HookRows) -> None:
+        found = joint.matcher.offer(index, moment, own)
+        training = joint.training
         if training.unpaired_packets is not None:
-            training.unpaired_packets.set(coding.pairs.unmatched)
-        if pair is None:
-            if coding.pairs.problem is not None:
-                training.reject(coding.pairs.problem)
+            training.unpaired_packets.set(joint.matcher.unmatched)
+        if found is None:
+            if joint.matcher.problem is not None:
+                training.reject(joint.matcher.problem)
             return
         try:
-            training.trainer.ingest(
-                pair.input.rows,
-                pair.input.key,
-                pair.weight,
-                target_ND=pair.output.rows,
-                host_step=moment.host_step,
-                weights_version=pair.input.weights_version,
-            )
+            training.trainer.ingest_joint(found, host_step=moment.host_step)
         except (ValueError, DeviceMemoryError) as error:
             training.rejected_packets.add()
             training.reject(error)
@@ -164,24 +158,23 @@ class SAETrainerWorker(BaseSink):
                 training.on_checkpoint = self._evaluations.checkpoint_written
             self._trainings[label] = training
             route.trainings.append(training)
-        for transcoder in self._options.transcoders:
-            for side, name in ((Side.INPUT, transcoder.input), (Side.OUTPUT, transcoder.output)):
-                if name != hook:
-                    continue
-                coding = self._transcodings.get(transcoder.label)
-                if coding is None:
-                    config = self._options.for_transcoder(transcoder)
-                    start = self._options.start_of(transcoder.label, transcoder.label)
-                    training = self._training(
-                        transcoder.label, transcoder.input, config, start, paired=True
-                    )
-                    both = (transcoder.input, transcoder.output)
-                    shared = share_coin(self._context.run_dir, both)
-                    coding = _Transcoding(training, PairMatcher(*both, shared_coin=shared))
-                    self._trainings[transcoder.label] = training
-                    self._transcodings[transcoder.label] = coding
-                route.transcodings.append((coding, side))
+        for sae in self._options.saes_of_several_hooks():
+            for index, name in enumerate(sae.hooks):
+                if name == hook:
+                    route.joint.append((self._joint_training(sae), index))
         return route
+
+    def _joint_training(self, sae: PlannedSAE) -> _JointTraining:
+        """The one of this SAE, made when the first packet of its hooks comes."""
+        joint = self._joint.get(sae.label)
+        if joint is None:
+            start = self._options.start_of(sae.label, sae.label)
+            training = self._training(sae.label, sae.hook, sae.config, start, others=sae.others)
+            shared = share_coin(self._context.run_dir, sae.hooks)
+            joint = _JointTraining(training, MomentMatcher(sae.hooks, shared_coin=shared))
+            self._trainings[sae.label] = training
+            self._joint[sae.label] = joint
+        return joint
 
     def _training(
         self,
@@ -190,10 +183,10 @@ class SAETrainerWorker(BaseSink):
         config: SAEConfig,
         start: StartFrom | None,
         *,
-        paired: bool = False,
+        others: tuple[str, ...] = (),
     ) -> Training:
         device = self._device
-        training = Training(label, hook, config, self._context, start, paired=paired, device=device)
+        training = Training(label, hook, config, self._context, start, others=others, device=device)
         if self._no_device:
             training.reject(self._no_device)
         return training

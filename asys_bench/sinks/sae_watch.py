@@ -26,6 +26,7 @@ from asys_bench.contracts.run_files import WATCH_DIR, WATCH_SCHEMA
 from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import Counter, Gauge
 from asys_bench.sae import CheckpointError, SparseAutoencoder
+from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.evaluation import ReconstructionMeter, ReconstructionReport
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.device_options import DeviceOptions, device_of
@@ -120,8 +121,8 @@ class SAEWatchWorker(BaseSink):
         except (CheckpointError, ExchangeError) as error:
             log.error("%s is not watched: %s", hook, error)
             return None
-        if sae.name == "skip_transcoder":
-            log.error("%s is not watched: a transcoder needs the rows of a second hook", hook)
+        if sae.name in OF_SEVERAL_HOOKS:
+            log.error("%s is not watched: a %s needs the rows of other hooks too", hook, sae.name)
             return None
         slot = self._context.slot
         return _Watched(

@@ -136,7 +136,8 @@ def make_checkpoints(folder: Path) -> list[Path]:
         trainer = SAETrainer(config, hook_name="h")
         rows = torch.randn(60, 6, generator=torch.Generator().manual_seed(1))
         target = torch.randn(60, 4) if architecture == "skip_transcoder" else None
-        trainer.ingest(rows, (0, 0, 0), target_ND=target)
+        widths = (2, 4) if architecture == "crosscoder" else None
+        trainer.ingest(rows, (0, 0, 0), target_ND=target, hook_widths=widths)
         trainer.train(max_steps=2, wait_for_fill=False)
         written = trainer.save(folder / architecture, sync=False)
         assert written is not None

@@ -116,6 +116,8 @@ class SparseAutoencoder(nn.Module, ABC):
         self.W_enc = nn.Parameter(W_enc_FD.t())
         self.register_parameter(self.encoder_bias_name, nn.Parameter(torch.zeros(self.d_sae)))
         self.b_dec = nn.Parameter(torch.zeros(self.d_out))
+        self.parts: tuple[slice, ...] = (slice(0, self.d_out),)
+        """The columns of each hook that is reconstructed: one hook, but for a crosscoder."""
         self.outlier_norm = math.inf
         """Rows of a larger norm are left alone; infinity: none. In units of the rows that it takes."""
 

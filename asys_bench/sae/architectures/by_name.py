@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
+from asys_bench.sae.architectures.crosscoder import Crosscoder
 from asys_bench.sae.architectures.gated import GatedSAE
 from asys_bench.sae.architectures.jumprelu import JumpReLUSAE
 from asys_bench.sae.architectures.matryoshka import MatryoshkaSAE
@@ -19,6 +20,7 @@ AUTOENCODERS: dict[str, type[SparseAutoencoder]] = {
 ARCHITECTURES: dict[str, type[SparseAutoencoder]] = {
     **AUTOENCODERS,
     SkipTranscoder.name: SkipTranscoder,
+    Crosscoder.name: Crosscoder,
 }
 BY_SAELENS_NAME: dict[str, type[SparseAutoencoder]] = {
     sae.saelens_name: sae for sae in ARCHITECTURES.values() if sae.reads_saelens

@@ -5,6 +5,11 @@
                             b_enc[F]; threshold[F] (jumprelu, batchtopk, matryoshka, transcoder);
                             b_gate, b_mag, r_mag[F] instead of b_enc (gated); W_skip[D_out,D]
 
+A crosscoder (architecture `asys_crosscoder`) is ours alone: cfg.json's `hook_widths` are the columns
+of each hook in W_enc[D, F] (encoder), W_dec[F, D] and b_dec[D] (a decoder per hook), in the order of
+`hook_names` in the metadata; b_enc[F] and threshold[F] as of batchtopk. It takes the raw rows of all
+hooks side by side.
+
 metadata.outlier_norm, where there is one: rows of a larger norm pass through unchanged, which
 SAELens does not know of. The input scaling is folded in, so the SAE takes raw rows and
 `normalize_activations` is "none". Read

@@ -65,6 +65,12 @@ def read_saelens(folder: Path | str) -> SAEWeights:
         threshold = float(tensors.pop("topk_threshold"))
         metadata = {"training_architecture": architecture, **metadata}
         architecture = "standard"  # all but the choice of features, which comes last
+    if architecture == "asys_crosscoder":
+        raise ExchangeError(
+            str(cfg_path),
+            "it is a crosscoder, and no other library has a format for one",
+            "read it with asys_bench.sae.load_sae; its two files are documented there",
+        )
     if architecture not in TENSORS:
         raise ExchangeError(
             str(cfg_path),

@@ -14,7 +14,7 @@ import torch
 from asys_bench.sae.architectures.base import SparseAutoencoder, StepContext, StepResult
 from asys_bench.sae.architectures.by_name import build_sae
 from asys_bench.sae.architectures.data_start import FIT_ROWS
-from asys_bench.sae.architectures.scaling import InputScaling, PairScaling, RowScaling
+from asys_bench.sae.architectures.scaling import InputScaling, JointScaling, PairScaling, RowScaling
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, pick, put, tensor_of
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.training.dead_features import DeadFeatures, resample_, round_after
@@ -45,10 +45,7 @@ class Learner:
     ) -> None:
         self.config, self._device = config, device.tensors
         self.sae: SparseAutoencoder = build_sae(config, d_in, d_out).moved(device.tensors)
-        identity = InputScaling.identity(d_in)
-        self.scaling: RowScaling = (
-            identity if d_out is None else PairScaling(identity, InputScaling.identity(d_out))
-        )
+        self.scaling = _identity(config, d_in, d_out)
         """From raw rows to what the SAE works on."""
         self._columns_of: RowScaling | None = None
         self.steps = 0
@@ -212,7 +209,7 @@ class Learner:
             "features_resampled": self.features_resampled,
             "rng": self._generator.get_state(),
         }
-        for name, scaling in _scalings(self.scaling).items():
+        for name, scaling in self.scaling.parts.items():
             state[f"scale{name}"], state[f"center{name}"] = scaling.scale, scaling.center_D
         return state | self._weights_state()
 
@@ -224,9 +221,9 @@ class Learner:
             name: InputScaling(
                 number_of(state, f"scale{name}"), tensor_of(state, f"center{name}").clone()
             )
-            for name in _scalings(self.scaling)
+            for name in self.scaling.parts
         }
-        self.scaling = parts[""] if len(parts) == 1 else PairScaling(parts[""], parts["_out"])
+        self.scaling = self.scaling.with_parts(parts)
         self.steps = int(number_of(state, "steps"))
         self._next_round = round_after(self.steps, self.config.resample_every_steps)
         self.steps_skipped = int(number_of(state, "steps_skipped"))
@@ -237,9 +234,9 @@ class Learner:
         self.mark_good()
 
 
-def _scalings(scaling: RowScaling) -> dict[str, InputScaling]:
-    """The scalings that a state keeps, by the suffix of their entries."""
-    if isinstance(scaling, PairScaling):
-        return {"": scaling.input, "_out": scaling.output}
-    assert isinstance(scaling, InputScaling)
-    return {"": scaling}
+def _identity(config: SAEConfig, d_in: int, d_out: int | None) -> RowScaling:
+    """The scaling of an SAE that has seen no rows."""
+    if config.hook_widths is not None:
+        return JointScaling.identity(config.hook_widths)
+    own = InputScaling.identity(d_in)
+    return own if d_out is None else PairScaling(own, InputScaling.identity(d_out))

@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from asys_bench.sae.architectures.scaling import InputScaling, PairScaling
+from asys_bench.sae.architectures.scaling import InputScaling, JointScaling, PairScaling
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, pick, put, tensor_of
 
 LEAST_SQUARE = 1e-24
@@ -197,6 +198,52 @@ class PairNormalizer:
         """Raises ValueError when the state is not of rows of these widths."""
         self._input.load_state_dict(pick(state, "input"))
         self._output.load_state_dict(pick(state, "output"))
+
+
+class JointNormalizer:
+    """Running mean and scale of a crosscoder's rows: a `Normalizer` for each hook's columns."""
+
+    def __init__(
+        self, widths: Sequence[int], mode: Literal["none", "std", "norm"], window_rows: int
+    ) -> None:
+        self._widths = list(widths)
+        self._hooks = tuple(Normalizer(width, mode, window_rows) for width in widths)
+
+    def update(
+        self, rows_ND: torch.Tensor, weight_N: torch.Tensor, norm_N: torch.Tensor | None = None
+    ) -> None:
+        """Take in finite rows; row i counts as `weight_N[i]` > 0 rows. norm_N is of whole rows, and
+        no hook's."""
+        for hook, part_ND in zip(self._hooks, torch.split(rows_ND, self._widths, 1), strict=True):
+            hook.update(part_ND, weight_N)
+
+    @property
+    def variance(self) -> float:
+        """E||x - mean||^2 of scaled rows, over the square of `JointScaling.scale`, so that it is to
+        that scale what an autoencoder's is to its own."""
+        own = sum(hook.variance * hook.scale**2 for hook in self._hooks)
+        return own / self.scaling.scale**2
+
+    @property
+    def drift(self) -> float:
+        """The largest one of the hooks; see `Normalizer.drift`."""
+        return max(hook.drift for hook in self._hooks)
+
+    @property
+    def scaling(self) -> JointScaling:
+        """What the crosscoder should see of raw rows now."""
+        return JointScaling(tuple(hook.scaling for hook in self._hooks))
+
+    def state_dict(self) -> StateDict:
+        state: StateDict = {}
+        for index, hook in enumerate(self._hooks):
+            put(state, f"hook_{index}", hook.state_dict())
+        return state
+
+    def load_state_dict(self, state: StateDict) -> None:
+        """Raises ValueError when the state is not of rows of these widths."""
+        for index, hook in enumerate(self._hooks):
+            hook.load_state_dict(pick(state, f"hook_{index}"))
 
 
 def geometric_median(

@@ -1,19 +1,20 @@
-"""Bringing together the packets of two hook points that saw the same forward pass.
+"""Bringing together the packets of several hook points that saw the same forward pass.
 
-A packet's moment is (source, shard, host step, weights version, microbatch, call index): two hooks on
-modules that are each called once per forward pass count their calls alike. Packets wait for their
-partner, oldest out first.
+A packet's moment is (source, shard, host step, weights version, microbatch, call index): hooks on
+modules that are each called once per forward pass count their calls alike. Packets wait for those of
+the other hooks, oldest out first.
 
-Hooks that share a coin (`contracts.coin`) keep a call together with the smaller of their rates, so a pair
-stands for 1 / min(rate, rate) rows. Hooks with coins of their own, and all of earlier versions, lose
-partners: a pair stands for 1 / (rate x rate) rows.
+Hooks that share a coin (`contracts.coin`) keep a call together with the smallest of their rates, so a
+joint row stands for 1 / min(rates) rows. Hooks with coins of their own, and all of earlier versions,
+lose partners: it stands for 1 / (rate x rate x ...) rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from asys_bench.sae.training.held_out import PacketKey
 
 
 class Moment(NamedTuple):
-    """When and where a packet was captured, as far as two hooks share it."""
+    """When and where a packet was captured, as far as hooks share it."""
 
     source: int
     shard: int
@@ -32,19 +33,8 @@ class Moment(NamedTuple):
     call_index: int
 
 
-class Side(Enum):
-    """Which of the two hooks."""
-
-    INPUT = "input"
-    OUTPUT = "output"
-
-    @property
-    def other(self) -> Side:
-        return Side.OUTPUT if self is Side.INPUT else Side.INPUT
-
-
 @dataclass(frozen=True, slots=True)
-class Half:
+class HookRows:
     """One hook's rows of a moment."""
 
     rows: torch.Tensor
@@ -54,72 +44,109 @@ class Half:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """Both hooks' rows of a moment; the key is the input packet's.
+class JointRows:
+    """All hooks' rows of a moment, in the order of the hooks; the key is the first packet's.
 
     weight: rows that each row stands for.
     """
 
-    input: Half
-    output: Half
+    hooks: tuple[HookRows, ...]
     weight: float
 
+    def __getitem__(self, part: slice) -> JointRows:
+        """Some of the rows, of every hook alike (views)."""
+        return replace(
+            self, hooks=tuple(replace(hook, rows=hook.rows[part]) for hook in self.hooks)
+        )
 
-class PairMatcher:
-    """Packets of both sides in, pairs out.
+    @property
+    def key(self) -> PacketKey:
+        return self.hooks[0].key
 
-    shared_coin: whether one coin decided on both hooks' calls.
-    most_waiting: packets that wait at once. refuse_after: packets without any pair after which
+    @property
+    def weights_version(self) -> int:
+        return self.hooks[0].weights_version
+
+    def side_by_side(self) -> torch.Tensor:
+        """float32[N, D_1 + ... + D_n]: what a crosscoder takes.
+
+        Raises:
+            ValueError: the hooks have different numbers of rows.
+        """
+        parts = [hook.rows.reshape(-1, hook.rows.shape[-1]).float() for hook in self.hooks]
+        counts = [len(part) for part in parts]
+        if len(set(counts)) > 1:
+            raise ValueError(f"the hooks have {counts} rows of one moment, which cannot be joined")
+        return torch.cat(parts, 1)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Columns of each hook."""
+        return tuple(hook.rows.shape[-1] for hook in self.hooks)
+
+
+class MomentMatcher:
+    """Packets of several hooks in, joint rows out.
+
+    hooks: at least two. shared_coin: whether one coin decided on all hooks' calls.
+    most_waiting: packets that wait at once. refuse_after: packets without any match after which
     `problem` says what is wrong.
     """
 
     def __init__(
         self,
-        input_hook: str,
-        output_hook: str,
+        hooks: Sequence[str],
         *,
         shared_coin: bool,
         most_waiting: int = 256,
         refuse_after: int = 4096,
     ) -> None:
-        self.hooks = {Side.INPUT: input_hook, Side.OUTPUT: output_hook}
+        self.hooks = tuple(hooks)
         self._shared_coin = shared_coin
         self._most, self._refuse_after = most_waiting, refuse_after
-        self._waiting: OrderedDict[tuple[Moment, Side], Half] = OrderedDict()
-        self._offered = {Side.INPUT: 0, Side.OUTPUT: 0}
+        self._waiting: OrderedDict[Moment, dict[int, HookRows]] = OrderedDict()
+        self._packets = 0
+        self._offered = [0] * len(self.hooks)
         self.matched = 0
         self.unmatched = 0
-        """Packets given up on: their partner never came, or came too late."""
+        """Packets given up on: one of their moment never came, or came too late."""
 
-    def offer(self, side: Side, moment: Moment, half: Half) -> Pair | None:
-        """Take a packet (its rows are kept: no views); the pair if its partner was waiting."""
-        self._offered[side] += 1
-        partner = self._waiting.pop((moment, side.other), None)
-        if partner is not None:
+    def offer(self, index: int, moment: Moment, rows: HookRows) -> JointRows | None:
+        """Take a packet of `hooks[index]` (its rows are kept: no views); the joint rows if it was the
+        last one that its moment waited for."""
+        self._offered[index] += 1
+        held = self._waiting.setdefault(moment, {})
+        self._packets += index not in held
+        held[index] = rows
+        if len(held) == len(self.hooks):
             self.matched += 1
-            both = (half, partner) if side is Side.INPUT else (partner, half)
-            weights = (half.weight, partner.weight)
-            return Pair(*both, max(weights) if self._shared_coin else weights[0] * weights[1])
-        self._waiting[moment, side] = half
-        if len(self._waiting) > self._most:
-            self._waiting.popitem(last=False)
-            self.unmatched += 1
+            del self._waiting[moment]
+            self._packets -= len(held)
+            found = tuple(held[at] for at in range(len(self.hooks)))
+            weights = [hook.weight for hook in found]
+            return JointRows(found, max(weights) if self._shared_coin else math.prod(weights))
+        while self._packets > self._most:
+            _, oldest = self._waiting.popitem(last=False)
+            self._packets -= len(oldest)
+            self.unmatched += len(oldest)
         return None
 
     @property
     def problem(self) -> str | None:
-        """Why pairs cannot come about, with the fix; None while they do or may."""
-        offered = self._offered
-        if self.matched or sum(offered.values()) < self._refuse_after:
+        """Why no moment is complete, with the fix; None while one was or may yet be."""
+        offered = sum(self._offered)
+        if self.matched or offered < self._refuse_after:
             return None
-        for side, hook in self.hooks.items():
-            if offered[side] == 0:
-                return (
-                    f"no packet of {hook!r} in {offered[side.other]} of {self.hooks[side.other]!r}: "
-                    "hook both, and let one worker have both (sinks.<name>.workers: 1)"
-                )
+        missing = [
+            name for name, count in zip(self.hooks, self._offered, strict=True) if count == 0
+        ]
+        if missing:
+            return (
+                f"no packet of {', '.join(map(repr, missing))} in {offered} of the others of "
+                f"{list(self.hooks)}: hook all of them, and let one worker have all "
+                "(sinks.<name>.workers: 1)"
+            )
         return (
-            f"no two of {offered[Side.INPUT]} + {offered[Side.OUTPUT]} packets of "
-            f"{self.hooks[Side.INPUT]!r} and {self.hooks[Side.OUTPUT]!r} are of one moment: hook "
-            "modules that are called equally often, with one coin (hooks[].sampling.coin: shared)"
+            f"no packets of {list(self.hooks)} are of one moment, in {offered}: hook modules that are "
+            "called equally often, with one coin (hooks[].sampling.coin: shared)"
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,13 @@ from asys_bench.sae.checkpoint.checkpoint_files import (
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore, check_seal
 from asys_bench.sae.checkpoint.native_format import save_sae
 from asys_bench.sae.checkpoint.trainer_state import TrainerState, read_state, write_state
-from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.config import OF_SEVERAL_HOOKS, SAEConfig
 from asys_bench.sae.footprint import footprint
 from asys_bench.sae.metrics import SAEMetrics, measure
 from asys_bench.sae.training.device import CPU, DeviceMemoryError, TrainingDevice
 from asys_bench.sae.training.held_out import PacketKey
 from asys_bench.sae.training.intake import RowBlock, split_usable
+from asys_bench.sae.training.pairing import JointRows
 from asys_bench.sae.training.running_metrics import RunningMetrics, feature_survival
 from asys_bench.sae.training.trainer_parts import TrainerParts
 
@@ -51,8 +52,10 @@ log = logging.getLogger(__name__)
 class SAETrainer:
     """Trains one SAE. `model_name` and `hook_name` go into the checkpoint's metadata.
 
-    text: token ids travel beside the rows (see `outliers`). device: where it trains; what does not fit
-    there raises DeviceMemoryError from every method that needs it.
+    hook_names: of an SAE of several hooks, all of them in order; the first is `hook_name`.
+    text: token ids travel beside the rows (see `outliers`).
+    device: where it trains; what does not fit there raises DeviceMemoryError from every method that
+    needs it.
     """
 
     def __init__(
@@ -61,11 +64,13 @@ class SAETrainer:
         model_name: str = "",
         hook_name: str = "",
         *,
+        hook_names: Sequence[str] = (),
         text: bool = False,
         device: TrainingDevice = CPU,
     ) -> None:
         self.config, self._text, self.device = config, text, device
         self.model_name, self.hook_name = model_name, hook_name
+        self.hook_names = tuple(hook_names)
         self._hook: TrainerParts | None = None
         self._budget_rows = 0.0
         self._counts = dict.fromkeys(_COUNTERS, 0)
@@ -104,6 +109,7 @@ class SAETrainer:
         weight: float = 1.0,
         *,
         target_ND: torch.Tensor | None = None,
+        hook_widths: tuple[int, ...] | None = None,
         host_step: int = 0,
         weights_version: int = 0,
         part_of: tuple[int, int] | None = None,
@@ -115,26 +121,20 @@ class SAETrainer:
         key: (source, shard, seq) of the packet.
         weight: rows each row stands for (1 / sampling rate), finite and > 0.
         target_ND: for a transcoder (and only there) the other hook's rows, [..., D_out].
+        hook_widths: for a crosscoder (and only there) the columns of each hook, whose rows lie side by
+            side; they add up to D.
         host_step, weights_version: when the packet was captured.
         part_of: (index of the first of these rows, rows of the whole packet) when it comes in parts.
 
         Raises:
-            ValueError: another D than before, D = 0, complex rows, a bad weight, or a target that is
-                missing, not wanted, or of another number of rows.
+            ValueError: another D (or split into hooks) than before, D = 0, complex rows, a bad weight,
+                or a target or split that is missing, not wanted, or does not fit the rows.
         """
         if not 0.0 < weight < math.inf:
             raise ValueError(f"weight {weight} is not a positive finite number")
         rows_ND = _flat(rows_ND)
         width, width_out = rows_ND.shape[1], None
-        if (target_ND is not None) != (self.config.architecture == "skip_transcoder"):
-            raise ValueError(
-                f"architecture {self.config.architecture!r} "
-                + (
-                    "needs the rows of a second hook"
-                    if target_ND is None
-                    else "takes one hook's rows"
-                )
-            )
+        self._check_hooks(target_ND is not None, hook_widths, width)
         if target_ND is not None:
             target_ND = _flat(target_ND)
             width_out = target_ND.shape[1]
@@ -143,12 +143,14 @@ class SAETrainer:
                     f"{len(rows_ND)} input rows cannot be paired with {len(target_ND)} output rows"
                 )
         if self._unfed is not None:
-            self._compare_widths(self._unfed, width, width_out)
+            self._compare_widths(self._unfed, width, width_out, hook_widths)
         if self._hook is None:
-            self._hook = self._parts(width, width_out)
+            self.config = self.config.model_copy(update={"hook_widths": hook_widths})
+            self._hook = self._parts(self.config, width, width_out)
         hook = self._hook
-        if (width, width_out) != (hook.d_in, hook.d_out):
-            now, before = _widths(width, width_out), _widths(hook.d_in, hook.d_out)
+        known = hook.d_in, hook.d_out, self.config.hook_widths
+        if (width, width_out, hook_widths) != known:
+            now, before = _widths(width, width_out, hook_widths), _widths(*known)
             raise ValueError(f"rows are {now} wide; earlier ones of this hook were {before}")
         if target_ND is not None:
             owned_ND = torch.cat([rows_ND.float(), target_ND.float()], 1)
@@ -169,21 +171,66 @@ class SAETrainer:
         if hook.intake.waiting >= BLOCK_ROWS:
             self._absorb(hook)
 
-    def _parts(self, d_in: int, d_out: int | None) -> TrainerParts:
+    def ingest_joint(
+        self, joint: JointRows, *, host_step: int = 0, part_of: tuple[int, int] | None = None
+    ) -> None:
+        """`ingest` of the rows of several hooks at one moment: a transcoder's [input, output], or a
+        crosscoder's, in the order of its hooks.
+
+        Raises:
+            ValueError: as `ingest`, or the hooks have different numbers of rows.
+        """
+        more: dict[str, Any] = {
+            "host_step": host_step, "weights_version": joint.weights_version, "part_of": part_of
+        }  # fmt: skip
+        if self.config.architecture == "skip_transcoder":
+            rows, target = (hook.rows for hook in joint.hooks)
+            self.ingest(rows, joint.key, joint.weight, target_ND=target, **more)
+        else:
+            rows, widths = joint.side_by_side(), joint.widths
+            self.ingest(rows, joint.key, joint.weight, hook_widths=widths, **more)
+
+    def _parts(self, config: SAEConfig, d_in: int, d_out: int | None) -> TrainerParts:
         """Raises DeviceMemoryError: the device has no room for them."""
-        size = footprint(self.config, d_in, d_out)
+        size = footprint(config, d_in, d_out)
         self.device.require(self.hook_name, size)
         with self.device.holding(self.hook_name, size):
-            return TrainerParts(self.config, d_in, d_out, text=self._text, device=self.device)
+            return TrainerParts(config, d_in, d_out, text=self._text, device=self.device)
 
     def _holding(self, hook: TrainerParts) -> AbstractContextManager[None]:
         return self.device.holding(self.hook_name, footprint(self.config, hook.d_in, hook.d_out))
 
-    def _compare_widths(self, checkpoint: Path, d_in: int, d_out: int | None) -> None:
+    def _check_hooks(
+        self, has_target: bool, hook_widths: tuple[int, ...] | None, width: int
+    ) -> None:
+        """Raises ValueError: rows of other hooks than this architecture takes."""
+        name = self.config.architecture
+        has = "skip_transcoder" if has_target else "crosscoder" if hook_widths is not None else ""
+        if (name if name in OF_SEVERAL_HOOKS else "") != has:
+            wants = {
+                "skip_transcoder": "needs the rows of a second hook",
+                "crosscoder": "needs the rows of several hooks side by side (hook_widths)",
+            }
+            raise ValueError(
+                f"architecture {name!r} " + wants.get(name, "takes one hook's rows, and no others")
+            )
+        if hook_widths is not None and (
+            min(hook_widths, default=0) < 1 or sum(hook_widths) != width
+        ):
+            raise ValueError(
+                f"hook_widths {list(hook_widths)} do not add up to rows of width {width}"
+            )
+
+    def _compare_widths(
+        self, checkpoint: Path, d_in: int, d_out: int | None, hook_widths: tuple[int, ...] | None
+    ) -> None:
         """Let go of a checkpoint that is of other rows than the first ones that come."""
         hook, self._unfed = self._hook, None
-        if hook is not None and (d_in, d_out) != (hook.d_in, hook.d_out):
-            now, before = _widths(d_in, d_out), _widths(hook.d_in, hook.d_out)
+        if hook is None:
+            return
+        known = hook.d_in, hook.d_out, self.config.hook_widths
+        if (d_in, d_out, hook_widths) != known:
+            now, before = _widths(d_in, d_out, hook_widths), _widths(*known)
             self._begin_anew(checkpoint, f"its rows were {before} wide, and these are {now}")
 
     def _begin_anew(self, checkpoint: Path, reason: str) -> None:
@@ -390,6 +437,7 @@ class SAETrainer:
         about = {
             "model_name": self.model_name,
             "hook_name": self.hook_name,
+            **({"hook_names": list(self.hook_names)} if self.hook_names else {}),
             "training_steps": self.steps,
             "training_rows": self._counts["rows_trained"],
             **({} if math.isnan(survival) else {"feature_survival": survival}),
@@ -450,7 +498,8 @@ class SAETrainer:
         self._restore(checkpoint, read_state(checkpoint))
 
     def _restore(self, path: Path, saved: TrainerState) -> None:
-        ours, theirs = self.config, saved.config
+        theirs = saved.config
+        ours = self.config.model_copy(update={"hook_widths": theirs.hook_widths})
         same = ("architecture", "k") if ours.architecture == "topk" else ("architecture",)
         for field in same:
             if getattr(ours, field) != getattr(theirs, field):
@@ -461,7 +510,7 @@ class SAETrainer:
         if saved.hook_name and self.hook_name and saved.hook_name != self.hook_name:
             raise CheckpointError(path, f"is of hook {saved.hook_name!r}, not {self.hook_name!r}")
         try:
-            hook = self._parts(saved.d_in, saved.d_out)
+            hook = self._parts(ours, saved.d_in, saved.d_out)
             with_buffer = "buffer.rows" in saved.state
             with self._holding(hook):
                 for name, part in hook.stateful(with_buffer).items():
@@ -479,6 +528,7 @@ class SAETrainer:
         except Exception as error:  # whatever a state does to a part, another one is tried
             reason = f"does not fit this configuration: {type(error).__name__}: {error}"
             raise CheckpointError(path, reason) from error
+        self.config = ours
         self._hook, self._budget_rows, self._counts = (
             hook,
             budget_rows,
@@ -501,5 +551,7 @@ def _flat(rows: torch.Tensor) -> torch.Tensor:
     return rows.detach().reshape(-1, rows.shape[-1])
 
 
-def _widths(d_in: int, d_out: int | None) -> str:
+def _widths(d_in: int, d_out: int | None, hook_widths: tuple[int, ...] | None) -> str:
+    if hook_widths is not None:
+        return " + ".join(str(width) for width in hook_widths)
     return f"{d_in}" if d_out is None else f"{d_in} -> {d_out}"

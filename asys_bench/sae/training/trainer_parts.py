@@ -12,7 +12,7 @@ from asys_bench.sae.training.feed import feed_of
 from asys_bench.sae.training.held_out import HeldOut
 from asys_bench.sae.training.intake import Intake
 from asys_bench.sae.training.learner import Learner
-from asys_bench.sae.training.normalizer import Normalizer, PairNormalizer
+from asys_bench.sae.training.normalizer import JointNormalizer, Normalizer, PairNormalizer
 from asys_bench.sae.training.outliers import OutlierGate
 from asys_bench.sae.training.running_metrics import FVUWindow, MixingMeter
 
@@ -57,9 +57,11 @@ class TrainerParts:
         self.window = FVUWindow(config.window_rows)
         self.mixing = MixingMeter()
 
-    def new_normalizer(self) -> Normalizer | PairNormalizer:
+    def new_normalizer(self) -> Normalizer | PairNormalizer | JointNormalizer:
         """One that has seen no rows."""
         mode, window = self._config.normalize, self._config.normalizer_window_rows
+        if self._config.hook_widths is not None:
+            return JointNormalizer(self._config.hook_widths, mode, window)
         if self.d_out is None:
             return Normalizer(self.d_in, mode, window)
         return PairNormalizer(self.d_in, self.d_out, mode, window)

@@ -11,11 +11,13 @@ from pydantic import BaseModel, Field, model_validator
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.sink import Misfit, PlannedSAE
 from asys_bench.sae import SAEConfig
+from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sinks.sae.device_options import DeviceOptions
 from asys_bench.sinks.sae.live_evaluation import LiveEvaluationOptions
 from asys_bench.sinks.sae.start import StartFrom, StartsByHook, start_for, unusable
 
-TRANSCODER = "skip_transcoder"
+TRANSCODER, CROSSCODER = OF_SEVERAL_HOOKS
+_LISTS = {TRANSCODER: "transcoders", CROSSCODER: "crosscoders"}
 
 
 class TranscoderOptions(BaseModel, extra="forbid", frozen=True):
@@ -32,6 +34,34 @@ class TranscoderOptions(BaseModel, extra="forbid", frozen=True):
     def label(self) -> str:
         """Its name in metrics and folders."""
         return f"{self.input}->{self.output}"
+
+    @property
+    def hooks(self) -> tuple[str, str]:
+        """Input, then output."""
+        return self.input, self.output
+
+
+class CrosscoderOptions(BaseModel, extra="forbid", frozen=True):
+    """One crosscoder: the same features for the rows of several hooks."""
+
+    hooks: tuple[str, ...] = Field(
+        min_length=2, description="names of the hooks, in the order of its columns; at least two"
+    )
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        description="its name in metrics and folders; unset: the hooks' names with + between them",
+    )
+    sae: dict[str, Any] = Field(
+        default_factory=dict,
+        description="fields of `sae` that differ for it; architecture is crosscoder, d_in the sum of "
+        "the hooks' widths",
+    )
+
+    @property
+    def label(self) -> str:
+        """Its name in metrics and folders."""
+        return self.name or "+".join(self.hooks)
 
 
 class SAETrainerOptions(DeviceOptions):
@@ -53,15 +83,21 @@ class SAETrainerOptions(DeviceOptions):
         description="skip transcoders between two hooks of this sink; both hooks must be with one "
         "worker",
     )
+    crosscoders: list[CrosscoderOptions] = Field(
+        default_factory=list,
+        description="crosscoders over several hooks of this sink; all of them must be with one worker",
+    )
     start_from: StartsByHook = Field(
         default_factory=dict,
         description="SAEs to go on from instead of random weights: `{path: ..., format: ...}` for "
         "every hook, or fnmatch glob over hooks (or SAEs: `<hook>#<variant>`, `<input>-><output>`) "
-        "-> that, or -> a path; the last glob that matches wins. `d_sae` comes from the SAE; "
+        "-> that, or -> a path; the last glob that matches wins. Not of crosscoders. `d_sae` comes "
+        "from the SAE; "
         "optimizer and input scale are new. A run that was killed resumes its own checkpoints",
     )
     plain_saes: bool = Field(
-        default=True, description="train SAEs of the single hooks (false: transcoders only)"
+        default=True,
+        description="train SAEs of the single hooks (false: transcoders and crosscoders only)",
     )
     max_lag_s: float = Field(
         default=10.0,
@@ -96,10 +132,11 @@ class SAETrainerOptions(DeviceOptions):
     @model_validator(mode="after")
     def _all_fit(self) -> Self:
         """Every combination that can be asked for is valid before anything runs."""
-        if self.sae.architecture == TRANSCODER:
+        if self.sae.architecture in OF_SEVERAL_HOOKS:
             raise ValueError(
-                "sae.architecture skip_transcoder needs two hooks: list it under `transcoders` and "
-                "choose another architecture for `sae` (or plain_saes: false)"
+                f"sae.architecture {self.sae.architecture} needs several hooks: list it under "
+                f"`{_LISTS[self.sae.architecture]}` and choose another architecture for `sae` (or "
+                "plain_saes: false)"
             )
         for glob in self.overrides:
             self._check_plain(f"overrides[{glob!r}]", self.for_hook(glob))
@@ -107,37 +144,44 @@ class SAETrainerOptions(DeviceOptions):
                 self._check_plain(f"variants[{variant!r}]", self.for_hook(glob, variant))
         for variant in self.variants:
             self._check_plain(f"variants[{variant!r}]", self.for_hook("", variant))
-        for transcoder in self.transcoders:
-            self.for_transcoder(transcoder)
+        for coder in self._coders:
+            self.for_several_hooks(coder)
+        for crosscoder in self.crosscoders:
+            if len(set(crosscoder.hooks)) < len(crosscoder.hooks):
+                raise ValueError(f"crosscoder {crosscoder.label!r} names a hook twice")
         return self
+
+    @property
+    def _coders(self) -> tuple[TranscoderOptions | CrosscoderOptions, ...]:
+        return (*self.transcoders, *self.crosscoders)
 
     @staticmethod
     def _check_plain(place: str, config: SAEConfig) -> None:
-        if config.architecture == TRANSCODER:
-            raise ValueError(f"{place}: skip_transcoder needs two hooks; list it in `transcoders`")
+        name = config.architecture
+        if name in OF_SEVERAL_HOOKS:
+            raise ValueError(f"{place}: {name} needs several hooks; list it in `{_LISTS[name]}`")
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
-        """A GPU that cannot be used, transcoders whose hooks may not meet, and SAEs to start from that
-        do not fit."""
+        """A GPU that cannot be used, SAEs of several hooks that may not meet, and SAEs to start from
+        that do not fit."""
         yield from super().misfits(workers, hooks)
-        for index, transcoder in enumerate(self.transcoders):
-            for side in ("input", "output"):
-                name = getattr(transcoder, side)
-                if not any(matches(name, glob) for glob in hooks):
-                    yield Misfit(
-                        ("options", "transcoders", index, side),
-                        f"this sink does not get that hook: its `hooks` are {list(hooks)}",
-                        name,
-                        "add it to the sink's `hooks`",
-                    )
-        if self.transcoders and workers > 1:
+        for path, name in self._hooks_by_place():
+            if not any(matches(name, glob) for glob in hooks):
+                yield Misfit(
+                    ("options", *path),
+                    f"this sink does not get that hook: its `hooks` are {list(hooks)}",
+                    name,
+                    "add it to the sink's `hooks`",
+                )
+        coders = self._coders
+        if coders and workers > 1:
             yield Misfit(
                 ("workers",),
-                "workers share the hooks among them, so the two hooks of "
-                f"{self.transcoders[0].label} may be with different ones, and a transcoder needs both",
+                f"workers share the hooks among them, so the hooks of {coders[0].label} may be with "
+                "different ones, and it needs the rows of all",
                 workers,
-                "set it to 1, or move the transcoders to a sink of their own with one worker and "
-                "`plain_saes: false`",
+                "set it to 1, or move the transcoders and crosscoders to a sink of their own with one "
+                "worker and `plain_saes: false`",
             )
         configs = {glob: self._configs_at(glob) for glob in self.start_from}
         for glob, start, error in unusable(self.start_from, configs):
@@ -149,12 +193,21 @@ class SAETrainerOptions(DeviceOptions):
                 getattr(error, "alternative", "name another one"),
             )
 
+    def _hooks_by_place(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """Where each hook of an SAE of several is named, and its name."""
+        for index, transcoder in enumerate(self.transcoders):
+            yield ("transcoders", index, "input"), transcoder.input
+            yield ("transcoders", index, "output"), transcoder.output
+        for index, crosscoder in enumerate(self.crosscoders):
+            for place, name in enumerate(crosscoder.hooks):
+                yield ("crosscoders", index, "hooks", place), name
+
     def _configs_at(self, glob: str) -> dict[str, SAEConfig]:
         """Label -> configuration of the SAEs that an entry of `start_from` is for, as far as that
         can be said without a model."""
         for transcoder in self.transcoders:
             if transcoder.label == glob:
-                return {glob: self.for_transcoder(transcoder)}
+                return {glob: self.for_several_hooks(transcoder)}
         for variant in self.variants:
             if glob.endswith(f"#{variant}"):
                 return {glob: self.for_hook(glob.removesuffix(f"#{variant}"), variant)}
@@ -174,23 +227,28 @@ class SAETrainerOptions(DeviceOptions):
             ValueError: two SAEs would have one name.
         """
         labels = [label for hook in hooks for label in self.saes_of(hook)]
-        labels += [transcoder.label for transcoder in self.transcoders]
+        labels += [coder.label for coder in self._coders]
         twice = [label for label, number in Counter(labels).items() if number > 1]
         if twice:
             raise ValueError(
-                f"two SAEs would be called {twice[0]!r}: a hook, a variant (`<hook>#<name>`) or a "
-                "transcoder (`<input>-><output>`); rename the variant, or leave one of the two out"
+                f"two SAEs would be called {twice[0]!r}: a hook, a variant (`<hook>#<name>`), a "
+                "transcoder (`<input>-><output>`) or a crosscoder; rename one, or leave one out"
             )
         return labels
 
     def planned_saes(self, hooks: Sequence[str]) -> Iterator[PlannedSAE]:
-        """SAEs of these hooks, then transcoders."""
+        """SAEs of these hooks, then those of several hooks."""
         for hook in hooks:
             for label, config in self.saes_of(hook).items():
                 yield PlannedSAE(label, hook, config, device=self.device)
-        for coder in self.transcoders:
-            config = self.for_transcoder(coder)
-            yield PlannedSAE(coder.label, coder.input, config, coder.output, self.device)
+        yield from self.saes_of_several_hooks()
+
+    def saes_of_several_hooks(self) -> Iterator[PlannedSAE]:
+        """Transcoders, then crosscoders."""
+        for coder in self._coders:
+            first, *others = coder.hooks
+            config = self.for_several_hooks(coder)
+            yield PlannedSAE(coder.label, first, config, tuple(others), self.device)
 
     def for_hook(self, hook: str, variant: str | None = None) -> SAEConfig:
         """The configuration of one hook's SAE.
@@ -214,8 +272,8 @@ class SAETrainerOptions(DeviceOptions):
             return {hook: self.for_hook(hook)}
         return {f"{hook}#{name}": self.for_hook(hook, name) for name in self.variants}
 
-    def for_transcoder(self, transcoder: TranscoderOptions) -> SAEConfig:
-        """The configuration of one transcoder.
+    def for_several_hooks(self, coder: TranscoderOptions | CrosscoderOptions) -> SAEConfig:
+        """The configuration of one transcoder or crosscoder.
 
         Raises:
             ValueError: its fields do not fit.
@@ -223,4 +281,5 @@ class SAETrainerOptions(DeviceOptions):
         merged = self.sae.model_dump(exclude_unset=True)
         for only_plain in ("architecture", "target_l0", "matryoshka_widths"):
             merged.pop(only_plain, None)
-        return SAEConfig.model_validate(merged | {"architecture": TRANSCODER} | transcoder.sae)
+        name = TRANSCODER if isinstance(coder, TranscoderOptions) else CROSSCODER
+        return SAEConfig.model_validate(merged | {"architecture": name} | coder.sae)

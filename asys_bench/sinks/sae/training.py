@@ -29,7 +29,7 @@ M = TypeVar("M", Gauge, Counter)
 
 
 class Training:
-    """label: the hook's name, `<hook>#<variant>` or `<input>-><output>`; the last is `paired`."""
+    """label: the hook's name, `<hook>#<variant>` or `<input>-><output>`; the last has `others`."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Training:
         context: SinkContext,
         start: StartFrom | None = None,
         *,
-        paired: bool = False,
+        others: tuple[str, ...] = (),
         device: TrainingDevice = CPU,
     ) -> None:
         self.label = label
@@ -58,6 +58,7 @@ class Training:
             config,
             model_name=context.run_id,
             hook_name=hook,
+            hook_names=(hook, *others) if others else (),
             text=TOKENS in context.names(),
             device=device,
         )
@@ -87,7 +88,7 @@ class Training:
             return _or_private(lambda: slot.counter(name, hook=label), Counter)
 
         self.skipped_packets = counter("sae_skipped_packets")
-        self.unpaired_packets = counter("sae_unpaired_packets") if paired else None
+        self.unpaired_packets = counter("sae_unpaired_packets") if others else None
         self._rollbacks = counter("sae_rollbacks")
         self._over_budget = counter("sae_over_budget_rows")
         self._window_fvu = gauge("sae_window_fvu")

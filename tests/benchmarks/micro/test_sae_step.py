@@ -17,7 +17,9 @@ ARCHITECTURES = typing.get_args(SAEConfig.model_fields["architecture"].annotatio
 def test_step(benchmark, architecture):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(BATCH, D_IN, generator=generator)
-    learner = Learner(SAEConfig(architecture=architecture, d_sae=D_SAE, k=16), D_IN)
+    widths = (D_IN // 2, D_IN // 2) if architecture == "crosscoder" else None
+    config = SAEConfig(architecture=architecture, d_sae=D_SAE, k=16, hook_widths=widths)
+    learner = Learner(config, D_IN)
     learner.start(rows, InputScaling.identity(D_IN))
     weight = torch.ones(BATCH)
     benchmark.extra_info["rows"] = BATCH

@@ -15,7 +15,7 @@ from asys_bench.config.sections.hooks import SamplingConfig
 from asys_bench.contracts.coin import coin_key, toss
 from asys_bench.run.streams import coin_keys, plan_streams
 from asys_bench.sae.training.held_out import PacketKey
-from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sae.training.pairing import HookRows, Moment, MomentMatcher
 
 from .conftest import usable_bus
 from .test_text_inputs import EncoderDecoder, random_batch
@@ -139,7 +139,7 @@ def test_pairs_of_hooks_at_a_rate_of_0_3_lose_no_partner(rig, backend):
     for _ in range(1500):
         model(torch.ones(1, 3))
         observed.clock.step()
-    matcher = PairMatcher("0", "2", shared_coin=True)
+    matcher = MomentMatcher("02", shared_coin=True)
     captured, weights = 0, []
     for p in observed.packets():
         if p.name == "1":
@@ -147,8 +147,8 @@ def test_pairs_of_hooks_at_a_rate_of_0_3_lose_no_partner(rig, backend):
         captured += p.name == "0"
         key: PacketKey = (0, 0, 0)
         moment = Moment(0, 0, p.step, p.version, p.microbatch, p.call)
-        side = Side.INPUT if p.name == "0" else Side.OUTPUT
-        pair = matcher.offer(side, moment, Half(p.tensor, key, 1 / p.rate, p.version))
+        side = "02".index(p.name)
+        pair = matcher.offer(side, moment, HookRows(p.tensor, key, 1 / p.rate, p.version))
         weights += [pair.weight] if pair is not None else []
     assert observed.value("dropped", "0") == observed.value("dropped", "2") == 0
     assert matcher.matched == captured > 350

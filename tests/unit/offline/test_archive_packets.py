@@ -7,7 +7,7 @@ import torch
 
 from asys_bench.contracts.run_files import RUN_FILE, RUN_SCHEMA
 from asys_bench.offline import archive_packets, archived_rows
-from asys_bench.offline.archive_packets import paired_packets
+from asys_bench.offline.archive_packets import joint_packets
 from asys_bench.sinks.archive import open_archive
 
 HOOK = "policy.mlp"
@@ -43,10 +43,10 @@ def test_an_unknown_hook_lists_those_there_are(archive):
 
 def test_pairs_of_a_run_before_the_shared_coin_keep_the_weight_of_two_coins(make_run):
     run = make_run(rows=70, hooks=(1, 3))  # both at a rate of 0.5
-    assert {pair.weight for pair in paired_packets(open_archive(run), HOOK, "encoder")} == {4.0}
+    assert {pair.weight for pair in joint_packets(open_archive(run), (HOOK, "encoder"))} == {4.0}
     streams = [{"name": name, "coin": "shared"} for name in (HOOK, "encoder")]
     known = {"schema": RUN_SCHEMA, "run_id": "r", "hooks": [], "host_pid": 1, "streams": streams}
     (run / RUN_FILE).write_text(json.dumps(known))
-    pairs = list(paired_packets(open_archive(run), HOOK, "encoder"))
+    pairs = list(joint_packets(open_archive(run), (HOOK, "encoder")))
     assert {pair.weight for pair in pairs} == {2.0}
     assert len(pairs) == 10

@@ -106,7 +106,9 @@ def test_the_position_survives_in_the_checkpoint(archive, tmp_path):
 
 def test_a_transcoder_is_trained_on_packets_of_one_moment(make_run, tmp_path):
     run = make_run("pair", rows=9_000, hooks=(1, 3))
-    coder = Job(f"{HOOK}->encoder", HOOK, config(architecture="skip_transcoder"), output="encoder")
+    coder = Job(
+        f"{HOOK}->encoder", HOOK, config(architecture="skip_transcoder"), others=("encoder",)
+    )
     result = HookTraining(open_archive(run), coder, tmp_path / "out", epochs=1).run()
     assert result.running.rows_ingested == 9_000
     assert result.held_out is not None
@@ -114,6 +116,19 @@ def test_a_transcoder_is_trained_on_packets_of_one_moment(make_run, tmp_path):
     sae, metadata = load_sae(result.checkpoint)
     assert sae.name == "skip_transcoder"
     assert metadata["hook_name"] == HOOK
+
+
+def test_a_crosscoder_is_trained_on_packets_of_one_moment(make_run, tmp_path):
+    run = make_run("joint", rows=9_000, hooks=(1, 3))
+    job = Job("both", HOOK, config(architecture="crosscoder"), others=("encoder",))
+    result = HookTraining(open_archive(run), job, tmp_path / "out", epochs=1).run()
+    assert result.running.rows_ingested == 9_000
+    assert result.held_out is not None
+    assert result.held_out.fvu < 0.3
+    assert len(result.held_out.fvu_of_hooks) == 2
+    sae, metadata = load_sae(result.checkpoint)
+    assert sae.name == "crosscoder"
+    assert metadata["hook_names"] == [HOOK, "encoder"]
 
 
 def test_a_packet_larger_than_the_reservoir_is_trained_on_whole(tmp_path, rig_class):

@@ -96,16 +96,18 @@ def test_a_mistake_is_reported_at_its_place(tmp_path, text, sets, said):
 def test_variants_and_transcoders_are_jobs_of_their_own(tmp_path):
     (tmp_path / "plan.yaml").write_text(
         "variants: {small: {k: 4}, wide: {k: 16}}\ntranscoders: [{input: a, output: b}]\n"
+        "crosscoders: [{hooks: [b, a]}]\n"
     )
     plan = read_plan(tmp_path, str(tmp_path / "plan.yaml"), ["hooks=a"])
     jobs = plan.jobs(["a", "b"])
-    assert [(job.label, job.hook, job.output) for job in jobs] == [
-        ("a#small", "a", None),
-        ("a#wide", "a", None),
-        ("a->b", "a", "b"),
+    assert [(job.label, job.hook, job.others) for job in jobs] == [
+        ("a#small", "a", ()),
+        ("a#wide", "a", ()),
+        ("a->b", "a", ("b",)),
+        ("b+a", "b", ("a",)),
     ]
     assert jobs[2].config.architecture == "skip_transcoder"
-    with pytest.raises(ValueError, match="transcoder a->b: the archive has no b; it has a"):
+    with pytest.raises(ValueError, match="skip_transcoder a->b: the archive has no b; it has a"):
         plan.jobs(["a"])
     with pytest.raises(ValueError, match="match none of the archive's: c"):
         read_plan(tmp_path, None, ["hooks=x"]).jobs(["c"])

@@ -99,6 +99,16 @@ def test_a_transcoder_is_forecast_once_both_widths_are_known():
     assert (found.label, found.size.d_in, found.size.d_out) == ("a->b", 8, 4)
 
 
+def test_a_crosscoder_is_forecast_once_the_widths_of_all_its_hooks_are_known():
+    sets = (
+        'sinks.trainer.options.crosscoders=[{"hooks": ["a", "b", "c"]}]',
+        "sinks.trainer.options.plain_saes=false",
+    )
+    assert forecast_saes(config(*sets), {"a": 8, "c": 4}) == []
+    (found,) = forecast_saes(config(*sets), {"a": 8, "b": 6, "c": 4})
+    assert (found.label, found.size.d_in, found.size.d_out) == ("a+b+c", 18, 18)
+
+
 @pytest.mark.parametrize(
     ("n", "text"),
     [(12.3 * 2**20, "12.3 MiB"), (7.63 * 2**30, "7.63 GiB"), (300 * 2**30, "300 GiB")],

@@ -21,8 +21,9 @@ D, F, B = 12, 40, 64
 
 
 def _sae(architecture: str) -> SparseAutoencoder:
+    split = {"hook_widths": (5, D - 5)} if architecture == "crosscoder" else {}
     config = SAEConfig.model_validate(
-        {"architecture": architecture, "d_sae": F, "k": 5, "aux_k": 3}
+        {"architecture": architecture, "d_sae": F, "k": 5, "aux_k": 3, **split}
     )
     sae = build_sae(config, D)
     generator = torch.Generator().manual_seed(3)

@@ -20,7 +20,12 @@ from asys_bench.sae import (
     load_sae,
     save_sae,
 )
-from asys_bench.sae.architectures.scaling import InputScaling, PairScaling, RowScaling
+from asys_bench.sae.architectures.scaling import (
+    InputScaling,
+    JointScaling,
+    PairScaling,
+    RowScaling,
+)
 
 
 def _scaling(sae: SparseAutoencoder, scale: float) -> InputScaling:
@@ -38,7 +43,8 @@ def _save(folder: Path, architecture: str = "topk") -> Path:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_saved_sae_comes_back_with_its_scale_folded_in(tmp_path: Path, architecture: str) -> None:
-    config = SAEConfig.model_validate({"architecture": architecture, "d_sae": 24, "k": 3})
+    split = {"hook_widths": (2, 4)} if architecture == "crosscoder" else {}
+    config = SAEConfig.model_validate({"architecture": architecture, "d_sae": 24, "k": 3, **split})
     transcodes = architecture == "skip_transcoder"
     sae = build_sae(config, 6, 5 if transcodes else None)
     with torch.no_grad():
@@ -48,6 +54,10 @@ def test_a_saved_sae_comes_back_with_its_scale_folded_in(tmp_path: Path, archite
     scaling: RowScaling = _scaling(sae, 2.5)
     if transcodes:
         scaling = PairScaling(scaling, InputScaling(0.4, torch.linspace(1, 2, 5)))
+    if split:
+        scaling = JointScaling(
+            (InputScaling(2.5, torch.ones(2)), InputScaling(0.4, torch.linspace(1, 2, 4)))
+        )
     save_sae(tmp_path, sae, scaling, {"hook_name": "pi"})
     loaded, metadata = load_sae(tmp_path)
     x_BD = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
@@ -86,7 +96,7 @@ def _edit(**changes: object) -> Callable[[Path], None]:
         (lambda f: (f / "sae_weights.safetensors").unlink(), "sae_weights", "cannot be read"),
         (lambda f: (f / "cfg.json").write_text("[]"), "cfg.json", "holds a list"),
         (lambda f: (f / "cfg.json").write_bytes(b"\xff\xfe"), "cfg.json", "cannot be read"),
-        (_edit(architecture="temporal"), "cfg.json", "valid: gated, jumprelu, jumprelu_skip"),
+        (_edit(architecture="temporal"), "cfg.json", "valid: asys_crosscoder, gated, jumprelu"),
         (_edit(d_in=7), "cfg.json", "d_in is 7, the weights have 6"),
         (_edit(d_in="6"), "cfg.json", "d_in is '6'"),
         (_edit(d_sae=10**12), "cfg.json", "d_sae is 1000000000000, the weights have 24"),

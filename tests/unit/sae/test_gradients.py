@@ -22,8 +22,9 @@ D, F, B, D_OUT = 12, 40, 64, 9
 
 def make_sae(architecture: str, dtype: torch.dtype = torch.float64) -> SparseAutoencoder:
     """An SAE away from its start: every parameter random, a few features dead."""
+    split = {"hook_widths": (5, D - 5)} if architecture == "crosscoder" else {}
     config = SAEConfig.model_validate(
-        {"architecture": architecture, "d_sae": F, "k": 5, "aux_k": 3, "bandwidth": 0.7}
+        {"architecture": architecture, "d_sae": F, "k": 5, "aux_k": 3, "bandwidth": 0.7, **split}
     )
     sae = build_sae(config, D, D_OUT if architecture == "skip_transcoder" else None).to(dtype)
     generator = torch.Generator().manual_seed(3)

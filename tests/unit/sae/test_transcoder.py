@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, SAETrainer, build_sae, load_sae
-from asys_bench.sae.training.pairing import Half, Moment, PairMatcher, Side
+from asys_bench.sae.training.pairing import HookRows, Moment, MomentMatcher
 
 D_IN, D_OUT = 12, 7
 
@@ -110,8 +110,11 @@ def test_rows_that_are_no_pairs_are_refused() -> None:
         trainer.ingest(x, (0, 0, 1), target_ND=y[:, :6])
 
 
-def _half(number: int, weight: float = 1.0) -> Half:
-    return Half(torch.full((2, 1), float(number)), (0, 0, number), weight, 0)
+INPUT, OUTPUT = 0, 1
+
+
+def _half(number: int, weight: float = 1.0) -> HookRows:
+    return HookRows(torch.full((2, 1), float(number)), (0, 0, number), weight, 0)
 
 
 def _moment(step: int, call: int = 0) -> Moment:
@@ -119,16 +122,16 @@ def _moment(step: int, call: int = 0) -> Moment:
 
 
 def test_packets_of_one_moment_are_paired_in_either_order() -> None:
-    matcher = PairMatcher("a", "b", shared_coin=True)
-    assert matcher.offer(Side.INPUT, _moment(1), _half(1, 2.0)) is None
-    assert matcher.offer(Side.OUTPUT, _moment(2), _half(2)) is None
-    pair = matcher.offer(Side.OUTPUT, _moment(1), _half(3, 5.0))
+    matcher = MomentMatcher("ab", shared_coin=True)
+    assert matcher.offer(INPUT, _moment(1), _half(1, 2.0)) is None
+    assert matcher.offer(OUTPUT, _moment(2), _half(2)) is None
+    pair = matcher.offer(OUTPUT, _moment(1), _half(3, 5.0))
     assert pair is not None
-    assert (pair.input.key[2], pair.output.key[2], pair.weight) == (1, 3, 5.0)
-    pair = matcher.offer(Side.INPUT, _moment(2), _half(4))
+    assert (*(hook.key[2] for hook in pair.hooks), pair.weight) == (1, 3, 5.0)
+    pair = matcher.offer(INPUT, _moment(2), _half(4))
     assert pair is not None
-    assert (pair.input.key[2], pair.output.key[2]) == (4, 2)
-    assert matcher.offer(Side.INPUT, _moment(1, call=1), _half(5)) is None
+    assert [hook.key[2] for hook in pair.hooks] == [4, 2]
+    assert matcher.offer(INPUT, _moment(1, call=1), _half(5)) is None
     assert (matcher.matched, matcher.unmatched) == (2, 0)
 
 
@@ -136,40 +139,40 @@ def test_packets_of_one_moment_are_paired_in_either_order() -> None:
 def test_a_pair_stands_for_one_over_the_smaller_rate_or_over_the_product_with_two_coins(
     shared_coin: bool, weight: float
 ) -> None:
-    matcher = PairMatcher("a", "b", shared_coin=shared_coin)
-    matcher.offer(Side.OUTPUT, _moment(1), _half(1, 5.0))
-    pair = matcher.offer(Side.INPUT, _moment(1), _half(2, 2.0))
+    matcher = MomentMatcher("ab", shared_coin=shared_coin)
+    matcher.offer(OUTPUT, _moment(1), _half(1, 5.0))
+    pair = matcher.offer(INPUT, _moment(1), _half(2, 2.0))
     assert pair is not None
     assert pair.weight == weight
 
 
 def test_packets_of_two_weights_versions_of_one_step_are_no_pair() -> None:
-    matcher = PairMatcher("a", "b", shared_coin=True)
-    matcher.offer(Side.INPUT, _moment(1), _half(1))
-    assert matcher.offer(Side.OUTPUT, _moment(1)._replace(weights_version=1), _half(2)) is None
+    matcher = MomentMatcher("ab", shared_coin=True)
+    matcher.offer(INPUT, _moment(1), _half(1))
+    assert matcher.offer(OUTPUT, _moment(1)._replace(weights_version=1), _half(2)) is None
     assert matcher.matched == 0
 
 
 def test_waiting_packets_are_bounded_and_given_up_oldest_first() -> None:
-    matcher = PairMatcher("a", "b", shared_coin=True, most_waiting=3)
+    matcher = MomentMatcher("ab", shared_coin=True, most_waiting=3)
     for step in range(5):
-        matcher.offer(Side.INPUT, _moment(step), _half(step))
+        matcher.offer(INPUT, _moment(step), _half(step))
     assert matcher.unmatched == 2
-    assert matcher.offer(Side.OUTPUT, _moment(0), _half(9)) is None
-    assert matcher.offer(Side.OUTPUT, _moment(4), _half(9)) is not None
+    assert matcher.offer(OUTPUT, _moment(0), _half(9)) is None
+    assert matcher.offer(OUTPUT, _moment(4), _half(9)) is not None
 
 
 @pytest.mark.parametrize(
     ("sides", "reason"),
     [
-        ([Side.INPUT], "no packet of 'b' in 10 of 'a': hook both"),
-        ([Side.INPUT, Side.OUTPUT], "no two of 5 . 5 packets of 'a' and 'b' are of one moment"),
+        ([INPUT], r"no packet of 'b' in 10 of the others of \['a', 'b'\]: hook all"),
+        ([INPUT, OUTPUT], r"no packets of \['a', 'b'\] are of one moment, in 10"),
     ],
 )
 def test_hooks_that_cannot_be_paired_are_refused_with_the_reason(
-    sides: list[Side], reason: str
+    sides: list[int], reason: str
 ) -> None:
-    matcher = PairMatcher("a", "b", shared_coin=True, refuse_after=10)
+    matcher = MomentMatcher("ab", shared_coin=True, refuse_after=10)
     for number in range(10):
         assert matcher.problem is None
         matcher.offer(sides[number % len(sides)], _moment(number), _half(number))

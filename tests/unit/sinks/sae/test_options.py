@@ -32,9 +32,24 @@ def test_a_transcoder_takes_the_saes_settings_but_not_its_kind_of_sparsity() -> 
         sae={"architecture": "relu", "target_l0": 5, "d_sae": 64},
         transcoders=[{"input": "a", "output": "b", "sae": {"k": 3}}],
     )
-    config = options.for_transcoder(options.transcoders[0])
+    config = options.for_several_hooks(options.transcoders[0])
     assert (config.architecture, config.k, config.d_sae) == ("skip_transcoder", 3, 64)
     assert options.transcoders[0].label == "a->b"
+
+
+def test_a_crosscoder_takes_the_saes_settings_and_is_called_after_its_hooks() -> None:
+    options = _options(
+        sae={"architecture": "jumprelu", "target_l0": 5, "d_sae": 64},
+        crosscoders=[
+            {"hooks": ["a", "b", "c"], "sae": {"k": 3}},
+            {"hooks": ["a", "b"], "name": "early"},
+        ],
+    )
+    first, second = options.saes_of_several_hooks()
+    assert (first.config.architecture, first.config.k, first.config.d_sae) == ("crosscoder", 3, 64)
+    assert (first.label, first.hooks) == ("a+b+c", ("a", "b", "c"))
+    assert (second.label, second.hooks) == ("early", ("a", "b"))
+    assert options.labels(["a"]) == ["a", "a+b+c", "early"]
 
 
 def test_plain_saes_can_be_left_out() -> None:
@@ -48,12 +63,17 @@ def test_plain_saes_can_be_left_out() -> None:
         ({"sae": {"architecture": "skip_transcoder"}}, "list it under `transcoders`"),
         ({"variants": {"x": {"k": 0}}}, "greater than or equal"),
         ({"variants": {"x": {"nonsense": 1}}}, "nonsense"),
-        ({"variants": {"x": {"architecture": "skip_transcoder"}}}, "needs two hooks"),
-        ({"overrides": {"a*": {"architecture": "skip_transcoder"}}}, "needs two hooks"),
+        ({"variants": {"x": {"architecture": "skip_transcoder"}}}, "needs several hooks"),
+        ({"overrides": {"a*": {"architecture": "skip_transcoder"}}}, "needs several hooks"),
         (
             {"overrides": {"a*": {"d_sae": 4, "k": 2}}, "variants": {"x": {"k": 5}}},
             "k 5 is more than",
         ),
+        ({"sae": {"architecture": "crosscoder"}}, "list it under `crosscoders`"),
+        ({"variants": {"x": {"architecture": "crosscoder"}}}, "list it in `crosscoders`"),
+        ({"crosscoders": [{"hooks": ["a"]}]}, "at least 2"),
+        ({"crosscoders": [{"hooks": ["a", "b", "a"]}]}, "names a hook twice"),
+        ({"crosscoders": [{"hooks": ["a", "b"], "sae": {"normalize": "norm"}}]}, "use std or none"),
         ({"transcoders": [{"input": "a"}]}, "output"),
         ({"transcoders": [{"input": "a", "output": "b", "sae": {"k": 0}}]}, "greater than"),
         ({"max_lag_s": 0}, "greater than 0"),

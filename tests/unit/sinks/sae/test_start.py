@@ -174,12 +174,21 @@ def test_a_transcoder_whose_hooks_may_be_parted_is_refused_with_its_line(tmp_pat
     options = "transcoders: [{input: layer.0, output: layer.1}]"
     ((found, problem),) = checked(tmp_path, options, sink="kind: sae_trainer, workers: 2")
     assert found == "workers: 2"
-    assert "the two hooks of layer.0->layer.1 may be with different ones" in str(problem)
+    assert "the hooks of layer.0->layer.1 may be with different ones" in str(problem)
     assert "one worker" in problem.fix
     ((found, problem),) = checked(tmp_path, options, hooks="layer.0")
     assert found == options
     assert problem.path == "sinks.mine.options.transcoders[0].output"
     assert "does not get that hook" in str(problem)
+
+
+def test_a_crosscoders_hook_that_the_sink_does_not_get_is_refused_at_its_place(tmp_path):
+    options = "crosscoders: [{hooks: [layer.0, layer.1]}]"
+    ((_, problem),) = checked(tmp_path, options, hooks="layer.0")
+    assert problem.path == "sinks.mine.options.crosscoders[0].hooks[1]"
+    ((found, problem),) = checked(tmp_path, options, sink="kind: sae_trainer, workers: 2")
+    assert found == "workers: 2"
+    assert "the hooks of layer.0+layer.1 may be with different ones" in str(problem)
 
 
 def test_a_watched_sae_that_is_not_there_is_refused_with_its_line(tmp_path):

@@ -84,6 +84,20 @@ def test_a_transcoder_is_trained_from_the_packets_of_two_hooks(rig) -> None:
     assert sae(torch.zeros(3, 8)).shape == (3, 8)
 
 
+def test_a_crosscoder_is_trained_from_the_packets_of_its_hooks(rig) -> None:
+    worker = rig.start(crosscoders=[{"hooks": ["layer.1", "layer.0"]}], plain_saes=False)
+    _train(rig, worker, 0, 30, hooks=(1, 2))
+    worker.close()
+    label = "layer.1+layer.0"
+    assert rig.labels("sae_steps") == {label}
+    assert rig.figure("sae_rows", label) == 30 * 64
+    (folder,) = (rig.run_dir / "sae").iterdir()
+    sae, metadata = load_sae(folder / "latest")
+    assert (sae.name, sae.config.hook_widths) == ("crosscoder", (8, 8))
+    assert metadata["hook_names"] == ["layer.1", "layer.0"]
+    assert sae(torch.zeros(3, 16)).shape == (3, 16)
+
+
 @pytest.mark.parametrize(("coin", "weight"), [("shared", 4.0), ("own", 8.0), (None, 8.0)])
 def test_a_pair_has_the_weight_of_the_coin_that_the_run_was_sampled_with(
     rig, monkeypatch, coin: str | None, weight: float
