@@ -24,9 +24,9 @@ def shipped_names() -> list[str]:
 def find_config(name: str | os.PathLike[str], folder: Path | None = None) -> Path | None:
     """`find_file` among the shipped configurations, which a bare word names too: `demo`, `smollm2`."""
     found, word = find_file(name, SHIPPED, folder), os.fspath(name)
-    if found is None and word.isidentifier():
+    if word.isidentifier() and (found is None or found.is_dir()):
         named = [path for path in shipped_names() if Path(path).stem == word]
-        found = SHIPPED / named[0] if len(named) == 1 else None
+        return SHIPPED / named[0] if len(named) == 1 else found
     return found
 
 

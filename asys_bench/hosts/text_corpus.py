@@ -22,8 +22,7 @@ from asys_bench.hosts.pretrained import PACKAGE
 
 CHUNK_CHARACTERS = 1 << 16
 """Text is tokenised in pieces of about this size, cut at line ends."""
-_PACKAGE_TEXTS = ("METADATA", "LICENSE", "LICENCE", "COPYING", "NOTICE")
-_CODE = (".py", ".pyc", ".json", ".so")
+_LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 OPEN_FILES = 16
 """Shuffled files whose blocks come by turns, so that a long file is not all there is for a while."""
 
@@ -195,9 +194,10 @@ def _package_texts(name: str) -> list[Path]:
         if not fnmatch.fnmatchcase(str(package.metadata["Name"] or "").lower(), name.lower()):
             continue
         for file in package.files or ():
-            if file.suffix in (".md", ".rst") or file.name.upper().startswith(_PACKAGE_TEXTS):
+            licence = file.suffix in ("", ".txt") and file.name.upper().startswith(_LICENCES)
+            if licence or file.suffix in (".md", ".rst") or file.name == "METADATA":
                 found.add(Path(str(file.locate())))
-    return sorted(path for path in found if path.is_file() and path.suffix not in _CODE)
+    return sorted(path for path in found if path.is_file())
 
 
 def _chunks(text: str) -> Iterator[str]:

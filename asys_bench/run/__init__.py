@@ -4,7 +4,8 @@ Read in this order: `lifecycle` (`RunLifecycle`: every step of a run, whoever ho
 stats page, workers and hooks of one model), `experiment` (`ExperimentPipeline`: a configured host),
 `observation` (`observe()`: somebody else's training loop) and `settings` (its configuration),
 `rank_session` and `rendezvous` (the other ranks of a node), `script` (a training script under torchrun).
-`forecast` and `preflight` say what cannot work before it starts.
+`weights` keeps those of a host that trains. `forecast` and `preflight` say what cannot work before it
+starts.
 
 It may import everything below the harness and the commands.
 """

@@ -21,6 +21,9 @@ from asys_bench.system.files.atomic import FOLDER_MODE, make_private_folder, rep
 
 log = logging.getLogger(__name__)
 
+LEAST_S = 10.0
+"""Between two of a host that goes on: an evaluation takes as long to begin."""
+
 KEPT = 2
 """Folders: the newest, and the one that an evaluation may be reading."""
 
@@ -30,7 +33,8 @@ def live_interval_s(config: MasterConfig) -> float | None:
     asked = (
         sink.plugin_options().weights_every_s for sink in config.enabled_sinks.values()
     )  # fmt: skip
-    return min((every_s for every_s in asked if every_s is not None), default=None)
+    wanted = min((every_s for every_s in asked if every_s is not None), default=None)
+    return None if wanted is None else max(LEAST_S, wanted)
 
 
 class KeptWeights:

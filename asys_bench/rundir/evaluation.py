@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from asys_bench.config.document import run_config_data
 from asys_bench.config.sections.sinks import HostConfig
 from asys_bench.contracts.evaluated import Evaluated, EvaluatedText
-from asys_bench.contracts.host import HostOptions
+from asys_bench.contracts.host import HostError, HostOptions
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import (
     EVALUATION_DIR,
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 TOKENS, EPISODES = 8192, 20
 """Evaluated by default."""
+ATTEMPTS = 3
+"""A host that still trains deletes the weights that are being loaded when it has kept newer ones."""
 _WEIGHTS = re.compile(r"weights_(\d{9,})")
 
 
@@ -169,17 +171,25 @@ def run_model(run_dir: Path, options: Mapping[str, Any]) -> tuple[Evaluated, Wei
             "its SAEs and, for a language model, --model, --hook and --text"
         )
     given = _changed(given, options)
-    weights = Weights()
-    if given.trains and "model" not in options:
+    seed = int(config.get("run", {}).get("seed", 0))
+    if not given.trains or "model" in options:
+        return plugin.evaluated(given, seed, None), Weights()
+    for _ in range(ATTEMPTS):
         kept = kept_weights(run_dir)
         if kept is None:
-            raise EvaluationError(
-                f"{run_dir}: its host trained the model and kept no weights; set host.keep_weights: true "
-                "for the next run, or name trained weights with --model"
-            )
-        weights = kept
-    seed = config.get("run", {}).get("seed", 0)
-    return plugin.evaluated(given, int(seed), weights.folder), weights
+            break
+        try:
+            return plugin.evaluated(given, seed, kept.folder), kept
+        except HostError as error:
+            problem = error
+            if kept.folder is None or kept.folder.is_dir():
+                raise
+    else:
+        raise problem
+    raise EvaluationError(
+        f"{run_dir}: its host trained the model and kept no weights; set host.keep_weights: true for the "
+        "next run, or name trained weights with --model"
+    )
 
 
 def _changed(options: HostOptions, changes: Mapping[str, Any]) -> HostOptions:

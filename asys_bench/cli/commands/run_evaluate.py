@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
@@ -93,9 +92,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         TOKENS,
         EvaluationError,
         evaluate_targets,
-        read_targets,
         run_model,
-        run_targets,
         write_evaluation,
     )
     from asys_bench.system.files import replace_file
@@ -107,7 +104,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         source, run_dir = _source(arguments.source)
         if run_dir is not None:
-            targets = read_targets(run_targets(run_dir, arguments.sae, arguments.checkpoint))
+            targets = _saes_of(run_dir, arguments)
             evaluated, weights = run_model(run_dir, _options(arguments))
         else:
             targets, evaluated, weights = _one_sae(source, arguments)
@@ -132,6 +129,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     except OSError as error:
         return _fail(console, str(error), EXIT_FAILED)
     for document in documents:
+        about = f"({document['architecture']}, {document['d_sae']:,} features)"
+        console.print(f"{printable(str(document['sae']))} {about}", markup=False, soft_wrap=True)
         console.print(table_of(document))
     return EXIT_OK
 
@@ -145,6 +144,18 @@ def _source(name: str | None) -> tuple[Path, Path | None]:
         return Path(name), None
     run_dir = find_run(name)
     return run_dir, run_dir
+
+
+def _saes_of(run_dir: Path, arguments: argparse.Namespace) -> list[TargetSAE]:
+    """Those that are asked for; of a run that goes on, a checkpoint may be deleted while it is read."""
+    from asys_bench.rundir.evaluation import EvaluationError, read_targets, run_targets
+
+    for _ in range(3 if arguments.live else 1):
+        try:
+            return read_targets(run_targets(run_dir, arguments.sae, arguments.checkpoint))
+        except EvaluationError as error:
+            problem = error
+    raise problem
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -216,8 +227,7 @@ def table_of(document: Mapping[str, Any]) -> Table:
     from asys_bench.reports.run_report.evaluations import figure_rows, modes_of
 
     modes = modes_of(document)
-    title = f"{printable(str(document['sae']))} ({document['architecture']}, {document['d_sae']})"
-    table = Table(title=escape(title), title_justify="left", box=None)
+    table = Table(box=None)
     for head in ("", *(modes if len(modes) > 1 else [""])):
         table.add_column(head, justify="right" if table.columns else "left", no_wrap=True)
     for what, values in figure_rows(document):

@@ -1,1 +1,1 @@
-"""Parts of the `sae_trainer` sink: its options, and one SAE's training inside a worker."""
+"""Parts of the `sae_trainer` sink: its options, one SAE's training inside a worker, evaluations beside it."""

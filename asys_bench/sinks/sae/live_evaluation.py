@@ -1,6 +1,8 @@
 """Evaluations of SAEs while they are trained: `asys-run evaluate` in a process of its own.
 
-The trainer starts one after every so many checkpoints of an SAE, one at a time, and reads what it wrote.
+The trainer starts one after every so many checkpoints of an SAE, one at a time, and reads what it wrote. It
+takes the newest checkpoint that is there when it comes to read one: a trainer keeps few, and a process
+takes seconds to begin.
 The host is not asked: weights of a host that trains are those that it kept last (`run/weights.py`).
 """
 
@@ -12,7 +14,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -50,45 +51,42 @@ class LiveEvaluations:
     ) -> None:
         self._options, self._context, self._report = options, context, report
         self._written: dict[str, int] = {}
-        self._waiting: dict[str, str] = {}
-        """Label -> name of the newest checkpoint that is to be evaluated."""
-        self._running: tuple[str, str, subprocess.Popen[bytes]] | None = None
+        self._waiting: list[str] = []
+        self._running: tuple[str, subprocess.Popen[bytes]] | None = None
+        self._out = context.run_dir / EVALUATION_DIR / f".{file_slug(context.name)}.json"
         self._failures = 0
 
-    def checkpoint_written(self, label: str, checkpoint: Path) -> None:
+    def checkpoint_written(self, label: str) -> None:
         """A checkpoint of the SAE called `label` is complete."""
         count = self._written[label] = self._written.get(label, 0) + 1
-        if count % self._options.every == 0:
-            self._waiting[label] = checkpoint.name
-        elif label in self._waiting:
-            self._waiting[label] = checkpoint.name  # the one that waited may be deleted soon
+        if count % self._options.every == 0 and label not in self._waiting:
+            self._waiting.append(label)
 
     def poll(self) -> None:
         """Take in what has ended, and start the next."""
         if self._running is not None:
-            label, checkpoint, process = self._running
+            label, process = self._running
             code = process.poll()
             if code is None:
                 return
             self._running = None
-            self._ended(label, checkpoint, code)
+            self._ended(label, code)
         if self._waiting:
-            label = next(iter(self._waiting))
-            self._start(label, self._waiting.pop(label))
+            self._start(self._waiting.pop(0))
 
     def close(self) -> None:
         """End the one that runs."""
         if self._running is not None:
-            process = self._running[2]
+            process = self._running[1]
             self._running = None
             process.kill()
             process.wait()
 
-    def _start(self, label: str, checkpoint: str) -> None:
+    def _start(self, label: str) -> None:
         options, run_dir = self._options, self._context.run_dir
         command = [
             sys.executable, "-P", "-m", "asys_bench.cli.run", "evaluate", str(run_dir), "--live",
-            "--sae", label, "--checkpoint", checkpoint, "--tokens", str(options.tokens),
+            "--sae", label, "--out", str(self._out), "--tokens", str(options.tokens),
             "--episodes", str(options.episodes), "--device", options.device,
             "--threads", str(options.threads),
         ]  # fmt: skip
@@ -112,17 +110,16 @@ class LiveEvaluations:
             os.close(fd)
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICER)
-        self._running = (label, checkpoint, process)
+        self._running = (label, process)
 
-    def _ended(self, label: str, checkpoint: str, code: int) -> None:
-        run_dir = self._context.run_dir
-        path = run_dir / EVALUATION_DIR / file_slug(label) / f"{checkpoint}.json"
+    def _ended(self, label: str, code: int) -> None:
         try:
             # Where SIGCHLD is ignored, the exit code is lost: the document tells.
-            document = read_json(path, below=run_dir)
+            (document,) = read_json(self._out, below=self._context.run_dir)
+            self._out.unlink()
             if not isinstance(document, dict):
                 raise ValueError("no object")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             self._say(label, f"exit code {code}" if code else str(error))
             return
         self._failures = 0

@@ -102,8 +102,8 @@ class Training:
         self._drift = gauge("sae_input_drift")
         self._mixing = gauge("sae_mixing_autocorrelation")
         self._age = gauge("sae_row_age_versions")
-        self.on_checkpoint: Callable[[str, Path], None] | None = None
-        """Called with the label and the folder of each checkpoint of an SAE that has been trained."""
+        self.on_checkpoint: Callable[[str], None] | None = None
+        """Called with the label when a checkpoint of an SAE that has been trained is complete."""
         self._resume()
         if self.trainer.steps:
             self._beginning = None  # an earlier incarnation began with it
@@ -278,7 +278,7 @@ class Training:
             return
         self._checkpoints.add()
         if self.on_checkpoint is not None and self.trainer.steps:
-            self.on_checkpoint(self.label, written)
+            self.on_checkpoint(self.label)
         if self._unsaved:
             log.warning(
                 "%s: checkpoints are written again, after %d failures", self.label, self._unsaved

@@ -76,6 +76,12 @@ def test_a_shipped_recipe_is_named_by_a_word_and_its_gguf_file():
     assert options["gguf_file"] == "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
+def test_a_folder_of_a_recipes_name_is_no_recipe(tmp_path, monkeypatch):
+    (tmp_path / "smollm2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("smollm2").config.run.name == "smollm2"
+
+
 def test_a_package_with_a_gguf_file_says_which(install):
     site = install("packed", "packed/a.gguf", "packed/b.gguf")
     with pytest.raises(HostError, match=r"model: .*set gguf_file: a\.gguf"):

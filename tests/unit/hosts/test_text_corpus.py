@@ -131,6 +131,7 @@ def test_installed_packages_give_their_descriptions_licences_and_documents(tmp_p
         "texts-1.0.dist-info/top_level.txt": "texts",
         "texts/guide.md": "guide",
         "texts/license.py": "code",
+        "texts/metadata.h": "code",
     }
     files["texts-1.0.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
     for name, text in files.items():

@@ -131,6 +131,40 @@ def test_a_host_that_trained_is_evaluated_with_the_weights_that_it_kept(tiny, tm
     assert document["language"]["replaced"]["ce_recovered"] is None, "zeros do no harm"
 
 
+def test_weights_that_a_host_replaces_while_they_are_loaded_are_taken_anew(tiny, tmp_path):
+    import shutil
+
+    from asys_bench.hosts.transformers import plugin
+
+    run_dir = write_run(tmp_path, host(tiny, task="train"))
+    built = plugin.build(plugin.options.model_validate(options(tiny, task="train")), 0)
+    built.build()
+
+    def keep(step):
+        folder = run_dir / "host" / f"weights_{step:09d}"
+        folder.mkdir(parents=True)
+        built.save_weights(folder)
+        (folder / "weights.json").write_text(json.dumps({"host_step": step}))
+        return folder
+
+    first, real, asked = keep(1), plugin.evaluated, []
+
+    def evaluated(given, seed, weights):
+        asked.append(weights.name)
+        if len(asked) == 1:
+            keep(2)
+            shutil.rmtree(first)
+        return real(given, seed, weights)
+
+    object.__setattr__(plugin, "evaluated", evaluated)
+    try:
+        _, weights = run_model(run_dir, {})
+    finally:
+        object.__setattr__(plugin, "evaluated", real)
+    assert asked == ["weights_000000001", "weights_000000002"]
+    assert weights.about["host_step"] == 2
+
+
 def test_an_agent_plays_with_its_sae(tmp_path, capsys):
     pytest.importorskip("stable_baselines3")
     from asys_bench.hosts.ppo import plugin

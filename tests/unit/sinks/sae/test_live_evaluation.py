@@ -15,16 +15,16 @@ from asys_bench.sinks.sae import live_evaluation
 SCRIPT = """\
 import json, os, signal, sys, time
 words = sys.argv[1:]
-run, label, step = words[1], words[words.index("--sae") + 1], words[words.index("--checkpoint") + 1]
+run, label, out = words[1], words[words.index("--sae") + 1], words[words.index("--out") + 1]
 with open(run + "/started", "a") as file:
-    print(json.dumps([label, step, os.getpid(), os.nice(0), os.environ["OMP_NUM_THREADS"]]), file=file)
+    print(json.dumps([label, os.getpid(), os.nice(0), os.environ["OMP_NUM_THREADS"]]), file=file)
 {body}
 """
 WRITES = """\
-os.makedirs(run + "/evaluation/" + label, exist_ok=True)
+os.makedirs(run + "/evaluation", exist_ok=True)
 found = {"language": {"passed": None, "replaced": {"ce_recovered": 0.875, "spliced": {"kl_mean": 0.25}}}}
-with open(run + "/evaluation/" + label + "/" + step + ".json", "w") as file:
-    json.dump(found, file)
+with open(out, "w") as file:
+    json.dump([found], file)
 """
 
 
@@ -78,9 +78,9 @@ def test_every_so_many_checkpoints_one_is_evaluated_and_its_figures_are_publishe
     assert rig.figure("sae_ce_recovered", "layer.0") == 0.875
     assert rig.figure("sae_kl_nats", "layer.0") == 0.25
     worker.close()
-    label, step, _, nice, threads = started(rig)[0]
+    label, _, nice, threads = started(rig)[0]
     assert label == "layer.0"
-    assert (rig.run_dir / "sae" / "layer.0" / step).parent.is_dir()
+    assert list((rig.run_dir / "evaluation").iterdir()) == [], "what was read is gone"
     assert nice == min(19, os.getpriority(os.PRIO_PROCESS, 0) + live_evaluation.NICER)
     assert threads == "1"
 
@@ -91,7 +91,7 @@ def test_one_that_still_runs_is_waited_for_and_ends_with_the_worker(rig, stand_i
     train(rig, worker, 0, 12)
     until(worker, lambda: started(rig))
     train(rig, worker, 12, 20)
-    ((_, _, pid, _, _),) = started(rig)
+    ((_, pid, _, _),) = started(rig)
     began = time.monotonic()
     worker.close()
     assert time.monotonic() - began < 30
