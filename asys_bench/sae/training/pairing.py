@@ -4,6 +4,9 @@ A packet's moment is (source, shard, host step, weights version, microbatch, cal
 modules that are each called once per forward pass count their calls alike. Packets wait for those of
 the other hooks, oldest out first.
 
+A moment whose packets have different numbers of rows is no moment of one input: it is left out and
+counted, and when most are so, the hooks are refused.
+
 Hooks that share a coin (`contracts.coin`) keep a call together with the smallest of their rates, so a
 joint row stands for 1 / min(rates) rows. Hooks with coins of their own, and all of earlier versions,
 lose partners: it stands for 1 / (rate x rate x ...) rows.
@@ -11,6 +14,7 @@ lose partners: it stands for 1 / (rate x rate x ...) rows.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -20,6 +24,10 @@ from typing import NamedTuple
 import torch
 
 from asys_bench.sae.training.held_out import PacketKey
+
+log = logging.getLogger(__name__)
+LEAST_UNEQUAL = 16
+"""Calls with different numbers of rows from which hooks may be refused."""
 
 
 class Moment(NamedTuple):
@@ -41,6 +49,9 @@ class HookRows:
     key: PacketKey
     weight: float
     weights_version: int
+
+    def __len__(self) -> int:
+        return self.rows.numel() // max(1, self.rows.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +79,8 @@ class JointRows:
         return self.hooks[0].weights_version
 
     def side_by_side(self) -> torch.Tensor:
-        """float32[N, D_1 + ... + D_n]: what a crosscoder takes.
-
-        Raises:
-            ValueError: the hooks have different numbers of rows.
-        """
+        """float32[N, D_1 + ... + D_n]: what a crosscoder takes."""
         parts = [hook.rows.reshape(-1, hook.rows.shape[-1]).float() for hook in self.hooks]
-        counts = [len(part) for part in parts]
-        if len(set(counts)) > 1:
-            raise ValueError(f"the hooks have {counts} rows of one moment, which cannot be joined")
         return torch.cat(parts, 1)
 
     @property
@@ -109,7 +113,9 @@ class MomentMatcher:
         self._offered = [0] * len(self.hooks)
         self.matched = 0
         self.unmatched = 0
-        """Packets given up on: one of their moment never came, or came too late."""
+        """Packets given up on: one of their moment never came, came too late, or had other rows."""
+        self._unequal = 0
+        self._counts: list[int] = []
 
     def offer(self, index: int, moment: Moment, rows: HookRows) -> JointRows | None:
         """Take a packet of `hooks[index]` (its rows are kept: no views); the joint rows if it was the
@@ -119,10 +125,14 @@ class MomentMatcher:
         self._packets += index not in held
         held[index] = rows
         if len(held) == len(self.hooks):
-            self.matched += 1
             del self._waiting[moment]
             self._packets -= len(held)
             found = tuple(held[at] for at in range(len(self.hooks)))
+            self._counts = [len(hook) for hook in found]
+            if len(set(self._counts)) > 1:
+                self._leave_out(moment)
+                return None
+            self.matched += 1
             weights = [hook.weight for hook in found]
             return JointRows(found, max(weights) if self._shared_coin else math.prod(weights))
         while self._packets > self._most:
@@ -131,9 +141,25 @@ class MomentMatcher:
             self.unmatched += len(oldest)
         return None
 
+    def _leave_out(self, moment: Moment) -> None:
+        self._unequal += 1
+        self.unmatched += len(self.hooks)
+        if self._unequal == 1:
+            log.warning(
+                "%s have %s rows in one call (host step %d): such calls are left out and counted",
+                list(self.hooks),
+                self._counts,
+                moment.host_step,
+            )
+
     @property
     def problem(self) -> str | None:
-        """Why no moment is complete, with the fix; None while one was or may yet be."""
+        """Why hardly any moment is complete, with the fix; None while they are or may yet be."""
+        if self._unequal >= LEAST_UNEQUAL and self._unequal > self.matched:
+            return (
+                f"{list(self.hooks)} have different numbers of rows in most of their calls "
+                f"({self._counts} in the last one): they are not of one input"
+            )
         offered = sum(self._offered)
         if self.matched or offered < self._refuse_after:
             return None

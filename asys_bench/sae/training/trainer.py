@@ -178,7 +178,7 @@ class SAETrainer:
         crosscoder's, in the order of its hooks.
 
         Raises:
-            ValueError: as `ingest`, or the hooks have different numbers of rows.
+            ValueError: as `ingest`.
         """
         more: dict[str, Any] = {
             "host_step": host_step, "weights_version": joint.weights_version, "part_of": part_of

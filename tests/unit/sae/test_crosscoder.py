@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from asys_bench.sae import SAEConfig, SAETrainer, build_sae, load_sae
 from asys_bench.sae.architectures.crosscoder import Crosscoder
 from asys_bench.sae.architectures.scaling import InputScaling, JointScaling
 from asys_bench.sae.exchange import ExchangeError, import_sae
-from asys_bench.sae.training.pairing import HookRows, JointRows, Moment, MomentMatcher
+from asys_bench.sae.training.pairing import HookRows, Moment, MomentMatcher
 
 HOOKS, D, SHARED, PRIVATE = 3, 24, 24, 8
 WIDTHS = (D,) * HOOKS
@@ -260,7 +259,27 @@ def test_hooks_that_never_meet_are_refused_by_name() -> None:
     assert "no packet of 'b' in 6 of the others" in matcher.problem
 
 
-def test_hooks_with_other_numbers_of_rows_cannot_be_joined() -> None:
-    joint = JointRows((_rows(1), dataclasses.replace(_rows(2, count=3))), 1.0)
-    with pytest.raises(ValueError, match=r"\[2, 3\] rows of one moment"):
-        joint.side_by_side()
+def test_a_moment_with_other_numbers_of_rows_is_left_out_and_counted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    matcher = MomentMatcher("ab", shared_coin=True)
+    for step in range(100):
+        matcher.offer(0, _moment(step), _rows(1))
+        joint = matcher.offer(1, _moment(step), _rows(2, count=2 + step % 3 // 2))
+        assert (joint is None) == (step % 3 == 2)
+    assert (matcher.matched, matcher.unmatched, matcher.problem) == (67, 66, None)
+    assert [record.getMessage() for record in caplog.records] == [
+        "['a', 'b'] have [2, 3] rows in one call (host step 2): such calls are left out and counted"
+    ]
+
+
+def test_hooks_whose_rows_differ_in_most_calls_are_refused() -> None:
+    matcher = MomentMatcher("ab", shared_coin=True)
+    for step in range(16):
+        assert matcher.problem is None
+        matcher.offer(0, _moment(step), _rows(1))
+        matcher.offer(1, _moment(step), _rows(2, count=3))
+    assert matcher.problem is not None
+    assert "different numbers of rows in most of their calls ([2, 3] in the last one)" in (
+        matcher.problem
+    )

@@ -131,17 +131,25 @@ def test_plain_saes_and_a_transcoder_share_a_pull(rig) -> None:
     assert rig.labels("sae_rows") == {"layer.0", "layer.1", "layer.0->layer.1"}
 
 
-def test_hooks_whose_rows_do_not_match_are_refused_with_the_reason(rig, caplog) -> None:
+@pytest.mark.parametrize("unequal", [1, 16])
+def test_calls_with_other_numbers_of_rows_are_left_out_and_hooks_that_have_no_others_refused(
+    rig, caplog, unequal: int
+) -> None:
     worker = rig.start(**_transcoder())
-    rig.feed(
-        worker,
-        rig.packet(rig.rows(0, count=64), 0, hook=1),
-        rig.packet(rig.rows(0, count=32), 0, hook=2),
-    )
-    assert "64 input rows cannot be paired with 32 output rows" in caplog.text
-    _train(rig, worker, 1, 3, hooks=(1, 2))
+    for seq in range(unequal):
+        rig.feed(
+            worker,
+            rig.packet(rig.rows(0, count=64), seq, hook=1),
+            rig.packet(rig.rows(0, count=32), seq, hook=2),
+        )
+    assert "have [64, 32] rows in one call" in caplog.text
+    _train(rig, worker, unequal, unequal + 3, hooks=(1, 2))
     worker.close()
-    assert rig.figure("sae_rejected_packets", "layer.0->layer.1") > 1
+    label, refused = "layer.0->layer.1", unequal > 1
+    assert rig.figure("sae_unpaired_packets", label) == 2 * unequal
+    assert rig.figure("sae_rows", label) == (0 if refused else 3 * 64)
+    assert rig.figure("sae_rejected_packets", label) == (6 if refused else 0)
+    assert ("different numbers of rows in most of their calls" in caplog.text) == refused
 
 
 def test_one_sae_that_cannot_be_trained_does_not_stop_the_others(rig, caplog) -> None:
