@@ -401,6 +401,11 @@ class Capture:
             return _SKIPPED
         if not tensor.is_cpu:
             return _AWAY
+        if ticket[3] is not None and ticket[3].real is not None:
+            ticket = (
+                *ticket[:3],
+                None,
+            )  # of a text on a device: which rows are tokens is not known
         nbytes: int | None
         is_identity, tokens = self._is_identity, ticket[3]
         room = tensor.nbytes if is_identity else self._kernel.encoded_bytes(tensor)
@@ -465,16 +470,19 @@ class Capture:
         self._kept = encoded.row_rate
         return encoded
 
-    def _header(self, encoded: Encoded, ticket: Ticket, began: int) -> PacketMeta:
+    def _header(
+        self, encoded: Encoded, ticket: Ticket, began: int, is_padded: bool = False
+    ) -> PacketMeta:
         (step, version, microbatch, position), index, rate, tokens = ticket
         text = NO_TEXT
         if tokens is not None:
             text = tokens.text
             position = tokens.position if tokens.position >= 0 else position
         stream = self._stream
+        encoding = stream.padded_id if is_padded else stream.encoding_id
         return PacketMeta(
             stream.hook_id, stream.kind, DTYPE_CODE[encoded.dtype], encoded.shape, step, began,
-            version, stream.encoding_id, encoded.params, rate * encoded.row_rate, index, microbatch,
+            version, encoding, encoded.params, rate * encoded.row_rate, index, microbatch,
             position, text,
         )  # fmt: skip
 
@@ -505,9 +513,17 @@ class Capture:
             if not self._offload.serves(tensor.device):
                 self._deliver_fetched(self._offload.fetch(tensor), ticket)
                 return
-            # A device encodes the whole tensor: its rows are not the kept ones.
-            make_header = partial(self._header, ticket=(*ticket[:3], None), began=_now())
-            if not self._offload.submit(self._stream, tensor, make_header):
+            tags, index, rate, tokens = ticket
+            real = None if tokens is None else _real_rows(tokens, tensor)
+            if tokens is not None and tokens.real is not None and real is None:
+                tokens = None  # a text on another device
+            make_header = partial(
+                self._header,
+                ticket=(tags, index, rate, tokens),
+                began=_now(),
+                is_padded=real is not None,
+            )
+            if not self._offload.submit(self._stream, tensor, make_header, real):
                 with self._writer.lock:
                     self._note_refusal()
         except Exception as error:  # noqa: BLE001 - as above
@@ -519,3 +535,14 @@ class Capture:
                 self._deliver(tensor, ticket)
             finally:
                 self._release()
+
+
+def _real_rows(tokens: RowTokens, tensor: torch.Tensor) -> torch.Tensor | None:
+    """Which rows of a device's tensor are tokens: flags there, or in host memory; None: all, as far as
+    is known."""
+    if tokens.real is not None:
+        return tokens.real if tokens.real.device == tensor.device else None
+    if tokens.kept is None:
+        return None
+    flags_N = torch.zeros(rows_and_width(tensor.shape)[0], dtype=torch.bool)
+    return flags_N.index_fill_(0, torch.from_numpy(tokens.kept), True)

@@ -26,6 +26,7 @@ from asys_bench.contracts.capture_port import (
     PortCells,
 )
 from asys_bench.contracts.packet import PacketMeta
+from asys_bench.contracts.padding import PADDED
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
 
@@ -61,6 +62,7 @@ class HookStream:
     """One stream of packets.
 
     number: names the stream in graphs of torch.compile.
+    is_of_text: its packets may say which of their rows are padding (`padded_id`).
     coin: decides which calls are kept; one object for all streams that share it.
     off: captures nothing any more: not attached, failed, or in a forked child.
     paused: on, but every call is skipped for now (`ActivationHooker.paused`).
@@ -87,13 +89,17 @@ class HookStream:
         kernel: Preprocessor,
         coin: Coin,
         notices: Notices | None = None,
+        *,
+        is_of_text: bool = False,
     ) -> None:
         self.point, self.kind = point, int(point.kind)
         self.kernel = kernel
         self.name = point.name
         self.number = graph_op.reserve_number()
         self.hook_id = writer.bus.intern(point.name)
-        self.encoding_id = writer.bus.intern(kernel.encoding)
+        self.encoding_id = self.padded_id = writer.bus.intern(kernel.encoding)
+        if is_of_text:
+            self.padded_id = writer.bus.intern(f"{PADDED}+{kernel.encoding}")
         sampling = point.config.sampling
         self.coin = coin
         self.fill = FillController(sampling)

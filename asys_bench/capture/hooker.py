@@ -85,7 +85,15 @@ class ActivationHooker:
         self._offload = Offload(self._writer, slot, device or DeviceConfig())
         coin_of = {key: Coin(key) for key in coins}
         self._streams = [
-            HookStream(point, self._writer, slot, kernel, coin_of[key], self.notices)
+            HookStream(
+                point,
+                self._writer,
+                slot,
+                kernel,
+                coin_of[key],
+                self.notices,
+                is_of_text=text is not None,
+            )
             for point, kernel, key in zip(points, kernels, coins, strict=True)
         ]
         for stream in self._streams:

@@ -134,6 +134,13 @@ def readable(value: object) -> torch.Tensor | None:
     return value
 
 
+def on_device(value: object) -> torch.Tensor | None:
+    """`value` where it is a readable tensor in a device's memory: its values are not to be asked for."""
+    if not isinstance(value, torch.Tensor) or value.is_cpu or unreadable(value) is not None:
+        return None
+    return value
+
+
 def address(tensor: torch.Tensor) -> int:
     """Of its memory, to compare; 0 where it has none. Nobody may read there."""
     return tensor.data_ptr() if unreadable(tensor) is None else 0

@@ -55,6 +55,7 @@ class Streamer(Protocol):
         *,
         key: str,
         timeout_s: float,
+        real: torch.Tensor | None,
     ) -> str | None: ...
     def collect(self) -> Sequence[Settled]: ...
     @property
@@ -110,8 +111,11 @@ class Offload:
         stream: HookStream,
         tensor: torch.Tensor,
         make_header: Callable[[Encoded], PacketMeta],
+        real: torch.Tensor | None = None,
     ) -> bool:
         """Put the tensor's copy on its device's queue. False: there was no room.
+
+        real: which of its rows are tokens, where the header's encoding is `padded+...`.
 
         Raises what the device path raises (see `DeviceStreamer.submit`).
         """
@@ -124,6 +128,7 @@ class Offload:
             make_header,
             key=stream.name,
             timeout_s=self._writer.block_timeout_s,
+            real=real,
         )
         with self._writer.lock:
             stream.calls.add()

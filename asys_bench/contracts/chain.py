@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from asys_bench.contracts.packet import ActivationPacket, PacketError
+from asys_bench.contracts.padding import PADDED, Padded
 from asys_bench.contracts.preprocessor import (
     Encoded,
     Positions,
@@ -129,6 +130,9 @@ def chain_decoder(encoding: str, find: Callable[[str], Preprocessor]) -> Preproc
     Raises:
         PacketError: whatever `find` raises for a part that no kernel decodes.
     """
+    padded = PADDED + SEPARATOR
+    if encoding.startswith(padded):
+        return Padded(chain_decoder(encoding.removeprefix(padded), find))
     try:
         return link([find(part) for part in encoding.split(SEPARATOR)])
     except TypeError as error:

@@ -208,7 +208,7 @@ class ArchiverWorker(BaseSink):
         hook = context.name_of(packet.hook_id)
         end = 0 if rows_ND is None else rows_ND.shape[0]
         if places is not None:
-            end = int(places[-1]) + 1
+            end = int(places[-1]) + 1 if len(places) else 0
         first = self._written.get(key, -1)
         if first >= end:
             self._meters.duplicates.add()

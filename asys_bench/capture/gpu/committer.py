@@ -15,6 +15,7 @@ from asys_bench.capture.gpu.outcome import DeviceDrop, describe
 from asys_bench.capture.gpu.runtime import DeviceRuntime, copy_bytes
 from asys_bench.contracts.bus import BusProducer
 from asys_bench.contracts.packet import PacketMeta, tensor_bytes, tensor_view
+from asys_bench.contracts.preprocessor import Encoded, Preprocessor
 
 log = logging.getLogger(__name__)
 
@@ -49,23 +50,35 @@ class Delivery:
     def _encode(self, packet: InFlight) -> int | None:
         """The preprocessor reads staging memory and writes into the bus's: no copy in between."""
         plan, kernel = packet.plan.encoded, packet.route.preprocessor
-        tensor = tensor_view(tensor_bytes(packet.target), plan.dtype, plan.shape)
-        size = kernel.encoded_bytes(tensor)
+        captured = tensor_bytes(packet.target)
+        tensor = tensor_view(captured, plan.dtype, plan.shape)
+        behind = captured[plan.nbytes :]  # `contracts.padding`
+        size = kernel.encoded_bytes(tensor) + len(behind)
         if packet.timeout_s > 0:  # a reservation cannot wait for room
             scratch = torch.empty(size, dtype=torch.uint8)
-            encoded = kernel.encode(tensor, tensor_bytes(scratch))
+            encoded, nbytes = _encode_with(kernel, tensor, behind, tensor_bytes(scratch))
             meta = packet.make_meta(encoded)
-            return self._push(meta, scratch[: encoded.nbytes], packet.timeout_s)
+            return self._push(meta, scratch[:nbytes], packet.timeout_s)
         slot = self._producer.reserve(size)
         if slot is None:
             return None
         try:
-            encoded = kernel.encode(tensor, slot.view)
+            encoded, nbytes = _encode_with(kernel, tensor, behind, slot.view)
             meta = packet.make_meta(encoded)
         except BaseException:
             slot.abort()
             raise
-        return encoded.nbytes if slot.commit(meta, encoded.nbytes) else None
+        return nbytes if slot.commit(meta, nbytes) else None
+
+
+def _encode_with(
+    kernel: Preprocessor, tensor: torch.Tensor, behind: memoryview, out: memoryview
+) -> tuple[Encoded, int]:
+    """Write the payload and `behind` after it; the bytes of both."""
+    encoded = kernel.encode(tensor, out)
+    nbytes = encoded.nbytes + len(behind)
+    out[encoded.nbytes : nbytes] = behind
+    return encoded, nbytes
 
 
 class Committer:
@@ -128,7 +141,7 @@ class Committer:
     def _arrived(self, packet: InFlight, wait: bool) -> bool:
         if not packet.copy_issued:
             # Pageable memory: the driver makes the issuing thread wait, so it is this one.
-            self._runtime.run(packet.side.stream, copy_bytes, packet.target, packet.source)
+            self._runtime.run(packet.side.stream, copy_bytes, packet.arriving, packet.source)
             packet.event.record(packet.side.stream)
             packet.copy_issued = True
         if wait:

@@ -11,6 +11,7 @@ from asys_bench.capture.gpu.route import Plan, Route, launch
 from asys_bench.capture.gpu.runtime import DeviceEvent, DeviceRuntime, copy_bytes
 from asys_bench.capture.gpu.side_stream import SideStream
 from asys_bench.contracts.packet import PacketMeta
+from asys_bench.contracts.padding import write_count
 from asys_bench.contracts.preprocessor import Encoded
 
 MetaBuilder = Callable[[Encoded], PacketMeta]
@@ -31,10 +32,11 @@ class InFlight:
     """Owned by the flight queue from admission until it is settled.
 
     meta: None when the committer encodes and so builds it. event: after it, the payload is in
-    staging memory. source, target: what the copy reads (device) and writes (staging memory), of the
-    payload's size. copy_issued: False while the copy waits for the committer (pageable memory).
-    broken: issuing failed half-way; counted already, and there is nothing to deliver, only memory to
-    wait for.
+    staging memory. real: bool, which of the tensor's rows are tokens, in host memory or on the device;
+    it travels behind the payload (`contracts.padding`). source, target: what the copy reads (device)
+    and writes (staging memory); `target` ends with what is written from here. copy_issued: False while
+    the copy waits for the committer (pageable memory). broken: issuing failed half-way; counted
+    already, and there is nothing to deliver, only memory to wait for.
     """
 
     key: Hashable
@@ -48,9 +50,16 @@ class InFlight:
     target: torch.Tensor
     timeout_s: float
     submitted_ns: int
+    real: torch.Tensor | None = None
     source: torch.Tensor | None = None
     copy_issued: bool = False
     broken: bool = False
+
+    @property
+    def arriving(self) -> torch.Tensor:
+        """The part of `target` that the copy writes."""
+        assert self.source is not None
+        return self.target[: self.source.numel()]
 
 
 def hand_over(runtime: DeviceRuntime, side: SideStream) -> None:
@@ -68,12 +77,26 @@ def issue(
 
     Every tensor that the side stream reads is referenced by `packet` before it is issued.
     """
-    side = packet.side
+    side, real = packet.side, packet.real
     (nbytes, *_), stages = packet.plan
-    packet.source = side.block(packet.ticket.block, nbytes)
-    runtime.run_inline(side.device, launch, tensor, packet.source, stages)
+    travels = nbytes
+    if real is not None:
+        write_count(packet.target.numpy().data, real.numel())
+        if real.is_cpu:
+            packet.target[nbytes : nbytes + real.numel()].copy_(real.reshape(-1))
+        else:
+            travels += real.numel()
+    source = packet.source = side.block(packet.ticket.block, travels)
+    runtime.run_inline(side.device, launch, tensor, source[:nbytes], stages)
+    if travels > nbytes:
+        runtime.run_inline(side.device, copy_flags, source[nbytes:], real)
     hand_over(runtime, side)
     if copy_now:
         packet.copy_issued = True
-        runtime.run(side.stream, copy_bytes, packet.target, packet.source)
+        runtime.run(side.stream, copy_bytes, packet.arriving, source)
         packet.event.record(side.stream)
+
+
+def copy_flags(target: torch.Tensor, flags: torch.Tensor) -> None:
+    """Copy of a tensor of booleans to `target` (uint8), on one device."""
+    target.view(torch.bool).copy_(flags.reshape(-1))

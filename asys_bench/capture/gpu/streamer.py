@@ -44,6 +44,7 @@ from asys_bench.capture.gpu.runtime import DeviceRuntime
 from asys_bench.capture.gpu.side_stream import SideStream
 from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.bus import BusProducer
+from asys_bench.contracts.padding import beside_bytes
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
 from asys_bench.registry import Registry
@@ -121,10 +122,12 @@ class DeviceStreamer:
         *,
         key: Hashable,
         timeout_s: float = 0.0,
+        real: torch.Tensor | None = None,
     ) -> DeviceDrop | None:
         """Take `tensor` as the host's stream has it at this point; returns without waiting.
 
         make_meta: see `MetaBuilder`. key: the hook, as the log shall name it and `collect` return it.
+        real: which rows are tokens, bool[rows] in any shape; the packet's encoding is then `padded+...`.
         timeout_s: > 0 waits that long for room here and again on the bus (`on_full: block`).
 
         Returns None when it is on its way, or why it was dropped at once (`collect` has that too).
@@ -146,7 +149,10 @@ class DeviceStreamer:
             if side is None:
                 queue.counters.dropped(key, DeviceDrop.GRAPH_CAPTURE)
                 return DeviceDrop.GRAPH_CAPTURE
-            ticket = queue.admit(side, plan.encoded.nbytes, timeout_s)
+            nbytes = plan.encoded.nbytes
+            if real is not None:
+                nbytes += beside_bytes(real.numel())
+            ticket = queue.admit(side, nbytes, timeout_s)
             if isinstance(ticket, DeviceDrop):
                 queue.counters.dropped(key, ticket)
                 return ticket
@@ -159,9 +165,10 @@ class DeviceStreamer:
                 meta=meta,
                 ticket=ticket,
                 event=side.take_event(),
-                target=queue.memory_of(ticket, plan.encoded.nbytes),
+                target=queue.memory_of(ticket, nbytes),
                 timeout_s=timeout_s,
                 submitted_ns=time.perf_counter_ns(),
+                real=real,
             )
             try:
                 issue(self._runtime, packet, tensor, copy_now=self._region.pinned)

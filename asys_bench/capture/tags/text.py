@@ -30,6 +30,8 @@ class Text:
     others: other sequences that the module was given beside them: leading dimensions, and address of
     the memory, of their states.
     beside: shape of other integers that an embedding was called with (a plain model's second text).
+    real_BT: of a text on a device: bool, which positions are tokens; None: all of them. `kept` is not
+        known then.
     number: of the packet of token rows; NO_TEXT while none was sent.
     position: of the first token, where there is one sequence; else NO_TOKEN_POSITION.
     """
@@ -37,12 +39,23 @@ class Text:
     shape: tuple[int, int]
     ids_BT: torch.Tensor | None
     mask: Any
-    kept: Positions | None
+    kept: Positions | None = None
     positions_BT: torch.Tensor | None = None
     others: frozenset[tuple[tuple[int, int], int]] = field(default_factory=frozenset)
     beside: list[int] | None = None
+    real_BT: torch.Tensor | None = None
     number: int = NO_TEXT
     position: int = NO_TOKEN_POSITION
+
+    @property
+    def padding(self) -> Positions | torch.Tensor | None:
+        """`kept`, or `real_BT`."""
+        return self.kept if self.real_BT is None else self.real_BT
+
+    @padding.setter
+    def padding(self, value: Positions | torch.Tensor | None) -> None:
+        self.real_BT = value if isinstance(value, torch.Tensor) else None
+        self.kept = None if isinstance(value, torch.Tensor) else value
 
 
 class TextReader:
@@ -119,8 +132,10 @@ class RowTokens(NamedTuple):
 
     text: number of the text. kept: rows that are tokens, the others are padding; None: all.
     position: of the first token in its sequence, or NO_TOKEN_POSITION.
+    real: in place of `kept`, for a text on a device: which rows are tokens, bool.
     """
 
     text: int
     kept: Positions | None
     position: int
+    real: torch.Tensor | None = None

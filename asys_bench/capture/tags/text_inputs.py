@@ -20,8 +20,13 @@ what is whose inside. Its padding is that of a mask or of `Embedding.padding_idx
 An argument that has no readable bytes (`host_state.readable`) is no ids, no mask and no positions. A call
 that cannot be read carries no text, and the next one is read again.
 
-With a key-value cache T is the new tokens alone and S counts the cached ones; positions go on. On an
-accelerator none of this is read, because that would stall the host: there, padding stays in.
+With a key-value cache T is the new tokens alone and S counts the cached ones; positions go on.
+
+A text on a device is read without asking for a value, which would stall the host: ids, positions and the
+mask travel as they are, and the reader of a packet leaves padding out (`contracts.padding`). What can only
+be told by values is not told there: whether another tensor holds the same ids (it is the same if its memory
+is), whether integers beside a plain model's text are positions (those of one dimension are) and the
+position of a sequence's first token, which is in the token rows alone.
 """
 
 from __future__ import annotations
@@ -34,7 +39,8 @@ import numpy as np
 import torch
 
 from asys_bench.capture.hook_stream import FAILURES_IN_A_ROW
-from asys_bench.capture.host_state import address, readable
+from asys_bench.capture.host_state import address, on_device, readable
+from asys_bench.capture.offload import SERVED
 from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.capture.points.selection import passes_arguments_on, positions
 from asys_bench.capture.tags.clock import CallFrame, StepClock
@@ -55,6 +61,10 @@ from asys_bench.contracts.preprocessor import Positions
 from asys_bench.contracts.tensor_memory import memory_fault
 
 log = logging.getLogger(__name__)
+
+
+Padding = Positions | torch.Tensor | None
+"""`Text.kept`, or on a device `Text.real_BT`."""
 
 
 class TokenRows(Protocol):
@@ -107,20 +117,12 @@ class TextInputs:
 
     @classmethod
     def of(cls, model: torch.nn.Module, root: torch.nn.Module | None = None) -> TextInputs | None:
-        """None when `model` takes no text, or is not on the CPU.
+        """None when `model` takes no text.
 
         root: what the user calls, where that is a wrapper which passes its arguments on to `model`.
         """
         found = cls(model, root if root is not None else model)
         if not found.readers and MASK not in positions(model):
-            return None
-        if not all(parameter.is_cpu for parameter in model.parameters()):
-            if found.embeddings:
-                return None  # whether it takes text is not known
-            log.warning(
-                "the model is not on the CPU: rows of padding are captured like any other, and token "
-                "ids are not recorded; feed it sequences without padding"
-            )
             return None
         return found
 
@@ -179,7 +181,7 @@ class TextInputs:
         if text is None or text.ids_BT is None:
             return
         try:
-            given = readable(ids)
+            given = _legible(ids)
             if given is not None and memory_fault(text.ids_BT) is None:
                 with torch.no_grad():
                     self._embedded(frame, text, text.ids_BT, module, given.detach(), clock)
@@ -190,7 +192,9 @@ class TextInputs:
         self, frame: CallFrame, text: Text, ids_BT: torch.Tensor, module: Any, ids: torch.Tensor,
         clock: StepClock,
     ) -> None:  # fmt: skip
-        if ids.shape == ids_BT.shape and torch.equal(ids.long(), ids_BT.long()):
+        if ids.is_cpu and ids_BT.is_cpu:
+            ids, ids_BT = ids.long(), ids_BT.long()
+        if _same(ids, ids_BT):
             if frame.text is None and text.beside is None:
                 self._recognise(text, ids_BT, module)
                 self._hold(frame, text, clock)
@@ -210,11 +214,10 @@ class TextInputs:
 
     def _recognise(self, text: Text, ids_BT: torch.Tensor, module: Any) -> None:
         padding = getattr(module, "padding_idx", None)
-        if text.kept is None and padding is not None:
-            real_N = (ids_BT != padding).reshape(-1)
-            if not bool(real_N.all()):
-                text.kept = np.flatnonzero(real_N.numpy()).astype(np.int64)
-                _place(text, _positions(ids_BT, None, text.kept, _NO_READER, (), {}))
+        if text.padding is None and padding is not None:
+            text.padding = _kept(ids_BT != padding)
+            if text.padding is not None:
+                _place(text, _positions(ids_BT, None, text.padding, _NO_READER, (), {}))
         if not self._recognised:
             self._recognised = True
             has_padding = padding is not None or text.mask is not None
@@ -256,7 +259,15 @@ class TextInputs:
         if reader.two_texts or (reader.plain and self._plain_is_two):
             frame.text = frame.offered = None
             return
-        ids_BT = _matrix(reader.ids(args, kwargs))
+        given = reader.ids(args, kwargs)
+        ids_BT = _matrix(given)
+        if ids_BT is None and on_device(given) is not None and given.device.type not in SERVED:
+            frame.text = frame.offered = None
+            self._explain(
+                f"text on {given.device.type} is not read: rows of padding are captured like any "
+                "other, and token ids are not recorded"
+            )
+            return
         if reader.plain and ids_BT is None:
             return
         mask = reader.argument(MASK, args, kwargs)
@@ -274,10 +285,10 @@ class TextInputs:
         states = [v for name, v in others if any(part in name for part in SEQUENCES)]
         text = around if is_around else None
         if text is None or (mask is not None and mask is not text.mask):
-            kept = self._kept(mask, shape, reader, args, kwargs)
-            if text is None or (kept is not None and not _equal(kept, text.kept)):
+            padding = self._padding(mask, shape, reader, args, kwargs)
+            if text is None or (padding is not None and not _equal(padding, text.padding)):
                 ids_BT = ids_BT if ids_BT is not None or text is None else text.ids_BT
-                text = self._text(shape, ids_BT, mask, kept, reader, args, kwargs)
+                text = self._text(shape, ids_BT, mask, padding, reader, args, kwargs)
         text.others |= {((s.shape[0], s.shape[1]), address(s)) for s in states if not s.is_nested}
         is_known = not reader.plain or (is_around and around is frame.text)
         if len(states) < len(others):  # pictures or sound: it is not known what is whose inside
@@ -290,11 +301,12 @@ class TextInputs:
 
     def _text(
         self, shape: tuple[int, int], ids_BT: torch.Tensor | None, mask: Any,
-        kept: Positions | None, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
+        padding: Padding, reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any],
     ) -> Text:  # fmt: skip
-        text = Text(shape, ids_BT, mask, kept)
+        text = Text(shape, ids_BT, mask)
+        text.padding = padding
         if ids_BT is not None:
-            _place(text, _positions(ids_BT, mask, kept, reader, args, kwargs))
+            _place(text, _positions(ids_BT, mask, padding, reader, args, kwargs))
         return text
 
     def _hold(self, frame: CallFrame, text: Text, clock: StepClock) -> None:
@@ -313,16 +325,17 @@ class TextInputs:
             rows_N2 = rows_N2.index_select(0, torch.from_numpy(text.kept))
         send = self.token_rows.observe_again if frame.sent else self.token_rows.observe
         frame.sent += 1
-        send(rows_N2.to(torch.int32), None, RowTokens(number, None, text.position))
+        tokens = RowTokens(number, None, text.position, text.real_BT)
+        send(rows_N2.to(torch.int32), None, tokens)
 
-    def _kept(
+    def _padding(
         self, mask: Any, shape: tuple[int, int], reader: TextReader, args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> Positions | None:  # fmt: skip
+    ) -> Padding:  # fmt: skip
         if mask is None:
             return None
         found = real_tokens(mask, shape, _seen(reader, args, kwargs))
-        if found is None:
+        if found is None or not found.is_of_a_mask:
             kind = (
                 f"{list(mask.shape)} of {mask.dtype}"
                 if isinstance(mask, torch.Tensor) and not mask.is_nested
@@ -333,9 +346,7 @@ class TextInputs:
                 "rows of padding are captured like any other"
             )
             return None
-        if bool(found.all()):
-            return None
-        return np.flatnonzero(found.numpy()).astype(np.int64)
+        return _kept(found.real_BT)
 
     def _explain(self, what: str) -> None:
         if what not in self._explained and len(self._explained) < 8:
@@ -371,6 +382,8 @@ def _plain_readers(
 
 def _counts_up(ids: torch.Tensor) -> bool:
     """Whether these are positions or segments, and no tokens: each row goes up by 0 or 1."""
+    if not ids.is_cpu:
+        return ids.ndim < 2
     if not ids.numel():
         return True
     rows = ids.reshape(-1, ids.shape[-1])
@@ -380,18 +393,27 @@ def _counts_up(ids: torch.Tensor) -> bool:
     return bool(((steps == 0) | (steps == 1)).all())
 
 
+def _kept(real_BT: torch.Tensor) -> Padding:
+    """Where the tokens are; on a device it is not known whether there is any padding."""
+    if not real_BT.is_cpu:
+        return real_BT
+    if bool(real_BT.all()):
+        return None
+    return np.flatnonzero(real_BT.numpy()).astype(np.int64)
+
+
 def _place(text: Text, positions_BT: torch.Tensor) -> None:
     """Give `text` its positions."""
     text.positions_BT = positions_BT
     batch, length = text.shape
-    if batch == 1 and length:
+    if batch == 1 and length and positions_BT.is_cpu:
         first = 0 if text.kept is None or not len(text.kept) else int(text.kept[0])
         text.position = int(positions_BT[0, first])
 
 
 def _matrix(value: Any) -> torch.Tensor | None:
-    """A two-dimensional CPU tensor of integers, or None."""
-    ids = readable(value)
+    """A two-dimensional tensor of integers that can be read, or None."""
+    ids = _legible(value)
     if ids is None or ids.ndim != 2:
         return None
     whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype is torch.bool)
@@ -406,52 +428,92 @@ def _leading(embeds: Any, mask: Any) -> tuple[int, int] | None:
     return None
 
 
+def _legible(value: Any) -> torch.Tensor | None:
+    """`value` where it is a tensor that is readable here, or on a device that is served."""
+    found = readable(value)
+    if found is None:
+        found = on_device(value)
+        if found is not None and found.device.type not in SERVED:
+            return None
+    return found
+
+
 def _same(ids_BT: torch.Tensor, other: torch.Tensor | None) -> bool:
-    return other is not None and (
-        ids_BT is other
-        or (
-            ids_BT.shape == other.shape
-            and ids_BT.dtype == other.dtype
-            and memory_fault(other) is None
-            and torch.equal(ids_BT, other)
-        )
-    )
+    """Whether they hold the same ids, as far as that can be told where they are."""
+    if other is None or ids_BT is other:
+        return other is not None
+    if ids_BT.shape != other.shape or ids_BT.dtype != other.dtype:
+        return False
+    if ids_BT.is_cpu != other.is_cpu or memory_fault(other) is not None:
+        return False
+    if ids_BT.is_cpu:
+        return torch.equal(ids_BT, other)
+    return address(ids_BT) == address(other) and ids_BT.stride() == other.stride()
 
 
-def _equal(one: Positions | None, other: Positions | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one, other)
+def _equal(one: Padding, other: Padding) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return np.array_equal(one, other)
+    return one is other
 
 
-def _seen(reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Tokens in the key-value cache before this call."""
-    given = readable(reader.argument("cache_position", args, kwargs))
+def _seen(reader: TextReader, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | torch.Tensor:
+    """Tokens in the key-value cache before this call; of no dimension where only a device knows."""
+    given = _legible(reader.argument("cache_position", args, kwargs))
     if given is not None and given.ndim == 1 and len(given):
-        return int(given[0])
+        return int(given[0]) if given.is_cpu else given.detach()[0]
     cache = reader.argument("past_key_values", args, kwargs)
-    return int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+    if not hasattr(cache, "get_seq_length"):
+        return 0
+    length = cache.get_seq_length()
+    if isinstance(length, torch.Tensor) and not length.is_cpu:
+        return length.detach().reshape(())
+    return int(length)
 
 
 def _positions(
-    ids_BT: torch.Tensor, mask: Any, kept: Positions | None, reader: TextReader,
+    ids_BT: torch.Tensor, mask: Any, padding: Padding, reader: TextReader,
     args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> torch.Tensor:  # fmt: skip
-    given = readable(reader.argument("position_ids", args, kwargs))
+    given = _beside(reader.argument("position_ids", args, kwargs), ids_BT)
     length = ids_BT.shape[1]
-    if given is not None and given.ndim == 2:
+    if given is not None:
         fits = given.shape[1] == length and given.shape[0] in (1, ids_BT.shape[0])
         if fits:
-            return given.detach().expand(ids_BT.shape).to(ids_BT.dtype)
-    marks_BS = readable(mask)
-    if marks_BS is not None and marks_BS.ndim == 2 and not marks_BS.is_floating_point():
+            return given.expand(ids_BT.shape).to(ids_BT.dtype)
+    marks_BS = _beside(mask, ids_BT)
+    if marks_BS is not None and not marks_BS.is_floating_point():
         fits = marks_BS.shape[0] == ids_BT.shape[0] and marks_BS.shape[1] >= length
         if fits:
             counted_BS = (marks_BS != 0).long().cumsum(1) - 1
             return counted_BS.clamp(min=0)[:, -length:].to(ids_BT.dtype)
     seen = _seen(reader, args, kwargs)
-    if kept is not None and not seen:
-        real_BT = torch.zeros(ids_BT.shape, dtype=torch.long).view(-1)
-        real_BT[torch.from_numpy(kept)] = 1
-        return (real_BT.view(ids_BT.shape).cumsum(1) - 1).clamp(min=0).to(ids_BT.dtype)
-    return torch.arange(seen, seen + length, dtype=ids_BT.dtype).expand(ids_BT.shape)
+    if ids_BT.is_cpu and isinstance(seen, torch.Tensor):
+        seen = 0  # a device's
+    going_on_BT = torch.ones_like(ids_BT, dtype=torch.long).cumsum(1) - 1 + seen
+    real_BT = _flags(padding, ids_BT)
+    if real_BT is not None:
+        counted_BT = (real_BT.long().cumsum(1) - 1).clamp(min=0)
+        if isinstance(seen, torch.Tensor):
+            going_on_BT = torch.where(seen == 0, counted_BT, going_on_BT)
+        elif not seen:
+            going_on_BT = counted_BT
+    return going_on_BT.to(ids_BT.dtype)
+
+
+def _beside(value: Any, ids_BT: torch.Tensor) -> torch.Tensor | None:
+    """A matrix that can be read, where the ids are."""
+    found = _legible(value)
+    if found is None or found.ndim != 2 or found.device != ids_BT.device:
+        return None
+    return found.detach()
+
+
+def _flags(padding: Padding, ids_BT: torch.Tensor) -> torch.Tensor | None:
+    """Which ids are tokens; None where that is not known, or all are."""
+    if isinstance(padding, torch.Tensor):
+        return padding if padding.device == ids_BT.device else None
+    if padding is None or not ids_BT.is_cpu:
+        return None
+    flags_N = torch.zeros(ids_BT.numel(), dtype=torch.bool)
+    return flags_N.index_fill_(0, torch.from_numpy(padding), True).view(ids_BT.shape)

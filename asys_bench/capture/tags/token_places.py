@@ -103,8 +103,8 @@ class TokenPlaces:
         if fits and not ambiguous:
             self._follows = True
         if fits and not self._strays and (not ambiguous or self._follows):
-            return RowTokens(text.number, text.kept, text.position)
-        if text.number != NO_TEXT or text.kept is not None:
+            return RowTokens(text.number, text.kept, text.position, text.real_BT)
+        if text.number != NO_TEXT or text.kept is not None or text.real_BT is not None:
             why = (
                 "may be the tokens in more than one order (sizes are equal by chance)"
                 if fits and not self._strays

@@ -36,7 +36,7 @@ class FakeStreamer:
     def prepare(self, preprocessor):
         self.prepared.append(preprocessor)
 
-    def submit(self, tensor, preprocessor, make_meta, *, key, timeout_s):
+    def submit(self, tensor, preprocessor, make_meta, *, key, timeout_s, real=None):
         plan = Encoded(tensor.numel() * tensor.element_size(), tensor.dtype, tuple(tensor.shape))
         meta = make_meta(plan)
         if self.full:

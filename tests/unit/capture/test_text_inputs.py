@@ -520,11 +520,15 @@ def test_masks_of_queries_and_keys_say_the_same_as_those_of_keys(static, bits, l
         opened,
         {"full_attention": square},
     ):
-        assert torch.equal(real_tokens(form, (4, 6), 0), mask.bool())
+        assert torch.equal(real_tokens(form, (4, 6), 0).real_BT, mask.bool())
     decoded = square[:, :, -1:, :]  # the last token alone, the others are cached
-    assert torch.equal(real_tokens(decoded, (4, 1), 5)[:, 0], mask[:, -1].bool())
+    for seen in (5, torch.tensor(5)):
+        found = real_tokens(decoded, (4, 1), seen).real_BT
+        assert torch.equal(found[:, 0], mask[:, -1].bool())
 
 
 @pytest.mark.parametrize("mask", [torch.zeros(1, 2), torch.ones(2, 2), torch.ones(1, 1), None, "x"])
 def test_what_is_no_padding_mask_is_not_read_as_one(mask):
-    assert real_tokens(mask, (1, 2), 0) is None
+    found = real_tokens(mask, (1, 2), 0)
+    assert found is None or not found.is_of_a_mask
+    assert found is None or bool(found.real_BT.all())
