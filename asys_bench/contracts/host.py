@@ -58,7 +58,7 @@ class HostClock(Protocol):
 class LateClock(HostClock, Protocol):
     """The clock of a host whose model exists only once it runs (`BaseHost.build` returned None)."""
 
-    host_step: int
+    steps_made: int
     """Steps so far; 0 before `observe`."""
 
     def misfit(self, model: torch.nn.Module) -> str | None:
@@ -143,9 +143,10 @@ class BaseHost(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} cannot be saved")
 
-    def goes_on(self, folder: Path, last_step: int) -> None:
-        """Of a host that saves itself: its run goes on. It may keep checkpoints of its own in `folder`;
-        earlier attempts came to `last_step`. Called after `build`, in every attempt."""
+    def goes_on(self, folder: Path, last_step: int, begins_at: Callable[[int], None]) -> None:
+        """Told to a host that cannot be saved, after `build`, where its run may go on: it may keep
+        checkpoints of its own in `folder`, earlier attempts came to `last_step`, and it calls
+        `begins_at` with the step that it goes on from, before it makes one."""
 
     def documents(self) -> Mapping[str, Mapping[str, Any]]:
         """JSON documents to keep in the run's folder, by file name (a vocabulary); after `build`."""

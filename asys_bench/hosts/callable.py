@@ -12,6 +12,9 @@ def build(seed, width=64):
         return {"loss": loss}
 
     return model, train
+
+Where its run may go on (`run.resume`), `clock.folder` is for checkpoints of its own, `clock.last_step` is how
+far it came, and `clock.begins_at(step)`, called first, says where it goes on; else `clock.folder` is None.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -65,6 +69,7 @@ class CallableHost(BaseHost):
         self._options, self._seed = options, seed
         self.step_unit = options.step_unit
         self._train: Callable[[HostClock], Any] | None = None
+        self._going_on: tuple[Path, int, Callable[[int], None]] | None = None
 
     def build(self) -> torch.nn.Module:
         """The model that the function makes."""
@@ -82,11 +87,16 @@ class CallableHost(BaseHost):
         self._train = train
         return model
 
+    def goes_on(self, folder: Path, last_step: int, begins_at: Callable[[int], None]) -> None:
+        self._going_on = folder, last_step, begins_at
+
     def run(self, clock: HostClock) -> HostResult:
         """Call the function's `train`."""
         if self._train is None:
             raise HostError("run() before build()")
         counting = _CountingClock(clock)
+        if self._going_on is not None:
+            counting.folder, counting.last_step, counting.begins_at = self._going_on
         started = time.monotonic()
         with children_leave():
             figures = self._train(counting) or {}
@@ -104,6 +114,9 @@ class _CountingClock:
     def __init__(self, clock: HostClock) -> None:
         self._clock = clock
         self.steps = 0
+        self.folder: Path | None = None
+        self.last_step = 0
+        self.begins_at: Callable[[int], None] = lambda step: None
 
     @property
     def should_stop(self) -> bool:

@@ -2,6 +2,10 @@
 
 `python -m asys_bench run -c config.yaml -- train.py args` is the short way to it. The script is not
 changed and need not know of us; see `model_finder` for how its model is found.
+
+Where its run may go on (`run.resume`), it finds a folder for checkpoints of its own in ASYS_STATE_DIR and how
+far the run came in ASYS_LAST_STEP. A script that goes on from a step sets ASYS_STEP in `os.environ` before
+its model is called.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import os
 import runpy
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -70,6 +74,12 @@ class ScriptHost(BaseHost):
     def __init__(self, options: ScriptOptions, seed: int) -> None:
         self._options = options
         self._running = False
+        self._begins_at: Callable[[int], None] = lambda step: None
+
+    def goes_on(self, folder: Path, last_step: int, begins_at: Callable[[int], None]) -> None:
+        os.environ |= {"ASYS_STATE_DIR": str(folder), "ASYS_LAST_STEP": str(last_step)}
+        os.environ.pop("ASYS_STEP", None)
+        self._begins_at = begins_at
 
     def build(self) -> torch.nn.Module | None:
         """None: the model comes up while the script runs."""
@@ -97,6 +107,8 @@ class ScriptHost(BaseHost):
 
         def found(model: torch.nn.Module, called: bool) -> None:
             nonlocal observed
+            if (step := os.environ.get("ASYS_STEP", "")).isdecimal():
+                self._begins_at(int(step))
             clock.observe(model, called=called)
             observed = True
 
@@ -119,7 +131,7 @@ class ScriptHost(BaseHost):
         if not observed and not stopped:
             raise HostError(f"{self._name} ended, but {finder.explain()}")
         clock.end()
-        return HostResult(clock.host_step, time.monotonic() - started, stopped_early=stopped)
+        return HostResult(clock.steps_made, time.monotonic() - started, stopped_early=stopped)
 
     def request_stop(self) -> None:
         """As Ctrl-C in the script itself: it may clean up and go on to its end."""

@@ -318,16 +318,13 @@ def _leaves(path: FieldPath, value: Any) -> Iterator[tuple[FieldPath, Any]]:
 def new_entry(
     run_dir: RunDir, first_step: int, ranks: int, first_packet: int = 0
 ) -> dict[str, Any]:
-    """The entry of an attempt that begins now. Steps up to the last one of an attempt before it are
-    made again where the host goes on from an older step."""
-    last = [int(one["last_step"]) for one in run_dir.earlier if one.get("last_step") is not None]
+    """The entry of an attempt that begins now."""
     before = run_dir.earlier[-1]["end"] if run_dir.earlier else None
     return {
         "attempt": run_dir.attempt,
         "began": "new" if before is None else f"after: {before}",
         "started_unix_ns": time.time_ns(),
-        "first_step": first_step,
-        "repeated_steps": max(0, max(last) - first_step) if last else 0,
+        **steps_of(run_dir, first_step),
         "first_packet": first_packet,
         "ranks": ranks,
         "host_pid": os.getpid(),
@@ -338,3 +335,11 @@ def new_entry(
         "weights_version": None,
         "account": None,
     }
+
+
+def steps_of(run_dir: RunDir, first_step: int) -> dict[str, int]:
+    """Of an attempt's entry. Steps up to the last one of an attempt before it are made again where the
+    host goes on from an older step: SAEs have seen them, and keep what they learnt."""
+    last = [int(one["last_step"]) for one in run_dir.earlier if one.get("last_step") is not None]
+    repeated = max(0, max(last) - first_step) if last else 0
+    return {"first_step": first_step, "repeated_steps": repeated}

@@ -102,7 +102,13 @@ class ExperimentPipeline:
         folder = run_dir.path / STATE_DIR
         make_folders(folder, below=run_dir.path)
         steps = [int(one["last_step"]) for one in run_dir.earlier if one.get("last_step")]
-        self._host.goes_on(folder, max(steps, default=0))
+        self._host.goes_on(folder, max(steps, default=0), self._begins_at)
+
+    def _begins_at(self, step: int) -> None:
+        if isinstance(self.life.session, ObservationSession):
+            self.life.session.begins_at(step)
+        else:  # its model is not there yet
+            self.life.go_on(step)
 
     def _start(self, model: torch.nn.Module) -> StepClock:
         assert self._host is not None
@@ -211,8 +217,8 @@ class LateStepClock:
         self.should_stop = False
 
     @property
-    def host_step(self) -> int:
-        return self._clock.host_step if self._clock is not None else 0
+    def steps_made(self) -> int:
+        return self._clock.steps_made if self._clock is not None else 0
 
     def misfit(self, model: torch.nn.Module) -> str | None:
         """See `LateClock.misfit`."""

@@ -166,9 +166,13 @@ class RunLifecycle:
                 self.run_dir.write_json(name, dict(document))
         return self.run_dir
 
-    def go_on(self, step: int, before: Continuation) -> None:
-        """Before `start`: the host goes on from its own checkpoint at `step`."""
-        self._steps, self._before = step, before
+    def go_on(self, step: int, before: Continuation | None = None) -> None:
+        """Before `start`: the host goes on from a checkpoint of its own at `step`.
+
+        before: what was counted until then; None: what run.json says of the attempts before.
+        """
+        self._steps = step
+        self._before = before or self._before
 
     def counted(self) -> Continuation:
         """What has been counted so far, from the first attempt on."""

@@ -37,7 +37,7 @@ from asys_bench.contracts.stats import (
 from asys_bench.monitors.snapshot import histograms
 from asys_bench.placement.manager import ResourceManager
 from asys_bench.registry import registry
-from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd, Continuation, new_entry
+from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd, Continuation, new_entry, steps_of
 from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.rendezvous import LocalRanks
@@ -239,6 +239,13 @@ class ObservationSession:
             self.run_dir.write_json(PLAN_FILE, self._resources.to_dict())
             self._resources.check(self.page)
         self.page.run_state = RunState.RUNNING
+
+    def begins_at(self, step: int) -> None:
+        """The host has found out which step it goes on from; before it has made one."""
+        self.clock.step_to(step)
+        self.clock.first_step = step
+        self._entry |= steps_of(self.run_dir, step)
+        self._write_run_json(None)
 
     def pause(self, paused: bool) -> None:
         """The host is aside from its own work, or back at it; see `ActivationHooker.pause`."""

@@ -44,14 +44,14 @@ class Clock:
     def __init__(self):
         self.observed = []
         self.should_stop = False
-        self.host_step = 0
+        self.steps_made = 0
 
     def misfit(self, model):
         return None if hasattr(model, "body") else "no body"
 
     def observe(self, model, *, called=False):
         self.observed.append(type(model).__name__)
-        self.host_step = 7
+        self.steps_made = 7
 
     def end(self):
         pass
