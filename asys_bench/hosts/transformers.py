@@ -336,7 +336,8 @@ def _evaluated(options: HostOptions, seed: int, weights: Path | None) -> Evaluat
         weights=weights,
         **read,
     )
-    whole = whole.to(options.device).eval()
+    whole = whole.to(options.device)
+    whole.eval()
     longest = getattr(whole.config, "max_position_embeddings", None) or options.block_tokens
     model = whole.base_model if predicts and asked == "AutoModel" else whole
 
