@@ -1,7 +1,8 @@
 """The products of a sparse training step: what every implementation does, in torch's own operators.
 
-`SparseKernels` is right on every device and for every float dtype; `compiled_kernels` (C++, float32 on
-the CPU) overrides what it does faster. Both pass tests/unit/sae/test_sparse_kernels.py.
+`SparseKernels` is right on every device and for every float dtype. `compiled_kernels` (C++, float32 on
+the CPU) and `triton_kernels` (float32 on a GPU) override what they do faster. tests/unit/sae
+trains with all of them side by side (test_kernels_agree.py, test_triton_kernels.py).
 
 One object belongs to one learner. What a method returns holds until its next call.
 
@@ -36,6 +37,8 @@ class SparseKernels:
     """
 
     name = "torch"
+    measured = False
+    """They were chosen by their speed here, and a resumed training keeps them."""
 
     def __init__(self, *, rough: bool = False) -> None:
         self.rough = rough

@@ -142,8 +142,9 @@ def reconstruct_nested(
         ]
     )
     error_MB = errors_MBD.square().sum(2)
-    scaled_MBD = errors_MBD.mul_(scale_B.unsqueeze(1))
-    gradient_MBD = scaled_MBD.flip(0).cumsum(0).flip(0)
+    gradient_MBD = errors_MBD.mul_(scale_B.unsqueeze(1))
+    for level in range(len(widths) - 2, -1, -1):
+        gradient_MBD[level] += gradient_MBD[level + 1]
     code_gradient_N = torch.zeros_like(value_N)
     least = 0
     for gradient_BD, width in zip(gradient_MBD, widths, strict=True):

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.footprint import Footprint
+from asys_bench.sae.kernels.choice import faster_kernels
 from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 
 log = logging.getLogger(__name__)
+USUAL_L0 = 64
+"""Active features of a row that kernels are compared at, where a configuration does not say it."""
 Event = Any
 """A point in the work of one queue of the device."""
 
@@ -43,7 +47,7 @@ class TrainingDevice:
     tensors = torch.device("cpu")
     """Where weights and steps are."""
 
-    def kernels(self, config: SAEConfig) -> SparseKernels:
+    def kernels(self, config: SAEConfig, sae: SparseAutoencoder) -> SparseKernels:
         """Those of one SAE."""
         return CompiledKernels(config.work_threads, rough=config.rough_products)
 
@@ -66,7 +70,7 @@ class Gpu(TrainingDevice, ABC):
         """Puts the rows of a next batch together while a step runs."""
 
     @abstractmethod
-    def kernels(self, config: SAEConfig) -> SparseKernels: ...
+    def kernels(self, config: SAEConfig, sae: SparseAutoencoder) -> SparseKernels: ...
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
@@ -144,9 +148,25 @@ class CudaDevice(Gpu):
             cuda.set_per_process_memory_fraction(min(1.0, most_bytes / total), index)
         self._copies = cuda.Stream(device=index)
 
-    def kernels(self, config: SAEConfig) -> SparseKernels:
+    def kernels(self, config: SAEConfig, sae: SparseAutoencoder) -> SparseKernels:
         rough = config.dtype != "float32" and bool(self._cuda.is_bf16_supported())
-        return SparseKernels(rough=rough)
+        return faster_kernels(
+            config.batch_rows,
+            max(sae.d_in, sae.d_out),
+            sae.d_sae,
+            int(config.wanted_l0 or USUAL_L0),
+            self.tensors,
+            self._seconds,
+            rough=rough,
+        )
+
+    def _seconds(self, work: Callable[[], Any]) -> float:
+        begin, end = (self._cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
 
     def memory(self) -> tuple[int, int]:
         free, total = self._cuda.mem_get_info(self.tensors.index)

@@ -17,6 +17,7 @@ from asys_bench.sae.architectures.data_start import FIT_ROWS
 from asys_bench.sae.architectures.scaling import InputScaling, JointScaling, PairScaling, RowScaling
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, pick, put, tensor_of
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.kernels.choice import named_kernels
 from asys_bench.sae.training.dead_features import DeadFeatures, resample_, round_after
 from asys_bench.sae.training.device import CPU, TrainingDevice
 from asys_bench.sae.training.normalizer import geometric_median
@@ -55,7 +56,7 @@ class Learner:
         self.features_resampled = 0
         self.dead = DeadFeatures(self.sae.d_sae, config.dead_after_rows, device.tensors)
         self.controller = SparsityController(config)
-        self.kernels = device.kernels(config)
+        self.kernels = device.kernels(config, self.sae)
         self.adam = RowAdam(self.sae, self.kernels)
         self._generator = torch.Generator().manual_seed(config.seed ^ 0x5AE)
         self._skipped_in_a_row = 0
@@ -209,6 +210,8 @@ class Learner:
             "features_resampled": self.features_resampled,
             "rng": self._generator.get_state(),
         }
+        if self.kernels.measured:
+            state["triton"] = int(self.kernels.name == "triton")
         for name, scaling in self.scaling.parts.items():
             state[f"scale{name}"], state[f"center{name}"] = scaling.scale, scaling.center_D
         return state | self._weights_state()
@@ -217,6 +220,12 @@ class Learner:
     def load_state_dict(self, state: StateDict) -> None:
         """Raises ValueError (missing entry) or RuntimeError (wrong shape)."""
         self._load_weights(state)
+        if self.kernels.measured and "triton" in state:
+            name = "triton" if number_of(state, "triton") else "torch"
+            if name != self.kernels.name:
+                self.kernels = named_kernels(name, rough=self.kernels.rough)
+                self.kernels.measured = True
+                self.adam.kernels = self.kernels
         parts = {
             name: InputScaling(
                 number_of(state, f"scale{name}"), tensor_of(state, f"center{name}").clone()

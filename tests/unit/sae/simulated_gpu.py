@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from asys_bench.sae import SAEConfig, SparseKernels
+from asys_bench.sae import SAEConfig, SparseAutoencoder, SparseKernels
 from asys_bench.sae.training.device import Gpu
 
 DEVICE = torch.device("meta")
@@ -169,7 +169,7 @@ class SimulatedGpu(Gpu):
         self._operators.__exit__(*raised)
         self.gathering.shutdown()
 
-    def kernels(self, config: SAEConfig) -> SparseKernels:
+    def kernels(self, config: SAEConfig, sae: SparseAutoencoder) -> SparseKernels:
         return Kernels(self)
 
     def memory(self) -> tuple[int, int]:

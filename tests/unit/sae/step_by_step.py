@@ -16,6 +16,12 @@ D, D_OUT, F, B, K = 24, 10, 96, 128, 6
 POOL = 4096
 
 
+def make_small() -> None:
+    """For an interpreter: a step of some thousand Python calls."""
+    global D, D_OUT, F, B, K
+    D, D_OUT, F, B, K = 8, 6, 16, 8, 2
+
+
 def config_of(architecture: str, dead_policy: str = "auto") -> SAEConfig:
     return SAEConfig.model_validate(
         {

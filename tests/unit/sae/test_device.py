@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from asys_bench.sae import ARCHITECTURES, SAEConfig, SAETrainer, SparseKernels
+from asys_bench.sae import ARCHITECTURES, SAEConfig, SAETrainer, SparseAutoencoder, SparseKernels
 from asys_bench.sae.checkpoint.checkpoint_files import read_tensors
 from asys_bench.sae.footprint import footprint
+from asys_bench.sae.kernels import choice
+from asys_bench.sae.training import learner as learner_module
 from asys_bench.sae.training.device import (
     CPU,
     CudaDevice,
@@ -20,6 +23,7 @@ from asys_bench.sae.training.device import (
     TrainingDevice,
 )
 from asys_bench.sae.training.feed import StagedFeed
+from asys_bench.sae.training.learner import Learner
 
 from .simulated_gpu import COUNTS, SimulatedGpu
 from .step_by_step import B, D, config_of, pool_of_rows, rows_for
@@ -28,7 +32,7 @@ from .step_by_step import B, D, config_of, pool_of_rows, rows_for
 class TorchOnCpu(TrainingDevice):
     """The CPU with the kernels of the simulated device."""
 
-    def kernels(self, config: SAEConfig) -> SparseKernels:
+    def kernels(self, config: SAEConfig, sae: SparseAutoencoder) -> SparseKernels:
         return SparseKernels()
 
 
@@ -275,3 +279,72 @@ def test_nothing_makes_a_context_before_a_device_is_asked_for() -> None:
     import asys_bench.sinks.sae_trainer  # noqa: F401
 
     _torch_cuda_is_untouched(lambda: SAETrainer(_config("topk")))
+
+
+class _Clock:
+    """Says that Triton's kernels take `share` of what torch's take."""
+
+    def __init__(self, share: float) -> None:
+        self.share, self.calls = share, 0
+
+    def __call__(self, work: Callable[[], object]) -> float:
+        self.calls += 1
+        work()
+        return 1.0 if self.calls <= choice.TIMES else self.share
+
+
+class _NearTorch(SparseKernels):
+    """In place of Triton's."""
+
+    name = "triton"
+    factor = 1.0
+
+    def accumulate(self, *arguments: Any) -> torch.Tensor:
+        return super().accumulate(*arguments).mul_(self.factor)
+
+
+class _FarFromTorch(_NearTorch):
+    factor = 1.01
+
+
+@pytest.mark.parametrize(
+    ("kernels", "share", "chosen"),
+    [(_NearTorch, 0.5, "triton"), (_NearTorch, 1.5, "torch"), (_FarFromTorch, 0.5, "torch")],
+)
+def test_kernels_are_chosen_by_their_speed_where_they_are_right(
+    kernels: type[SparseKernels], share: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def named(name: str, *, rough: bool) -> SparseKernels:
+        return kernels(rough=rough) if name == "triton" else SparseKernels(rough=rough)
+
+    monkeypatch.setattr(choice, "named_kernels", named)
+    monkeypatch.setattr(choice, "find_spec", lambda name: object())
+    found = choice.faster_kernels(16, 8, 32, 3, torch.device("cpu"), _Clock(share), rough=True)
+    assert (found.name, found.rough, found.measured) == (chosen, True, True)
+
+
+def test_a_resumed_training_keeps_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock may say something else the next time, and other kernels are other bits."""
+
+    def device(kernels: type[SparseKernels]) -> TrainingDevice:
+        class Measured(TrainingDevice):
+            def kernels(self, config: SAEConfig, sae: SparseAutoencoder) -> SparseKernels:
+                made = kernels()
+                made.measured = True
+                return made
+
+        return Measured()
+
+    monkeypatch.setattr(
+        learner_module,
+        "named_kernels",
+        lambda name, rough: {"triton": _NearTorch, "torch": SparseKernels}[name](),
+    )
+    config = _config("topk")
+    before = Learner(config, D, device=device(_NearTorch))
+    after = Learner(config, D, device=device(SparseKernels))
+    assert (before.kernels.name, after.kernels.name) == ("triton", "torch")
+    after.load_state_dict(before.state_dict())
+    assert after.kernels.name == after.adam.kernels.name == "triton"
+    before.load_state_dict(Learner(config, D).state_dict())  # of a CPU: nothing was chosen
+    assert before.kernels.name == "triton"
