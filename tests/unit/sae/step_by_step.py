@@ -10,7 +10,7 @@ import torch
 from asys_bench.sae import SAEConfig, SparseKernels, StepResult
 from asys_bench.sae.training.device import CPU, TrainingDevice
 from asys_bench.sae.training.learner import Learner
-from asys_bench.sae.training.normalizer import Normalizer, PairNormalizer
+from asys_bench.sae.training.normalizer import JointNormalizer, Normalizer, PairNormalizer
 
 D, D_OUT, F, B, K = 24, 10, 96, 128, 6
 POOL = 4096
@@ -33,6 +33,7 @@ def config_of(architecture: str, dead_policy: str = "auto") -> SAEConfig:
             "dead_policy": dead_policy,
             "dead_after_rows": 1500,
             "resample_every_steps": 20,
+            "hook_widths": (D - 3, 3) if architecture == "crosscoder" else None,
         }
     )
 
@@ -61,7 +62,11 @@ def learner_of(
     learner = Learner(config, D, d_out, device)
     if kernels is not None:
         learner.kernels = learner.adam.kernels = kernels()
-    normalizer = PairNormalizer(D, D_OUT, "std", POOL) if is_coder else Normalizer(D, "std", POOL)
+    normalizer: Normalizer | PairNormalizer | JointNormalizer = Normalizer(D, "std", POOL)
+    if is_coder:
+        normalizer = PairNormalizer(D, D_OUT, "std", POOL)
+    elif config.hook_widths is not None:
+        normalizer = JointNormalizer(config.hook_widths, "std", POOL)
     normalizer.update(rows, torch.ones(len(rows)))
     learner.start(rows, normalizer.scaling)
     return learner

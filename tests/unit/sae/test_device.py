@@ -50,6 +50,7 @@ def _ingest(trainer: SAETrainer, rows: torch.Tensor, first: int, count: int) -> 
             (0, 0, number),
             1.0 + number % 2,
             target_ND=y if y.numel() else None,
+            hook_widths=trainer.config.hook_widths,
             host_step=number,
             weights_version=number,
         )
@@ -335,11 +336,8 @@ def test_a_resumed_training_keeps_its_kernels(monkeypatch: pytest.MonkeyPatch) -
 
         return Measured()
 
-    monkeypatch.setattr(
-        learner_module,
-        "named_kernels",
-        lambda name, rough: {"triton": _NearTorch, "torch": SparseKernels}[name](),
-    )
+    by_name = {"triton": _NearTorch, "torch": SparseKernels}
+    monkeypatch.setattr(learner_module, "named_kernels", lambda name, rough: by_name[name]())
     config = _config("topk")
     before = Learner(config, D, device=device(_NearTorch))
     after = Learner(config, D, device=device(SparseKernels))
