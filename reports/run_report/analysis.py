@@ -116,8 +116,8 @@ class HookAnalysis:
 def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
     """Every SAE that has a checkpoint. Nothing of a run is too damaged to say so.
 
-    labels: names of SAEs: a hook, `<hook>#<variant>` or `<input>-><output>` (a transcoder, which is
-    looked at by the rows it reads).
+    labels: names of SAEs: a hook, `<hook>#<variant>`, `<input>-><output>` (a transcoder, which is looked
+    at by the rows it reads) or a crosscoder (of which only the decoder is).
     """
     try:
         archive: Archive | None = open_archive(run_dir, "last")
@@ -160,6 +160,8 @@ def _look(
         outlier_norm=None if math.isinf(sae.outlier_norm) else sae.outlier_norm,
         left_out=names.left_out,
     )
+    if len(sae.parts) > 1:
+        return _with(basis, problem="its features are of several hooks: rows of one hook show none")
     if archive is None or hook not in archive.hooks:
         why = missing or "this hook was not archived"
         return _with(basis, problem=f"no activations to look at: {why}")

@@ -62,7 +62,7 @@ from asys_bench.reports.run_report.worker_timeline import stretches
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.reports.run_summary.summarise import summarise
 from asys_bench.sae import SAEConfig, build_sae, load_sae, save_sae
-from asys_bench.sae.architectures.scaling import InputScaling
+from asys_bench.sae.architectures.scaling import InputScaling, JointScaling
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sinks.archive.reader import open_archive
 from asys_bench.sinks.archiver import ArchiverOptions, ArchiverWorker
@@ -619,6 +619,18 @@ def test_an_sae_is_called_as_it_was_trained_and_its_outliers_are_said(tmp_path: 
     assert "batchtopk" in text
     assert "jumprelu" not in text
     assert "rows with a norm above 12.5 left as they are" in text
+
+
+def test_a_crosscoder_is_shown_by_its_decoder_and_says_why_by_no_rows(tmp_path: Path) -> None:
+    config = SAEConfig(architecture="crosscoder", d_sae=D_SAE, k=2, hook_widths=(3, 4))
+    sae = build_sae(config, 7)
+    CheckpointStore(tmp_path / "sae" / "both").write(
+        10, lambda folder: save_sae(folder, sae, JointScaling.identity((3, 4)), {"hook_name": HOOK})
+    )
+    (found,) = analyse(tmp_path, ["both"])
+    assert (found.architecture, found.d_in) == ("crosscoder", 7)
+    assert "features are of several hooks" in str(sae_section(found, "", {}))
+    assert found.plane is not None
 
 
 def test_rows_that_look_alike_are_shown_once() -> None:
