@@ -56,7 +56,7 @@ def load(
     try:
         read = load_tokenizer(tokenizer or source, None if tokenizer else packed, revision)
         if weights is not None:
-            return load_model(str(weights), auto_class, dtype), read
+            return load_model(str(weights), auto_class, dtype, kept=True), read
         loaded = load_model(source, auto_class, dtype, packed, revision)
     except (OSError, ValueError, SafetensorError) as error:
         what = repr(model) if weights is None else f"{weights}, its trained weights,"
@@ -106,8 +106,12 @@ def load_model(
     dtype: str = "float32",
     gguf_file: str | None = None,
     revision: str | None = None,
+    *,
+    kept: bool = False,
 ) -> Any:
     """The model as transformers' class `auto_class` gives it, on the CPU, weights of `dtype`.
+
+    kept: `source` is a folder that a run kept: tensors and configuration, no pickle, nothing of the hub.
 
     Raises:
         HostError: transformers has no such class.
@@ -120,8 +124,10 @@ def load_model(
         raise HostError(
             f"{OPTION}.auto_class: transformers has no class {auto_class!r} with from_pretrained"
         )
-    packed = {"gguf_file": gguf_file, **_unpacked()} if gguf_file else {}
-    return auto.from_pretrained(source, revision=revision, dtype=_DTYPES[dtype], **packed)
+    more: dict[str, Any] = {"gguf_file": gguf_file, **_unpacked()} if gguf_file else {}
+    if kept:
+        more = {"use_safetensors": True, "local_files_only": True}
+    return auto.from_pretrained(source, revision=revision, dtype=_DTYPES[dtype], **more)
 
 
 def _unpacked() -> dict[str, Any]:

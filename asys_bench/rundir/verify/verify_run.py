@@ -120,7 +120,7 @@ class _RunCheck:
             elif path.suffix == ".json":
                 yield check_document(path, name, self.path)
             elif folder.name == HOST_DIR and path.suffix == ".safetensors":
-                yield check_weights(path, name)
+                yield check_weights(path, name, self.path)
             else:
                 yield Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
 
