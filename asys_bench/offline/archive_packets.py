@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from asys_bench.contracts.preprocessor import Positions
 from asys_bench.contracts.run_files import share_coin
 from asys_bench.sae.training.held_out import PacketKey
 from asys_bench.sae.training.pairing import HookRows, JointRows, Moment, MomentMatcher
@@ -38,6 +39,8 @@ class PacketRows:
     """Rows that each row stands for: 1 / sampling rate; of two packets see `pairing`."""
     moment: Moment
     weights_version: int
+    places: Positions
+    """Which rows of what the module gave they are."""
     attempt: int = 0
     joint: JointRows | None = None
 
@@ -54,7 +57,11 @@ def archive_packets(archive: Archive, hook: str) -> Iterator[PacketRows]:
         for packet in _packets(batch, archive):
             same = held is not None and (held.key, held.attempt) == (packet.key, packet.attempt)
             if held is not None and same:  # a record batch ended inside it
-                held = replace(held, rows_ND=torch.cat([held.rows_ND, packet.rows_ND]))
+                held = replace(
+                    held,
+                    rows_ND=torch.cat([held.rows_ND, packet.rows_ND]),
+                    places=np.concatenate([held.places, packet.places]),
+                )
                 continue
             if held is not None:
                 yield held
@@ -78,7 +85,9 @@ def joint_packets(archive: Archive, hooks: Sequence[str]) -> Iterator[PacketRows
     )
     streams = [_of_hook(archive, hook, index) for index, hook in enumerate(hooks)]
     for index, packet in heapq.merge(*streams, key=lambda one: one[1].moment):
-        own = HookRows(packet.rows_ND, packet.key, packet.weight, packet.weights_version)
+        own = HookRows(
+            packet.rows_ND, packet.key, packet.weight, packet.weights_version, packet.places
+        )
         joint = matcher.offer(index, packet.moment, own)
         if joint is None:
             if matcher.problem is not None:
@@ -91,6 +100,7 @@ def joint_packets(archive: Archive, hooks: Sequence[str]) -> Iterator[PacketRows
             joint.weight,
             packet.moment,
             joint.weights_version,
+            packet.places,
             packet.attempt,
             joint,
         )
@@ -125,6 +135,7 @@ def _packets(batch: Any, archive: Archive) -> Iterator[PacketRows]:
     # A copy of its own: Arrow's memory is read-only, and goes with the batch.
     rows_ND = torch.from_numpy(np.array(flat, dtype=np.float32).reshape(batch.num_rows, -1))
     column = {name: batch.column(name).to_numpy() for name in _COLUMNS}
+    row_N = batch.column("row").to_numpy().astype(np.int64)
     changes = [np.diff(column[name].astype(np.int64)) != 0 for name in ("source", "shard", "seq")]
     borders = [0, *(np.flatnonzero(np.any(changes, axis=0)) + 1).tolist(), batch.num_rows]
     for begin, end in pairwise(borders):
@@ -141,5 +152,6 @@ def _packets(batch: Any, archive: Archive) -> Iterator[PacketRows]:
             1.0 / float(column["sampling_rate"][begin]),
             Moment(source | attempt << 32, shard, step, version, microbatch, call),
             version,
+            row_N[begin:end],
             attempt,
         )

@@ -125,7 +125,8 @@ class SAETrainerWorker(BaseSink):
             if joint.training.rejected:
                 joint.training.rejected_packets.add()
                 continue
-            own = HookRows(rows.detach().clone(), key, weight, packet.weights_version)
+            places = self._context.rows(packet)
+            own = HookRows(rows.detach().clone(), key, weight, packet.weights_version, places)
             moment = Moment(
                 packet.source, packet.shard, packet.host_step, packet.weights_version,
                 packet.microbatch, packet.call_index,

@@ -4,8 +4,9 @@ A packet's moment is (source, shard, host step, weights version, microbatch, cal
 modules that are each called once per forward pass count their calls alike. Packets wait for those of
 the other hooks, oldest out first.
 
-A moment whose packets have different numbers of rows is no moment of one input: it is left out and
-counted, and when most are so, the hooks are refused.
+A moment whose packets have different numbers of rows is no moment of one input, and one of which
+each hook sent other rows (`token_sample` draws for each packet) is of no use: it is left out and counted,
+and when most are so, the hooks are refused.
 
 Hooks that share a coin (`contracts.coin`) keep a call together with the smallest of their rates, so a
 joint row stands for 1 / min(rates) rows. Hooks with coins of their own, and all of earlier versions,
@@ -21,8 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
+from asys_bench.contracts.preprocessor import Positions
 from asys_bench.sae.training.held_out import PacketKey
 
 log = logging.getLogger(__name__)
@@ -43,12 +46,16 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class HookRows:
-    """One hook's rows of a moment."""
+    """One hook's rows of a moment.
+
+    places: which rows of what the module gave they are; None: all of them, in order.
+    """
 
     rows: torch.Tensor
     key: PacketKey
     weight: float
     weights_version: int
+    places: Positions | None = None
 
     def __len__(self) -> int:
         return self.rows.numel() // max(1, self.rows.shape[-1])
@@ -129,7 +136,7 @@ class MomentMatcher:
             self._packets -= len(held)
             found = tuple(held[at] for at in range(len(self.hooks)))
             self._counts = [len(hook) for hook in found]
-            if len(set(self._counts)) > 1:
+            if len(set(self._counts)) > 1 or not _are_of_one_place(found):
                 self._leave_out(moment)
                 return None
             self.matched += 1
@@ -148,14 +155,21 @@ class MomentMatcher:
             log.warning(
                 "%s have %s rows in one call (host step %d): such calls are left out and counted",
                 list(self.hooks),
-                self._counts,
+                self._counts if len(set(self._counts)) > 1 else "different",
                 moment.host_step,
             )
 
     @property
     def problem(self) -> str | None:
         """Why hardly any moment is complete, with the fix; None while they are or may yet be."""
-        if self._unequal >= LEAST_UNEQUAL and self._unequal > self.matched:
+        most_are = self._unequal >= LEAST_UNEQUAL and self._unequal > self.matched
+        if most_are and len(set(self._counts)) == 1:
+            return (
+                f"other rows of each of {list(self.hooks)} were sampled in most of their calls: "
+                "token_sample draws for each packet, and a packet that one hook has not parts their "
+                "draws. Give all of them the same `every`, or no token_sample"
+            )
+        if most_are:
             return (
                 f"{list(self.hooks)} have different numbers of rows in most of their calls "
                 f"({self._counts} in the last one): they are not of one input"
@@ -176,3 +190,12 @@ class MomentMatcher:
             f"no packets of {list(self.hooks)} are of one moment, in {offered}: hook modules that are "
             "called equally often, with one coin (hooks[].sampling.coin: shared)"
         )
+
+
+def _are_of_one_place(hooks: Sequence[HookRows]) -> bool:
+    """Of hooks with as many rows each."""
+    if all(hook.places is None for hook in hooks):
+        return True
+    everything = np.arange(len(hooks[0]), dtype=np.int64)
+    places = [everything if hook.places is None else hook.places for hook in hooks]
+    return all(np.array_equal(places[0], other) for other in places[1:])

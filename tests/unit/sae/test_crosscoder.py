@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -211,6 +213,26 @@ def test_a_joint_scaling_undoes_what_it_applies() -> None:
 
 def _rows(number: int, weight: float = 1.0, count: int = 2) -> HookRows:
     return HookRows(torch.full((count, 3), float(number)), (0, 0, number), weight, 7)
+
+
+@pytest.mark.parametrize("places", [[0, 3], [1, 2], None])
+def test_hooks_that_sampled_other_rows_of_a_call_have_no_joint_rows(places) -> None:
+    matcher = MomentMatcher("ab", shared_coin=True)
+    for step in range(16):
+        assert matcher.problem is None
+        own = replace(_rows(1), places=np.array([0, 3]))
+        other = replace(_rows(2), places=None if places is None else np.array(places))
+        matcher.offer(0, _moment(step), own)
+        assert (matcher.offer(1, _moment(step), other) is None) == (places != [0, 3])
+    if places != [0, 3]:
+        assert matcher.problem is not None
+        assert "token_sample draws for each packet" in matcher.problem
+
+
+def test_all_rows_in_order_are_the_same_however_that_is_said() -> None:
+    matcher = MomentMatcher("ab", shared_coin=True)
+    matcher.offer(0, _moment(0), replace(_rows(1), places=np.array([0, 1])))
+    assert matcher.offer(1, _moment(0), _rows(2)) is not None
 
 
 def _moment(step: int) -> Moment:
