@@ -228,9 +228,9 @@ def read_targets(targets: Sequence[Target]) -> list[TargetSAE]:
             written_ns = folder.stat().st_mtime_ns
         except (CheckpointError, ExchangeError, OSError) as error:
             raise EvaluationError(str(error)) from None
-        if sae.name == "skip_transcoder":
+        if sae.name == "skip_transcoder":  # a crosscoder is refused by whoever reads it
             raise EvaluationError(
-                f"{target.label}: a transcoder has two hooks; SAEs of one hook can be evaluated"
+                f"{target.label}: a {sae.name} is of several hooks; SAEs of one hook can be evaluated"
             )
         about = {
             "schema": EVALUATION_SCHEMA,

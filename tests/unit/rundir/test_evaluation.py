@@ -263,3 +263,18 @@ def test_a_checkpoint_that_is_deleted_while_the_model_is_loaded_was_read_before(
     code, said = evaluate(capsys, run_dir, "--tokens", 400)
     assert code == 0, said
     assert len(read_evaluations(run_dir)) == 1
+
+
+def test_an_sae_of_several_hooks_is_refused(tmp_path):
+    from asys_bench.rundir.evaluation import Target, read_targets
+    from asys_bench.sae import SAEConfig, SAETrainer
+
+    trainer = SAETrainer(
+        SAEConfig(architecture="skip_transcoder", d_sae=64, k=4, batch_rows=64, buffer_rows=256),
+        hook_name=LAYER,
+    )
+    rows_ND = torch.randn(128, 32, generator=torch.Generator().manual_seed(0))
+    trainer.ingest(rows_ND, (0, 0, 0), target_ND=rows_ND)
+    folder = trainer.save(tmp_path / "sae")
+    with pytest.raises(EvaluationError, match="a skip_transcoder is of several hooks"):
+        read_targets([Target(LAYER, LAYER, folder, LAYER)])
