@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run test test-rest test-all test-interop lint types check model sanitize soak fuzz bench-micro audit sbom docs clean
+.PHONY: help announce-run run test test-rest test-all test-interop lint types check model sanitize soak fuzz gpu bench-micro audit sbom docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -74,6 +74,9 @@ soak: $(VENV)/.test ## long storms; minutes to an hour, by hand
 
 fuzz: $(VENV)/.test ## damaged configurations, archives, checkpoints and segments; about five minutes
 	ASYS_FUZZ=1 $(BIN)/pytest tests/fuzz -s --timeout 3600 $(ARGS)
+
+gpu: $(VENV)/.test ## every figure that needs a GPU, in runs/gpu/gpu.json; without one on a simulated GPU, unmeasured
+	PYTHON=$(BIN)/python suites/gpu/run.sh runs/gpu $(ARGS)
 
 bench-micro: $(VENV)/.test ## micro-benchmarks of encode, push, pull, hook and SAE step (pytest-benchmark); judges nothing
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[bench]"
