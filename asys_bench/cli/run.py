@@ -177,6 +177,11 @@ class _Deadline:
     def host_has_left(self) -> None:
         """The main thread ends the run; it waits here for ever where that is under way already."""
         self._ending.acquire()
+        os.eventfd_write(self._event, 1)
+
+    def close(self) -> None:
+        """Once no signal handler may call `begin` any more."""
+        os.close(self._event)
 
     @property
     def left_s(self) -> float | None:
@@ -187,6 +192,8 @@ class _Deadline:
 
     def _watch(self) -> None:
         os.eventfd_read(self._event)
+        if self._asked_at is None:
+            return
         time.sleep(HOST_SHARE * self._drain_s)
         if self._ending.acquire(blocking=False):
             self._leave(self.left_s or WRITE_S)
@@ -210,6 +217,8 @@ class _Command:
                 return self._run()
         finally:
             handlers.restore()
+            if self._deadline is not None:
+                self._deadline.close()
 
     def _run(self) -> int:
         from asys_bench.monitors.readable import path_text

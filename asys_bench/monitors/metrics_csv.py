@@ -114,17 +114,31 @@ def _bus_rows(account: BusAccount) -> Iterator[Row]:
 
 def last_times(path: Path) -> tuple[float, float]:
     """(time_s, wall time in seconds since the epoch) of the last whole row; zeros without one."""
-    last = ""
-    with suppress(OSError, ValueError):
+    with suppress(ValueError, IndexError):
+        time_s, wall_time, *_ = _last_lines(path)[-1].split(",")
+        return float(time_s), datetime.fromisoformat(wall_time).timestamp()
+    return 0.0, 0.0
+
+
+def last_step(path: Path, attempt: int) -> int | None:
+    """The host's step as an attempt's last reading has it; None where there is none near the end."""
+    for line in reversed(_last_lines(path)):
+        fields = line.split(",")
+        if len(fields) == len(COLUMNS) and fields[2:4] == ["host", "host_steps"]:
+            with suppress(ValueError):
+                return int(fields[-2]) if fields[-1] == str(attempt) else None
+    return None
+
+
+def _last_lines(path: Path) -> list[str]:
+    """The last whole lines, of at most `TAIL_BYTES`."""
+    try:
         fd = open_file(path, below=path.parent)
         with os.fdopen(fd, "rb") as file:
             file.seek(max(0, os.fstat(fd).st_size - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").split("\n")[:-1]
-            last = lines[-1] if lines else ""
-    with suppress(ValueError):
-        time_s, wall_time, *_ = last.split(",")
-        return float(time_s), datetime.fromisoformat(wall_time).timestamp()
-    return 0.0, 0.0
+            return file.read().decode(errors="replace").split("\n")[:-1]
+    except (OSError, ValueError):
+        return []
 
 
 def value_text(value: float) -> str:

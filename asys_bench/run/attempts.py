@@ -37,6 +37,7 @@ from asys_bench.contracts.run_files import (
     HISTOGRAMS_FILE,
     HOST_LOCK,
     LOGS_DIR,
+    METRICS_FILE,
     OBSERVATION_FILE,
     RUN_FILE,
     SAE_DIR,
@@ -47,6 +48,7 @@ from asys_bench.contracts.run_files import (
     accounts_of,
     read_run_file,
 )
+from asys_bench.monitors.metrics_csv import last_step
 from asys_bench.run.preflight import origin_of
 from asys_bench.run.run_dir import RunDir, names_alike
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
@@ -217,7 +219,8 @@ def _check_saes(path: Path) -> None:
 
 def ended(path: Path, attempt: Mapping[str, Any]) -> Mapping[str, Any]:
     """The entry of an attempt that is over: one without an end was killed. Its workers outlive it by
-    some seconds, and the last of them to leave has written the account."""
+    some seconds, and the last of them to leave has written the account. Where they were killed with it,
+    its last step is the last one that a monitor read."""
     if attempt.get("end") is not None:
         return attempt
     told = [one for one in accounts_of(path) if one.get("attempt") == attempt["attempt"]]
@@ -226,7 +229,9 @@ def ended(path: Path, attempt: Mapping[str, Any]) -> Mapping[str, Any]:
         **attempt,
         "end": "killed",
         "ended_unix_ns": last["unix_ns"] if last else None,
-        "last_step": last["host_step"] if last else None,
+        "last_step": last["host_step"]
+        if last
+        else last_step(path / METRICS_FILE, int(attempt["attempt"])),
         "weights_version": last["weights_version"] if last else None,
         "account": last["account"] if last else None,
     }

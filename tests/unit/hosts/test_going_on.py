@@ -12,6 +12,8 @@ import torch
 
 from asys_bench.hosts import ppo
 from asys_bench.hosts.host_state import load_state, save_state
+from asys_bench.hosts.text_corpus import TextBatch
+from asys_bench.hosts.transformers import TransformersHost, TransformersOptions
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 
 
@@ -85,6 +87,54 @@ def test_ppo_goes_on_in_the_middle_of_its_episodes(tmp_path: Path, stop: int) ->
     assert same(weights_of(second), wanted)
     lengths = [(one["r"], one["l"]) for one in second._model.ep_info_buffer]
     assert lengths == [(one["r"], one["l"]) for one in episodes]
+
+
+class Batches:
+    """A corpus: `batches` begins at the first one each time, as `TextCorpus` does."""
+
+    pad_id = 0
+
+    def batches(self, batch_size: int, *, repeat: bool):
+        draw = torch.Generator().manual_seed(3)
+        for _ in range(12):
+            ids_BT = torch.randint(1, 30, (batch_size, 8), generator=draw)
+            yield TextBatch(ids_BT, torch.ones_like(ids_BT))
+
+
+def language_host():
+    """One that trains, with dropout, so that it draws from torch's generator."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(1)
+    config = GPT2Config(
+        vocab_size=32,
+        n_positions=16,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    options = TransformersOptions(task="train", batch_size=2, total_tokens=10_000)
+    host = TransformersHost(options, 5)
+    host._model, host._corpus = GPT2LMHeadModel(config).train(), Batches()
+    host._optimizer = torch.optim.AdamW(host._model.parameters(), lr=1e-2)
+    return host
+
+
+def test_a_language_model_goes_on_at_its_place_in_the_texts(tmp_path: Path) -> None:
+    straight = language_host()
+    live(straight, Clock())
+    wanted = weights_of(straight)
+    first = language_host()
+    live(first, Clock(5), tmp_path / "saved")
+    assert first._steps == 5
+    torch.rand(7)
+    second = language_host()
+    assert second.load(tmp_path / "saved") == 5
+    live(second, Clock())
+    assert (second._steps, second._tokens) == (12, 12 * 2 * 8)
+    assert same(weights_of(second), wanted)
 
 
 def test_a_state_of_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:

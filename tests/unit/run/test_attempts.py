@@ -10,6 +10,7 @@ import pytest
 
 from asys_bench.config import ConfigError, load_config
 from asys_bench.config.sections.run import RunConfig
+from asys_bench.monitors.metrics_csv import MetricsCsv, Row
 from asys_bench.run.attempts import (
     AttemptEnd,
     Continuation,
@@ -209,6 +210,21 @@ def test_a_killed_attempt_has_the_account_of_its_last_worker_and_repeated_steps_
     assert new_entry(second, 50, 1)["repeated_steps"] == 20
     assert new_entry(second, 90, 1)["repeated_steps"] == 0
     assert Continuation.after(second.earlier) == Continuation(4, 20)
+    second.release()
+
+
+def test_an_attempt_that_was_killed_with_its_workers_has_the_last_step_that_a_monitor_read(
+    tmp_path,
+):
+    first = attempt(load(tmp_path), end=None)
+    file = MetricsCsv(first.path / "metrics.csv", 0)
+    for step in (10, 70):
+        file.write(float(step), 1e9 + step, [Row("host", "host_steps", step), Row("host", "x", 1)])
+    file.close()
+    second = open_run_dir(load(tmp_path))
+    (killed,) = second.earlier
+    assert (killed["end"], killed["last_step"], killed["account"]) == ("killed", 70, None)
+    assert new_entry(second, 50, 1)["repeated_steps"] == 20
     second.release()
 
 
