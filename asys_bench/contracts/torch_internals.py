@@ -11,9 +11,10 @@ It stands with the contracts because a bus, the SAEs and the hooks use it. Nothi
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.jit._recursive as _torchscript
@@ -31,10 +32,17 @@ from torch._library.effects import EffectType as _EffectType
 from torch.utils._python_dispatch import _disable_current_modes as disable_dispatch_modes
 
 __all__ = [
-    "DisableTorchFunction", "current_graph_task_id", "disable_dispatch_modes", "dispatch_modes",
+    "DisableTorchFunction", "bag_weights_gradient", "copy_on", "current_graph_task_id", "disable_dispatch_modes", "dispatch_modes",
     "function_modes", "get_tracing_state", "is_any_autocast_enabled", "is_functorch_wrapped_tensor",
     "next_sequence_number", "peek_interpreter_stack",
 ]  # fmt: skip
+
+M = TypeVar("M", bound=nn.Module)
+
+# ---- operators
+
+bag_weights_gradient = torch.ops.aten._embedding_bag_per_sample_weights_backward
+"""The gradient of `embedding_bag` by its weights (aten::_embedding_bag_per_sample_weights_backward)."""
 
 # ---- autograd
 
@@ -95,6 +103,23 @@ HOOK_FLAGS = (
 )
 """Attributes of a torch.nn.Module that hold its hooks by number, and flags by the same numbers.
 Missing: our hooks stay in copies, where they do nothing."""
+
+
+def copy_on(module: M, device: torch.device) -> M:
+    """A copy of a module without submodules, its tensors on `device` and without gradients
+    (Module._parameters, _buffers). `Module.to` would move the module itself, `deepcopy` copy its tensors
+    where they are."""
+    made = copy.copy(module)
+    made._parameters = {
+        name: None if parameter is None else nn.Parameter(parameter.detach().to(device))
+        for name, parameter in module._parameters.items()
+    }
+    made._buffers = {
+        name: None if buffer is None else buffer.to(device)
+        for name, buffer in module._buffers.items()
+    }
+    return made
+
 
 CALL_CODE = nn.Module._call_impl.__code__
 """The frame that a call of any module runs (Module._call_impl), with `self`, `args` and `kwargs`."""

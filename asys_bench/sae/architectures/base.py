@@ -31,6 +31,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from asys_bench.contracts.torch_internals import copy_on
 from asys_bench.sae.architectures.data_start import directions, feature_rows, fitted_scale
 from asys_bench.sae.architectures.scaling import RowScaling
 from asys_bench.sae.config import SAEConfig
@@ -283,15 +284,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """A copy on another device, without gradients; itself where it is there already."""
         if self.W_dec.device == device:
             return self
-        there = copy.copy(self)
-        there._parameters = {
-            name: None if p is None else nn.Parameter(p.detach().to(device))
-            for name, p in self._parameters.items()
-        }
-        there._buffers = {
-            name: None if b is None else b.to(device) for name, b in self._buffers.items()
-        }
-        return there
+        return copy_on(self, device)
 
     @torch.no_grad()
     def folded(self, scaling: RowScaling) -> Self:

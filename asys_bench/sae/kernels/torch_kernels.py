@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional
 
+from asys_bench.contracts.torch_internals import bag_weights_gradient
 from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, SparseCodes
 
 CANDIDATES_BEYOND_K = 8
@@ -23,7 +24,7 @@ def gather_dot(codes: SparseCodes, left_BD: torch.Tensor, table_FD: torch.Tensor
 
     It is the gradient of a weighted bag with respect to its weights.
     """
-    out_N: torch.Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+    out_N: torch.Tensor = bag_weights_gradient(
         left_BD, table_FD, codes.feature_N, codes.offset_B[:-1], codes.row_N.int(), 0
     )
     return out_N
