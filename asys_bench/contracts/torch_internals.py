@@ -32,7 +32,8 @@ from torch._library.effects import EffectType as _EffectType
 from torch.utils._python_dispatch import _disable_current_modes as disable_dispatch_modes
 
 __all__ = [
-    "DisableTorchFunction", "bag_weights_gradient", "copy_on", "current_graph_task_id", "disable_dispatch_modes", "dispatch_modes",
+    "DisableTorchFunction", "bag_weights_gradient", "copy_on", "current_graph_task_id",
+    "disable_dispatch_modes", "dispatch_modes",
     "function_modes", "get_tracing_state", "is_any_autocast_enabled", "is_functorch_wrapped_tensor",
     "next_sequence_number", "peek_interpreter_stack",
 ]  # fmt: skip
