@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.contracts.run_files import SUMMARY_FILE, SUMMARY_SCHEMA
+from asys_bench.contracts.run_files import HOST_LOCK, SUMMARY_FILE, SUMMARY_SCHEMA, WORKERS_LOCK
 from asys_bench.reports.run_summary.summary import FileEntry, RunSummary
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import EntryKind, walk
@@ -59,14 +59,16 @@ def write_json(summary: RunSummary, run_dir: Path) -> Path:
 
 
 def list_files(run_dir: Path) -> tuple[FileEntry, ...]:
-    """Every regular file under `run_dir` with its size, sorted; one that vanishes is left out."""
+    """Every regular file under `run_dir` with its size, sorted, but the run's locks; one that vanishes
+    is left out."""
     found = []
     try:
         for path, kind in walk(run_dir):
             if kind is EntryKind.FILE:
                 with suppress(FileNotFoundError):
                     relative = path.relative_to(run_dir).as_posix()
-                    found.append(FileEntry(relative, path.stat().st_size))
+                    if relative not in (HOST_LOCK, WORKERS_LOCK):
+                        found.append(FileEntry(relative, path.stat().st_size))
     except OSError:
         pass  # what was found so far
     return tuple(sorted(found, key=lambda entry: entry.path.split("/")))

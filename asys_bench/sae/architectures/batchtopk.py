@@ -85,3 +85,16 @@ class BatchTopKSAE(TopKSAE):
     @classmethod
     def config_from_saelens(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("a checkpoint of a BatchTopK SAE is opened as a JumpReLU SAE")
+
+
+def trained_k(cfg: Mapping[str, Any]) -> int:
+    """The mean k that a checkpoint was trained with, by its cfg.json; 1 where nobody wrote it down.
+
+    Raises:
+        ValueError: it is no number.
+    """
+    details = (cfg.get("metadata") or {}).get("training_architecture_details") or {}
+    k = details.get("k", 1) if isinstance(details, dict) else None
+    if not isinstance(k, int | float) or isinstance(k, bool):
+        raise ValueError(f"metadata.training_architecture_details has k {k!r}")
+    return max(1, round(k))

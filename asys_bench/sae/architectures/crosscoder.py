@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
+from asys_bench.sae.architectures.batchtopk import BatchTopKSAE, trained_k
 from asys_bench.sae.architectures.scaling import RowScaling
 from asys_bench.sae.config import SAEConfig
 
@@ -72,8 +72,4 @@ class Crosscoder(BatchTopKSAE):
 
     @classmethod
     def config_from_saelens(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        details = (cfg.get("metadata") or {}).get("training_architecture_details") or {}
-        k = details.get("k", 1) if isinstance(details, dict) else None
-        if not isinstance(k, int | float) or isinstance(k, bool):
-            raise ValueError(f"metadata.training_architecture_details has k {k!r}")
-        return {"k": max(1, round(k)), "hook_widths": tuple(cfg["hook_widths"])}
+        return {"k": trained_k(cfg), "hook_widths": tuple(cfg["hook_widths"])}

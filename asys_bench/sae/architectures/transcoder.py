@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 import torch
 
 from asys_bench.sae.architectures.base import StepContext
-from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
+from asys_bench.sae.architectures.batchtopk import BatchTopKSAE, trained_k
 from asys_bench.sae.architectures.data_start import directions, feature_rows
 from asys_bench.sae.architectures.scaling import PairScaling, RowScaling
 from asys_bench.sae.architectures.sparse_gradients import gradient_of
@@ -109,8 +109,4 @@ class SkipTranscoder(BatchTopKSAE):
 
     @classmethod
     def config_from_saelens(cls, cfg: Mapping[str, Any]) -> dict[str, Any]:
-        details = (cfg.get("metadata") or {}).get("training_architecture_details") or {}
-        k = details.get("k", 1) if isinstance(details, dict) else None
-        if not isinstance(k, int | float) or isinstance(k, bool):
-            raise ValueError(f"metadata.training_architecture_details has k {k!r}")
-        return {"k": max(1, round(k))}
+        return {"k": trained_k(cfg)}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from pydantic import Field
 
+from asys_bench.contracts.run_files import RUN_FILE
 from asys_bench.contracts.sink import Misfit, SinkContext, SinkOptions
 from asys_bench.sae.training.device import (
     CPU,
@@ -31,7 +32,7 @@ class DeviceOptions(SinkOptions):
         default="cpu",
         pattern=DEVICE_PATTERN,
         description=f"where SAEs are: {DEVICE_MEANING}. Each worker has one, and `workers` are spread "
-        "over the GPUs; run.json says which and why",
+        f"over the GPUs; {RUN_FILE} says which and why",
     )
     host_gpu_gib: float | None = Field(
         default=None,

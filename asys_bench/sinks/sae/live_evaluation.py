@@ -81,6 +81,8 @@ class LiveEvaluations:
             self._running = None
             process.kill()
             process.wait()
+            with contextlib.suppress(OSError):  # it may have written already
+                self._out.unlink()
 
     def _start(self, label: str) -> None:
         options, run_dir = self._options, self._context.run_dir

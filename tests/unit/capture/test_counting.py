@@ -173,14 +173,14 @@ def test_a_late_clock_counts_from_the_call_that_is_under_way(clock):
     late = LateStepClock([], begin)
     late.step()
     late.report("loss", 1.0)
-    assert late.host_step == 0, "nobody is observed yet"
+    assert late.steps_made == 0, "nobody is observed yet"
     handle = net.register_forward_pre_hook(lambda *_: late.observe(net, called=True))
     net(torch.randn(1, 4))
     handle.remove()
     net(torch.randn(1, 4))
     late.end()
     late.end()
-    assert late.host_step == 2
+    assert late.steps_made == 2
     with pytest.raises(RuntimeError, match="observed already"):
         late.observe(net)
 

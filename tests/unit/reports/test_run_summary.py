@@ -11,6 +11,7 @@ import pytest
 from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.contracts.host import HostResult
 from asys_bench.contracts.reporter import ReporterPlugin, ReportError, Subject
+from asys_bench.contracts.run_files import HOST_LOCK
 from asys_bench.contracts.stats import SlotField, StatsPage, WorkerState
 from asys_bench.reports.run_summary.document import (
     from_dict,
@@ -233,6 +234,7 @@ def test_files_are_listed_with_sizes_and_links_are_not_counted_twice(tmp_path: P
     (folder / "cfg.json").write_text("{}")
     (tmp_path / "sae" / "latest").symlink_to("step_1")
     (tmp_path / "a.csv").write_text("x\n")
+    (tmp_path / HOST_LOCK).write_text("{}")
     assert list_files(tmp_path) == (FileEntry("a.csv", 2), FileEntry("sae/step_1/cfg.json", 2))
     assert by_folder(list_files(tmp_path)) == [("a.csv", 1, 2), ("sae/", 1, 2)]
 

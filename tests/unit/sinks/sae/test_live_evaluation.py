@@ -145,3 +145,12 @@ def _state(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return "Z"
+
+
+def test_what_one_wrote_that_nobody_read_goes_with_the_worker(rig, stand_in):
+    stand_in(f"{WRITES}\ntime.sleep(600)")
+    worker = rig.start(evaluate={"every": 1}, sae={"checkpoint_interval_s": 0.001})
+    train(rig, worker, 0, 12)
+    until(worker, lambda: list((rig.run_dir / "evaluation").glob(".trainer-0.json")))
+    worker.close()
+    assert list((rig.run_dir / "evaluation").iterdir()) == []
