@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -164,24 +165,22 @@ class _Deadline:
 
     def __init__(self, drain_s: float, leave: Callable[[float], None]) -> None:
         self._drain_s, self._leave = drain_s, leave
-        self._event = os.eventfd(0, os.EFD_CLOEXEC)
+        self._over: queue.SimpleQueue[None] = (
+            queue.SimpleQueue()
+        )  # no descriptor: the host closes those
         self._asked_at: float | None = None
         self._ending = threading.Lock()
         threading.Thread(target=self._watch, name="asys-deadline", daemon=True).start()
 
     def begin(self) -> None:
-        """In a signal handler: no locks."""
+        """In a signal handler: no locks (SimpleQueue.put is reentrant)."""
         self._asked_at = time.monotonic()
-        os.eventfd_write(self._event, 1)
+        self._over.put(None)
 
     def host_has_left(self) -> None:
         """The main thread ends the run; it waits here for ever where that is under way already."""
         self._ending.acquire()
-        os.eventfd_write(self._event, 1)
-
-    def close(self) -> None:
-        """Once no signal handler may call `begin` any more."""
-        os.close(self._event)
+        self._over.put(None)
 
     @property
     def left_s(self) -> float | None:
@@ -191,7 +190,7 @@ class _Deadline:
         return max(WRITE_S, self._asked_at + self._drain_s - WRITE_S - time.monotonic())
 
     def _watch(self) -> None:
-        os.eventfd_read(self._event)
+        self._over.get()
         if self._asked_at is None:
             return
         time.sleep(HOST_SHARE * self._drain_s)
@@ -217,8 +216,6 @@ class _Command:
                 return self._run()
         finally:
             handlers.restore()
-            if self._deadline is not None:
-                self._deadline.close()
 
     def _run(self) -> int:
         from asys_bench.monitors.readable import path_text
