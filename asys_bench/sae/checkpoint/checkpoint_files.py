@@ -119,8 +119,11 @@ def _check_header(path: Path) -> None:
 StateDict = dict[str, torch.Tensor | int | float]
 """What a part's `state_dict` returns. Tensors go to safetensors, numbers to JSON."""
 
-MOST, MOST_COUNTED = 1e36, 1e18
+MOST, MOST_COUNTED = 1e36, 10**18
 """No number of a state is larger: squares of the largest rows stay below float32's end, counts in int64."""
+_SQUARES, MOST_SQUARED = ("chunks",), 1e75
+"""Moments in float64: squares of differences of what `MOST` bounds, so that a state that was accepted
+stays acceptable when training has gone on from it."""
 _NONE_YET = ("best", "tracker.best", "last", "limit")
 """Numbers for which -1 stands for infinity or NaN."""
 _NEVER_NEGATIVE = ("exp_avg_sq", "weight", "counts", "chunks")
@@ -172,8 +175,9 @@ def check_like(state: StateDict, like: StateDict) -> None:
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
             lowest, highest = (float(bound) for bound in torch.aminmax(value))
+            most = MOST_SQUARED if name.endswith(_SQUARES) else MOST
             least = 0.0 if name.endswith(_NEVER_NEGATIVE) else -MOST
-            if lowest < least or highest > MOST:
+            if lowest < least or highest > most:
                 raise ValueError(
                     f"{name!r} holds {lowest:g} to {highest:g}, and no training has that"
                 )

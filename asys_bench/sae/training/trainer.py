@@ -19,6 +19,7 @@ import torch
 
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import (
+    MOST_COUNTED,
     CheckpointError,
     StateDict,
     check_like,
@@ -459,7 +460,7 @@ class SAETrainer:
     def _state(self) -> StateDict:
         assert self._hook is not None
         state: StateDict = {"budget_rows": self._budget_rows}
-        put(state, "counts", dict(self._counts))
+        put(state, "counts", {name: min(n, MOST_COUNTED) for name, n in self._counts.items()})
         put(state, "smoothed", dict(self._smoothed))
         for name, part in self._hook.stateful(self.config.checkpoint_buffer).items():
             put(state, name, part.state_dict())

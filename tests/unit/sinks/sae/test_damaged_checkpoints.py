@@ -28,6 +28,8 @@ FILES = (
 )
 STATE, TENSORS = "trainer_state.json", "trainer_state.safetensors"
 CASES = int(os.environ.get("ASYS_FUZZ_CASES", "600")) if os.environ.get("ASYS_FUZZ") == "1" else 16
+GREW = (73, 410)
+"""Numbers at the limit of what is accepted, which grew past it when training went on from them."""
 SMALL = {"checkpoint_keep": 3, "min_buffer_fill_ratio": 0.1}
 HOOK = "layer.0"
 
@@ -282,7 +284,7 @@ def check_life(rig, incarnation: int, resumed_from: set[int] | None) -> None:
     assert math.isfinite(rig.figure("sae_fvu", HOOK))
 
 
-@pytest.mark.parametrize("seed", range(CASES))
+@pytest.mark.parametrize("seed", sorted({*range(CASES), *GREW}))
 def test_any_damage_leaves_a_trainer_that_trains(rig, stored, tmp_path, caplog, seed) -> None:
     draw = random.Random(seed)
     found = checkpoints(stored)
