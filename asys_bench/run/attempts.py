@@ -52,8 +52,8 @@ from asys_bench.monitors.metrics_csv import last_step
 from asys_bench.run.preflight import origin_of
 from asys_bench.run.run_dir import RunDir, names_alike
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
-from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore, check_seal
-from asys_bench.system.files.below import EntryKind, remove, scan, scan_if_there
+from asys_bench.sae.checkpoint.checkpoint_store import LATEST, CheckpointStore, check_seal
+from asys_bench.system.files.below import EntryKind, remove, scan, scan_if_there, walk
 from asys_bench.workers.run_lock import RunLock
 
 log = logging.getLogger(__name__)
@@ -167,6 +167,7 @@ def _attempts_of(path: Path) -> tuple[Mapping[str, Any], ...]:
     Raises:
         DamagedRunError: see there.
     """
+    _check_entries(path)
     try:
         document = read_run_file(path)
     except RunFileError as error:
@@ -187,6 +188,28 @@ def _attempts_of(path: Path) -> tuple[Mapping[str, Any], ...]:
     return (*attempts[:-1], ended(path, attempts[-1]))
 
 
+def _check_entries(path: Path) -> None:
+    """Workers append to the files that they find, and remove what was half written: a run that somebody
+    made must not lead them out of it, or to where they would wait for ever.
+
+    Raises:
+        DamagedRunError: an entry of the run is a link (but a store's `latest`), a FIFO or a device.
+    """
+    try:
+        for entry in walk(path):
+            link = entry.kind is EntryKind.LINK
+            if link and entry.path.name == LATEST and _stays_beside(os.readlink(entry.path)):
+                continue
+            if link or entry.kind in (EntryKind.FIFO, EntryKind.DEVICE):
+                raise DamagedRunError(f"{entry.path} is a {entry.kind}")
+    except OSError as error:
+        raise DamagedRunError(str(error)) from None
+
+
+def _stays_beside(target: str) -> bool:
+    return os.sep not in target and target != os.pardir
+
+
 def _check_saes(path: Path) -> None:
     """Every SAE that has checkpoints has one that is whole.
 
@@ -194,11 +217,10 @@ def _check_saes(path: Path) -> None:
         DamagedRunError: one has none.
     """
     try:
-        folders = [path_ for path_, _ in scan_if_there(path / SAE_DIR, below=path)]
-        kinds = [kind for _, kind in scan_if_there(path / SAE_DIR, below=path)]
+        entries = scan_if_there(path / SAE_DIR, below=path)
     except OSError as error:
         raise DamagedRunError(str(error)) from None
-    for folder, kind in zip(folders, kinds, strict=True):
+    for folder, kind in entries:
         if kind is not EntryKind.FOLDER:
             raise DamagedRunError(f"{folder} is a {kind}")
         first: CheckpointError | None = None

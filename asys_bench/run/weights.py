@@ -18,6 +18,7 @@ from asys_bench.config import MasterConfig
 from asys_bench.contracts.host import BaseHost, HostClock
 from asys_bench.contracts.run_files import HOST_DIR, WEIGHTS_FILE, WEIGHTS_SCHEMA
 from asys_bench.system.files.atomic import FOLDER_MODE, make_private_folder, replace_file
+from asys_bench.system.files.below import remove, scan_if_there
 
 log = logging.getLogger(__name__)
 
@@ -76,10 +77,10 @@ class KeptWeights:
 
 def forget_after(run_dir: Path, host_step: int) -> None:
     """Remove weights of steps after `host_step`, from which the host goes on: it makes them again."""
-    for folder in (run_dir / HOST_DIR).glob("weights_*"):
+    for folder, _ in scan_if_there(run_dir / HOST_DIR, below=run_dir):
         number = folder.name.removeprefix("weights_")
         if number.isdigit() and int(number) > host_step:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder, below=run_dir)
 
 
 class KeepingClock:

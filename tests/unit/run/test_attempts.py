@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,45 @@ def test_a_damaged_run_stays_as_it_is_and_auto_begins_beside_it_again_and_again(
     assert (third.path.name, third.attempt) == ("job-2", 1)
     now = {p: p.read_bytes() for p in first.path.rglob("*") if p.is_file() and p.name[0] != "."}
     assert now == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("archive", "archive/0", "archive/0/archive-0-0.0-0.arrows", "archive/latest"),
+        *("host", "logs", "latest/x"),
+    ],
+)
+def test_a_run_that_leads_out_of_itself_is_not_gone_on_from(tmp_path, name):
+    first = attempt(load(tmp_path))
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "weights_000000100").mkdir()
+    link = first.path / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside)
+    with pytest.raises(ResumeError, match="is a symbolic link"):
+        open_run_dir(load(tmp_path, "run.resume=require"))
+    beside = open_run_dir(load(tmp_path))
+    assert beside.path.name == "job-2"
+    beside.release()
+    assert [path.name for path in outside.iterdir()] == ["weights_000000100"]
+
+
+def test_a_fifo_in_a_run_is_not_waited_for(tmp_path):
+    first = attempt(load(tmp_path))
+    os.mkfifo(first.path / "metrics.csv")
+    with pytest.raises(ResumeError, match="is a FIFO"):
+        open_run_dir(load(tmp_path, "run.resume=require"))
+
+
+def test_a_stores_link_to_its_newest_checkpoint_is_no_damage(tmp_path):
+    first = attempt(load(tmp_path))
+    (first.path / "host-state").mkdir()
+    (first.path / "host-state" / "latest").symlink_to("step_000000001")
+    second = open_run_dir(load(tmp_path, "run.resume=require"))
+    assert second.attempt == 1
+    second.release()
 
 
 def test_a_folder_of_something_else_is_never_taken_over(tmp_path):
