@@ -58,6 +58,8 @@ HOST_LOCK, WORKERS_LOCK = ".host.lock", ".workers.lock"
 
 _FIELDS = {"run_id": str, "hooks": list, "host_pid": int}
 """Fields that run.json always has, with their types."""
+_COUNTS = ("attempt", "first_step", "first_packet", "repeated_steps", "last_step", "host_step",
+           "weights_version", "unix_ns")  # fmt: skip
 _ACCOUNT_FIELDS = {"attempt", "unix_ns", "host_step", "weights_version", "account"}
 
 
@@ -104,13 +106,25 @@ def share_coin(run_dir: Path, hooks: Collection[str]) -> bool:
 
 
 def attempts_in(run_dir: Path) -> list[dict[str, Any]]:
-    """What run.json lists as attempts; none where it lists none or cannot be read."""
+    """What run.json lists as attempts; none where it lists none or cannot be read. Entries that no
+    attempt has are left out."""
     try:
         attempts = read_run_file(run_dir).get("attempts")
     except RunFileError:
         return []
-    found = attempts if isinstance(attempts, list) else []
-    return [one for one in found if isinstance(one, dict)]
+    return [one for one in attempts if is_attempt(one)] if isinstance(attempts, list) else []
+
+
+def is_attempt(entry: Any) -> bool:
+    """What run.json, or a worker whose host is gone, says of an attempt: counts are whole numbers."""
+    if not isinstance(entry, dict) or entry.get("attempt") is None:
+        return False
+    account = entry.get("account")
+    if account is not None and not (isinstance(account, dict) and "produced" in account):
+        return False
+    counts = [entry.get(name) for name in _COUNTS]
+    counts += [account["produced"]] if account is not None else []
+    return all(n is None or (type(n) is int and 0 <= n < 1 << 63) for n in counts)
 
 
 def account_file(run_dir: Path, worker: str) -> Path:
@@ -129,7 +143,7 @@ def accounts_of(run_dir: Path) -> list[dict[str, Any]]:
         if path.name.endswith(".account.json"):
             with suppress(OSError, ValueError):
                 document = read_json(path, below=run_dir)
-                if isinstance(document, dict) and document.keys() >= _ACCOUNT_FIELDS:
+                if is_attempt(document) and document.keys() >= _ACCOUNT_FIELDS:
                     found.append(document)
     return found
 

@@ -46,6 +46,7 @@ from asys_bench.contracts.run_files import (
     WORKERS_LOCK,
     RunFileError,
     accounts_of,
+    is_attempt,
     read_run_file,
 )
 from asys_bench.monitors.metrics_csv import last_step
@@ -176,7 +177,7 @@ def _attempts_of(path: Path) -> tuple[Mapping[str, Any], ...]:
             return ()
         raise DamagedRunError(str(error)) from None
     attempts = document.get("attempts")
-    if not isinstance(attempts, list) or not all(isinstance(one, dict) for one in attempts):
+    if not isinstance(attempts, list) or not all(map(is_attempt, attempts)):
         raise DamagedRunError(f"{path / RUN_FILE} lists no attempts (a run of an earlier version?)")
     if [one.get("attempt") for one in attempts] != list(range(len(attempts))) or not attempts:
         raise DamagedRunError(f"{path / RUN_FILE}: its attempts are not numbered 0, 1, ...")
@@ -246,7 +247,7 @@ def ended(path: Path, attempt: Mapping[str, Any]) -> Mapping[str, Any]:
     if attempt.get("end") is not None:
         return attempt
     told = [one for one in accounts_of(path) if one.get("attempt") == attempt["attempt"]]
-    last = max(told, key=lambda one: int(one.get("unix_ns", 0)), default=None)
+    last = max(told, key=lambda one: int(one["unix_ns"] or 0), default=None)
     return {
         **attempt,
         "end": "killed",

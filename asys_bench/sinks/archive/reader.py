@@ -7,7 +7,7 @@ for batch in archive.batches("policy.mlp"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,12 +82,10 @@ Repeats = Literal["all", "last"]
 """Of a step that the host made again in a later attempt: every attempt's rows, or the last one's."""
 
 
-def _first_steps_after(run_dir: Path) -> dict[int, int]:
+def _first_steps_after(attempts: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     """Attempt -> the first step that a later attempt made again, for those of which one did."""
     begun = {
-        int(one["attempt"]): int(one["first_step"])
-        for one in attempts_in(run_dir)
-        if isinstance(one.get("attempt"), int) and isinstance(one.get("first_step"), int)
+        one["attempt"]: one["first_step"] for one in attempts if one.get("first_step") is not None
     }
     later = {
         attempt: [step for other, step in begun.items() if other > attempt] for attempt in begun
@@ -203,9 +201,9 @@ def open_archive(run_dir: Path | str, repeats: Repeats = "all") -> Archive:
             continue
         shards.setdefault(hook, []).append(path)
     root = Path(run_dir)
-    superseded = _first_steps_after(root) if repeats == "last" else {}
-    firsts = {int(one["attempt"]): int(one.get("first_packet", 0)) for one in attempts_in(root)
-              if isinstance(one.get("attempt"), int)}  # fmt: skip
+    attempts = attempts_in(root)
+    superseded = _first_steps_after(attempts) if repeats == "last" else {}
+    firsts = {one["attempt"]: one.get("first_packet") or 0 for one in attempts}
     return Archive(root, shards, deletions, superseded, firsts)
 
 

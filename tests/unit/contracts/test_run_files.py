@@ -13,6 +13,7 @@ import pytest
 from asys_bench.contracts import run_files
 from asys_bench.contracts.run_files import (
     RunFileError,
+    attempts_in,
     is_run,
     read_run_file,
     runs_in,
@@ -86,6 +87,20 @@ def test_runs_are_folders_with_a_regular_run_file(tmp_path):
     assert is_run(tmp_path / "run")
     assert not is_run(tmp_path / "link")
     assert runs_in(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *(3, [], {}, {"attempt": "0"}, {"attempt": True}, {"attempt": -1}, {"attempt": 1 << 63}),
+        *({"attempt": 1, "first_packet": "x"}, {"attempt": 1, "first_step": 0.5}),
+        *({"attempt": 1, "account": 3}, {"attempt": 1, "account": {"produced": "many"}}),
+    ],
+)
+def test_what_is_no_attempt_is_left_out(tmp_path, odd):
+    real = {"attempt": 0, "first_step": 4, "first_packet": 9, "last_step": None, "account": None}
+    (tmp_path / "run.json").write_text(json.dumps(DOCUMENT | {"attempts": [odd, real]}))
+    assert attempts_in(tmp_path) == [real]
 
 
 SHARED, OWN = {"name": "a", "coin": "shared"}, {"name": "b", "coin": "own"}

@@ -29,6 +29,9 @@ run: {resume: auto, id: job, dir: %s}
 """
 
 
+LISTS = '{"schema": "asys.run/1", "run_id": "job", "hooks": [], "host_pid": 1, "attempts": %s}'
+
+
 def load(folder, *sets):
     path = folder / "mine.yaml"
     path.write_text(OVERLAY % (folder / "runs"))
@@ -102,6 +105,10 @@ def test_without_a_run_auto_begins_one_and_require_says_that_there_is_none(tmp_p
     [
         ("run.json", "{", "cannot be read"),
         ("run.json", '{"schema": "asys.run/1", "run_id": "job", "hooks": [], "host_pid": 1}', "attempts"),
+        ("run.json", LISTS % '[{"attempt": 0, "first_packet": "x"}]', "attempts"),
+        ("run.json", LISTS % '[{"attempt": 0, "account": [1]}]', "attempts"),
+        ("run.json", LISTS % '[{"attempt": 0, "account": {}}]', "attempts"),
+        ("run.json", LISTS % '[{"attempt": 0, "last_step": 1e400}]', "attempts"),
         ("config.yaml", "run: [", "config.yaml"),
         ("sae/a/step_000000001/manifest.json", "{", "no checkpoint of an SAE is whole"),
     ],
@@ -147,6 +154,17 @@ def test_a_run_that_leads_out_of_itself_is_not_gone_on_from(tmp_path, name):
     assert beside.path.name == "job-2"
     beside.release()
     assert [path.name for path in outside.iterdir()] == ["weights_000000100"]
+
+
+def test_what_a_worker_said_of_an_attempt_is_passed_over_where_it_is_no_number(tmp_path):
+    first = attempt(load(tmp_path), end=None)
+    (first.path / "logs").mkdir(exist_ok=True)
+    said = {"attempt": 0, "unix_ns": 5, "host_step": 7, "weights_version": 3, "account": None}
+    for name, changed in (("a", {"unix_ns": "soon"}), ("b", {"host_step": [8]}), ("c", {})):
+        (first.path / "logs" / f"{name}.account.json").write_text(json.dumps(said | changed))
+    second = open_run_dir(load(tmp_path, "run.resume=require"))
+    assert (second.earlier[0]["end"], second.earlier[0]["last_step"]) == ("killed", 7)
+    second.release()
 
 
 def test_a_fifo_in_a_run_is_not_waited_for(tmp_path):
