@@ -214,10 +214,12 @@ class SAETrainerOptions(DeviceOptions):
         return self.saes_of(glob)
 
     def start_of(self, label: str, hook: str) -> StartFrom | None:
-        """Where the SAE called `label` begins; None: at random weights.
+        """Where the SAE called `label` begins; None: at random weights, as crosscoders always do.
 
-        hook: whose rows it takes; of a transcoder, its label.
+        hook: whose rows it takes; of an SAE of several hooks, its label.
         """
+        if any(label == crosscoder.label for crosscoder in self.crosscoders):
+            return None
         return start_for(self.start_from, label, hook)
 
     def labels(self, hooks: Sequence[str]) -> list[str]:

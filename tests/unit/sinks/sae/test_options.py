@@ -52,6 +52,12 @@ def test_a_crosscoder_takes_the_saes_settings_and_is_called_after_its_hooks() ->
     assert options.labels(["a"]) == ["a", "a+b+c", "early"]
 
 
+def test_a_place_to_start_every_hook_from_is_none_for_a_crosscoder() -> None:
+    options = _options(crosscoders=[{"hooks": ["a", "b"]}], start_from={"*": {"path": "somewhere"}})
+    assert options.start_of("a", "a") is not None
+    assert options.start_of("a+b", "a+b") is None
+
+
 def test_plain_saes_can_be_left_out() -> None:
     options = _options(plain_saes=False, transcoders=[{"input": "a", "output": "b"}])
     assert options.saes_of("a") == {}
