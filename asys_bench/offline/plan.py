@@ -90,7 +90,7 @@ class OfflinePlan(Section):
     start_from: dict[str, Text] = Field(
         default_factory=dict,
         description="hook (or label) glob -> SAELens folder (ours or anyone's) whose weights "
-        "training goes on from; the last glob that matches wins",
+        "training goes on from; the last glob that matches wins. Not of crosscoders",
     )
 
     @model_validator(mode="after")
@@ -130,7 +130,9 @@ class OfflinePlan(Section):
         return found
 
     def start_of(self, label: str) -> Path | None:
-        """The folder that a training goes on from; None: from scratch."""
+        """The folder that a training goes on from; None: from scratch, as crosscoders always do."""
+        if any(label == crosscoder.label for crosscoder in self.crosscoders):
+            return None
         matching = [f for g, f in self.start_from.items() if matches(label, g)]
         return Path(matching[-1]) if matching else None
 
