@@ -29,7 +29,8 @@ M = TypeVar("M", Gauge, Counter)
 
 
 class Training:
-    """label: the hook's name, `<hook>#<variant>` or `<input>-><output>`; the last has `others`."""
+    """label: its name in metrics and folders (`SAETrainerOptions.labels`). hook: whose rows it takes; of
+    an SAE of several hooks the first, and `others` are the rest."""
 
     def __init__(
         self,
