@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -151,12 +152,13 @@ def parse_json(data: bytes | str) -> Any:
     """`json.loads` of what a stranger wrote.
 
     Raises:
-        ValueError: it is no JSON, no UTF-8, or nested deeper than MAX_DEPTH.
+        ValueError: it is no JSON, no UTF-8, nested deeper than MAX_DEPTH, or has a whole number that no
+            float is near (whoever shows or divides it would raise OverflowError).
     """
     text = data.decode("utf-8") if isinstance(data, bytes) else data
     too_deep = f"nested deeper than {MAX_DEPTH} levels"
     try:
-        document = json.loads(text)
+        document = json.loads(text, parse_int=_integer)
     except RecursionError:
         raise ValueError(too_deep) from None
     level = [document]
@@ -171,6 +173,12 @@ def parse_json(data: bytes | str) -> Any:
         if not level:
             return document
     raise ValueError(too_deep)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > sys.float_info.max_10_exp:
+        raise ValueError(f"a whole number of {len(digits)} digits")
+    return int(digits)
 
 
 def text_lines(path: Path, *, below: Path | None = None) -> Iterator[str]:

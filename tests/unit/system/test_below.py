@@ -122,6 +122,13 @@ def test_json_is_bounded_in_depth(levels):
             parse_json(left * levels + "0" + right * levels)
 
 
+def test_whole_numbers_that_no_float_is_near_are_refused():
+    for digits in ("9" * 309, "-" + "9" * 308, "1" + "0" * 5000):
+        with pytest.raises(ValueError, match=f"a whole number of {len(digits)} digits"):
+            parse_json(f'{{"cosine": {digits}}}')
+    assert parse_json(f"[{2**128}, {'9' * 308}, -1]")[0] == 2**128
+
+
 def test_json_up_to_the_depth_is_read():
     assert parse_json("[" * MAX_DEPTH + "]" * MAX_DEPTH)
     assert parse_json(b'{"a": [1, {"b": null}]}') == {"a": [1, {"b": None}]}
