@@ -28,6 +28,8 @@ force with the first call whose coin nobody has tossed (`contracts.capture_port.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 from asys_bench.capture.tags.clock import Tags
 from asys_bench.config.sections.hooks import SamplingConfig
@@ -39,24 +41,28 @@ from asys_bench.contracts.capture_port import (
     BUDGET_TOP,
     CALLS_BETWEEN_CHECKS,
 )
-from asys_bench.contracts.coin import toss
+from asys_bench.contracts.coin import compiled_toss, toss
 
 
 class Coin:
     """`contracts.coin.toss` with one key. The writer's lock is held around each toss.
 
-    Hooks of one call come one after another, so the last u is kept.
+    toss: (tags, call_index) -> u in [0, 1) of one call; `tags` are one object for as long as they stay
+        the same. Compiled where it was built. In Python the hash takes a seventh of a hook's call, so the
+        last u is kept there: hooks of one call come one after another.
     """
 
-    __slots__ = ("_index", "_tags", "_u", "key")
+    __slots__ = ("_index", "_tags", "_u", "key", "toss")
 
     def __init__(self, key: int) -> None:
         self.key = key
         self._tags: Tags | None = None
         self._index, self._u = 0, 0.0
+        self.toss: Callable[[Tags, int], float] = self._toss
+        if compiled_toss is not None:
+            self.toss = partial(compiled_toss, key)
 
-    def toss(self, tags: Tags, call_index: int) -> float:
-        """u in [0, 1) of one call; `tags` are one object for as long as they stay the same."""
+    def _toss(self, tags: Tags, call_index: int) -> float:
         if tags is self._tags and call_index == self._index:
             return self._u
         step, version, microbatch, _ = tags

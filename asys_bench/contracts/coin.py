@@ -11,12 +11,20 @@ unreasonable effectiveness of quasirandom sequences", 2018). All arithmetic is m
     u = (mix(z) >> 11) * 2^-53
 
 The weights version is in it because a call index starts anew with it: the minibatches of PPO differ in
-nothing else. `toss` of backends/cpp_spmc/bindings/py_direct.cpp is the same function.
+nothing else. coin.hpp is the same function in C++: for the compiled hook call, and as `compiled_toss`.
 """
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sequence
+
+compiled_toss: Callable[[int, Sequence[int], int], float] | None
+"""`toss` of (key, (host_step, weights_version, microbatch, ...), call_index); None: it was not compiled."""
+try:
+    from asys_bench.contracts._coin import toss as compiled_toss
+except ImportError:
+    compiled_toss = None
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstring>
 
+#include "coin.hpp"
 #include "py_capture.hpp"
 
 #include <structmember.h>
@@ -73,15 +74,10 @@ double double_of(std::int64_t cell) {
   return value;
 }
 
-// contracts/coin.py: u in [0, 1) of one call.
+// u in [0, 1) of one call.
 double toss(u64 key, const std::int64_t* clock, std::int64_t call_index) {
-  u64 z = key + static_cast<u64>(clock[kStep]) * 0xDB4F0B9175AE2165u +
-          static_cast<u64>(clock[kVersion]) * 0xBBE0563303A4615Fu +
-          static_cast<u64>(clock[kMicrobatch]) * 0xA0F2EC75A1FE1575u +
-          static_cast<u64>(call_index) * 0x89E182857D9ED689u;
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-  return static_cast<double>((z ^ (z >> 31)) >> 11) * 0x1p-53;
+  return asys::coin::toss(key, static_cast<u64>(clock[kStep]), static_cast<u64>(clock[kVersion]),
+                          static_cast<u64>(clock[kMicrobatch]), static_cast<u64>(call_index));
 }
 
 // The look at the bus that is due. The producer is idle.

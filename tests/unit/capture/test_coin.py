@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from asys_bench.backends.cpp_spmc.bus import CppSpmcProducer
-from asys_bench.capture import hook_stream
-from asys_bench.capture.sampling import FillController
+from asys_bench.capture import hook_stream, sampling
+from asys_bench.capture.sampling import Coin, FillController
 from asys_bench.config.schema import MasterConfig
 from asys_bench.config.sections.hooks import SamplingConfig
 from asys_bench.contracts.coin import coin_key, toss
@@ -31,6 +31,16 @@ def backend(request, monkeypatch):
     if request.param == "general":
         monkeypatch.setattr(CppSpmcProducer, "capture_port", lambda *_: None)
     return usable_bus("cpp_spmc")
+
+
+def test_a_coin_without_a_compiler_falls_the_same(monkeypatch):
+    calls = [((step, 0, microbatch, -1), index)
+             for step in range(3) for microbatch in range(2) for index in (0, 0, 1, 0)]  # fmt: skip
+    expected = [Coin(5).toss(*call) for call in calls]
+    monkeypatch.setattr(sampling, "compiled_toss", None)
+    coin = Coin(5)
+    assert [coin.toss(*call) for call in calls] == expected
+    assert expected == [toss(5, *tags[:3], index) for tags, index in calls]
 
 
 def rule(match, rate, **more):

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asys_bench.contracts.coin import GOLDEN, MASK, coin_key, mix, toss
+from asys_bench.contracts.coin import GOLDEN, MASK, coin_key, compiled_toss, mix, toss
 
+compiled = pytest.mark.skipif(compiled_toss is None, reason="it was not compiled")
 SIDE = 16
 CELLS = SIDE * SIDE
 CALLS = 20_000
@@ -64,3 +65,17 @@ def test_ranks_seeds_and_hooks_with_coins_of_their_own_are_independent():
 @given(st.integers(0, MASK), st.tuples(*[st.integers(-(2**63), 2**64)] * 4))
 def test_it_is_a_number_from_0_up_to_1_whatever_the_call(key, call):
     assert 0.0 <= toss(key, *call) < 1.0
+
+
+@compiled
+@given(st.integers(0, MASK), st.tuples(*[st.integers(-(2**63), 2**65)] * 4))
+def test_the_compiled_one_is_the_same_bit_for_bit(key, call):
+    *tags, index = call
+    assert compiled_toss(key, (*tags, -1), index) == toss(key, *call)
+
+
+@compiled
+@pytest.mark.parametrize("arguments", [(), (1, 2, 3), (1, (2, 3), 4), (1, (2, "3", 4), 5)])
+def test_the_compiled_one_takes_numbers_only(arguments):
+    with pytest.raises(TypeError):
+        compiled_toss(*arguments)
