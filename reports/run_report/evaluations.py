@@ -1,6 +1,6 @@
 """What SAEs do to the model when they are put back into it: figures of an evaluation, and over the run.
 
-The documents are those of `rundir.evaluation`; `asys-run evaluate` prints the same figures.
+The documents are those of `rundir.evaluation_documents`; `asys-run evaluate` prints the same figures.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from asys_bench.monitors.snapshot import parse_key
 from asys_bench.reports.run_report.series import Metrics, read_metrics
 from asys_bench.reports.run_summary.document import from_dict
 from asys_bench.reports.run_summary.summary import RunSummary
-from asys_bench.rundir.evaluation import read_evaluations
+from asys_bench.rundir.evaluation_documents import read_evaluations
 from asys_bench.system.files.below import parse_json, read_json, text_lines
 
 
@@ -51,7 +51,7 @@ class RunRecord:
     latencies: Mapping[str, HistogramSnapshot]
     """Hook -> the whole run's latency in ns; empty for a run that did not end in order."""
     evaluations: tuple[Mapping[str, Any], ...] = ()
-    """Documents of `rundir.evaluation`, by SAE and age of the checkpoint."""
+    """Documents of `rundir.evaluation_documents`, by SAE and age of the checkpoint."""
 
     @property
     def run_id(self) -> str:

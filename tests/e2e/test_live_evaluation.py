@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import asys_bench
-from asys_bench.rundir.evaluation import read_evaluations
+from asys_bench.rundir.evaluation_documents import read_evaluations
 
 TINY = Path(__file__).parent.parent / "unit" / "rundir" / "tiny_lm.py"
 PATIENCE_S = 300.0

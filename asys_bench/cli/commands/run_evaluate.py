@@ -93,8 +93,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         EvaluationError,
         evaluate_targets,
         run_model,
-        write_evaluation,
     )
+    from asys_bench.rundir.evaluation_documents import write_evaluation
     from asys_bench.system.files import replace_file
 
     if arguments.live:

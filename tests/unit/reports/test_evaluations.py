@@ -11,7 +11,7 @@ import pytest
 from asys_bench.reports.run_report.evaluations import by_position, figure_rows, modes_of
 from asys_bench.reports.run_report.page import render_run
 from asys_bench.reports.run_report.record import read_run
-from asys_bench.rundir.evaluation import write_evaluation
+from asys_bench.rundir.evaluation_documents import write_evaluation
 
 TINY = Path(__file__).parent.parent / "rundir" / "tiny_lm.py"
 

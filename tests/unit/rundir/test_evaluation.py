@@ -10,13 +10,8 @@ import pytest
 import torch
 
 from asys_bench.cli import run as command
-from asys_bench.rundir.evaluation import (
-    EvaluationError,
-    read_evaluations,
-    run_model,
-    run_targets,
-    write_evaluation,
-)
+from asys_bench.rundir.evaluation import EvaluationError, run_model, run_targets
+from asys_bench.rundir.evaluation_documents import read_evaluations, write_evaluation
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_lm import LAYER, options, write_model, write_run, write_sae
