@@ -30,6 +30,7 @@ from asys_bench.sae import SAEConfig
 from asys_bench.sinks.archive import Repeats
 from asys_bench.sinks.sae.device_options import DEVICE_PATTERN
 from asys_bench.sinks.sae.options import CrosscoderOptions, SAETrainerOptions, TranscoderOptions
+from asys_bench.sinks.sae.start import StartFrom
 
 _SHARED = ("sae", "overrides", "variants", "transcoders", "crosscoders", "plain_saes", "device")
 """Fields that mean what they mean for the live trainer."""
@@ -90,7 +91,8 @@ class OfflinePlan(Section):
     start_from: dict[str, Text] = Field(
         default_factory=dict,
         description="hook (or label) glob -> SAELens folder (ours or anyone's) whose weights "
-        "training goes on from; the last glob that matches wins. Not of crosscoders",
+        "training goes on from; the last glob that matches wins. As for the live trainer, a transcoder "
+        "goes on from an entry under its own name alone, a crosscoder from none",
     )
 
     @model_validator(mode="after")
@@ -130,11 +132,11 @@ class OfflinePlan(Section):
         return found
 
     def start_of(self, label: str) -> Path | None:
-        """The folder that a training goes on from; None: from scratch, as crosscoders always do."""
-        if any(label == crosscoder.label for crosscoder in self.crosscoders):
-            return None
-        matching = [f for g, f in self.start_from.items() if matches(label, g)]
-        return Path(matching[-1]) if matching else None
+        """The folder that a training goes on from; None: from scratch."""
+        starts = {glob: StartFrom(path=path) for glob, path in self.start_from.items()}
+        options = self.trainer_options().model_copy(update={"start_from": starts})
+        start = options.start_of(label, label)
+        return Path(start.path) if start is not None else None
 
 
 def read_plan(run_dir: Path, config: str | None, sets: Sequence[str]) -> OfflinePlan:

@@ -121,17 +121,19 @@ class SAETrainerWorker(BaseSink):
             except (ValueError, DeviceMemoryError) as error:
                 training.rejected_packets.add()
                 training.reject(error)
+        waiting: HookRows | None = None
         for joint, index in route.joint:
             if joint.training.rejected:
                 joint.training.rejected_packets.add()
                 continue
-            places = self._context.rows(packet)
-            own = HookRows(rows.detach().clone(), key, weight, packet.weights_version, places)
+            if waiting is None:  # longer than the lease holds the packet's memory
+                kept, places = rows.detach().clone(), self._context.rows(packet)
+                waiting = HookRows(kept, key, weight, packet.weights_version, places)
             moment = Moment(
                 packet.source, packet.shard, packet.host_step, packet.weights_version,
                 packet.microbatch, packet.call_index,
             )  # fmt: skip
-            self._join(joint, index, moment, own)
+            self._join(joint, index, moment, waiting)
 
     def _join(self, joint: _JointTraining, index: int, moment: Moment, own: HookRows) -> None:
         found = joint.matcher.offer(index, moment, own)

@@ -90,9 +90,9 @@ class SAETrainerOptions(DeviceOptions):
     start_from: StartsByHook = Field(
         default_factory=dict,
         description="SAEs to go on from instead of random weights: `{path: ..., format: ...}` for "
-        "every hook, or fnmatch glob over hooks (or SAEs: `<hook>#<variant>`, `<input>-><output>`) "
-        "-> that, or -> a path; the last glob that matches wins. Not of crosscoders. `d_sae` comes "
-        "from the SAE; "
+        "every hook, or fnmatch glob over hooks (or SAEs: `<hook>#<variant>`) -> that, or -> a path; "
+        "the last glob that matches wins. A transcoder goes on from an entry under its own name alone "
+        "(`<input>-><output>`), a crosscoder from none. `d_sae` comes from the SAE; "
         "optimizer and input scale are new. A run that was killed resumes its own checkpoints",
     )
     plain_saes: bool = Field(
@@ -205,21 +205,22 @@ class SAETrainerOptions(DeviceOptions):
     def _configs_at(self, glob: str) -> dict[str, SAEConfig]:
         """Label -> configuration of the SAEs that an entry of `start_from` is for, as far as that
         can be said without a model."""
-        for transcoder in self.transcoders:
-            if transcoder.label == glob:
-                return {glob: self.for_several_hooks(transcoder)}
+        for coder in self._coders:
+            if coder.label == glob:
+                return {glob: self.for_several_hooks(coder)}
         for variant in self.variants:
             if glob.endswith(f"#{variant}"):
                 return {glob: self.for_hook(glob.removesuffix(f"#{variant}"), variant)}
         return self.saes_of(glob)
 
     def start_of(self, label: str, hook: str) -> StartFrom | None:
-        """Where the SAE called `label` begins; None: at random weights, as crosscoders always do.
+        """Where the SAE called `label` begins; None: at random weights.
 
-        hook: whose rows it takes; of an SAE of several hooks, its label.
+        hook: whose rows it takes; of an SAE of several hooks, its label. A glob is for SAEs of single
+        hooks: what fits these fits none of several.
         """
-        if any(label == crosscoder.label for crosscoder in self.crosscoders):
-            return None
+        if any(label == coder.label for coder in self._coders):
+            return self.start_from.get(label)
         return start_for(self.start_from, label, hook)
 
     def labels(self, hooks: Sequence[str]) -> list[str]:

@@ -108,7 +108,9 @@ def test_variants_and_transcoders_are_jobs_of_their_own(tmp_path):
     ]
     assert jobs[2].config.architecture == "skip_transcoder"
     begun = plan.model_copy(update={"start_from": {"*": "somewhere"}})
-    assert [begun.start_of(job.label) is None for job in jobs] == [False, False, False, True]
+    assert [begun.start_of(job.label) is None for job in jobs] == [False, False, True, True]
+    named = plan.model_copy(update={"start_from": {"a->b": "somewhere"}})
+    assert [named.start_of(job.label) is None for job in jobs] == [True, True, False, True]
     with pytest.raises(ValueError, match="skip_transcoder a->b: the archive has no b; it has a"):
         plan.jobs(["a"])
     with pytest.raises(ValueError, match="match none of the archive's: c"):

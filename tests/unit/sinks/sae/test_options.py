@@ -1,5 +1,8 @@
 """Which SAEs the sink's options mean for a hook, and which combinations are refused."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -52,10 +55,22 @@ def test_a_crosscoder_takes_the_saes_settings_and_is_called_after_its_hooks() ->
     assert options.labels(["a"]) == ["a", "a+b+c", "early"]
 
 
-def test_a_place_to_start_every_hook_from_is_none_for_a_crosscoder() -> None:
-    options = _options(crosscoders=[{"hooks": ["a", "b"]}], start_from={"*": {"path": "somewhere"}})
-    assert options.start_of("a", "a") is not None
-    assert options.start_of("a+b", "a+b") is None
+def test_a_place_to_start_every_hook_from_is_none_for_saes_of_several() -> None:
+    several: dict[str, Any] = {
+        "crosscoders": [{"hooks": ["a", "b"]}],
+        "transcoders": [{"input": "a", "output": "b"}, {"input": "b", "output": "a"}],
+    }
+    options = _options(**several, start_from={"*": {"path": "x"}, "a->b": {"path": "y"}})
+    starts = [options.start_of(label, label) for label in ("a", "a->b", "b->a", "a+b")]
+    assert [start and start.path for start in starts] == ["x", "y", None, None]
+
+
+def test_a_crosscoder_is_refused_a_place_to_start_from(tmp_path: Path) -> None:
+    options = _options(
+        crosscoders=[{"hooks": ["a", "b"]}], start_from={"a+b": {"path": str(tmp_path)}}
+    )
+    (misfit,) = options.misfits(1, ["*"])
+    assert misfit.path == ("options", "start_from", "a+b")
 
 
 def test_plain_saes_can_be_left_out() -> None:
