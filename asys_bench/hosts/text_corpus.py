@@ -1,28 +1,21 @@
-"""Real text from files, as blocks of token ids of a fixed length; the last block of a file is padded."""
+"""Real text (`text_sources`) as blocks of token ids of a fixed length; the last block of a text is padded."""
 
 from __future__ import annotations
 
-import fnmatch
-import glob
-import importlib.metadata
 import itertools
-import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from asys_bench.contracts.host import HostError
 from asys_bench.contracts.run_files import VOCABULARY_SCHEMA
-from asys_bench.hosts.pretrained import PACKAGE
+from asys_bench.hosts.text_sources import OPTION, TextSource, sources_of
 
 CHUNK_CHARACTERS = 1 << 16
 """Text is tokenised in pieces of about this size, cut at line ends."""
-_LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 OPEN_FILES = 16
 """Shuffled files whose blocks come by turns, so that a long file is not all there is for a while."""
 
@@ -41,7 +34,7 @@ class TextBatch:
 
 
 class TextCorpus:
-    """Files by glob, folder or package, in sorted order. `.jsonl` files hold one text per line.
+    """Texts of all that the patterns name (`text_sources`), files in sorted order.
 
     shuffle_seed: files in an order drawn from it, another one each time round, and blocks of
         `OPEN_FILES` of them by turns; None keeps files and blocks as they come.
@@ -58,8 +51,8 @@ class TextCorpus:
         text_field: str = "text",
         shuffle_seed: int | None = None,
     ) -> None:
-        """Raises HostError: a pattern that matches no file, or blocks too short for special tokens."""
-        self._files = [path for pattern in patterns for path in files_of(pattern)]
+        """Raises HostError: a pattern without texts, or blocks too short for special tokens."""
+        self._sources = [source for pattern in patterns for source in sources_of(pattern)]
         self._tokenizer, self._field = tokenizer, text_field
         self._shuffle_seed = shuffle_seed
         self._head, self._tail = _around(tokenizer)
@@ -91,17 +84,17 @@ class TextCorpus:
                 served = True
                 yield self._batch(held)
             if not served:
-                raise HostError("host.options.transformers.texts: the files hold no text")
+                raise HostError(f"{OPTION}: there is no text in them")
             if not repeat:
                 return
 
     def _blocks(self, times: int) -> Iterator[list[int]]:
         if self._shuffle_seed is None:
-            for path in self._files:
-                yield from self._blocks_of(path)
+            for source in self._sources:
+                yield from self._blocks_of(source)
             return
         draw = random.Random(f"{self._shuffle_seed}:{times}")
-        waiting = list(self._files)
+        waiting = list(self._sources)
         draw.shuffle(waiting)
         opened: list[Iterator[list[int]]] = []
         while waiting or opened:
@@ -114,8 +107,8 @@ class TextCorpus:
             else:
                 yield block
 
-    def _blocks_of(self, path: Path) -> Iterator[list[int]]:
-        for text in self._texts(path):
+    def _blocks_of(self, source: TextSource) -> Iterator[list[int]]:
+        for text in source.texts(self._field):
             for ids in self._pieces(text):
                 yield [*self._head, *ids, *self._tail]
 
@@ -130,27 +123,6 @@ class TextCorpus:
         if held:
             yield held
 
-    def _texts(self, path: Path) -> Iterator[str]:
-        try:
-            if path.suffix != ".jsonl":
-                yield path.read_text(encoding="utf-8", errors="replace")
-                return
-            with path.open(encoding="utf-8", errors="replace") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
-                        yield self._field_of(line, path, number)
-        except OSError as error:
-            raise HostError(f"{path} cannot be read: {error}") from error
-
-    def _field_of(self, line: str, path: Path, number: int) -> str:
-        try:
-            return str(json.loads(line)[self._field])
-        except (ValueError, KeyError, TypeError) as error:
-            raise HostError(
-                f"{path}:{number}: no text under {self._field!r} ({error!r}); set "
-                "host.options.transformers.text_field"
-            ) from error
-
     def _batch(self, blocks: Sequence[list[int]]) -> TextBatch:
         length = max(len(block) for block in blocks)
         ids_BT = torch.full((len(blocks), length), self.pad_id, dtype=torch.int64)
@@ -159,45 +131,6 @@ class TextCorpus:
             ids_BT[row, : len(block)] = torch.tensor(block)
             mask_BT[row, : len(block)] = 1
         return TextBatch(ids_BT, mask_BT)
-
-
-def files_of(pattern: str) -> list[Path]:
-    """The files of a folder, a glob or installed packages. Raises HostError: there are none."""
-    if pattern.startswith(PACKAGE):
-        found = _package_texts(pattern.removeprefix(PACKAGE))
-        if not found:
-            raise HostError(
-                f"host.options.transformers.texts: {pattern!r} matches no installed Python package with "
-                "texts (`package:*` is all of them)"
-            )
-        return found
-    path = Path(os.path.expanduser(pattern))
-    if path.is_dir():
-        found = [
-            file for file in sorted(path.rglob("*")) if file.suffix in (".txt", ".md", ".jsonl")
-        ]
-    else:
-        found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
-        found = [file for file in found if file.is_file()]
-    if not found:
-        raise HostError(
-            f"host.options.transformers.texts: {pattern!r} matches no file (a folder is searched for "
-            ".txt, .md and .jsonl; a glob may have **)"
-        )
-    return found
-
-
-def _package_texts(name: str) -> list[Path]:
-    """Descriptions, licences, .md and .rst of the installed packages whose name matches the glob."""
-    found = set()
-    for package in importlib.metadata.distributions():
-        if not fnmatch.fnmatchcase(str(package.metadata["Name"] or "").lower(), name.lower()):
-            continue
-        for file in package.files or ():
-            licence = file.suffix in ("", ".txt") and file.name.upper().startswith(_LICENCES)
-            if licence or file.suffix in (".md", ".rst") or file.name == "METADATA":
-                found.add(Path(str(file.locate())))
-    return sorted(path for path in found if path.is_file())
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -40,9 +40,9 @@ from asys_bench.hosts.pretrained import (
 from asys_bench.hosts.text_corpus import (
     TextBatch,
     TextCorpus,
-    files_of,
     vocabulary_document,
 )
+from asys_bench.hosts.text_sources import OPTION, sources_of
 
 _AUTO = {
     "encode": "AutoModel",
@@ -70,11 +70,14 @@ class TransformersOptions(HostOptions):
     tokenizer: str | None = Field(default=None, description="null: the model's own")
     texts: tuple[str, ...] = Field(
         default=(),
-        description="files, globs (** for all folders below), folders of .txt, .md and .jsonl, or "
-        "`package:<glob>`: descriptions, licences, .md and .rst of installed Python packages",
+        description="files, globs (** for all folders below), folders of .txt, .md, .jsonl, .parquet and "
+        ".arrow; `package:<glob>`: descriptions, licences, .md and .rst of installed Python packages; or "
+        "`function:<package.module:name>`: a function that returns texts or rows, such as a (streamed) data "
+        "set of Hugging Face",
     )
     text_field: str = Field(
-        default="text", description="field of a .jsonl line that holds the text"
+        default="text",
+        description="field that holds the text, of a .jsonl line, a table's row or a function's",
     )
     task: Literal["encode", "train", "generate"] = Field(
         default="encode",
@@ -122,15 +125,11 @@ class TransformersOptions(HostOptions):
                 yield Misfit((name,), "must be given", getattr(self, name), "")
         for index, pattern in enumerate(self.texts):
             try:
-                files_of(pattern)
-            except HostError:
-                yield Misfit(
-                    ("texts", index),
-                    "matches no file",
-                    pattern,
-                    "a folder is searched for .txt, .md and .jsonl; a glob may have **; `package:*` is "
-                    "the documentation of installed packages",
-                )
+                sources_of(pattern)
+            except HostError as error:
+                message = str(error).removeprefix(f"{OPTION}: ")
+                fix = "`package:*` is the documentation of installed packages"
+                yield Misfit(("texts", index), message, pattern, fix)
         for name in ("model", "tokenizer"):
             value = getattr(self, name)
             is_path = value and value.startswith((".", "/", "~"))

@@ -57,7 +57,7 @@ WRONG = [
     ("host: {kind: transformers}", f"{TEXT}.model: must be given"),
     (
         "host: {kind: transformers, options: {transformers: {model: ./none, texts: [./none/*.txt]}}}",
-        f"{TEXT}.texts[0]: matches no file",
+        f"{TEXT}.texts[0]: './none/*.txt' matches no file",
     ),
 ]
 

@@ -1,13 +1,19 @@
-"""Files become blocks of tokens: nothing is lost, blocks are full but the last, padding is masked."""
+"""Texts become blocks of tokens: nothing is lost, blocks are full but the last, padding is masked."""
 
 from __future__ import annotations
 
+import gzip
 import json
+import sys
+import types
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
 from asys_bench.contracts.host import HostError
-from asys_bench.hosts.text_corpus import TextCorpus, files_of, vocabulary_of
+from asys_bench.hosts.text_corpus import TextCorpus, vocabulary_of
+from asys_bench.hosts.text_sources import files_of
 
 
 class Letters:
@@ -71,6 +77,93 @@ def test_json_lines_hold_a_text_each(corpus):
         list(corpus().batches(8, repeat=False))
 
 
+ROWS = [{"text": "ab", "n": 1}, {"text": None, "n": 2}, {"text": "cd", "n": 3}]
+
+
+def write_table(path):
+    table = pa.Table.from_pylist(ROWS)
+    if path.suffix == ".parquet":
+        parquet.write_table(table, path)
+        return
+    write = pa.ipc.new_file if path.name.startswith("file") else pa.ipc.new_stream
+    with path.open("wb") as out, write(out, table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "file.arrow", "stream.arrow"])
+def test_tables_hold_a_text_per_row(corpus, name):
+    write_table(corpus.folder / name)
+    assert texts_of(next(corpus().batches(8, repeat=False))) == ["[ab]", "[cd]"]
+    with pytest.raises(HostError, match=r"no text under 'body', only text, n; set .*text_field"):
+        next(corpus(text_field="body").batches(8, repeat=False))
+    (corpus.folder / name).write_bytes(b"PAR1 and no more")
+    with pytest.raises(HostError, match=rf"{name} cannot be read"):
+        next(corpus().batches(8, repeat=False))
+
+
+def test_a_data_set_of_hugging_face_is_read_as_it_was_saved(corpus):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list(ROWS).save_to_disk(corpus.folder / "set")
+    assert texts_of(next(corpus().batches(8, repeat=False))) == ["[ab]", "[cd]"]
+
+
+def test_packed_files_are_unpacked(corpus):
+    with gzip.open(corpus.folder / "a.jsonl.gz", "wt") as out:
+        out.write(json.dumps({"text": "ab"}))
+    with gzip.open(corpus.folder / "b.txt.gz", "wt") as out:
+        out.write("cd")
+    assert texts_of(next(corpus().batches(8, repeat=False))) == ["[ab]", "[cd]"]
+    (corpus.folder / "b.txt.gz").write_bytes(gzip.compress(b"x" * 9999)[:40])
+    with pytest.raises(HostError, match=r"b.txt.gz cannot be read"):
+        list(corpus().batches(1, repeat=False))
+
+
+def test_what_is_no_text_is_refused_before_it_is_tokenised(corpus):
+    (corpus.folder / "a.npy").write_bytes(b"\x93NUMPY\0\1")
+    with pytest.raises(HostError, match=r"a.npy is no text in UTF-8; rows are read from .jsonl"):
+        corpus(patterns=[str(corpus.folder / "*.npy")])
+
+
+@pytest.fixture
+def function(monkeypatch):
+    """function(returns): its name for `texts`, and how often it was called."""
+    module = types.ModuleType("texts_of_a_test")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    calls = []
+
+    def make(returns):
+        module.rows = lambda: (calls.append(1), returns())[1]
+        return f"function:{module.__name__}:rows"
+
+    make.calls = calls
+    return make
+
+
+@pytest.mark.parametrize("returns", [lambda: ["ab", "cd"], lambda: iter(ROWS)])
+def test_a_function_gives_texts_or_rows_and_is_called_anew_each_time_round(
+    corpus, function, returns
+):
+    batches = corpus(patterns=[function(returns)]).batches(2, repeat=True)
+    assert [texts_of(next(batches)) for _ in range(3)] == [["[ab]", "[cd]"]] * 3
+    assert len(function.calls) == 3
+
+
+def test_a_streamed_data_set_of_hugging_face_comes_through_a_function(corpus, function):
+    datasets = pytest.importorskip("datasets")
+    streamed = datasets.IterableDataset.from_generator(lambda: iter(ROWS))
+    found = corpus(patterns=[function(lambda: streamed)], shuffle_seed=1)
+    assert texts_of(next(found.batches(2, repeat=False))) == ["[ab]", "[cd]"]
+
+
+def test_a_function_that_gives_no_texts_is_refused(corpus, function):
+    with pytest.raises(HostError, match="returned a str, and not texts or rows"):
+        next(corpus(patterns=[function(lambda: "ab")]).batches(1, repeat=False))
+    with pytest.raises(HostError, match=r"no text under 'text', only body"):
+        next(corpus(patterns=[function(lambda: [{"body": 1}])]).batches(1, repeat=False))
+    with pytest.raises(HostError, match=r"must be `package.module:function`"):
+        corpus(patterns=["function:nothing"])
+
+
 def test_it_begins_again_if_asked(corpus):
     (corpus.folder / "a.txt").write_text("ab")
     batches = corpus().batches(1, repeat=True)
@@ -89,7 +182,7 @@ def test_what_cannot_work_is_refused(corpus):
     with pytest.raises(HostError, match="matches no file"):
         corpus()
     (corpus.folder / "empty.txt").write_text("")
-    with pytest.raises(HostError, match="hold no text"):
+    with pytest.raises(HostError, match="no text in them"):
         list(corpus().batches(1, repeat=True))
     with pytest.raises(HostError, match="no room beside 2 special tokens"):
         corpus(block_tokens=2)
