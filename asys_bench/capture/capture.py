@@ -402,10 +402,11 @@ class Capture:
         if not tensor.is_cpu:
             return _AWAY
         if ticket[3] is not None and ticket[3].real is not None:
-            ticket = (
-                *ticket[:3],
-                None,
-            )  # of a text on a device: which rows are tokens is not known
+            ticket = (*ticket[:3], None)
+            self._stream.say(
+                "computes on the CPU behind a text on a device: asking which of its rows are tokens would "
+                "stall the host, so they carry none, and padding among them is captured"
+            )
         nbytes: int | None
         is_identity, tokens = self._is_identity, ticket[3]
         room = tensor.nbytes if is_identity else self._kernel.encoded_bytes(tensor)
@@ -515,8 +516,6 @@ class Capture:
                 return
             tags, index, rate, tokens = ticket
             real = None if tokens is None else _real_rows(tokens, tensor)
-            if tokens is not None and tokens.real is not None and real is None:
-                tokens = None  # a text on another device
             make_header = partial(
                 self._header,
                 ticket=(tags, index, rate, tokens),
@@ -541,7 +540,10 @@ def _real_rows(tokens: RowTokens, tensor: torch.Tensor) -> torch.Tensor | None:
     """Which rows of a device's tensor are tokens: flags there, or in host memory; None: all, as far as
     is known."""
     if tokens.real is not None:
-        return tokens.real if tokens.real.device == tensor.device else None
+        if tokens.real.device == tensor.device:
+            return tokens.real
+        # A model over several devices: device to device, which the host does not wait for.
+        return tokens.real.to(tensor.device, non_blocking=True)
     if tokens.kept is None:
         return None
     flags_N = torch.zeros(rows_and_width(tensor.shape)[0], dtype=torch.bool)

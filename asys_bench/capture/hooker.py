@@ -35,6 +35,7 @@ from asys_bench.capture.hooks.root_hook import ForwardCalls
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.offload import Offload
 from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.points.out_of_reach import out_of_reach
 from asys_bench.capture.sampling import Coin
 from asys_bench.capture.silent_hooks import SilentHooks
 from asys_bench.capture.tags.clock import StepClock
@@ -82,7 +83,7 @@ class ActivationHooker:
         self.notices = notices or Notices()
         self._clock, self._text = clock, text
         self._writer = Writer(bus, on_full, block_timeout_s)
-        self._offload = Offload(self._writer, slot, device or DeviceConfig())
+        self._offload = Offload(self._writer, slot, device or DeviceConfig(), notices=self.notices)
         coin_of = {key: Coin(key) for key in coins}
         self._streams = [
             HookStream(
@@ -141,6 +142,8 @@ class ActivationHooker:
         except BaseException:
             self.detach()
             raise
+        for why in out_of_reach([stream.point for stream in self._streams]):
+            self.notices.say(why)
         watched = [
             stream
             for stream in self._streams

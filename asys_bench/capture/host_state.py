@@ -43,6 +43,11 @@ def is_transformed() -> bool:
     return peek_interpreter_stack() is not None
 
 
+def is_graph_captured() -> bool:
+    """A CUDA graph is captured from this thread's stream: whatever is issued becomes part of it."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Run an encoder as if the host had no autocast, inference or dispatch mode active.

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 
 from asys_bench.capture.hook_stream import HookStream, Writer
+from asys_bench.capture.notices import Notices
 from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.packet import PacketMeta
 from asys_bench.contracts.preprocessor import Encoded, Preprocessor
@@ -24,6 +25,11 @@ from asys_bench.contracts.stats import Slot
 log = logging.getLogger(__name__)
 
 SERVED = frozenset({"cuda"})
+_GRAPH_CAPTURE = "graph_capture"  # DeviceDrop.GRAPH_CAPTURE, without importing its package
+GRAPHED = (
+    "a CUDA graph is captured from hooked modules: its replays call no hooks, so nothing of them is "
+    "captured. To observe them, run these modules without the graph"
+)
 DRAIN_S = 2.0
 _SUBMITS_BETWEEN_SETTLEMENTS = 16
 
@@ -78,6 +84,7 @@ class Offload:
         slot: Slot,
         config: DeviceConfig,
         make_streamer: StreamerFactory | None = None,
+        notices: Notices | None = None,
         served: frozenset[str] = SERVED,
     ) -> None:
         self.fill_ratio = 0.0
@@ -90,6 +97,7 @@ class Offload:
         self._streams: dict[object, HookStream] = {}
         self._until_settlement = 0
         self._warned: set[str] = set()
+        self._notices = notices or Notices()
 
     def serves(self, device: torch.device) -> bool:
         return device.type in self._served
@@ -113,7 +121,7 @@ class Offload:
         make_header: Callable[[Encoded], PacketMeta],
         real: torch.Tensor | None = None,
     ) -> bool:
-        """Put the tensor's copy on its device's queue. False: there was no room.
+        """Put the tensor's copy on its device's queue. False: there was no room, and a lower rate helps.
 
         real: which of its rows are tokens, where the header's encoding is `padded+...`.
 
@@ -138,6 +146,9 @@ class Offload:
             self._until_settlement = _SUBMITS_BETWEEN_SETTLEMENTS
             self.fill_ratio = streamer.fill_ratio
             self.settle()
+        if drop == _GRAPH_CAPTURE:
+            self._notices.say(GRAPHED)
+            return True
         return drop is None
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:

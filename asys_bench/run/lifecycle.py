@@ -250,7 +250,10 @@ class RunLifecycle:
         if self.session is None or self._model is None:
             raise RuntimeError("the run has not started")
         clock = self.session.clock
-        self._optimizers = OptimizerWatch(unwrap(self._model), clock)
+        notices = None
+        if isinstance(self.session, ObservationSession) and self.session.captures_gradients:
+            notices = self.session.notices
+        self._optimizers = OptimizerWatch(unwrap(self._model), clock, notices)
         self._optimizers.attach()
         if is_compiled_in_place(self._model):
             return False

@@ -25,6 +25,7 @@ from asys_bench.config.assembly import AssemblyError, create_data_bus, plan_work
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BaseDataBus, BusAccount, GroupSpec
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
+from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.run_files import HISTOGRAMS_FILE, PLAN_FILE, RUN_FILE, RUN_SCHEMA
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.contracts.stats import (
@@ -295,6 +296,10 @@ class ObservationSession:
         except OSError as error:  # the host's work is done; a full disk does not take it back
             log.warning("%s: what the run ended with is not written: %s", self.run_dir.path, error)
         return SessionEnd(orderly, self._account, restarts)
+
+    @property
+    def captures_gradients(self) -> bool:
+        return any(point.kind not in (Kind.ACTIVATION, Kind.INPUT) for point in self.points)
 
     @property
     def devices(self) -> dict[str, dict[str, str]]:

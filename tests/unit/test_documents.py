@@ -21,7 +21,14 @@ import pytest
 from asys_bench.config import load_config
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "docs/quickstart.md", "docs/recipes.md", "docs/plugins.md", "docs/faq.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/quickstart.md",
+    "docs/recipes.md",
+    "docs/plugins.md",
+    "docs/faq.md",
+    "docs/hosts.md",
+)
 LANGUAGES = ("python", "yaml", "sh", "text")
 """`text` is what a program prints."""
 MARK = re.compile(r"<!-- (unchecked: \S.*|runs) -->")

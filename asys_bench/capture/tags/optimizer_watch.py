@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from asys_bench.capture.notices import Notices
 from asys_bench.capture.tags.clock import StepClock
 
 log = logging.getLogger(__name__)
 
 
-class OptimizerWatch:
-    """Marks the clock after each step of an optimizer that holds parameters of `model`."""
+_SCALED_STEP = torch.amp.GradScaler.step.__code__
+_FRAMES = 16
 
-    def __init__(self, model: torch.nn.Module, clock: StepClock) -> None:
-        self._model, self._clock = model, clock
+SCALED = (
+    "the loss is scaled (GradScaler): gradients are captured as autograd passes them, multiplied by the "
+    "scale of their moment, which changes"
+)
+
+
+class OptimizerWatch:
+    """Marks the clock after each step of an optimizer that holds parameters of `model`.
+
+    notices: told where a GradScaler makes those steps; of a run that captures gradients.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, clock: StepClock, notices: Notices | None = None
+    ) -> None:
+        self._model, self._clock, self._notices = model, clock, notices
         self._ours: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = (
             weakref.WeakKeyDictionary()
         )
@@ -42,6 +58,8 @@ class OptimizerWatch:
                 mine = {id(parameter) for parameter in self._model.parameters()}
                 held = (p for group in optimizer.param_groups for p in group["params"])
                 ours = self._ours[optimizer] = any(id(p) in mine for p in held)
+                if ours and self._notices is not None and _is_scaled():
+                    self._notices.say(SCALED)
             if ours:
                 self._clock.weights_updated()
         except Exception as error:  # noqa: BLE001 - fail-open: nothing of ours may reach the host
@@ -49,3 +67,15 @@ class OptimizerWatch:
             log.warning(
                 "optimizer steps are no longer counted, after %s: %s", type(error).__name__, error
             )
+
+
+def _is_scaled() -> bool:
+    """Whether a GradScaler is around the step that was made."""
+    frame = sys._getframe(1)
+    for _ in range(_FRAMES):
+        if frame.f_code is _SCALED_STEP:
+            return True
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False

@@ -39,7 +39,7 @@ import numpy as np
 import torch
 
 from asys_bench.capture.hook_stream import FAILURES_IN_A_ROW
-from asys_bench.capture.host_state import address, on_device, readable
+from asys_bench.capture.host_state import address, is_graph_captured, on_device, readable
 from asys_bench.capture.offload import SERVED
 from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.capture.points.selection import passes_arguments_on, positions
@@ -270,6 +270,9 @@ class TextInputs:
             return
         if reader.plain and ids_BT is None:
             return
+        if ids_BT is not None and not ids_BT.is_cpu and is_graph_captured():
+            frame.text = frame.offered = None  # nothing of it arrives anyway (`Offload.submit`)
+            return
         mask = reader.argument(MASK, args, kwargs)
         around = frame.text if frame.text is not None else frame.offered
         if ids_BT is not None:
@@ -403,12 +406,15 @@ def _kept(real_BT: torch.Tensor) -> Padding:
 
 
 def _place(text: Text, positions_BT: torch.Tensor) -> None:
-    """Give `text` its positions."""
+    """Give `text` its positions; that of its first token stands for those that follow it one by one."""
     text.positions_BT = positions_BT
     batch, length = text.shape
     if batch == 1 and length and positions_BT.is_cpu:
-        first = 0 if text.kept is None or not len(text.kept) else int(text.kept[0])
-        text.position = int(positions_BT[0, first])
+        places_T = positions_BT[0].numpy()
+        if text.kept is not None and len(text.kept):
+            places_T = places_T[text.kept]
+        if (np.diff(places_T) == 1).all():  # and no sequences packed into one
+            text.position = int(places_T[0])
 
 
 def _matrix(value: Any) -> torch.Tensor | None:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from asys_bench.capture.hook_stream import HookStream
-from asys_bench.capture.host_state import address, is_transformed
+from asys_bench.capture.host_state import address, is_graph_captured, is_transformed
 from asys_bench.capture.points.rows import LAST
 from asys_bench.capture.points.selection import all_tensors, first_tensor, positions
 from asys_bench.capture.tags.clock import StepClock
@@ -69,7 +69,7 @@ class TokenPlaces:
     def _text(self) -> Text | None:
         frame = self._clock.call
         text = frame.text if frame is not None else None
-        if text is None and self._inputs.is_text:
+        if text is None and self._inputs.is_text and not is_graph_captured():
             self._say(
                 "is called outside of what takes the text, or beside another input: its rows carry "
                 "no tokens, and rows of padding among them are captured like any other"

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from asys_bench.capture import host_state
 from asys_bench.capture.gpu.streamer import DeviceStreamer
-from asys_bench.capture.offload import Offload
+from asys_bench.capture.offload import GRAPHED, Offload
+from asys_bench.capture.tags import text_inputs, token_places
 from asys_bench.capture.tags.text_inputs import TextInputs
 from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.config.sections.hooks import HookConfig
@@ -49,7 +50,15 @@ class OnDevice(torch.Tensor):
             or (name == "where" and any(not isinstance(value, torch.Tensor) for value in args))
         ):
             cls.noted.append(name)
+        if name == "to" and OnSecond.device.fget(None) in given:
+            return args[0].as_subclass(OnSecond)
         return super().__torch_function__(function, types, args, kwargs or {})
+
+
+class OnSecond(OnDevice):
+    """On another GPU."""
+
+    device = property(lambda self: torch.device("cuda:1"))  # type: ignore[assignment]
 
 
 def picks(index):
@@ -95,7 +104,7 @@ class Observed(Rig):
         hooker = self.hooker
         if not on_cpu:
             config = DeviceConfig(staging_mib=4, buffer_mib=4, max_in_flight=256)
-            hooker._offload = Offload(hooker._writer, self.slot, config, make_streamer=self.start)
+            hooker._offload = Offload(hooker._writer, self.slot, config, self.start, hooker.notices)
         hooker.attach()
 
     def start(self, writer, slot, devices, config):
@@ -315,6 +324,56 @@ def test_activations_on_a_device_behind_ids_on_the_cpu_lose_their_padding_too(ob
     assert number == its_number == 1
     assert [row[0] for row in rows] == [row[0] for row in its_rows]
     assert len(rows) == int(mask.sum())
+
+
+class OverTwo(Layers):
+    """Its second layer is on another device, as `device_map` spreads a model."""
+
+    def forward(self, input_ids=None, attention_mask=None):
+        x = self.first(self.mid(self.embed(input_ids)))
+        if not x.is_cpu:
+            x = x.as_subclass(OnSecond)
+        return self.second(x)
+
+
+def test_a_model_over_two_devices_has_its_tokens_and_no_padding_on_both(observe):
+    ids, mask = random_batch(5, 12)
+    on_cpu, on_device = both(
+        observe, [{"input_ids": ids, "attention_mask": mask}] * 2, model=OverTwo
+    )
+    assert on_cpu == on_device
+    assert len(on_device) == 5 * 2
+    assert OnDevice.noted == []
+
+
+def test_a_layer_on_the_cpu_behind_a_text_on_a_device_is_said_to_carry_no_tokens(observe, caplog):
+    class Back(Layers):
+        def forward(self, input_ids=None, attention_mask=None):
+            return self.second(self.first(self.embed(input_ids)).as_subclass(torch.Tensor))
+
+    ids, mask = random_batch(5, 12)
+    observed = observe(model := Back(), {"match": "second"})
+    with torch.no_grad():
+        model(there(ids), there(mask))
+    (_, *_, number, rows), (name, *_) = observed.arrived()
+    assert (number, len(rows), name) == (0, 60, "tokens")
+    assert "hook second: computes on the CPU behind a text on a device" in caplog.text
+    assert OnDevice.noted == []
+
+
+def test_a_graph_that_the_host_captures_gets_nothing_and_lowers_no_rate(observe, monkeypatch):
+    ids, mask = random_batch(5, 12)
+    observed = observe(model := Layers(), {"match": "mid"}, {"match": "second"})
+    with torch.no_grad():
+        model(there(ids), there(mask))
+        observed.device.is_capturing = True
+        for module in (text_inputs, token_places):
+            monkeypatch.setattr(module, "is_graph_captured", lambda: True)
+        model(there(ids), there(mask))
+    assert len(observed.arrived()) == 3
+    assert [observed.value("dropped", name) for name in ("mid", "second", "tokens")] == [1, 1, 0]
+    assert observed.hooker.notices.messages == (GRAPHED,)
+    assert observed.value("sampling_rate", "mid") == 1.0
 
 
 def test_one_parameter_on_a_device_costs_no_call_its_tokens(observe):
