@@ -43,9 +43,14 @@ def is_transformed() -> bool:
     return peek_interpreter_stack() is not None
 
 
+def is_cuda_started() -> bool:
+    """Asking starts nothing."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
+
+
 def is_graph_captured() -> bool:
     """A CUDA graph is captured from this thread's stream: whatever is issued becomes part of it."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return is_cuda_started() and torch.cuda.is_current_stream_capturing()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from asys_bench.capture.host_state import is_cuda_started
 from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.contracts.packet import Kind
 
@@ -62,6 +63,6 @@ def _is_graphed(module: torch.nn.Module) -> bool:
 
 
 def _are_graphs_there() -> bool:
-    if not torch.cuda.is_initialized():
+    if not is_cuda_started():
         return False
     return any(issubclass(type(found), torch.cuda.CUDAGraph) for found in gc.get_objects())
