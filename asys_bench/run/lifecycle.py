@@ -334,6 +334,7 @@ class RunLifecycle:
             notices=session.notices.messages,
             worker_messages=session.worker_messages,
             devices={name: found["device"] for name, found in session.devices.items()},
+            attempts=session.attempts,
         )
 
     def pause(self, paused: bool) -> None:

@@ -349,6 +349,11 @@ class ObservationSession:
         """Release shared memory and descriptors; call after `stop` once nothing reads the page."""
         self._release()
 
+    @property
+    def attempts(self) -> list[Mapping[str, Any]]:
+        """Entries of run.json, this attempt's last."""
+        return [*self.run_dir.earlier, self._entry]
+
     def _detach(self) -> None:
         if self.hooker is not None:
             self.hooker.detach()
@@ -374,7 +379,7 @@ class ObservationSession:
                 "schema": RUN_SCHEMA,
                 "run_id": self.run_dir.run_id,
                 "id": self.run_dir.id,
-                "attempts": [*self.run_dir.earlier, self._entry],
+                "attempts": self.attempts,
                 "started_unix_ns": self._started_unix_ns,
                 "host_pid": os.getpid(),
                 "host_start": start_time(os.getpid()),

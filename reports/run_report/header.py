@@ -30,6 +30,8 @@ def header(record: RunRecord) -> Markup:
         account = (
             ", every packet accounted for" if summary.balanced else ", packets unaccounted for"
         )
+    if summary is not None and summary.attempts:
+        account += f", attempt {summary.attempts[-1].attempt}"
     tiles = [
         tag("li", tag("b", value), tag("span", label), class_="tile")
         for value, label in figures(record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from asys_bench.reports.page.markup import POLICY, Markup, flat, tag
+from asys_bench.reports.page.markup import POLICY, Markup, flat, table, tag
 from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
 from asys_bench.reports.run_report.analysis import HookAnalysis
 from asys_bench.reports.run_report.cards import sae_section
@@ -15,6 +15,7 @@ from asys_bench.reports.run_report.record import RunRecord
 from asys_bench.reports.run_report.sae_curves import sae_curves
 from asys_bench.reports.run_report.timeline import event_list, timeline
 from asys_bench.reports.run_report.worker_timeline import worker_timeline
+from asys_bench.reports.run_summary.terminal import ATTEMPT_COLUMNS, attempt_rows
 
 # What the run report adds to the look that all pages share (`reports/page`).
 
@@ -132,6 +133,7 @@ def _sections(
     curves = sae_curves(record)
     over_time = timeline(record)
     spectrum = latency_spectrum(record.latencies)
+    attempts = attempt_rows(record.summary) if record.summary is not None else []
     looked = [sae_section(found, record.environment_id, vocabulary) for found in analyses]
     return [
         warnings(record),
@@ -164,6 +166,12 @@ def _sections(
                 )
                 if part is not None
             ],
+        ),
+        _section(
+            "Attempts",
+            "The run went on after an end (run.resume). SAEs and archive are the whole run's; the figures "
+            "at the top and the packets are the last attempt's.",
+            [table(ATTEMPT_COLUMNS, attempts, left=3)] if attempts else [],
         ),
         _section(
             "What observing cost",

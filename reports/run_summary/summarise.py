@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.host import HostResult
@@ -26,6 +27,7 @@ from asys_bench.monitors.rates import quantiles
 from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.reports.run_summary.summary import (
     ArchiveSummary,
+    AttemptSummary,
     BusSummary,
     DeletedSummary,
     FileEntry,
@@ -114,6 +116,7 @@ def summarise(
     notices: Sequence[str] = (),
     worker_messages: Mapping[str, Sequence[str]] | None = None,
     devices: Mapping[str, str] | None = None,
+    attempts: Sequence[Mapping[str, Any]] = (),
 ) -> RunSummary:
     """The summary of a run whose workers have stopped.
 
@@ -126,6 +129,7 @@ def summarise(
         notices: what the host's side has said (`capture.notices`).
         worker_messages: worker -> the warnings and errors in its log.
         devices: worker -> what it computed on, where that was a question.
+        attempts: entries of run.json, this one's last.
     """
     figures = figures_of(take_snapshot(page, account))
     if outcome is None:
@@ -154,9 +158,27 @@ def summarise(
             if w.state is not WorkerState.EMPTY
         ),
         ranks=tuple(RankSummary(r.name, r.state.name.lower(), r.steps) for r in figures.ranks),
+        attempts=tuple(map(_attempt, attempts)) if len(attempts) > 1 else (),
         files=tuple(files),
         next_steps=next_steps(run_dir, files),
         warnings=tuple(_warnings(figures, bus, notices, worker_messages or {})),
+    )
+
+
+def _attempt(entry: Mapping[str, Any]) -> AttemptSummary:
+    account = entry.get("account")
+    groups = account.get("groups") if account is not None else None
+    balanced = None
+    if isinstance(groups, list):
+        balanced = all(isinstance(one, dict) and one.get("imbalance") == 0 for one in groups)
+    end = entry.get("end")
+    return AttemptSummary(
+        attempt=entry["attempt"],
+        end=None if end is None else str(end),
+        first_step=entry.get("first_step"),
+        last_step=entry.get("last_step"),
+        packets=account["produced"] if account is not None else None,
+        balanced=balanced,
     )
 
 

@@ -131,6 +131,20 @@ class RankSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptSummary:
+    """What run.json says of one attempt of a run that went on (`run.resume`)."""
+
+    attempt: int
+    end: str | None
+    """None of one whose processes were all killed."""
+    first_step: int | None
+    last_step: int | None
+    packets: int | None
+    """None where nobody was left to say it, as is `balanced`."""
+    balanced: bool | None
+
+
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """A file of the run's directory; `path` is relative to it."""
 
@@ -165,6 +179,8 @@ class RunSummary:
     warnings: tuple[str, ...] = ()
     ranks: tuple[RankSummary, ...] = ()
     """Ranks beside `host`'s."""
+    attempts: tuple[AttemptSummary, ...] = ()
+    """Of a run that went on: every one, this one last; all other figures are this one's."""
     archive_deleted: DeletedSummary | None = None
     """None when nothing was deleted."""
     report: str = ""

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asys_bench.monitors.readable import (
+    UNKNOWN,
     bytes_text,
     count_text,
     duration_text,
@@ -50,7 +51,8 @@ def render_terminal(summary: RunSummary, width: int = 100) -> RenderableType:
         _saes(summary, names),
         _archive(summary, names),
     )
-    for section in (*sections, _ranks(summary), _workers(summary), _files(summary)):
+    beside = (_ranks(summary), _workers(summary), _attempts(summary), _files(summary))
+    for section in (*sections, *beside):
         if section is not None:
             parts += [Text(), section]
     if summary.warnings:
@@ -79,6 +81,8 @@ def _title(summary: RunSummary) -> RenderableType:
     good = summary.outcome == "finished" and summary.balanced
     style = "bold green" if good else "bold yellow"
     title = Text.assemble(("A-Sys-I  ", "bold cyan"), summary.run_id, "  ")
+    if summary.attempts:
+        title.append(f"attempt {summary.attempts[-1].attempt}  ")
     title.append(summary.outcome, style)
     if summary.elapsed_s is not None:
         title.append(f" after {duration_text(summary.elapsed_s)}")
@@ -223,6 +227,34 @@ def _workers(summary: RunSummary) -> Text:
             ending = "s" if worker.restarts > 1 else ""
             text.append(f", {worker.restarts} restart{ending}", "yellow")
     return text
+
+
+ATTEMPT_COLUMNS = ("attempt", "ended", "steps", "packets", "account")
+
+
+def attempt_rows(summary: RunSummary) -> list[list[str]]:
+    """Of a run that went on: a row per attempt, and one for all."""
+    if not summary.attempts:
+        return []
+    rows = []
+    for one in summary.attempts:
+        steps = [UNKNOWN if n is None else f"{n:,}" for n in (one.first_step, one.last_step)]
+        account = UNKNOWN if one.balanced is None else "OK" if one.balanced else "off"
+        packets = UNKNOWN if one.packets is None else f"{one.packets:,}"
+        rows.append([str(one.attempt), one.end or UNKNOWN, " to ".join(steps), packets, account])
+    known = [one.packets for one in summary.attempts if one.packets is not None]
+    total = f"{sum(known):,}" if len(known) == len(rows) else f"at least {sum(known):,}"
+    return [*rows, ["all", "", "", total, ""]]
+
+
+def _attempts(summary: RunSummary) -> RenderableType | None:
+    rows = attempt_rows(summary)
+    if not rows:
+        return None
+    made = _table(*ATTEMPT_COLUMNS)
+    for row in rows:
+        made.add_row(*row)
+    return made
 
 
 def _files(summary: RunSummary) -> RenderableType | None:

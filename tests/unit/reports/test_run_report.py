@@ -271,6 +271,23 @@ def test_the_report_of_a_whole_run_shows_every_part(whole_run: Path) -> None:
     assert "nan" not in re.sub(r"<style>.*?</style>", "", document, flags=re.S).lower()
 
 
+def test_a_run_that_went_on_has_a_table_of_its_attempts(whole_run: Path) -> None:
+    assert "Attempts" not in render(whole_run)
+    summary = json.loads((whole_run / "summary.json").read_text())
+    attempts = [
+        {"attempt": 0, "end": "<b>killed", "first_step": 0, "last_step": 400, "packets": None,
+         "balanced": None},
+        {"attempt": 1, "end": "finished", "first_step": 300, "last_step": 600, "packets": 90,
+         "balanced": True},
+    ]  # fmt: skip
+    (whole_run / "summary.json").write_text(json.dumps(summary | {"attempts": attempts}))
+    words = " ".join(read(render(whole_run)).text.split())
+    assert "unaccounted for, attempt 1" in words or "accounted for, attempt 1" in words
+    assert "0<b>killed0 to 400--" in words
+    assert "1finished300 to 60090OK" in words
+    assert "allat least 90" in words
+
+
 def test_the_report_is_one_file_that_asks_nobody_for_anything(whole_run: Path) -> None:
     document = render(whole_run)
     seen = read(document)

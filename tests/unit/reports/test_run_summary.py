@@ -3,8 +3,9 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,12 @@ def page() -> Iterator[StatsPage]:
     made.close()
 
 
-def make(page: StatsPage, bus: BusAccount | None = None, ran: bool = True) -> RunSummary:
+def make(
+    page: StatsPage,
+    bus: BusAccount | None = None,
+    ran: bool = True,
+    attempts: Sequence[Mapping[str, Any]] = (),
+) -> RunSummary:
     result = HostResult(1000, 4.0, figures={"reward_mean": 187.5, "odd": float("nan")})
     return summarise(
         page,
@@ -79,7 +85,45 @@ def make(page: StatsPage, bus: BusAccount | None = None, ran: bool = True) -> Ru
         step_unit="env step",
         elapsed_s=9.0,
         configured_l0={HOOK: 8},
+        attempts=attempts,
     )
+
+
+def attempt(
+    number: int, end: str | None, steps: tuple[int, int | None], produced: int | None
+) -> Any:
+    """As run.json lists it; `produced` None: nobody was left to write the account."""
+    groups = [{"group": "train", "imbalance": 0}]
+    told = {"produced": produced, "groups": groups} if produced is not None else None
+    return {"attempt": number, "end": end, "first_step": steps[0], "last_step": steps[1],
+            "account": told}  # fmt: skip
+
+
+def test_a_run_that_went_on_says_what_each_attempt_was_and_what_all_were(page: StatsPage) -> None:
+    first, last = attempt(0, "preempted", (0, 400), 1200), attempt(1, "finished", (400, 1000), 100)
+    text = " ".join(render_text(make(page, account(), attempts=(first, last))).split())
+    assert "a-run attempt 1 finished" in text
+    assert "attempt ended steps packets account" in text
+    assert "0 preempted 0 to 400 1,200 OK" in text
+    assert "1 finished 400 to 1,000 100 OK all 1,300" in text
+    lost = attempt(0, "killed", (0, None), None)
+    text = " ".join(render_text(make(page, account(), attempts=(lost, last))).split())
+    assert "0 killed 0 to - - -" in text
+    assert "all at least 100" in text
+    off = last | {"account": {"produced": 100, "groups": [{"imbalance": 3}]}}
+    assert "1 finished 400 to 1,000 100 off" in " ".join(
+        render_text(make(page, account(), attempts=(first, off))).split()
+    )
+    odd = first | {"account": {"produced": 1, "groups": [7]}}  # a run.json that somebody edited
+    assert "0 preempted 0 to 400 1 off" in " ".join(
+        render_text(make(page, account(), attempts=(odd, last))).split()
+    )
+
+
+def test_a_run_of_one_attempt_says_nothing_of_attempts(page: StatsPage) -> None:
+    summary = make(page, account(), attempts=(attempt(0, "finished", (0, 1000), 100),))
+    assert summary.attempts == ()
+    assert "attempt" not in render_text(summary)
 
 
 def test_a_good_run_is_balanced_and_has_no_warnings(page: StatsPage) -> None:
