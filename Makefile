@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run test test-rest test-all test-interop lint types check model sanitize soak fuzz gpu bench-micro audit sbom docs clean
+.PHONY: help announce-run run test quick test-rest test-all test-interop lint types check model sanitize soak fuzz gpu bench-micro audit sbom docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -36,11 +36,14 @@ announce-run:
 run: announce-run $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs on its activations
 	$(BIN)/asys-run --config $(CONFIG) $(ARGS)
 
-test: $(VENV)/.test lint types ## set up everything, then what guards daily work: linter, types, quick tests; 6 minutes
-	PYTEST=$(BIN)/pytest tests/run_tests.sh -m "not rest" $(ARGS)
+test: $(VENV)/.test ## set up everything, then what guards daily work: linter, types, quick tests; 6 minutes
+	$(MAKE) --no-print-directory -j3 lint types quick
+
+quick: $(VENV)/.test
+	PYTEST=$(BIN)/pytest tests/run_tests.sh 7 -m "not rest" $(ARGS)
 
 test-rest: $(VENV)/.test ## the tests that `make test` leaves: slow ones, further buses and hosts
-	PYTEST=$(BIN)/pytest tests/run_tests.sh -m rest $(ARGS)
+	PYTEST=$(BIN)/pytest tests/run_tests.sh 4 -m rest $(ARGS)
 
 test-all: test test-rest ## every test
 

@@ -1,36 +1,47 @@
 #!/usr/bin/env bash
-# Tests in four processes side by side: most of them wait for other processes.
-# What is given is passed on to each, e.g. `-m rest` or `-k ring`; a part that then has no test is fine.
+# run_tests.sh N PYTEST_ARGUMENT...: the tests in parts, N of them side by side: most tests wait for other
+# processes. What is given is passed on to each part, e.g. `-m rest` or `-k ring`; a part that then has no
+# test is fine. The first part's output is shown as it comes, the others' when they have ended.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 pytest=${PYTEST:-pytest}
+at_once=$1
+shift
 logs=$(mktemp -d)
+named=(e2e stress fuzz gpu interop conformance)
+first_units=(backends capture callbacks)
+second_units=(sae kernels cli config contracts)
+left=(tests)
+for folder in "${named[@]}" "${first_units[@]/#/unit/}" "${second_units[@]/#/unit/}"; do
+  left+=("--ignore=tests/$folder")
+done
 parts=(
   "tests/e2e/test_[a-g]*.py"
-  "tests/e2e/test_[h-z]*.py"
-  "tests/conformance tests/fuzz tests/gpu tests/interop tests/unit/sae tests/unit/kernels"
-  "tests/stress tests/unit --ignore=tests/unit/sae --ignore=tests/unit/kernels"
+  "tests/e2e/test_[h-r]*.py"
+  "tests/e2e/test_[s-z]*.py tests/stress tests/fuzz tests/gpu tests/interop"
+  "tests/conformance"
+  "${first_units[*]/#/tests/unit/}"
+  "${second_units[*]/#/tests/unit/}"
+  "${left[*]}"
 )
 pids=()
 trap 'rm -rf "$logs"' EXIT
 trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
 
-for part in 1 2 3; do
+for part in "${!parts[@]}"; do
+  while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do sleep 0.5; done
+  out="$logs/$part"
+  [ "$part" -eq 0 ] && out=/dev/stdout
   # shellcheck disable=SC2086
-  "$pytest" ${parts[$part]} "$@" >"$logs/$part" 2>&1 &
+  "$pytest" ${parts[$part]} "$@" >>"$out" 2>&1 &
   pids+=($!)
 done
-# shellcheck disable=SC2086
-"$pytest" ${parts[0]} "$@"
-codes=($?)
-for part in 1 2 3; do
-  wait "${pids[$((part - 1))]}"
-  codes+=($?)
-  cat "$logs/$part"
+ran=0 worst=0
+for part in "${!parts[@]}"; do
+  wait "${pids[$part]}"
+  code=$?
+  [ "$part" -eq 0 ] || cat "$logs/$part"
+  if [ "$code" -eq 0 ]; then ran=1; elif [ "$code" -ne 5 ]; then worst=$code; fi
 done
-
-ran=0
-for code in "${codes[@]}"; do
-  if [ "$code" -eq 0 ]; then ran=1; elif [ "$code" -ne 5 ]; then exit "$code"; fi
-done
+[ "$worst" -eq 0 ] || exit "$worst"
 [ "$ran" -eq 1 ] || exit 5
