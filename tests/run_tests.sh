@@ -30,10 +30,9 @@ trap 'kill "${pids[@]}" 2>/dev/null; exit 130' INT TERM
 
 for part in "${!parts[@]}"; do
   while [ "$(jobs -rp | wc -l)" -ge "$at_once" ]; do sleep 0.5; done
-  out="$logs/$part"
-  [ "$part" -eq 0 ] && out=/dev/stdout
+  if [ "$part" -eq 0 ]; then exec 3>&1 4>&2; else exec 3>"$logs/$part" 4>&3; fi
   # shellcheck disable=SC2086
-  "$pytest" ${parts[$part]} "$@" >>"$out" 2>&1 &
+  "$pytest" ${parts[$part]} "$@" >&3 2>&4 3>&- 4>&- &
   pids+=($!)
 done
 ran=0 worst=0
