@@ -27,7 +27,7 @@ from asys_bench.contracts.run_files import (
     read_run_file,
 )
 from asys_bench.rundir.evaluation_documents import language_found, policy_found, rows_found
-from asys_bench.system.files.below import is_file, read_json, scan_if_there
+from asys_bench.system.files.below import EntryKind, is_file, read_json, scan_if_there
 
 if TYPE_CHECKING:
     from asys_bench.sae import SparseAutoencoder
@@ -70,6 +70,11 @@ class Weights:
 
 # What there is in a run.
 
+SEVERAL = (
+    "is an SAE of several hooks (a transcoder or crosscoder); evaluate puts back SAEs of one hook. Its FVU "
+    "is in the summary and, live, in metrics.csv"
+)
+
 
 def run_targets(
     run_dir: Path, label: str | None = None, checkpoint: str | None = None
@@ -106,10 +111,28 @@ def run_targets(
                 _select(stream), 1 if channels else -1,
             )
         )  # fmt: skip
+    if not found and label is not None and file_slug(label) in of_several_hooks(run_dir):
+        raise EvaluationError(f"{run_dir}: {label!r} {SEVERAL}")
     if not found:
         which = f"no SAE {label!r}" if label is not None else "no SAE of a single hook"
         raise EvaluationError(f"{run_dir}: {why or which + ' has a checkpoint there'}")
     return found
+
+
+def of_several_hooks(run_dir: Path) -> list[str]:
+    """Folders of the run's transcoders and crosscoders, which `run_targets` leaves out.
+
+    Raises:
+        EvaluationError: it is no run.
+    """
+    try:
+        hooks = read_run_file(run_dir)["hooks"]
+    except RunFileError as error:
+        raise EvaluationError(str(error)) from None
+    single = {file_slug(name) for name in _labels(run_config_data(run_dir), hooks)}
+    folders = [path for path, kind in scan_if_there(run_dir / SAE_DIR, below=run_dir)
+               if kind is EntryKind.FOLDER]  # fmt: skip
+    return sorted(path.name for path in folders if path.name not in single)
 
 
 def _labels(config: Mapping[str, Any], hooks: Sequence[str]) -> dict[str, str]:

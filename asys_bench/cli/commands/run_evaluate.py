@@ -89,9 +89,11 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     from asys_bench.rundir.attach import RunGoneError
     from asys_bench.rundir.evaluation import (
         EPISODES,
+        SEVERAL,
         TOKENS,
         EvaluationError,
         evaluate_targets,
+        of_several_hooks,
         run_model,
     )
     from asys_bench.rundir.evaluation_documents import write_evaluation
@@ -128,6 +130,9 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             replace_file(Path(arguments.out), data, sync=False)
     except OSError as error:
         return _fail(console, str(error), EXIT_FAILED)
+    if run_dir is not None and arguments.sae is None and not arguments.live:
+        for name in of_several_hooks(run_dir):
+            console.print(f"{printable(name)} {SEVERAL}", markup=False, soft_wrap=True)
     for document in documents:
         about = f"({document['architecture']}, {document['d_sae']:,} features)"
         console.print(f"{printable(str(document['sae']))} {about}", markup=False, soft_wrap=True)

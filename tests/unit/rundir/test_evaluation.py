@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,12 @@ import pytest
 import torch
 
 from asys_bench.cli import run as command
-from asys_bench.rundir.evaluation import EvaluationError, run_model, run_targets
+from asys_bench.rundir.evaluation import (
+    EvaluationError,
+    of_several_hooks,
+    run_model,
+    run_targets,
+)
 from asys_bench.rundir.evaluation_documents import read_evaluations, write_evaluation
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -220,6 +226,18 @@ def test_a_gradients_sae_is_not_replaced_in_a_forward_pass(tmp_path):
     (run_dir / "run.json").write_text(json.dumps(document))
     with pytest.raises(EvaluationError, match="gradient is no part of a forward pass"):
         run_targets(run_dir)
+
+
+def test_an_sae_of_several_hooks_is_left_out_and_said(tiny, tmp_path, capsys):
+    run_dir = write_run(tmp_path, host(tiny, auto_class="AutoModelForCausalLM"))
+    shutil.copytree(run_dir / "sae" / LAYER, run_dir / "sae" / "both")
+    assert of_several_hooks(run_dir) == ["both"]
+    code, said = evaluate(capsys, run_dir, "--tokens", 100)
+    assert code == 0, said
+    assert "both is an SAE of several hooks (a transcoder or crosscoder)" in said
+    code, said = evaluate(capsys, run_dir, "--sae", "both")
+    assert code == 2
+    assert "'both' is an SAE of several hooks" in said
 
 
 def test_evaluations_of_strangers_are_passed_over(tmp_path):
