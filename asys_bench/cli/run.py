@@ -40,7 +40,8 @@ REPORT_S = 60.0
 """Longest wait for the report at the end of a run; it takes a few seconds."""
 SHOW_CURSOR = b"\x1b[?25h"
 COMMANDS = Commands(
-    "asys-run", ("train", "evaluate", "export", "plan", "top", "report", "verify", "completion")
+    "asys-run",
+    ("train", "evaluate", "export", "plan", "top", "report", "verify", "pin", "completion"),
 )
 EXAMPLES = (
     ("asys-run --config demo.yaml", "PPO on CartPole with an SAE, about half a minute"),

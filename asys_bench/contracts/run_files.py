@@ -19,7 +19,8 @@
     watch/              what an `sae_watch` sink found
     tensorboard/        event files
     .readers/           locks of subscribers from outside
-    .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`)
+    .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`);
+                        archive/.lock: by whoever decides what of the archive is deleted
 
 A run's folder is input: anybody may have written it. Every reader opens its files through
 `system.files.below`, with the run's folder as `below`.
@@ -55,6 +56,14 @@ WATCH_DIR, WATCH_SCHEMA = "watch", "asys.watch/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"
 HOST_LOCK, WORKERS_LOCK = ".host.lock", ".workers.lock"
+ARCHIVE_LOCK = f"{ARCHIVE_DIR}/.lock"
+
+DELETED_FOR = {
+    "budget": "to keep max_gib",
+    "age": "as older than max_age_s",
+    "free_space": "to keep min_free_gib",
+}
+"""Why shards of an archive were deleted, as its records say it -> as people say it."""
 
 _FIELDS = {"run_id": str, "hooks": list, "host_pid": int}
 """Fields that run.json always has, with their types."""

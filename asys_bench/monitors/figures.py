@@ -21,6 +21,9 @@ _RANK_SLOT = re.compile(r"host-\d+")
 NAN = float("nan")
 
 
+_DELETED = "archive_deleted_"
+
+
 @dataclass(frozen=True, slots=True)
 class HostFigures:
     steps: int = 0
@@ -99,6 +102,17 @@ class WorkerFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class DeletedFigures:
+    """What archivers deleted in this attempt for one reason, over all hooks and workers."""
+
+    reason: str
+    shards: int
+    rows: int
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunFigures:
     time_ns: int
     state: RunState
@@ -112,10 +126,7 @@ class RunFigures:
     archive_duplicates_skipped: int = 0
     archive_write_errors: int = 0
     archive_dropped_packets: int = 0
-    archive_deleted_shards: int = 0
-    archive_deleted_rows: int = 0
-    archive_deleted_packets: int = 0
-    archive_deleted_bytes: int = 0
+    archive_deleted: tuple[DeletedFigures, ...] = ()
     checkpoint_failures: int = 0
     ranks: tuple[RankFigures, ...] = ()
     """Hosts beside `host`, those that have joined."""
@@ -152,10 +163,7 @@ def figures_of(snapshot: RunSnapshot) -> RunFigures:
         archive_duplicates_skipped=_sum(others, "archive_duplicates_skipped"),
         archive_write_errors=_sum(others, "archive_write_errors"),
         archive_dropped_packets=_sum(others, "archive_dropped_packets"),
-        archive_deleted_shards=_sum(others, "archive_deleted_shards"),
-        archive_deleted_rows=_sum(others, "archive_deleted_rows"),
-        archive_deleted_packets=_sum(others, "archive_deleted_packets"),
-        archive_deleted_bytes=_sum(others, "archive_deleted_bytes"),
+        archive_deleted=_deleted(others),
         checkpoint_failures=_sum(others, "sae_checkpoint_failures"),
         ranks=tuple(
             RankFigures(slot.name, slot.state, slot.pid, _host(slot).steps)
@@ -241,6 +249,21 @@ def _sae(slot: SlotSnapshot, hook: str) -> SaeFigures:
         l0=gauge("sae_l0"),
         dead_ratio=gauge("sae_dead_ratio"),
         dense_ratio=gauge("sae_dense_ratio"),
+    )
+
+
+def _deleted(slots: list[SlotSnapshot]) -> tuple[DeletedFigures, ...]:
+    totals: dict[str, dict[str, int]] = {}
+    for slot in slots:
+        for key, value in slot.counters.items():
+            if key.name.startswith(_DELETED) and value:
+                of = totals.setdefault(key.label("reason"), {})
+                what = key.name.removeprefix(_DELETED)
+                of[what] = of.get(what, 0) + value
+    whats = ("shards", "rows", "packets", "bytes")
+    return tuple(
+        DeletedFigures(reason, *(totals[reason].get(what, 0) for what in whats))
+        for reason in sorted(totals)
     )
 
 

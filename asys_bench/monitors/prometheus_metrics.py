@@ -242,7 +242,10 @@ PAGE: dict[str, MetricSpec] = {
         "asys_archive_duplicates_skipped", "Redelivered packets that were already there.", "worker"
     ),
     "archive_deleted_shards": _counter(
-        "asys_archive_deleted_shards", "Oldest shards deleted, to keep max_gib.", "reason", "worker"
+        "asys_archive_deleted_shards",
+        "Oldest shards deleted (budget, age, free_space).",
+        "reason",
+        "worker",
     ),
     "archive_deleted_rows": _counter(
         "asys_archive_deleted_rows", "Archived rows deleted with their shards.", "reason", "worker"

@@ -20,7 +20,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from asys_bench.config.paths import format_path
 from asys_bench.config.problems import Problem
 from asys_bench.config.sections.run import Resume, RunConfig
 from asys_bench.contracts.run_files import (
+    ARCHIVE_DIR,
     CONFIG_FILE,
     EXPORTER_FILE,
     HISTOGRAMS_FILE,
@@ -257,7 +258,18 @@ def ended(path: Path, attempt: Mapping[str, Any]) -> Mapping[str, Any]:
         else last_step(path / METRICS_FILE, int(attempt["attempt"])),
         "weights_version": last["weights_version"] if last else None,
         "account": last["account"] if last else None,
+        "archive_deleted": _deleted_in(path, int(attempt["attempt"])),
     }
+
+
+def _deleted_in(path: Path, attempt: int) -> dict[str, Any]:
+    """Reason -> what was deleted from the archive in an attempt, as the records say."""
+    if not any((path / ARCHIVE_DIR).glob("*.deleted.jsonl")):
+        return {}  # pyarrow is not loaded for nothing
+    from asys_bench.sinks.archive.deletions import Deleted, read_deletions
+
+    of = [one for one in read_deletions(path).values() if one.attempt == attempt]
+    return {reason: asdict(total) for reason, total in Deleted.by_reason(of).items()}
 
 
 class AttemptEnd(StrEnum):
@@ -362,6 +374,7 @@ def new_entry(
         "last_step": None,
         "weights_version": None,
         "account": None,
+        "archive_deleted": {},
     }
 
 

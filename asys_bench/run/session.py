@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ from asys_bench.contracts.stats import (
     WorkerState,
     slot_bytes,
 )
-from asys_bench.monitors.snapshot import histograms
+from asys_bench.monitors.figures import figures_of
+from asys_bench.monitors.snapshot import histograms, take_snapshot
 from asys_bench.placement.manager import ResourceManager
 from asys_bench.registry import registry
 from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd, Continuation, new_entry, steps_of
@@ -289,6 +290,10 @@ class ObservationSession:
             "last_step": self.clock.host_step,
             "weights_version": self.clock.weights_version,
             "account": self._account.to_dict() if self._account is not None else None,
+            "archive_deleted": {
+                one.reason: {k: v for k, v in asdict(one).items() if k != "reason"}
+                for one in figures_of(take_snapshot(self.page, None)).archive_deleted
+            },
         }
         try:
             self._write_run_json(result or {})

@@ -43,12 +43,16 @@ class ArchiveView:
 
     @property
     def gone(self) -> int:
-        """Shards that `max_gib` took away between the opening of this view and their turn."""
+        """Shards that a budget took away between the opening of this view and their turn."""
         return self._archive.gone
 
     def deleted(self, hook: str | None = None) -> Deleted:
-        """Shards, rows, packets and bytes that `max_gib` had taken away when this view was made."""
+        """Shards, rows, packets and bytes that a budget had taken away when this view was made."""
         return self._archive.deleted(hook)
+
+    def deleted_by_reason(self, hook: str | None = None) -> dict[str, Deleted]:
+        """The same for each reason: `budget` (max_gib), `age` (max_age_s), `free_space` (min_free_gib)."""
+        return self._archive.deleted_by_reason(hook)
 
     def batches(self, hook: str, columns: Sequence[str] = COLUMNS) -> Iterator[Columns]:
         """One dict of arrays per record batch: `values` [n, D] in the archived dtype, others [n].
@@ -113,7 +117,8 @@ class ArchiveView:
         return RowDataset(self, hook, tuple(columns), batch_rows)
 
     def datasets(self, hook: str) -> Dataset:
-        """A Hugging Face dataset with every column; memory-mapped where each row is there once.
+        """A Hugging Face dataset with every column; memory-mapped where each row is there once and is
+        stored as it is, else in memory.
 
         Raises:
             ImportError: datasets is not installed; KeyError, ArchiveError: as `batches`.
@@ -123,7 +128,7 @@ class ArchiveView:
         from pyarrow import Table
 
         shards = self._archive.shards(hook)
-        if _written_once(shards):
+        if _written_once(shards) and not self._archive.is_encoded(hook):
             parts = []
             for path in shards:
                 try:

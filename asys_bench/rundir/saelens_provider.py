@@ -27,7 +27,7 @@ from asys_bench.offline.archive_packets import archive_packets
 from asys_bench.rundir.live_run import LiveRun
 from asys_bench.sae.training.held_out import split_rows
 from asys_bench.sinks.archive import Archive
-from asys_bench.workers.decoding import Decoder
+from asys_bench.sinks.decoding import Decoder
 
 MAX_PACKETS = 1024
 MAX_PULLS = 16

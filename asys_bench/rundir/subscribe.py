@@ -27,8 +27,8 @@ from asys_bench.contracts.packet import NO_TEXT, ActivationPacket, Kind, PacketE
 from asys_bench.contracts.run_files import READERS_DIR
 from asys_bench.rundir.live_run import LiveRun, ReadingError
 from asys_bench.rundir.open_run import Run, open_run
+from asys_bench.sinks.decoding import Decoder
 from asys_bench.system.files.below import real_folder
-from asys_bench.workers.decoding import Decoder
 
 log = logging.getLogger(__name__)
 

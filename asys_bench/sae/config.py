@@ -254,6 +254,13 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     checkpoint_keep: int = Field(
         2, ge=1, le=1000, description="Checkpoints kept per hook, 1..1000."
     )
+    checkpoint_keep_every: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Besides the last `checkpoint_keep`, every N-th checkpoint is kept for good: "
+        "the SAE's history, for analysis. They are whole, and nothing deletes them. null: none.",
+    )
     checkpoint_buffer: bool = Field(
         True,
         description="Write the reservoir too: resume is then bit-exact; otherwise it fills up again.",

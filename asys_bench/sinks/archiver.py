@@ -9,7 +9,8 @@
 - A disk that is full, over quota or failing pauses it (`enospc_retry_s`); after `enospc_hold_s` it
   drops packets and counts them by reason, so that the bus, the host and other sinks notice nothing,
   and it goes on by itself when the disk takes bytes again.
-- `max_gib` keeps it small (`archive.budget`): the oldest closed shards are deleted and counted.
+- `max_gib`, `max_age_s` and `min_free_gib` keep it small (`archive.budget`): the oldest closed shards
+  are deleted and counted, but for pinned ones.
 - A packet that fails its checksum or does not decode is counted and skipped, since it would fail
   again on every delivery.
 """
@@ -18,6 +19,8 @@ from __future__ import annotations
 
 import logging
 import resource
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -30,14 +33,20 @@ from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.packet import ActivationPacket, PacketError
 from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
-from asys_bench.sinks.archive.budget import Budget
+from asys_bench.sinks.archive.budget import GIB, LOOK_S, Budget, Limits
+from asys_bench.sinks.archive.encoded import (
+    PacketLayout,
+    build_packets,
+    is_elements,
+    packet_batches,
+)
 from asys_bench.sinks.archive.layout import (
     RowLayout,
     ShardName,
     rows_of,
     stored_dtype,
 )
-from asys_bench.sinks.archive.resume import Meters, PacketKey, take_over
+from asys_bench.sinks.archive.resume import Meters, PacketKey, close_left, take_over
 from asys_bench.sinks.archive.rows import BATCH_BYTES, BatchBuilder, Piece, split
 from asys_bench.sinks.archive.shard import ShardWriter
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience
@@ -47,6 +56,7 @@ log = logging.getLogger(__name__)
 REMEMBERED_PACKETS = 8192
 """Packets remembered beyond those of the last incarnation, for leases that were taken away."""
 _NARROW = {"keep": None, "float32": torch.float32, "float16": torch.float16}
+Layout = RowLayout | PacketLayout
 
 
 class ArchiverOptions(SinkOptions):
@@ -55,13 +65,18 @@ class ArchiverOptions(SinkOptions):
     compression: Literal["none", "lz4", "zstd"] = Field(
         "none", description="Compression of record batches; none lets readers map the file."
     )
-    values: Literal["keep", "float32", "float16"] = Field(
+    values: Literal["keep", "float32", "float16", "encoded"] = Field(
         "keep",
         description="Dtype of archived floating-point values; keep stores bfloat16 and float8 as "
-        "float32. float16 overflows to infinity above 65504.",
+        "float32. float16 overflows to infinity above 65504. encoded: packets are stored as they "
+        "travelled (int8, fp8, top-k, bfloat16), a quarter of the bytes with int8, and decoded when "
+        "they are read; `Dataset.from_file` shows the packets.",
     )
     rows_per_batch: int = Field(
-        65536, ge=1, le=1 << 24, description="Most rows of one record batch."
+        65536,
+        ge=1,
+        le=1 << 24,
+        description="Most rows of one record batch, but for packets with values: encoded.",
     )
     shard_rotate_mib: float = Field(
         256, gt=0, description="A shard that has reached this many MiB is closed."
@@ -69,9 +84,25 @@ class ArchiverOptions(SinkOptions):
     max_gib: float | None = Field(
         None,
         gt=0,
-        description="Most GiB of closed shards, over all hooks and workers of this sink: beyond that "
-        "the oldest are deleted, and counted. Shards are then closed at a quarter of it at the "
-        "latest, divided among the hooks, so that open ones add a quarter at most. null: unlimited.",
+        description="Most GiB of closed shards, over all hooks and workers of this sink and all "
+        "attempts of the run: beyond that the oldest are deleted, and counted. Pinned ones "
+        "(`asys-run pin`) count and stay. Shards are then closed at a quarter of it at the latest, "
+        "divided among the hooks and workers, so that open ones add a quarter at most. null: unlimited.",
+    )
+    max_age_s: float | None = Field(
+        None,
+        gt=0,
+        le=1e9,
+        description="A closed shard whose newest row is older than this many seconds is deleted, and "
+        "counted, while the run goes on. Shards are then closed after a quarter of it at the latest. "
+        "null: unlimited.",
+    )
+    min_free_gib: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of the disk that are left free: below that the oldest closed shards are "
+        "deleted, and counted; when none is left, rows are dropped as on a full disk. null: the "
+        "archive takes what there is.",
     )
     max_open_shards: int = Field(
         2304,
@@ -118,12 +149,13 @@ class ArchiverWorker(BaseSink):
         self.max_packets = options.max_packets
         self.min_packets = min(options.min_packets, options.max_packets)
         self.linger_s = options.linger_s
-        self._shards: dict[RowLayout, ShardWriter] = {}
+        self._shards: dict[Layout, ShardWriter] = {}
         """Open shards, the one unused longest first."""
         self._next_number: dict[str, int] = {}
-        self._series: set[RowLayout] = set()
+        self._series: set[Layout] = set()
         """Every layout that came so far."""
         self._budget: Budget | None = None
+        self._next_look = 0.0
 
     def open(self, context: SinkContext) -> None:
         """Repair what an earlier incarnation left open and learn which packets it wrote."""
@@ -141,10 +173,22 @@ class ArchiverWorker(BaseSink):
         self._builder = BatchBuilder(context.wall_offset_ns, context.attempt)
         allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._most_open = min(options.max_open_shards, max(16, allowed - 64))
-        if options.max_gib is not None:
-            share = int(options.max_gib * (1 << 30)) // context.members
+        limits = Limits(
+            None if options.max_gib is None else int(options.max_gib * GIB),
+            options.max_age_s,
+            None if options.min_free_gib is None else int(options.min_free_gib * GIB),
+        )
+        if limits:
+            to_wall_ns = context.clock_shift_ns + context.wall_offset_ns
             self._budget = Budget(
-                context.run_dir, self._worker, share, context.heartbeat, self._meters.deleted
+                context.run_dir,
+                self._worker,
+                limits,
+                members=context.members,
+                attempt=context.attempt,
+                clock=lambda: time.monotonic_ns() + to_wall_ns,
+                heartbeat=context.heartbeat,
+                publish=self._meters.deleted,
             )
             self._budget.resume()
         self._written: dict[PacketKey, int] = take_over(
@@ -157,6 +201,10 @@ class ArchiverWorker(BaseSink):
         )
         """Per recent packet, one past the last of its rows in the archive."""
         if self._budget is not None:
+            close_left(
+                context.run_dir, self._worker, context.members, context.attempt, self._patience,
+                context.heartbeat,
+            )  # fmt: skip
             self._budget.adopt()
         self._remember = len(self._written) + REMEMBERED_PACKETS + self.max_packets
 
@@ -166,7 +214,7 @@ class ArchiverWorker(BaseSink):
         Raises:
             OSError: the disk cannot be used at all, or refuses at the drain deadline.
         """
-        series: dict[RowLayout, list[Piece]] = {}
+        series: dict[Layout, list[Piece]] = {}
         for packet in lease:
             self._sort_in(packet, series)
         for layout, pieces in series.items():
@@ -179,6 +227,23 @@ class ArchiverWorker(BaseSink):
         while len(self._written) > self._remember:
             del self._written[next(iter(self._written))]
 
+    def idle(self) -> None:
+        """Close what has been open for long enough, and delete what has become too old."""
+        if self._budget is None or time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        age = self._options.max_age_s
+        if age is not None:
+            for layout, shard in list(self._shards.items()):
+                if time.monotonic() - shard.began < age / 4:
+                    continue
+                try:
+                    self._end(shard)
+                    del self._shards[layout]
+                except DiskRefusedError:
+                    break
+        self._budget.look()
+
     def close(self) -> None:
         """End every shard. What a full disk keeps from being ended stays readable."""
         while self._shards:
@@ -190,12 +255,13 @@ class ArchiverWorker(BaseSink):
                 shard.abandon()
             self._context.heartbeat()
 
-    def _sort_in(self, packet: ActivationPacket, series: dict[RowLayout, list[Piece]]) -> None:
+    def _sort_in(self, packet: ActivationPacket, series: dict[Layout, list[Piece]]) -> None:
         context, key = self._context, (packet.source, packet.shard, packet.seq)
         try:
             if not packet.verify():
                 raise PacketError("its payload does not match its checksum")
-            rows_ND = rows_of(context.decode(packet))
+            tensor = context.decode(packet)
+            rows_ND = rows_of(tensor)
             places = context.rows(packet) if rows_ND is not None else None
             grid = "x".join(map(str, context.grid(packet))) if rows_ND is not None else ""
         except PacketError as error:
@@ -217,31 +283,43 @@ class ArchiverWorker(BaseSink):
         if rows_ND is None:
             self._meters.hook(hook).packets.add()
             return
+        encoding = context.name_of(packet.encoding_id)
+        if self._options.values == "encoded":
+            whole = PacketLayout(
+                hook, rows_ND.shape[1], packet.dtype, encoding, is_elements(packet, tensor)
+            )
+            count = torch.empty(rows_ND.shape[0], 0)  # the decoded rows themselves are let go
+            series.setdefault(whole, []).append(Piece(packet, encoding, count, 0))
+            return
         first = max(first, 0)
         written = first if places is None else int(places.searchsorted(first))
         rows_ND = rows_ND[written:]
         places = None if places is None else places[written:]
         stored = stored_dtype(packet.dtype, _NARROW[self._options.values])
         layout = RowLayout(hook, rows_ND.shape[1], packet.dtype, stored)
-        piece = Piece(packet, context.name_of(packet.encoding_id), rows_ND, first, places, grid)
+        piece = Piece(packet, encoding, rows_ND, first, places, grid)
         series.setdefault(layout, []).append(piece)
 
-    def _append(
-        self, layout: RowLayout, pieces: list[Piece], keep: dict[RowLayout, list[Piece]]
-    ) -> None:
+    def _append(self, layout: Layout, pieces: list[Piece], keep: dict[Layout, list[Piece]]) -> None:
         schema = layout.schema(self._context.run_id)
         dropped: dict[str, tuple[set[PacketKey], int]] = {}
         rotate = True  # once a lease, so that no lease spans two shards of a series
         self._series.add(layout)
         batch_bytes: float = BATCH_BYTES
-        if self._budget is not None:  # no shard is much larger than `_shard_bytes`
+        if self._options.max_gib is not None:  # no shard is much larger than `_shard_bytes`
             batch_bytes = min(batch_bytes, self._shard_bytes)
-        for part in split(pieces, layout, self._options.rows_per_batch, batch_bytes):
+        if isinstance(layout, RowLayout):
+            parts = split(pieces, layout, self._options.rows_per_batch, batch_bytes)
+        else:
+            parts = packet_batches(pieces, batch_bytes)
+        for part in parts:
             reason = self._patience.refusing
             if reason is None:
                 try:
+                    if self._budget is not None:
+                        self._patience.attempt("archive rows", self._budget.keep_free)
                     self._write(self._shard(layout, keep, rotate), layout, part, schema)
-                    rotate = self._budget is not None
+                    rotate = self._options.max_gib is not None
                     continue
                 except DiskRefusedError as refused:
                     reason = refused.reason
@@ -255,20 +333,21 @@ class ArchiverWorker(BaseSink):
             self._meters.dropped(reason, len(packets), rows)
             self._patience.gave_up(len(packets), rows)
 
-    def _write(self, shard: ShardWriter, layout: RowLayout, part: list[Piece], schema: Any) -> None:
-        meters = self._meters.hook(layout.hook)
-        batch = self._builder.build(part, layout, schema)
-        keys = tuple(batch.column(name).to_numpy() for name in ("source", "shard", "seq"))
+    def _write(self, shard: ShardWriter, layout: Layout, part: list[Piece], schema: Any) -> None:
+        meters, context = self._meters.hook(layout.hook), self._context
+        if isinstance(layout, RowLayout):
+            batch = self._builder.build(part, layout, schema)
+        else:
+            batch = build_packets(part, layout, schema, context.wall_offset_ns, context.attempt)
+        rows = sum(map(len, part))
         try:
-            meters.bytes.add(shard.append(batch, keys))
+            meters.bytes.add(shard.append(batch, rows))
         finally:
             if shard.discarded:
                 del self._shards[layout]
-        meters.rows.add(batch.num_rows)
+        meters.rows.add(rows)
 
-    def _shard(
-        self, layout: RowLayout, keep: dict[RowLayout, list[Piece]], rotate: bool
-    ) -> ShardWriter:
+    def _shard(self, layout: Layout, keep: dict[Layout, list[Piece]], rotate: bool) -> ShardWriter:
         """The open shard of `layout`; it is also the one used last."""
         shard = self._shards.get(layout)
         if rotate and shard is not None and shard.size >= self._shard_bytes:
@@ -297,17 +376,21 @@ class ArchiverWorker(BaseSink):
     def _shard_bytes(self) -> float:
         """A shard of this size is closed."""
         most = self._options.shard_rotate_mib * (1 << 20)
-        if self._budget is not None:
-            most = min(most, self._budget.most_bytes / (4 * max(1, len(self._series))))
+        if self._options.max_gib is not None:
+            streams = max(1, len(self._series)) * self._context.members
+            most = min(most, self._options.max_gib * GIB / (4 * streams))
         return most
 
     def _end(self, shard: ShardWriter) -> None:
-        """Close a shard, and delete the oldest ones where that is over the budget."""
-        shard.close()
-        if self._budget is not None:
-            self._budget.closed(shard.path)
+        """Close a shard; the oldest ones are deleted first where it would not fit the budget."""
+        with (
+            self._budget.closing(shard.path, shard.size)
+            if self._budget is not None
+            else nullcontext()
+        ):
+            shard.close()
 
-    def _make_room(self, keep: dict[RowLayout, list[Piece]]) -> None:
+    def _make_room(self, keep: dict[Layout, list[Piece]]) -> None:
         """Close what is unused longest, and what is too large since there are more series."""
         idle = [layout for layout in self._shards if layout not in keep]
         count = max(0, len(self._shards) + 1 - self._most_open)

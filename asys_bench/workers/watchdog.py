@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("asys_bench.watchdog")
 
-PRELOAD = ("torch", "asys_bench.workers.worker", "asys_bench.workers.decoding")
+PRELOAD = ("torch", "asys_bench.workers.worker", "asys_bench.sinks.decoding")
 DUMP_S = 0.1
 """Time for a hung worker to write its stacks."""
 LATE_START_S = 2.0

@@ -166,7 +166,7 @@ class WorkerProcess:
     def _run_sink(self) -> None:
         from asys_bench.contracts.sink import SinkContext, SinkPlugin
         from asys_bench.registry import registry
-        from asys_bench.workers.decoding import Decoder
+        from asys_bench.sinks.decoding import Decoder
         from asys_bench.workers.shard_bus import attach_bus, interned_names
 
         spec = self._spec

@@ -48,6 +48,7 @@ from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.checkpoint.native_format import load_sae
+from asys_bench.sinks.archive.deletions import reason_text
 from asys_bench.sinks.archive.read import open_shard
 from asys_bench.sinks.archive.reader import Archive, open_archive
 from asys_bench.sinks.archive.sidecar import ArchiveError
@@ -163,7 +164,7 @@ def _look(
     if len(sae.parts) > 1:
         return _with(basis, problem="its features are of several hooks: rows of one hook show none")
     if archive is None or hook not in archive.hooks:
-        why = missing or "this hook was not archived"
+        why = missing or _why_no_rows(archive, hook)
         return _with(basis, problem=f"no activations to look at: {why}")
     try:
         most = min(MOST_ROWS, max(1, MOST_BYTES // (8 * sae.d_in)))
@@ -198,6 +199,12 @@ def _look(
         look_range=_range(cards),
         coordinates=tuple(named.of(width)),
     )
+
+
+def _why_no_rows(archive: Archive | None, hook: str) -> str:
+    gone = archive.deleted_by_reason(hook) if archive is not None else {}
+    told = [f"{of.rows:,} rows were deleted {reason_text(reason)}" for reason, of in gone.items()]
+    return " and ".join(told) or "this hook was not archived"
 
 
 def _more_rows_than(archive: Archive, hook: str, most: int) -> bool:

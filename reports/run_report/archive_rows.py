@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asys_bench.sinks.archive.layout import ShardName
-from asys_bench.sinks.archive.read import open_shard, read_batch, read_schema
+from asys_bench.sinks.archive.read import open_shard, read_rows, read_schema
 from asys_bench.sinks.archive.reader import Archive
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 
@@ -104,7 +104,7 @@ def _newest_batches(paths: list[Path], most: int, every: int) -> Iterator[Any]:
             with open_shard(path) as (fd, frames):  # walked once: a long shard has many batches
                 schema = read_schema(fd, path, frames)
                 for frame in frames.batches[len(frames.batches) - taken :: every]:
-                    yield read_batch(fd, path, schema, frame)
+                    yield from read_rows(fd, path, schema, frame)
         except ShardGoneError:
             continue
         except ArchiveError:

@@ -151,7 +151,10 @@ def summarise(
         archives=tuple(
             ArchiveSummary(a.hook, a.rows, a.packets, a.nbytes, a.shards) for a in figures.archives
         ),
-        archive_deleted=_deleted(figures),
+        archive_deleted=tuple(
+            DeletedSummary(one.reason, one.shards, one.rows, one.packets, one.bytes)
+            for one in figures.archive_deleted
+        ),
         workers=tuple(
             WorkerSummary(w.name, w.state.name.lower(), w.restarts, (devices or {}).get(w.name, ""))
             for w in figures.workers
@@ -179,17 +182,6 @@ def _attempt(entry: Mapping[str, Any]) -> AttemptSummary:
         last_step=entry.get("last_step"),
         packets=account["produced"] if account is not None else None,
         balanced=balanced,
-    )
-
-
-def _deleted(figures: RunFigures) -> DeletedSummary | None:
-    if not figures.archive_deleted_shards:
-        return None
-    return DeletedSummary(
-        figures.archive_deleted_shards,
-        figures.archive_deleted_rows,
-        figures.archive_deleted_packets,
-        figures.archive_deleted_bytes,
     )
 
 

@@ -104,8 +104,10 @@ class ArchiveSummary:
 
 @dataclass(frozen=True, slots=True)
 class DeletedSummary:
-    """What `max_gib` took away from the archive again, over all hooks."""
+    """What the archive's limits took away again for one reason (budget, age, free_space), over all
+    hooks."""
 
+    reason: str
     shards: int
     rows: int
     packets: int
@@ -181,8 +183,8 @@ class RunSummary:
     """Ranks beside `host`'s."""
     attempts: tuple[AttemptSummary, ...] = ()
     """Of a run that went on: every one, this one last; all other figures are this one's."""
-    archive_deleted: DeletedSummary | None = None
-    """None when nothing was deleted."""
+    archive_deleted: tuple[DeletedSummary, ...] = ()
+    """By reason."""
     report: str = ""
     """Path of the report, where it is written already."""
     schema: str = field(default=SUMMARY_SCHEMA)

@@ -13,6 +13,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from asys_bench.contracts.run_files import DELETED_FOR
 from asys_bench.monitors.readable import (
     UNKNOWN,
     bytes_text,
@@ -192,15 +193,13 @@ def _archive(summary: RunSummary, names: int) -> RenderableType | None:
             bytes_text(a.data_bytes),
             count_text(a.shards),
         )
-    gone = summary.archive_deleted
-    if gone is None:
-        return made
-    words = (
-        f"to keep max_gib, {count_text(gone.shards)} of these shards were deleted, the oldest first: "
-        f"{count_text(gone.rows)} rows of {count_text(gone.packets)} packets, "
+    words = [
+        f"{count_text(gone.shards)} of these shards were deleted {DELETED_FOR.get(gone.reason, '')}, "
+        f"the oldest first: {count_text(gone.rows)} rows of {count_text(gone.packets)} packets, "
         f"{bytes_text(gone.data_bytes)}"
-    )
-    return Group(made, Text(words, "dim"))
+        for gone in summary.archive_deleted
+    ]
+    return Group(made, *(Text(line, "dim") for line in words)) if words else made
 
 
 def _ranks(summary: RunSummary) -> Text | None:

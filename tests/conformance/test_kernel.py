@@ -14,7 +14,7 @@ from asys_bench.contracts.chain import link
 from asys_bench.contracts.packet import ActivationPacket, Kind, PacketError
 from asys_bench.contracts.preprocessor import KernelPlugin, Role, Stage
 from asys_bench.registry import registry
-from asys_bench.workers.decoding import Decoder
+from asys_bench.sinks.decoding import Decoder
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 KERNELS = registry("kernel").names()

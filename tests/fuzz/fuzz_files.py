@@ -52,12 +52,13 @@ def make_archives(folder: Path) -> list[Path]:
     """Shards of several widths, dtypes and compressions."""
     rig_class = runpy.run_path(str(ARCHIVER))["Rig"]
     made = []
-    for number, (compression, dtype, width) in enumerate(
-        [("none", torch.float32, 6), ("zstd", torch.bfloat16, 33), ("lz4", torch.int8, 64),
-         ("none", torch.bool, 9)]
+    for number, (compression, dtype, width, values) in enumerate(
+        [("none", torch.float32, 6, "keep"), ("zstd", torch.bfloat16, 33, "keep"),
+         ("lz4", torch.int8, 64, "keep"), ("none", torch.bool, 9, "keep"),
+         ("none", torch.bfloat16, 33, "encoded"), ("zstd", torch.float32, 6, "encoded")]
     ):  # fmt: skip
         rig = rig_class(folder / f"archive-{number}")
-        worker = rig.start(compression=compression)
+        worker = rig.start(compression=compression, values=values)
         for seq in range(5):
             rows = (torch.randn(4 + seq, width) > 0) if dtype is torch.bool else torch.randn(
                 4 + seq, width

@@ -134,21 +134,21 @@ def _shared_memory() -> Check:
 def _archives() -> Check:
     """The disk under the runs of the shipped defaults, and what budgets have deleted there."""
     from asys_bench.config import load_config
-    from asys_bench.sinks.archive.budget import Deleted, read_deletions
+    from asys_bench.sinks.archive.deletions import Deleted, read_deletions, reason_text
 
     config = load_config("profile_consumer.yaml", env={}).config
     folder = Path(config.run.dir).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free_gib = shutil.disk_usage(there).free / (1 << 30)
     runs = [path for path in folder.glob("*") if (path / ARCHIVE_DIR).is_dir()]
-    gone = Deleted.of(one for run in runs for one in read_deletions(run).values())
+    gone = Deleted.by_reason(one for run in runs for one in read_deletions(run).values())
     found = f"{free_gib:.1f} GiB free for {folder.name}/"
     budgets = [sink.options.get("max_gib") for sink in config.sinks.values()]
     for budget in filter(None, budgets):
         found += f"; profile_consumer and observe() keep at most {budget:g} GiB of archive a run"
-    if gone.shards:
+    for reason, of in gone.items():
         found += (
-            f"; to keep max_gib, {gone.shards:,} shards ({gone.rows:,} rows) were deleted in the runs "
+            f"; {of.shards:,} shards ({of.rows:,} rows) were deleted {reason_text(reason)} in the runs "
             "there"
         )
     if free_gib < 2:

@@ -24,7 +24,7 @@ from asys_bench.contracts.scenario import (
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, StatsPage
 from asys_bench.sinks.archiver import ArchiverOptions, ArchiverWorker
-from asys_bench.workers.decoding import Decoder
+from asys_bench.sinks.decoding import Decoder
 
 HOOK = "bench"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,28 @@ import pyarrow as pa
 from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.sinks.archive import ArchiveError, Deleted, ShardGoneError, repair_shard
-from asys_bench.sinks.archive.budget import RECORD_SUFFIX, Deletion, finish, read_deletions
+from asys_bench.sinks.archive.deletions import (
+    LOCK_FILE,
+    RECORD_SUFFIX,
+    Deletion,
+    finish,
+    read_deletions,
+    read_record,
+    reason_text,
+)
 from asys_bench.sinks.archive.frames import Frames
 from asys_bench.sinks.archive.layout import SUFFIX, ShardName
+from asys_bench.sinks.archive.pins import PIN_SUFFIX
 from asys_bench.sinks.archive.read import (
     DAMAGE,
     ShardReport,
     open_shard,
-    read_batch,
+    read_rows,
     read_schema,
     schema_run,
 )
 from asys_bench.sinks.archive.reader import SeenRows
-from asys_bench.sinks.archive.sidecar import Sidecar
+from asys_bench.sinks.archive.sidecar import Sidecar, UnknownEncodingError
 from asys_bench.sinks.archive.verify import check_shard
 from asys_bench.system.files.below import EntryKind, remove, walk
 
@@ -124,17 +133,18 @@ class ArchiveCheck:
                 done = "removed"
             return Finding(name, "shard", State.LEFTOVER, "never held a whole batch", repair=done)
         if path.name.endswith(RECORD_SUFFIX):
-            worker = path.name.removesuffix(RECORD_SUFFIX)
-            of = Deleted.of(
-                one
-                for shard, one in self._deletions.items()
-                if (named := ShardName.parse(shard.rpartition("/")[2])) and named.worker == worker
+            return Finding(name, "log", State.OK, _deleted(read_record(path).values()))
+        if path.name == LOCK_FILE:
+            return Finding(name, "other", State.OK)
+        if path.suffix == PIN_SUFFIX and ShardName.parse(path.with_suffix(SUFFIX).name):
+            if path.with_suffix(SUFFIX).exists():
+                return Finding(name, "other", State.OK, "its shard is pinned: never deleted")
+            if self._repair:
+                remove(path, below=self._run_dir)
+            done = "removed" if self._repair else None
+            return Finding(
+                name, "other", State.LEFTOVER, "the pin of a shard that is gone", repair=done
             )
-            detail = (
-                f"{of.shards} oldest shards ({of.rows} rows of {of.packets} packets) were deleted to "
-                "keep max_gib"
-            )
-            return Finding(name, "log", State.OK, detail)
         if ".arrows.torn" in path.name:
             detail = "what an earlier repair cut off; kept until you delete it"
             return Finding(name, "other", State.OK, detail)
@@ -184,6 +194,8 @@ class ArchiveCheck:
                 found.torn_rows, found.torn_bytes,
             )  # fmt: skip
         detail = "" if found.closed else "whole, but its writer died before it closed it"
+        if found.undecoded is not None:
+            detail = f"whole, but its rows cannot be read here: {found.undecoded}"
         return Finding(name, "shard", State.OK, detail, found.rows, twice)
 
     def _unreadable(self, path: Path, error: ArchiveError) -> Finding:
@@ -225,6 +237,16 @@ class ArchiveCheck:
         hook = batch.schema.metadata[b"hook"].decode()
         fresh = self._seen.setdefault(hook, SeenRows()).fresh(batch)
         return int(len(fresh) - fresh.sum())
+
+
+def _deleted(deletions: Iterable[Deletion]) -> str:
+    """What one worker deleted, by reason."""
+    parts = [
+        f"{of.shards} oldest shards ({of.rows} rows of {of.packets} packets) were deleted "
+        f"{reason_text(reason)}"
+        for reason, of in Deleted.by_reason(deletions).items()
+    ]
+    return "; ".join(parts)
 
 
 def _rows_said(sidecar: Path) -> int | None:
@@ -272,8 +294,12 @@ def _readable(path: Path) -> tuple[int, int, Frames]:
         rows, end = 0, frames.schema_end
         for frame in frames.batches:
             try:
-                rows += read_batch(fd, path, schema, frame).num_rows
+                for _ in read_rows(fd, path, schema, frame):
+                    pass
+            except UnknownEncodingError:
+                pass  # whole as far as can be told
             except (ArchiveError, pa.ArrowException):
                 break
+            rows += frame.rows
             end = frame.end
     return rows, end, frames

@@ -7,7 +7,8 @@
 
 Order of a write: the files and their manifest get a temporary folder, are fsynced with it, renamed,
 the parent fsynced, `latest` swung, and only then older ones removed. One writer per folder. A kill at any
-point leaves the older ones; without fsync a power cut may not.
+point leaves the older ones; without fsync a power cut may not. With `keep_every` a manifest says which
+checkpoint it is of, so that every N-th is kept, whichever process wrote those before.
 
 What else lies there is input (`system.files.below`): no link is followed, neither to read nor to write.
 """
@@ -58,9 +59,11 @@ class Manifest(BaseModel, extra="forbid", frozen=True):
 
     format: str = Field(FORMAT, pattern=f"^{FORMAT}$")
     files: dict[str, SealedFile]
+    number: int | None = Field(None, ge=1, lt=1 << 53)
+    """Which checkpoint of its folder it is, from 1; None: it was not counted."""
 
 
-def seal(folder: Path) -> None:
+def seal(folder: Path, number: int | None = None) -> None:
     """Write the manifest of the files in `folder`.
 
     Raises:
@@ -71,7 +74,24 @@ def seal(folder: Path) -> None:
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != MANIFEST_FILE
     }
-    write_json(folder / MANIFEST_FILE, Manifest(files=files).model_dump())
+    manifest = Manifest(files=files, number=number)
+    write_json(folder / MANIFEST_FILE, manifest.model_dump(exclude_none=True))
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate(read_json(path, MAX_MODEL_BYTES))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise CheckpointError(path, f"{first['loc']}: {first['msg']}") from None
+
+
+def number_of(folder: Path) -> int | None:
+    """Which checkpoint it is, from 1; None where its manifest does not say."""
+    try:
+        return _read_manifest(folder / MANIFEST_FILE).number
+    except (CheckpointError, OSError):
+        return None
 
 
 def check_seal(folder: Path) -> bool:
@@ -83,11 +103,7 @@ def check_seal(folder: Path) -> bool:
     path = folder / MANIFEST_FILE
     if not os.path.lexists(path):
         return False
-    try:
-        manifest = Manifest.model_validate(read_json(path, MAX_MODEL_BYTES))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise CheckpointError(path, f"{first['loc']}: {first['msg']}") from None
+    manifest = _read_manifest(path)
     for name, sealed in manifest.files.items():
         file = folder / name
         if "/" in name or not is_file(file):
@@ -112,6 +128,7 @@ _NAME = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
 class CheckpointStore:
     """The checkpoints under `folder`; other files there are left alone.
 
+    keep_last, keep_every: which ones `write` leaves: the last so many, and every N-th of all.
     sync: what `write` returned survives a power cut. below: a folder above, from which only real folders
     may lead to `folder`; without it `folder` itself may be reached by links.
     """
@@ -121,10 +138,12 @@ class CheckpointStore:
         folder: Path,
         keep_last: int = 2,
         *,
+        keep_every: int | None = None,
         sync: bool = True,
         below: Path | None = None,
     ) -> None:
-        self.folder, self._keep_last, self._sync = Path(folder), keep_last, sync
+        self.folder, self._sync = Path(folder), sync
+        self._keep_last, self._keep_every = keep_last, keep_every
         self._below = self.folder if below is None else below
 
     def write(self, step: int, fill: Callable[[Path], None]) -> Path:
@@ -149,7 +168,7 @@ class CheckpointStore:
         try:
             temporary.chmod(FOLDER_MODE)
             fill(temporary)
-            seal(temporary)
+            seal(temporary, self._next_number() if self._keep_every is not None else None)
             if self._sync:
                 sync_tree(temporary)
             target = self._free_name(step)
@@ -179,7 +198,18 @@ class CheckpointStore:
             return []
         later, upto = found[: found.index(target)], found[found.index(target) :]
         stale = later if len(upto) >= self._keep_last else []
-        return stale + upto[max(1, self._keep_last) :]
+        return stale + [old for old in upto[max(1, self._keep_last) :] if not self._is_kept(old)]
+
+    def _next_number(self) -> int:
+        found = self.checkpoints()
+        newest = number_of(self.latest() or found[0]) if found else None
+        return 1 + (len(found) if newest is None else newest)
+
+    def _is_kept(self, checkpoint: Path) -> bool:
+        if self._keep_every is None:
+            return False
+        number = number_of(checkpoint)
+        return number is not None and number % self._keep_every == 0
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""

@@ -451,7 +451,13 @@ class SAETrainer:
             state = TrainerState(self.config, hook.d_in, self._state(), hook.d_out, self.hook_name)
             write_state(target, state)
 
-        store = CheckpointStore(folder, self.config.checkpoint_keep, sync=sync, below=below)
+        store = CheckpointStore(
+            folder,
+            self.config.checkpoint_keep,
+            keep_every=self.config.checkpoint_keep_every,
+            sync=sync,
+            below=below,
+        )
         written = store.write(self.steps, fill)
         self._saved_W_dec, self._survival = W_dec_FD.clone(), survival
         hook.learner.mark_good()

@@ -6,7 +6,7 @@ that went on) opens with `datasets.Dataset.from_file` and
 for reading a whole run.
 """
 
-from asys_bench.sinks.archive.budget import Deleted
+from asys_bench.sinks.archive.deletions import Deleted
 from asys_bench.sinks.archive.reader import (
     Archive,
     Repeats,

@@ -22,14 +22,20 @@ CONTINUATION = 0xFFFFFFFF
 END_OF_STREAM = struct.pack("<II", CONTINUATION, 0)
 MAX_METADATA_BYTES = 16 << 20
 _SCHEMA, _RECORD_BATCH = 1, 3
+_MOST_PAIRS = 64
+"""Of a record batch's own metadata; ours has one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One record batch: bytes [start, end) of the file, `rows` as its header says."""
+    """One record batch: bytes [start, end) of the file, its length and its rows as its header says.
+
+    `rows` are `length` where a row of the batch is a row of the archive, and more where it is a packet.
+    """
 
     start: int
     end: int
+    length: int
     rows: int
 
 
@@ -87,7 +93,7 @@ def _walk(fd: int, found: Frames) -> None:
             raise ValueError(f"a message header of {length} bytes is not plausible")
         if start + 8 + length > found.size:
             return
-        kind, body, rows = parse_message(os.pread(fd, length, start + 8))
+        kind, body, length_of, rows = parse_message(os.pread(fd, length, start + 8))
         end = start + 8 + length + body
         if kind != (_RECORD_BATCH if found.schema_end else _SCHEMA):
             raise ValueError(f"message type {kind} does not belong here")
@@ -95,7 +101,7 @@ def _walk(fd: int, found: Frames) -> None:
             found.torn_rows = rows
             return
         if found.schema_end:
-            found.batches.append(Frame(start, end, rows))
+            found.batches.append(Frame(start, end, length_of, rows))
         else:
             found.schema_end = end
         found.data_end = end
@@ -110,8 +116,13 @@ def _is_zero(fd: int, start: int, end: int) -> bool:
     return True
 
 
-def parse_message(metadata: bytes) -> tuple[int, int, int]:
-    """(message type, body bytes, rows) of an Arrow flatbuffer Message; rows are 0 for a schema.
+ROWS_KEY = b"rows"
+"""Of a record batch's own metadata: the rows of the archive that it holds, as decimal digits."""
+
+
+def parse_message(metadata: bytes) -> tuple[int, int, int, int]:
+    """(message type, body bytes, length, rows) of an Arrow flatbuffer Message; the last two are 0 for a
+    schema.
 
     Raises:
         ValueError, struct.error: the bytes are not such a message.
@@ -121,12 +132,16 @@ def parse_message(metadata: bytes) -> tuple[int, int, int]:
     body = message.scalar(3, "<q", 0)
     if body < 0:
         raise ValueError(f"a body of {body} bytes")
-    rows = 0
+    length = rows = 0
     if kind == _RECORD_BATCH:
-        rows = message.table(2).scalar(0, "<q", 0)
-        if rows < 0:
-            raise ValueError(f"a record batch of {rows} rows")
-    return kind, body, rows
+        length = message.table(2).scalar(0, "<q", 0)
+        if length < 0:
+            raise ValueError(f"a record batch of {length} rows")
+        told = message.texts(4).get(ROWS_KEY, b"%d" % length)
+        if not told.isdigit() or len(told) > 18:
+            raise ValueError(f"a record batch that says it has {told[:80]!r} rows")
+        rows = int(told)
+    return kind, body, length, rows
 
 
 def unpacked_bytes(frame: bytes) -> int:
@@ -191,6 +206,28 @@ class _Table:
             raise ValueError("a vector lies outside its message")
         for number in range(count):
             yield struct.unpack_from(form, self._data, position + 4 + number * size)
+
+    def texts(self, index: int) -> dict[bytes, bytes]:
+        """A vector of tables of two strings, key and value; empty where it is missing."""
+        if not self.has(index):
+            return {}
+        position = self._target(index)
+        count = _unsigned(self._data, position)
+        if count > _MOST_PAIRS:
+            raise ValueError(f"a record batch with {count} notes")
+        found = {}
+        for number in range(count):
+            at = position + 4 + 4 * number
+            pair = _Table(self._data, at + _unsigned(self._data, at))
+            found[pair._text(0)] = pair._text(1)
+        return found
+
+    def _text(self, index: int) -> bytes:
+        position = self._target(index)
+        end = position + 4 + _unsigned(self._data, position)
+        if end > len(self._data):
+            raise ValueError("a string lies outside its message")
+        return self._data[position + 4 : end]
 
     def _target(self, index: int) -> int:
         position = self._field(index)

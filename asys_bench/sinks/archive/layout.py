@@ -7,6 +7,8 @@ dimensions, such as 8x20x24: numpy.unravel_index(row, (8, 20, 24)) says which sa
 say of which. A 1-D tensor is one row; a 0-dimensional one is one row of width 1. A tensor
 without elements has no rows.
 
+With `values: encoded` a row of the file is a packet: `encoded`.
+
 Arrow lacks some dtypes; their values are widened without loss and the schema names the original:
 
 - bfloat16, float8: float32
@@ -31,7 +33,11 @@ from asys_bench.sinks.archive.sidecar import ArchiveError
 FORMAT = "asys.archive/3"
 OLD_FORMATS = {"asys.archive/2": 1, "asys.archive/1": 3}
 """Earlier formats -> how many of the last columns they lack."""
+ENCODED_FORMAT = "asys.archive.packets/1"
+"""Of shards whose rows are packets (`encoded`)."""
 SUFFIX = ".arrows"
+MAX_NAME_BYTES = 4096
+"""Of a hook or an encoding."""
 KEY_COLUMNS = ("source", "shard", "seq", "row")
 """With the run id of the schema and the attempt they identify a row; a packet is (source, shard, seq) of
 an attempt."""
@@ -96,15 +102,22 @@ class RowLayout:
         values = pa.list_(ARROW_OF[self.stored], self.width)
         fields = [pa.field("values", values)]
         fields += [pa.field(name, kind) for name, kind in METADATA_COLUMNS]
-        described = {
-            "format": FORMAT,
-            "run_id": run_id,
-            "hook": self.hook,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "row_shape": str(self.width),
-            "kinds": ",".join(f"{kind.value}={kind.name.lower()}" for kind in Kind),
-        }
-        return pa.schema(fields, metadata=described)
+        about = about_shard(FORMAT, run_id, self.hook, self.dtype, self.width)
+        return pa.schema(fields, metadata=about)
+
+
+def about_shard(
+    format: str, run_id: str, hook: str, dtype: torch.dtype, width: int
+) -> dict[str, str]:
+    """The metadata of a shard's schema."""
+    return {
+        "format": format,
+        "run_id": run_id,
+        "hook": hook,
+        "dtype": str(dtype).removeprefix("torch."),
+        "row_shape": str(width),
+        "kinds": ",".join(f"{kind.value}={kind.name.lower()}" for kind in Kind),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,31 +165,37 @@ def stored_dtype(dtype: torch.dtype, narrow: torch.dtype | None) -> torch.dtype:
     return _WIDENED.get(dtype, dtype)
 
 
-def check_schema(schema: Any, path: Path) -> str:
-    """The hook name of a shard's schema.
-
-    Raises:
-        ArchiveError: the schema is not one that `RowLayout.schema` makes.
-    """
-    try:
-        described = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
-    except UnicodeDecodeError as error:
-        raise ArchiveError(path, 0, f"schema metadata is not UTF-8 ({error})") from None
-    found = described.get("format")
-    if found != FORMAT and found not in OLD_FORMATS:
-        known = ", ".join(map(repr, (FORMAT, *OLD_FORMATS)))
-        raise ArchiveError(path, 0, f"format {found!r}; this reader knows {known}")
-    missing = {"hook", "run_id", "dtype", "row_shape"} - described.keys()
-    if missing:
-        raise ArchiveError(path, 0, f"schema metadata lacks {', '.join(sorted(missing))}")
+def check_schema(schema: Any, path: Path) -> None:
+    """Raises ArchiveError: the schema is not one that `RowLayout.schema` makes."""
+    said = described(schema, path)
+    found = said["format"]
     actual = [(field.name, field.type) for field in schema]
-    columns = len(METADATA_COLUMNS) - OLD_FORMATS.get(str(found), 0)
+    columns = len(METADATA_COLUMNS) - OLD_FORMATS.get(found, 0)
     expected = list(METADATA_COLUMNS[:columns])
     values = actual[0][1] if actual and actual[0][0] == "values" else None
     if values is None or not pa.types.is_fixed_size_list(values):
         raise ArchiveError(path, 0, "first column is not a fixed-size list called 'values'")
     if values.value_type not in ARROW_OF.values() or values.list_size < 1:
         raise ArchiveError(path, 0, f"values of type {values} are not of this format")
-    if described["row_shape"] != str(values.list_size) or actual[1:] != expected:
+    if said["row_shape"] != str(values.list_size) or actual[1:] != expected:
         raise ArchiveError(path, 0, f"columns are not those of {found}: {actual}")
-    return str(described["hook"])
+
+
+def described(schema: Any, path: Path, *more: str) -> dict[str, str]:
+    """The metadata of a shard's schema, in which `more` is needed as well.
+
+    Raises:
+        ArchiveError: it is of no format that is known here, or lacks something.
+    """
+    try:
+        said = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+    except UnicodeDecodeError as error:
+        raise ArchiveError(path, 0, f"schema metadata is not UTF-8 ({error})") from None
+    known = (FORMAT, *OLD_FORMATS, ENCODED_FORMAT)
+    if said.get("format") not in known:
+        names = ", ".join(map(repr, known))
+        raise ArchiveError(path, 0, f"format {said.get('format')!r}; this reader knows {names}")
+    missing = {"hook", "run_id", "dtype", "row_shape", *more} - said.keys()
+    if missing:
+        raise ArchiveError(path, 0, f"schema metadata lacks {', '.join(sorted(missing))}")
+    return said

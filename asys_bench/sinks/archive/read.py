@@ -13,8 +13,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from asys_bench.sinks.archive.encoded import (
+    check_encoded_schema,
+    decoded_batches,
+    is_encoded,
+    packets_problem,
+    rate_problem,
+)
 from asys_bench.sinks.archive.frames import Frame, Frames, unpacked_bytes, walk
-from asys_bench.sinks.archive.layout import check_schema
+from asys_bench.sinks.archive.layout import MAX_NAME_BYTES, check_schema
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 from asys_bench.system.files.below import open_file
 
@@ -22,8 +29,6 @@ DAMAGE = (pa.ArrowException, OSError, ValueError, LookupError, MemoryError, Type
 """What pyarrow raises for bytes that are not what they claim to be."""
 MOST_UNPACKED_BYTES, MOST_RATIO = 96 << 20, 16
 """A batch may decompress to more than the first only if its bytes are at least 1/16 of that."""
-MAX_NAME_BYTES = 4096
-"""Of a hook or an encoding in a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +39,7 @@ class ShardReport:
     a repair, what was cut off). torn_rows: the rows it announced, None if not even that was written.
     ended: it has its end-of-stream marker. closed: it has a sidecar that says so.
     damage: why it is not a valid shard; None when it is. torn_copy: where a repair put the cut bytes.
+    undecoded: why its packets could not be decoded here; they may be whole.
     """
 
     path: Path
@@ -47,6 +53,7 @@ class ShardReport:
     closed: bool = False
     damage: str | None = None
     torn_copy: Path | None = None
+    undecoded: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -55,22 +62,33 @@ class ShardReport:
 
 
 def read_shard(path: Path | str) -> tuple[Iterator[Any], ShardReport]:
-    """The record batches of a shard up to its tear, one at a time, and what the walk found.
+    """The rows of a shard up to its tear, a record batch at a time, and what the walk found.
 
-    Works on a shard that is being written: it ends with the last batch that was whole. The batches
-    own their memory.
+    Packets of an encoded shard are decoded: shards of both kinds give the same columns. Works on a shard
+    that is being written: it ends with the last batch that was whole. The batches own their memory.
 
     Raises:
         ArchiveError: missing, foreign or damaged (also while iterating); repair it to read the rest.
     """
     path = Path(path)
+    with opened(path) as (_, schema, frames):
+        pass
+    return _batches(path, schema, frames.batches), report(path, schema_hook(schema), frames)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[int, Any, Frames]]:
+    """The descriptor, schema and frames of a shard that is whole up to its tear.
+
+    Raises:
+        ArchiveError: as `read_shard`.
+    """
     with open_shard(path) as (fd, frames):
         if frames.damage is not None:
             raise ArchiveError(path, frames.data_end, frames.damage)
         if not frames.schema_end:
             raise ArchiveError(path, 0, f"torn before its schema ends ({frames.size} bytes)")
-        schema = read_schema(fd, path, frames)
-    return _batches(path, schema, frames.batches), report(path, schema_hook(schema), frames)
+        yield fd, read_schema(fd, path, frames), frames
 
 
 def report(path: Path, hook: str, frames: Frames) -> ShardReport:
@@ -119,7 +137,7 @@ def read_schema(fd: int, path: Path, frames: Frames) -> Any:
     """
     try:
         schema = pa.ipc.read_schema(pa.py_buffer(os.pread(fd, frames.schema_end, 0)))
-        check_schema(schema, path)
+        (check_encoded_schema if is_encoded(schema) else check_schema)(schema, path)
     except ArchiveError:
         raise
     except DAMAGE as error:
@@ -136,7 +154,7 @@ def schema_run(schema: Any) -> str:
 
 
 def read_batch(fd: int, path: Path, schema: Any, frame: Frame) -> Any:
-    """One validated record batch, in memory of its own.
+    """One validated record batch as it was written, in memory of its own; see `read_rows`.
 
     Raises:
         ArchiveError: it is damaged, or the file changed meanwhile.
@@ -163,11 +181,33 @@ def parse_batch(raw: Any, path: Path, schema: Any, frame: Frame) -> Any:
         raise ArchiveError(path, frame.start, f"bad record batch ({_line(error)})") from None
     if nulls:
         raise ArchiveError(path, frame.start, f"{nulls} nulls, but no column has any")
-    if batch.num_rows != frame.rows:
-        raise ArchiveError(path, frame.start, f"{batch.num_rows} rows, header says {frame.rows}")
-    if (problem := _value_problem(batch)) is not None:
+    if batch.num_rows != frame.length:
+        raise ArchiveError(path, frame.start, f"{batch.num_rows} rows, header says {frame.length}")
+    problem = packets_problem(batch, frame.rows) if is_encoded(schema) else _value_problem(batch)
+    if problem is not None:
         raise ArchiveError(path, frame.start, problem)
     return batch
+
+
+def read_rows(fd: int, path: Path, schema: Any, frame: Frame) -> Iterator[Any]:
+    """The rows of one frame in record batches.
+
+    Raises:
+        ArchiveError: as `read_batch` and `rows_in`.
+    """
+    return rows_in(read_batch(fd, path, schema, frame), path, frame)
+
+
+def rows_in(batch: Any, path: Path, frame: Frame) -> Iterator[Any]:
+    """The rows of a validated record batch of `frame`: itself, or, where it holds packets, what they decode
+    to, in parts.
+
+    Raises:
+        ArchiveError: a packet does not decode. UnknownEncodingError: no kernel here decodes them.
+    """
+    if is_encoded(batch.schema):
+        return decoded_batches(batch, path, frame.start)
+    return iter((batch,))
 
 
 def _check_unpacking(raw: Any) -> None:
@@ -182,9 +222,8 @@ def _value_problem(batch: Any) -> str | None:
     if not batch.num_rows:
         return None
     rate_N = batch.column("sampling_rate").to_numpy()
-    wrong_N = rate_N[~((rate_N > 0) & (rate_N <= 1))]
-    if len(wrong_N):
-        return f"sampling_rate {wrong_N[0]} is not in (0, 1]"
+    if (wrong := rate_problem(rate_N)) is not None:
+        return wrong
     for name in ("hook", "encoding"):
         longest = pc.max(pc.binary_length(batch.column(name))).as_py()
         if longest > MAX_NAME_BYTES:
@@ -208,7 +247,7 @@ def _batches(path: Path, schema: Any, frames: list[Frame]) -> Iterator[Any]:
     fd = _open(path)
     try:
         for frame in frames:
-            yield read_batch(fd, path, schema, frame)
+            yield from read_rows(fd, path, schema, frame)
     finally:
         os.close(fd)
 

@@ -7,7 +7,7 @@ for batch in archive.batches("policy.mlp"):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from asys_bench.contracts.run_files import ARCHIVE_DIR, attempts_in
-from asys_bench.sinks.archive.budget import Deleted, Deletion, read_deletions
+from asys_bench.sinks.archive.deletions import Deleted, Deletion, read_deletions
+from asys_bench.sinks.archive.encoded import is_encoded
 from asys_bench.sinks.archive.layout import KEY_COLUMNS, SUFFIX, ShardName
 from asys_bench.sinks.archive.read import (
     ShardReport,
@@ -96,8 +97,8 @@ def _first_steps_after(attempts: Sequence[Mapping[str, Any]]) -> dict[int, int]:
 class Archive:
     """The shards of one run by hook, as they were when it was opened.
 
-    A run that goes on with `max_gib` deletes its oldest shards: what is gone when its turn comes is
-    left out and counted (`gone`).
+    A run that goes on with a budget (`max_gib`, ...) deletes its oldest shards: what is gone when its turn
+    comes is left out and counted (`gone`).
     """
 
     def __init__(
@@ -107,14 +108,21 @@ class Archive:
         deletions: Mapping[str, Deletion] | None = None,
         superseded: Mapping[int, int] | None = None,
         first_packets: Mapping[int, int] | None = None,
+        encoded: Collection[str] = (),
     ) -> None:
         """superseded: attempt -> step from which on its rows are left out. first_packets: attempt ->
-        what is added to its packets' seq for numbers that go on."""
+        what is added to its packets' seq for numbers that go on. encoded: hooks of which some shards hold
+        packets, not rows."""
         self.run_dir, self._shards = run_dir, shards
         self._superseded = dict(superseded or {})
         self.first_packets = dict(first_packets or {})
         self._deletions = dict(deletions or {})
         self._gone: set[Path] = set()
+        self._encoded = frozenset(encoded)
+
+    def is_encoded(self, hook: str) -> bool:
+        """Some of its shards hold packets, which are decoded when they are read."""
+        return hook in self._encoded
 
     @property
     def gone(self) -> int:
@@ -127,8 +135,14 @@ class Archive:
 
     def deleted(self, hook: str | None = None) -> Deleted:
         """What had been deleted when it was opened: rows that were archived and are not there."""
-        wanted = (one for one in self._deletions.values() if hook in (None, one.hook))
-        return Deleted.of(wanted)
+        return Deleted.of(self._deletions_of(hook))
+
+    def deleted_by_reason(self, hook: str | None = None) -> dict[str, Deleted]:
+        """Reason (budget, age, free_space) -> what had been deleted for it."""
+        return Deleted.by_reason(self._deletions_of(hook))
+
+    def _deletions_of(self, hook: str | None) -> list[Deletion]:
+        return [one for one in self._deletions.values() if hook in (None, one.hook)]
 
     @property
     def hooks(self) -> list[str]:
@@ -143,7 +157,9 @@ class Archive:
         try:
             return list(self._shards[hook])
         except KeyError:
-            raise KeyError(f"no hook {hook!r}; the archive has {self.hooks}") from None
+            gone = self.deleted(hook).rows
+            why = f"all {gone} rows of hook {hook!r} were deleted" if gone else f"no hook {hook!r}"
+            raise KeyError(f"{why}; the archive has {self.hooks}") from None
 
     def batches(self, hook: str) -> Iterator[Any]:
         """Record batches of `hook`, each row once by (run, attempt, source, shard, hook, seq, row).
@@ -187,6 +203,7 @@ def open_archive(run_dir: Path | str, repeats: Repeats = "all") -> Archive:
         ArchiveError: there is none, or a shard's schema is damaged.
     """
     shards: dict[str, list[Path]] = {}
+    encoded: set[str] = set()
     paths = shard_paths(run_dir)
     deletions = read_deletions(run_dir)
     for path in paths:
@@ -196,15 +213,17 @@ def open_archive(run_dir: Path | str, repeats: Repeats = "all") -> Archive:
             with open_shard(path) as (fd, frames):
                 if not frames.schema_end:
                     raise ArchiveError(path, 0, frames.damage or "torn before its schema ends")
-                hook = schema_hook(read_schema(fd, path, frames))
+                schema = read_schema(fd, path, frames)
         except ShardGoneError:
             continue
-        shards.setdefault(hook, []).append(path)
+        shards.setdefault(schema_hook(schema), []).append(path)
+        if is_encoded(schema):
+            encoded.add(schema_hook(schema))
     root = Path(run_dir)
     attempts = attempts_in(root)
     superseded = _first_steps_after(attempts) if repeats == "last" else {}
     firsts = {one["attempt"]: one.get("first_packet") or 0 for one in attempts}
-    return Archive(root, shards, deletions, superseded, firsts)
+    return Archive(root, shards, deletions, superseded, firsts, encoded)
 
 
 def shard_paths(run_dir: Path | str) -> list[Path]:

@@ -23,14 +23,20 @@ from asys_bench.sinks.archive.read import (
     DAMAGE,
     ShardReport,
     open_shard,
-    read_batch,
+    read_rows,
     read_schema,
     report,
     schema_hook,
     schema_run,
 )
 from asys_bench.sinks.archive.shard import lock, write_all
-from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar, Tally
+from asys_bench.sinks.archive.sidecar import (
+    PACKET_ROWS,
+    TALLIED,
+    ArchiveError,
+    Tally,
+    UnknownEncodingError,
+)
 from asys_bench.system.files import open_private, sync_folder
 
 
@@ -58,23 +64,15 @@ def repair_shard(path: Path | str, *, thorough: bool = True) -> ShardReport:
         schema = read_schema(fd, path, frames)
         if thorough:
             _cut_at_bad_batch(fd, path, schema, frames)
-        tally = _tally(fd, frames)
+        tally = _tally(fd, schema, frames)
         found = report(path, schema_hook(schema), frames)
         copy = _cut(fd, path, frames) if frames.tail_bytes else None
         if not frames.ended:
             write_all(fd, [memoryview(END_OF_STREAM)], frames.data_end)
         os.fsync(fd)
         size = frames.data_end + len(END_OF_STREAM)
-        Sidecar(
-            run_id=schema_run(schema),
-            hook=found.hook,
-            rows=tally.rows,
-            packets=tally.packets,
-            batches=tally.batches,
-            bytes=size,
-            torn_bytes=found.torn_bytes,
-            ranges=tally.seq_ranges(),
-        ).write(path, sync=True)
+        counts = tally.sidecar(schema_run(schema), found.hook, size, torn_bytes=found.torn_bytes)
+        counts.write(path, sync=True)
         return replace(
             found,
             rows=tally.rows,
@@ -95,31 +93,34 @@ def _drop_from(frames: Frames, index: int, reason: str) -> None:
 def _cut_at_bad_batch(fd: int, path: Path, schema: Any, frames: Frames) -> None:
     for index, frame in enumerate(frames.batches):
         try:
-            read_batch(fd, path, schema, frame)
+            for _ in read_rows(fd, path, schema, frame):
+                pass
+        except UnknownEncodingError:
+            continue
         except ArchiveError as error:
             _drop_from(frames, index, error.reason)
             return
 
 
-def _tally(fd: int, frames: Frames) -> Tally:
-    """Count the rows by their key columns; the lock makes it safe to map the file."""
+def _tally(fd: int, schema: Any, frames: Frames) -> Tally:
+    """Count the rows by a few of their columns; the lock makes it safe to map the file."""
     tally = Tally()
     if not frames.batches:
         return tally
     mapping = mmap.mmap(fd, frames.data_end, prot=mmap.PROT_READ)
-    options = pa.ipc.IpcReadOptions(included_fields=[1, 2, 4], use_threads=False)
+    columns = [n for n, name in enumerate(schema.names) if name in (*TALLIED, PACKET_ROWS)]
+    options = pa.ipc.IpcReadOptions(included_fields=columns, use_threads=False)
     stream = pa.ipc.open_stream(pa.BufferReader(pa.py_buffer(mapping)), options=options)
     for index, frame in enumerate(frames.batches):
         try:
             batch = stream.read_next_batch()
             batch.validate(full=True)
-            source, shard, seq = (column.to_numpy() for column in batch.columns)
-            if len(seq) != frame.rows:
-                raise ValueError(f"{len(seq)} rows, header says {frame.rows}")
+            if batch.num_rows != frame.length:
+                raise ValueError(f"{batch.num_rows} rows, header says {frame.length}")
+            tally.add(batch)
         except (StopIteration, *DAMAGE) as error:
             _drop_from(frames, index, f"bad record batch ({error})")
             break
-        tally.add_batch(source, shard, seq)
     return tally
 
 

@@ -16,9 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from asys_bench.contracts.bus import MAX_DELIVERIES
+from asys_bench.contracts.packet import MAX_DIM
 from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.contracts.stats import Counter, Slot, StatsError
-from asys_bench.sinks.archive.budget import Deleted
+from asys_bench.sinks.archive.budget import sink_of
+from asys_bench.sinks.archive.deletions import Deleted
+from asys_bench.sinks.archive.encoded import is_encoded
 from asys_bench.sinks.archive.layout import KEY_COLUMNS, SUFFIX, ShardName
 from asys_bench.sinks.archive.read import open_shard, parse_batch, read_schema
 from asys_bench.sinks.archive.repair import repair_shard
@@ -75,6 +78,36 @@ def take_over(
     return tail
 
 
+def close_left(
+    run_dir: Path,
+    worker: str,
+    members: int,
+    attempt: int,
+    patience: Patience,
+    heartbeat: Callable[[], None],
+) -> None:
+    """Close what was left open in earlier attempts by workers that this one's sink has no more of: the
+    first of its `members` workers does it.
+
+    Raises:
+        OSError: as `take_over`.
+    """
+    sink = sink_of(worker)
+    if worker != f"{sink}-0":
+        return
+    for path in sorted((run_dir / ARCHIVE_DIR).glob(f"*/{sink}-*{SUFFIX}")):
+        name = ShardName.parse(path.name)
+        if name is None or name.attempt == attempt or sink_of(name.worker) != sink:
+            continue
+        if int(name.worker.removeprefix(f"{sink}-") or 0) < members:
+            continue
+        heartbeat()
+        try:
+            _close(path, patience)
+        except (ArchiveError, DiskRefusedError) as error:
+            log.error("a shard of a worker that is no more is not closed: %s", error)
+
+
 def _close(path: Path, patience: Patience) -> None:
     try:
         sidecar = Sidecar.read(path)
@@ -114,7 +147,11 @@ def _read_tail(
             batch = parse_batch(mapping[frame.start : frame.end], path, schema, frame)
             if not batch.num_rows:
                 continue
-            source, shard, seq, row = (batch.column(name).to_numpy() for name in KEY_COLUMNS)
+            source, shard, seq = (batch.column(name).to_numpy() for name in KEY_COLUMNS[:3])
+            if is_encoded(schema):  # whole packets
+                row = np.full(len(seq), MAX_DIM, dtype=np.int64)
+            else:
+                row = batch.column("row").to_numpy()
             last = np.append(packet_starts(source, shard, seq)[1:] - 1, len(seq) - 1)
             for *key, its_row in zip(
                 *(column[last].tolist() for column in (source, shard, seq, row)), strict=True

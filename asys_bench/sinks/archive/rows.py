@@ -22,6 +22,20 @@ from asys_bench.sinks.archive.layout import ARROW_OF, RowLayout
 BATCH_BYTES = 64 << 20
 """A record batch holds at most about this many bytes of values, whatever `rows_per_batch` says."""
 _SERIAL_ELEMENTS = 16384
+HEADER: dict[str, Any] = {
+    "source": np.uint32,
+    "shard": np.uint16,
+    "seq": np.uint64,
+    "kind": np.uint8,
+    "host_step": np.uint64,
+    "weights_version": np.uint64,
+    "sampling_rate": np.float32,
+    "call_index": np.uint32,
+    "microbatch": np.uint16,
+    "token_position": np.int32,
+    "text": np.uint8,
+}
+"""Fields of a packet that are columns as they are."""
 _INT32_MAX, _INT64_MAX = 2**31 - 1, 2**63 - 1
 
 
@@ -83,42 +97,25 @@ class BatchBuilder:
 
     def build(self, pieces: Sequence[Piece], layout: RowLayout, schema: Any) -> Any:
         """The pyarrow RecordBatch of `pieces`, all of `layout`."""
-        packets = [piece.packet for piece in pieces]
         counts = np.array([len(piece) for piece in pieces])
         total = int(counts.sum())
-
-        def column(values: Sequence[Any], dtype: Any) -> Any:
-            return np.repeat(np.array(values, dtype=dtype), counts)
-
+        packets = [piece.packet for piece in pieces]
+        header = header_columns(packets, self._wall_offset_ns, self._attempt)
+        columns: dict[str, Any] = {name: np.repeat(of, counts) for name, of in header.items()}
         begins = np.cumsum(counts) - counts
         row = np.arange(total) - np.repeat(begins, counts)
-        row += column([piece.first for piece in pieces], np.int64)
+        row += np.repeat(np.array([piece.first for piece in pieces], dtype=np.int64), counts)
         for begin, piece in zip(begins, pieces, strict=True):
             if piece.places is not None:
                 row[begin : begin + len(piece)] = piece.places
-        position = column([p.token_position for p in packets], np.int64)
+        position = columns["token_position"].astype(np.int64)
         position = np.where(position >= 0, np.minimum(position + row, _INT32_MAX), -1)
-        offset = self._wall_offset_ns
-        columns: dict[str, Any] = {
-            "source": column([p.source for p in packets], np.uint32),
-            "shard": column([p.shard for p in packets], np.uint16),
+        columns |= {
             "hook": pa.repeat(pa.scalar(layout.hook), total),
-            "seq": column([p.seq for p in packets], np.uint64),
             "row": row.astype(np.uint32),
-            "kind": column([int(p.kind) for p in packets], np.uint8),
-            "host_step": column([p.host_step for p in packets], np.uint64),
-            "weights_version": column([p.weights_version for p in packets], np.uint64),
-            "timestamp": column(
-                [min(p.timestamp_ns + offset, _INT64_MAX) for p in packets], np.int64
-            ).view("datetime64[ns]"),
-            "sampling_rate": column([p.sampling_rate for p in packets], np.float32),
-            "call_index": column([p.call_index for p in packets], np.uint32),
-            "microbatch": column([p.microbatch for p in packets], np.uint16),
             "token_position": position.astype(np.int32),
             "encoding": _strings([piece.encoding for piece in pieces], counts),
             "grid": _strings([piece.grid for piece in pieces], counts),
-            "text": column([p.text for p in packets], np.uint8),
-            "attempt": np.full(total, self._attempt, np.uint16),
         }
         values = self._values(pieces, layout, total)
         arrays = [values, *(columns[name] for name in schema.names[1:])]
@@ -143,6 +140,20 @@ class BatchBuilder:
         if self._scratch.numel() < nbytes:
             self._scratch = torch.empty(nbytes, dtype=torch.uint8)
         return self._scratch[:nbytes]
+
+
+def header_columns(
+    packets: Sequence[ActivationPacket], wall_offset_ns: int, attempt: int
+) -> dict[str, Any]:
+    """What packets' headers say, a value per packet, in the dtypes of the columns."""
+    columns = {
+        name: np.array([getattr(packet, name) for packet in packets], dtype=dtype)
+        for name, dtype in HEADER.items()
+    }
+    times = [min(packet.timestamp_ns + wall_offset_ns, _INT64_MAX) for packet in packets]
+    columns["timestamp"] = np.array(times, dtype=np.int64).view("datetime64[ns]")
+    columns["attempt"] = np.full(len(packets), attempt, np.uint16)
+    return columns
 
 
 def _gather(pieces: Sequence[Piece], target: torch.Tensor) -> None:

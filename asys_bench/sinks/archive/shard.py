@@ -18,6 +18,7 @@ import errno
 import fcntl
 import logging
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -26,8 +27,9 @@ from typing import Any
 import pyarrow as pa
 from crc32c import crc32c
 
-from asys_bench.sinks.archive.frames import END_OF_STREAM
-from asys_bench.sinks.archive.sidecar import Sidecar, Tally
+from asys_bench.sinks.archive.frames import END_OF_STREAM, ROWS_KEY
+from asys_bench.sinks.archive.read import MOST_UNPACKED_BYTES
+from asys_bench.sinks.archive.sidecar import Tally
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience
 from asys_bench.system.files import open_private, sync_folder
 from asys_bench.system.files.below import make_folders
@@ -70,17 +72,21 @@ class ShardWriter:
         self.path = path
         self.size = 0
         """Bytes of whole messages in the file."""
+        self.began = time.monotonic()
         self._metadata = {k.decode(): v.decode() for k, v in schema.metadata.items()}
         self._sync, self._patience = sync, patience
         self._tally, self._crc = Tally(), 0
-        self._collector = _Collector()
-        options = pa.ipc.IpcWriteOptions(compression=compression)
-        self._stream = pa.ipc.new_stream(
-            pa.PythonFile(self._collector, "w"), schema, options=options
-        )
+        self._compression = compression
+        self._stream, self._collector = self._new_stream(schema, compression)
         self._partial = path.with_name(f".{path.name}.tmp")
         self._fd = patience.attempt(f"create {path}", self._create)
         self._named = self._ended = False
+
+    @staticmethod
+    def _new_stream(schema: Any, compression: str | None) -> tuple[Any, _Collector]:
+        collector = _Collector()
+        options = pa.ipc.IpcWriteOptions(compression=compression)
+        return pa.ipc.new_stream(pa.PythonFile(collector, "w"), schema, options=options), collector
 
     def _create(self) -> int:
         hook_folder = self.path.parent
@@ -94,10 +100,19 @@ class ShardWriter:
         """The disk refused its first batch; a new shard is needed for the next."""
         return self._fd < 0
 
-    def append(self, batch: Any, keys: tuple[Any, Any, Any]) -> int:
-        """Write one record batch; `keys` are its source, shard and seq columns. Returns bytes."""
-        self._stream.write_batch(batch)
-        buffers = self._collector.take()
+    def append(self, batch: Any, rows: int) -> int:
+        """Write one record batch of so many rows of the archive. Returns bytes."""
+        said = None if rows == batch.num_rows else {ROWS_KEY: b"%d" % rows}
+        stream, collector = self._stream, self._collector
+        if self._compression is not None and batch.nbytes > MOST_UNPACKED_BYTES:
+            # One huge packet: a reader would take it for a bomb if it shrank a lot.
+            stream, collector = self._new_stream(batch.schema, None)
+            # A stream writes the schema with its first batch, and the file is to have one of them.
+            said_it = (stream, collector) if self.size else (self._stream, self._collector)
+            said_it[0].write_batch(batch.slice(0, 0))
+            said_it[1].take()
+        stream.write_batch(batch, custom_metadata=said)
+        buffers = collector.take()
         try:
             written = self._write(buffers)
             if not self._named:
@@ -107,7 +122,7 @@ class ShardWriter:
             if not self._named:
                 self.abandon()  # the schema went with the batch
             raise
-        self._tally.add_batch(*keys)
+        self._tally.add(batch)
         return written
 
     def _give_name(self) -> None:
@@ -157,16 +172,8 @@ class ShardWriter:
             self._ended = True
             if self._sync:
                 self.sync()
-        counts = Sidecar(
-            run_id=self._metadata["run_id"],
-            hook=self._metadata["hook"],
-            rows=self._tally.rows,
-            packets=self._tally.packets,
-            batches=self._tally.batches,
-            bytes=self.size,
-            crc32c=self._crc,
-            ranges=self._tally.seq_ranges(),
-        )
+        run_id, hook = self._metadata["run_id"], self._metadata["hook"]
+        counts = self._tally.sidecar(run_id, hook, self.size, crc32c=self._crc)
         self._patience.attempt(
             f"write the sidecar of {self.path}",
             lambda: counts.write(self.path, sync=self._sync),

@@ -29,11 +29,17 @@ class ArchiveError(ValueError):
         super().__init__(f"{where}: {reason}")
 
 
+class UnknownEncodingError(ArchiveError):
+    """The shard's packets may be whole, and no kernel that is installed here decodes them."""
+
+
 class ShardGoneError(ArchiveError):
-    """The shard was deleted (`max_gib`) between the look at the folder and its opening."""
+    """The shard was deleted (`max_gib`, ...) between the look at the folder and its opening."""
 
 
-FORMAT = "asys.archive.sidecar/1"
+FORMAT = "asys.archive.sidecar/2"
+_FORMATS = r"^asys\.archive\.sidecar/[12]$"
+"""The first said nothing of times and steps."""
 
 
 class SeqRange(BaseModel, extra="forbid", frozen=True):
@@ -46,9 +52,13 @@ class SeqRange(BaseModel, extra="forbid", frozen=True):
 
 
 class Sidecar(BaseModel, extra="forbid", frozen=True):
-    """Counts of one shard. `bytes` is the file's size; `crc32c` covers all of it (None: unknown)."""
+    """Counts of one shard. `bytes` is the file's size; `crc32c` covers all of it (None: unknown).
 
-    format: str = Field(FORMAT, pattern=f"^{FORMAT}$")
+    last_ns: time of its newest packet, as in the column `timestamp`. first_step, last_step: host steps
+    of its rows, the least and the largest. None: an earlier version wrote it, or it has no rows.
+    """
+
+    format: str = Field(FORMAT, pattern=_FORMATS)
     run_id: str
     hook: str
     rows: int = Field(ge=0)
@@ -59,6 +69,9 @@ class Sidecar(BaseModel, extra="forbid", frozen=True):
     torn_bytes: int = Field(0, ge=0)
     ranges: list[SeqRange] = []
     closed: bool = True
+    last_ns: int | None = None
+    first_step: int | None = None
+    last_step: int | None = None
 
     @staticmethod
     def path_of(shard: Path) -> Path:
@@ -94,22 +107,37 @@ class Sidecar(BaseModel, extra="forbid", frozen=True):
         replace_file(self.path_of(shard), data, sync=sync)
 
 
+PACKET_ROWS = "rows"
+"""The column of an encoded shard that says how many rows a packet has."""
+TALLIED = ("source", "shard", "seq", "host_step", "timestamp")
+"""Columns that a tally is made of."""
+
+
 @dataclass(slots=True)
 class Tally:
-    """Running counts of a shard's rows and packets."""
+    """Running counts of a shard's rows and packets, from its record batches."""
 
     rows: int = 0
     packets: int = 0
     batches: int = 0
     ranges: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
+    last_ns: int | None = None
+    first_step: int | None = None
+    last_step: int | None = None
     _last: tuple[int, int, int] | None = None
 
-    def add_batch(self, source: Any, shard: Any, seq: Any) -> None:
-        """Count one record batch from its key columns (1-D arrays of one length)."""
+    def add(self, batch: Any) -> None:
+        """Count one record batch; of its columns TALLIED are read."""
+        source, shard, seq, step, time_ns = (batch.column(name).to_numpy() for name in TALLIED)
         self.batches += 1
-        self.rows += len(seq)
+        of_packets = PACKET_ROWS in batch.schema.names
+        self.rows += int(batch.column(PACKET_ROWS).to_numpy().sum()) if of_packets else len(seq)
         if not len(seq):
             return
+        low, high, newest = int(step.min()), int(step.max()), int(time_ns.view(np.int64).max())
+        self.first_step = low if self.first_step is None else min(self.first_step, low)
+        self.last_step = high if self.last_step is None else max(self.last_step, high)
+        self.last_ns = newest if self.last_ns is None else max(self.last_ns, newest)
         starts = packet_starts(source, shard, seq)
         first = (int(source[0]), int(shard[0]), int(seq[0]))
         self.packets += len(starts) - (first == self._last)
@@ -121,6 +149,22 @@ class Tally:
             key = (int(value) >> 16, int(value) & 0xFFFF)
             low, high = self.ranges.get(key, (int(part[0]), int(part[0])))
             self.ranges[key] = min(low, int(part.min())), max(high, int(part.max()))
+
+    def sidecar(self, run_id: str, hook: str, nbytes: int, **more: Any) -> Sidecar:
+        """The sidecar of a closed shard with these counts."""
+        return Sidecar(
+            run_id=run_id,
+            hook=hook,
+            rows=self.rows,
+            packets=self.packets,
+            batches=self.batches,
+            bytes=nbytes,
+            ranges=self.seq_ranges(),
+            last_ns=self.last_ns,
+            first_step=self.first_step,
+            last_step=self.last_step,
+            **more,
+        )
 
     def seq_ranges(self) -> list[SeqRange]:
         return [

@@ -7,10 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asys_bench.sinks.archive.read import ShardReport, open_shard, read_shard, report
+from asys_bench.sinks.archive.read import (
+    ShardReport,
+    open_shard,
+    opened,
+    read_batch,
+    report,
+    rows_in,
+    schema_hook,
+)
 from asys_bench.sinks.archive.reader import shard_paths
 from asys_bench.sinks.archive.repair import repair_shard
-from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar, Tally
+from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar, Tally, UnknownEncodingError
 from asys_bench.system.files import file_crc32c
 
 
@@ -46,20 +54,31 @@ def _verify(path: Path, repair: bool) -> ShardReport:
     return replace(done, damage=found.damage or done.damage)
 
 
+def _read_all(path: Path, each: Callable[[Any], None] | None) -> tuple[ShardReport, Tally]:
+    tally, undecoded = Tally(), None
+    with opened(path) as (fd, schema, frames):
+        found = report(path, schema_hook(schema), frames)
+        for frame in frames.batches:
+            batch = read_batch(fd, path, schema, frame)
+            tally.add(batch)
+            try:
+                for rows in rows_in(batch, path, frame):
+                    if each is not None:
+                        each(rows)
+            except UnknownEncodingError as error:
+                undecoded = error.reason
+    return replace(found, undecoded=undecoded), tally
+
+
 def check_shard(path: Path, each: Callable[[Any], None] | None = None) -> ShardReport:
     """Read one shard in full; `damage` of the report says where its sidecar disagrees.
 
-    each: called with every record batch.
+    each: called with every record batch of rows that can be decoded here.
 
     Raises:
         ArchiveError: the shard or the sidecar cannot be read.
     """
-    batches, found = read_shard(path)
-    tally = Tally()
-    for batch in batches:
-        tally.add_batch(*(batch.column(name).to_numpy() for name in ("source", "shard", "seq")))
-        if each is not None:
-            each(batch)
+    found, tally = _read_all(path, each)
     sidecar = Sidecar.read(path)
     if sidecar is None:
         return found

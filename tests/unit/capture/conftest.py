@@ -20,7 +20,7 @@ from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.stats import StatsPage, slot_bytes
 from asys_bench.registry import registry
 from asys_bench.run.session import METRICS_PER_HOOK
-from asys_bench.workers.decoding import Decoder
+from asys_bench.sinks.decoding import Decoder
 
 
 def usable_bus(name):

@@ -20,7 +20,7 @@ from asys_bench.rundir.verify import State, verify_run
 from asys_bench.sae import CheckpointStore, SAETrainer
 from asys_bench.sae.checkpoint.checkpoint_store import MANIFEST_FILE
 from asys_bench.sae.checkpoint.trainer_state import read_state
-from asys_bench.sinks.archive.budget import read_deletions
+from asys_bench.sinks.archive.deletions import read_deletions
 from asys_bench.sinks.archive.frames import END_OF_STREAM
 from asys_bench.sinks.archive.read import open_shard
 

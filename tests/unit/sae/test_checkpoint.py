@@ -26,6 +26,7 @@ from asys_bench.sae.architectures.scaling import (
     PairScaling,
     RowScaling,
 )
+from asys_bench.sae.checkpoint.checkpoint_store import check_seal
 
 
 def _scaling(sae: SparseAutoencoder, scale: float) -> InputScaling:
@@ -241,3 +242,40 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
         "trainer_state.json",
         "trainer_state.safetensors",
     ]
+
+
+def test_every_nth_checkpoint_is_kept_besides_the_last_ones_whoever_wrote_those_before(
+    tmp_path: Path,
+) -> None:
+    for step in range(10, 120, 10):  # a restart before each
+        CheckpointStore(tmp_path, keep_last=2, keep_every=4).write(
+            step, lambda folder: (folder / "a").write_text("x") and None
+        )
+    names = [
+        int(path.name.removeprefix("step_")) for path in CheckpointStore(tmp_path).checkpoints()
+    ]
+    assert names == [110, 100, 80, 40]
+    assert check_seal(tmp_path / "step_000000040")
+    CheckpointStore(tmp_path, keep_last=1).write(
+        120, lambda folder: (folder / "a").write_text("x") and None
+    )
+    assert [path.name for path in CheckpointStore(tmp_path).checkpoints()] == ["step_000000120"], (
+        "without it only the last ones"
+    )
+
+
+def test_a_history_that_begins_late_counts_what_is_there(tmp_path: Path) -> None:
+    def write(step: int, keep_every: int | None) -> None:
+        store = CheckpointStore(tmp_path, keep_last=1, keep_every=keep_every)
+        store.write(step, lambda folder: (folder / "a").write_text("x") and None)
+
+    for step in (1, 2, 3):
+        write(step, None)
+    for step in range(4, 10):
+        write(step, 3)
+    steps = [
+        int(path.name.removeprefix("step_")) for path in CheckpointStore(tmp_path).checkpoints()
+    ]
+    assert steps == [9, 8, 5], (
+        "3 is number 1, for it was the only one; 5 and 8 are the third and sixth"
+    )

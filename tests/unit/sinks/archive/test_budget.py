@@ -10,8 +10,8 @@ import torch
 
 from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.rundir.archive_view import ArchiveView
-from asys_bench.sinks.archive import budget, open_archive
-from asys_bench.sinks.archive.budget import read_deletions
+from asys_bench.sinks.archive import deletions, open_archive
+from asys_bench.sinks.archive.deletions import read_deletions
 
 MIB = 1 << 20
 BUDGET_MIB = 2
@@ -118,7 +118,7 @@ def test_a_worker_killed_while_it_deletes_loses_and_counts_nothing_twice(rig, mo
             (archive / deletion.shard).unlink()
         raise Killed
 
-    monkeypatch.setattr(budget, "finish", die)
+    monkeypatch.setattr(deletions, "finish", die)
     with pytest.raises(Killed):
         write(rig, worker, range(30, 100))
     monkeypatch.undo()

@@ -42,9 +42,18 @@ class Decoder:
     def _kernel(self, packet: ActivationPacket) -> Preprocessor:
         kernel = self._by_id.get(packet.encoding_id)
         if kernel is None:
-            kernel = chain_decoder(self._name_of(packet.encoding_id), _find)
+            kernel = decoder_of(self._name_of(packet.encoding_id))
             self._by_id[packet.encoding_id] = kernel
         return kernel
+
+
+def decoder_of(encoding: str) -> Preprocessor:
+    """The decoder of an interned name.
+
+    Raises:
+        PacketError: no loaded kernel decodes it.
+    """
+    return chain_decoder(encoding, _find)
 
 
 def _find(encoding: str) -> Preprocessor:
