@@ -93,7 +93,7 @@ def train(runs: Path, workers: int, steps: int) -> Path:
 
 
 @pytest.mark.rest
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_ten_runs_that_fill_three_times_their_budget_stay_within_it(tmp_path):
     for number in range(10):
         runs = tmp_path / f"runs-{number}"

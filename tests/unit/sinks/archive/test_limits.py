@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import time
@@ -382,3 +383,21 @@ def test_a_hook_whose_rows_were_all_deleted_says_so(rig):
     look(rig.start(1, max_age_s=1e-9, **SMALL))
     with pytest.raises(KeyError, match=r"all 96 rows of hook 'policy\.mlp' were deleted"):
         open_archive(rig.run_dir).shards(HOOK)
+
+
+def test_sidecars_of_an_earlier_version_are_read_and_their_shards_go_by_their_packets(rig):
+    worker = rig.start(**SMALL)
+    write(rig, worker, range(20))
+    worker.close()
+    for path in rig.shards():
+        sidecar = path.with_suffix(".json")
+        said = json.loads(sidecar.read_text()) | {"format": "asys.archive.sidecar/1"}
+        for name in ("last_ns", "first_step", "last_step"):
+            del said[name]
+        sidecar.write_text(json.dumps(said))
+    assert {one.state for one in findings(rig).values()} == {State.OK}
+    worker = rig.start(1, max_gib=200 * KIB / GIB, max_age_s=1e-9, **SMALL)
+    seqs = [seq for _, seq in kept(rig)]
+    assert seqs == list(range(seqs[0], 20)), "nobody knows how old they are"
+    assert gone(rig) == {"budget": seqs[0]}
+    worker.close()
