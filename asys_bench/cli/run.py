@@ -35,13 +35,17 @@ if TYPE_CHECKING:  # `asys-run --help` waits for none of them
     from asys_bench.reports.run_summary.summary import RunSummary
     from asys_bench.run.experiment import ExperimentPipeline
     from asys_bench.run.lifecycle import RunOutcome
+    from asys_bench.run.storage import Sent
 
 REPORT_S = 60.0
 """Longest wait for the report at the end of a run; it takes a few seconds."""
 SHOW_CURSOR = b"\x1b[?25h"
 COMMANDS = Commands(
     "asys-run",
-    ("train", "evaluate", "export", "plan", "top", "report", "verify", "pin", "completion"),
+    (
+        *("train", "evaluate", "export", "plan", "top", "report", "verify", "pin", "upload"),
+        "completion",
+    ),
 )
 EXAMPLES = (
     ("asys-run --config demo.yaml", "PPO on CartPole with an SAE, about half a minute"),
@@ -126,8 +130,11 @@ def _start(arguments: argparse.Namespace) -> int:
         return EXIT_OK
     from asys_bench.run.attempts import preview
     from asys_bench.run.preflight import preflight
+    from asys_bench.run.storage import storage_problems
 
-    if problems := [*preflight(loaded), *preview(loaded)]:
+    with log_lines("asys-run: %(message)s"):
+        problems = [*preflight(loaded), *preview(loaded), *storage_problems(loaded)]
+    if problems:
         console.print(str(ConfigError(problems)), style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     if arguments.check:
@@ -268,7 +275,7 @@ class _Command:
             preempted=self._signal == signal.SIGTERM, within_s=deadline.left_s
         )
         self._report(pipeline, outcome, time.monotonic() - started, failure)
-        code = self._verdict(outcome, failure)
+        code = self._verdict(outcome, failure, self._send_rest(outcome.run_dir.path, deadline))
         return EXIT_USAGE if code == EXIT_OK and self._misfits(pipeline.session.misfits) else code
 
     def _leave_host(self, left_s: float) -> None:
@@ -336,7 +343,18 @@ class _Command:
             )
         return bool(messages)
 
-    def _verdict(self, outcome: RunOutcome, failure: Exception | None) -> int:
+    def _send_rest(self, run_dir: Path, deadline: _Deadline) -> Sent | None:
+        """What is written when the workers have left; after SIGTERM in the time that is left."""
+        from asys_bench.run.storage import send_rest
+
+        sent = send_rest(self._loaded.config, run_dir, deadline.left_s)
+        if sent is not None and sent.complete:
+            print(sent.said, flush=True)
+        return sent
+
+    def _verdict(
+        self, outcome: RunOutcome, failure: Exception | None, sent: Sent | None = None
+    ) -> int:
         from asys_bench.monitors.readable import path_text
 
         problems = []
@@ -349,11 +367,16 @@ class _Command:
             )
         for group, off in outcome.imbalances.items():
             problems.append(f"group {group}: {off:+d} packets unaccounted for")
+        lost = sent is not None and not sent.complete
+        if sent is not None and lost:
+            self._console.print(f"asys-run: {sent.said}", style="red", markup=False, soft_wrap=True)
         for problem in problems:
             self._console.print(f"asys-run: {problem}", style="red", markup=False, soft_wrap=True)
         if problems:
             return EXIT_FAILED
-        return EXIT_OK if self._signal is None else self._interrupted()
+        if self._signal is not None:
+            return self._interrupted()
+        return EXIT_FAILED if lost else EXIT_OK
 
     def _interrupted(self) -> int:
         """As a shell says it of a process that a signal ended."""

@@ -30,6 +30,10 @@ FALLBACKS = {
 """What stands in, in order, when the configured backend cannot run on this machine."""
 
 
+UPLOADER = "uploader"
+"""The worker that sends a run to its store; monitors' own are called `monitor-<name>`."""
+
+
 class AssemblyError(RuntimeError):
     """The parts do not fit together; the message names the setting and the fix.
 
@@ -192,4 +196,7 @@ def plan_workers(
             log.warning("monitors.%s: left out: %s", name, reason)
             continue
         add(f"monitor-{name}", "monitor", monitor_plugin, monitor.options)
+    if config.storage.uri is not None:
+        uploader = registry("monitor").get("upload", MonitorPlugin)
+        add(UPLOADER, "monitor", uploader, config.storage.model_dump())
     return groups, workers

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from asys_bench.store.uri import without_secrets
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -70,7 +72,7 @@ class Problem:
             facts.append(f"valid: {', '.join(self.valid)}")
         detail = f" ({'; '.join(facts)})" if facts else ""
         fix = f"\n    fix: {self.fix}" if self.fix else ""
-        return f"{where}:{path} {self.message}{detail}{fix}"
+        return without_secrets(f"{where}:{path} {self.message}{detail}{fix}")
 
 
 class ConfigError(ValueError):

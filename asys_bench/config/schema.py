@@ -19,6 +19,7 @@ from asys_bench.config.sections.relations import violations
 from asys_bench.config.sections.resources import ResourcesConfig
 from asys_bench.config.sections.run import EntryName, RunConfig, RunProfile, Section, WatchdogConfig
 from asys_bench.config.sections.sinks import HostConfig, MonitorConfig, SinkConfig
+from asys_bench.config.sections.storage import StorageConfig
 
 SCHEMA_ID: Final = "asys.config/1"
 
@@ -59,6 +60,9 @@ class MasterConfig(Section):
     monitors: Annotated[dict[EntryName, MonitorConfig], BeforeValidator(_without_removed)] = Field(
         default_factory=dict,
         description="monitors by name; null removes one of an earlier file",
+    )
+    storage: StorageConfig = Field(
+        default_factory=StorageConfig, description="a copy of the run in an object store"
     )
     watchdog: WatchdogConfig = Field(
         default_factory=WatchdogConfig, description="supervision of worker processes"

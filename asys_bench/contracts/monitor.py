@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from asys_bench.contracts.bus import BusAccount
-from asys_bench.contracts.stats import RunState, StatsPage
+from asys_bench.contracts.stats import RunState, Slot, StatsPage
 
 
 class MonitorOptions(BaseModel, extra="forbid", frozen=True):
@@ -40,6 +40,12 @@ class MonitorContext:
     """Which life of the run this is; files of the earlier ones are gone on with."""
     first_step: int = 0
     """The host's step at its start."""
+    slot: Slot | None = None
+    """The monitor's own, for what it counts itself."""
+    heartbeat: Callable[[], None] = lambda: None
+    """To be called every second or so by a `tick` that takes longer."""
+    time_left_s: Callable[[], float] = lambda: float("inf")
+    """Until this process must be gone; infinity while the run goes on."""
 
 
 class BaseMonitor(ABC):

@@ -20,7 +20,8 @@
     tensorboard/        event files
     .readers/           locks of subscribers from outside
     .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`);
-                        archive/.lock: by whoever decides what of the archive is deleted
+                        archive/.lock: by whoever decides what of the archive is deleted;
+                        .upload.lock: by the process that sends the run to its store
 
 A run's folder is input: anybody may have written it. Every reader opens its files through
 `system.files.below`, with the run's folder as `below`.
@@ -55,13 +56,15 @@ STATE_DIR = "host-state"
 WATCH_DIR, WATCH_SCHEMA = "watch", "asys.watch/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"
-HOST_LOCK, WORKERS_LOCK = ".host.lock", ".workers.lock"
+HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK = ".host.lock", ".workers.lock", ".upload.lock"
 ARCHIVE_LOCK = f"{ARCHIVE_DIR}/.lock"
+LOCKS = (HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK, ARCHIVE_LOCK)
 
 DELETED_FOR = {
     "budget": "to keep max_gib",
     "age": "as older than max_age_s",
     "free_space": "to keep min_free_gib",
+    "stored": "as the run's store has them",
 }
 """Why shards of an archive were deleted, as its records say it -> as people say it."""
 

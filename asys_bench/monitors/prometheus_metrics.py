@@ -278,6 +278,24 @@ PAGE: dict[str, MetricSpec] = {
     "archive_paused_ns": _counter(
         "asys_archive_paused_seconds", "Time spent waiting for disk space.", "worker", factor=1e-9
     ),
+    # store
+    "storage_files": _counter("asys_storage_files", "Files sent and read back.", "worker"),
+    "storage_bytes": _counter("asys_storage_bytes", "Bytes sent and read back.", "worker"),
+    "storage_errors": _counter(
+        "asys_storage_errors", "Times that the store refused.", "reason", "worker"
+    ),
+    "storage_deleted_shards": _counter(
+        "asys_storage_deleted_shards", "Shards deleted here because the store has them.", "worker"
+    ),
+    "storage_pending_files": _gauge(
+        "asys_storage_pending_files", "Files (whole checkpoints) that wait to be sent.", "worker"
+    ),
+    "storage_pending_bytes": _gauge(
+        "asys_storage_pending_bytes", "Bytes that wait to be sent.", "worker"
+    ),
+    "storage_missed_shards": _gauge(
+        "asys_storage_missed_shards", "Shards deleted here before they were sent.", "worker"
+    ),
 }
 """Metric of the stats page -> what it becomes."""
 

@@ -27,6 +27,7 @@ from asys_bench.run.lifecycle import RunLifecycle
 from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.settings import ConfigLike, HooksLike, resolve_settings
 from asys_bench.run.stderr_lines import StderrLines, closing_lines, opening_lines
+from asys_bench.run.storage import send_rest
 
 if TYPE_CHECKING:
     from asys_bench.rundir.open_run import Run
@@ -324,6 +325,9 @@ class Observation:
         except OSError as error:
             log.warning("%s: no %s: %s", self.run_dir, SUMMARY_FILE, error)
         self._lines.write(*closing_lines(summary, self.run_dir))
+        sent = send_rest(self.config, self.run_dir)
+        if sent is not None:
+            (log.info if sent.complete else log.warning)("%s", sent.said)
 
     @property
     def page(self) -> StatsPage:

@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sinks.archive import Archive, Deleted, Repeats, open_archive
 from asys_bench.sinks.archive.layout import METADATA_COLUMNS, ShardName
+from asys_bench.system.files.below import is_elsewhere, is_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -128,7 +129,8 @@ class ArchiveView:
         from pyarrow import Table
 
         shards = self._archive.shards(hook)
-        if _written_once(shards) and not self._archive.is_encoded(hook):
+        elsewhere = any(map(is_elsewhere, shards))
+        if _written_once(shards) and not elsewhere and not self._archive.is_encoded(hook):
             parts = []
             for path in shards:
                 try:
@@ -211,5 +213,5 @@ def _written_once(shards: Sequence[Path]) -> bool:
     """Whether no packet can be there twice and no shard is torn: one worker, never restarted, closed."""
     names = [ShardName.parse(path.name) for path in shards]
     writers = {(name.worker, name.life) if name else None for name in names}
-    closed = all(path.with_suffix(".json").exists() for path in shards)
+    closed = all(is_file(path.with_suffix(".json")) for path in shards)
     return len(writers) == 1 and None not in writers and closed

@@ -17,6 +17,8 @@ from asys_bench.rundir.live_run import (
     attach_page,
     host_lives,
 )
+from asys_bench.store.mirror import CopyError, local_folder
+from asys_bench.store.uri import is_uri
 
 RUNS = Path("runs")
 
@@ -55,16 +57,23 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
         "run",
         nargs="?",
         metavar="RUN",
-        help="directory or id of a run; default: the newest one under runs/",
+        help="directory or id of a run, or the URI of its copy (s3://, gs://, file://); default: the "
+        "newest one under runs/",
     )
 
 
 def find_run(name: str | None, folder: Path = RUNS) -> Path:
-    """The directory of a run: as given, by its id under `folder`, or the newest one there.
+    """The directory of a run: as given, by its id under `folder`, or the newest one there; of the URI of a
+    run's copy, a folder whose files come when they are opened.
 
     Raises:
         RunGoneError: there is none.
     """
+    if name is not None and is_uri(name):
+        try:
+            return local_folder(name)
+        except CopyError as error:
+            raise RunGoneError(str(error)) from None
     if name is not None:
         for path in (Path(name), folder / name):
             if is_run(path):

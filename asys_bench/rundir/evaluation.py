@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ from asys_bench.contracts.run_files import (
     read_run_file,
 )
 from asys_bench.rundir.evaluation_documents import language_found, policy_found, rows_found
-from asys_bench.system.files.below import EntryKind, is_file, read_json, scan_if_there
+from asys_bench.system.files.below import EntryKind, bring, is_file, read_json, scan_if_there
 
 if TYPE_CHECKING:
     from asys_bench.sae import SparseAutoencoder
@@ -163,6 +164,8 @@ def kept_weights(run_dir: Path) -> Weights | None:
     if not folders:
         return None
     newest = max(folders, key=lambda path: path.name)
+    with suppress(OSError):  # of a copy; the host's plugin says what is missing
+        bring(newest)
     return Weights(newest, read_json(newest / WEIGHTS_FILE, below=run_dir))
 
 

@@ -31,6 +31,7 @@ from asys_bench.rundir.live_run import ReadingError, goes_on
 from asys_bench.rundir.token_rows import Vocabulary
 from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
 from asys_bench.sinks.archive import Repeats
+from asys_bench.store.mirror import CopyError, local_folder
 from asys_bench.system.files.below import open_file, read_json, real_folder, text_lines
 
 NUMBERS = ("time_s", "value")
@@ -92,15 +93,19 @@ def _array(name: str, values: list[str]) -> npt.NDArray[Any]:
 
 
 def open_run(path: str | os.PathLike[str], *, repeats: Repeats = "all") -> Run:
-    """The run in the folder `path`; of a folder of runs, the newest.
+    """The run in the folder `path`; of a folder of runs, the newest. Or the run whose copy is at a URI
+    (`s3://`, `gs://`, `file://`; `storage.uri`): its files come when they are opened.
 
     repeats: of a step that the host made again after it had fallen back to an older checkpoint
         (`run.resume`), the archive has the rows of all attempts; "last" leaves the earlier ones out.
 
     Raises:
-        ReadingError: there is no run.
+        ReadingError: there is no run, or no copy of one.
     """
-    folder = Path(path)
+    try:
+        folder = local_folder(path)
+    except CopyError as error:
+        raise ReadingError(str(error)) from None
     if not is_run(folder):
         try:
             found = runs_in(folder)

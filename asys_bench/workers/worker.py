@@ -268,6 +268,9 @@ class WorkerProcess:
                 attempt=self._launch.attempt,
                 first_step=self._launch.first_step,
                 terminal=self._launch.terminal,
+                slot=self.slot,
+                heartbeat=self.slot.beat,
+                time_left_s=self.time_left_s,
             )
         )
         self.slot.set(SlotField.READY_NS, time.monotonic_ns())

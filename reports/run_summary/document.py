@@ -12,13 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.contracts.run_files import (
-    ARCHIVE_LOCK,
-    HOST_LOCK,
-    SUMMARY_FILE,
-    SUMMARY_SCHEMA,
-    WORKERS_LOCK,
-)
+from asys_bench.contracts.run_files import LOCKS, SUMMARY_FILE, SUMMARY_SCHEMA
 from asys_bench.reports.run_summary.summary import FileEntry, RunSummary
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import EntryKind, walk
@@ -73,7 +67,7 @@ def list_files(run_dir: Path) -> tuple[FileEntry, ...]:
             if kind is EntryKind.FILE:
                 with suppress(FileNotFoundError):
                     relative = path.relative_to(run_dir).as_posix()
-                    if relative not in (HOST_LOCK, WORKERS_LOCK, ARCHIVE_LOCK):
+                    if relative not in LOCKS:
                         found.append(FileEntry(relative, path.stat().st_size))
     except OSError:
         pass  # what was found so far

@@ -15,7 +15,8 @@ reconstruction, by zeros and by their mean:
   replaced       every row is replaced
 
 An agent plays episodes, as it is and with the rows replaced. FVU, L0 and their like are of the rows that
-are met on the way. With a RUN the documents also go to <run>/evaluation, and `asys-run report` shows them.
+are met on the way. With a RUN the documents also go to <run>/evaluation, and `asys-run report` shows them; a
+run's copy (s3://, gs://, file://) stays as it is, and --out takes them.
 
 Exit codes: 0 done · 1 failed · 2 it cannot be evaluated, or the command line is wrong.
 """
@@ -97,6 +98,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         run_model,
     )
     from asys_bench.rundir.evaluation_documents import write_evaluation
+    from asys_bench.store.uri import is_uri
     from asys_bench.system.files import replace_file
 
     if arguments.live:
@@ -120,7 +122,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     except (EvaluationError, HostError, RunGoneError) as error:
         return _fail(console, str(error), EXIT_USAGE)
     try:
-        if run_dir is not None:
+        if run_dir is not None and not is_uri(arguments.source or ""):
             for document in documents:
                 console.print(
                     f"{write_evaluation(run_dir, document)}", markup=False, soft_wrap=True
@@ -144,7 +146,10 @@ def _source(name: str | None) -> tuple[Path, Path | None]:
     """(what was named, the run that it is; None: no run)."""
     from asys_bench.contracts.run_files import is_run
     from asys_bench.rundir.attach import RUNS, find_run
+    from asys_bench.store.uri import is_uri
 
+    if name is not None and is_uri(name):
+        return find_run(name), find_run(name)
     if name is not None and not is_run(Path(name)) and not is_run(RUNS / name):
         return Path(name), None
     run_dir = find_run(name)

@@ -29,7 +29,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="RUN_OR_SAE_FOLDER",
-        help="a run (all its SAEs), a folder of checkpoints, or one checkpoint; SAELens folders of "
+        help="a run or its copy's URI (all its SAEs), a folder of checkpoints, or one; SAELens folders of "
         "other origin too",
     )
     parser.add_argument("--format", required=True, choices=FORMAT_NAMES)
@@ -41,11 +41,12 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     """One line per SAE."""
     from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
     from asys_bench.sae.exchange import FORMATS, ExchangeError, export, find_saes
+    from asys_bench.store.mirror import CopyError, local_folder
 
     format_, out = FORMATS[arguments.format], Path(arguments.out)
     try:
-        sources = find_saes(arguments.source)
-    except ExchangeError as error:
+        sources = find_saes(local_folder(arguments.source))
+    except (ExchangeError, CopyError) as error:
         console.print(f"asys-run export: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     failed = 0

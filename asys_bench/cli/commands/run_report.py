@@ -11,9 +11,11 @@ from pathlib import Path
 from rich.console import Console
 
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.run_files import REPORT_FILE
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
+from asys_bench.store.uri import is_uri
 from asys_bench.system.files import replace_file
 
 
@@ -21,7 +23,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     """RUN and `--out`."""
     add_run_argument(parser)
     parser.add_argument(
-        "--out", metavar="FILE", help=f"default: {REPORT_FILE} in the run's directory"
+        "--out",
+        metavar="FILE",
+        help=f"default: {REPORT_FILE} in the run's directory, of a copy <run>-{REPORT_FILE} here",
     )
 
 
@@ -62,7 +66,10 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         return EXIT_USAGE
     analyses = analyse(run_dir, record.saes)
     document = render_run(record, analyses, read_vocabulary(run_dir))
-    target = Path(arguments.out) if arguments.out else run_dir / REPORT_FILE
+    own = run_dir / REPORT_FILE
+    if is_uri(arguments.run or ""):
+        own = Path(f"{file_slug(run_dir.name)}-{REPORT_FILE}")
+    target = Path(arguments.out) if arguments.out else own
     try:
         replace_file(target, document.encode(), sync=False)  # mode 0600: it shows activations
     except OSError as error:

@@ -42,7 +42,10 @@ OUT_DIR = "sae-offline"
 def add(parser: argparse.ArgumentParser) -> None:
     """`--archive`, `--config`, `--set`, `--out`."""
     parser.add_argument(
-        "--archive", required=True, metavar="DIR", help="a run's `archive` folder, or the run"
+        "--archive",
+        required=True,
+        metavar="DIR",
+        help="a run's `archive` folder, or the run, or the URI of its copy (s3://, gs://, file://)",
     )
     parser.add_argument("--config", metavar="FILE", help="a plan, or a run's configuration")
     parser.add_argument(
@@ -53,16 +56,27 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="override one field, e.g. --set epochs=3 or --set sae.k=32 (repeatable)",
     )
     parser.add_argument(
-        "--out", metavar="DIR", help=f"checkpoints go there; default: <run>/{OUT_DIR}"
+        "--out",
+        metavar="DIR",
+        help=f"checkpoints go there; default: <run>/{OUT_DIR}, of a copy <run>-{OUT_DIR} here",
     )
 
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """One SAE per hook, one after another, and a table of what came out."""
+    from asys_bench.contracts.names import file_slug
+    from asys_bench.contracts.run_files import ARCHIVE_DIR
     from asys_bench.offline import read_plan
     from asys_bench.sinks.archive import ArchiveError, open_archive
+    from asys_bench.store.mirror import CopyError, local_folder
+    from asys_bench.store.uri import is_uri
 
-    run_dir = _run_dir(Path(arguments.archive))
+    remote = is_uri(arguments.archive)
+    try:
+        place = arguments.archive.removesuffix(f"/{ARCHIVE_DIR}") if remote else arguments.archive
+        run_dir = _run_dir(local_folder(place))
+    except CopyError as error:
+        return _fail(console, str(error), EXIT_USAGE)
     plan = read_plan(run_dir, arguments.config, arguments.set)
     try:
         archive = open_archive(run_dir, plan.repeats)
@@ -73,7 +87,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     except ValueError as error:
         return _fail(console, str(error), EXIT_USAGE)
     try:
-        out = Path(arguments.out) if arguments.out else _own_folder(run_dir)
+        own = Path(f"{file_slug(run_dir.name)}-{OUT_DIR}") if remote else _own_folder(run_dir)
+        out = Path(arguments.out) if arguments.out else own
     except OSError as error:
         return _fail(console, f"{error}; name another folder with --out", EXIT_USAGE)
     return _Command(console, archive, plan, run_dir, out).run(jobs)

@@ -1,5 +1,6 @@
 """`asys-run verify`: check every shard, checkpoint and file of a run; repair what a kill left torn.
 
+RUN may be the URI of a run's copy: each file is fetched, compared with the copy's manifest and checked.
 A run may go on meanwhile: what is being written is not taken for damage. States:
 
   ok             whole
@@ -34,6 +35,7 @@ from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import printable_lines
 from asys_bench.contracts.run_files import ARCHIVE_DIR, RUN_FILE, SAE_DIR
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
+from asys_bench.store.uri import is_uri
 
 if TYPE_CHECKING:
     from asys_bench.rundir.verify import Finding, Verification
@@ -58,6 +60,10 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     """A row per file, a line per loss."""
     if arguments.discard_torn and not arguments.repair:
         return _usage("--discard-torn needs --repair")
+    if arguments.repair and is_uri(arguments.run or ""):
+        return _usage(
+            "a copy in a store is only read: repair the run itself, then asys-run upload it"
+        )
     try:
         run_dir = _folder(arguments.run)
     except RunGoneError as error:

@@ -35,7 +35,7 @@ from asys_bench.sinks.archive.read import (
 from asys_bench.sinks.archive.reader import SeenRows
 from asys_bench.sinks.archive.sidecar import Sidecar, UnknownEncodingError
 from asys_bench.sinks.archive.verify import check_shard
-from asys_bench.system.files.below import EntryKind, remove, walk
+from asys_bench.system.files.below import EntryKind, is_file, remove, walk
 
 LOCKS = Path("/proc/locks")
 
@@ -149,7 +149,7 @@ class ArchiveCheck:
             detail = "what an earlier repair cut off; kept until you delete it"
             return Finding(name, "other", State.OK, detail)
         if path.suffix == ".json" and ShardName.parse(path.with_suffix(SUFFIX).name):
-            if path.with_suffix(SUFFIX).exists():
+            if is_file(path.with_suffix(SUFFIX)):
                 return None
             return Finding(
                 name, "shard", State.DAMAGED, "its shard is missing", lost_rows=_rows_said(path)
@@ -161,7 +161,7 @@ class ArchiveCheck:
         found = self._judge(path, live)
         if live and found.state is not State.BEING_WRITTEN and not is_locked(path):
             found = self._judge(path, False)  # it was closed in the meantime
-        open_ = found.state is State.OK and not path.with_suffix(".json").exists()
+        open_ = found.state is State.OK and not is_file(path.with_suffix(".json"))
         wanted = found.state in (State.TORN, State.DAMAGED) or open_
         if self._repair and wanted and not live:
             return self._mend(path, found)

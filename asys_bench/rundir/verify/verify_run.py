@@ -11,13 +11,12 @@ from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
     HOST_DIR,
-    HOST_LOCK,
+    LOCKS,
     LOGS_DIR,
     READERS_DIR,
     SAE_DIR,
     STATE_DIR,
     TENSORBOARD_DIR,
-    WORKERS_LOCK,
     RunFileError,
     read_run_file,
 )
@@ -152,7 +151,7 @@ class _RunCheck:
             return check_lines(path, live=self.live, repair=self._repair, keep_torn=self._keep_torn)
         if path.suffix == ".json" or name == CONFIG_FILE:
             return check_document(path, name, self.path)
-        if name.endswith(".html") or name in (HOST_LOCK, WORKERS_LOCK):
+        if name.endswith(".html") or name in LOCKS:
             return Finding(name, "other", State.OK)
         if name.endswith(".torn"):
             return Finding(name, "other", State.OK, KEPT)

@@ -31,6 +31,7 @@ from asys_bench.system.files.atomic import FOLDER_MODE
 from asys_bench.system.files.below import (
     MAX_MODEL_BYTES,
     EntryKind,
+    bring,
     is_file,
     make_folders,
     remove,
@@ -101,6 +102,10 @@ def check_seal(folder: Path) -> bool:
         CheckpointError: a file is missing or differs, or the manifest is damaged.
     """
     path = folder / MANIFEST_FILE
+    try:
+        bring(folder)
+    except OSError as error:
+        raise CheckpointError(folder, f"cannot be read: {error}") from error
     if not os.path.lexists(path):
         return False
     manifest = _read_manifest(path)

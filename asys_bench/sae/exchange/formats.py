@@ -19,6 +19,7 @@ from asys_bench.sae.exchange.saelens import as_sae, read_saelens, write_saelens
 from asys_bench.sae.exchange.sparsify import WEIGHTS_FILE as SPARSIFY_FILE
 from asys_bench.sae.exchange.sparsify import read_sparsify, write_sparsify
 from asys_bench.sae.exchange.weights import ExchangeError, SAEWeights
+from asys_bench.system.files.below import is_file
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ FORMATS: Mapping[str, Format] = {
 def format_of(folder: Path) -> str | None:
     """The format of an SAE's folder, by its files; None when it holds no SAE."""
     for known in FORMATS.values():
-        if any((folder / mark).is_file() for mark in known.marks):
+        if any(is_file(folder / mark) for mark in known.marks):
             return known.name
     return None
 

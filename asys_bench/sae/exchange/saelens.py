@@ -32,6 +32,7 @@ from asys_bench.sae.checkpoint.checkpoint_files import (
 )
 from asys_bench.sae.checkpoint.native_format import CFG_FILE, FORMAT_VERSION, WEIGHTS_FILE, load_sae
 from asys_bench.sae.exchange.weights import TENSORS, ExchangeError, SAEWeights
+from asys_bench.system.files.below import is_file
 
 SCALER_FILE = "activation_scaler.json"
 _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
@@ -191,7 +192,7 @@ def _input_factor(folder: Path, cfg: Mapping[str, Any], weights: SAEWeights) -> 
     if cfg.get("normalize_activations", "none") == "none":
         return 1.0
     path = folder / SCALER_FILE
-    if weights.transcodes or not path.exists():
+    if weights.transcodes or not is_file(path):
         raise ExchangeError(
             str(folder), f"its input scale is not there ({SCALER_FILE} is missing)", _REFOLD
         )

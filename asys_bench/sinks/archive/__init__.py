@@ -15,6 +15,7 @@ from asys_bench.sinks.archive.reader import (
     open_archive,
     read_shard,
     repair_shard,
+    shard_rows,
 )
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.verify import verify_archive
@@ -30,5 +31,6 @@ __all__ = [
     "open_archive",
     "read_shard",
     "repair_shard",
+    "shard_rows",
     "verify_archive",
 ]

@@ -50,6 +50,7 @@ class Reason(StrEnum):
     BUDGET = "budget"
     AGE = "age"
     FREE_SPACE = "free_space"
+    STORED = "stored"
 
 
 def reason_text(reason: str) -> str:

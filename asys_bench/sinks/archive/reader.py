@@ -28,8 +28,9 @@ from asys_bench.sinks.archive.read import (
     schema_run,
 )
 from asys_bench.sinks.archive.repair import repair_shard
-from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
-from asys_bench.system.files.below import EntryKind, scan
+from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError, Sidecar
+from asys_bench.store.mirror import remount
+from asys_bench.system.files.below import EntryKind, is_elsewhere, scan
 
 _PAGE = 1 << 12
 
@@ -124,6 +125,11 @@ class Archive:
         """Some of its shards hold packets, which are decoded when they are read."""
         return hook in self._encoded
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In a worker of a DataLoader: a copy's files come there too."""
+        self.__dict__.update(state)
+        remount(self.run_dir)
+
     @property
     def gone(self) -> int:
         """Shards that were deleted since this archive was opened, as far as a reader met them."""
@@ -210,20 +216,44 @@ def open_archive(run_dir: Path | str, repeats: Repeats = "all") -> Archive:
         if path.relative_to(Path(run_dir) / ARCHIVE_DIR).as_posix() in deletions:
             continue  # its worker was killed between the record and the deletion
         try:
-            with open_shard(path) as (fd, frames):
-                if not frames.schema_end:
-                    raise ArchiveError(path, 0, frames.damage or "torn before its schema ends")
-                schema = read_schema(fd, path, frames)
+            hook, packets = _kind_of(path)
         except ShardGoneError:
             continue
-        shards.setdefault(schema_hook(schema), []).append(path)
-        if is_encoded(schema):
-            encoded.add(schema_hook(schema))
+        shards.setdefault(hook, []).append(path)
+        if packets:
+            encoded.add(hook)
     root = Path(run_dir)
     attempts = attempts_in(root)
     superseded = _first_steps_after(attempts) if repeats == "last" else {}
     firsts = {one["attempt"]: one.get("first_packet") or 0 for one in attempts}
     return Archive(root, shards, deletions, superseded, firsts, encoded)
+
+
+def _kind_of(path: Path) -> tuple[str, bool]:
+    """The hook of a shard and whether it holds packets; of one that a store has, the hook that its sidecar
+    names, so that it need not be fetched, and False.
+
+    Raises:
+        ArchiveError: see `open_archive`.
+    """
+    if is_elsewhere(path) and (sidecar := Sidecar.read(path)) is not None:
+        return sidecar.hook, False
+    with open_shard(path) as (fd, frames):
+        if not frames.schema_end:
+            raise ArchiveError(path, 0, frames.damage or "torn before its schema ends")
+        schema = read_schema(fd, path, frames)
+        return schema_hook(schema), is_encoded(schema)
+
+
+def shard_rows(path: Path) -> int:
+    """Rows of a shard, from its headers alone, or its sidecar where a store has it.
+
+    Raises:
+        ArchiveError: as `read_shard`.
+    """
+    if is_elsewhere(path) and (sidecar := Sidecar.read(path)) is not None:
+        return sidecar.rows
+    return read_shard(path)[1].rows
 
 
 def shard_paths(run_dir: Path | str) -> list[Path]:
