@@ -18,7 +18,7 @@ from asys_bench.rundir.live_run import (
     host_lives,
 )
 from asys_bench.store.mirror import CopyError, local_folder
-from asys_bench.store.uri import is_uri
+from asys_bench.store.uri import is_uri, without_secrets
 
 RUNS = Path("runs")
 
@@ -51,25 +51,31 @@ class AttachedRun:
         self.page.close()
 
 
-def add_run_argument(parser: argparse.ArgumentParser) -> None:
+def add_run_argument(parser: argparse.ArgumentParser, *, copies: bool = False) -> None:
     """RUN, as `find_run` takes it."""
+    uri = ", or the URI of its copy (s3://, gs://, file://)" if copies else ""
     parser.add_argument(
         "run",
         nargs="?",
         metavar="RUN",
-        help="directory or id of a run, or the URI of its copy (s3://, gs://, file://); default: the "
-        "newest one under runs/",
+        help=f"directory or id of a run{uri}; default: the newest one under runs/",
     )
 
 
-def find_run(name: str | None, folder: Path = RUNS) -> Path:
-    """The directory of a run: as given, by its id under `folder`, or the newest one there; of the URI of a
-    run's copy, a folder whose files come when they are opened.
+def find_run(name: str | None, folder: Path = RUNS, *, copies: bool = False) -> Path:
+    """The directory of a run: as given, by its id under `folder`, or the newest one there.
+
+    copies: also the URI of a run's copy, which is only read; its folder's files come when they are opened.
 
     Raises:
         RunGoneError: there is none.
     """
     if name is not None and is_uri(name):
+        if not copies:
+            raise RunGoneError(
+                f"{without_secrets(name)}: a copy in a store is only read (asys-run verify, report, train, "
+                "evaluate, export); name the run's directory"
+            )
         try:
             return local_folder(name)
         except CopyError as error:

@@ -149,7 +149,8 @@ def _source(name: str | None) -> tuple[Path, Path | None]:
     from asys_bench.store.uri import is_uri
 
     if name is not None and is_uri(name):
-        return find_run(name), find_run(name)
+        run_dir = find_run(name, copies=True)
+        return run_dir, run_dir
     if name is not None and not is_run(Path(name)) and not is_run(RUNS / name):
         return Path(name), None
     run_dir = find_run(name)

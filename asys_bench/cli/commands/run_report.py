@@ -21,7 +21,7 @@ from asys_bench.system.files import replace_file
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN and `--out`."""
-    add_run_argument(parser)
+    add_run_argument(parser, copies=True)
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -59,7 +59,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     # Beside a live run, torch's team of threads would wait for the one that has no core.
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
     try:
-        run_dir = find_run(arguments.run)
+        run_dir = find_run(arguments.run, copies=True)
         record = read_run(run_dir)
     except (RunGoneError, ReportError) as error:
         console.print(f"asys-run report: {error}", style="red", markup=False, soft_wrap=True)

@@ -46,7 +46,7 @@ _STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN, `--repair`, `--discard-torn`, `--all`, `--json`."""
-    add_run_argument(parser)
+    add_run_argument(parser, copies=True)
     parser.add_argument("--repair", action="store_true", help="mend what is torn or damaged")
     parser.add_argument(
         "--discard-torn",
@@ -90,7 +90,7 @@ def _folder(name: str | None) -> Path:
     """Like `find_run`, and also a folder whose run.json is gone but whose archive is there."""
     if name is not None and any(os.path.lexists(Path(name) / file) for file in _OF_A_RUN):
         return Path(name)
-    return find_run(name)
+    return find_run(name, copies=True)
 
 
 def _show(found: Verification, console: Console, *, repaired: bool) -> None:

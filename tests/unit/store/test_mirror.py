@@ -268,3 +268,11 @@ def test_a_copy_in_s3_reads_like_the_run(small, bucket, tmp_path):
     ]
     assert read_run_file(local_folder(uri))["run_id"] == "run-1"
     assert open_run(uri).archive.numpy("policy.mlp")["values"].shape == (20, 6)
+
+
+def test_what_would_write_to_a_copy_is_refused(small, tmp_path, capsys):
+    uri = sent(small, tmp_path / "copy")
+    for command in (["upload", uri], ["pin", uri], ["top", uri], ["--resume", uri, "--check"]):
+        assert asys_run.main(command) == 2, command
+    said = "".join(capsys.readouterr()).replace("\n", " ")
+    assert said.count("is only read") == 4
