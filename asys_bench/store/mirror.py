@@ -66,8 +66,11 @@ class CopyError(OSError):
 
 
 def cache_folder() -> Path:
-    """Where copies lie while they are read."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """Where copies lie while they are read. Raises CopyError: the user has no home."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise CopyError(f"no folder for what is fetched ({error}): set XDG_CACHE_HOME") from None
     return Path(base) / "asys-i" / "copies"
 
 
@@ -127,7 +130,9 @@ class Mirror:
             mirror._write_state()
             mirror._make_folders()
         except OSError as error:
-            raise CopyError(f"{uri}: no room for it here: {error}") from None
+            raise CopyError(
+                f"{uri}: cannot be fetched: {error} (XDG_CACHE_HOME names another folder)"
+            ) from None
         atexit.register(mirror.close)
         for name in (RUN_FILE, CONFIG_FILE):
             if name in manifest.files:
