@@ -172,8 +172,12 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         ge=1,
         description="Trained rows per window of the windowed FVU, >= 1.",
     )
-    dead_after_rows: int = Field(
-        50_000, ge=1, description="A feature silent for this many trained rows is dead, >= 1 row."
+    dead_after_rows: int | None = Field(
+        None,
+        ge=1,
+        description="A feature silent for this many trained rows is dead, >= 1 row. Unset: the rows in "
+        "which it is active 64 times if all features are alike (64 d_sae / k), at least 10,000; 50,000 "
+        "where neither k nor `target_l0` says how many are.",
     )
     dead_policy: Literal["auto", "auxk", "resample", "none"] = Field(
         "auto",
@@ -341,6 +345,14 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
     def wanted_l0(self) -> float | None:
         """Mean active features per row that this configuration asks for, where it does."""
         return float(self.k) if self.architecture in TOPK_FAMILY else self.target_l0
+
+    def dead_after(self, d_sae: int) -> int:
+        """`dead_after_rows`, or the default for `d_sae` features."""
+        if self.dead_after_rows is not None:
+            return self.dead_after_rows
+        if self.wanted_l0 is None:
+            return 50_000
+        return max(10_000, round(64 * d_sae / self.wanted_l0))
 
     @property
     def resolved_dead_policy(self) -> Literal["auxk", "resample", "none"]:

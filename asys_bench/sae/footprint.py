@@ -77,9 +77,12 @@ def footprint(config: SAEConfig, d_in: int, d_out: int | None = None) -> Footpri
     is_transcoder = config.architecture == "skip_transcoder"
     d_target = (d_out or d_in) if is_transcoder else d_in
     width = d_in + d_target if is_transcoder else d_in
-    parameters = d_sae * (d_in + d_target + _VECTORS.get(config.architecture, 1)) + d_target
+    vectors = _VECTORS.get(config.architecture, 1)
+    parameters = d_sae * (d_in + d_target + vectors) + d_target
+    steps = FLOAT * (d_sae * (2 + vectors) + 1)  # of each row of a parameter
     if is_transcoder:
         parameters += d_in * d_target  # W_skip
+        steps += FLOAT * d_target
     weights = FLOAT * parameters
     rough = 2 * d_sae * d_in if config.rough_products else 0
     buffer = config.buffer_rows * (FLOAT * width + ROW_EXTRA)
@@ -87,14 +90,14 @@ def footprint(config: SAEConfig, d_in: int, d_out: int | None = None) -> Footpri
     batch = FLOAT * width * config.batch_rows
     # pre-activations, what is compared of them, and (rough) their bfloat16 original
     pre_activations = 2 * min(BLOCK_BYTES, FLOAT * d_sae * config.batch_rows)
-    checkpoint = 4 * weights + held_out + (buffer if config.checkpoint_buffer else 0)
+    checkpoint = 4 * weights + steps + held_out + (buffer if config.checkpoint_buffer else 0)
     return Footprint(
         d_in=d_in,
         d_out=d_target,
         d_sae=d_sae,
         weights_bytes=weights,
-        # two moments, gradients, and a copy of weights and moments
-        optimizer_bytes=6 * weights + rough,
+        # two moments, gradients, and a copy of weights and moments; steps and a copy
+        optimizer_bytes=6 * weights + 2 * steps + rough,
         buffer_bytes=buffer + BLOCK_ROWS * FLOAT * width,
         held_out_bytes=held_out,
         checkpoint_bytes=checkpoint,

@@ -126,7 +126,7 @@ _SQUARES, MOST_SQUARED = ("chunks",), 1e75
 stays acceptable when training has gone on from it."""
 _NONE_YET = ("best", "tracker.best", "last", "limit")
 """Numbers for which -1 stands for infinity or NaN."""
-_NEVER_NEGATIVE = ("exp_avg_sq", "weight", "counts", "chunks")
+_NEVER_NEGATIVE = ("exp_avg_sq", "row_steps", "weight", "counts", "chunks")
 
 
 def tensor_of(state: StateDict, key: str) -> torch.Tensor:

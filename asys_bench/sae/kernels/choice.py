@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 FEATURES = 8192
 TIMES = 5
 TOLERANCE = 1e-4
-_SETTINGS = (1e-3, 0.9, 0.999, 1.0, 1e-8, 1.0)
+_SETTINGS = (0.9, 0.999, 1e-8, 1.0)
 
 
 def named_kernels(name: str, *, rough: bool) -> SparseKernels:
@@ -99,7 +99,11 @@ def _work(
         weight_FD, gradient_FD = weights[0].clone(), weights[1].clone()
         mean_FD, square_FD = torch.zeros_like(weight_FD), torch.zeros_like(weight_FD)
         kernels.project(gradient_FD, weight_FD)
-        kernels.adam(weight_FD, gradient_FD, mean_FD, square_FD, _SETTINGS, unit_rows=True)
+        rate_F, root_F = (torch.full((features,), value, device=device) for value in (1e-3, 1.0))
+        rate_F[::4] = 0.0  # rows that take no step
+        kernels.adam(
+            weight_FD, gradient_FD, mean_FD, square_FD, rate_F, root_F, _SETTINGS, unit_rows=True
+        )
         return [found.error_B, found.gradient_BD, found.code_gradient_N, out_FD, sum_F, weight_FD]
 
     return once

@@ -279,17 +279,17 @@ class CompiledKernels(SparseKernels):
         self._share(len(rows_BD), lambda first, last: module.take(*source, first, last, target))
         return out_BD
 
-    def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> float:
+    def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> torch.Tensor:
         rows, width = gradient_FD.shape
         tensors = [gradient_FD] if W_FD is None else [gradient_FD, W_FD]
         module = self._compiled(*tensors)
         if module is None:
             return super().project(gradient_FD, W_FD)
-        square_F = self.buffer("square", (rows,), torch.float64)
+        square_F = torch.empty(rows, dtype=torch.float64)
         weight = 0 if W_FD is None else W_FD.data_ptr()
         outputs = (gradient_FD.data_ptr(), square_F.data_ptr())
         self._share(rows, lambda first, last: module.project(weight, width, first, last, *outputs))
-        return float(square_F.sum())
+        return square_F
 
     def adam(
         self,
@@ -297,17 +297,20 @@ class CompiledKernels(SparseKernels):
         gradient_FD: torch.Tensor,
         mean_FD: torch.Tensor,
         square_FD: torch.Tensor,
+        rate_F: torch.Tensor,
+        root_F: torch.Tensor,
         settings: Settings,
         *,
         unit_rows: bool,
     ) -> bool:
         rows, width = weight_FD.shape
-        module = self._compiled(weight_FD, gradient_FD, mean_FD, square_FD)
+        tensors = (rate_F, root_F, gradient_FD, weight_FD, mean_FD, square_FD)
+        module = self._compiled(*tensors)
         if module is None:
             return super().adam(
-                weight_FD, gradient_FD, mean_FD, square_FD, settings, unit_rows=unit_rows
-            )
-        tensors = (gradient_FD, weight_FD, mean_FD, square_FD)
+                weight_FD, gradient_FD, mean_FD, square_FD, rate_F, root_F, settings,
+                unit_rows=unit_rows,
+            )  # fmt: skip
         pointers = [tensor.data_ptr() for tensor in tensors]
         results = self._share(
             rows,

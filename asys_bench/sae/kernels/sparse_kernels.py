@@ -22,9 +22,8 @@ import torch
 from asys_bench.sae.kernels import torch_kernels
 from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, SparseCodes
 
-Settings = tuple[float, float, float, float, float, float]
-"""Of an Adam step: rate / (1 - beta1^t), beta1, beta2, 1 / sqrt(1 - beta2^t), epsilon, and the factor
-that clips the gradient."""
+Settings = tuple[float, float, float, float]
+"""Of an Adam step: beta1, beta2, epsilon, and the factor that clips the gradient."""
 BLOCK_BYTES = 512 << 20
 """Pre-activations that exist at once."""
 
@@ -183,13 +182,13 @@ class SparseKernels:
         """`(rows - center) * scale`; see `reconstruct` for `name`."""
         return (rows_BD - center_D) * scale_D
 
-    def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> float:
+    def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> torch.Tensor:
         """Drop the part of each gradient row along its row of unit norm W (None: leave it);
-        returns the squared norm of what is left."""
+        returns the squared norms of what is left, float64[F], 0 for a row of zeros."""
         if W_FD is not None:
             along_F1 = (gradient_FD * W_FD).sum(1, keepdim=True)
             gradient_FD.addcmul_(along_F1, W_FD, value=-1.0)
-        return float(gradient_FD.double().square().sum())
+        return gradient_FD.double().square().sum(1)
 
     def adam(
         self,
@@ -197,24 +196,29 @@ class SparseKernels:
         gradient_FD: torch.Tensor,
         mean_FD: torch.Tensor,
         square_FD: torch.Tensor,
+        rate_F: torch.Tensor,
+        root_F: torch.Tensor,
         settings: Settings,
         *,
         unit_rows: bool,
     ) -> bool:
         """One Adam step in place; False when a new weight is not finite.
 
-        unit_rows: bring rows back to norm 1.
+        rate_F, root_F: each row's rate / (1 - beta1^t) and 1 / sqrt(1 - beta2^t), with the steps t of
+        that row. Where the rate is 0 the row takes no step: weights and moments stay.
+        unit_rows: bring rows that take a step back to norm 1.
         """
-        rate, beta1, beta2, root, epsilon, clip = settings
+        beta1, beta2, epsilon, clip = settings
+        rate_F1, root_F1 = rate_F.unsqueeze(1), root_F.unsqueeze(1)
+        steps_F1 = (rate_F1 != 0).to(weight_FD.dtype)
         clipped_FD = gradient_FD * clip
-        mean_FD.lerp_(clipped_FD, 1 - beta1)
-        square_FD.mul_(beta2).addcmul_(clipped_FD, clipped_FD, value=1 - beta2)
-        weight_FD.addcdiv_(mean_FD, (square_FD.sqrt() * root).add_(epsilon), value=-rate)
+        mean_FD.lerp_(clipped_FD, steps_F1 * (1 - beta1))
+        square_FD.lerp_(clipped_FD.square_(), steps_F1 * (1 - beta2))
+        weight_FD.sub_(mean_FD * rate_F1 / (square_FD.sqrt() * root_F1).add_(epsilon))
         finite = bool(torch.isfinite(weight_FD.square().sum()))
         if unit_rows:
-            weight_FD.div_(
-                torch.linalg.vector_norm(weight_FD, dim=1, keepdim=True).clamp_min_(1e-12)
-            )
+            norm_F1 = torch.linalg.vector_norm(weight_FD, dim=1, keepdim=True).clamp_min_(1e-12)
+            weight_FD.div_(torch.where(rate_F1 != 0, norm_F1, torch.ones_like(norm_F1)))
         return finite
 
 

@@ -107,13 +107,15 @@ def _project(gradient, weight, square, width, ALONG: tl.constexpr, COLUMNS: tl.c
 
 @triton.jit
 def _adam(
-    weight, gradient, mean, square, squares, width, rate, beta1, beta2, root, epsilon, clip,
+    weight, gradient, mean, square, squares, rates, roots, width, beta1, beta2, epsilon, clip,
     UNIT: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One row of an Adam step, and the squared norm of the new row before it is brought back to 1."""
+    """One row of an Adam step, and the squared norm of the new row before it is brought back to 1.
+    A row whose rate is 0 stays as it is (its squared norm is given as 0)."""
     row = tl.program_id(0)
+    rate, root = tl.load(rates + row), tl.load(roots + row)
     column = tl.arange(0, COLUMNS)
-    inside = column < width
+    inside = (column < width) & (rate != 0.0)
     place = row.to(tl.int64) * width + column
     slope = tl.load(gradient + place, mask=inside, other=0.0) * clip
     first = tl.load(mean + place, mask=inside, other=0.0)
@@ -195,17 +197,17 @@ class TritonKernels(SparseKernels):
         )  # fmt: skip
         return sum_F
 
-    def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> float:
+    def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> torch.Tensor:
         rows, width = gradient_FD.shape
         weight_FD = gradient_FD if W_FD is None else W_FD
-        if rows == 1 or width > WIDEST or not _fit(gradient_FD, weight_FD):
+        if 1 in (rows, width) or width > WIDEST or not _fit(gradient_FD, weight_FD):
             return super().project(gradient_FD, W_FD)
         square_F = torch.empty(rows, device=gradient_FD.device)
         _project[(rows,)](
             gradient_FD, weight_FD, square_F, width,
             ALONG=W_FD is not None, COLUMNS=triton.next_power_of_2(width),
         )  # fmt: skip
-        return float(square_F.double().sum())
+        return square_F.double()
 
     def adam(
         self,
@@ -213,18 +215,19 @@ class TritonKernels(SparseKernels):
         gradient_FD: torch.Tensor,
         mean_FD: torch.Tensor,
         square_FD: torch.Tensor,
+        rate_F: torch.Tensor,
+        root_F: torch.Tensor,
         settings: Settings,
         *,
         unit_rows: bool,
     ) -> bool:
         rows, width = weight_FD.shape
-        if rows == 1 or width > WIDEST or not _fit(weight_FD, gradient_FD, mean_FD, square_FD):
-            return super().adam(
-                weight_FD, gradient_FD, mean_FD, square_FD, settings, unit_rows=unit_rows
-            )
+        tensors = (weight_FD, gradient_FD, mean_FD, square_FD, rate_F, root_F)
+        if 1 in (rows, width) or width > WIDEST or not _fit(*tensors):
+            return super().adam(*tensors, settings, unit_rows=unit_rows)
         squares_F = torch.empty(rows, device=weight_FD.device)
         _adam[(rows,)](
-            weight_FD, gradient_FD, mean_FD, square_FD, squares_F, width, *settings,
+            weight_FD, gradient_FD, mean_FD, square_FD, squares_F, rate_F, root_F, width, *settings,
             UNIT=unit_rows, COLUMNS=triton.next_power_of_2(width),
         )  # fmt: skip
         return bool(torch.isfinite(squares_F.sum()))

@@ -54,7 +54,7 @@ class Learner:
         self.steps_skipped = 0
         self.rollbacks = 0
         self.features_resampled = 0
-        self.dead = DeadFeatures(self.sae.d_sae, config.dead_after_rows, device.tensors)
+        self.dead = DeadFeatures(self.sae.d_sae, config.dead_after(self.sae.d_sae), device.tensors)
         self.controller = SparsityController(config)
         self.kernels = device.kernels(config, self.sae)
         self.adam = RowAdam(self.sae, self.kernels)

@@ -27,6 +27,7 @@ def test_forecast_bytes_are_those_of_the_tensors(architecture):
     weights = sum(p.numel() * 4 for p in parts.learner.sae.parameters())
     assert expected.weights_bytes == weights
     moments = sum(m.numel() * 4 for pair in parts.learner.adam.moments.values() for m in pair)
+    moments += sum(steps.numel() * 4 for steps in parts.learner.adam.row_steps.values())
     parts.learner.mark_good()
     good = sum(
         nbytes({name: value})

@@ -228,9 +228,9 @@ def test_projection_and_adam_are_torchs(compiled: bool, rows: int, width: int, s
     W_FD, gradient_FD = _tensors(seed, (rows, width), (rows, width))
     W_FD /= W_FD.norm(dim=1, keepdim=True).clamp_min(1e-6)
     projected_FD = gradient_FD - (gradient_FD * W_FD).sum(1, keepdim=True) * W_FD
-    square = kernels.project(gradient_FD, W_FD)
+    square_F = kernels.project(gradient_FD, W_FD)
     close(gradient_FD, projected_FD, rtol=1e-4, atol=1e-5)
-    assert square == pytest.approx(float(projected_FD.square().sum()), rel=1e-4, abs=1e-6)
+    close(square_F, projected_FD.double().square().sum(1), rtol=1e-4, atol=1e-6)
 
     theirs = torch.nn.Parameter(W_FD.clone())
     adam = torch.optim.Adam([theirs], lr=0.01, eps=1e-8)
@@ -238,16 +238,28 @@ def test_projection_and_adam_are_torchs(compiled: bool, rows: int, width: int, s
     for step in range(1, 4):
         theirs.grad = gradient_FD * 0.5 * step
         adam.step()
-        settings_ = (
-            0.01 / (1 - 0.9**step), 0.9, 0.999, 1 / math.sqrt(1 - 0.999**step), 1e-8, 0.5,
-        )  # fmt: skip
-        scaled_FD = gradient_FD * step
-        assert kernels.adam(W_FD, scaled_FD, mean_FD, square_FD, settings_, unit_rows=False)
+        rate_F = torch.full((rows,), 0.01 / (1 - 0.9**step))
+        root_F = torch.full((rows,), 1 / math.sqrt(1 - 0.999**step))
+        rest = (mean_FD, square_FD, rate_F, root_F, (0.9, 0.999, 1e-8, 0.5))
+        assert kernels.adam(W_FD, gradient_FD * step, *rest, unit_rows=False)
         close(W_FD, theirs.detach(), rtol=1e-4, atol=1e-5)
-    assert kernels.adam(W_FD, gradient_FD, mean_FD, square_FD, settings_, unit_rows=True)
+    assert kernels.adam(W_FD, gradient_FD, *rest, unit_rows=True)
     close(W_FD.norm(dim=1), torch.ones(rows))
     gradient_FD[0, 0] = math.inf
-    assert not kernels.adam(W_FD, gradient_FD, mean_FD, square_FD, settings_, unit_rows=True)
+    assert not kernels.adam(W_FD, gradient_FD, *rest, unit_rows=True)
+
+
+@pytest.mark.parametrize("compiled", COMPILED)
+def test_a_row_with_rate_0_takes_no_step(compiled: bool) -> None:
+    W_FD, gradient_FD, mean_FD, square_FD = _tensors(3, (4, 40), (4, 40), (4, 40), (4, 40))
+    before = W_FD.clone(), mean_FD.clone(), square_FD.abs_().clone()
+    rate_F, settings_ = torch.tensor([0.1, 0.0, 0.1, 0.0]), (0.9, 0.999, 1e-8, 1.0)
+    tensors = (W_FD, gradient_FD, mean_FD, square_FD, rate_F, torch.ones(4))
+    assert _kernels(compiled=compiled).adam(*tensors, settings_, unit_rows=True)
+    for now_FD, before_FD in zip((W_FD, mean_FD, square_FD), before, strict=True):
+        assert torch.equal(now_FD[1::2], before_FD[1::2])
+        assert not (now_FD[::2] == before_FD[::2]).any(1).any()
+    close(W_FD[::2].norm(dim=1), torch.ones(2))
 
 
 @pytest.mark.parametrize("rough", [False, True])

@@ -29,7 +29,6 @@ def take(
 ) -> None: ...
 def project(weight: int, width: int, first: int, last: int, gradient: int, square: int) -> None: ...
 def adam(
-    rate: float, beta1: float, beta2: float, root: float, epsilon: float, clip: float,
-    unit_rows: bool, width: int, first: int, last: int, gradient: int, weight: int, mean: int,
-    square: int,
+    beta1: float, beta2: float, epsilon: float, clip: float, unit_rows: bool, width: int,
+    first: int, last: int, rate: int, root: int, gradient: int, weight: int, mean: int, square: int,
 ) -> bool: ...  # fmt: skip

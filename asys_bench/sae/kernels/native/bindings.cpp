@@ -102,11 +102,12 @@ PYBIND11_MODULE(_kernels, m) {
       Free());
   m.def(
       "adam",
-      [](float rate, float beta1, float beta2, float root, float epsilon, float clip, bool unit_rows,
-         i64 width, i64 first, i64 last, Address gradient, Address weight, Address mean,
+      [](float beta1, float beta2, float epsilon, float clip, bool unit_rows, i64 width, i64 first,
+         i64 last, Address rate, Address root, Address gradient, Address weight, Address mean,
          Address square) {
-        return adam({rate, beta1, beta2, root, epsilon, clip, unit_rows}, width, first, last,
-                    at<const float>(gradient), at<float>(weight), at<float>(mean), at<float>(square));
+        return adam({beta1, beta2, epsilon, clip, unit_rows}, width, first, last,
+                    at<const float>(rate), at<const float>(root), at<const float>(gradient),
+                    at<float>(weight), at<float>(mean), at<float>(square));
       },
       Free());
 }

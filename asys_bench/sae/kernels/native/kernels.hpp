@@ -84,15 +84,14 @@ void project(const float* weight_FD, i64 width, i64 first, i64 last, float* grad
              double* square_F);
 
 struct Adam {
-  float rate;          // lr / (1 - beta1^t)
   float beta1, beta2;
-  float root;          // 1 / sqrt(1 - beta2^t)
   float epsilon;
   float clip;          // gradients are multiplied by it
   bool unit_rows;      // bring rows back to norm 1
 };
-// One Adam step of rows [first, last). Returns false when a new weight is not finite.
-bool adam(const Adam& adam, i64 width, i64 first, i64 last, const float* gradient_FD, float* weight_FD,
-          float* mean_FD, float* square_FD);
+// One Adam step of rows [first, last). rate: lr / (1 - beta1^t), root: 1 / sqrt(1 - beta2^t), with the
+// row's own steps t; rate 0: the row stays. Returns false when a new weight is not finite.
+bool adam(const Adam& adam, i64 width, i64 first, i64 last, const float* rate_F, const float* root_F,
+          const float* gradient_FD, float* weight_FD, float* mean_FD, float* square_FD);
 
 }  // namespace sae

@@ -18,11 +18,14 @@ SAE_CLONES void project(const float* weight_FD, i64 width, i64 first, i64 last, 
   }
 }
 
-SAE_CLONES bool adam(const Adam& a, i64 width, i64 first, i64 last, const float* gradient_FD,
-                     float* weight_FD, float* mean_FD, float* square_FD) {
+SAE_CLONES bool adam(const Adam& a, i64 width, i64 first, i64 last, const float* rate_F,
+                     const float* root_F, const float* gradient_FD, float* weight_FD, float* mean_FD,
+                     float* square_FD) {
   bool finite = true;
   const float keep1 = 1.0f - a.beta1, keep2 = 1.0f - a.beta2;
   for (i64 f = first; f < last; ++f) {
+    const float rate = rate_F[f], root = root_F[f];
+    if (rate == 0.0f) continue;
     const float* gradient = gradient_FD + f * width;
     float *weight = weight_FD + f * width, *mean = mean_FD + f * width, *square = square_FD + f * width;
     for (i64 i = 0; i < width; ++i) {
@@ -31,7 +34,7 @@ SAE_CLONES bool adam(const Adam& a, i64 width, i64 first, i64 last, const float*
       const float v = a.beta2 * square[i] + keep2 * g * g;
       mean[i] = m;
       square[i] = v;
-      weight[i] -= a.rate * m / (std::sqrt(v) * a.root + a.epsilon);
+      weight[i] -= rate * m / (std::sqrt(v) * root + a.epsilon);
     }
     const float norm2 = dot(weight, weight, width);
     // A square past the largest float is as bad as a NaN: the next product would overflow.
