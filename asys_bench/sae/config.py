@@ -110,7 +110,7 @@ class SAEConfig(BaseModel, extra="forbid", frozen=True):
         gt=0,
         le=1,
         description="Adam's peak step size, (0, 1]. Unset: 1.2e-2 sqrt(2048 / d_sae) "
-        "sqrt(min(1, batch_rows / 4096)), see schedule.",
+        "min(1, batch_rows / 4096)^(1/4), see schedule.",
     )
     lr_warmup_steps: int = Field(
         10, ge=0, description="Steps over which the learning rate rises linearly from 0."

@@ -115,7 +115,7 @@ def _adam(
     row = tl.program_id(0)
     rate, root = tl.load(rates + row), tl.load(roots + row)
     column = tl.arange(0, COLUMNS)
-    inside = (column < width) & (rate != 0.0)
+    inside = column < tl.where(rate != 0.0, width, 0)
     place = row.to(tl.int64) * width + column
     slope = tl.load(gradient + place, mask=inside, other=0.0) * clip
     first = tl.load(mean + place, mask=inside, other=0.0)

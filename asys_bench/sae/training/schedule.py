@@ -1,12 +1,14 @@
 """Learning rate and penalty weight over steps.
 
-    peak    1.2e-2 sqrt(2048 / F) sqrt(min(1, batch / 4096))
+    peak    1.2e-2 sqrt(2048 / F) min(1, batch / 4096)^(1/4)
     rate    peak (t + 1) / warmup                      while it warms up
             peak / sqrt(1 + t / lr_half_steps)         after it, not below lr_min_ratio peak
             falls linearly to lr_min_ratio of that     over the last fifth, if total_steps is known
 
 The square root of the width is that of Gao et al. 2024 (arXiv:2406.04093, appendix A.3); their
-constant is for runs of billions of tokens, ours for streams of 1e5 to 1e7 rows. Such a run has a few
+constant is for runs of billions of tokens, ours for streams of 1e5 to 1e7 rows. A smaller batch has
+gradients for fewer features, and a feature takes a step only where it has one (`row_adam`): so the rate
+falls with its fourth root, not its square root. Such a run has a few
 hundred steps: what counts is to move fast at first and to become quiet in time, without knowing when
 it ends. 1 / sqrt(t) does so at every length (it is what online convex optimisation asks for).
 """
@@ -32,7 +34,7 @@ def peak_rate(config: SAEConfig, d_sae: int) -> float:
     if config.learning_rate is not None:
         return config.learning_rate
     batch = min(1.0, config.batch_rows / PEAK_ROWS)
-    return min(MAX_DEFAULT_RATE, PEAK * math.sqrt(PEAK_FEATURES / d_sae * batch))
+    return min(MAX_DEFAULT_RATE, PEAK * math.sqrt(PEAK_FEATURES / d_sae * math.sqrt(batch)))
 
 
 def rate_at(config: SAEConfig, d_sae: int, step: int) -> float:

@@ -74,7 +74,7 @@ def test_default_learning_rate_falls_with_the_square_root_of_the_features_and_of
     large = SAEConfig(batch_rows=4096)
     assert peak_rate(large, 2048) == pytest.approx(1.2e-2)
     assert peak_rate(large, 1 << 15) == pytest.approx(3e-3)
-    assert peak_rate(SAEConfig(batch_rows=1024), 2048) == pytest.approx(6e-3)
+    assert peak_rate(SAEConfig(batch_rows=1024), 2048) == pytest.approx(1.2e-2 / 2**0.5)
     assert peak_rate(SAEConfig(batch_rows=8192, buffer_rows=8192), 2048) == pytest.approx(1.2e-2)
     assert peak_rate(large, 16) == pytest.approx(2.4e-2)
 
