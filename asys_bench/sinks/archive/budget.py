@@ -219,7 +219,7 @@ class Budget:
         least = self.limits.min_free_bytes
         if least is None:
             return 0
-        disk = os.statvfs(self._archive)
+        disk = os.statvfs(self._run_dir)
         return least - disk.f_bavail * disk.f_frsize
 
     def _look_around(self) -> None:
