@@ -388,7 +388,11 @@ class ArchiverWorker(BaseSink):
             if self._budget is not None
             else nullcontext()
         ):
-            shard.close()
+            try:
+                shard.close()
+            except FileNotFoundError as error:
+                log.error("%s was removed while it was written: %s", shard.path, str(error))
+                shard.abandon()
 
     def _make_room(self, keep: dict[Layout, list[Piece]]) -> None:
         """Close what is unused longest, and what is too large since there are more series."""

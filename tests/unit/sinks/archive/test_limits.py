@@ -7,6 +7,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -401,3 +402,13 @@ def test_sidecars_of_an_earlier_version_are_read_and_their_shards_go_by_their_pa
     assert seqs == list(range(seqs[0], 20)), "nobody knows how old they are"
     assert gone(rig) == {"budget": seqs[0]}
     worker.close()
+
+
+def test_an_archive_folder_that_somebody_removed_ends_no_worker(rig):
+    worker = rig.start(max_gib=1.0, max_age_s=1e6, min_free_gib=1e-6, **SMALL)
+    write(rig, worker, range(4))
+    shutil.rmtree(rig.run_dir / ARCHIVE_DIR)
+    write(rig, worker, range(4, 12))
+    look(worker)
+    worker.close()
+    assert 11 in [seq for _, seq in kept(rig)]
