@@ -231,13 +231,13 @@ def open_archive(run_dir: Path | str, repeats: Repeats = "all") -> Archive:
 
 def _kind_of(path: Path) -> tuple[str, bool]:
     """The hook of a shard and whether it holds packets; of one that a store has, the hook that its sidecar
-    names, so that it need not be fetched, and False.
+    names, so that it need not be fetched.
 
     Raises:
         ArchiveError: see `open_archive`.
     """
     if is_elsewhere(path) and (sidecar := Sidecar.read(path)) is not None:
-        return sidecar.hook, False
+        return sidecar.hook, sidecar.encoded
     with open_shard(path) as (fd, frames):
         if not frames.schema_end:
             raise ArchiveError(path, 0, frames.damage or "torn before its schema ends")

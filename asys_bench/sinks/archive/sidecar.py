@@ -56,6 +56,7 @@ class Sidecar(BaseModel, extra="forbid", frozen=True):
 
     last_ns: time of its newest packet, as in the column `timestamp`. first_step, last_step: host steps
     of its rows, the least and the largest. None: an earlier version wrote it, or it has no rows.
+    encoded: its rows in the file are packets.
     """
 
     format: str = Field(FORMAT, pattern=_FORMATS)
@@ -72,6 +73,7 @@ class Sidecar(BaseModel, extra="forbid", frozen=True):
     last_ns: int | None = None
     first_step: int | None = None
     last_step: int | None = None
+    encoded: bool = False
 
     @staticmethod
     def path_of(shard: Path) -> Path:
@@ -124,14 +126,15 @@ class Tally:
     last_ns: int | None = None
     first_step: int | None = None
     last_step: int | None = None
+    encoded: bool = False
     _last: tuple[int, int, int] | None = None
 
     def add(self, batch: Any) -> None:
         """Count one record batch; of its columns TALLIED are read."""
         source, shard, seq, step, time_ns = (batch.column(name).to_numpy() for name in TALLIED)
         self.batches += 1
-        of_packets = PACKET_ROWS in batch.schema.names
-        self.rows += int(batch.column(PACKET_ROWS).to_numpy().sum()) if of_packets else len(seq)
+        self.encoded = PACKET_ROWS in batch.schema.names
+        self.rows += int(batch.column(PACKET_ROWS).to_numpy().sum()) if self.encoded else len(seq)
         if not len(seq):
             return
         low, high, newest = int(step.min()), int(step.max()), int(time_ns.view(np.int64).max())
@@ -163,6 +166,7 @@ class Tally:
             last_ns=self.last_ns,
             first_step=self.first_step,
             last_step=self.last_step,
+            encoded=self.encoded,
             **more,
         )
 

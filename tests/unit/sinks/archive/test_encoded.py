@@ -240,7 +240,7 @@ def test_rows_are_counted_from_headers_sidecar_and_metrics_alike(rig, names, sta
     worker.close()
     (path,) = rig.shards()
     sidecar = Sidecar.read(path)
-    assert (sidecar.rows, sidecar.packets, sidecar.batches) == (46, 4, 4)
+    assert (sidecar.rows, sidecar.packets, sidecar.batches, sidecar.encoded) == (46, 4, 4, True)
     assert (sidecar.first_step, sidecar.last_step, sidecar.last_ns) == (0, 30, 1_001_003)
     assert rig.count("archive_rows") == 46
     (report,) = verify_archive(rig.run_dir)
