@@ -137,7 +137,8 @@ def test_all_metrics_are_served_once_the_page_has_them(
 
 
 def test_names_end_in_their_base_unit() -> None:
-    endings = ("_total", "_seconds", "_bytes", "_ratio", "_info", "_packets", "_per_second")
+    endings = ("_total", "_seconds", "_bytes", "_ratio", "_info", "_packets", "_per_second",
+               "_files", "_shards")  # fmt: skip
     free = {  # no unit exists for these
         "asys_run_state", "asys_worker_state", "asys_host_figure", "asys_sae_loss",
         "asys_sae_l0_features", "asys_sae_watch_l0_features", "asys_sae_row_age_versions",
