@@ -82,6 +82,14 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         archive = open_archive(run_dir, plan.repeats)
     except ArchiveError as error:
         return _fail(console, str(error), EXIT_USAGE)
+    stored = archive.deleted_by_reason().get("stored")
+    if stored is not None:
+        console.print(
+            f"{stored.rows:,} rows of {stored.shards:,} shards are in the run's store alone "
+            "(storage.delete_local_after_s); --archive with its URI has them all",
+            style="yellow",
+            soft_wrap=True,
+        )
     try:
         jobs = plan.jobs(archive.hooks)
     except ValueError as error:

@@ -276,3 +276,17 @@ def test_what_would_write_to_a_copy_is_refused(small, tmp_path, capsys):
         assert asys_run.main(command) == 2, command
     said = "".join(capsys.readouterr()).replace("\n", " ")
     assert said.count("is only read") == 4
+
+
+def test_what_only_the_store_has_is_said_and_the_copy_has_it(archived, tmp_path, capsys):
+    whole = open_archive(archived)
+    rows = archived_rows(whole, "encoder")
+    store = ObjectStore(parse_uri(f"file://{tmp_path}/copy"))
+    sender = Uploader(archived, store, delete_after_s=0.0)
+    assert sender.send(final=True)
+    sender.send(final=True)
+    assert archived_rows(open_archive(local_folder(str(store.location))), "encoder") == rows
+    assert open_archive(archived).deleted("encoder").rows == rows
+    assert asys_run.main(["train", "--archive", str(archived)]) == 2
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"{2 * rows:,} rows of 2 shards are in the run's store alone" in said
