@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch import distributed
 
+from asys_bench.rundir.archive_columns import COLUMNS, Columns, check_columns, column_array
 from asys_bench.rundir.live_run import ReadingError
+from asys_bench.rundir.row_dataset import RowDataset
+from asys_bench.rundir.row_index import index_rows
 from asys_bench.sinks.archive import Archive, Deleted, Repeats, open_archive
-from asys_bench.sinks.archive.layout import METADATA_COLUMNS, ShardName
+from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.system.files.below import is_elsewhere, is_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-COLUMNS = ("values", *(name for name, _ in METADATA_COLUMNS))
-TEXT_NOT_RECORDED = 255
-"""The column `text` of archives that were written without it."""
-Columns = dict[str, npt.NDArray[Any]]
 
 
 class ArchiveView:
@@ -61,9 +58,9 @@ class ArchiveView:
         Raises:
             KeyError: no such hook; ReadingError: no such column; ArchiveError: a damaged shard.
         """
-        _check(columns)
+        check_columns(columns)
         for batch in self._archive.batches(hook):
-            yield {name: _array(batch, name) for name in columns}
+            yield {name: column_array(batch, name) for name in columns}
 
     def numpy(
         self, hook: str, columns: Sequence[str] = COLUMNS, limit: int | None = None
@@ -109,13 +106,72 @@ class ArchiveView:
             places_NK[mine] = np.stack(np.unravel_index(columns["row"][mine], grid), axis=1)
         return places_NK
 
+    def shards(self, hook: str) -> list[str]:
+        """Names of the hook's shards, by worker and in the order each wrote them. Raises KeyError."""
+        return [self._archive.name_of(path) for path in self._archive.shards(hook)]
+
     def torch(
-        self, hook: str, columns: Sequence[str] = ("values",), batch_rows: int | None = None
+        self,
+        hook: str | Sequence[str],
+        columns: Sequence[str] = ("values",),
+        batch_rows: int | None = None,
+        *,
+        shuffle_window: int = 0,
+        shards: Sequence[str] | None = None,
+        epoch: int = 0,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        drop_last: bool = False,
     ) -> RowDataset:
-        """A dataset for `torch.utils.data.DataLoader`; see `RowDataset`. Raises as `batches`."""
-        _check(columns)
-        self._archive.shards(hook)
-        return RowDataset(self, hook, tuple(columns), batch_rows)
+        """A dataset of rows for `torch.utils.data.DataLoader`, each row once per epoch.
+
+        hook: one, or several: rows of one call and place, `tokens` among them. Items are then dicts of each
+            hook's values under its name; rows that one of the hooks does not have are left out
+            (`RowDataset.left_out`). To join them, or where a worker was restarted, the shards are read once.
+        columns: of the (first) hook. One gives tensors, more give dicts of them. Unsigned columns and
+            timestamps (ns) come as int64; `hook`, `encoding` and `grid` as lists of str.
+        batch_rows: None gives single rows ([D] for `values`), a number gives batches of that many ([n, D]),
+            which is a hundred times faster: pass `batch_size=None` to the `DataLoader` then.
+        shuffle_window: rows that are in memory and in random order at a time; they are drawn from chunks of
+            the whole archive. 0: the order written. The order is a function of seed and epoch
+            (`RowDataset.set_epoch`).
+        shards: names of the (first) hook's shards to read (`shards`); None: all of them.
+        rank, world_size: of the readers that share the rows; None: torch.distributed's. Ranks differ by at
+            most one row. Of a run that goes on, ranks must be given the same closed `shards`.
+        drop_last: every rank gives equally many batches of exactly `batch_rows`; the rows at the end of the
+            epoch's order are left out, other ones in each epoch.
+
+        Workers of the `DataLoader` share the rows of their rank. A shard that `max_gib` deletes before its
+        turn is left out and counted (`RowDataset.gone_rows`). `RowDataset.state_dict` resumes.
+
+        Raises:
+            KeyError: no such hook; ReadingError: no such column or shard, or no rows belong together;
+            ArchiveError: a damaged shard.
+        """
+        hooks = (hook,) if isinstance(hook, str) else tuple(hook)
+        check_columns(columns)
+        if not hooks or (len(hooks) > 1 and set(hooks) & set(columns)):
+            raise ReadingError(f"hooks {list(hooks)} cannot stand beside columns {list(columns)}")
+        if (rank is None) != (world_size is None):
+            raise ValueError("rank and world_size go together")
+        if rank is None or world_size is None:
+            ranks = distributed.is_available() and distributed.is_initialized()
+            rank, world_size = (
+                (distributed.get_rank(), distributed.get_world_size()) if ranks else (0, 1)
+            )
+        return RowDataset(
+            self._archive,
+            index_rows(self._archive, hooks, shards),
+            columns,
+            batch_rows,
+            shuffle_window=shuffle_window,
+            epoch=epoch,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+        )
 
     def datasets(self, hook: str) -> Dataset:
         """A Hugging Face dataset with every column; memory-mapped where each row is there once and is
@@ -141,72 +197,6 @@ class ArchiveView:
                 return concatenate_datasets(parts)
         table = Table.from_batches(list(self._archive.batches(hook)))
         return Dataset(InMemoryTable(table))
-
-
-class RowDataset(IterableDataset[Any]):
-    """Rows of one hook: tensors, or dicts of them when there is more than one column.
-
-    batch_rows: None gives single rows ([D] for `values`), a number gives batches of up to that many
-    ([n, D]), which is a hundred times faster: pass `batch_size=None` to the `DataLoader` then.
-    Unsigned columns and timestamps (ns) come as int64; `hook` and `encoding` as text.
-    Workers of a `DataLoader` share the record batches.
-    """
-
-    def __init__(
-        self, view: ArchiveView, hook: str, columns: tuple[str, ...], batch_rows: int | None
-    ) -> None:
-        if batch_rows is not None and batch_rows < 1:
-            raise ValueError(f"batch_rows {batch_rows} must be at least 1, or None for single rows")
-        self._view, self._hook = view, hook
-        self._columns, self._batch_rows = columns, batch_rows
-
-    def __iter__(self) -> Iterator[Any]:
-        worker = get_worker_info()
-        index, count = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        for number, batch in enumerate(self._view.batches(self._hook, self._columns)):
-            if number % count == index:
-                yield from self._items(batch)
-
-    def _items(self, batch: Columns) -> Iterator[Any]:
-        tensors = {name: _tensor(array) for name, array in batch.items()}
-        rows = len(next(iter(batch.values())))
-        step = self._batch_rows or 1
-        for start in range(0, rows, step):
-            item: dict[str, Any] = {}
-            for name, column in tensors.items():
-                part = column[start : start + step]
-                item[name] = part if self._batch_rows else part[0]
-            yield item if len(item) > 1 else next(iter(item.values()))
-
-
-def _check(columns: Sequence[str]) -> None:
-    unknown = [name for name in columns if name not in COLUMNS]
-    if unknown or not columns:
-        raise ReadingError(f"no columns {unknown} in an archive; it has {', '.join(COLUMNS)}")
-
-
-def _array(batch: Any, name: str) -> npt.NDArray[Any]:
-    if name == "grid" and name not in batch.schema.names:  # asys.archive/1
-        return np.full(batch.num_rows, "", dtype=np.str_)
-    if name == "text" and name not in batch.schema.names:
-        return np.full(batch.num_rows, TEXT_NOT_RECORDED, dtype=np.uint8)
-    if name == "attempt" and name not in batch.schema.names:
-        return np.zeros(batch.num_rows, dtype=np.uint16)
-    column = batch.column(name)
-    if name != "values":
-        array: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
-        return array.astype(np.str_) if array.dtype == object else array
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat).reshape(batch.num_rows, column.type.list_size)
-
-
-def _tensor(array: npt.NDArray[Any]) -> torch.Tensor | list[str]:
-    if array.dtype.kind == "U":
-        return [str(text) for text in array]
-    if array.dtype.kind in "uM" and array.dtype != np.uint8:
-        array = array.astype("datetime64[ns]" if array.dtype.kind == "M" else np.int64)
-        array = array.view(np.int64)
-    return torch.from_numpy(np.array(array))  # a copy: Arrow's memory is read-only
 
 
 def _written_once(shards: Sequence[Path]) -> bool:

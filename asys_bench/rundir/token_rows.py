@@ -19,7 +19,8 @@ import numpy.typing as npt
 from asys_bench.contracts.names import TOKENS
 from asys_bench.contracts.packet import NO_TEXT
 from asys_bench.contracts.run_files import VOCABULARY_FILE
-from asys_bench.rundir.archive_view import TEXT_NOT_RECORDED, ArchiveView
+from asys_bench.rundir.archive_columns import TEXT_NOT_RECORDED
+from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.system.files.below import read_json
 

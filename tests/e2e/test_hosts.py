@@ -196,6 +196,12 @@ def test_text_becomes_rows_with_tokens_and_no_padding(tiny, tmp_path, task, hook
     ids = np.concatenate([part.token_id_N for part in parts])
     assert len(ids) == archived > 500, "every row has its token"
     assert 0 not in ids.tolist(), "padding"
+    joined = run.archive.torch([hook, "tokens"], batch_rows=100)
+    batches = list(joined)
+    assert joined.left_out == 0
+    assert np.array_equal(np.concatenate([batch["tokens"][:, 0] for batch in batches]), ids)
+    values_ND = np.concatenate([part.values_ND for part in parts])
+    assert np.array_equal(np.concatenate([batch[hook] for batch in batches]), values_ND)
     positions = np.concatenate([part.position_N for part in parts])
     assert positions.min() == 0
     assert positions.max() == (9 if task == "generate" else 15)

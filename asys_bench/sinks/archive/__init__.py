@@ -10,6 +10,7 @@ from asys_bench.sinks.archive.deletions import Deleted
 from asys_bench.sinks.archive.reader import (
     Archive,
     Repeats,
+    SeenRows,
     ShardReport,
     attempt_of,
     open_archive,
@@ -17,6 +18,7 @@ from asys_bench.sinks.archive.reader import (
     repair_shard,
     shard_rows,
 )
+from asys_bench.sinks.archive.row_access import ShardRows
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.verify import verify_archive
 
@@ -25,8 +27,10 @@ __all__ = [
     "ArchiveError",
     "Deleted",
     "Repeats",
+    "SeenRows",
     "ShardGoneError",
     "ShardReport",
+    "ShardRows",
     "attempt_of",
     "open_archive",
     "read_shard",

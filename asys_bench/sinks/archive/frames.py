@@ -166,6 +166,16 @@ def unpacked_bytes(frame: bytes) -> int:
     return total
 
 
+def buffers_of(metadata: bytes) -> tuple[list[tuple[int, int]], bool]:
+    """((offset in the body, bytes) of every buffer of a record batch, whether they are compressed).
+
+    Raises:
+        ValueError, struct.error: the bytes are not the header of such a message.
+    """
+    batch = _Table(metadata, _unsigned(metadata, 0)).table(2)
+    return [(offset, size) for offset, size in batch.structs(2, "<qq")], batch.has(3)
+
+
 class _Table:
     """A flatbuffer table: bounds-checked access to its fields by position in the vtable."""
 

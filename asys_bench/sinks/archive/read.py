@@ -113,9 +113,16 @@ def open_shard(path: Path, flags: int = os.O_RDONLY) -> Iterator[tuple[int, Fram
     Raises:
         ShardGoneError: there is no such file; ArchiveError: it cannot be opened.
     """
+    with open_descriptor(path, flags) as fd:
+        yield fd, walk(fd)
+
+
+@contextmanager
+def open_descriptor(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """The file's descriptor, for frames that a walk has found before. Raises as `open_shard`."""
     fd = _open(path, flags)
     try:
-        yield fd, walk(fd)
+        yield fd
     finally:
         os.close(fd)
 
@@ -244,12 +251,9 @@ def _pread(fd: int, frame: Frame) -> bytes:
 
 
 def _batches(path: Path, schema: Any, frames: list[Frame]) -> Iterator[Any]:
-    fd = _open(path)
-    try:
+    with open_descriptor(path) as fd:
         for frame in frames:
             yield from read_rows(fd, path, schema, frame)
-    finally:
-        os.close(fd)
 
 
 def _line(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -167,6 +168,21 @@ class Archive:
             why = f"all {gone} rows of hook {hook!r} were deleted" if gone else f"no hook {hook!r}"
             raise KeyError(f"{why}; the archive has {self.hooks}") from None
 
+    def name_of(self, path: Path) -> str:
+        """A shard's name below the archive's folder, `<hook's folder>/<shard>`."""
+        return path.relative_to(self.run_dir / ARCHIVE_DIR).as_posix()
+
+    def path_of(self, name: str) -> Path:
+        """The shard with this name, whether it is still there or not.
+
+        Raises:
+            ValueError: it is not the name of a shard.
+        """
+        folder, _, file = name.partition("/")
+        if folder in ("", ".", "..") or "/" in file or ShardName.parse(file) is None:
+            raise ValueError(f"{name!r} is not the name of a shard")
+        return self.run_dir / ARCHIVE_DIR / folder / file
+
     def batches(self, hook: str) -> Iterator[Any]:
         """Record batches of `hook`, each row once by (run, attempt, source, shard, hook, seq, row).
 
@@ -178,13 +194,34 @@ class Archive:
         """
         seen = SeenRows()
         for path in self.shards(hook):
-            for whole in self._batches_of(path):
-                batch = self.kept(whole)
-                fresh = seen.fresh(batch)
-                if len(batch) and fresh.all():
+            for batch in self._batches_of(path):
+                wanted_N = self.wanted(batch, seen)
+                if len(batch) and wanted_N.all():
                     yield batch
-                elif fresh.any():
-                    yield batch.filter(pa.array(fresh))
+                elif wanted_N.any():
+                    yield batch.filter(pa.array(wanted_N))
+
+    def wanted(self, batch: Any, seen: SeenRows) -> npt.NDArray[np.bool_]:
+        """Which rows of a record batch are rows of the archive: those that `seen` has not seen and no later
+        attempt made again, where such are left out."""
+        fresh_N: npt.NDArray[np.bool_] = seen.fresh(batch)
+        step = self._superseded.get(attempt_of(batch))
+        return fresh_N if step is None else fresh_N & (batch.column("host_step").to_numpy() < step)
+
+    def each_once(self, hook: str) -> bool:
+        """Whether names of shards alone say that every row of `hook` is there once and wanted: each attempt
+        had one worker, which was never started again.
+
+        Raises:
+            KeyError: as `shards`.
+        """
+        writers: dict[int, set[tuple[str, int]]] = {}
+        for path in self.shards(hook):
+            name = ShardName.parse(path.name)
+            if name is None or name.attempt in self._superseded:
+                return False
+            writers.setdefault(name.attempt, set()).add((name.worker, name.incarnation))
+        return all(len(each) == 1 for each in writers.values())
 
     def kept(self, batch: Any) -> Any:
         """The rows of a record batch that no later attempt made again, where those are left out."""
