@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,20 @@ from safetensors.torch import load_file
 
 import asys_bench
 from asys_bench.config import load_config
+from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import attempts_in
 from asys_bench.run.experiment import ExperimentPipeline
 from asys_bench.rundir.open_run import open_run
 
 pytestmark = pytest.mark.timeout(300)
-POLICY = "mlp_extractor.policy_net"
 SMALL = """
 extends: profile_consumer.yaml
-run: {resume: auto, id: job, drain_timeout_s: 30, dir: %s}
-host:
-  kind: ppo
-  options: {ppo: {total_timesteps: 1024, n_envs: 4, n_steps: 32, batch_size: 64, n_epochs: 2}}
+run: {resume: auto, id: job, drain_timeout_s: 30, dir: %(folder)s}
+host: %(host)s
 bus: {backend: cpp_spmc, on_full: block, block_timeout_s: 20}
-hooks: [{match: "mlp_extractor.policy_net", sampling: {max_rate: 1, min_rate: 1}}]
+hooks: [{match: %(hook)s, sampling: {max_rate: 1, min_rate: 1}}]
 sinks:
-  archive: {enabled: %s}
+  archive: {enabled: false}
   trainer:
     workers: 1
     options:
@@ -52,15 +52,51 @@ def accounts(run_dir: Path) -> list[dict[str, Any]]:
     return found
 
 
-def drained_life(folder: Path, stop_at: int | None = None, archive: bool = False) -> Path:
+@dataclass(frozen=True)
+class Case:
+    """A host that is stopped at two of its steps. first_steps: of the three attempts. packets: of all."""
+
+    hook: str
+    host: dict[str, Any]
+    stops: tuple[int, int]
+    first_steps: list[int]
+    packets: int
+
+
+def ppo_case(_: Path) -> Case:
+    """Whole between two rollouts of 128 steps."""
+    options = {
+        "total_timesteps": 1024, "n_envs": 4, "n_steps": 32, "batch_size": 64, "n_epochs": 2,
+    }  # fmt: skip
+    host = {"kind": "ppo", "options": {"ppo": options}}
+    return Case("mlp_extractor.policy_net", host, (300, 700), [0, 384, 768], 8 * (32 + 4))
+
+
+def language_case(folder: Path) -> Case:
+    """A language model that trains, with dropout, on 64 tokens a step."""
+    tiny = runpy.run_path(str(Path(__file__).parents[1] / "unit" / "rundir" / "tiny_lm.py"))
+    tiny["write_model"](folder)
+    options = tiny["options"](
+        folder, task="train", total_tokens=40 * 64, learning_rate=1e-3, shuffle=True
+    )
+    host = {"kind": "transformers", "options": {"transformers": options}}
+    return Case(
+        tiny["LAYER"], host, (13, 27), [0, 13, 27], 2 * 40
+    )  # of the layer and of the tokens
+
+
+def drained_life(folder: Path, case: Case, stop_at: int | None = None) -> Path:
     """One attempt whose host waits after each packet until the workers have had it."""
     path = folder / "small.yaml"
-    path.write_text(SMALL % (folder, str(archive).lower()))
+    values = {"folder": folder, "host": json.dumps(case.host), "hook": json.dumps(case.hook)}
+    path.write_text(SMALL % values)
     pipeline = ExperimentPipeline(load_config(path, env={}).config)
 
     def wait(*_: Any) -> None:
         account = pipeline.life.account
-        while account is None or any(g.delivered < account.produced for g in account.groups):
+        while account is None or any(
+            g.delivered + g.missed < account.produced for g in account.groups
+        ):
             time.sleep(0.0005)
             account = pipeline.life.account
         if stop_at is not None and pipeline.session.clock.host_step >= stop_at:
@@ -68,8 +104,8 @@ def drained_life(folder: Path, stop_at: int | None = None, archive: bool = False
 
     try:
         pipeline.setup()
-        model = pipeline._host._model.policy  # type: ignore[union-attr]
-        model.get_submodule(POLICY).register_forward_hook(wait)
+        model = pipeline._host._model  # type: ignore[union-attr]
+        getattr(model, "policy", model).get_submodule(case.hook).register_forward_hook(wait)
         pipeline.run()
         outcome = pipeline.shutdown(preempted=True)
         assert outcome.orderly
@@ -79,27 +115,32 @@ def drained_life(folder: Path, stop_at: int | None = None, archive: bool = False
 
 
 @pytest.mark.rest
-def test_a_run_that_was_stopped_and_goes_on_ends_bit_equal_to_one_that_was_not(tmp_path):
+@pytest.mark.parametrize("make_case", [ppo_case, language_case])
+def test_a_run_that_was_stopped_and_goes_on_ends_bit_equal_to_one_that_was_not(tmp_path, make_case):
+    case = make_case(tmp_path)
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
-    whole = drained_life(tmp_path / "whole")
-    cut = drained_life(tmp_path / "cut", stop_at=300)
-    between = load_file(cut / "sae" / POLICY / "latest" / "trainer_state.safetensors")
-    assert drained_life(tmp_path / "cut", stop_at=700) == cut
-    assert drained_life(tmp_path / "cut") == cut
+    whole = drained_life(tmp_path / "whole", case)
+    cut = drained_life(tmp_path / "cut", case, case.stops[0])
+    sae = f"sae/{file_slug(case.hook)}/latest"
+    between = load_file(cut / sae / "trainer_state.safetensors")
+    assert drained_life(tmp_path / "cut", case, case.stops[1]) == cut
+    assert drained_life(tmp_path / "cut", case) == cut
     entries = attempts_in(cut)
     assert [one["end"] for one in entries] == ["preempted", "preempted", "finished"]
-    assert [one["first_step"] for one in entries] == [0, 384, 768]
+    assert [one["first_step"] for one in entries] == case.first_steps
     assert [one["repeated_steps"] for one in entries] == [0, 0, 0]
     packets = [account["produced"] for account in accounts(cut)]
-    assert sum(packets) == accounts(whole)[0]["produced"] == 8 * (32 + 4)
-    for file in ("host-state/latest/host.safetensors", f"sae/{POLICY}/latest/trainer_state.safetensors",
-                 f"sae/{POLICY}/latest/sae_weights.safetensors"):  # fmt: skip
+    assert sum(packets) == accounts(whole)[0]["produced"] == case.packets
+    for file in ("host-state/latest/host.safetensors", f"{sae}/trainer_state.safetensors",
+                 f"{sae}/sae_weights.safetensors"):  # fmt: skip
         ours, theirs = load_file(cut / file), load_file(whole / file)
         assert ours.keys() == theirs.keys()
         assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+        if file.startswith("host-state"):
+            assert any(name.startswith("model.") for name in ours)
     numbers = [
-        json.loads((run / "sae" / POLICY / "latest" / "trainer_state.json").read_text())["numbers"]
+        json.loads((run / sae / "trainer_state.json").read_text())["numbers"]
         for run in (cut, whole)
     ]
     assert numbers[0] == numbers[1]
