@@ -1,7 +1,7 @@
 """Archive writers killed by SIGKILL at random moments: creating, writing, rotating, repairing.
 
-`python kill_storm.py CONFTEST FOLDER KILLS SEED` prints what was found as JSON. Two members of one group
-take turns at random, so that what a dead one had not acknowledged is archived again by the other. After
+`python kill_storm.py CONFTEST FOLDER KILLS SEED VALUES` prints what was found as JSON. Two members of one
+group take turns at random, so that what a dead one had not acknowledged is archived again by the other. After
 every kill each open shard is read as it lies there; after `PER_RUN` kills the run is ended and checked as
 a whole.
 """
@@ -38,7 +38,9 @@ Rig: Any = runpy.run_path(sys.argv[1])["Rig"]
 def write(run_dir: Path, name: str, incarnation: int, seq: int, out: int) -> None:
     """Consume lease after lease from packet `seq` on, and say how far it is acknowledged."""
     rig = Rig(run_dir)
-    worker = rig.start(incarnation, name, shard_rotate_mib=SHARD_MIB, fsync="never")
+    worker = rig.start(
+        incarnation, name, shard_rotate_mib=SHARD_MIB, fsync="never", values=sys.argv[5]
+    )
     os.write(out, b"-1\n")
     ones_ND = torch.ones(ROWS, WIDTH)
     while True:
