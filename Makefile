@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run test quick test-rest test-all test-interop lint types check model sanitize soak fuzz gpu bench-micro audit sbom docs clean
+.PHONY: help announce-run run test quick test-rest test-all test-interop test-triton lint types check model sanitize soak fuzz gpu bench-micro audit sbom docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -55,6 +55,14 @@ $(VENV)/.interop: $(VENV)/.test
 
 test-interop: $(VENV)/.interop ## our SAEs and archives in the real SAELens, sparsify, dictionary_learning and datasets
 	$(BIN)/pytest -m interop tests/interop $(ARGS)
+
+# 286 MB to fetch and a gigabyte unpacked, so only who asks gets it; beside a CUDA build of torch it is there.
+$(VENV)/.triton: $(VENV)/.test
+	@$(BIN)/python -c 'import triton' 2>/dev/null || $(BIN)/pip install --quiet --no-deps "$$(grep '^triton==' constraints.txt)"
+	@touch $@
+
+test-triton: $(VENV)/.triton ## the Triton kernels in Triton's interpreter, and compiled for GPUs that are not here; 3 minutes
+	$(BIN)/pytest -m "not rest" tests/unit/capture/gpu/test_triton_kernels.py tests/unit/capture/gpu/test_triton_compile.py tests/unit/sae/test_triton_kernels.py $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

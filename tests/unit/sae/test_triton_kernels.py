@@ -17,7 +17,7 @@ from asys_bench.sae.kernels import native
 pytestmark = [
     pytest.mark.skipif(
         find_spec("triton") is None,
-        reason="Triton is not installed: pip install -c constraints.txt -e '.[gpu]'",
+        reason="Triton is not installed: make test-triton",
     ),
     pytest.mark.skipif(native.kernels() is None, reason="built without a compiler"),
 ]

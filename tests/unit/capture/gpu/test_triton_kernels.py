@@ -16,7 +16,7 @@ from .triton_check import ENCODINGS
 pytestmark = [
     pytest.mark.skipif(
         find_spec("triton") is None,
-        reason="Triton is not installed: pip install -c constraints.txt -e '.[gpu]'",
+        reason="Triton is not installed: make test-triton",
     ),
     pytest.mark.timeout(600),
 ]
