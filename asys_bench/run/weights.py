@@ -7,9 +7,7 @@ host for as long as the disk takes, changes nothing in it, and never raises in i
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ from typing import Any
 from asys_bench.config import MasterConfig
 from asys_bench.contracts.host import BaseHost, HostClock
 from asys_bench.contracts.run_files import HOST_DIR, WEIGHTS_FILE, WEIGHTS_SCHEMA
-from asys_bench.system.files.atomic import FOLDER_MODE, make_private_folder, replace_file
-from asys_bench.system.files.below import remove, scan_if_there
+from asys_bench.sae.checkpoint.checkpoint_files import write_json
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 
 log = logging.getLogger(__name__)
 
@@ -38,49 +36,43 @@ def live_interval_s(config: MasterConfig) -> float | None:
     return None if wanted is None else max(LEAST_S, wanted)
 
 
+def _store(run_dir: Path) -> CheckpointStore:
+    return CheckpointStore(run_dir / HOST_DIR, KEPT, sync=False, below=run_dir)
+
+
 class KeptWeights:
     """Keeps what `host` says its weights are, under the run's folder."""
 
     def __init__(self, host: BaseHost, run_dir: Path) -> None:
-        self._host, self._folder = host, run_dir / HOST_DIR
+        self._host, self._store = host, _store(run_dir)
         self.failed = False
 
     def keep(self, host_step: int, weights_version: int) -> None:
         """Write them; a failure is said once, and ends the keeping."""
         if self.failed:
             return
-        target = self._folder / f"weights_{host_step:09d}"
-        partial = self._folder / f".{target.name}.tmp"
-        try:
-            make_private_folder(self._folder)
-            if target.exists():
-                return
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(FOLDER_MODE)
-            self._host.save_weights(partial)
+
+        def fill(folder: Path) -> None:
+            self._host.save_weights(folder)
             about = {
                 "schema": WEIGHTS_SCHEMA,
                 "host_step": host_step,
                 "weights_version": weights_version,
                 "unix_ns": time.time_ns(),
             }
-            data = (json.dumps(about, indent=2) + "\n").encode()
-            replace_file(partial / WEIGHTS_FILE, data, sync=False)
-            partial.rename(target)
-            for old in sorted(self._folder.glob("weights_*"))[:-KEPT]:
-                shutil.rmtree(old, ignore_errors=True)
+            write_json(folder / WEIGHTS_FILE, about)
+
+        try:
+            if not self._store.holds(host_step):
+                self._store.write(host_step, fill)
         except Exception as error:  # noqa: BLE001 - nothing of ours raises in the host
             self.failed = True
-            shutil.rmtree(partial, ignore_errors=True)
             log.error("the host's weights are not kept any more: %s", error)
 
 
 def forget_after(run_dir: Path, host_step: int) -> None:
     """Remove weights of steps after `host_step`, from which the host goes on: it makes them again."""
-    for folder, _ in scan_if_there(run_dir / HOST_DIR, below=run_dir):
-        number = folder.name.removeprefix("weights_")
-        if number.isdigit() and int(number) > host_step:
-            remove(folder, below=run_dir)
+    _store(run_dir).remove_after(host_step)
 
 
 class KeepingClock:

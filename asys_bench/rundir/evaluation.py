@@ -6,7 +6,6 @@ asked and not touched. Weights of a host that trains are those that it kept in `
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -38,7 +37,6 @@ TOKENS, EPISODES = 8192, 20
 """Evaluated by default."""
 ATTEMPTS = 3
 """A host that still trains deletes the weights that are being loaded when it has kept newer ones."""
-_WEIGHTS = re.compile(r"weights_(\d{9,})")
 
 
 class EvaluationError(ValueError):
@@ -157,16 +155,14 @@ def _select(stream: Mapping[str, Any]) -> int | str | None:
 
 def kept_weights(run_dir: Path) -> Weights | None:
     """The newest weights that the run's host kept."""
-    folders = [
-        path for path, _ in scan_if_there(run_dir / HOST_DIR, below=run_dir)
-        if _WEIGHTS.fullmatch(path.name) and is_file(path / WEIGHTS_FILE, below=run_dir)
-    ]  # fmt: skip
-    if not folders:
-        return None
-    newest = max(folders, key=lambda path: path.name)
-    with suppress(OSError):  # of a copy; the host's plugin says what is missing
-        bring(newest)
-    return Weights(newest, read_json(newest / WEIGHTS_FILE, below=run_dir))
+    from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
+
+    for folder in CheckpointStore(run_dir / HOST_DIR, below=run_dir).checkpoints():
+        if is_file(folder / WEIGHTS_FILE, below=run_dir):
+            with suppress(OSError):  # of a copy; the host's plugin says what is missing
+                bring(folder)
+            return Weights(folder, read_json(folder / WEIGHTS_FILE, below=run_dir))
+    return None
 
 
 def run_model(run_dir: Path, options: Mapping[str, Any]) -> tuple[Evaluated, Weights]:

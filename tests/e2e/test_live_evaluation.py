@@ -139,7 +139,7 @@ def test_a_training_with_live_evaluations_is_the_same_to_the_last_bit(tmp_path):
     page = (run.path / "report.html").read_text()
     assert "What they do to the model" in page
     assert "KL with the SAE in the model over time" in page
-    assert list((run.path / "host").glob("weights_*/model.safetensors"))
+    assert list((run.path / "host").glob("step_*/model.safetensors"))
     verified = subprocess.run(
         [sys.executable, "-m", "asys_bench.cli.run", "verify", str(run.path)],
         capture_output=True, text=True, timeout=PATIENCE_S, cwd=tmp_path, check=False,

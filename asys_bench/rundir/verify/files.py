@@ -172,24 +172,6 @@ def check_events(
     return Finding(name, "events", State.OK, "", records)
 
 
-def check_weights(path: Path, name: str, run_dir: Path) -> Finding:
-    """A safetensors file of a host's weights: its size is what its header says."""
-    try:
-        with os.fdopen(open_file(path, below=run_dir), "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            (length,) = struct.unpack("<Q", file.read(8))
-            if length > min(size, MAX_HEADER_BYTES):
-                raise ValueError(f"a header of {length} bytes in a file of {size}")
-            tensors = parse_json(file.read(length))
-            ends = [one["data_offsets"][1] for key, one in tensors.items() if key != "__metadata__"]
-            whole = 8 + length + max(ends, default=0)
-        if whole != size:
-            raise ValueError(f"{size} bytes, and its header says {whole}")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
-        return Finding(name, "weights", State.DAMAGED, str(error))
-    return Finding(name, "weights", State.OK)
-
-
 def _damaged(name: str, records: int, lost: int) -> Finding:
     detail = f"record {records + 1} does not match its checksum"
     return Finding(name, "events", State.DAMAGED, detail, records, 0, None, lost)

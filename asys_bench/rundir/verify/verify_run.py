@@ -29,12 +29,16 @@ from asys_bench.rundir.verify.files import (
     check_document,
     check_events,
     check_lines,
-    check_weights,
 )
 from asys_bench.rundir.verify.finding import Finding, State, Verification
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
-from asys_bench.sae.checkpoint.checkpoint_store import LATEST, CheckpointStore, check_seal
-from asys_bench.system.files.below import EntryKind, remove, scan, walk
+from asys_bench.sae.checkpoint.checkpoint_store import (
+    LATEST,
+    TEMPORARY,
+    CheckpointStore,
+    check_seal,
+)
+from asys_bench.system.files.below import EntryKind, remove, scan, scan_if_there, walk
 
 KEPT = "what an earlier repair cut off; kept until you delete it"
 TEXTS = (LOGS_DIR, READERS_DIR)
@@ -99,8 +103,8 @@ class _RunCheck:
                 self.path, SAE_DIR, live=self.live, repair=self._repair
             ).findings()
             return
-        if folder.name == STATE_DIR:
-            yield from self._host_states(folder)
+        if folder.name in (STATE_DIR, HOST_DIR):
+            yield from self._of_the_host(folder)
             return
         if self._holds_stores(folder):
             # Of `asys-run train`, which may be at work though the run has ended: only read.
@@ -112,19 +116,15 @@ class _RunCheck:
                 yield Finding(name, "other", State.FOREIGN, f"a {kind}; left alone")
             elif folder.name in TEXTS:
                 continue
-            elif folder.name == HOST_DIR and path.parent.name.endswith(".tmp"):
-                yield self._unfinished(path)
             elif folder.name == TENSORBOARD_DIR and ".tfevents." in path.name:
                 yield self._events(path, name)
             elif path.suffix == ".json":
                 yield check_document(path, name, self.path)
-            elif folder.name == HOST_DIR and path.suffix == ".safetensors":
-                yield check_weights(path, name, self.path)
             else:
                 yield Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
 
-    def _host_states(self, folder: Path) -> Iterator[Finding]:
-        """Checkpoints of the host by their checksums; what else is there is the host's own."""
+    def _of_the_host(self, folder: Path) -> Iterator[Finding]:
+        """Its checkpoints and its weights, by their checksums; what else is there is the host's own."""
         for path in CheckpointStore(folder, below=self.path).checkpoints():
             name = path.relative_to(self.path).as_posix()
             try:
@@ -133,6 +133,9 @@ class _RunCheck:
                 yield Finding(name, "checkpoint", State.DAMAGED, str(error))
                 continue
             yield Finding(name, "checkpoint", State.OK, "" if whole else "has no manifest")
+        for path, _ in scan_if_there(folder, below=self.path):
+            if path.name.startswith(TEMPORARY):
+                yield self._unfinished(path)
 
     def _holds_stores(self, folder: Path) -> bool:
         inner = (path for path, kind in scan(folder, below=self.path) if kind is EntryKind.FOLDER)

@@ -126,7 +126,7 @@ def check_seal(folder: Path) -> bool:
 
 
 LATEST = "latest"
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 _NAME = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
 
 
@@ -167,9 +167,9 @@ class CheckpointStore:
     def _write(self, step: int, fill: Callable[[Path], None]) -> Path:
         make_folders(self.folder, below=self._below)
         for entry in scan(self.folder, below=self._below):
-            if entry.path.name.startswith(_TEMPORARY):
+            if entry.path.name.startswith(TEMPORARY):
                 remove(entry.path, below=self._below)
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=self.folder))
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=self.folder))
         try:
             temporary.chmod(FOLDER_MODE)
             fill(temporary)
@@ -190,7 +190,7 @@ class CheckpointStore:
 
     def _remove(self, old: Path) -> None:
         """Under another name first: a writer that is killed meanwhile leaves no half of a checkpoint."""
-        going = old.with_name(f"{_TEMPORARY}{old.name}")
+        going = old.with_name(f"{TEMPORARY}{old.name}")
         with suppress(OSError):
             old.rename(going)
             shutil.rmtree(going, ignore_errors=True)
@@ -215,6 +215,19 @@ class CheckpointStore:
             return False
         number = number_of(checkpoint)
         return number is not None and number % self._keep_every == 0
+
+    def holds(self, step: int) -> bool:
+        """Whether there is a complete one of this step."""
+        return any(found == step for found, _, _ in self._ranked())
+
+    def remove_after(self, step: int) -> None:
+        """Remove those of later steps: they are made again. Raises OSError."""
+        for found, _, path in self._ranked():
+            if found > step:
+                self._remove(path)
+        left = self.checkpoints()
+        if left:
+            self.point_latest_at(left[0])
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint, or None."""
@@ -252,6 +265,10 @@ class CheckpointStore:
             return []
 
     def _scan(self) -> list[Path]:
+        return [path for _, _, path in self._ranked()]
+
+    def _ranked(self) -> list[tuple[int, int, Path]]:
+        """(step, how often it was written again, folder), newest first."""
         entries = scan_if_there(self.folder, below=self._below)
         matches = ((_NAME.fullmatch(entry.path.name), entry) for entry in entries)
         ranked = [
@@ -259,7 +276,7 @@ class CheckpointStore:
             for match, entry in matches
             if match is not None and entry.kind is EntryKind.FOLDER
         ]
-        return [path for _, _, path in sorted(ranked, reverse=True)]
+        return sorted(ranked, reverse=True)
 
     def _free_name(self, step: int) -> Path:
         target, again = self.folder / f"step_{step:09d}", 0
@@ -270,7 +287,7 @@ class CheckpointStore:
 
     def point_latest_at(self, target: Path) -> None:
         """Swing `latest` to the checkpoint `target`, atomically. Raises OSError."""
-        link, latest = self.folder / f"{_TEMPORARY}{LATEST}", self.folder / LATEST
+        link, latest = self.folder / f"{TEMPORARY}{LATEST}", self.folder / LATEST
         link.symlink_to(target.name)
         if not latest.is_symlink():  # a folder, in a copy that followed links
             remove(latest, below=self.folder)

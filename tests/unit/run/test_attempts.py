@@ -144,7 +144,7 @@ def test_a_run_that_leads_out_of_itself_is_not_gone_on_from(tmp_path, name):
     first = attempt(load(tmp_path))
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "weights_000000100").mkdir()
+    (outside / "step_000000100").mkdir()
     link = first.path / name
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(outside)
@@ -153,7 +153,7 @@ def test_a_run_that_leads_out_of_itself_is_not_gone_on_from(tmp_path, name):
     beside = open_run_dir(load(tmp_path))
     assert beside.path.name == "job-2"
     beside.release()
-    assert [path.name for path in outside.iterdir()] == ["weights_000000100"]
+    assert [path.name for path in outside.iterdir()] == ["step_000000100"]
 
 
 def test_what_a_worker_said_of_an_attempt_is_passed_over_where_it_is_no_number(tmp_path):

@@ -10,7 +10,8 @@ import pytest
 from asys_bench.config import MasterConfig, load_config
 from asys_bench.contracts.host import BaseHost, HostResult
 from asys_bench.run.preflight import preflight
-from asys_bench.run.weights import KeptWeights, host_clock, live_interval_s
+from asys_bench.run.weights import KeptWeights, forget_after, host_clock, live_interval_s
+from asys_bench.sae.checkpoint.checkpoint_store import check_seal
 
 
 class Host(BaseHost):
@@ -52,11 +53,15 @@ def test_the_newest_two_stay_and_say_when_they_were_kept(tmp_path):
     for step in (5, 90, 1000):
         kept.keep(step, step * 2)
     kept.keep(1000, 2000)
-    assert folders(tmp_path) == ["weights_000000090", "weights_000001000"]
-    about = json.loads((tmp_path / "host/weights_000001000/weights.json").read_text())
+    assert folders(tmp_path) == ["latest", "step_000000090", "step_000001000"]
+    about = json.loads((tmp_path / "host/step_000001000/weights.json").read_text())
     assert (about["host_step"], about["weights_version"]) == (1000, 2000)
     assert 0 <= time.time_ns() - about["unix_ns"] < 60e9
     assert (tmp_path / "host").stat().st_mode & 0o777 == 0o700
+    assert check_seal(tmp_path / "host/latest")
+    forget_after(tmp_path, 500)
+    assert folders(tmp_path) == ["latest", "step_000000090"]
+    assert (tmp_path / "host/latest").resolve().name == "step_000000090"
 
 
 def test_a_failure_is_said_once_raises_nothing_and_leaves_nothing(tmp_path, caplog):

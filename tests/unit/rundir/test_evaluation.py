@@ -120,7 +120,7 @@ def test_a_host_that_trained_is_evaluated_with_the_weights_that_it_kept(tiny, tm
     model = built.build()
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    kept = run_dir / "host" / "weights_000000012"
+    kept = run_dir / "host" / "step_000000012"
     kept.mkdir(parents=True)
     built.save_weights(kept)
     (kept / "weights.json").write_text(json.dumps({"schema": "asys.weights/1", "host_step": 12}))
@@ -142,7 +142,7 @@ def test_weights_that_a_host_replaces_while_they_are_loaded_are_taken_anew(tiny,
     built.build()
 
     def keep(step):
-        folder = run_dir / "host" / f"weights_{step:09d}"
+        folder = run_dir / "host" / f"step_{step:09d}"
         folder.mkdir(parents=True)
         built.save_weights(folder)
         (folder / "weights.json").write_text(json.dumps({"host_step": step}))
@@ -162,7 +162,7 @@ def test_weights_that_a_host_replaces_while_they_are_loaded_are_taken_anew(tiny,
         _, weights = run_model(run_dir, {})
     finally:
         object.__setattr__(plugin, "evaluated", real)
-    assert asked == ["weights_000000001", "weights_000000002"]
+    assert asked == ["step_000000001", "step_000000002"]
     assert weights.about["host_step"] == 2
 
 
@@ -179,7 +179,7 @@ def test_an_agent_plays_with_its_sae(tmp_path, capsys):
     write_sae(store, hook, width=64)
     built = plugin.build(plugin.options.model_validate(given), 0)
     policy = built.build()
-    kept = run_dir / "host" / "weights_000000064"
+    kept = run_dir / "host" / "step_000000064"
     kept.mkdir(parents=True)
     built.save_weights(kept)
     (kept / "weights.json").write_text(json.dumps({"schema": "asys.weights/1", "host_step": 64}))

@@ -216,23 +216,20 @@ def test_unfinished_checkpoints_are_leftovers_and_a_dangling_latest_is_damage(ru
     assert not verify_run(run.path).damaged
 
 
-def test_weights_of_a_host_are_read_as_far_as_their_header_and_unfinished_ones_are_leftovers(run):
-    from safetensors.torch import save_file
-
-    whole, partial = (
-        run.path / "host" / name for name in ("weights_000000001", ".weights_000000002.tmp")
-    )
-    for folder in (whole, partial):
-        folder.mkdir(parents=True)
-        save_file({"w": torch.ones(100)}, folder / "model.safetensors")
-    assert found(run, "host/weights_000000001/model.safetensors").state is State.OK
-    name = "host/.weights_000000002.tmp/model.safetensors"
+@pytest.mark.parametrize("folder", ["host", "host-state"])
+def test_weights_of_a_host_are_checked_and_unfinished_ones_are_leftovers(run, folder):
+    store = CheckpointStore(run.path / folder, below=run.path)
+    whole = store.write(1, lambda at: (at / "model.safetensors").write_bytes(b"weights"))
+    partial = run.path / folder / ".tmp-abc"
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"wei")
+    assert found(run, f"{folder}/step_000000001").state is State.OK
+    name = f"{folder}/.tmp-abc"
     assert found(run, name).state is State.LEFTOVER
     assert found(run, name, repair=True).repair == "removed"
-    assert not (partial / "model.safetensors").exists()
-    torn = whole / "model.safetensors"
-    torn.write_bytes(torn.read_bytes()[:-8])
-    assert found(run, "host/weights_000000001/model.safetensors").state is State.DAMAGED
+    assert not partial.exists()
+    (whole / "model.safetensors").write_bytes(b"weightz")
+    assert found(run, f"{folder}/step_000000001").state is State.DAMAGED
 
 
 @pytest.mark.parametrize(("name", "rows"), [("metrics.csv", 2), ("monitor.log", 1)])
