@@ -98,6 +98,17 @@ def test_a_crosscoder_is_trained_from_the_packets_of_its_hooks(rig) -> None:
     assert sae(torch.zeros(3, 16)).shape == (3, 16)
 
 
+def test_rows_that_wait_for_other_hooks_are_copied_once_for_all_that_want_them(rig) -> None:
+    both = {"crosscoders": [{"hooks": ["layer.0", "layer.1"]}]}
+    worker = rig.start(**_transcoder(), **both)
+    rig.feed(worker, rig.packet(rig.rows(0), 0, 1))
+    (first,), (second,) = (
+        [held[0] for held in joint.matcher._waiting.values()] for joint in worker._joint.values()
+    )
+    assert first is second
+    worker.close()
+
+
 @pytest.mark.parametrize(("coin", "weight"), [("shared", 4.0), ("own", 8.0), (None, 8.0)])
 def test_a_pair_has_the_weight_of_the_coin_that_the_run_was_sampled_with(
     rig, monkeypatch, coin: str | None, weight: float
