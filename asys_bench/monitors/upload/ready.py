@@ -35,7 +35,7 @@ LATEST = "latest"
 LINES = (".csv", ".log", ".jsonl")
 """Files that are appended to in whole lines."""
 TAIL_BYTES = 64 << 10
-_CHECKPOINT = re.compile(r"(step|weights)_\d{9,}(\.\d+)?")
+_CHECKPOINT = re.compile(r"step_\d{9,}(\.\d+)?")
 _TEMPORARY = (".tmp", ".partial", ".part")
 _FIRST = (RUN_FILE, CONFIG_FILE)
 MAX_DEPTH = 15
