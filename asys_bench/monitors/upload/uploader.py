@@ -29,7 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from asys_bench.contracts.run_files import RunFileError, read_run_file
+from asys_bench.contracts.run_files import RUN_FILE, RunFileError, read_run_file
 from asys_bench.monitors.upload.ready import (
     LINES,
     RECORD_SUFFIX,
@@ -136,7 +136,7 @@ class Uploader:
         first = attempts[0] if attempts else document
         began = first.get("started_unix_ns") if isinstance(first, dict) else None
         if type(began) is not int or not 0 <= began < 1 << 63:
-            raise RunFileError(f"{self.run_dir}: run.json does not say when the run began")
+            raise RunFileError(f"{self.run_dir}: {RUN_FILE} does not say when the run began")
         mine = Manifest(document["run_id"], began)
         found = self._read_manifest()
         if found is not None and (found.run_id, found.began_unix_ns) != (mine.run_id, began):
