@@ -29,7 +29,7 @@ def config_of(architecture: str, dead_policy: str = "auto") -> SAEConfig:
             "d_sae": F,
             "k": K,
             "batch_rows": B,
-            "learning_rate": 8e-3,  # what rounding leaves in a step is proportional to it
+            "learning_rate": 1e-2,  # what rounding leaves in a step is proportional to it
             "dtype": "float32",
             "dead_policy": dead_policy,
             "dead_after_rows": 1500,
