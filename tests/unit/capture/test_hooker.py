@@ -15,6 +15,7 @@ import time
 import pytest
 import torch
 
+from asys_bench.capture import hook_stream
 from asys_bench.contracts.packet import Kind
 
 from .conftest import usable_bus
@@ -360,7 +361,9 @@ def test_autocast_and_bfloat16_hosts_send_what_they_compute(rig, backend, kernel
     assert torch.equal(gradient, torch.ones_like(gradient))
 
 
-def test_threads_that_share_the_model_lose_no_packet(rig, backend):
+def test_threads_that_share_the_model_lose_no_packet(rig, backend, monkeypatch):
+    # A thread that waits longer for another one's copy drops its packet; a busy machine makes it wait.
+    monkeypatch.setattr(hook_stream, "_CONTENTION_S", 30.0)
     model = mlp()
     hooks = {"match": ["0", "2"], "capture": ["activation", "gradient"]}
     observed = rig(model, hooks, backend=backend, capacity_packets=4096, on_full="drop")

@@ -48,7 +48,7 @@ def test_an_sae_on_a_gpu_is_forecast_with_what_it_takes_on_both_sides(monkeypatc
     last decoder; rows stay in the machine's memory."""
     (found,) = forecast_saes(config("sinks.trainer.options.device=auto"), {"a": 4096})
     assert str(found) == (
-        "a: d_in 4096, d_sae 32768, 7.84 GiB of a GPU (and 512 MiB for the context of each worker) and "
+        "a: d_in 4096, d_sae 32768, 7.85 GiB of a GPU (and 512 MiB for the context of each worker) and "
         "673 MiB of memory, or on the CPU 7.63 GiB of memory, 4.56 GiB per checkpoint"
     )
     monkeypatch.setattr(forecast, "memory_limit_bytes", lambda: 4 << 30)
