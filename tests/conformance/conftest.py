@@ -19,6 +19,24 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "rest: slow; `make test` of A-Sys-I leaves it out")
 
 
+FULL_PASS = "cpp_spmc"
+"""The bus that `make test` sends through the slow modules too."""
+SLOW_MODULES = ("test_bus_extremes", "test_bus_attached_producers", "test_odd_tensors")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the slow modules, other buses' tests are `rest`."""
+    for item in items:
+        called = getattr(item, "callspec", None)
+        names = (
+            {value for value in called.params.values() if isinstance(value, str)}
+            if called
+            else set()
+        )
+        if item.path.stem in SLOW_MODULES and names & {*backends()} - {FULL_PASS}:
+            item.add_marker("rest")
+
+
 @pytest.fixture(params=backends())
 def any_plugin(request: pytest.FixtureRequest) -> BusPlugin:
     """Each backend that can run here."""

@@ -114,6 +114,7 @@ def bench(tmp_path):
         process.communicate()
 
 
+@pytest.mark.rest
 def test_a_run_passes_writes_a_valid_result_and_every_command_reads_it(bench):
     suite = bench.suite()
     code, output = bench("check", suite)

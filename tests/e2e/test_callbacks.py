@@ -42,11 +42,9 @@ def run_example(name, folder):
     return [line for line in done.stdout.splitlines() if line.startswith("loss")]
 
 
+@pytest.mark.rest
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "name",
-    [name if name == "sb3" else pytest.param(name, marks=pytest.mark.rest) for name in PAIRS],
-)
+@pytest.mark.parametrize("name", PAIRS)
 def test_at_most_three_lines_more_and_every_loss_the_same_to_the_bit(name, tmp_path):
     hooks, library = PAIRS[name]
     if importlib.util.find_spec(library) is None:

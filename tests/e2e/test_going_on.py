@@ -145,6 +145,7 @@ def test_a_run_that_was_stopped_and_goes_on_ends_bit_equal_to_one_that_was_not(t
     assert not torch.equal(between["buffer.rows"], ours.get("buffer.rows", torch.zeros(1)))
 
 
+@pytest.mark.rest
 def test_an_observed_loop_goes_on_with_its_run_and_its_saes(tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))

@@ -38,7 +38,8 @@ def check_rank(run, rank, steps):
     assert sorted(set(rows["host_step"][mine].tolist())) == list(range(steps))
 
 
-@pytest.mark.parametrize("backend", ["cpp_spmc", pytest.param("mp_queue", marks=pytest.mark.rest)])
+@pytest.mark.rest
+@pytest.mark.parametrize("backend", ["cpp_spmc", "mp_queue"])
 def test_both_ranks_of_a_ddp_training_arrive_tagged_and_accounted(tmp_path, backend):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[3]
 RING = ROOT / "backends/cpp_spmc"
 
 
+@pytest.mark.rest
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 @pytest.mark.parametrize("program", ["threads_test.cpp", "fuzz_attach.cpp"])
 def test_a_program_of_the_sanitizers_compiles(program: str) -> None:

@@ -30,6 +30,7 @@ def _numbers(found: object) -> list[float]:
     return [found] if isinstance(found, int | float) else []
 
 
+@pytest.mark.rest
 @pytest.mark.timeout(300)
 def test_a_part_runs_on_the_simulated_gpu_and_gives_no_figure(tmp_path: Path) -> None:
     code, found = _measure(tmp_path, "--parts", "ring_fill")
@@ -53,6 +54,7 @@ def test_every_part_but_the_tests_runs_to_its_end(tmp_path: Path) -> None:
     assert found["parts"]["sae_step"]["figures"]["asys"]["rows_per_s"] == "unmeasured: no GPU here"
 
 
+@pytest.mark.rest
 def test_a_part_without_time_is_said_and_the_file_is_there(tmp_path: Path) -> None:
     code, found = _measure(tmp_path, "--parts", "ring_fill", "--seconds", "1")
     assert code == 1

@@ -65,6 +65,7 @@ def test_topk_explains_a_small_policys_tanh_units(k: int) -> None:
     assert measured.cosine > 0.97
 
 
+@pytest.mark.rest
 def test_a_layer_that_saturates_within_seconds_is_followed() -> None:
     """As a PPO value network did: units go to +-1 and the variance falls by 60,000."""
     before_ND = _policy_rows(100_000)
