@@ -279,10 +279,14 @@ class _Command:
         return EXIT_USAGE if code == EXIT_OK and self._misfits(pipeline.session.misfits) else code
 
     def _leave_host(self, left_s: float) -> None:
+        from asys_bench.run.storage import not_all_sent
+
         assert self._pipeline is not None
         os.write(2, b"asys-run: the host does not leave its loop: the run ends without it\n")
         try:
-            self._pipeline.shutdown(preempted=True, within_s=left_s)
+            run_dir = self._pipeline.shutdown(preempted=True, within_s=left_s).run_dir.path
+            if self._loaded.config.storage.uri is not None:
+                os.write(2, f"asys-run: {not_all_sent(run_dir)}\n".encode(errors="replace"))
         finally:
             os._exit(self._interrupted())
 

@@ -75,6 +75,11 @@ class Sent:
     said: str
 
 
+def not_all_sent(run_dir: Path) -> str:
+    """What to do about it, in words."""
+    return f"not everything of {run_dir} is in its store; send it with: asys-run upload {run_dir}"
+
+
 def send_rest(config: MasterConfig, run_dir: Path, within_s: float | None = None) -> Sent | None:
     """Send what was written last, and what the run's worker has left; None: the run has no store.
 
@@ -83,7 +88,7 @@ def send_rest(config: MasterConfig, run_dir: Path, within_s: float | None = None
     if config.storage.uri is None:
         return None
     within_s = config.run.drain_timeout_s + START_S if within_s is None else within_s
-    later = f"not everything of {run_dir} is in its store; send it with: asys-run upload {run_dir}"
+    later = not_all_sent(run_dir)
     if within_s < START_S:
         return Sent(False, f"{later} (there was no time for it)")
     command = [

@@ -195,7 +195,7 @@ def test_a_host_that_does_not_leave_its_loop_is_left_within_the_drain_time_after
     (tmp_path / "stubborn.py").write_text(STUBBORN)
     sets = (
         "host.kind=callable", "host.options.callable.function=stubborn:build", f"run.dir={tmp_path}",
-        "run.id=job", "run.drain_timeout_s=6", "hooks=[{match: '0'}]",
+        "run.id=job", "run.drain_timeout_s=6", f"storage.uri=file://{tmp_path}/copy", "hooks=[{match: '0'}]",
         "sinks.trainer.options.sae.k=4",
     )  # fmt: skip
     command = [
@@ -231,4 +231,6 @@ def test_a_host_that_does_not_leave_its_loop_is_left_within_the_drain_time_after
     assert (entry["end"], entry["last_step"] > 0) == ("preempted", True)
     (account,) = accounts(run_dir)
     assert account["produced"] == account["groups"][0]["delivered"] > 0
-    assert "the run ends without it" in (tmp_path / "output").read_text()
+    said = " ".join((tmp_path / "output").read_text().split())
+    assert "the run ends without it" in said
+    assert f"send it with: asys-run upload {run_dir}" in said
