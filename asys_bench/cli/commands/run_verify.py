@@ -35,11 +35,12 @@ from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import printable_lines
 from asys_bench.contracts.run_files import ARCHIVE_DIR, RUN_FILE, SAE_DIR
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
-from asys_bench.store.uri import is_uri
+from asys_bench.store.uri import is_uri, without_secrets
 
 if TYPE_CHECKING:
     from asys_bench.rundir.verify import Finding, Verification
 
+_ONLY_READ = "a copy in a store is only read: repair the run itself, then asys-run upload it"
 _OF_A_RUN = (RUN_FILE, ARCHIVE_DIR, SAE_DIR)
 _STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "cyan"}
 
@@ -61,9 +62,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     if arguments.discard_torn and not arguments.repair:
         return _usage("--discard-torn needs --repair")
     if arguments.repair and is_uri(arguments.run or ""):
-        return _usage(
-            "a copy in a store is only read: repair the run itself, then asys-run upload it"
-        )
+        return _usage(_ONLY_READ)
     try:
         run_dir = _folder(arguments.run)
     except RunGoneError as error:
@@ -75,7 +74,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         json.dump(found.to_plain(), sys.stdout, indent=2)
         sys.stdout.write("\n")
     else:
-        _show(found, console, repaired=arguments.repair)
+        uri = without_secrets(arguments.run) if is_uri(arguments.run or "") else None
+        _show(found, console, uri, repaired=arguments.repair)
     return EXIT_FAILED if found.damaged else EXIT_OK
 
 
@@ -93,7 +93,7 @@ def _folder(name: str | None) -> Path:
     return find_run(name, copies=True)
 
 
-def _show(found: Verification, console: Console, *, repaired: bool) -> None:
+def _show(found: Verification, console: Console, uri: str | None, *, repaired: bool) -> None:
     table = Table(box=None, pad_edge=False)
     for column, justify in (("file", "left"), ("state", "left"), ("rows", "right"), ("", "left")):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def _show(found: Verification, console: Console, *, repaired: bool) -> None:
         cells = (printable_lines(one.path), one.state.value, rows, printable_lines(_remark(one)))
         table.add_row(*(escape(cell) for cell in cells), style=_STYLES.get(one.state))
     console.print(table)
-    console.print(printable_lines(_verdict(found, repaired)), markup=False, soft_wrap=True)
+    console.print(printable_lines(_verdict(found, uri, repaired)), markup=False, soft_wrap=True)
 
 
 def _remark(one: Finding) -> str:
@@ -117,11 +117,13 @@ def _remark(one: Finding) -> str:
     return "; ".join(parts)
 
 
-def _verdict(found: Verification, repaired: bool) -> str:
+def _verdict(found: Verification, uri: str | None, repaired: bool) -> str:
+    """uri: of the copy that was verified, as it may be shown."""
     document = found.to_plain()
     counts = ", ".join(f"{n} {state}" for state, n in document["states"].items() if n)
     goes_on = " (it goes on)" if found.live else ""
-    text = f"{found.run_dir}{goes_on}: {counts}; {document['archive_rows']:,} archived rows"
+    text = f"{uri or found.run_dir}{goes_on}: {counts}; {document['archive_rows']:,} archived rows"
     if found.damaged and not repaired:
-        text += f"\nmend it with: asys-run verify {found.run_dir} --repair"
+        mend = f"mend it with: asys-run verify {found.run_dir} --repair"
+        text += f"\n{mend if uri is None else _ONLY_READ}"
     return text

@@ -78,6 +78,12 @@ def test_verify_finds_in_a_copy_what_it_finds_in_the_run(small, tmp_path):
     assert {f.kind for f in of_copy.findings} > {"shard", "checkpoint", "table", "document"}
 
 
+def test_a_verified_copy_is_called_by_its_uri(small, tmp_path, capsys):
+    uri = sent(small, tmp_path / "copy")
+    assert asys_run.main(["verify", uri]) == 0
+    assert f"{uri}: " in " ".join(capsys.readouterr().out.split())
+
+
 def test_open_run_reads_a_copy_and_fetches_what_is_asked_for(small, tmp_path):
     uri = sent(small, tmp_path / "copy")
     local, remote = open_run(small), open_run(uri)
