@@ -40,7 +40,7 @@ test: $(VENV)/.test ## set up everything, then what guards daily work: linter, t
 	$(MAKE) --no-print-directory -j3 lint types quick
 
 quick: $(VENV)/.test
-	PYTEST=$(BIN)/pytest tests/run_tests.sh 7 -m "not rest" $(ARGS)
+	PYTEST=$(BIN)/pytest tests/run_tests.sh 8 -m "not rest" $(ARGS)
 
 test-rest: $(VENV)/.test ## the tests that `make test` leaves: slow ones, further buses and hosts
 	PYTEST=$(BIN)/pytest tests/run_tests.sh 4 -m rest $(ARGS)

@@ -11,8 +11,10 @@ logs=$(mktemp -d)
 named=(e2e stress fuzz gpu interop conformance)
 first_units=(backends capture callbacks)
 second_units=(sae kernels cli config contracts)
+third_units=(sinks monitors reports rundir)
 left=(tests)
-for folder in "${named[@]}" "${first_units[@]/#/unit/}" "${second_units[@]/#/unit/}"; do
+for folder in "${named[@]}" "${first_units[@]/#/unit/}" "${second_units[@]/#/unit/}" \
+  "${third_units[@]/#/unit/}"; do
   left+=("--ignore=tests/$folder")
 done
 parts=(
@@ -22,6 +24,7 @@ parts=(
   "tests/conformance"
   "${first_units[*]/#/tests/unit/}"
   "${second_units[*]/#/tests/unit/}"
+  "${third_units[*]/#/tests/unit/}"
   "${left[*]}"
 )
 pids=()
