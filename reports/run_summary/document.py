@@ -41,8 +41,13 @@ def from_dict(data: Any) -> RunSummary:
         raise ReportError(f"holds a {type(data).__name__}, no run summary")
     if data.get("schema") != SUMMARY_SCHEMA:
         raise ReportError(f"schema is {data.get('schema')!r}; this reads {SUMMARY_SCHEMA!r}")
+    deleted = data.get("archive_deleted", ())
+    if deleted is None:  # before deletions had reasons: max_gib, or nothing
+        deleted = ()
+    elif isinstance(deleted, Mapping):
+        deleted = ({"reason": "budget", **deleted},)
     try:
-        return TypeAdapter(RunSummary).validate_python(dict(data))
+        return TypeAdapter(RunSummary).validate_python({**data, "archive_deleted": deleted})
     except ValidationError as error:
         raise ReportError(f"not a run summary: {error}") from error
 

@@ -138,7 +138,7 @@ class AttemptSummary:
 
     attempt: int
     end: str | None
-    """None of one whose processes were all killed."""
+    """`AttemptEnd`, or "killed"; None while it goes on."""
     first_step: int | None
     last_step: int | None
     packets: int | None

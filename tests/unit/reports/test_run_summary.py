@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from asys_bench.reports.run_summary.document import (
 )
 from asys_bench.reports.run_summary.plugin import plugin
 from asys_bench.reports.run_summary.summarise import next_steps, summarise
-from asys_bench.reports.run_summary.summary import FileEntry, RunSummary
+from asys_bench.reports.run_summary.summary import DeletedSummary, FileEntry, RunSummary
 from asys_bench.reports.run_summary.terminal import MEANINGS, by_folder, render_text
 
 GUARANTEES = Path(__file__).parents[3] / "docs" / "guarantees.md"
@@ -243,6 +244,25 @@ def test_the_json_is_strict_and_reads_back_as_the_same_summary(
     assert data["balanced"] is True
     assert from_dict(data) == summary
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("said", "means"),
+    [
+        (None, ()),
+        (
+            {"shards": 2, "rows": 30, "packets": 4, "data_bytes": 5},
+            (DeletedSummary("budget", 2, 30, 4, 5),),
+        ),
+    ],
+)
+def test_a_summary_of_before_deletions_had_reasons_is_read(
+    page: StatsPage, said: Any, means: tuple[DeletedSummary, ...]
+) -> None:
+    summary = make(page, account())
+    old = {**to_dict(summary), "archive_deleted": said}
+    del old["attempts"]
+    assert from_dict(old) == replace(summary, archive_deleted=means)
 
 
 def test_data_of_another_schema_is_refused(page: StatsPage) -> None:
