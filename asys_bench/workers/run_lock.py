@@ -12,7 +12,6 @@ system without locks two processes cannot be told apart; the log says so.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
@@ -27,13 +26,13 @@ from typing import Any
 from asys_bench.contracts.run_files import HOST_LOCK, WORKERS_LOCK
 from asys_bench.system.descriptor import Descriptor
 from asys_bench.system.files.below import open_or_create, parse_json, read_file
+from asys_bench.system.files.locks import take_lock
 from asys_bench.system.process import start_time
 
 log = logging.getLogger(__name__)
 WORKERS_GONE_S = 12.0
 """Longest wait for the workers of a host that is gone; they take `HOST_DEATH_GRACE_S`."""
 _MOST_BYTES = 4096
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class RunBusyError(RuntimeError):
@@ -113,15 +112,8 @@ def _wait_for_workers(run_dir: Path, wait_s: float) -> None:
 
 
 def _lock(fd: int, kind: int) -> bool:
-    try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        log.warning("this file system has no locks: two processes on one run are not told apart")
-    return True
+    said = "this file system has no locks: two processes on one run are not told apart"
+    return take_lock(fd, kind, without=lambda: log.warning(said))
 
 
 def _about_me() -> dict[str, Any]:

@@ -3,16 +3,13 @@ it ends."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import time
 from pathlib import Path
 
 from asys_bench.contracts.run_files import UPLOAD_LOCK
 from asys_bench.system.files.below import open_or_create
-
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+from asys_bench.system.files.locks import take_lock
 
 
 class UploadBusyError(RuntimeError):
@@ -30,21 +27,11 @@ class UploadLock:
         """
         self._fd = open_or_create(run_dir / UPLOAD_LOCK, below=run_dir)
         until = time.monotonic() + wait_s
-        while not self._taken():
+        while not take_lock(self._fd):
             if time.monotonic() >= until:
                 self.release()
                 raise UploadBusyError(f"{run_dir}: another process sends this run to its store")
             time.sleep(0.05)
-
-    def _taken(self) -> bool:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        return True
 
     def release(self) -> None:
         """Idempotent."""

@@ -25,7 +25,6 @@ from pydantic import TypeAdapter
 
 from asys_bench.contracts.run_files import ARCHIVE_DIR, DELETED_FOR
 from asys_bench.sinks.archive.layout import ShardName
-from asys_bench.sinks.archive.shard import lock
 from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar
 from asys_bench.system.files import reason_of
 from asys_bench.system.files.append_file import AppendFile
@@ -36,6 +35,7 @@ from asys_bench.system.files.below import (
     scan_if_there,
     text_lines,
 )
+from asys_bench.system.files.locks import take_lock
 
 RECORD_SUFFIX = ".deleted.jsonl"
 LOCK_FILE = ".lock"
@@ -236,7 +236,7 @@ def deciding(
     fd = open_or_create(archive / LOCK_FILE, below=archive)
     try:
         until = time.monotonic() + wait_s
-        while not (mine := lock(fd)) and time.monotonic() < until:
+        while not (mine := take_lock(fd)) and time.monotonic() < until:
             heartbeat()
             time.sleep(0.005)
         yield mine

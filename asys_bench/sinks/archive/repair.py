@@ -29,7 +29,7 @@ from asys_bench.sinks.archive.read import (
     schema_hook,
     schema_run,
 )
-from asys_bench.sinks.archive.shard import lock, write_all
+from asys_bench.sinks.archive.shard import write_all
 from asys_bench.sinks.archive.sidecar import (
     PACKET_ROWS,
     TALLIED,
@@ -38,6 +38,7 @@ from asys_bench.sinks.archive.sidecar import (
     UnknownEncodingError,
 )
 from asys_bench.system.files import open_private, sync_folder
+from asys_bench.system.files.locks import take_lock
 
 
 def repair_shard(path: Path | str, *, thorough: bool = True) -> ShardReport:
@@ -54,7 +55,7 @@ def repair_shard(path: Path | str, *, thorough: bool = True) -> ShardReport:
     """
     path = Path(path)
     with open_shard(path, os.O_RDWR) as (fd, frames):
-        if not lock(fd):
+        if not take_lock(fd):
             raise ArchiveError(path, None, "is being written by a live process")
         if not frames.schema_end:
             moved = _free_name(path)

@@ -15,7 +15,6 @@ emits is collected as buffers that still point at the rows, so nothing is copied
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import time
@@ -33,6 +32,7 @@ from asys_bench.sinks.archive.sidecar import Tally
 from asys_bench.sinks.archive.space import DiskRefusedError, Patience
 from asys_bench.system.files import open_private, sync_folder
 from asys_bench.system.files.below import make_folders
+from asys_bench.system.files.locks import take_lock
 
 log = logging.getLogger(__name__)
 _BUFFERS_PER_WRITE = 512  # IOV_MAX is 1024
@@ -92,7 +92,7 @@ class ShardWriter:
         hook_folder = self.path.parent
         make_folders(hook_folder, below=hook_folder.parent.parent)  # <run>/archive/<hook>
         fd = open_private(self._partial, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        lock(fd)
+        take_lock(fd)
         return fd
 
     @property
@@ -213,15 +213,3 @@ def write_all(fd: int, views: list[memoryview], offset: int) -> int:
             os.ftruncate(fd, offset)
         raise
     return position - offset
-
-
-def lock(fd: int) -> bool:
-    """Mark the file as in use until `fd` is closed or the process dies. False: another one has it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-    return True
