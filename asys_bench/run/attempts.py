@@ -34,9 +34,11 @@ from asys_bench.config.sections.run import Resume, RunConfig
 from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
+    DELETED_SUFFIX,
     EXPORTER_FILE,
     HISTOGRAMS_FILE,
     HOST_LOCK,
+    LATEST,
     LOGS_DIR,
     METRICS_FILE,
     OBSERVATION_FILE,
@@ -54,7 +56,7 @@ from asys_bench.monitors.metrics_csv import last_step
 from asys_bench.run.preflight import origin_of
 from asys_bench.run.run_dir import RunDir, names_alike
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
-from asys_bench.sae.checkpoint.checkpoint_store import LATEST, CheckpointStore, check_seal
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore, check_seal
 from asys_bench.system.files.below import EntryKind, remove, scan, scan_if_there, walk
 from asys_bench.workers.run_lock import RunLock
 
@@ -264,7 +266,7 @@ def ended(path: Path, attempt: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _deleted_in(path: Path, attempt: int) -> dict[str, Any]:
     """Reason -> what was deleted from the archive in an attempt, as the records say."""
-    if not any((path / ARCHIVE_DIR).glob("*.deleted.jsonl")):
+    if not any((path / ARCHIVE_DIR).glob(f"*{DELETED_SUFFIX}")):
         return {}  # pyarrow is not loaded for nothing
     from asys_bench.sinks.archive.deletions import Deleted, read_deletions
 

@@ -49,8 +49,7 @@ class Stored:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """began_unix_ns: start of the run's first attempt, which tells two runs of one id apart. writer:
-    the process
-    that wrote it. complete: the run had ended, and every file of it was there."""
+    the process that wrote it. complete: the run had ended, and every file of it was there."""
 
     run_id: str
     began_unix_ns: int

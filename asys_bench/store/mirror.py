@@ -32,7 +32,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR, CONFIG_FILE, RUN_FILE
+from asys_bench.contracts.run_files import ARCHIVE_DIR, CONFIG_FILE, RUN_FILE, SHARD_SUFFIX
 from asys_bench.store.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -79,8 +79,7 @@ _open: dict[str, Mirror] = {}
 
 def local_folder(place: str | os.PathLike[str]) -> Path:
     """The folder that `place` means: itself, or of a copy's URI, one whose files come when they are
-    opened. Within
-    a process the same for the same URI, as the copy was when it was opened first.
+    opened. Within a process the same for the same URI, as the copy was when it was opened first.
 
     Raises:
         CopyError: it is a URI and there is no copy, or it cannot be read.
@@ -268,7 +267,7 @@ class Mirror:
         if not name.startswith(f"{ARCHIVE_DIR}/"):
             return
         there = []
-        for path in (self.folder / ARCHIVE_DIR).glob("*/*.arrows"):
+        for path in (self.folder / ARCHIVE_DIR).glob(f"*/*{SHARD_SUFFIX}"):
             with suppress(OSError):
                 status = path.stat()
                 there.append((status.st_ctime_ns, status.st_size, path))

@@ -12,11 +12,10 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR
+from asys_bench.contracts.run_files import ARCHIVE_DIR, SHARD_SUFFIX
 from asys_bench.harness.faults.fault import ChaosOptions, Fault, Stage, cannot_mount
 from asys_bench.harness.faults.observed import ObservedRun
 from asys_bench.harness.faults.twin import Sums, row_sums
-from asys_bench.sinks.archive.layout import SUFFIX
 from asys_bench.sinks.archive.read import open_shard, read_shard
 from asys_bench.sinks.archive.reader import open_archive, shard_paths
 from asys_bench.sinks.archive.sidecar import ArchiveError
@@ -170,12 +169,12 @@ class TornFile(Fault):
                 "the successor came before the file was torn: raise backoff_initial_s"
             )
 
-        if newest.suffix == SUFFIX:
+        if newest.suffix == SHARD_SUFFIX:
             self._lost += self._packets(whole) - self._packets(whole[: -self.options.torn_bytes])
 
     @staticmethod
     def _packets(shard: bytes) -> int:
-        with NamedTemporaryFile(suffix=SUFFIX) as file:
+        with NamedTemporaryFile(suffix=SHARD_SUFFIX) as file:
             file.write(shard)
             file.flush()
             return len(shard_packets(Path(file.name)))

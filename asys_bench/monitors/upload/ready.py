@@ -24,14 +24,16 @@ from pathlib import Path
 from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
+    DELETED_SUFFIX,
     EXPORTER_FILE,
+    LATEST,
     READERS_DIR,
     RUN_FILE,
+    SHARD_SUFFIX,
+    SIDECAR_SUFFIX,
 )
 from asys_bench.system.files.below import EntryKind, scan, scan_if_there
 
-SHARD_SUFFIX, SIDECAR_SUFFIX, RECORD_SUFFIX = ".arrows", ".json", ".deleted.jsonl"
-LATEST = "latest"
 LINES = (".csv", ".log", ".jsonl")
 """Files that are appended to in whole lines."""
 TAIL_BYTES = 64 << 10
@@ -94,8 +96,7 @@ def find_ready(run_dir: Path, stored: Iterable[str] = ()) -> Ready:
     """What can be sent of the run in `run_dir`, oldest first within its kind.
 
     stored: names that the copy has. Records of deletions are sent without the shards among them,
-        because a reader of
-        the copy has those.
+        because a reader of the copy has those.
 
     Raises:
         OSError: the folder is gone, or cannot be listed.
@@ -161,7 +162,7 @@ class _Search:
                 return
             if path.suffix == SIDECAR_SUFFIX and "/" in name.removeprefix(f"{ARCHIVE_DIR}/"):
                 return  # sent with its shard; one without has lost it
-            if name.endswith(RECORD_SUFFIX):
+            if name.endswith(DELETED_SUFFIX):
                 self._record(path, name)
                 return
         self._add(Kind.FIRST if name in _FIRST else Kind.DOCUMENT, name, (path,))

@@ -6,7 +6,7 @@ ORDER, for each unit of files (`ready`)
 2. READ BACK. Each is read again and compared with the file, byte by byte.
 3. MANIFEST. They are named in the next manifest, which replaces the one before as a whole.
 4. DELETE. What no manifest names any more goes, one manifest later. With `delete_after_s`, closed
-   shards of the run go here: recorded first (`sinks.archive.budget`), then deleted.
+   shards of the run go here: recorded first (`sinks.archive.deletions`), then deleted.
 
 The manifest is all that is remembered: whoever comes after a kill reads it, and sends what it does not
 name. A file is known again by its size and time, else by its SHA-256.
@@ -29,10 +29,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from asys_bench.contracts.run_files import RUN_FILE, RunFileError, read_run_file
+from asys_bench.contracts.run_files import DELETED_SUFFIX, RUN_FILE, RunFileError, read_run_file
 from asys_bench.monitors.upload.ready import (
     LINES,
-    RECORD_SUFFIX,
     Kind,
     LocalFile,
     Ready,
@@ -89,8 +88,6 @@ class Progress:
     deleted_shards: int = 0
     """Deleted here because the copy has them."""
     open_shards: int = 0
-    reason: StoreError | StoreTakenError | None = None
-    """Why nothing can be sent now; None while it can."""
 
 
 class Uploader:
@@ -229,7 +226,7 @@ class Uploader:
     def _count_left(self, ready: Ready, due: list[Unit]) -> dict[str, int]:
         left = {unit.name: unit.bytes for unit in due}
         self._say_left(left)
-        records = (u.files[0].data or b"" for u in ready.units if u.name.endswith(RECORD_SUFFIX))
+        records = (u.files[0].data or b"" for u in ready.units if u.name.endswith(DELETED_SUFFIX))
         self.progress.missed_shards = sum(data.count(b"\n") for data in records)
         self.progress.open_shards = ready.open_shards
         return left
@@ -369,9 +366,11 @@ class Uploader:
 
 
 class _Source:
-    """A file as it is when it is opened; of one that is appended to (`cut`), its whole lines. Raises
-    _LocalError:
-    it cannot be read, or did not stay as it was."""
+    """A file as it is when it is opened; of one that is appended to (`cut`), its whole lines.
+
+    Raises:
+        _LocalError: it cannot be read, or did not stay as it was.
+    """
 
     def __init__(self, file: LocalFile, run_dir: Path, *, cut: bool) -> None:
         self._data, self._fd = file.data, -1

@@ -9,12 +9,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR
+from asys_bench.contracts.run_files import (
+    ARCHIVE_DIR,
+    ARCHIVE_LOCK_NAME,
+    DELETED_SUFFIX,
+    SHARD_SUFFIX,
+)
 from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.sinks.archive import ArchiveError, Deleted, ShardGoneError, repair_shard
 from asys_bench.sinks.archive.deletions import (
-    LOCK_FILE,
-    RECORD_SUFFIX,
     Deletion,
     finish,
     read_deletions,
@@ -22,7 +25,7 @@ from asys_bench.sinks.archive.deletions import (
     reason_text,
 )
 from asys_bench.sinks.archive.frames import Frames
-from asys_bench.sinks.archive.layout import SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.sinks.archive.pins import PIN_SUFFIX
 from asys_bench.sinks.archive.read import (
     DAMAGE,
@@ -92,14 +95,14 @@ class ArchiveCheck:
         # After the entries: a shard that is deleted meanwhile is on record before it is gone.
         self._deletions = read_deletions(self._run_dir)
         for path, kind in entries:
-            shard = path.with_suffix(SUFFIX) if path.suffix == ".json" else path
+            shard = path.with_suffix(SHARD_SUFFIX) if path.suffix == ".json" else path
             deletion = self._deletions.get(shard.relative_to(folder).as_posix())
             if kind is not EntryKind.FILE:
                 yield Finding(self._name(path), "other", State.FOREIGN, f"a {kind}; left alone")
             elif deletion is not None:
                 if (over := self._recorded(path, folder, deletion)) is not None:
                     yield over
-            elif path.suffix == SUFFIX and not path.name.startswith("."):
+            elif path.suffix == SHARD_SUFFIX and not path.name.startswith("."):
                 try:
                     yield self._shard(path)
                 except ShardGoneError:
@@ -132,12 +135,12 @@ class ArchiveCheck:
                 remove(path, below=self._run_dir)
                 done = "removed"
             return Finding(name, "shard", State.LEFTOVER, "never held a whole batch", repair=done)
-        if path.name.endswith(RECORD_SUFFIX):
+        if path.name.endswith(DELETED_SUFFIX):
             return Finding(name, "log", State.OK, _deleted(read_record(path).values()))
-        if path.name == LOCK_FILE:
+        if path.name == ARCHIVE_LOCK_NAME:
             return Finding(name, "other", State.OK)
-        if path.suffix == PIN_SUFFIX and ShardName.parse(path.with_suffix(SUFFIX).name):
-            if path.with_suffix(SUFFIX).exists():
+        if path.suffix == PIN_SUFFIX and ShardName.parse(path.with_suffix(SHARD_SUFFIX).name):
+            if path.with_suffix(SHARD_SUFFIX).exists():
                 return Finding(name, "other", State.OK, "its shard is pinned: never deleted")
             if self._repair:
                 remove(path, below=self._run_dir)
@@ -148,8 +151,8 @@ class ArchiveCheck:
         if ".arrows.torn" in path.name:
             detail = "what an earlier repair cut off; kept until you delete it"
             return Finding(name, "other", State.OK, detail)
-        if path.suffix == ".json" and ShardName.parse(path.with_suffix(SUFFIX).name):
-            if is_file(path.with_suffix(SUFFIX)):
+        if path.suffix == ".json" and ShardName.parse(path.with_suffix(SHARD_SUFFIX).name):
+            if is_file(path.with_suffix(SHARD_SUFFIX)):
                 return None
             return Finding(
                 name, "shard", State.DAMAGED, "its shard is missing", lost_rows=_rows_said(path)
@@ -251,7 +254,7 @@ def _deleted(deletions: Iterable[Deletion]) -> str:
 
 def _rows_said(sidecar: Path) -> int | None:
     try:
-        read = Sidecar.read(sidecar.with_suffix(SUFFIX))
+        read = Sidecar.read(sidecar.with_suffix(SHARD_SUFFIX))
     except ArchiveError:
         return None
     return read.rows if read is not None else None

@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from asys_bench.contracts.run_files import LATEST
 from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.sae import CheckpointError, CheckpointStore, SAETrainer
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointVersionError
-from asys_bench.sae.checkpoint.checkpoint_store import LATEST, check_seal
+from asys_bench.sae.checkpoint.checkpoint_store import check_seal
 from asys_bench.sae.checkpoint.native_format import load_sae
 from asys_bench.sae.checkpoint.trainer_state import read_state
 from asys_bench.system.files.below import EntryKind, remove, rename, scan_if_there

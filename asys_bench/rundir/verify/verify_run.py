@@ -11,6 +11,7 @@ from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
     HOST_DIR,
+    LATEST,
     LOCKS,
     LOGS_DIR,
     READERS_DIR,
@@ -33,7 +34,6 @@ from asys_bench.rundir.verify.files import (
 from asys_bench.rundir.verify.finding import Finding, State, Verification
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.checkpoint_store import (
-    LATEST,
     TEMPORARY,
     CheckpointStore,
     check_seal,

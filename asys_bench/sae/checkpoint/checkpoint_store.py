@@ -25,6 +25,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
+from asys_bench.contracts.run_files import LATEST
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.system.files import file_crc32c, sync_folder, sync_tree
 from asys_bench.system.files.atomic import FOLDER_MODE
@@ -125,7 +126,6 @@ def check_seal(folder: Path) -> bool:
     return True
 
 
-LATEST = "latest"
 TEMPORARY = ".tmp-"
 _NAME = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from asys_bench.contracts.names import file_slug
-from asys_bench.contracts.run_files import SAE_DIR
+from asys_bench.contracts.run_files import LATEST, SAE_DIR
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
-from asys_bench.sae.checkpoint.checkpoint_store import LATEST, CheckpointStore
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.checkpoint.native_format import CFG_FILE
 from asys_bench.sae.exchange.formats import Format
 from asys_bench.sae.exchange.saelens import read_saelens

@@ -24,7 +24,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR
+from asys_bench.contracts.run_files import ARCHIVE_DIR, SHARD_SUFFIX
 from asys_bench.sinks.archive.deletions import (
     LOCK_WAIT_S,
     Deleted,
@@ -32,7 +32,7 @@ from asys_bench.sinks.archive.deletions import (
     Record,
     deciding,
 )
-from asys_bench.sinks.archive.layout import SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.sinks.archive.pins import pin_of
 from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar
 from asys_bench.system.files.below import EntryKind, is_file, make_folders, scan
@@ -232,7 +232,7 @@ class Budget:
             entries = scan(folder, below=self._run_dir)
             files = {path for path, inner in entries if inner is EntryKind.FILE}
             for path in files:
-                if path.suffix == SUFFIX and Sidecar.path_of(path) in files:
+                if path.suffix == SHARD_SUFFIX and Sidecar.path_of(path) in files:
                     one = self._known.get(path) or self._closed(path)
                     if one is not None:
                         found[path] = one

@@ -23,7 +23,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR, DELETED_FOR
+from asys_bench.contracts.run_files import (
+    ARCHIVE_DIR,
+    ARCHIVE_LOCK_NAME,
+    DELETED_FOR,
+    DELETED_SUFFIX,
+)
 from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar
 from asys_bench.system.files import reason_of
@@ -37,9 +42,6 @@ from asys_bench.system.files.below import (
 )
 from asys_bench.system.files.locks import take_lock
 
-RECORD_SUFFIX = ".deleted.jsonl"
-LOCK_FILE = ".lock"
-"""In the archive's folder; held while somebody decides what is deleted or pinned."""
 LOCK_WAIT_S = 2.0
 """Whoever has it longer is stopped or killed: the watchdog's business."""
 
@@ -114,7 +116,7 @@ def read_deletions(run_dir: Path | str) -> dict[str, Deletion]:
     except OSError:  # the archive's own reader says so
         return {}
     for path, _ in entries:
-        if path.name.endswith(RECORD_SUFFIX):
+        if path.name.endswith(DELETED_SUFFIX):
             found.update(read_record(path))
     return found
 
@@ -154,7 +156,7 @@ class Record:
 
     def __init__(self, archive: Path, worker: str, attempt: int) -> None:
         self._archive, self._attempt = archive, attempt
-        self._path = archive / f"{worker}{RECORD_SUFFIX}"
+        self._path = archive / f"{worker}{DELETED_SUFFIX}"
         self._file: AppendFile | None = None
         self._mine: dict[str, Deleted] = {}
         self._unsaid: list[Deletion] = []
@@ -233,7 +235,7 @@ def deciding(
     Raises:
         OSError: the folder cannot be written, or the lock is no regular file.
     """
-    fd = open_or_create(archive / LOCK_FILE, below=archive)
+    fd = open_or_create(archive / ARCHIVE_LOCK_NAME, below=archive)
     try:
         until = time.monotonic() + wait_s
         while not (mine := take_lock(fd)) and time.monotonic() < until:

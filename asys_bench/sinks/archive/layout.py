@@ -28,6 +28,7 @@ import pyarrow as pa
 import torch
 
 from asys_bench.contracts.packet import Kind
+from asys_bench.contracts.run_files import SHARD_SUFFIX
 from asys_bench.sinks.archive.sidecar import ArchiveError
 
 FORMAT = "asys.archive/3"
@@ -35,7 +36,6 @@ OLD_FORMATS = {"asys.archive/2": 1, "asys.archive/1": 3}
 """Earlier formats -> how many of the last columns they lack."""
 ENCODED_FORMAT = "asys.archive.packets/1"
 """Of shards whose rows are packets (`encoded`)."""
-SUFFIX = ".arrows"
 MAX_NAME_BYTES = 4096
 """Of a hook or an encoding."""
 KEY_COLUMNS = ("source", "shard", "seq", "row")
@@ -138,7 +138,7 @@ class ShardName:
         return cls(found[1], int(found[3]), int(found[4]), int(found[2] or 0))
 
     def __str__(self) -> str:
-        return f"{self.worker}-{self.life}-{self.number}{SUFFIX}"
+        return f"{self.worker}-{self.life}-{self.number}{SHARD_SUFFIX}"
 
     @property
     def life(self) -> str:

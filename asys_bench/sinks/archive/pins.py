@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR
+from asys_bench.contracts.run_files import ARCHIVE_DIR, SHARD_SUFFIX
 from asys_bench.sinks.archive.deletions import LOCK_WAIT_S, deciding, read_deletions
-from asys_bench.sinks.archive.layout import SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar
 from asys_bench.system.files.below import EntryKind, open_or_create, remove, scan
 
@@ -52,7 +52,7 @@ def stored_shards(run_dir: Path) -> list[StoredShard]:
         files = {path for path, inner in entries if inner is EntryKind.FILE}
         for path in sorted(files):
             name = path.relative_to(archive).as_posix()
-            if path.suffix != SUFFIX or ShardName.parse(path.name) is None or name in gone:
+            if path.suffix != SHARD_SUFFIX or ShardName.parse(path.name) is None or name in gone:
                 continue
             try:
                 sidecar = Sidecar.read(path)

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR, attempts_in
+from asys_bench.contracts.run_files import ARCHIVE_DIR, SHARD_SUFFIX, attempts_in
 from asys_bench.sinks.archive.deletions import Deleted, Deletion, read_deletions
 from asys_bench.sinks.archive.encoded import is_encoded
-from asys_bench.sinks.archive.layout import KEY_COLUMNS, SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import KEY_COLUMNS, ShardName
 from asys_bench.sinks.archive.read import (
     ShardReport,
     open_shard,
@@ -313,5 +313,7 @@ def shard_paths(run_dir: Path | str) -> list[Path]:
         name = ShardName.parse(path.name)
         return (path.parent.name, *(name.sort_key() if name else ("", 0, 0, 0)), path.name)
 
-    shards = [path for path in inside if path.suffix == SUFFIX and not path.name.startswith(".")]
+    shards = [
+        path for path in inside if path.suffix == SHARD_SUFFIX and not path.name.startswith(".")
+    ]
     return sorted(shards, key=order)

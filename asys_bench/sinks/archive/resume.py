@@ -17,12 +17,12 @@ import numpy as np
 
 from asys_bench.contracts.bus import MAX_DELIVERIES
 from asys_bench.contracts.packet import MAX_DIM
-from asys_bench.contracts.run_files import ARCHIVE_DIR
+from asys_bench.contracts.run_files import ARCHIVE_DIR, SHARD_SUFFIX
 from asys_bench.contracts.stats import Counter, Slot, StatsError
 from asys_bench.sinks.archive.budget import sink_of
 from asys_bench.sinks.archive.deletions import Deleted
 from asys_bench.sinks.archive.encoded import is_encoded
-from asys_bench.sinks.archive.layout import KEY_COLUMNS, SUFFIX, ShardName
+from asys_bench.sinks.archive.layout import KEY_COLUMNS, ShardName
 from asys_bench.sinks.archive.read import open_shard, parse_batch, read_schema
 from asys_bench.sinks.archive.repair import repair_shard
 from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar, packet_starts
@@ -59,7 +59,7 @@ def take_over(
                 rf"\.{re.escape(worker)}-[\d.]+-\d+\.(json|arrows).*\.tmp", leftover.name
             ):
                 leftover.unlink(missing_ok=True)
-        names = (ShardName.parse(path.name) for path in folder.glob(f"{worker}-*{SUFFIX}"))
+        names = (ShardName.parse(path.name) for path in folder.glob(f"{worker}-*{SHARD_SUFFIX}"))
         mine = sorted((n for n in names if n and n.worker == worker), key=ShardName.sort_key)
         oldest = mine[-1].incarnation - MAX_DELIVERIES if mine else 0
         missing: dict[tuple[int, bytes], int] = {}
@@ -95,7 +95,7 @@ def close_left(
     sink = sink_of(worker)
     if worker != f"{sink}-0":
         return
-    for path in sorted((run_dir / ARCHIVE_DIR).glob(f"*/{sink}-*{SUFFIX}")):
+    for path in sorted((run_dir / ARCHIVE_DIR).glob(f"*/{sink}-*{SHARD_SUFFIX}")):
         name = ShardName.parse(path.name)
         if name is None or name.attempt == attempt or sink_of(name.worker) != sink:
             continue

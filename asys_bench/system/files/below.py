@@ -85,8 +85,7 @@ class Entry(NamedTuple):
 
 class Source(Protocol):
     """Files of a folder that are brought to this machine when somebody opens them (`store.mirror`). The
-    folders
-    themselves are there."""
+    folders themselves are there."""
 
     def files(self, folder: Path) -> list[Path]:
         """Those that `folder` has, brought or not."""
