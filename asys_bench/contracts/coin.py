@@ -18,6 +18,11 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 compiled_toss: Callable[[int, Sequence[int], int], float] | None
 """`toss` of (key, (host_step, weights_version, microbatch, ...), call_index); None: it was not compiled."""
@@ -34,8 +39,12 @@ STEP, VERSION, MICROBATCH, CALL = (
 """S1 to S4."""
 
 
-def mix(z: int) -> int:
-    """SplitMix64's finaliser, of 0 <= z < 2^64."""
+@overload
+def mix(z: int) -> int: ...
+@overload
+def mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]: ...
+def mix(z: Any) -> Any:
+    """SplitMix64's finaliser, of 0 <= z < 2^64, or of each of an array of uint64."""
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return z ^ (z >> 31)

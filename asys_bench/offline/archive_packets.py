@@ -19,7 +19,7 @@ from asys_bench.contracts.preprocessor import Positions
 from asys_bench.contracts.run_files import share_coin
 from asys_bench.sae.training.held_out import PacketKey
 from asys_bench.sae.training.pairing import HookRows, JointRows, Moment, MomentMatcher
-from asys_bench.sinks.archive import Archive, ShardGoneError, attempt_of, shard_rows
+from asys_bench.sinks.archive import Archive, ShardGoneError, attempt_of, counts
 
 _COLUMNS = ("source", "shard", "seq", "sampling_rate", "host_step", "microbatch", "call_index",
             "weights_version")  # fmt: skip
@@ -122,7 +122,7 @@ def archived_rows(archive: Archive, hook: str) -> int:
     rows = 0
     for path in archive.shards(hook):
         try:
-            rows += shard_rows(path)
+            rows += counts(path)[0]
         except ShardGoneError:
             archive.skip(path)
     return rows

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import distributed
 
+from asys_bench.contracts.run_files import SIDECAR_SUFFIX
 from asys_bench.rundir.archive_columns import COLUMNS, Columns, check_columns, column_array
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.row_dataset import RowDataset
 from asys_bench.rundir.row_index import index_rows
 from asys_bench.sinks.archive import Archive, Deleted, Repeats, open_archive
-from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.system.files.below import is_elsewhere, is_file
 
 if TYPE_CHECKING:
@@ -185,8 +185,9 @@ class ArchiveView:
         from pyarrow import Table
 
         shards = self._archive.shards(hook)
-        elsewhere = any(map(is_elsewhere, shards))
-        if _written_once(shards) and not elsewhere and not self._archive.is_encoded(hook):
+        whole = all(is_file(path.with_suffix(SIDECAR_SUFFIX)) for path in shards)
+        here = not any(map(is_elsewhere, shards)) and not self._archive.is_encoded(hook)
+        if whole and here and self._archive.each_once(hook):
             parts = []
             for path in shards:
                 try:
@@ -197,11 +198,3 @@ class ArchiveView:
                 return concatenate_datasets(parts)
         table = Table.from_batches(list(self._archive.batches(hook)))
         return Dataset(InMemoryTable(table))
-
-
-def _written_once(shards: Sequence[Path]) -> bool:
-    """Whether no packet can be there twice and no shard is torn: one worker, never restarted, closed."""
-    names = [ShardName.parse(path.name) for path in shards]
-    writers = {(name.worker, name.life) if name else None for name in names}
-    closed = all(is_file(path.with_suffix(".json")) for path in shards)
-    return len(writers) == 1 and None not in writers and closed

@@ -29,8 +29,7 @@ from asys_bench.contracts.packet import NO_TEXT
 from asys_bench.rundir.archive_columns import TEXT_NOT_RECORDED, column_array
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.row_order import Rows
-from asys_bench.sinks.archive import Archive, SeenRows, ShardGoneError, ShardRows
-from asys_bench.sinks.archive.row_access import counts
+from asys_bench.sinks.archive import Archive, SeenRows, ShardGoneError, ShardRows, counts
 
 _PACKET = ("attempt", "source", "shard", "seq")
 _CALL = ("host_step", "weights_version", "microbatch", "call_index", "text")

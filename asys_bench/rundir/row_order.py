@@ -72,10 +72,8 @@ class RowOrder:
 
 
 def _shuffle(key: int, n: int) -> Rows:
-    z = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(GOLDEN) + np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+    numbers = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(GOLDEN) + np.uint64(key)
+    return np.argsort(mix(numbers), kind="stable")
 
 
 def size(intervals: Sequence[Interval]) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from asys_bench.rundir.row_index import RowIndex
-from asys_bench.rundir.row_order import CHUNKS_PER_WINDOW, Interval, RowOrder, share_of_rank, size
+from asys_bench.rundir.row_order import CHUNKS_PER_WINDOW, Interval, RowOrder, share_of_rank
 
 FORMAT = "asys.rows/1"
 
@@ -149,8 +149,3 @@ def _check_workers(parts: Sequence[Part]) -> None:
             f"states of workers {sorted(there)} of {max(workers)} of rank {parts[0].reader.rank}: load those "
             "of all its workers in one list"
         )
-
-
-def rows_left(parts: Sequence[Part]) -> int:
-    """Positions that the readers had left, all together."""
-    return sum(size(part.left) for part in parts)

@@ -16,9 +16,8 @@ from asys_bench.sinks.archive.reader import (
     open_archive,
     read_shard,
     repair_shard,
-    shard_rows,
 )
-from asys_bench.sinks.archive.row_access import ShardRows
+from asys_bench.sinks.archive.row_access import ShardRows, counts
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 from asys_bench.sinks.archive.verify import verify_archive
 
@@ -32,9 +31,9 @@ __all__ = [
     "ShardReport",
     "ShardRows",
     "attempt_of",
+    "counts",
     "open_archive",
     "read_shard",
     "repair_shard",
-    "shard_rows",
     "verify_archive",
 ]

@@ -29,9 +29,9 @@ from asys_bench.sinks.archive.read import (
     schema_run,
 )
 from asys_bench.sinks.archive.repair import repair_shard
-from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError, Sidecar
+from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError, sidecar_of_stored
 from asys_bench.store.mirror import remount
-from asys_bench.system.files.below import EntryKind, is_elsewhere, scan
+from asys_bench.system.files.below import EntryKind, scan
 
 _PAGE = 1 << 12
 
@@ -273,24 +273,13 @@ def _kind_of(path: Path) -> tuple[str, bool]:
     Raises:
         ArchiveError: see `open_archive`.
     """
-    if is_elsewhere(path) and (sidecar := Sidecar.read(path)) is not None:
+    if (sidecar := sidecar_of_stored(path)) is not None:
         return sidecar.hook, sidecar.encoded
     with open_shard(path) as (fd, frames):
         if not frames.schema_end:
             raise ArchiveError(path, 0, frames.damage or "torn before its schema ends")
         schema = read_schema(fd, path, frames)
         return schema_hook(schema), is_encoded(schema)
-
-
-def shard_rows(path: Path) -> int:
-    """Rows of a shard, from its headers alone, or its sidecar where a store has it.
-
-    Raises:
-        ArchiveError: as `read_shard`.
-    """
-    if is_elsewhere(path) and (sidecar := Sidecar.read(path)) is not None:
-        return sidecar.rows
-    return read_shard(path)[1].rows
 
 
 def shard_paths(run_dir: Path | str) -> list[Path]:

@@ -13,8 +13,7 @@ import pyarrow as pa
 from asys_bench.sinks.archive.encoded import is_encoded
 from asys_bench.sinks.archive.read import open_descriptor, opened, read_rows
 from asys_bench.sinks.archive.read_columns import read_columns
-from asys_bench.sinks.archive.sidecar import ArchiveError, Sidecar
-from asys_bench.system.files.below import is_elsewhere
+from asys_bench.sinks.archive.sidecar import ArchiveError, sidecar_of_stored
 
 
 class ShardRows:
@@ -97,7 +96,7 @@ def counts(path: Path) -> tuple[int, int]:
     Raises:
         As `ShardRows`.
     """
-    if is_elsewhere(path) and (sidecar := Sidecar.read(path)) is not None:
+    if (sidecar := sidecar_of_stored(path)) is not None:
         return sidecar.rows, sidecar.batches
     shard = ShardRows(path)
     return shard.rows, shard.batches

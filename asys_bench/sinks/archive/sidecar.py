@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.system.files import replace_file
-from asys_bench.system.files.below import MAX_MODEL_BYTES, read_file
+from asys_bench.system.files.below import MAX_MODEL_BYTES, is_elsewhere, read_file
 
 
 class ArchiveError(ValueError):
@@ -107,6 +107,15 @@ class Sidecar(BaseModel, extra="forbid", frozen=True):
         """
         data = self.model_dump_json(indent=1).encode() + b"\n"
         replace_file(self.path_of(shard), data, sync=sync)
+
+
+def sidecar_of_stored(shard: Path) -> Sidecar | None:
+    """Of a shard that a store has and that need not be fetched for it; None: the shard is here, or has none.
+
+    Raises:
+        ArchiveError: as `Sidecar.read`.
+    """
+    return Sidecar.read(shard) if is_elsewhere(shard) else None
 
 
 PACKET_ROWS = "rows"

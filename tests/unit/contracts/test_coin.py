@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +32,13 @@ def chi_square(pairs):
 def test_it_is_splitmix64():
     numbers = [mix(n * GOLDEN & MASK) for n in (1, 2, 3)]
     assert numbers == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+@given(st.lists(st.integers(0, MASK), min_size=1))
+def test_it_mixes_an_array_as_it_mixes_each_of_its_numbers(numbers):
+    mixed = mix(np.array(numbers, dtype=np.uint64))
+    assert mixed.dtype == np.uint64
+    assert mixed.tolist() == [mix(number) for number in numbers]
 
 
 @pytest.mark.parametrize(
