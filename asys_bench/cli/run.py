@@ -173,9 +173,8 @@ class _Deadline:
 
     def __init__(self, drain_s: float, leave: Callable[[float], None]) -> None:
         self._drain_s, self._leave = drain_s, leave
-        self._over: queue.SimpleQueue[None] = (
-            queue.SimpleQueue()
-        )  # no descriptor: the host closes those
+        # It needs no descriptor: a host may close all that it finds.
+        self._over: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._asked_at: float | None = None
         self._ending = threading.Lock()
         threading.Thread(target=self._watch, name="asys-deadline", daemon=True).start()
@@ -371,16 +370,18 @@ class _Command:
             )
         for group, off in outcome.imbalances.items():
             problems.append(f"group {group}: {off:+d} packets unaccounted for")
-        lost = sent is not None and not sent.complete
-        if sent is not None and lost:
-            self._console.print(f"asys-run: {sent.said}", style="red", markup=False, soft_wrap=True)
+        unsent = sent if sent is not None and not sent.complete else None
+        if unsent is not None:
+            self._console.print(
+                f"asys-run: {unsent.said}", style="red", markup=False, soft_wrap=True
+            )
         for problem in problems:
             self._console.print(f"asys-run: {problem}", style="red", markup=False, soft_wrap=True)
         if problems:
             return EXIT_FAILED
         if self._signal is not None:
             return self._interrupted()
-        return EXIT_FAILED if lost else EXIT_OK
+        return EXIT_OK if unsent is None else EXIT_FAILED
 
     def _interrupted(self) -> int:
         """As a shell says it of a process that a signal ended."""

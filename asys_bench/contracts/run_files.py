@@ -29,7 +29,7 @@ A run's folder is input: anybody may have written it. Every reader opens its fil
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,15 @@ def share_coin(run_dir: Path, hooks: Collection[str]) -> bool:
     told = [one for one in streams if isinstance(one, dict)] if isinstance(streams, list) else []
     sharing = [one.get("name") for one in told if one.get("coin") == "shared"]
     return all(hook in sharing for hook in hooks)
+
+
+def began_unix_ns(document: Mapping[str, Any]) -> int | None:
+    """When a run's first attempt began, as run.json says: with the run's id it tells runs apart. None: it
+    does not say."""
+    attempts = document.get("attempts")
+    first = attempts[0] if isinstance(attempts, list) and attempts else document
+    began = first.get("started_unix_ns") if isinstance(first, dict) else None
+    return began if type(began) is int and 0 <= began < 1 << 63 else None
 
 
 def attempts_in(run_dir: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from asys_bench.config import LoadedConfig, MasterConfig
 from asys_bench.config.problems import Problem
 from asys_bench.config.sections.run import Resume
 from asys_bench.contracts.exit_codes import EXIT_OK
-from asys_bench.contracts.run_files import RunFileError, read_run_file
+from asys_bench.contracts.run_files import RunFileError, began_unix_ns, read_run_file
 from asys_bench.run.attempts import id_of, newest_of
 from asys_bench.run.preflight import origin_of
 from asys_bench.store.probe import Found, ask
@@ -61,10 +61,9 @@ def _is(found: Found, run_dir: Path | None) -> bool:
         return False
     try:
         document = read_run_file(run_dir.resolve())
-        began = document["attempts"][0]["started_unix_ns"]
-    except (RunFileError, LookupError, TypeError):
+    except RunFileError:
         return False
-    return (found.run_id, found.began_unix_ns) == (document["run_id"], began)
+    return (found.run_id, found.began_unix_ns) == (document["run_id"], began_unix_ns(document))
 
 
 @dataclass(frozen=True, slots=True)

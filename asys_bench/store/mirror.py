@@ -41,7 +41,7 @@ from asys_bench.store.manifest import (
     Stored,
     read_manifest,
 )
-from asys_bench.store.objects import LASTING, Backoff, ObjectStore, Reason, StoreError
+from asys_bench.store.objects import ObjectStore, Reason, StoreError, patiently
 from asys_bench.store.uri import is_uri, parse_uri, without_secrets
 from asys_bench.system.files.atomic import FILE_MODE, FOLDER_MODE, make_private_folder
 from asys_bench.system.files.below import mount, open_or_create, read_file, unmount
@@ -224,19 +224,9 @@ class Mirror:
         """Raises StoreError, OSError."""
         stored, path = self._manifest.files[name], self.folder / name
         partial = self._home / _INCOMING / secrets.token_hex(8)
-        backoff, until = Backoff(), time.monotonic() + PATIENCE_S
         self._make_room(stored.bytes, name)
         try:
-            while True:
-                try:
-                    self._download(stored, partial)
-                    break
-                except StoreError as error:
-                    lasting = error.reason in (*LASTING, Reason.MISSING, Reason.CHANGED)
-                    pause_s = backoff.next_s()
-                    if lasting or time.monotonic() + pause_s > until:
-                        raise
-                    time.sleep(pause_s)
+            patiently(lambda: self._download(stored, partial), PATIENCE_S)
             os.utime(partial, ns=(stored.modified_ns, stored.modified_ns))
             partial.replace(path)
         finally:
@@ -288,15 +278,7 @@ class Mirror:
 
 def _manifest_of(store: ObjectStore) -> Manifest:
     """Raises StoreError, ValueError."""
-    backoff, until = Backoff(), time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return read_manifest(store.get(MANIFEST, MAX_MANIFEST_BYTES))
-        except StoreError as error:
-            pause_s = backoff.next_s()
-            if error.reason in (*LASTING, Reason.MISSING) or time.monotonic() + pause_s > until:
-                raise
-            time.sleep(pause_s)
+    return read_manifest(patiently(lambda: store.get(MANIFEST, MAX_MANIFEST_BYTES), PATIENCE_S))
 
 
 def _reason(error: Exception) -> str:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
-from typing import Any
+from typing import Any, TypeVar
 
 from asys_bench.store.uri import Location, without_secrets
 
+T = TypeVar("T")
 CONNECT_S, REQUEST_S, TRIES = 5.0, 20.0, 3
 CALL_S = TRIES * (CONNECT_S + REQUEST_S) + 15.0
 """No single call takes longer, its own pauses between tries included."""
@@ -117,6 +119,20 @@ class Backoff:
 
     def reset(self) -> None:
         self._tries = 0
+
+
+def patiently(call: Callable[[], T], patience_s: float) -> T:
+    """What `call` gives, tried again for so long where waiting may help. Raises StoreError."""
+    backoff, until = Backoff(), time.monotonic() + patience_s
+    while True:
+        try:
+            return call()
+        except StoreError as error:
+            lasting = error.reason in (*LASTING, Reason.MISSING, Reason.CHANGED)
+            pause_s = backoff.next_s()
+            if lasting or time.monotonic() + pause_s > until:
+                raise
+            time.sleep(pause_s)
 
 
 class ObjectStore:

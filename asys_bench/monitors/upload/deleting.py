@@ -23,10 +23,14 @@ class StoredDeletions:
         self._record = Record(self._archive, RECORD_WORKER, attempt)
         self._record.resume(alive)
 
+    def keeps(self, shard: Path) -> bool:
+        """Whether it is pinned."""
+        return is_file(pin_of(shard))
+
     def delete(self, shard: Path) -> bool:
         """A closed shard and its sidecar; False: it is pinned, or somebody else decides just now."""
         with deciding(self._archive, self._alive) as mine:
-            if not mine or is_file(pin_of(shard)) or not is_file(shard):
+            if not mine or self.keeps(shard) or not is_file(shard):
                 return False
             self._record.delete(shard, Reason.STORED)
             return True

@@ -29,7 +29,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from asys_bench.contracts.run_files import DELETED_SUFFIX, RUN_FILE, RunFileError, read_run_file
+from asys_bench.contracts.run_files import (
+    DELETED_SUFFIX,
+    RUN_FILE,
+    RunFileError,
+    attempts_in,
+    began_unix_ns,
+    read_run_file,
+)
 from asys_bench.monitors.upload.ready import (
     LINES,
     Kind,
@@ -128,11 +135,8 @@ class Uploader:
         if self._manifest is not None:
             return
         document = read_run_file(self.run_dir)
-        told = document.get("attempts")
-        attempts = told if isinstance(told, list) else []
-        first = attempts[0] if attempts else document
-        began = first.get("started_unix_ns") if isinstance(first, dict) else None
-        if type(began) is not int or not 0 <= began < 1 << 63:
+        began = began_unix_ns(document)
+        if began is None:
             raise RunFileError(f"{self.run_dir}: {RUN_FILE} does not say when the run began")
         mine = Manifest(document["run_id"], began)
         found = self._read_manifest()
@@ -145,7 +149,8 @@ class Uploader:
         if self._delete_after_s is not None:
             from asys_bench.monitors.upload.deleting import StoredDeletions  # it needs torch
 
-            self._deletions = StoredDeletions(self.run_dir, max(0, len(attempts) - 1), self._alive)
+            attempt = max(0, len(attempts_in(self.run_dir)) - 1)
+            self._deletions = StoredDeletions(self.run_dir, attempt, self._alive)
         self._sweep()
 
     def _taken_by(self, found: Manifest, mine: Manifest) -> str:
@@ -341,11 +346,12 @@ class Uploader:
 
     def _delete_sent(self, ready: Ready) -> None:
         """Closed shards of the run that the copy has had for long enough."""
-        assert self._manifest is not None
         if self._delete_after_s is None:
             return
+        assert self._manifest is not None
+        assert self._deletions is not None
         for unit in ready.units:
-            if unit.kind is not Kind.SHARD:
+            if unit.kind is not Kind.SHARD or self._deletions.keeps(unit.files[0].path):
                 continue
             stored = [self._manifest.files.get(file.name) for file in unit.files]
             if not all(map(self._has, unit.files)) or None in stored:
