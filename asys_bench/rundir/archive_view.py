@@ -20,7 +20,8 @@ from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.row_dataset import RowDataset
 from asys_bench.rundir.row_index import index_rows
 from asys_bench.sinks.archive import Archive, Deleted, Repeats, open_archive
-from asys_bench.system.files.below import is_elsewhere, is_file
+from asys_bench.system.files.below import is_file
+from asys_bench.system.files.sources import is_elsewhere
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +50,8 @@ class ArchiveView:
         return self._archive.deleted(hook)
 
     def deleted_by_reason(self, hook: str | None = None) -> dict[str, Deleted]:
-        """The same for each reason: `budget` (max_gib), `age` (max_age_s), `free_space` (min_free_gib)."""
+        """The same for each reason: `budget` (max_gib), `age` (max_age_s), `free_space` (min_free_gib),
+        `stored` (storage.delete_local_after_s)."""
         return self._archive.deleted_by_reason(hook)
 
     def batches(self, hook: str, columns: Sequence[str] = COLUMNS) -> Iterator[Columns]:

@@ -27,7 +27,8 @@ from asys_bench.contracts.run_files import (
     read_run_file,
 )
 from asys_bench.rundir.evaluation_documents import language_found, policy_found, rows_found
-from asys_bench.system.files.below import EntryKind, bring, is_file, read_json, scan_if_there
+from asys_bench.system.files.below import EntryKind, is_file, read_json, scan_if_there
+from asys_bench.system.files.sources import bring
 
 if TYPE_CHECKING:
     from asys_bench.sae import SparseAutoencoder

@@ -1,7 +1,7 @@
 """A copy in a store as a folder of this machine, whose files come when they are opened.
 
 `open_copy(uri)` gives the folder. Its folders and links are made at once, from the manifest; a file is
-fetched when a reader opens it (`system.files.below`), compared with the size and SHA-256 of the
+fetched when a reader opens it (`system.files.sources`), compared with the size and SHA-256 of the
 manifest, and only then put in its place. So every reader of runs reads copies, under the same bounds.
 Of shards, no more than MOST_BYTES stay: the oldest make room.
 
@@ -44,7 +44,8 @@ from asys_bench.store.manifest import (
 from asys_bench.store.objects import ObjectStore, Reason, StoreError, patiently
 from asys_bench.store.uri import is_uri, parse_uri, without_secrets
 from asys_bench.system.files.atomic import FILE_MODE, FOLDER_MODE, make_private_folder
-from asys_bench.system.files.below import mount, open_or_create, read_file, unmount
+from asys_bench.system.files.below import open_or_create, read_file
+from asys_bench.system.files.sources import mount, unmount
 
 MOST_BYTES = 4 << 30
 """Of shards that stay on this machine."""

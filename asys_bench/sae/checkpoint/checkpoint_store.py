@@ -32,13 +32,13 @@ from asys_bench.system.files.atomic import FOLDER_MODE
 from asys_bench.system.files.below import (
     MAX_MODEL_BYTES,
     EntryKind,
-    bring,
     is_file,
     make_folders,
     remove,
     scan,
     scan_if_there,
 )
+from asys_bench.system.files.sources import bring
 
 # `manifest.json` in a checkpoint: the size and CRC-32C of its files, so that bit rot is found.
 #

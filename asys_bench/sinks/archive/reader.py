@@ -145,7 +145,7 @@ class Archive:
         return Deleted.of(self._deletions_of(hook))
 
     def deleted_by_reason(self, hook: str | None = None) -> dict[str, Deleted]:
-        """Reason (budget, age, free_space) -> what had been deleted for it."""
+        """Reason (`deletions.Reason`) -> what had been deleted for it."""
         return Deleted.by_reason(self._deletions_of(hook))
 
     def _deletions_of(self, hook: str | None) -> list[Deletion]:

@@ -14,7 +14,8 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
 from asys_bench.system.files import replace_file
-from asys_bench.system.files.below import MAX_MODEL_BYTES, is_elsewhere, read_file
+from asys_bench.system.files.below import MAX_MODEL_BYTES, read_file
+from asys_bench.system.files.sources import is_elsewhere
 
 
 class ArchiveError(ValueError):

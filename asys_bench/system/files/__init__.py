@@ -2,7 +2,7 @@
 
 `atomic`: private modes, replacing a file whole, when to fsync, why a disk takes no more. `append_file`: a
 file that grows by whole lines. `below`: opening what a stranger may have written. `checksum`: of a file.
-`locks`: of the kernel, on an open file.
+`locks`: of the kernel, on an open file. `sources`: folders whose files come when they are opened.
 """
 
 from asys_bench.system.files.atomic import (

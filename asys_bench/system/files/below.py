@@ -23,9 +23,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from asys_bench.system.files.atomic import FILE_MODE, FOLDER_MODE, make_private_folder
+from asys_bench.system.files.sources import source_of
 
 MAX_DOCUMENT_BYTES = 8 << 20
 """Of a JSON document: `[],[],...` takes 24 times its size in memory."""
@@ -83,59 +84,6 @@ class Entry(NamedTuple):
     kind: EntryKind
 
 
-class Source(Protocol):
-    """Files of a folder that are brought to this machine when somebody opens them (`store.mirror`). The
-    folders themselves are there."""
-
-    def files(self, folder: Path) -> list[Path]:
-        """Those that `folder` has, brought or not."""
-        ...
-
-    def has(self, path: Path) -> bool: ...
-
-    def bring(self, path: Path) -> None:
-        """Put the file where it belongs. Raises OSError: it cannot be had."""
-        ...
-
-
-_sources: dict[Path, Source] = {}
-
-
-def mount(root: Path, source: Source) -> None:
-    """From now on, what is missing below `root` comes from `source`."""
-    _sources[root] = source
-
-
-def unmount(root: Path) -> None:
-    """Idempotent."""
-    _sources.pop(root, None)
-
-
-def bring(folder: Path) -> None:
-    """Have all files of a folder here, for code that opens them by itself; nothing where it is no mirror's.
-
-    Raises:
-        OSError: one cannot be had.
-    """
-    source = _source_of(folder)
-    for path in source.files(folder) if source is not None else ():
-        if not os.path.lexists(path):
-            source.bring(path)  # type: ignore[union-attr]
-
-
-def is_elsewhere(path: Path) -> bool:
-    """Whether opening the file would bring it from its source."""
-    source = _source_of(path)
-    return source is not None and not os.path.lexists(path) and source.has(path)
-
-
-def _source_of(path: Path) -> Source | None:
-    for root, source in _sources.items():
-        if path.is_relative_to(root):
-            return source
-    return None
-
-
 BRINGS = 3
 """Another process may make room between the bringing of a file and its opening."""
 
@@ -152,7 +100,7 @@ def open_file(path: Path, flags: int = os.O_RDONLY, *, below: Path | None = None
         try:
             return _open_file(path, flags, below)
         except FileNotFoundError:
-            source = _source_of(path)
+            source = source_of(path)
             if source is None or not source.has(path):
                 raise
             source.bring(path)
@@ -297,7 +245,7 @@ def scan(folder: Path, *, below: Path | None = None) -> list[Entry]:
                     found.append(Entry(folder / name.name, EntryKind.of(mode)))
         finally:
             os.close(fd)
-    source = _source_of(folder)
+    source = source_of(folder)
     if source is not None:
         here = {entry.path for entry in found}
         found += [Entry(path, EntryKind.FILE) for path in source.files(folder) if path not in here]
@@ -336,7 +284,7 @@ def walk(folder: Path, *, below: Path | None = None) -> Iterator[Entry]:
 
 def is_file(path: Path, *, below: Path | None = None) -> bool:
     """Whether `path` is a regular file below the folder, reached without a link."""
-    source = _source_of(path)
+    source = source_of(path)
     return _is(EntryKind.FILE, path, below) or (source is not None and source.has(path))
 
 

@@ -23,7 +23,8 @@ from asys_bench.store import mirror as mirrors
 from asys_bench.store.mirror import CopyError, cache_folder, local_folder
 from asys_bench.store.objects import ObjectStore
 from asys_bench.store.uri import parse_uri
-from asys_bench.system.files.below import is_elsewhere, is_file, scan, walk
+from asys_bench.system.files.below import is_file, scan, walk
+from asys_bench.system.files.sources import is_elsewhere
 
 UNIT = Path(__file__).parents[1]
 _SMALL = runpy.run_path(str(UNIT / "rundir" / "conftest.py"))
