@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import Any, TypeVar
 
@@ -22,8 +22,10 @@ T = TypeVar("T")
 CONNECT_S, REQUEST_S, TRIES = 5.0, 20.0, 3
 CALL_S = TRIES * (CONNECT_S + REQUEST_S) + 15.0
 """No single call takes longer, its own pauses between tries included."""
-PIECE_BYTES = 4 << 20
+PIECE_BYTES = 8 << 20
+"""Of 4 MiB, an answer costs a tenth more CPU time; of 64 MiB, its memory comes from the kernel each time."""
 _PART = ".part"
+_CHECK_ANSWERS = "AWS_RESPONSE_CHECKSUM_VALIDATION"
 
 
 class Reason(StrEnum):
@@ -249,13 +251,29 @@ def _file_system(location: Location) -> Any:
     if location.scheme == "s3":
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
         scheme, colon, address = endpoint.rpartition("://")
-        return fs.S3FileSystem(
-            endpoint_override=address.rstrip("/") or None,
-            scheme=scheme if colon else "https",
-            connect_timeout=CONNECT_S,
-            request_timeout=REQUEST_S,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
-        )
+        with _answers_unchecked():
+            return fs.S3FileSystem(
+                endpoint_override=address.rstrip("/") or None,
+                scheme=scheme if colon else "https",
+                connect_timeout=CONNECT_S,
+                request_timeout=REQUEST_S,
+                retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=TRIES),
+            )
     from datetime import timedelta
 
     return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=CALL_S / 2))
+
+
+@contextmanager
+def _answers_unchecked() -> Iterator[None]:
+    """The client that is made inside computes no checksum of what it reads: every reader here compares
+    bytes or a SHA-256, and the client's own costs half of the CPU time of reading. It takes this from
+    the environment alone; a user's own value stays."""
+    if _CHECK_ANSWERS in os.environ:
+        yield
+        return
+    os.environ[_CHECK_ANSWERS] = "when_required"
+    try:
+        yield
+    finally:
+        del os.environ[_CHECK_ANSWERS]

@@ -81,7 +81,7 @@ def watch(
     finally:
         run.close()
     outcome = json.loads((folder / OUTCOME_FILE).read_text())
-    found = [_summary(names[pid], np.array(rows)) for pid, rows in samples.items()]
+    found = [summary_of(names[pid], np.array(rows)) for pid, rows in samples.items()]
     found.append(
         {
             "run": backend, "minutes": minutes, "steps": outcome.get("steps"), "produced": produced,
@@ -92,7 +92,7 @@ def watch(
     return found
 
 
-def _summary(name: str, rows: np.ndarray) -> dict[str, object]:
+def summary_of(name: str, rows: np.ndarray) -> dict[str, object]:
     tenths = rows[np.linspace(0, len(rows) - 1, 11).astype(int), 1]
     rows = rows[rows[:, 0] >= WARM_UP * rows[-1, 0]]
     seconds = rows[:, 0]

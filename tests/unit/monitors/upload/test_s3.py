@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from asys_bench.cli import run as asys_run
 from asys_bench.cli.commands import run_upload
@@ -182,3 +183,23 @@ def test_killed_at_every_step_a_copy_in_s3_is_finished_by_the_next_one(run, buck
         manifest = json.loads(listed[f"k/{at}/manifest.json"])
         whole = {name: listed[f"k/{at}/{one['object']}"] for name, one in manifest["files"].items()}
         assert whole == files_of(run)
+
+
+@pytest.mark.parametrize("own", [None, "when_supported"])
+def test_a_client_is_made_to_compute_no_checksum_of_what_it_reads_and_the_environment_stays(
+    bucket, monkeypatch, own
+):
+    name = "AWS_RESPONSE_CHECKSUM_VALIDATION"
+    monkeypatch.delenv(name, raising=False)
+    if own:
+        monkeypatch.setenv(name, own)
+    seen = []
+    make = fs.S3FileSystem
+    monkeypatch.setattr(
+        fs, "S3FileSystem", lambda **options: seen.append(os.environ[name]) or make(**options)
+    )
+    store = store_of(bucket)
+    assert seen == [own or "when_required"], "a user's own value stays"
+    assert os.environ.get(name) == own
+    store.put("object", [b"what was sent"])
+    assert b"".join(store.pieces("object")) == b"what was sent"
