@@ -98,15 +98,6 @@ def archived_gib(run_dir: Path) -> float:
     return total / 2**30
 
 
-def stored_gib() -> float:
-    """What the server holds of shards."""
-    from pyarrow import fs
-
-    files = fs.S3FileSystem(endpoint_override=f"127.0.0.1:{PORT}", scheme="http")
-    found = files.get_file_info(fs.FileSelector("soak", recursive=True))
-    return sum(info.size or 0 for info in found) / 2**30
-
-
 def soak(minutes: float, folder: Path, block_s: float) -> list[dict[str, object]]:
     from pyarrow import fs
 
@@ -129,6 +120,7 @@ def soak(minutes: float, folder: Path, block_s: float) -> list[dict[str, object]
             os.sched_setaffinity(0, mine)
             names = {live.page.slot(name).get(SlotField.PID): name for name, _ in live.page.slots()}
             uploader = next(pid for pid, name in names.items() if "upload" in name)
+            spent_before_s = cpu_s(uploader)
             samples: dict[int, list[tuple[float, float, float, int]]] = {pid: [] for pid in names}
             rates: list[tuple[float, float]] = []
             most, order = 0.0, (True, False)
@@ -146,7 +138,8 @@ def soak(minutes: float, folder: Path, block_s: float) -> list[dict[str, object]
                 order = order[::-1]
             os.kill(uploader, signal.SIGCONT)
             restarts = sum(live.page.slot(n).get(SlotField.RESTARTS) for n in names.values())
-            spent_s, sent_gib = cpu_s(uploader), stored_gib()
+            sent_bytes = live.page.slot(names[uploader]).metrics()["storage_bytes"].value
+            spent_s, sent_gib = cpu_s(uploader) - spent_before_s, sent_bytes / 2**30
         without, with_uploads = np.array(rates).T
         # A step's time is the inverse of the rate.
         ratio = ratio_span(list(1 / with_uploads), list(1 / without), 0.05)
