@@ -44,7 +44,7 @@ COMMANDS = Commands(
     "asys-run",
     (
         *("train", "evaluate", "export", "plan", "top", "report", "verify", "pin", "upload"),
-        "completion",
+        *("receive", "keys", "completion"),
     ),
 )
 EXAMPLES = (

@@ -19,7 +19,9 @@ from asys_bench.contracts.evaluated import Evaluated
 if TYPE_CHECKING:
     import torch
 
+    from asys_bench.contracts.bus import BaseDataBus
     from asys_bench.contracts.sink import Misfit
+    from asys_bench.contracts.stats import Slot
 
 
 class HostOptions(BaseModel, extra="forbid", frozen=True):
@@ -55,9 +57,47 @@ class HostClock(Protocol):
         """A figure of the host itself (reward, loss) for monitors; not on a hot path."""
 
 
+@dataclass(frozen=True)
+class FedStream:
+    """A stream of a host whose packets come from elsewhere.
+
+    described: what run.json says of it beside its name: module, kind, rows, select, coin. side: it tells of
+    the rows of others (`tokens`), and nothing is trained on it.
+    """
+
+    name: str
+    described: Mapping[str, Any]
+    side: bool = False
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What a host pushes by itself.
+
+    shards: of the bus, one for each writer. names: further names to intern. step_unit: see
+    `BaseHost.step_unit`.
+    """
+
+    streams: tuple[FedStream, ...]
+    shards: int
+    names: tuple[str, ...] = ()
+    step_unit: str = "step"
+
+
+@dataclass(frozen=True)
+class Fed:
+    """The bus of a host that pushes packets itself. capacity: of a shard."""
+
+    bus: BaseDataBus
+    capacity_bytes: int
+    capacity_packets: int
+
+
 class LateClock(HostClock, Protocol):
     """The clock of a host whose model exists only once it runs (`BaseHost.build` returned None)."""
 
+    run_dir: Path
+    """The run's folder."""
     steps_made: int
     """Steps so far; 0 before `observe`."""
 
@@ -73,6 +113,20 @@ class LateClock(HostClock, Protocol):
         Raises:
             HookError, AssemblyError, BusError, SupervisorError: it cannot start; says why and the fix.
         """
+
+    def feed(self, feed: Feed) -> Fed:
+        """Start a run without a model, once: its packets are pushed to this bus by the host itself
+        (`HostPlugin.feeds`). Blocks until the workers consume. The bus ends with the host's loop.
+
+        Raises:
+            AssemblyError, BusError, SupervisorError: it cannot start; says why and the fix.
+        """
+
+    def step_to(self, host_step: int) -> None:
+        """The host is in step `host_step` of its own count."""
+
+    def metrics(self) -> Slot:
+        """The host's part of the stats page, for figures of its own; after `observe` or `feed`."""
 
     def end(self) -> None:
         """The host's loop is over, and with it the last counted step. Idempotent."""
@@ -186,4 +240,7 @@ class HostPlugin:
     """The host's model for an evaluation, from its options, the run's seed and the folder with its
     weights; without a folder the weights that a run begins with. None: its model is known to the host
     alone. Raises HostError: it cannot be loaded."""
+    feeds: bool = False
+    """It has no model here: it pushes packets that come from elsewhere (`LateClock.feed`), so that a
+    configuration needs no `hooks`."""
     unavailable: Callable[[], str | None] = lambda: None

@@ -12,14 +12,14 @@ acknowledges after `consume` returned, and drains when the run ends. A sink only
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from asys_bench.contracts.bus import Delivery, Lease
+from asys_bench.contracts.bus import BusAccount, Delivery, Lease
 from asys_bench.contracts.stats import Slot
 from asys_bench.system.files.atomic import Fsync
 
@@ -148,6 +148,12 @@ class SinkContext:
     attempts are in `run_dir`."""
     first_packet: int = 0
     """Add to a packet's seq for a number that goes on over the attempts."""
+    group: str = ""
+    """The consumer group that it is a member of."""
+    account: Callable[[], BusAccount] | None = None
+    """The bus's counters."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The run's whole configuration, as plain data."""
     clock_shift_ns: int = 0
     """Add to this process's CLOCK_MONOTONIC to compare it with a packet's timestamp."""
 
@@ -161,13 +167,18 @@ class BaseSink(ABC):
     linger_s: float = 0.05
     """How long one pull waits for `min_packets`."""
 
+    keeps_leases: bool = False
+    """`consume` takes the lease over and acknowledges it itself, later; several are out at a time."""
+    wants_packets: bool = True
+    """False: nothing is pulled before the next call of `idle`, which waits a moment by itself."""
+
     @abstractmethod
     def open(self, context: SinkContext) -> None:
         """Prepare, and resume from an earlier incarnation's files."""
 
     @abstractmethod
     def consume(self, lease: Lease) -> None:
-        """Process one lease; it is acknowledged when this returns."""
+        """Process one lease; it is acknowledged when this returns (see `keeps_leases`)."""
 
     def idle(self) -> None:
         """Called when a pull came back empty, and between leases: background work goes here.

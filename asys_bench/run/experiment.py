@@ -12,9 +12,10 @@ from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config import MasterConfig
 from asys_bench.config.problems import Origin
 from asys_bench.config.sections.hooks import HookConfig
-from asys_bench.contracts.host import BaseHost, HostError, HostResult
+from asys_bench.contracts.host import BaseHost, Fed, Feed, HostError, HostResult
 from asys_bench.contracts.run_files import STATE_DIR
-from asys_bench.run.attempts import AttemptEnd
+from asys_bench.contracts.stats import Slot
+from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd
 from asys_bench.run.host_checkpoints import HostCheckpoints
 from asys_bench.run.lifecycle import RunLifecycle, RunOutcome, misfit
 from asys_bench.run.run_dir import RunDir
@@ -92,7 +93,9 @@ class ExperimentPipeline:
         if not self._host.can_be_saved and self._checkpoints.wanted:
             self._tell_host(run_dir)
         if model is None:
-            self._late_clock = LateStepClock(config.hooks, self._start_late)
+            self._late_clock = LateStepClock(
+                config.hooks, self._start_late, self._start_fed, run_dir.path
+            )
         else:
             self._start(model)
 
@@ -127,6 +130,18 @@ class ExperimentPipeline:
         clock = self._start(model)
         self.life.count(called=called)
         return clock
+
+    def _start_fed(self, feed: Feed) -> tuple[StepClock, Fed, Slot]:
+        # Its packets carry numbers of where they come from, which go on by themselves.
+        self.life.go_on(self.life.steps, NOTHING_BEFORE)
+        clock = self.life.start(None, feed.step_unit, feed=feed, on_misfit=self.request_stop)
+        clock.should_stop = self._stop_requested
+        bus = self.session.bus
+        if bus is None:
+            raise HostError("there is nothing to feed: no stream was named")
+        size = self.config.bus
+        fed = Fed(bus, size.capacity_bytes, size.capacity_packets)
+        return clock, fed, self.session.page.slot("host")
 
     def run(self) -> HostResult:
         """The host's own loop; blocks until it ends or `request_stop` was called."""
@@ -204,15 +219,19 @@ class LateStepClock:
     """The clock of a host that has no model yet. Implements `contracts.host.LateClock`.
 
     begin: starts the run of a model and returns its clock; told whether the model's first forward call
-    is under way.
+    is under way. begin_fed: starts the run of a host that pushes packets itself.
     """
 
     def __init__(
         self,
         hooks: Sequence[HookConfig],
         begin: Callable[[torch.nn.Module, bool], StepClock],
+        begin_fed: Callable[[Feed], tuple[StepClock, Fed, Slot]] | None = None,
+        run_dir: Path = Path(),
     ) -> None:
-        self._hooks, self._begin = hooks, begin
+        self._hooks, self.run_dir = hooks, run_dir
+        self._begin, self._begin_fed = begin, begin_fed
+        self._slot: Slot | None = None
         self._clock: StepClock | None = None
         self.should_stop = False
 
@@ -229,6 +248,23 @@ class LateStepClock:
         if self._clock is not None:
             raise RuntimeError("a model is observed already: a run observes one")
         self._clock = self._begin(model, called)
+
+    def feed(self, feed: Feed) -> Fed:
+        """See `LateClock.feed`; a second call is an error of the host's."""
+        if self._clock is not None or self._begin_fed is None:
+            raise RuntimeError("the run has begun already")
+        self._clock, fed, self._slot = self._begin_fed(feed)
+        return fed
+
+    def metrics(self) -> Slot:
+        """See `LateClock.metrics`."""
+        if self._slot is None:
+            raise RuntimeError("the run has not begun")
+        return self._slot
+
+    def step_to(self, host_step: int) -> None:
+        if self._clock is not None:
+            self._clock.step_to(host_step)
 
     def end(self) -> None:
         """The host has ended, and with it the last step. Idempotent."""

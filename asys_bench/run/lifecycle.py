@@ -34,7 +34,7 @@ from asys_bench.config import LoadedConfig, MasterConfig, dump_yaml
 from asys_bench.config.problems import Origin
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.bus import BusAccount
-from asys_bench.contracts.host import HostResult
+from asys_bench.contracts.host import Feed, HostResult
 from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.contracts.torch_internals import is_compiled_in_place
@@ -183,9 +183,10 @@ class RunLifecycle:
 
     def start(
         self,
-        model: torch.nn.Module,
+        model: torch.nn.Module | None,
         step_unit: str,
         *,
+        feed: Feed | None = None,
         one_call_per_step: bool = False,
         on_misfit: Callable[[], None] | None = None,
         on_built: Callable[[Sequence[str]], None] | None = None,
@@ -193,7 +194,8 @@ class RunLifecycle:
     ) -> StepClock:
         """Start the workers, wait until they consume, then attach the hooks to `model`.
 
-        model: as its user calls it, perhaps in a wrapper (DistributedDataParallel).
+        model: as its user calls it, perhaps in a wrapper (DistributedDataParallel); None: the host pushes
+            the packets of `feed` itself.
         one_call_per_step, on_misfit, on_width: see `ObservationSession`.
         on_built: given the names of the hooks before anything starts.
 
@@ -203,12 +205,14 @@ class RunLifecycle:
         Whatever it raises, everything that it had started was ended and released.
         """
         session: ObservationSession | RankSession
-        run_dir, inner = self.create(), unwrap(model)
+        run_dir = self.create()
+        inner = unwrap(model) if model is not None else None
         if self.is_owner:
             session = ObservationSession(
                 self.config,
                 inner,
                 run_dir,
+                feed=feed,
                 step_unit=step_unit,
                 terminal=self._terminal,
                 resources=self._resources,
@@ -222,6 +226,7 @@ class RunLifecycle:
             )
         else:
             assert self._ranks is not None
+            assert inner is not None
             session = RankSession(
                 self.config, inner, run_dir.path, self._ranks, root=model, first_step=self._steps
             )

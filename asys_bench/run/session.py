@@ -24,6 +24,7 @@ from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config.assembly import AssemblyError, create_data_bus, plan_workers
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BaseDataBus, BusAccount, GroupSpec
+from asys_bench.contracts.host import Feed
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.run_files import HISTOGRAMS_FILE, PLAN_FILE, RUN_FILE, RUN_SCHEMA
@@ -44,7 +45,7 @@ from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.run_dir import RunDir, environment
-from asys_bench.run.streams import Streams, coin_keys, plan_streams
+from asys_bench.run.streams import Streams, coin_keys, fed_streams, plan_streams
 from asys_bench.rundir.live_run import descriptor_paths
 from asys_bench.system.process import start_time
 from asys_bench.system.standard_fds import standard_fds_taken
@@ -65,6 +66,7 @@ class ObservationSession:
     terminal: a monitor may draw on standard output.
     resources: where the run's processes go; None leaves it to the scheduler.
     ranks: this process is local rank 0 of these, and the others push to the same bus.
+    model: None: the host pushes packets itself, those of `feed`.
     root: what the user calls, where that is a wrapper around `model` (DistributedDataParallel).
     one_call_per_step: as `BaseHost.one_call_per_step`.
     on_misfit: called in the host's hook when an SAE cannot be trained on what its module makes; what
@@ -78,9 +80,10 @@ class ObservationSession:
     def __init__(
         self,
         config: MasterConfig,
-        model: torch.nn.Module,
+        model: torch.nn.Module | None,
         run_dir: RunDir,
         *,
+        feed: Feed | None = None,
         step_unit: str = "step",
         terminal: bool = False,
         resources: ResourceManager | None = None,
@@ -101,9 +104,15 @@ class ObservationSession:
         self._resources = resources
         self._ranks = ranks
         local = ranks.local_world_size if ranks is not None else 1
-        self._host_gpus = gpus_of(model) | (set(range(local)) if local > 1 else set())
+        self._host_gpus = set(range(local)) if local > 1 else set()
         self.step_unit = step_unit
-        streams = plan_streams(config, model, root)
+        if model is not None:
+            self._host_gpus |= gpus_of(model)
+            streams = plan_streams(config, model, root)
+        else:
+            assert feed is not None
+            streams = fed_streams(feed)
+        self._feed, self._streams = feed, streams
         self.points = streams.points
         self.hooks, self._side = tuple(streams.trained), tuple(streams.side)
         names = streams.trained
@@ -113,7 +122,7 @@ class ObservationSession:
         groups, workers = plan_workers(config, names)
         groups = streams.with_side_streams(config, groups)
         others = ranks.slots if ranks is not None else []
-        host_bytes = slot_bytes([point.name for point in self.points], METRICS_PER_HOOK, 1)
+        host_bytes = slot_bytes(streams.names, METRICS_PER_HOOK, 1)
         self.page = StatsPage.create(
             {"host": host_bytes, "watchdog": SLOT_BYTES}
             | {worker.name: _slot_bytes(worker, [*names, *self._side]) for worker in workers}
@@ -138,9 +147,10 @@ class ObservationSession:
             goes_on_from.packets,
         )
         try:
-            if self.points:
+            if streams.names:
                 self.bus = self._create_bus(groups)
-                self.hooker = self._create_hooker(self.bus, streams, root, one_call_per_step)
+                if self.points:
+                    self.hooker = self._create_hooker(self.bus, streams, root, one_call_per_step)
                 launch = self._launch_spec(self.bus, workers, terminal)
                 self._supervisor = Supervisor(launch, self.page, config.watchdog)
         except BaseException:
@@ -148,14 +158,15 @@ class ObservationSession:
             raise
 
     def _create_bus(self, groups: Sequence[GroupSpec]) -> BaseDataBus:
-        ranks = self._ranks
+        ranks, feed = self._ranks, self._feed
+        shards = ranks.local_world_size if ranks is not None else 1
         with self._resources.bus_memory() if self._resources else nullcontext():
             return create_data_bus(
                 self.config.bus,
                 groups,
                 profile=self.config.run_profile,
-                names=[point.name for point in self.points],
-                shards=ranks.local_world_size if ranks is not None else 1,
+                names=[*self._streams.names, *(feed.names if feed is not None else ())],
+                shards=feed.shards if feed is not None else shards,
                 source=ranks.rank if ranks is not None else 0,
             )
 
@@ -232,9 +243,10 @@ class ObservationSession:
         slot.occupy()
         slot.state = WorkerState.READY
         self._write_run_json(None)
-        if self._supervisor is not None and self.hooker is not None:
+        if self._supervisor is not None:
             self._supervisor.start()
             self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)
+        if self.hooker is not None:
             self.hooker.attach()
             log_rows(self.points)
         if self._resources is not None:
@@ -391,10 +403,11 @@ class ObservationSession:
                 "stats_page": self._page_path,
                 "bus": bus,
                 "ranks": self._ranks.local_world_size if self._ranks is not None else 1,
+                "first_rank": self._ranks.rank if self._ranks is not None else 0,
                 "step_unit": self.step_unit,
                 "first_step": self.clock.first_step,
                 "hooks": list(self.hooks),
-                "streams": [_described(point) for point in self.points],
+                "streams": list(self._streams.described),
                 "side_streams": list(self._side),
                 "devices": self.devices,
                 "environment": environment(),
@@ -418,18 +431,6 @@ def gpus_of(model: torch.nn.Module) -> set[int]:
     """Indices of the CUDA devices that the model's tensors are on."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return {t.device.index or 0 for t in tensors if t.device.type == "cuda"}
-
-
-def _described(point: HookPoint) -> dict[str, str | int | None]:
-    """What a stream's name is made of, what a row of it is and how its calls are drawn, for readers."""
-    return {
-        "name": point.name,
-        "module": point.path,
-        "kind": point.kind.name.lower(),
-        "rows": point.rows.described if point.rows is not None else "last",
-        "select": point.config.select,
-        "coin": point.config.sampling.coin.value,
-    }
 
 
 def log_rows(points: Sequence[HookPoint]) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -15,23 +16,30 @@ from asys_bench.config.sections.hooks import SamplingCoin
 from asys_bench.config.sections.sinks import SinkConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.contracts.coin import coin_key
+from asys_bench.contracts.host import Feed
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.preprocessor import Preprocessor
 
 
 @dataclass(frozen=True)
 class Streams:
-    """Hook points in module order, then the side streams.
+    """Hook points in module order, then the side streams; no points where packets come from elsewhere.
 
-    trained: names of the configured ones; a sink that trains one thing per hook gets only these.
-    side: names of the side streams (`tokens`); every other sink that takes all hooks gets them too.
-    text: reads what the root is fed; None when it takes no text.
+    described: what run.json says of each stream. trained: names of the configured ones; a sink that trains
+    one thing per hook gets only these. side: names of the side streams (`tokens`); every other sink that
+    takes all hooks gets them too. text: reads what the root is fed; None when it takes no text.
     """
 
     points: list[HookPoint]
     trained: list[str]
     side: list[str]
     text: TextInputs | None
+    described: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Of all streams."""
+        return [*self.trained, *self.side]
 
     def preprocessors(self) -> list[Preprocessor]:
         """One per point."""
@@ -70,7 +78,30 @@ def plan_streams(
     text = TextInputs.of(model, root)
     side = text.points if text is not None and _somebody_wants_side_streams(config) else []
     side = [point for point in side if point.name not in trained]
-    return Streams([*points, *side], trained, [point.name for point in side], text)
+    points = [*points, *side]
+    return Streams(
+        points, trained, [point.name for point in side], text, [_described(one) for one in points]
+    )
+
+
+def fed_streams(feed: Feed) -> Streams:
+    """Those of a host that pushes its packets itself."""
+    trained = [one.name for one in feed.streams if not one.side]
+    side = [one.name for one in feed.streams if one.side]
+    described = [{**one.described, "name": one.name} for one in feed.streams]
+    return Streams([], trained, side, None, described)
+
+
+def _described(point: HookPoint) -> dict[str, str | int | None]:
+    """What a stream's name is made of, what a row of it is and how its calls are drawn, for readers."""
+    return {
+        "name": point.name,
+        "module": point.path,
+        "kind": point.kind.name.lower(),
+        "rows": point.rows.described if point.rows is not None else "last",
+        "select": point.config.select,
+        "coin": point.config.sampling.coin.value,
+    }
 
 
 def coin_keys(config: MasterConfig, points: Sequence[HookPoint], rank: int = 0) -> list[int]:

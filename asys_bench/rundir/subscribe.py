@@ -23,12 +23,14 @@ import torch
 
 from asys_bench.contracts.bus import BusAccount, BusError, BusSubscription, Delivery, GroupSpec
 from asys_bench.contracts.names import matches
+from asys_bench.contracts.origin import ORIGIN, OriginLease
 from asys_bench.contracts.packet import NO_TEXT, ActivationPacket, Kind, PacketError
 from asys_bench.contracts.run_files import READERS_DIR
 from asys_bench.rundir.live_run import LiveRun, ReadingError
 from asys_bench.rundir.open_run import Run, open_run
 from asys_bench.sinks.decoding import Decoder
 from asys_bench.system.files.below import real_folder
+from asys_bench.workers.shard_bus import interned_names
 
 log = logging.getLogger(__name__)
 
@@ -155,8 +157,9 @@ class LiveSubscription:
     def _read(self) -> None:
         decode = Decoder(self._live.client.name_of)
         try:
+            origin_id = interned_names(self._live.client).get(ORIGIN)
             while not self._stop:
-                self._read_until_the_end(decode)
+                self._read_until_the_end(decode, origin_id)
                 time.sleep(_PULL_S)  # for the host to say that this was the end of the run
                 if self._stop or not self._live.goes_on:
                     return
@@ -170,9 +173,12 @@ class LiveSubscription:
                 self._over = True
                 self._news.notify_all()
 
-    def _read_until_the_end(self, decode: Decoder) -> None:
+    def _read_until_the_end(self, decode: Decoder, origin_id: int | None) -> None:
         while not self._stop and not self._subscription.ended:
-            with self._subscription.pull_batch(_PULL_PACKETS, _PULL_S) as lease:
+            lease = self._subscription.pull_batch(_PULL_PACKETS, _PULL_S)
+            if origin_id is not None:
+                lease = OriginLease(lease, origin_id)
+            with lease:
                 count = len(lease)
                 samples = [sample for p in lease if (sample := self._sample(p, decode))]
                 delivered = lease.release()

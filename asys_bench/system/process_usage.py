@@ -23,6 +23,18 @@ def process_usage(pid: int) -> tuple[float, int] | None:
         return None
 
 
+def own_memory_bytes() -> int:
+    """What this process alone has in memory (RssAnon of proc(5)): no shared pages, no files. 0: not known."""
+    try:
+        with open("/proc/self/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"RssAnon:"):
+                    return int(line.split()[1]) << 10
+    except (OSError, ValueError):
+        pass
+    return 0
+
+
 class OutOfMemoryKills:
     """Tells whether the kernel's OOM killer has ended a process since this object was made.
 

@@ -164,6 +164,7 @@ class WorkerProcess:
         return left
 
     def _run_sink(self) -> None:
+        from asys_bench.contracts.origin import ORIGIN, OriginLease
         from asys_bench.contracts.sink import SinkContext, SinkPlugin
         from asys_bench.registry import registry
         from asys_bench.sinks.decoding import Decoder
@@ -199,6 +200,9 @@ class WorkerProcess:
                 device_shared=place.shared,
                 attempt=self._launch.attempt,
                 first_packet=self._launch.first_packet,
+                group=spec.group,
+                account=client.account,
+                config=self._launch.config,
                 members=sum(one.group == spec.group for one in self._launch.workers),
             )
         )
@@ -207,6 +211,7 @@ class WorkerProcess:
         self.slot.set(SlotField.READY_NS, time.monotonic_ns())
         self.slot.state = WorkerState.READY
         reserve_s: float | None = None
+        origin_id = interned_names(client, known).get(ORIGIN)
         while not subscription.ended:
             self._leave_if_replaced()
             self.slot.beat()
@@ -216,11 +221,18 @@ class WorkerProcess:
                 if left < reserve_s:
                     log.warning("drain time is running out: leaving packets unread")
                     break
-            with subscription.pull_batch(
-                sink.max_packets, sink.linger_s, sink.min_packets
-            ) as lease:
-                if len(lease):
-                    sink.consume(lease)
+            if sink.wants_packets:
+                lease = subscription.pull_batch(sink.max_packets, sink.linger_s, sink.min_packets)
+                if origin_id is not None:
+                    lease = OriginLease(lease, origin_id)
+                if sink.keeps_leases:
+                    if len(lease):
+                        sink.consume(lease)
+                else:
+                    with lease:
+                        if len(lease):
+                            sink.consume(lease)
+                del lease
             self.slot.beat()
             sink.idle()
         self.slot.beat()

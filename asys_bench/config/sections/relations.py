@@ -10,7 +10,8 @@ from asys_bench.config.sections.bus import BusConfig, OnFull
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.config.sections.resources import CpuPriority, ResourcesConfig
 from asys_bench.config.sections.run import RunConfig, WatchdogConfig
-from asys_bench.config.sections.sinks import SinkConfig
+from asys_bench.config.sections.sinks import HostConfig, SinkConfig
+from asys_bench.registry import PluginError
 
 Path = tuple[str | int, ...]
 
@@ -113,10 +114,10 @@ def _idle(resources: ResourcesConfig) -> Iterator[Violation]:
 
 
 def _something_to_consume(
-    hooks: tuple[HookConfig, ...], sinks: Mapping[str, SinkConfig]
+    host: HostConfig, hooks: tuple[HookConfig, ...], sinks: Mapping[str, SinkConfig]
 ) -> Iterator[Violation]:
     enabled = [name for name, sink in sinks.items() if sink.enabled]
-    if enabled and not hooks:
+    if enabled and not hooks and not _feeds(host):
         yield Violation(
             ("hooks",),
             f"must not be empty while sinks are enabled ({', '.join(enabled)}): "
@@ -128,13 +129,20 @@ def _something_to_consume(
         )
 
 
+def _feeds(host: HostConfig) -> bool:
+    try:
+        return host.plugin().feeds
+    except PluginError:
+        return False  # which is said where the host is named
+
+
 RELATIONS: tuple[tuple[tuple[str, ...], Callable[..., Iterator[Violation]]], ...] = (
     (("watchdog",), _watchdog),
     (("run", "watchdog"), _drain),
     (("run", "bus"), _block),
     (("hooks",), _sampling),
     (("resources",), _idle),
-    (("hooks", "sinks"), _something_to_consume),
+    (("host", "hooks", "sinks"), _something_to_consume),
 )
 
 

@@ -1,0 +1,53 @@
+"""`asys-run keys`: make the keys with which receivers and forwarders know each other.
+
+DIR/receiver.secret stays on the receiver's node, with DIR/allowed, where the public keys of the clients are
+that it lets in. DIR/client.secret, DIR/client.public and DIR/receiver.public go to the training nodes. No
+key is ever overwritten; a client is locked out by deleting its file in DIR/allowed.
+
+Exit codes: 0 made · 1 not written · 2 a name is there already, or is none.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """DIR, `--client`."""
+    parser.add_argument("folder", metavar="DIR", type=Path, help="where the keys are written")
+    parser.add_argument(
+        "--client",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a client's name (repeatable; default: client)",
+    )
+
+
+def main(arguments: argparse.Namespace, console: Console) -> int:
+    """A line per file."""
+    from asys_bench.cluster.keys import CLIENT, KeyFileError, make_keys
+
+    try:
+        written = make_keys(arguments.folder, arguments.client or [CLIENT])
+    except KeyFileError as error:
+        return _said(str(error), EXIT_USAGE)
+    except ImportError:
+        return _said("pyzmq is not installed: pip install 'asys-i[cluster]'", EXIT_USAGE)
+    except OSError as error:
+        return _said(str(error), EXIT_FAILED)
+    for path in written:
+        console.print(str(path), markup=False, soft_wrap=True)
+    return EXIT_OK
+
+
+def _said(message: str, code: int) -> int:
+    Console(stderr=True, highlight=False).print(
+        f"asys-run keys: {message}", style="red", markup=False, soft_wrap=True
+    )
+    return code

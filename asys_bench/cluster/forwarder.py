@@ -1,0 +1,695 @@
+"""The `forwarder` sink: sends the packets of its group to a receiver on another node.
+
+It never holds its group up for long: packets are copied, leases are kept until the receiver has answered,
+but for `hold_s` at most, and what finds no room is dropped and counted. A receiver that cannot be reached
+costs the run nothing but its packets. See `outbox` for the account, which is in the worker's slot of the
+stats page and in `cluster/<worker>.json` of the run's folder::
+
+    remote_taken = remote_acked + sum(remote_dropped{reason}) + remote_in_flight
+
+A forwarder that was killed is started again like any worker: what it had not acknowledged on the bus is
+delivered again, and what it had is settled with the receiver's own count (`Outbox.welcome`).
+
+It has one worker; another entry of `sinks` with other hooks is another forwarder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from asys_bench.cluster import wire
+from asys_bench.cluster.book import Book, BookError, Entry
+from asys_bench.cluster.keys import (
+    CLIENT,
+    PUBLIC,
+    RECEIVER,
+    KeyFileError,
+    KeyPair,
+    is_key,
+    read_key,
+    read_pair,
+)
+from asys_bench.cluster.ledger import FOLDER
+from asys_bench.cluster.outbox import Counts, Dropped, Outbox
+from asys_bench.cluster.session import LinkState, Session, SessionOverError
+from asys_bench.cluster.wire import Refusal, WireError
+from asys_bench.contracts.bus import Delivery, Lease
+from asys_bench.contracts.names import file_slug, matches
+from asys_bench.contracts.run_files import read_run_file
+from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.system.files import replace_file
+from asys_bench.system.files.below import make_folders, read_json
+
+if TYPE_CHECKING:
+    from asys_bench.cluster.link import Link
+
+log = logging.getLogger(__name__)
+FORWARDER_SCHEMA = "asys.forwarder/1"
+REPORT_S, WRITE_S = 1.0, 2.0
+SILENT_S = 15.0
+WELCOME_S = 120.0
+"""How long a receiver that has let us in may take to answer HELLO: it may have to start its workers first."""
+FIN_S = 1.0
+MOST_PACKETS = 1024
+_ADDRESS = r"^tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$"
+
+
+class ForwarderOptions(SinkOptions):
+    """`sinks.<name>.options` of a forwarder."""
+
+    to: str | None = Field(
+        None, pattern=_ADDRESS, description="Address of the receiver, `tcp://host:port`."
+    )
+    book: str | None = Field(
+        None,
+        description="Instead of `to`: the address book (a folder or a URI) in which receivers are announced.",
+    )
+    receiver: str = Field(
+        "*", description="Glob over the names of receivers in the book; of several the one that takes all "
+        "hooks, and of those one by the name of this run, so that runs spread over them.",
+    )  # fmt: skip
+    keys: Path | None = Field(
+        None,
+        description="Folder with this client's CURVE keys (`asys-run keys`), `<client>.secret` and "
+        "`<client>.public`, and `receiver.public` where no book says it. null: no encryption.",
+    )
+    client: str = Field(CLIENT, description="Name of the client whose keys are taken.")
+    receiver_key: str | None = Field(
+        None, description="Public key of the receiver, in Z85; null: that of the book or of `keys`."
+    )
+    job: str | None = Field(
+        None,
+        max_length=256,
+        description="Name of the job; a receiver takes the packets of one. null: TORCHELASTIC_RUN_ID or "
+        "SLURM_JOB_ID, else `run.id` or `run.name`.",
+    )
+    max_mib_in_flight: float = Field(
+        64, gt=0, le=1 << 16, description="Most MiB of packets that wait for the receiver's answer."
+    )
+    batch_mib: float = Field(4, gt=0, le=64, description="MiB of one message.")
+    hold_s: float = Field(
+        0.1,
+        ge=0,
+        le=60,
+        description="Most seconds that a lease waits for the receiver's answer: of a forwarder that is "
+        "killed meanwhile nothing is lost. The bus gives no memory back behind a lease that waits.",
+    )
+    wait_s: float = Field(
+        5.0,
+        ge=0,
+        le=86400,
+        description="Seconds that packets wait for a receiver that cannot be reached; then they are dropped "
+        "and counted.",
+    )
+    on_slow: Literal["drop", "sample"] | None = Field(
+        None,
+        description="When the receiver or the network is slower than the hooks. drop: packets without room "
+        "are dropped and counted here. sample: they stay in the bus, which fills, so that the hooks' "
+        "sampling rate falls (for every sink). null: drop where an at_least_once sink of this run takes the "
+        "same hooks, sample otherwise.",
+    )
+    connect_timeout_s: float = Field(
+        5.0, gt=0, le=600, description="Seconds that a try to connect may take."
+    )
+    backoff_max_s: float = Field(
+        5.0, gt=0, le=3600, description="Most seconds between two tries to connect."
+    )
+
+    def misfits(self, workers: int, hooks: Sequence[str]) -> Iterable[Misfit]:
+        """No receiver or two, several workers, keys that cannot be used."""
+        if (self.to is None) == (self.book is None):
+            yield Misfit(
+                ("options", "to"),
+                "give one of `to` (an address) and `book`",
+                self.to,
+                "name the receiver",
+            )
+        if workers != 1:
+            yield Misfit(
+                ("workers",),
+                "must be 1: one process keeps the account of a group",
+                workers,
+                "add another sink of kind forwarder with other hooks",
+            )
+        if self.receiver_key is not None and not is_key(self.receiver_key):
+            yield Misfit(("options", "receiver_key"), "is no key in Z85", self.receiver_key, "")
+        if self.batch_mib > self.max_mib_in_flight:
+            yield Misfit(
+                ("options", "batch_mib"),
+                f"must be at most max_mib_in_flight = {self.max_mib_in_flight:g}",
+                self.batch_mib,
+                "",
+            )
+        if self.keys is not None:
+            try:
+                read_pair(self.keys, self.client)
+            except (KeyFileError, OSError) as error:
+                yield Misfit(("options", "keys"), str(error), str(self.keys), "")
+
+
+class ForwarderWorker(BaseSink):
+    """See the module docstring."""
+
+    keeps_leases = True
+
+    def __init__(self, options: ForwarderOptions) -> None:
+        self._options = options
+        mib = 1 << 20
+        self._batch_bytes = int(options.batch_mib * mib)
+        self._outbox = Outbox(int(options.max_mib_in_flight * mib), self._batch_bytes)
+        self._draining = False
+        self._packet_bytes = 0.0
+        self._names: dict[int, str] = {}
+        """Of hooks and encodings of the packets so far."""
+
+    # Start.
+
+    def open(self, context: SinkContext) -> None:
+        """Take up the account of an earlier incarnation, and begin to connect."""
+        self._context, options = context, self._options
+        self._folder = context.run_dir / FOLDER
+        make_folders(self._folder, below=context.run_dir)
+        self._file = self._folder / f"{file_slug(context.name)}.json"
+        self._meters = _Meters(context)
+        document = read_run_file(context.run_dir)
+        spec = context.config.get("sinks", {}).get(context.group, {})
+        globs = spec.get("hooks", ["*"])
+        side = [str(name) for name in document.get("side_streams", ())]
+        self._streams = [
+            one
+            for one in document.get("streams", ())
+            if any(matches(str(one.get("name")), glob) for glob in globs)
+        ]
+        self._side = tuple(one["name"] for one in self._streams if one["name"] in side)
+        self._mine = {str(one["name"]) for one in self._streams}
+        self._document = document
+        self._drops = self._policy(context.config, globs) == "drop"
+        self._job = options.job or _job(context.config)
+        self._keys: KeyPair | None = None
+        if options.keys is not None:
+            self._keys = read_pair(options.keys, options.client)
+        from asys_bench.cluster.link import Link
+
+        self._link: Link = Link(self._keys, wire.MAX_JSON_BYTES)
+        self._connection: _Connection | None = None
+        self._finder: _Finder | None = None
+        self._receiver: dict[str, Any] | None = None
+        self._elsewhere = 0
+        self._next_try = 0.0
+        self._failures = 0
+        self._next_report = self._next_write = 0.0
+        self._refused: dict[str, int] = self._meters.refused()
+        if context.incarnation:
+            self._resume()
+        self._publish()
+
+    def _resume(self) -> None:
+        """What the incarnation before had counted, and to whom it had last sent."""
+        assert self._context.account is not None
+        delivered = self._context.account().group(self._context.group).delivered
+        self._outbox.resume(self._meters.counts(), delivered)
+        try:
+            document = read_json(self._file, below=self._context.run_dir)
+            if document.get("attempt") == self._context.attempt and document.get("receiver"):
+                self._receiver = dict(document["receiver"])
+                self._elsewhere = int(self._receiver.get("elsewhere", 0))
+        except (OSError, ValueError, TypeError) as error:
+            log.warning("what the forwarder before had written is not known: %s", error)
+
+    def _policy(self, config: Any, globs: Sequence[str]) -> str:
+        if self._options.on_slow is not None:
+            return self._options.on_slow
+        from asys_bench.registry import registry
+
+        for name, sink in config.get("sinks", {}).items():
+            if (
+                name == self._context.group
+                or not sink.get("enabled", True)
+                or sink["kind"] == "forwarder"
+            ):
+                continue
+            delivery = (
+                sink.get("delivery")
+                or registry("sink").get(sink["kind"], SinkPlugin).default_delivery
+            )
+            hooks = [h for h in self._mine if any(matches(h, glob) for glob in sink["hooks"])]
+            if Delivery(delivery) is Delivery.AT_LEAST_ONCE and set(hooks) >= self._mine - set(
+                self._side
+            ):
+                return "drop"
+        return "sample"
+
+    # The worker's loop.
+
+    @property
+    def wants_packets(self) -> bool:  # type: ignore[override]
+        return self._drops or self._draining or self._outbox.room >= 2 * self._batch_bytes
+
+    @property
+    def linger_s(self) -> float:  # type: ignore[override]
+        """Short while answers are awaited, which a pull does not hear."""
+        return 0.002 if not self._outbox.is_empty else 0.05
+
+    @property
+    def max_packets(self) -> int:  # type: ignore[override]
+        """About two batches of packets as they were so far."""
+        if not self._packet_bytes:
+            return 16
+        return max(1, min(MOST_PACKETS, int(2 * self._batch_bytes / self._packet_bytes)))
+
+    def consume(self, lease: Lease) -> None:
+        """Copy the lease; it is acknowledged when the receiver has answered, or `hold_s` later."""
+        now = time.monotonic()
+        used = {packet.hook_id for packet in lease} | {packet.encoding_id for packet in lease}
+        for number in used - self._names.keys():
+            self._names[number] = self._context.name_of(number)
+        mean = sum(packet.payload.nbytes for packet in lease) / len(lease) + 128
+        self._packet_bytes = (
+            mean if not self._packet_bytes else 0.8 * self._packet_bytes + 0.2 * mean
+        )
+        self._outbox.offer(lease, now)
+        self._work(now)
+
+    def idle(self) -> None:
+        if not self.wants_packets:
+            self._link.wait(0.02)
+        self._work(time.monotonic())
+
+    def close(self) -> None:
+        """Send what is left and wait for answers, as long as the drain allows."""
+        self._draining = True
+        reserve = min(1.0, self._context.time_left_s() / 4)
+        started = time.monotonic()
+        while not self._outbox.is_empty or self._outbox.counts.in_flight > 0:
+            left = self._context.time_left_s()
+            if left < reserve or (
+                left == float("inf") and time.monotonic() - started > self._options.wait_s
+            ):
+                break
+            self._context.heartbeat()
+            self._work(time.monotonic())
+            self._link.wait(0.01)
+        reason = Dropped.CLOSED if self._connection is not None else Dropped.UNREACHABLE
+        self._outbox.close(reason)
+        self._publish()
+        self._say_goodbye()
+        self._write(final=True)
+        self._link.close()
+
+    def _work(self, now: float) -> None:
+        """Everything that does not wait: answers, batches, time."""
+        self._outbox.hold(now - self._options.hold_s)
+        if self._connection is None:
+            self._try_to_connect(now)
+        else:
+            self._serve(self._connection, now)
+        if self._connection is None or not self._connection.session.welcomed:
+            self._outbox.expire(now - self._options.wait_s)
+        if now >= self._next_write:
+            self._next_write = now + WRITE_S
+            self._write(final=False)
+        self._publish()
+
+    # The connection.
+
+    def _try_to_connect(self, now: float) -> None:
+        if now < self._next_try:
+            return
+        options = self._options
+        if options.to is not None:
+            key = options.receiver_key or ""
+            if not key and self._keys is not None:
+                try:
+                    key = read_key(Path(options.keys or "") / f"{RECEIVER}{PUBLIC}")
+                except KeyFileError as error:
+                    self._failed(now, str(error))
+                    return
+            self._connect(now, options.to, key)
+            return
+        if self._finder is None:
+            assert options.book is not None
+            self._finder = _Finder(options.book, self._choose)
+        if self._finder.is_running:
+            return
+        finder, self._finder = self._finder, None
+        if finder.entry is None:
+            self._failed(now, finder.problem)
+        else:
+            self._connect(
+                now, finder.entry.address, options.receiver_key or finder.entry.public_key
+            )
+
+    def _choose(self, entries: Sequence[Entry]) -> Entry | None:
+        wanted = self._mine - set(self._side)
+        fitting = [
+            one
+            for one in entries
+            if matches(one.name, self._options.receiver)
+            and (not one.job or one.job == self._job)
+            and all(any(matches(hook, glob) for glob in one.hooks) for hook in wanted)
+        ]
+        if not fitting:
+            return None
+        exact = [one for one in fitting if one.hooks != ("*",)] or fitting
+        digest = hashlib.sha256(f"{self._context.run_id}/{self._context.name}".encode()).digest()
+        return exact[int.from_bytes(digest[:4], "little") % len(exact)]
+
+    def _connect(self, now: float, address: str, key: str) -> None:
+        import zmq
+
+        try:
+            self._link.connect(address, key)
+        except zmq.ZMQError as error:
+            self._failed(now, f"{address}: {error}")
+            return
+        session = Session(
+            self._outbox, self._link.send, self._link.send_view, self._clock_ns, self._welcome
+        )
+        self._connection = _Connection(session, address, now, now + self._options.connect_timeout_s)
+        session.hello(self._meters.connection(), self._hello())
+
+    def _hello(self) -> wire.Hello:
+        context, document = self._context, self._document
+        first, count = _ranks(document)
+        mine = {number: name for number, name in self._interned() if name in self._mine}
+        return wire.Hello(
+            job=self._job,
+            run_id=context.run_id,
+            attempt=context.attempt,
+            worker=context.name,
+            node=os.uname().nodename,
+            ranks=tuple((first + index, index) for index in range(count)),
+            names={**mine, **self._names},
+            streams=tuple(
+                {k: v for k, v in one.items() if k in wire.STREAM_FIELDS} for one in self._streams
+            ),
+            side=self._side,
+            step_unit=str(document.get("step_unit", "step")),
+            config_sha256=_sha256(context.config),
+            first_packet=context.first_packet,
+            clock_ns=self._clock_ns(),
+            world=max(count, _world()),
+            began_unix_ns=int(document.get("started_unix_ns") or 0),
+        )
+
+    def _clock_ns(self) -> int:
+        """The clock that packets are stamped with."""
+        return max(0, time.monotonic_ns() + self._context.clock_shift_ns)
+
+    def _interned(self) -> Iterable[tuple[int, str]]:
+        return ((number, name) for number, name in enumerate(self._context.names()))
+
+    def _failed(self, now: float, why: str) -> None:
+        self._failures += 1
+        pause = min(self._options.backoff_max_s, 0.05 * 2.0 ** min(self._failures, 12))
+        self._next_try = now + pause * random.uniform(0.5, 1.0)
+        if self._failures in (1, 4) or self._failures % 64 == 0:
+            log.warning("no receiver (%d tries): %s", self._failures, why)
+
+    def _lost(self, now: float, why: str) -> None:
+        connection, self._connection = self._connection, None
+        self._link.disconnect()
+        self._outbox.disconnected()
+        if connection is not None and connection.session.welcomed:
+            self._failures = 0
+        self._failed(now, why)
+
+    def _serve(self, connection: _Connection, now: float) -> None:
+        session, address = connection.session, connection.address
+        state = self._link.look()
+        if state is LinkState.KEY_REFUSED:
+            self._refuse(Refusal.KEY)
+            self._lost(now, f"{address} does not let this client's key in, or has another key")
+            return
+        try:
+            while (data := self._link.receive()) is not None:
+                connection.heard = now
+                session.receive(data)
+        except SessionOverError as over:
+            if over.reason is not None:
+                self._refuse(over.reason)
+            self._lost(
+                now,
+                f"{address} refuses ({over.reason}): {over}"
+                if over.reason
+                else f"{address}: {over}",
+            )
+            return
+        except WireError as error:
+            self._refuse(error.reason)
+            self._lost(now, f"{address} answers what it should not: {error}")
+            return
+        silent_s = now - connection.heard
+        if state is LinkState.DOWN:
+            self._lost(now, f"the connection to {address} is gone")
+        elif state is LinkState.CONNECTING and now > connection.deadline:
+            self._lost(now, f"{address} does not answer")
+        elif silent_s > (SILENT_S if session.welcomed else WELCOME_S):
+            self._lost(now, f"{address} has said nothing for {silent_s:.0f} s")
+        elif session.welcomed:
+            before = session.sent_bytes
+            session.send(self._names)
+            self._meters.sent_bytes(session.sent_bytes - before)
+            if now >= self._next_report and session.report(self._report(final=False)):
+                self._next_report = now + REPORT_S
+
+    def _welcome(self, welcome: wire.Welcome) -> None:
+        assert self._connection is not None
+        before = self._receiver
+        if before is not None and before.get("id") != welcome.id:
+            log.warning(
+                "another receiver than before: packets without an answer are sent to it as well"
+            )
+            self._elsewhere = self._outbox.counts.acked
+        self._receiver = {
+            "name": welcome.name,
+            "id": welcome.id,
+            "address": self._connection.address,
+            "elsewhere": self._elsewhere,
+        }
+        self._outbox.max_message, self._outbox.max_packet = welcome.max_message, welcome.max_packet
+        skip = set(welcome.skip)
+        self._outbox.skip = {number for number, name in self._interned() if name in skip}
+        self._outbox.welcome(welcome.accepted, self._elsewhere)
+        self._failures = 0
+        log.info("sending to %s at %s", welcome.name, self._connection.address)
+        self._write(final=False)
+
+    def _say_goodbye(self) -> None:
+        connection = self._connection
+        if connection is None or not connection.session.welcomed:
+            return
+        connection.session.report(self._report(final=True))
+        until = time.monotonic() + min(FIN_S, max(0.05, self._context.time_left_s() / 2))
+        with suppress(SessionOverError, WireError):
+            while time.monotonic() < until and self._link.look() is LinkState.UP:
+                self._link.wait(0.05)
+                while (data := self._link.receive()) is not None:
+                    connection.session.receive(data)
+
+    # The account.
+
+    def _report(self, *, final: bool) -> wire.Report:
+        counts = self._outbox.counts
+        return wire.Report(
+            counts.taken, counts.acked, max(0, counts.in_flight), dict(counts.dropped), final
+        )
+
+    def _refuse(self, reason: Refusal) -> None:
+        self._refused[reason] = self._refused.get(reason, 0) + 1
+        self._meters.refuse(reason)
+
+    def _publish(self) -> None:
+        session = self._connection.session if self._connection is not None else None
+        outbox = self._outbox
+        oldest = outbox.oldest
+        self._meters.show(
+            outbox.counts,
+            in_flight_bytes=outbox.bytes,
+            credit=session.credit if session is not None else 0,
+            connected=session is not None and session.welcomed,
+            ack_s=time.monotonic() - oldest if oldest is not None else 0.0,
+            resent=outbox.resent,
+        )
+
+    def _write(self, *, final: bool) -> None:
+        context, counts = self._context, self._outbox.counts
+        document = {
+            "schema": FORWARDER_SCHEMA,
+            "run_id": context.run_id,
+            "attempt": context.attempt,
+            "worker": context.name,
+            "group": context.group,
+            "job": self._job,
+            "unix_ns": time.time_ns(),
+            "final": final,
+            "receiver": self._receiver,
+            "hooks": sorted(self._mine),
+            "taken": counts.taken,
+            "acked": counts.acked,
+            "dropped": counts.dropped,
+            "in_flight": counts.in_flight,
+            "in_flight_bytes": self._outbox.bytes,
+            "resent": self._outbox.resent,
+            "connections": self._meters.connections,
+            "refused": {str(reason): count for reason, count in self._refused.items() if count},
+        }
+        try:
+            replace_file(self._file, json.dumps(document).encode(), sync=False)
+        except OSError as error:
+            log.warning("%s is not written: %s", self._file, error)
+
+
+@dataclass
+class _Connection:
+    """One connection. deadline: until then it must stand. heard: of the receiver, last."""
+
+    session: Session
+    address: str
+    heard: float
+    deadline: float
+
+
+class _Finder:
+    """Reads the address book in a thread: a store may take seconds, and a heartbeat not."""
+
+    def __init__(self, place: str, choose: Any) -> None:
+        self.entry: Entry | None = None
+        self.problem = f"{place} has no receiver that takes these hooks"
+        self._place, self._choose = place, choose
+        self._thread = threading.Thread(target=self._find, name="asys-book", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def _find(self) -> None:
+        try:
+            self.entry = self._choose(Book.open(self._place).entries())
+        except (BookError, ValueError, OSError) as error:
+            self.problem = str(error)
+
+
+class _Meters:
+    """The forwarder's counters in its slot. They outlive it."""
+
+    def __init__(self, context: SinkContext) -> None:
+        slot = context.slot
+        self._taken, self._acked = slot.counter("remote_taken"), slot.counter("remote_acked")
+        self._dropped = {
+            reason: slot.counter("remote_dropped", reason=reason) for reason in Dropped
+        }
+        self._sent, self._resent = slot.counter("remote_sent_bytes"), slot.counter("remote_resent")
+        self._connections = slot.counter("remote_connections")
+        self._refused = {
+            reason: slot.counter("remote_refused", reason=reason) for reason in Refusal
+        }
+        self._gauges = {
+            name: slot.gauge(f"remote_{name}")
+            for name in ("in_flight", "in_flight_bytes", "credit_bytes", "connected", "ack_s")
+        }
+        self._resent_before = self._resent.value
+
+    def counts(self) -> Counts:
+        """As the incarnation before has left them."""
+        return Counts(
+            self._taken.value,
+            self._acked.value,
+            {str(reason): counter.value for reason, counter in self._dropped.items()},
+        )
+
+    def refused(self) -> dict[str, int]:
+        return {reason: counter.value for reason, counter in self._refused.items()}
+
+    def refuse(self, reason: Refusal) -> None:
+        self._refused[reason].add()
+
+    def connection(self) -> int:
+        """The number of the next connection."""
+        self._connections.add()
+        return self._connections.value
+
+    @property
+    def connections(self) -> int:
+        return self._connections.value
+
+    def sent_bytes(self, nbytes: int) -> None:
+        self._sent.add(nbytes)
+
+    def show(
+        self, counts: Counts, *, in_flight_bytes: int, credit: int, connected: bool, ack_s: float, resent: int
+    ) -> None:  # fmt: skip
+        self._taken.set(counts.taken)
+        self._acked.set(counts.acked)
+        for reason, counter in self._dropped.items():
+            counter.set(counts.dropped[reason])
+        self._resent.set(self._resent_before + resent)
+        self._gauges["in_flight"].set(counts.in_flight)
+        self._gauges["in_flight_bytes"].set(in_flight_bytes)
+        self._gauges["credit_bytes"].set(credit)
+        self._gauges["connected"].set(int(connected))
+        self._gauges["ack_s"].set(ack_s)
+
+
+def _ranks(document: dict[str, Any]) -> tuple[int, int]:
+    """(source of the first writer, how many there are) of a run's bus."""
+    attempts = document.get("attempts") or [{}]
+    count = int(document.get("ranks") or attempts[-1].get("ranks") or 1)
+    return int(document.get("first_rank") or 0), count
+
+
+def _world() -> int:
+    """Ranks of the whole job, where a launcher says it."""
+    value = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
+    return min(int(value), wire.MAX_STREAMS) if value.isdecimal() else 1
+
+
+def _job(config: Any) -> str:
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
+        value = os.environ.get(name)
+        if value and value != "none":
+            return value[:256]
+    run = config.get("run", {})
+    return str(run.get("id") or run.get("name") or "run")
+
+
+def _sha256(config: Any) -> str:
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _build(options: SinkOptions) -> BaseSink:
+    assert isinstance(options, ForwarderOptions)
+    return ForwarderWorker(options)
+
+
+def _unavailable() -> str | None:
+    try:
+        import zmq  # noqa: F401
+    except ImportError:
+        return "pyzmq is not installed: pip install 'asys-i[cluster]'"
+    return None
+
+
+plugin = SinkPlugin(
+    name="forwarder",
+    summary="sends packets to a receiver on another node",
+    options=ForwarderOptions,
+    build=_build,
+    default_delivery=Delivery.AT_LEAST_ONCE,
+    preload=("zmq",),
+    unavailable=_unavailable,
+)

@@ -1,0 +1,459 @@
+"""What a forwarder holds between its bus and its receiver: leases, batches in memory, and their account.
+
+A lease's packets are copied into batches as they will be sent, and the lease is kept until each of its
+batches is settled, but `hold_s` at most: the ring frees memory in order, so a lease that waited for an
+answer would hold up every group. A batch is *unsent*, *sent* in this connection, or *doubtful*: sent in an
+earlier one that left no answer. A new connection asks about those (QUERY), so that nothing is sent twice
+for want of an answer; what the receiver does not know is sent again. Memory is bounded by `most_bytes`:
+packets that find no room are dropped as `slow`.
+
+The account (`Counts`), at every moment::
+
+    taken = acked + sum(dropped) + in_flight
+
+`taken` counts packets whose lease was acknowledged to the bus: from there on they are this process's. A
+batch counts as acked or dropped when it is settled and its lease acknowledged, whichever comes last. What a
+killed forwarder held is told when its successor is welcomed (`recover`): the bus says what was taken, the
+receiver what it accepted; the rest is dropped as `killed`. A packet that the killed one had sent without
+acknowledging the lease comes again, and the receiver calls it a duplicate: `acked` never exceeds what the
+receiver accepted, and what is confirmed beyond it was `killed`. So acked <= accepted always, and equal when
+nothing is in flight, but for packets that the receiver accepted and the bus then dead-lettered.
+
+No socket, no clock and no process here: tests drive it with a receiver that is a function.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from asys_bench.cluster import wire
+from asys_bench.contracts.bus import Lease
+from asys_bench.contracts.packet import (
+    DTYPE_CODE,
+    HEADER_BYTES,
+    ActivationPacket,
+    PacketMeta,
+    pack_header_into,
+)
+
+Key = tuple[int, int, int]
+"""(source, shard, seq)"""
+
+
+class Dropped(StrEnum):
+    """Why a packet that was taken from the bus did not reach the receiver."""
+
+    SLOW = "slow"
+    """The receiver or the network is slower than the hooks: no room in `max_mib_in_flight`."""
+    UNREACHABLE = "unreachable"
+    """There was no receiver for `wait_s`, or none any more when the run ended."""
+    KILLED = "killed"
+    """This process held it and was killed."""
+    TOO_LARGE = "too_large"
+    """Larger than a message or than a packet of the receiver's bus may be."""
+    EXPIRED = "expired"
+    """So old that the receiver's ledger cannot tell whether it came."""
+    ELSEWHERE = "elsewhere"
+    """Another forwarder of this run sends this stream to the same receiver."""
+    CLOSED = "closed"
+    """The run ended before the receiver had answered."""
+
+
+@dataclass
+class Counts:
+    """The account; see the module's docstring."""
+
+    taken: int = 0
+    acked: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: {str(reason): 0 for reason in Dropped})
+
+    @property
+    def in_flight(self) -> int:
+        return self.taken - self.acked - sum(self.dropped.values())
+
+
+class _Held:
+    """A lease that is not acknowledged yet, and what became of its packets."""
+
+    __slots__ = ("acked", "dropped", "lease", "packets", "pending", "since")
+
+    def __init__(self, lease: Lease, since: float) -> None:
+        self.lease: Lease | None = lease
+        self.since, self.packets = since, len(lease)
+        self.pending = 0
+        self.acked = 0
+        self.dropped: dict[str, int] = {}
+
+
+class Batch:
+    """Packets as they travel. view: the whole message, or None once its memory was given back."""
+
+    __slots__ = ("born", "buffer", "entries", "held", "keys", "nbytes", "number", "tracker")
+
+    def __init__(
+        self, buffer: bytearray, nbytes: int, keys: list[Key], entries: list[tuple[int, int]], held: _Held,
+        born: float
+    ) -> None:  # fmt: skip
+        self.buffer: bytearray | None = buffer
+        self.nbytes, self.keys, self.entries, self.held, self.born = (
+            nbytes,
+            keys,
+            entries,
+            held,
+            born,
+        )
+        self.number = 0
+        self.tracker: Any = None
+        """Says when the network has let go of the buffer."""
+
+    def message(self, number: int, clock_ns: int) -> memoryview:
+        """The message, as batch `number` of a connection."""
+        assert self.buffer is not None
+        self.number = number
+        view = memoryview(self.buffer)[: self.nbytes]
+        wire.write_batch_head(view, number, clock_ns, self.entries)
+        return view
+
+    @property
+    def is_free(self) -> bool:
+        """Nobody reads its buffer any more."""
+        return self.tracker is None or self.tracker.done
+
+
+class Outbox:
+    """See the module's docstring.
+
+    most_bytes: of packets in memory. batch_bytes: of a batch, but for one of a single larger packet.
+    delivered: packets of the group that the bus counts as delivered, now.
+    """
+
+    def __init__(self, most_bytes: int, batch_bytes: int, delivered: int = 0) -> None:
+        self.counts = Counts()
+        self.bytes = 0
+        self.max_message = self.max_packet = 1 << 62
+        """What the receiver takes; from its WELCOME."""
+        self.skip: Collection[int] = ()
+        """Ids of streams that another forwarder sends."""
+        self.resent = 0
+        self._most, self._batch = most_bytes, batch_bytes
+        self._held: deque[_Held] = deque()
+        self._unsent: deque[Batch] = deque()
+        self._sent: deque[Batch] = deque()
+        self._doubtful: deque[Batch] = deque()
+        self._spare: list[bytearray] = []
+        self._leaving: list[tuple[bytearray, Any]] = []
+        self._ack = wire.Ack(0, 0, 0, 0, 0, 0, 0)
+        self._elsewhere = 0
+        """Accepted by receivers of other ledgers."""
+        self._orphans: int | None = None
+
+    # What was before.
+
+    def resume(self, before: Counts, delivered: int) -> None:
+        """Go on after a forwarder of this name that died. delivered: what the bus counts for the group,
+        before anything is pulled."""
+        self.counts = before
+        self.counts.taken = max(delivered, before.acked + sum(before.dropped.values()))
+
+    def welcome(self, accepted: int, elsewhere: int) -> None:
+        """A receiver has answered. accepted: packets of this forwarder in its ledger. elsewhere: acked by
+        other receivers before it."""
+        self._elsewhere = elsewhere
+        self._ack = wire.Ack(0, accepted, 0, 0, 0, 0, 0)
+        lost = self.counts.in_flight - self._alive()
+        if lost > 0:  # of a predecessor
+            known = min(lost, max(0, accepted + elsewhere - self.counts.acked))
+            self.counts.acked += known
+            self._drop(Dropped.KILLED, lost - known)
+
+    def _alive(self) -> int:
+        """Packets in flight that this process has."""
+        return sum(
+            len(batch.keys)
+            for batches in (self._unsent, self._sent, self._doubtful)
+            for batch in batches
+            if batch.held.lease is None
+        )
+
+    # In.
+
+    @property
+    def room(self) -> int:
+        """Bytes for further packets."""
+        return self._most - self.bytes
+
+    def offer(self, lease: Lease, now: float) -> None:
+        """Copy the lease's packets; it is acknowledged later, or now if there is no room for any."""
+        held = _Held(lease, now)
+        held.pending = 1  # until all of it is sorted in
+        chosen: list[ActivationPacket] = []
+        size, most = wire.table_end(0), min(self._batch, self.max_message)
+        for packet in lease:
+            need = wire.aligned(HEADER_BYTES + packet.payload.nbytes) + wire.ENTRY_BYTES
+            alone = wire.batch_bytes((HEADER_BYTES + packet.payload.nbytes,))
+            if packet.hook_id in self.skip:
+                self._note(held, Dropped.ELSEWHERE)
+            elif alone > self.max_message or HEADER_BYTES + packet.payload.nbytes > self.max_packet:
+                self._note(held, Dropped.TOO_LARGE)
+            else:
+                if chosen and (
+                    size + need + wire.ALIGNMENT > most or len(chosen) == wire.MAX_PACKETS
+                ):
+                    self._add(held, chosen, now)
+                    chosen, size = [], wire.table_end(0)
+                chosen.append(packet)
+                size += need
+        if chosen:
+            self._add(held, chosen, now)
+        del chosen
+        self._held.append(held)
+        self._settle(held)
+
+    def _add(self, held: _Held, packets: Sequence[ActivationPacket], now: float) -> None:
+        sizes = [HEADER_BYTES + packet.payload.nbytes for packet in packets]
+        nbytes = wire.batch_bytes(sizes)
+        if self.bytes + nbytes > self._most and self.bytes:
+            self._note(held, Dropped.SLOW, len(packets))
+            return
+        buffer = self._take(nbytes)
+        view = memoryview(buffer)
+        at = wire.table_end(len(packets))
+        entries, keys = [], []
+        for packet, size in zip(packets, sizes, strict=True):
+            _write(view, at, packet)
+            entries.append((at, size))
+            keys.append((packet.source, packet.shard, packet.seq))
+            at += wire.aligned(size)
+        held.pending += 1
+        self.bytes += nbytes
+        self._unsent.append(Batch(buffer, nbytes, keys, entries, held, now))
+
+    # Out.
+
+    def next(self, granted: int) -> Batch | None:
+        """The next batch to send, if it fits into `granted` bytes."""
+        if not self._unsent or self._doubtful or self._unsent[0].nbytes > granted:
+            return None
+        batch = self._unsent.popleft()
+        if not batch.is_free:
+            # The last connection's socket still has it, and its number is written anew.
+            assert batch.buffer is not None
+            old = batch.buffer
+            batch.buffer = self._take(batch.nbytes)
+            batch.buffer[: batch.nbytes] = memoryview(old)[: batch.nbytes]
+            self._leaving.append((old, batch.tracker))
+        self._sent.append(batch)
+        return batch
+
+    def not_sent(self, batch: Batch) -> None:
+        """`next` gave it, and the network had no room."""
+        self._sent.remove(batch)
+        self._unsent.appendleft(batch)
+
+    def acknowledge(self, ack: wire.Ack) -> None:
+        """Raises WireError: it does not fit what was sent."""
+        before, done, packets = self._ack, [], 0
+        while self._sent and self._sent[0].number <= ack.batch:
+            batch = self._sent.popleft()
+            done.append(batch)
+            packets += len(batch.keys)
+        grew = (
+            ack.accepted - before.accepted,
+            ack.duplicates - before.duplicates,
+            ack.expired - before.expired,
+            ack.unpushed - before.unpushed,
+        )
+        if min(grew) < 0 or sum(grew) != packets or ack.total < before.total:
+            raise wire.WireError(
+                wire.Refusal.MALFORMED,
+                f"an answer for {sum(grew)} packets, of {packets} that were sent",
+            )
+        self._ack = ack
+        accepted, duplicates, expired, unpushed = grew
+        confirmed = accepted + duplicates
+        for batch in done:  # which packet it was makes no difference to a count
+            left = len(batch.keys)
+            for reason, count in ((Dropped.EXPIRED, expired), (Dropped.TOO_LARGE, unpushed)):
+                part = min(left, count)
+                left -= part
+                if part:
+                    self._note(batch.held, reason, part)
+                if reason is Dropped.EXPIRED:
+                    expired -= part
+                else:
+                    unpushed -= part
+            batch.held.acked += left
+            confirmed -= left
+            self._forget(batch)
+            self._settle(batch.held)
+
+    def disconnected(self) -> None:
+        """The connection is over: what has no answer is doubtful."""
+        for batch in self._sent:
+            self.resent += len(batch.keys)
+        self._doubtful.extend(self._sent)
+        self._sent.clear()
+
+    @property
+    def in_question(self) -> Batch | None:
+        """The oldest doubtful batch, about which the receiver is to be asked."""
+        return self._doubtful[0] if self._doubtful else None
+
+    def answered(self, known: Sequence[bool]) -> None:
+        """What the receiver knows of the batch `in_question`."""
+        batch = self._doubtful.popleft()
+        there = sum(known)
+        if there < len(known) and batch.buffer is not None:
+            # Behind those that were asked about before it, in front of what was never sent.
+            place = sum(1 for one in self._unsent if one.number)
+            self._unsent.insert(place, batch)
+            return
+        batch.held.acked += there
+        if there < len(known):
+            self._note(batch.held, Dropped.UNREACHABLE, len(known) - there)
+        self._forget(batch)
+        self._settle(batch.held)
+
+    # Time.
+
+    def hold(self, before: float) -> None:
+        """Acknowledge leases that are older than `before`, whatever became of their packets."""
+        while self._held and (self._held[0].lease is None or self._held[0].since < before):
+            held = self._held.popleft()
+            if held.lease is not None:
+                self._acknowledge(held)
+
+    def expire(self, before: float) -> None:
+        """There is no receiver: packets older than `before` are dropped. Of those that may have come to it,
+        the memory is given back; what became of them is asked later."""
+        while self._unsent and self._unsent[0].born < before:
+            self._give_up(self._unsent.popleft(), Dropped.UNREACHABLE)
+        for batch in self._doubtful:
+            if batch.born >= before:
+                break
+            self._free(batch)
+
+    def close(self, reason: Dropped) -> None:
+        """What is not settled is dropped, and every lease acknowledged."""
+        for batches in (self._doubtful, self._sent, self._unsent):
+            while batches:
+                self._give_up(batches.popleft(), reason)
+        while self._held:
+            held = self._held.popleft()
+            if held.lease is not None:
+                self._acknowledge(held)
+        if (
+            lost := self.counts.in_flight
+        ) > 0:  # of a predecessor, and nobody was there to be asked
+            self._drop(Dropped.KILLED, lost)
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self._unsent or self._sent or self._doubtful)
+
+    @property
+    def oldest(self) -> float | None:
+        """When the oldest packet without an answer was pulled."""
+        ages = [b[0].born for b in (self._unsent, self._sent, self._doubtful) if b]
+        return min(ages, default=None)
+
+    # The account.
+
+    def _note(self, held: _Held, reason: Dropped, count: int = 1) -> None:
+        if count:
+            held.dropped[reason] = held.dropped.get(reason, 0) + count
+
+    def _give_up(self, batch: Batch, reason: Dropped) -> None:
+        self._note(batch.held, reason, len(batch.keys))
+        self._forget(batch)
+        self._settle(batch.held)
+
+    def _settle(self, held: _Held) -> None:
+        """One batch less is open."""
+        held.pending -= 1
+        if held.lease is None:
+            self._publish(held)
+        elif held.pending == 0:
+            self._acknowledge(held)
+
+    def _acknowledge(self, held: _Held) -> None:
+        lease, held.lease = held.lease, None
+        assert lease is not None
+        self.counts.taken += lease.release()
+        self._publish(held)
+
+    def _publish(self, held: _Held) -> None:
+        """What is known of an acknowledged lease's packets goes into the account."""
+        confirmed, held.acked = held.acked, 0
+        acked = min(confirmed, max(0, self._ack.total + self._elsewhere - self.counts.acked))
+        self.counts.acked += acked
+        self._drop(Dropped.KILLED, confirmed - acked)
+        for reason, count in held.dropped.items():
+            self._drop(reason, count)
+        held.dropped = {}
+
+    def _drop(self, reason: str, count: int) -> None:
+        if count:
+            self.counts.dropped[str(reason)] += count
+
+    # Memory.
+
+    def _take(self, nbytes: int) -> bytearray:
+        """A buffer of a batch; full-sized ones are used again, because fresh memory costs page faults."""
+        if 2 * nbytes < self._batch or nbytes > self._batch:
+            return bytearray(nbytes)
+        if self._leaving:
+            still = []
+            for buffer, tracker in self._leaving:
+                if not tracker.done:
+                    still.append((buffer, tracker))
+                elif len(buffer) == self._batch:
+                    self._spare.append(buffer)
+            self._leaving = still
+        return self._spare.pop() if self._spare else bytearray(self._batch)
+
+    def _forget(self, batch: Batch) -> None:
+        self._free(batch)
+
+    def _free(self, batch: Batch) -> None:
+        if batch.buffer is None:
+            return
+        self.bytes -= batch.nbytes
+        if not batch.is_free:
+            self._leaving.append((batch.buffer, batch.tracker))
+        elif len(batch.buffer) == self._batch and len(self._spare) * self._batch < self._most:
+            self._spare.append(batch.buffer)
+        batch.buffer = None
+
+
+def _write(out: memoryview, at: int, packet: ActivationPacket) -> None:
+    """Header and payload of `packet` at `at`."""
+    meta = PacketMeta(
+        packet.hook_id,
+        packet.kind,
+        DTYPE_CODE[packet.dtype],
+        packet.shape,
+        packet.host_step,
+        packet.timestamp_ns,
+        packet.weights_version,
+        packet.encoding_id,
+        packet.params,
+        packet.sampling_rate,
+        packet.call_index,
+        packet.microbatch,
+        packet.token_position,
+        packet.text,
+    )
+    nbytes = packet.payload.nbytes
+    pack_header_into(
+        out, at, meta, seq=packet.seq, shard=packet.shard, source=packet.source,
+        payload_bytes=nbytes, crc=packet.crc,
+    )  # fmt: skip
+    out[at + HEADER_BYTES : at + HEADER_BYTES + nbytes] = packet.payload
+
+
+Clock = Callable[[], float]

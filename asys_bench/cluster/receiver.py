@@ -1,0 +1,579 @@
+"""The `receiver` host: packets of models that run elsewhere, pushed onto this node's bus.
+
+A receiver is a host whose model is on other nodes, so everything that a run has works here: workers,
+watchdog, monitors, resume, report. It begins its run with the first forwarder that connects, whose HELLO
+names the streams; one that goes on knows them from its ledger, and continues that (`ledger`).
+
+Its account is in the host's slot of the stats page and in `cluster/receiver.json` of the run's folder. For
+every forwarder, at every moment::
+
+    acked (by the forwarder) <= accepted (here) <= acked + window
+
+with `window` the packets that are accepted and whose answer the forwarder has not counted yet; all are
+equal when nothing is under way.
+
+`asys-run receive` is the short way to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field
+
+from asys_bench.cluster.book import Book, BookError, Entry
+from asys_bench.cluster.intake import Connection, Intake, Limits
+from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair
+from asys_bench.cluster.ledger import FOLDER, Ledger, LedgerError
+from asys_bench.cluster.wire import Refusal
+from asys_bench.contracts.bus import BaseDataBus, BusProducer
+from asys_bench.contracts.host import (
+    BaseHost,
+    FedStream,
+    Feed,
+    HostError,
+    HostOptions,
+    HostPlugin,
+    HostResult,
+    LateClock,
+)
+from asys_bench.contracts.origin import ORIGIN, ring_meta
+from asys_bench.contracts.run_files import accounts_of, attempts_in
+from asys_bench.contracts.sink import Misfit
+from asys_bench.contracts.stats import Slot
+from asys_bench.system.files import replace_file
+
+if TYPE_CHECKING:
+    from asys_bench.cluster.router import Router
+
+log = logging.getLogger(__name__)
+RECEIVER_FILE, RECEIVER_SCHEMA = f"{FOLDER}/receiver.json", "asys.receiver/1"
+POLL_S, BUSY_S, LOOK_S, WRITE_S = 0.05, 0.001, 0.5, 2.0
+LEAVING_S = 1.0
+
+
+class ReceiverOptions(HostOptions):
+    """Options of the `receiver` host."""
+
+    listen: str = Field(
+        default="127.0.0.1:0",
+        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):\d{1,5}$",
+        description="host:port to listen at; port 0 takes a free one. Other than loopback only with `keys`",
+    )
+    advertise: str | None = Field(
+        default=None,
+        description="host or host:port under which training nodes reach it, for the address book; null: as "
+        "`listen`, or this machine's name where that is all addresses",
+    )
+    name: str = Field(
+        default="receiver",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
+        description="what it is called, in the address book and in its messages",
+    )
+    hooks: tuple[str, ...] = Field(
+        default=("*",), min_length=1, description="globs over the names of hooks that it takes"
+    )
+    job: str = Field(
+        default="",
+        max_length=256,
+        description="the job whose packets it takes; empty: that of the first forwarder",
+    )
+    keys: Path | None = Field(
+        default=None,
+        description="folder of CURVE keys as `asys-run keys` makes it: `receiver.secret`, and in `allowed/` "
+        "the clients that are let in. null: no encryption, on loopback alone",
+    )
+    book: str | None = Field(
+        default=None, description="address book (a folder or a URI) in which it is announced"
+    )
+    generation: int | None = Field(
+        default=None,
+        ge=0,
+        description="what its entry in the book is numbered; null: one more than the last",
+    )
+    lifeline_fd: int | None = Field(
+        default=None,
+        ge=0,
+        description="descriptor of a pipe: when its other end is closed, it stops in order",
+    )
+    window_mib: float = Field(
+        default=64, gt=0, le=1 << 16, description="most MiB of one connection that are under way"
+    )
+    memory_mib: float = Field(
+        default=512,
+        gt=0,
+        le=1 << 20,
+        description="most MiB under way of all connections; the process gives all connections up when it has "
+        "taken twice that",
+    )
+    max_message_mib: float = Field(
+        default=64, gt=0, le=1024, description="largest message, and so the largest packet, in MiB"
+    )
+    max_connections: int = Field(
+        default=256, ge=1, le=4096, description="forwarders at a time; more are refused"
+    )
+    shards: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="shards of its bus, one for each rank that sends, each of `bus.capacity_mib`; null: the "
+        "ranks of the first forwarder's job",
+    )
+    idle_ttl_s: float | None = Field(
+        default=None,
+        gt=0,
+        description="it ends after so many seconds without a connection; null: never",
+    )
+
+    def misfits(self) -> Iterator[Misfit]:
+        """Keys that cannot be used, an address that everybody reaches without any."""
+        from asys_bench.cluster.router import is_loopback
+
+        if self.keys is not None:
+            try:
+                read_pair(self.keys, RECEIVER)
+            except (KeyFileError, OSError) as error:
+                yield Misfit(("keys",), str(error), str(self.keys), "")
+        elif not is_loopback(self.listen.rpartition(":")[0].strip("[]")):
+            yield Misfit(
+                ("listen",),
+                "is not on loopback, and without keys anybody could connect",
+                self.listen,
+                "asys-run keys DIR makes keys; name the folder as `keys`",
+            )
+
+
+class _OwnBus:
+    """The run's bus, as `intake.Bus`."""
+
+    def __init__(self, clock: LateClock) -> None:
+        self._clock = clock
+        self.bus: BaseDataBus | None = None
+        self.max_packet = 1 << 62
+        self._producers: list[BusProducer] = []
+        self._ids: dict[str, int] = {}
+        self._origin = 0
+        self._step = 0
+
+    def begin(self, feed: dict[str, Any]) -> None:
+        streams = tuple(
+            FedStream(one["name"], {k: v for k, v in one.items() if k != "side"}, one["side"])
+            for one in feed["streams"]
+        )
+        fed = self._clock.feed(Feed(streams, feed["shards"], (ORIGIN,), feed["step_unit"]))
+        self.bus = bus = fed.bus
+        self._producers = [bus.producer(shard) for shard in range(feed["shards"])]
+        self._origin = bus.intern(ORIGIN)
+        self._bytes, self._packets = fed.capacity_bytes, fed.capacity_packets
+        self.max_packet = min(self._bytes, *(p.max_payload_bytes for p in self._producers))
+
+    def id_of(self, name: str) -> int:
+        assert self.bus is not None
+        found = self._ids.get(name)
+        if found is None:
+            found = self._ids[name] = self.bus.intern(name)
+        return found
+
+    def push(self, shard: int, hook_id: int, kind: int, frame: memoryview) -> bool:
+        meta = ring_meta(hook_id, kind, self._origin, frame.nbytes)
+        return self._producers[shard].try_push(meta, frame)
+
+    def room(self) -> tuple[int, int]:
+        if self.bus is None:
+            return 0, 0
+        free = 1.0 - self.bus.fill_ratio()
+        return int(free * self._bytes), int(free * self._packets)
+
+    def passed(self, host_step: int) -> None:
+        if host_step > self._step:
+            self._step = host_step
+            self._clock.step_to(host_step)
+
+
+class ReceiverHost(BaseHost):
+    """Steps are those of the hosts elsewhere: the greatest that was seen."""
+
+    step_unit = "step"
+
+    def __init__(self, options: ReceiverOptions, seed: int) -> None:
+        self._options = options
+        self._router: Router | None = None
+        self._announced: Callable[[str], None] = lambda address: print(
+            f"receiver {options.name}: listening at {address}", flush=True
+        )
+
+    def build(self) -> torch.nn.Module | None:
+        """None: streams are known when the first forwarder comes."""
+        from asys_bench.cluster.router import Router, RouterError
+
+        options = self._options
+        try:
+            keys = read_pair(options.keys, RECEIVER) if options.keys is not None else None
+            self._router = Router(
+                options.listen,
+                keys,
+                options.keys,
+                int(options.max_message_mib * (1 << 20)),
+                int(2 * options.memory_mib * (1 << 20)),
+            )
+        except (KeyFileError, RouterError) as error:
+            raise HostError(f"host.options.receiver: {error}") from None
+        self._public_key = keys.public if keys is not None else ""
+        return None
+
+    def run(self, clock: LateClock) -> HostResult:
+        """Receive until it is asked to stop, its lifeline is cut, or nobody has come for long enough.
+
+        Raises:
+            HostError: the ledger is damaged, or somebody else has taken the address.
+        """
+        assert self._router is not None
+        return _Receiving(
+            self._options, clock, self._router, self._public_key, self._announced
+        ).run()
+
+    def close(self) -> None:
+        if self._router is not None:
+            self._router.close()
+            self._router = None
+
+
+class _Receiving:
+    """One life of a receiver."""
+
+    def __init__(
+        self,
+        options: ReceiverOptions,
+        clock: LateClock,
+        router: Router,
+        public_key: str,
+        announced: Callable[[str], None],
+    ) -> None:
+        self._options, self._clock, self._router = options, clock, router
+        self._public_key, self._announced = public_key, announced
+        self._started = time.monotonic()
+        run_dir = clock.run_dir
+        attempts = attempts_in(run_dir)
+        self._attempt = max((int(one["attempt"]) for one in attempts), default=-1) + 1
+        mib = 1 << 20
+        try:
+            self._ledger = Ledger(
+                run_dir, self._attempt, lambda attempt: _accepted_in(run_dir, attempt)
+            )
+        except (LedgerError, OSError) as error:
+            raise HostError(f"the receiver's ledger: {error}") from None
+        self._bus = _OwnBus(clock)
+        limits = Limits(
+            int(options.window_mib * mib),
+            int(options.memory_mib * mib),
+            int(options.max_message_mib * mib),
+            options.max_connections,
+            options.shards,
+        )
+        self._intake = Intake(
+            self._ledger, self._bus, limits, router.send,
+            name=options.name, hooks=options.hooks, job=options.job,
+        )  # fmt: skip
+        self._meters: _Meters | None = None
+        self._book: tuple[Book, Entry] | None = None
+        self._lifeline = options.lifeline_fd
+
+    def run(self) -> HostResult:
+        router, intake = self._router, self._intake
+        self._announced(router.address)
+        self._announce()
+        stopped = False
+        last_seen = time.monotonic()
+        next_look = next_write = 0.0
+        try:
+            while not self._clock.should_stop:
+                wait = POLL_S
+                if intake.is_waiting:
+                    wait = BUSY_S
+                router.poll(wait, self._receive)
+                intake.push_waiting()
+                intake.answer()
+                now = time.monotonic()
+                if intake.connections:
+                    last_seen = now
+                if now >= next_look:
+                    next_look = now + LOOK_S
+                    intake.look()
+                    self._count()
+                    if self._lifeline_is_cut():
+                        log.warning("the lifeline is cut: %s stops", self._options.name)
+                        stopped = True
+                        break
+                    ttl = self._options.idle_ttl_s
+                    if ttl is not None and now - last_seen > ttl:
+                        log.warning("no forwarder for %g s: %s stops", ttl, self._options.name)
+                        break
+                    if router.takes_too_much:
+                        self._give_memory_back()
+                if now >= next_write:
+                    next_write = now + WRITE_S
+                    self._write(final=False)
+            else:
+                stopped = True
+            intake.leave()
+            until = time.monotonic() + LEAVING_S
+            while router.poll(0.01, lambda peer, data: None) and time.monotonic() < until:
+                pass
+        finally:
+            self._withdraw()
+            self._count()
+            self._write(final=True)
+            self._clock.end()
+            figures = {
+                "accepted": float(sum(a.accepted for a in self._ledger.accounts)),
+                "in_doubt": float(self._ledger.in_doubt),
+            }
+            self._ledger.close()
+        return HostResult(
+            self._clock.steps_made, time.monotonic() - self._started, stopped_early=stopped, figures=figures
+        )  # fmt: skip
+
+    def _receive(self, peer: bytes, data: memoryview) -> None:
+        self._intake.receive(peer, data, time.monotonic_ns())
+
+    def _give_memory_back(self) -> None:
+        log.warning(
+            "more than twice memory_mib is taken: every connection is closed and may come again"
+        )
+        self._intake.forget_all()
+        self._intake.refused[Refusal.MEMORY] = self._intake.refused.get(Refusal.MEMORY, 0) + 1
+        self._router.reset()
+
+    def _lifeline_is_cut(self) -> bool:
+        if self._lifeline is None:
+            return False
+        poll = select.poll()
+        poll.register(self._lifeline, select.POLLIN | select.POLLHUP)
+        for _, event in poll.poll(0):
+            if event & (select.POLLHUP | select.POLLERR | select.POLLNVAL):
+                return True
+            if event & select.POLLIN and not os.read(self._lifeline, 4096):
+                return True
+        return False
+
+    # The address book.
+
+    def _announce(self) -> None:
+        options = self._options
+        if options.book is None:
+            return
+        try:
+            book = Book.open(options.book)
+            generation = options.generation
+            if generation is None:
+                generation = book.next_generation(options.name)
+            entry = Entry(
+                options.name, self._advertised(), self._public_key, options.hooks,
+                str(self._clock.run_dir), os.uname().nodename, generation, options.job, time.time_ns(),
+            )  # fmt: skip
+            book.announce(entry)
+        except (BookError, ValueError) as error:
+            raise HostError(f"host.options.receiver.book: {error}") from None
+        self._book = book, entry
+
+    def _advertised(self) -> str:
+        host, _, port = self._router.address.removeprefix("tcp://").rpartition(":")
+        wanted = self._options.advertise
+        if wanted is not None:
+            name, colon, its_port = wanted.rpartition(":")
+            if colon and its_port.isdecimal() and not name.endswith(":"):
+                return f"tcp://{name}:{its_port}"
+            return f"tcp://{wanted}:{port}"
+        if host in ("*", "0.0.0.0", "[::]"):
+            host = os.uname().nodename
+        return f"tcp://{host}:{port}"
+
+    def _withdraw(self) -> None:
+        if self._book is None:
+            return
+        book, entry = self._book
+        try:
+            book.withdraw(entry.name, entry.generation)
+        except BookError as error:
+            log.warning("the entry in the address book stays: %s", error)
+
+    # The account.
+
+    def _count(self) -> None:
+        if self._meters is None:
+            if not self._intake.began:
+                return
+            self._meters = _Meters(self._clock.metrics())
+        self._meters.count(self._ledger, self._intake, self._router.refused_keys)
+
+    def _write(self, *, final: bool) -> None:
+        document = describe(self._ledger, self._intake) | {
+            "run_id": self._clock.run_dir.name,
+            "attempt": self._attempt,
+            "name": self._options.name,
+            "address": self._router.address,
+            "final": final,
+        }
+        if self._router.refused_keys:
+            document["refused"][Refusal.KEY] = self._router.refused_keys
+        try:
+            path = self._clock.run_dir / RECEIVER_FILE
+            replace_file(path, json.dumps(document).encode(), sync=False)
+        except OSError as error:
+            log.warning("%s is not written: %s", RECEIVER_FILE, error)
+
+
+class _Meters:
+    """The receiver's counters, in the host's slot."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+        self._counters = {
+            name: slot.counter(f"receiver_{name}") for name in ("accepted", "accepted_bytes", "duplicates",
+            "in_doubt", "expired", "connections_total")
+        }  # fmt: skip
+        self._refused = {
+            reason: slot.counter("receiver_refused", reason=reason) for reason in Refusal
+        }
+        self._gauges = {
+            name: slot.gauge(f"receiver_{name}")
+            for name in ("connections", "credit_bytes", "window", "lag_s")
+        }
+
+    def count(self, ledger: Ledger, intake: Intake, refused_keys: int) -> None:
+        totals = {
+            "accepted": sum(a.accepted for a in ledger.accounts),
+            "accepted_bytes": intake.accepted_bytes,
+            "duplicates": sum(a.duplicates for a in ledger.accounts),
+            "expired": sum(a.expired for a in ledger.accounts),
+            "in_doubt": ledger.in_doubt,
+            "connections_total": intake.opened,
+        }
+        for name, value in totals.items():
+            self._counters[name].set(value)
+        for reason, counter in self._refused.items():
+            counter.set(refused_keys if reason is Refusal.KEY else intake.refused.get(reason, 0))
+        self._gauges["connections"].set(len(intake.connections))
+        self._gauges["credit_bytes"].set(intake.outstanding)
+        self._gauges["window"].set(sum(_windows(ledger, intake)))
+        lags = [_lag_s(one) for one in intake.connections.values()]
+        self._gauges["lag_s"].set(max((lag for lag in lags if lag is not None), default=0.0))
+
+
+def _windows(ledger: Ledger, intake: Intake) -> Iterator[int]:
+    for sender in ledger.senders():
+        told = intake.reports.get(sender)
+        acked = told[0].acked if told is not None else 0
+        yield max(0, ledger.accepted(sender) - acked)
+
+
+def _lag_s(connection: Connection) -> float | None:
+    if not connection.last_stamp_ns:
+        return None
+    return max(0.0, (time.monotonic_ns() - connection.last_stamp_ns) / 1e9)
+
+
+def describe(ledger: Ledger, intake: Intake) -> dict[str, Any]:
+    """The account as JSON, but for what the caller knows."""
+    live = {one.sender: one for one in intake.connections.values()}
+    senders = []
+    for sender in ledger.senders():
+        connection, told = live.get(sender), intake.reports.get(sender)
+        accepted = ledger.accepted(sender)
+        report = told[0] if told is not None else None
+        senders.append(
+            {
+                "run_id": sender.run_id,
+                "attempt": sender.attempt,
+                "worker": sender.worker,
+                "node": connection.hello.node if connection is not None else None,
+                "hooks": sorted(connection.streams) if connection is not None else [],
+                "connected": connection is not None,
+                "accepted": accepted,
+                "duplicates": sum(a.duplicates for a in ledger.of(sender)),
+                "expired": sum(a.expired for a in ledger.of(sender)),
+                "unpushed": sum(a.unpushed for a in ledger.of(sender)),
+                "window": max(0, accepted - (report.acked if report is not None else 0)),
+                "credit_bytes": connection.limit - connection.processed if connection else 0,
+                "lag_s": _lag_s(connection) if connection is not None else None,
+                "reported": None
+                if told is None or report is None
+                else {
+                    "taken": report.taken,
+                    "acked": report.acked,
+                    "dropped": report.dropped,
+                    "in_flight": report.in_flight,
+                    "final": report.final,
+                    "unix_ns": told[1],
+                },
+            }
+        )
+    streams = [
+        {
+            "run_id": one.key.run_id,
+            "attempt": one.key.attempt,
+            "source": one.key.source,
+            "shard": one.key.shard,
+            "accepted": sum(a.accepted for a in ledger.accounts if a.stream is one),
+        }
+        for one in ledger.streams
+    ]
+    return {
+        "schema": RECEIVER_SCHEMA,
+        "id": ledger.id,
+        "job": intake.job,
+        "unix_ns": time.time_ns(),
+        "accepted": sum(a.accepted for a in ledger.accounts),
+        "duplicates": sum(a.duplicates for a in ledger.accounts),
+        "expired": sum(a.expired for a in ledger.accounts),
+        "in_doubt": ledger.in_doubt,
+        "refused": {str(reason): count for reason, count in intake.refused.items()},
+        "window_bytes": intake.outstanding,
+        "connections": len(intake.connections),
+        "senders": senders,
+        "streams": streams,
+    }
+
+
+def _accepted_in(run_dir: Path, attempt: int) -> int | None:
+    """Packets that the bus of an attempt accepted, as the last of its workers to leave has written."""
+    told = [one for one in accounts_of(run_dir) if one["attempt"] == attempt]
+    told += [
+        one for one in attempts_in(run_dir) if one["attempt"] == attempt and one.get("account")
+    ]
+    counts = [
+        int(one["account"]["produced"]) - sum(map(int, one["account"].get("dropped", {}).values()))
+        for one in told
+    ]
+    return max(counts, default=None)
+
+
+def _build(options: HostOptions, seed: int) -> BaseHost:
+    assert isinstance(options, ReceiverOptions)
+    return ReceiverHost(options, seed)
+
+
+def _unavailable() -> str | None:
+    try:
+        import zmq  # noqa: F401
+    except ImportError:
+        return "pyzmq is not installed: pip install 'asys-i[cluster]'"
+    return None
+
+
+plugin = HostPlugin(
+    name="receiver",
+    summary="packets of models that run on other nodes",
+    options=ReceiverOptions,
+    build=_build,
+    feeds=True,
+    unavailable=_unavailable,
+)
