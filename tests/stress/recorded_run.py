@@ -1,6 +1,6 @@
-"""`asys-run` with a record beside it, for tests that kill it: `recorded_run.py RECORD HOOK ARGUMENTS`.
+"""`asys-run` with a record beside it, for tests that kill it: `recorded_run.py RECORD HOOK,... ARGUMENTS`.
 
-The host writes to the folder RECORD, in one file for each attempt: a line as a forward pass of HOOK begins,
+The host writes to the folder RECORD, in one file for each attempt: a line as a forward pass of a HOOK begins,
 and a line as it has ended, behind our own hook, with its host step and a checksum of each row that is no
 padding. A line is one `write`, so what a SIGKILL leaves is what the host did. It also says
 whether the state that the host loaded is the one that was saved, by saving it once more.
@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def checksums(rows_ND: torch.Tensor) -> list[int]:
 class Recorder:
     """Hooks on the host's model; they are registered after ours, so they run after them."""
 
-    def __init__(self, pipeline: ExperimentPipeline, folder: Path, hook: str) -> None:
+    def __init__(self, pipeline: ExperimentPipeline, folder: Path, hooks: str) -> None:
         assert pipeline.run_dir is not None
         self._pipeline = pipeline
         self._mask: torch.Tensor | None = None
@@ -39,9 +40,10 @@ class Recorder:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         model = model_of(pipeline)
         model.register_forward_pre_hook(self._begin_text, with_kwargs=True)
-        module = model.get_submodule(hook)
-        module.register_forward_pre_hook(lambda *_: self._say({"begins": self._step}))
-        module.register_forward_hook(self._ended)
+        for hook in hooks.split(","):
+            module = model.get_submodule(hook)
+            module.register_forward_pre_hook(partial(self._begins, hook))
+            module.register_forward_hook(partial(self._ended, hook))
         self._say({"loaded": same_state(pipeline)})
 
     @property
@@ -51,13 +53,16 @@ class Recorder:
     def _begin_text(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self._mask = kwargs.get("attention_mask")
 
-    def _ended(self, module: Any, args: Any, output: Any) -> None:
+    def _begins(self, hook: str, module: Any, args: Any) -> None:
+        self._say({"hook": hook, "begins": self._step})
+
+    def _ended(self, hook: str, module: Any, args: Any, output: Any) -> None:
         output = output[0] if isinstance(output, tuple) else output
         rows_ND = output.reshape(-1, output.shape[-1])
         kept = torch.arange(len(rows_ND))
         if self._mask is not None and self._mask.numel() == len(rows_ND):
             kept = kept[self._mask.reshape(-1) != 0]
-        self._say({"step": self._step, "crc": checksums(rows_ND[kept])})
+        self._say({"hook": hook, "step": self._step, "crc": checksums(rows_ND[kept])})
 
     def _say(self, entry: dict[str, Any]) -> None:
         os.write(self._fd, json.dumps(entry).encode() + b"\n")
@@ -87,12 +92,12 @@ def same_state(pipeline: ExperimentPipeline) -> bool | None:
     )
 
 
-def main(record: str, hook: str, *arguments: str) -> int:
+def main(record: str, hooks: str, *arguments: str) -> int:
     setup = ExperimentPipeline.setup
 
     def recorded(self: ExperimentPipeline) -> None:
         setup(self)
-        Recorder(self, Path(record), hook)
+        Recorder(self, Path(record), hooks)
 
     ExperimentPipeline.setup = recorded  # type: ignore[method-assign]
     return asys_run(list(arguments))

@@ -1,6 +1,9 @@
 """A run that is struck at random moments and goes on each time, against a record of the host's own.
 
-    python run_resumes.py HOST BUS MOMENTS SEED [MOST_S]     a line of JSON per strike, one at the end
+    python run_resumes.py HOST BUS MOMENTS SEED [MOST_S [moved]]     a line of JSON per strike, one at the end
+
+moved: the run has a copy, and after each strike its folder is taken away: it goes on from the copy alone,
+as on another machine.
 
 HOST: ppo, minilm or smollm2 (both encode), or language (a small one that trains). Strikes in turn: SIGKILL
 of the host, SIGKILL of every process at once, SIGTERM; each at a random moment up to MOST_S seconds after
@@ -39,6 +42,7 @@ from asys_bench.rundir.verify import verify_run
 from asys_bench.sae import SAETrainer
 from asys_bench.sae.checkpoint.checkpoint_files import read_tensors
 from asys_bench.sae.checkpoint.trainer_state import read_config
+from asys_bench.store.mirror import local_folder
 from asys_bench.system.liveness import all_pids, has_in_environment
 
 RECORDED = Path(__file__).parent / "recorded_run.py"
@@ -60,11 +64,11 @@ HOSTS: dict[str, tuple[str, int, int, dict[str, Any]]] = {
         {"transformers": {"batch_size": 4, "block_tokens": 32, **MINILM, **TEXTS}},
     ),
     "smollm2": (
-        "model.layers.1", 512, 8,
+        "layers.1,layers.20", 512, 8,
         {"transformers": {"batch_size": 2, "block_tokens": 16, **SMOLLM2, **TEXTS}},
     ),
 }  # fmt: skip
-"""Hook, size of its SAE, steps between two checkpoints of the host, and its options."""
+"""Hooks, size of their SAEs, steps between two checkpoints of the host, and its options."""
 
 
 def language(folder: Path) -> tuple[str, int, int, dict[str, Any]]:
@@ -80,7 +84,7 @@ extends: profile_consumer.yaml
 run: {resume: auto, id: job, drain_timeout_s: 30, dir: %(folder)s}
 host: %(host)s
 bus: {backend: %(bus)s, on_full: block, block_timeout_s: 25}
-hooks: [{match: "%(hook)s", sampling: {max_rate: 1, min_rate: 1}}]
+hooks: [{match: [%(hooks)s], sampling: {max_rate: 1, min_rate: 1}}]
 sinks:
   trainer:
     workers: 1
@@ -89,6 +93,10 @@ sinks:
       sae: {d_sae: %(d_sae)d, k: 8, batch_rows: 32, buffer_rows: 512, min_buffer_fill_ratio: 0.1,
             checkpoint_interval_s: 0.5, threads: 1}
 """
+MOVED = """
+storage: {uri: "file://%(folder)s/store/{run_id}"}
+"""
+SMALL_SHARDS = "  archive: {options: {shard_rotate_mib: 0.05}}\n"
 
 
 @dataclass
@@ -100,6 +108,8 @@ class Resumes:
     calls: dict[str, int] = field(default_factory=dict)
     archived: dict[str, int] = field(default_factory=dict)
     missing: int = 0
+    holes: int = 0
+    """Calls of steps that no attempt made again, and that are missing."""
     accounts: int = 0
     rows: int = 0
     trainer_states: int = 0
@@ -113,9 +123,11 @@ class Resumes:
 class ResumedRun:
     """One run, and its attempts."""
 
-    def __init__(self, folder: Path, host: str, bus: str) -> None:
+    def __init__(self, folder: Path, host: str, bus: str, *, moved: bool = False) -> None:
+        self._moved = moved
         self.folder, self.run_dir, self.record = folder, folder / "job", folder / "record"
-        self.hook, d_sae, every, options = HOSTS.get(host) or language(folder)
+        named, d_sae, every, options = HOSTS.get(host) or language(folder)
+        self.hooks = named.split(",")
         kind = next(iter(options))
         section = {"kind": kind, "checkpoint_every_steps": every, "options": options}
         self.record.mkdir(parents=True)
@@ -124,10 +136,11 @@ class ResumedRun:
             "folder": folder,
             "host": section,
             "bus": bus,
-            "hook": self.hook,
+            "hooks": json.dumps(self.hooks)[1:-1],
             "d_sae": d_sae,
         }
-        self.config.write_text(CONFIG % settings)
+        text = CONFIG + SMALL_SHARDS + MOVED if moved else CONFIG
+        self.config.write_text(text % settings)
         self.found = Resumes()
         self._struck: dict[int, str] = {}
 
@@ -135,7 +148,8 @@ class ResumedRun:
         """One attempt: `moment_s` after its first call; None: at any moment of its start."""
         life, before = len(list(self.folder.glob("output-*"))), set(self.record.iterdir())
         output = self.folder / f"output-{life}"
-        command = [sys.executable, str(RECORDED), self.record, self.hook, "--config", self.config]
+        command = [sys.executable, str(RECORDED), self.record, ",".join(self.hooks)]
+        command += ["--config", self.config]
         with output.open("wb") as file:
             process = subprocess.Popen(
                 command, stdout=file, stderr=file, env={**os.environ, MARK: str(self.folder)}
@@ -160,6 +174,23 @@ class ResumedRun:
         ):  # else it was struck before it had a number
             self._struck[attempts[-1]] = how
         self._check_trainer(life, how)
+        if self._moved:
+            self._lose_the_machine(life)
+
+    def _lose_the_machine(self, life: int) -> None:
+        """The folder is out of reach. An attempt of which the store has not heard has never been: nothing of
+        it may be in the copy, and the next one has its number."""
+        store = self.folder / "store" / "job"
+        self.run_dir.rename(self.folder / f"gone-{life}")
+        manifest = json.loads((store / "manifest.json").read_text())
+        document = json.loads((store / manifest["files"]["run.json"]["object"]).read_text())
+        told = {one["attempt"] for one in document["attempts"]}
+        for record in self.record.glob("*.jsonl"):
+            if int(record.stem) not in told:
+                record.rename(record.with_suffix(f".lost-{life}"))
+                self._struck.pop(int(record.stem), None)
+        for claim in (store / "claims").iterdir():
+            os.utime(claim, (0, 0))  # as if its lease had run out
 
     def _until_called(
         self, process: subprocess.Popen[bytes], before: set[Path], output: Path
@@ -198,11 +229,14 @@ class ResumedRun:
         """The trainer's state as it is loaded."""
         found = self.found
         found.strikes[how] = found.strikes.get(how, 0) + 1
-        saved = self.run_dir / "sae" / file_slug(self.hook)
-        if (saved / "latest").exists():
-            found.trainer_states += 1
-            wrong = differences(saved)
-            found.check(not wrong, f"life {life} ({how}): trainer loads other {wrong}")
+        for hook in self.hooks:
+            saved = self.run_dir / "sae" / file_slug(hook)
+            if (saved / "latest").exists():
+                found.trainer_states += 1
+                wrong = differences(saved)
+                found.check(
+                    not wrong, f"life {life} ({how}): trainer of {hook} loads other {wrong}"
+                )
 
     def _check_account(self, attempt: int, how: str, account: Any, called: bool) -> None:
         """An attempt's, which run.json has from the next one's start on."""
@@ -210,59 +244,84 @@ class ResumedRun:
             wrong = [group for group in account["groups"] if group["imbalance"]]
             self.found.check(not wrong, f"attempt {attempt} ({how}): {wrong}")
             self.found.accounts += 1
-        elif called and how != "group":
+        elif called and how != "group" and not (self._moved and how == "host"):
             self.found.broken.append(f"attempt {attempt} ({how}): no account")
 
-    def recorded(self, attempt: int) -> tuple[int, list[dict[str, Any]]]:
-        """(calls that began, those that ended) of an attempt."""
+    def recorded(self, attempt: int) -> list[dict[str, Any]]:
+        """What the host wrote of an attempt: calls that began, and calls that ended."""
         path = self.record / f"{attempt}.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        entries = [json.loads(line) for line in lines]
+        entries = (
+            [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        )
         for entry in entries:
             if entry.get("loaded") is not None:
                 self.found.host_states += 1
                 self.found.check(
                     entry["loaded"], f"attempt {attempt}: the host loads another state"
                 )
-        return sum("begins" in one for one in entries), [one for one in entries if "crc" in one]
+        return entries
 
     def check(self) -> Resumes:
         """The archive against the record, metrics and `verify`, of all attempts."""
-        found, run = self.found, open_run(self.run_dir)
-        names = ("values", "row", "source", "shard", "seq", "attempt", "host_step")
-        columns = run.archive.numpy(self.hook, names)
-        found.rows = len(columns["row"])
-        keys = np.stack([columns[name].astype(np.int64) for name in names[1:6]], axis=1)
-        found.check(len(np.unique(keys, axis=0)) == len(keys), "a key is there twice")
+        copy = f"file://{self.folder}/store/job"
+        run_dir = local_folder(copy) if self._moved else self.run_dir
+        found, run = self.found, open_run(run_dir)
         entries = {one["attempt"]: one for one in run.attempts}
+        records = {attempt: self.recorded(attempt) for attempt in self._struck}
         for attempt, how in self._struck.items():
-            begun, calls = self.recorded(attempt)
             account = entries[attempt]["account"] if attempt in entries else None
-            self._check_account(attempt, how, account, bool(calls))
-            mine = columns["attempt"] == attempt
-            packets = packets_of({name: column[mine] for name, column in columns.items()})
-            ready = archive_ready(account)
-            missing = len(calls) - len(packets)
-            found.calls[how] = found.calls.get(how, 0) + len(calls)
-            found.archived[how] = found.archived.get(how, 0) + len(packets)
-            found.missing += max(0, missing)
-            most = {"term": 0, "host": ready}.get(how, len(calls))
-            found.check(
-                missing <= most,
-                f"attempt {attempt} ({how}): {missing} calls missing, {ready} ready",
-            )
-            found.check(
-                len(packets) <= begun, f"attempt {attempt}: {len(packets)} packets of {begun} calls"
-            )
-            wrong = [
-                i for i, pair in enumerate(zip(calls, packets, strict=False)) if not same(*pair)
-            ]
-            found.check(not wrong, f"attempt {attempt} ({how}): calls {wrong[:5]} are others")
+            called = any("crc" in entry for entry in records[attempt])
+            self._check_account(attempt, how, account, called)
+        for hook in self.hooks:
+            names = ("values", "row", "source", "shard", "seq", "attempt", "host_step")
+            columns = run.archive.numpy(hook, names)
+            found.rows += len(columns["row"])
+            keys = np.stack([columns[name].astype(np.int64) for name in names[1:6]], axis=1)
+            found.check(len(np.unique(keys, axis=0)) == len(keys), f"{hook}: a key is there twice")
+            for attempt, how in self._struck.items():
+                mine = columns["attempt"] == attempt
+                packets = packets_of({name: column[mine] for name, column in columns.items()})
+                record = [entry for entry in records[attempt] if entry.get("hook") == hook]
+                self._check_attempt(
+                    f"{hook}, attempt {attempt}", how, record, packets, entries, attempt
+                )
         times = run.metrics("host_steps")["time_s"]
         found.check(bool((np.diff(times) >= 0).all()), "time_s goes back")
-        verified = verify_run(self.run_dir)
+        verified = verify_run(run_dir)
         found.check(not verified.damaged, f"verify: {verified.findings}")
         return found
+
+    def _check_attempt(
+        self,
+        where: str,
+        how: str,
+        record: list[dict[str, Any]],
+        packets: list[dict[str, Any]],
+        entries: dict[int, Any],
+        attempt: int,
+    ) -> None:
+        """A hook's archive of an attempt against its record."""
+        found = self.found
+        begun = sum("begins" in entry for entry in record)
+        calls = [entry for entry in record if "crc" in entry]
+        ready = archive_ready(entries[attempt]["account"] if attempt in entries else None)
+        missing = len(calls) - len(packets)
+        found.calls[how] = found.calls.get(how, 0) + len(calls)
+        found.archived[how] = found.archived.get(how, 0) + len(packets)
+        found.missing += max(0, missing)
+        later = [e["first_step"] for number, e in entries.items() if number > attempt]
+        needed = [call for call in calls if call["step"] < min(later, default=1 << 62)]
+        holes = max(0, len(needed) - len(packets)) if self._moved else 0
+        found.holes += holes
+        found.check(not holes, f"{where} ({how}): {holes} calls that nobody made again")
+        most = {"term": 0, "host": ready}.get(how, len(calls))
+        if self._moved and how == "host":
+            most = len(calls)  # what its workers wrote last may not have been sent
+        found.check(missing <= most, f"{where} ({how}): {missing} calls missing, {ready} ready")
+        found.check(len(packets) <= begun, f"{where}: {len(packets)} packets of {begun} calls")
+        pairs = enumerate(zip(calls, packets, strict=False))
+        wrong = [i for i, pair in pairs if not same(*pair)]
+        found.check(not wrong, f"{where} ({how}): calls {wrong[:5]} are others")
 
 
 def packets_of(columns: dict[str, Any]) -> list[dict[str, Any]]:
@@ -286,7 +345,8 @@ def checksums(rows_ND: Any) -> list[int]:
 
 def same(call: dict[str, Any], packet: dict[str, Any]) -> bool:
     """Rows of a call are numbered without those of padding."""
-    return packet == {**call, "rows": list(range(len(call["crc"])))}
+    rows = list(range(len(call["crc"])))
+    return packet == {"step": call["step"], "crc": call["crc"], "rows": rows}
 
 
 def archive_ready(account: Any) -> int:
@@ -327,10 +387,17 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def strike_all(
-    folder: Path, host: str, bus: str, moments: int, seed: int, most_s: float
+    folder: Path,
+    host: str,
+    bus: str,
+    moments: int,
+    seed: int,
+    most_s: float,
+    *,
+    moved: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """A line for each strike, and one of what was found."""
-    draw, run = random.Random(seed), ResumedRun(folder, host, bus)
+    draw, run = random.Random(seed), ResumedRun(folder, host, bus, moved=moved)
     for number in range(moments):
         how = STRIKES[number % len(STRIKES)] if number < moments - 1 else "term"
         starting = moments > 2 * len(STRIKES) and number in (3, 4, 5)
@@ -344,10 +411,12 @@ def strike_all(
     yield {"host": host, "bus": bus, "seed": seed, **asdict(run.check())}
 
 
-def main(host: str, bus: str, moments: str, seed: str, most_s: str = "8") -> int:
+def main(host: str, bus: str, moments: str, seed: str, most_s: str = "8", moved: str = "") -> int:
     folder = Path(tempfile.mkdtemp(prefix="asys-resumes-"))
     line: dict[str, Any] = {}
-    for line in strike_all(folder, host, bus, int(moments), int(seed), float(most_s)):
+    for line in strike_all(
+        folder, host, bus, int(moments), int(seed), float(most_s), moved=moved == "moved"
+    ):
         print(json.dumps(line), flush=True)
     if line["broken"]:
         print(f"kept: {folder}", flush=True)
