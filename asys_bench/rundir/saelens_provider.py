@@ -1,18 +1,22 @@
 """Our rows for other people's trainers: from the archive, or live from the bus.
 
-`ArchiveRows` and `LiveRows` are `IterableDataset`s of shuffled batches float32[batch_rows, D];
-`data_provider` makes of one what SAELens's `SAETrainer` takes (an iterator of tensors):
+`data_provider` makes of a dataset of shuffled batches what SAELens's `SAETrainer` takes, an iterator of
+tensors float32[batch_rows, D]:
 
-    rows = ArchiveRows(open_archive("runs/<run>"), "policy.mlp", batch_rows=4096)
+    archive = open_run("runs/<run>").archive
+    rows = archive.torch("policy.mlp", batch_rows=4096, shuffle_window=32_768, drop_last=True)
+    SAETrainer(cfg, sae, data_provider(rows, epochs=None)).fit()
+
     rows = LiveRows.of_run("runs/<run>", "policy.mlp", batch_rows=4096)
     SAETrainer(cfg, sae, data_provider(rows)).fit()
 
-Rows are served once each, in random order over `buffer_rows` of them. They are not weighted by their
+Rows are served once an epoch, in random order over a window of them. They are not weighted by their
 sampling rate, because those trainers know no weights.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -23,10 +27,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from asys_bench.contracts.bus import BusClient, BusSubscription, Delivery, GroupSpec, Lease
-from asys_bench.offline.archive_packets import archive_packets
 from asys_bench.rundir.live_run import LiveRun
-from asys_bench.sae.training.held_out import split_rows
-from asys_bench.sinks.archive import Archive
+from asys_bench.rundir.row_dataset import RowDataset
 from asys_bench.sinks.decoding import Decoder
 
 MAX_PACKETS = 1024
@@ -42,13 +44,11 @@ class RowsEndedError(RuntimeError):
 class _Pool:
     """Rows waiting to be served, each exactly once, in random order.
 
-    A batch leaves once `mix_rows` are there. At most `most_rows` wait (None: all that come): beyond
-    that new rows take the places of random old ones.
+    A batch leaves once `mix_rows` are there. At most `most_rows` wait: beyond that new rows take the places
+    of random old ones.
     """
 
-    def __init__(
-        self, batch_rows: int, mix_rows: int, seed: int, most_rows: int | None = None
-    ) -> None:
+    def __init__(self, batch_rows: int, mix_rows: int, seed: int, most_rows: int) -> None:
         if not 1 <= batch_rows <= mix_rows:
             raise ValueError(f"batch_rows {batch_rows} must be 1..buffer_rows {mix_rows}")
         self._batch, self._mix, self._most = batch_rows, mix_rows, most_rows
@@ -58,7 +58,7 @@ class _Pool:
 
     def add(self, rows_ND: torch.Tensor) -> None:
         """Copy rows in."""
-        room = len(rows_ND) if self._most is None else max(0, self._most - self._count)
+        room = max(0, self._most - self._count)
         fresh_ND, late_ND = rows_ND[:room], rows_ND[room:]
         end = self._count + len(fresh_ND)
         if end > len(self._rows_CD):
@@ -91,54 +91,6 @@ class _Pool:
         """What is left when no more rows come; less than a batch stays behind."""
         while (batch_BD := self.take(ending=True)) is not None:
             yield batch_BD
-
-
-class ArchiveRows(IterableDataset[torch.Tensor]):
-    """Shuffled batches of one hook's archived rows; the same ones each time it is iterated.
-
-    epochs: times through the archive; None: without end.
-    held_out_fraction: leave out the rows that our trainers hold out with this fraction.
-
-    A `DataLoader` (with `batch_size=None`) may use workers: they share the packets.
-    """
-
-    def __init__(
-        self,
-        archive: Archive,
-        hook: str,
-        batch_rows: int,
-        *,
-        epochs: int | None = None,
-        buffer_rows: int = 32_768,
-        held_out_fraction: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        """Raises KeyError for a hook that the archive does not have."""
-        archive.shards(hook)
-        self._archive, self._hook, self._epochs = archive, hook, epochs
-        self._batch_rows, self._buffer_rows = batch_rows, max(batch_rows, buffer_rows)
-        self._held_out, self._seed = held_out_fraction, seed
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        worker = get_worker_info()
-        index, count = (worker.id, worker.num_workers) if worker is not None else (0, 1)
-        pool = _Pool(self._batch_rows, self._buffer_rows, self._seed + index)
-        epoch = 0
-        while self._epochs is None or epoch < self._epochs:
-            epoch += 1
-            rows = 0
-            for number, packet in enumerate(archive_packets(self._archive, self._hook)):
-                if number % count != index:
-                    continue
-                _, trained = split_rows(packet.key, len(packet.rows_ND), self._held_out)
-                for part in trained:
-                    rows += part.stop - part.start
-                    pool.add(packet.rows_ND[part])
-                    while (batch_BD := pool.take()) is not None:
-                        yield batch_BD
-            if not rows:
-                return  # an endless loop over nothing would never come back
-        yield from pool.rest()
 
 
 class LiveRows(IterableDataset[torch.Tensor]):
@@ -248,8 +200,13 @@ class LiveRows(IterableDataset[torch.Tensor]):
         return found
 
 
-def data_provider(rows: Iterable[torch.Tensor]) -> Generator[torch.Tensor, None, None]:
+def data_provider(
+    rows: Iterable[torch.Tensor], epochs: int | None = 1
+) -> Generator[torch.Tensor, None, None]:
     """An iterator for a trainer that asks for as many batches as it was told to train on.
+
+    rows: `LiveRows`, or what `ArchiveView.torch` gives; epochs: times through the latter, each in an order of
+        its own. None: without end.
 
     `close` it when the training has ended: until then `LiveRows` stays a consumer of the bus.
 
@@ -257,9 +214,15 @@ def data_provider(rows: Iterable[torch.Tensor]) -> Generator[torch.Tensor, None,
         RowsEndedError: the rows are used up before that, instead of a StopIteration in its middle.
     """
     served = total = 0
-    for batch_BD in rows:
-        served, total = served + 1, total + len(batch_BD)
-        yield batch_BD
+    for epoch in range(epochs) if epochs is not None else itertools.count():
+        if isinstance(rows, RowDataset):
+            rows.set_epoch(epoch)
+        before = served
+        for batch_BD in rows:
+            served, total = served + 1, total + len(batch_BD)
+            yield batch_BD.to(torch.float32)
+        if served == before:
+            break  # an endless loop over nothing would never come back
     raise RowsEndedError(
         f"the rows ended after {served} batches ({total} rows); train on fewer, or raise `epochs`"
     )

@@ -11,9 +11,9 @@ import torch
 from asys_bench.config.assembly import create_data_bus
 from asys_bench.config.sections.bus import BusConfig
 from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
-from asys_bench.rundir.saelens_provider import ArchiveRows, LiveRows, data_provider
+from asys_bench.rundir.archive_view import ArchiveView
+from asys_bench.rundir.saelens_provider import LiveRows, data_provider
 from asys_bench.sae.exchange import import_saelens
-from asys_bench.sinks.archive import open_archive
 
 pytestmark = pytest.mark.interop
 OFFLINE = Path(__file__).parent.parent / "unit" / "offline" / "conftest.py"
@@ -58,7 +58,10 @@ def fvu(sae, x_BD):
 
 def test_it_trains_from_an_archive_and_we_open_what_it_made(tmp_path, sae_lens):
     run_dir = runpy.run_path(str(OFFLINE))["write_run"](tmp_path / "run", rows=6000)
-    provider = data_provider(ArchiveRows(open_archive(run_dir), "policy.mlp", BATCH))
+    rows = ArchiveView(run_dir).torch(
+        "policy.mlp", batch_rows=BATCH, shuffle_window=32_768, drop_last=True
+    )
+    provider = data_provider(rows, epochs=None)
     sae = fit(sae_lens, provider, 200 * BATCH)
     x_BD = runpy.run_path(str(OFFLINE))["data"](1000)
     assert fvu(sae, x_BD) < 0.5

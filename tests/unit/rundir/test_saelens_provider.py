@@ -6,15 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from asys_bench.config.assembly import create_data_bus
 from asys_bench.config.sections.bus import BusConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.contracts.packet import DTYPE_CODE, PacketMeta
-from asys_bench.offline import archive_packets
-from asys_bench.rundir.saelens_provider import ArchiveRows, LiveRows, RowsEndedError, data_provider
-from asys_bench.sinks.archive import open_archive
+from asys_bench.rundir.archive_view import ArchiveView
+from asys_bench.rundir.saelens_provider import LiveRows, RowsEndedError, data_provider
 
 OFFLINE = Path(__file__).parent.parent / "offline" / "conftest.py"
 HOOK = "policy.mlp"
@@ -22,52 +20,34 @@ HOOK = "policy.mlp"
 
 @pytest.fixture
 def archive(tmp_path):
-    return open_archive(runpy.run_path(str(OFFLINE))["write_run"](tmp_path / "run", rows=5000))
+    return ArchiveView(runpy.run_path(str(OFFLINE))["write_run"](tmp_path / "run", rows=5000))
 
 
 def as_set(batches):
     return {tuple(row) for batch in batches for row in batch.tolist()}
 
 
-def test_an_epoch_serves_every_row_once_in_random_order(archive):
-    dataset = ArchiveRows(archive, HOOK, 128, epochs=1, buffer_rows=1024)
-    batches = list(dataset)
-    assert {tuple(batch.shape) for batch in batches} == {(128, 12)}
-    assert len(batches) == 5000 // 128
-    in_order = torch.cat([packet.rows_ND for packet in archive_packets(archive, HOOK)])
-    assert as_set(batches) <= as_set([in_order])
-    assert len(as_set(batches)) == len(batches) * 128
-    first = as_set(batches[:4])
-    assert not first <= as_set([in_order[: 4 * 128]])
-    again = list(dataset)
-    assert all(torch.equal(a, b) for a, b in zip(batches, again, strict=True))
+def test_the_rows_of_an_archive_come_once_an_epoch_each_time_in_another_order(archive):
+    rows = archive.torch(HOOK, batch_rows=128, shuffle_window=1024, drop_last=True)
+    provider = data_provider(rows, epochs=2)
+    epochs = [[next(provider) for _ in range(5000 // 128)] for _ in range(2)]
+    for batches in epochs:
+        assert {(tuple(batch.shape), batch.dtype) for batch in batches} == {
+            ((128, 12), torch.float32)
+        }
+        assert len(as_set(batches)) == len(batches) * 128
+    assert not torch.equal(epochs[0][0], epochs[1][0])
+    with pytest.raises(RowsEndedError, match=r"after 78 batches \(9984 rows\).*raise `epochs`"):
+        next(provider)
 
 
-def test_held_out_packets_stay_out(archive):
-    kept = as_set(ArchiveRows(archive, HOOK, 1, epochs=1, held_out_fraction=0.5))
-    everything = as_set(ArchiveRows(archive, HOOK, 1, epochs=1))
-    assert 0.3 < len(kept) / len(everything) < 0.7
-
-
-def test_without_epochs_it_never_ends_and_with_them_the_end_is_explained(archive):
-    endless = data_provider(ArchiveRows(archive, HOOK, 512, buffer_rows=1024))
+def test_without_epochs_it_never_ends_but_over_no_row_at_all(archive):
+    rows = archive.torch(HOOK, batch_rows=512, shuffle_window=1024, drop_last=True)
+    endless = data_provider(rows, epochs=None)
     assert [len(next(endless)) for _ in range(40)] == [512] * 40
-    short = data_provider(ArchiveRows(archive, HOOK, 2000, epochs=1))
-    assert len(next(short)) == len(next(short)) == 2000
-    with pytest.raises(RowsEndedError, match=r"after 2 batches \(4000 rows\).*raise `epochs`"):
-        next(short)
-
-
-def test_a_data_loader_takes_it_as_it_is(archive):
-    loader = DataLoader(ArchiveRows(archive, HOOK, 100, epochs=1), batch_size=None)
-    assert sum(len(batch) for batch in loader) == 5000
-
-
-def test_wrong_requests_are_refused_at_once(archive):
-    with pytest.raises(KeyError, match="no hook 'x'"):
-        ArchiveRows(archive, "x", 10)
-    with pytest.raises(ValueError, match="batch_rows 0"):
-        next(iter(ArchiveRows(archive, HOOK, 0)))
+    none = archive.torch(HOOK, batch_rows=6000, drop_last=True)
+    with pytest.raises(RowsEndedError, match="after 0 batches"):
+        next(data_provider(none, epochs=None))
 
 
 @pytest.fixture
