@@ -6,6 +6,7 @@ asked and not touched. Weights of a host that trains are those that it kept in `
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -158,12 +159,23 @@ def kept_weights(run_dir: Path) -> Weights | None:
     """The newest weights that the run's host kept."""
     from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 
-    for folder in CheckpointStore(run_dir / HOST_DIR, below=run_dir).checkpoints():
+    found = CheckpointStore(run_dir / HOST_DIR, below=run_dir).checkpoints()
+    for folder in [*found, *_earlier_weights(run_dir)]:
         if is_file(folder / WEIGHTS_FILE, below=run_dir):
             with suppress(OSError):  # of a copy; the host's plugin says what is missing
                 bring(folder)
             return Weights(folder, read_json(folder / WEIGHTS_FILE, below=run_dir))
     return None
+
+
+def _earlier_weights(run_dir: Path) -> list[Path]:
+    """Folders as versions before checksums named them, the newest first."""
+    entries = scan_if_there(run_dir / HOST_DIR, below=run_dir)
+    found = [
+        entry.path for entry in entries
+        if entry.kind is EntryKind.FOLDER and re.fullmatch(r"weights_\d{9,}", entry.path.name)
+    ]  # fmt: skip
+    return sorted(found, key=lambda path: int(path.name.removeprefix("weights_")), reverse=True)
 
 
 def run_model(run_dir: Path, options: Mapping[str, Any]) -> tuple[Evaluated, Weights]:

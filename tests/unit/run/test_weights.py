@@ -11,6 +11,7 @@ from asys_bench.config import MasterConfig, load_config
 from asys_bench.contracts.host import BaseHost, HostResult
 from asys_bench.run.preflight import preflight
 from asys_bench.run.weights import KeptWeights, forget_after, host_clock, live_interval_s
+from asys_bench.rundir.evaluation import kept_weights
 from asys_bench.sae.checkpoint.checkpoint_store import check_seal
 
 
@@ -62,6 +63,18 @@ def test_the_newest_two_stay_and_say_when_they_were_kept(tmp_path):
     forget_after(tmp_path, 500)
     assert folders(tmp_path) == ["latest", "step_000000090"]
     assert (tmp_path / "host/latest").resolve().name == "step_000000090"
+
+
+def test_weights_of_a_version_before_checksums_are_found_where_there_are_no_others(tmp_path):
+    for step in (9, 1_000_000_000):
+        old = tmp_path / "host" / f"weights_{step:09d}"
+        old.mkdir(parents=True)
+        (old / "weights.json").write_text(json.dumps({"host_step": step}))
+    (tmp_path / "host" / "weights_2000000000").mkdir()  # torn
+    found = kept_weights(tmp_path)
+    assert found.folder.name == "weights_1000000000"
+    KeptWeights(Host(), tmp_path).keep(5, 5)
+    assert kept_weights(tmp_path).folder.name == "step_000000005"
 
 
 def test_a_failure_is_said_once_raises_nothing_and_leaves_nothing(tmp_path, caplog):
