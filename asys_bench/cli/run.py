@@ -85,8 +85,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with this run (a directory or an id under runs/), with its own configuration or "
-        "with --config; --set changes what may change",
+        help="go on with this run (a directory, an id under runs/, or the URI of its copy in a store), with "
+        "its own configuration or with --config; --set changes what may change",
     )
     parser.add_argument(
         "--set",
@@ -113,14 +113,16 @@ def _start(arguments: argparse.Namespace) -> int:
     take_standard_fds()  # for good: no file of the run's may become standard output
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - for the process's life
     from asys_bench.config import ConfigError, dump_yaml, load_config
+    from asys_bench.run.from_store import NotBroughtError
     from asys_bench.rundir.attach import RunGoneError
 
     console = Console(stderr=True, highlight=False)
     try:
-        config, sets = _sources(arguments)
+        with log_lines("asys-run: %(message)s"):
+            config, sets = _sources(arguments)
         loaded = load_config(config, sets)
-    except RunGoneError as error:
-        console.print(f"asys-run: {error}", style="red", markup=False)
+    except (RunGoneError, NotBroughtError) as error:
+        console.print(f"asys-run: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     except ConfigError as error:
         console.print(str(error), style="red", markup=False)
@@ -128,12 +130,19 @@ def _start(arguments: argparse.Namespace) -> int:
     if arguments.print_config:
         sys.stdout.write(dump_yaml(loaded.config, loaded.provenance))
         return EXIT_OK
-    from asys_bench.run.attempts import preview
+    from asys_bench.run.attempts import bring_missing, preview
     from asys_bench.run.preflight import preflight
     from asys_bench.run.storage import storage_problems
 
     with log_lines("asys-run: %(message)s"):
-        problems = [*preflight(loaded), *preview(loaded), *storage_problems(loaded)]
+        problems = [*preflight(loaded), *storage_problems(loaded)]
+        try:
+            if not problems and not arguments.check:
+                bring_missing(loaded.config)  # before a host is built for nothing
+        except NotBroughtError as error:
+            console.print(f"asys-run: {error}", style="red", markup=False, soft_wrap=True)
+            return EXIT_FAILED
+        problems += preview(loaded)
     if problems:
         console.print(str(ConfigError(problems)), style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
@@ -148,15 +157,42 @@ def _sources(arguments: argparse.Namespace) -> tuple[str | Path, list[str]]:
     """The configuration file and the overrides; of a run that goes on, its own and its place.
 
     Raises:
-        RunGoneError: there is no such run.
+        RunGoneError: there is no such run. NotBroughtError: it is not had from its store.
+        ConfigError: --config cannot be used.
     """
     from asys_bench.rundir.attach import find_run
+    from asys_bench.store.uri import is_uri
 
     if arguments.resume is None:
         return arguments.config, arguments.set
+    if is_uri(arguments.resume):
+        return _stored_sources(arguments)
     path = find_run(arguments.resume).resolve()
-    place = ["run.resume=require", f"run.id={path.name}", f"run.dir={path.parent}"]
-    return arguments.config or path / CONFIG_FILE, [*arguments.set, *place]
+    return arguments.config or path / CONFIG_FILE, [
+        *arguments.set, "run.resume=require", *_place(path)
+    ]  # fmt: skip
+
+
+def _place(path: Path) -> list[str]:
+    return [f"run.id={path.name}", f"run.dir={path.parent}"]
+
+
+def _stored_sources(arguments: argparse.Namespace) -> tuple[str | Path, list[str]]:
+    """The same of the URI of a copy: its run is brought here, unless nothing is to be run."""
+    from asys_bench.config import load_config
+    from asys_bench.run.from_store import bring
+    from asys_bench.rundir.attach import find_run
+
+    uri, given = arguments.resume, arguments.set
+    # With `auto`, what the copy lacks begins anew.
+    sets = ["run.resume=require", f"storage.uri={uri}", *given]
+    if arguments.check or arguments.print_config:
+        return arguments.config or find_run(uri, copies=True) / CONFIG_FILE, sets
+    parent = next((Path(one[8:]) for one in reversed(given) if one.startswith("run.dir=")), None)
+    if parent is None and arguments.config is not None:
+        parent = load_config(arguments.config, given).config.run.dir
+    path = bring(uri, parent, strict="run.resume=auto" not in given).resolve()
+    return arguments.config or path / CONFIG_FILE, [*sets, *_place(path)]
 
 
 HOST_SHARE = 0.5

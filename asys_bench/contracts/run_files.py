@@ -22,6 +22,7 @@
     .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`);
                         archive/.lock: by whoever decides what of the archive is deleted;
                         .upload.lock: by the process that sends the run to its store
+    .copy.json          what this folder has of the run's copy (`store.claims`)
 
 A run's folder is input: anybody may have written it. Every reader opens its files through
 `system.files.below`, with the run's folder as `below`.
@@ -63,6 +64,7 @@ READERS_DIR = ".readers"
 HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK = ".host.lock", ".workers.lock", ".upload.lock"
 ARCHIVE_LOCK_NAME = ".lock"
 ARCHIVE_LOCK = f"{ARCHIVE_DIR}/{ARCHIVE_LOCK_NAME}"
+COPY_FILE = ".copy.json"
 LOCKS = (HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK, ARCHIVE_LOCK)
 
 DELETED_FOR = {

@@ -8,6 +8,9 @@ attempts of a run share its folder, its id and its SAEs; run.json lists them.
   beside it, and the log says what is damaged.
 - `require`: it goes on, or it is an error.
 
+Where the folder is not here and `storage.uri` has the run's copy, what is needed of it is brought first
+(`from_store`).
+
 What may not change is what the files of the run are made of (`FIXED`, `FIXED_OF_SAE`). The rest may: length
 and budgets, sampling, monitors, bus, placement.
 """
@@ -53,6 +56,7 @@ from asys_bench.contracts.run_files import (
     read_run_file,
 )
 from asys_bench.monitors.metrics_csv import last_step
+from asys_bench.run.from_store import bring_if_missing
 from asys_bench.run.preflight import origin_of
 from asys_bench.run.run_dir import RunDir, names_alike
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
@@ -106,6 +110,7 @@ def open_run_dir(loaded: LoadedConfig) -> RunDir:
 
     Raises:
         RunBusyError: another process has it, and who. ResumeError: `require`, and it cannot go on.
+        NotBroughtError: its copy in the store cannot be had.
         ConfigError: what may not change has changed. OSError: the folder cannot be written.
     """
     run = loaded.config.run
@@ -113,10 +118,14 @@ def open_run_dir(loaded: LoadedConfig) -> RunDir:
         new = RunDir.create(run.dir, run.name) if run.id is None else None
         return (new or RunDir.create_for(run.dir, str(run.id))).locked()
     wanted = id_of(run)
-    found = newest_of(run.dir, wanted)
+    found = newest_of(run.dir, wanted) or bring_if_missing(loaded.config, wanted)
     if found is None:
         if run.resume is Resume.REQUIRE:
-            raise ResumeError(f"no run {wanted!r} under {run.dir}, and run.resume is require")
+            uri = loaded.config.storage.uri
+            stored = "" if uri is None else f" or in {uri}"
+            raise ResumeError(
+                f"no run {wanted!r} under {run.dir}{stored}, and run.resume is require"
+            )
         return RunDir.create_for(run.dir, wanted).locked()
     path = found.resolve()
     lock = RunLock(path)
@@ -137,6 +146,13 @@ def open_run_dir(loaded: LoadedConfig) -> RunDir:
     except BaseException:
         lock.release()
         raise
+
+
+def bring_missing(config: MasterConfig) -> None:
+    """Have the run's folder here, where it goes on from its copy. Raises NotBroughtError."""
+    wanted = id_of(config.run)
+    if newest_of(config.run.dir, wanted) is None:
+        bring_if_missing(config, wanted)
 
 
 def newest_of(parent: str | os.PathLike[str], id: str) -> Path | None:

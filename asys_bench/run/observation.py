@@ -17,7 +17,7 @@ import torch
 from asys_bench.capture.points.hookpoints import HookError
 from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
-from asys_bench.config import LoadedConfig
+from asys_bench.config import ConfigError, LoadedConfig
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.run_files import LOGS_DIR, SUMMARY_FILE, VOCABULARY_FILE
 from asys_bench.contracts.stats import StatsPage
@@ -27,12 +27,14 @@ from asys_bench.run.lifecycle import RunLifecycle
 from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.settings import ConfigLike, HooksLike, resolve_settings
 from asys_bench.run.stderr_lines import StderrLines, closing_lines, opening_lines
-from asys_bench.run.storage import send_rest
+from asys_bench.run.storage import send_rest, storage_problems
 
 if TYPE_CHECKING:
     from asys_bench.rundir.open_run import Run
 
 log = logging.getLogger(__name__)
+ASK_S = 10.0
+"""Longest wait for an answer of `storage.uri`, before anything starts; about a second where it answers."""
 
 
 def observe(
@@ -79,9 +81,10 @@ def observe(
         per level (`bus__backend="cpp_spmc"`).
 
     Raises:
-        ConfigError, HookError, ValueError: what was passed is wrong; says where and the fix.
+        ConfigError, HookError, ValueError: what was passed is wrong; says where and the fix. Of
+            `storage.uri` that is found out by asking the store, which is given 10 s to answer.
         AssemblyError, BusError, ResourceError, SupervisorError, RendezvousError, LiveRunError,
-            OSError: it cannot start here (only with `required`).
+            ResumeError, NotBroughtError, OSError: it cannot start here (only with `required`).
     """
     settings = {"hooks": hooks, "sae": sae, "archive": archive, **overrides}
     resolved = resolve_settings(config, settings, unwrap(model), optimizers)
@@ -110,7 +113,7 @@ class Observation:
         *,
         terminal: bool = False,
     ) -> None:
-        self.config = settings.config
+        self.config, self._settings = settings.config, settings
         self.error: Exception | None = None
         """Why it could not start; None when it did."""
         self._life = RunLifecycle(
@@ -282,6 +285,8 @@ class Observation:
             self._lines = StderrLines(self.quiet)
         try:
             life.place()
+            if life.is_owner and (problems := storage_problems(self._settings, ASK_S)):
+                raise ConfigError(problems)
             run_dir = life.create(_vocabulary(tokenizer) if life.is_owner else None).path
             life.start(
                 self._called,

@@ -20,8 +20,10 @@ from asys_bench.contracts.exit_codes import EXIT_OK
 from asys_bench.contracts.run_files import RunFileError, began_unix_ns, read_run_file
 from asys_bench.run.attempts import id_of, newest_of
 from asys_bench.run.preflight import origin_of
-from asys_bench.store.probe import Found, ask
-from asys_bench.store.uri import RUN_ID
+from asys_bench.run.run_dir import names_alike
+from asys_bench.store.claims import hold_of
+from asys_bench.store.probe import PROBE_S, Found, ask
+from asys_bench.store.uri import RUN_ID, place_of
 
 log = logging.getLogger(__name__)
 PATH = ("storage", "uri")
@@ -29,7 +31,7 @@ START_S = 3.0
 """Of the time that a process gets to send, kept for its start and its end. With less nothing is begun."""
 
 
-def storage_problems(loaded: LoadedConfig) -> list[Problem]:
+def storage_problems(loaded: LoadedConfig, within_s: float = PROBE_S) -> list[Problem]:
     """Why the run cannot be sent to its store, where waiting does not mend that. A store that is away is said
     and waited for."""
     config = loaded.config
@@ -37,14 +39,24 @@ def storage_problems(loaded: LoadedConfig) -> list[Problem]:
     if uri is None:
         return []
     run_dir = _goes_on(config)
-    found = ask(uri.replace(RUN_ID, run_dir.name if run_dir is not None else "new"))
+    name = run_dir.name if run_dir is not None else _new_name(config)
+    found = ask(uri.replace(RUN_ID, name), within_s)
     message, fix = found.problem, "name a place that takes the files of a run"
     if message is not None and not found.lasting:
         log.warning("%s; the run's files wait here for it", message)
         return []
-    if message is None and found.run_id is not None and not _is(found, run_dir):
-        message = f"holds the run {found.run_id!r}, and one place holds one run"
-        fix = f"write {RUN_ID} in it: {uri.rstrip('/')}/{RUN_ID}"
+    comes_back = run_dir is None and config.run.resume is not Resume.NEVER and found.run_id == name
+    if message is None and found.run_id is not None and not comes_back:
+        if not _is(found, run_dir):
+            message = f"holds the run {found.run_id!r}, and one place holds one run"
+            fix = f"write {RUN_ID} in it: {uri.rstrip('/')}/{RUN_ID}"
+        elif run_dir is not None and found.term > _term_of(run_dir, uri):
+            who = f" ({found.holder})" if found.holder else ""
+            message = f"its run went on elsewhere{who}, and {run_dir} is behind it"
+            fix = (
+                f"move {run_dir} away and start again: what is needed is brought from the store (what of it "
+                "was not sent is in that folder alone)"
+            )
     if message is None:
         return []
     return [Problem.at(origin_of(loaded, PATH), message, path=".".join(PATH), value=uri, fix=fix)]
@@ -54,6 +66,21 @@ def _goes_on(config: MasterConfig) -> Path | None:
     """The folder of the run that this start goes on with."""
     run = config.run
     return None if run.resume is Resume.NEVER else newest_of(run.dir, id_of(run))
+
+
+def _new_name(config: MasterConfig) -> str:
+    """Of the folder of a run that begins, where that can be known."""
+    run = config.run
+    if run.resume is not Resume.NEVER:
+        return id_of(run)
+    if run.id is None:
+        return "new"
+    return next(name for name in names_alike(run.id) if not (run.dir / name).exists())
+
+
+def _term_of(run_dir: Path, uri: str) -> int:
+    hold = hold_of(run_dir.resolve(), str(place_of(uri, run_dir.name)))
+    return hold.claim.term if hold is not None else 0
 
 
 def _is(found: Found, run_dir: Path | None) -> bool:

@@ -74,7 +74,7 @@ def find_run(name: str | None, folder: Path = RUNS, *, copies: bool = False) -> 
         if not copies:
             raise RunGoneError(
                 f"{without_secrets(name)}: a copy in a store is only read (asys-run verify, report, train, "
-                "evaluate, export); name the run's directory"
+                "evaluate, export) or gone on with (asys-run --resume); name the run's directory"
             )
         try:
             return local_folder(name)

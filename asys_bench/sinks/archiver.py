@@ -53,6 +53,8 @@ from asys_bench.sinks.archive.space import DiskRefusedError, Patience
 from asys_bench.system.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
+STORED_SHARD_S = 300.0
+"""A run that has a store closes its shards after this time: open ones go with their machine."""
 REMEMBERED_PACKETS = 8192
 """Packets remembered beyond those of the last incarnation, for leases that were taken away."""
 _NARROW = {"keep": None, "float32": torch.float32, "float16": torch.float16}
@@ -229,20 +231,23 @@ class ArchiverWorker(BaseSink):
 
     def idle(self) -> None:
         """Close what has been open for long enough, and delete what has become too old."""
-        if self._budget is None or time.monotonic() < self._next_look:
+        age = self._options.max_age_s
+        ages_s = [] if age is None else [age / 4]
+        stored = (self._context.config.get("storage") or {}).get("uri") is not None
+        ages_s += [STORED_SHARD_S] if stored else []
+        if not (ages_s or self._budget) or time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + LOOK_S
-        age = self._options.max_age_s
-        if age is not None:
-            for layout, shard in list(self._shards.items()):
-                if time.monotonic() - shard.began < age / 4:
-                    continue
-                try:
-                    self._end(shard)
-                    del self._shards[layout]
-                except DiskRefusedError:
-                    break
-        self._budget.look()
+        for layout, shard in list(self._shards.items()) if ages_s else ():
+            if time.monotonic() - shard.began < min(ages_s):
+                continue
+            try:
+                self._end(shard)
+                del self._shards[layout]
+            except DiskRefusedError:
+                break
+        if self._budget is not None:
+            self._budget.look()
 
     def close(self) -> None:
         """End every shard. What a full disk keeps from being ended stays readable."""

@@ -49,24 +49,31 @@ class Stored:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """began_unix_ns: start of the run's first attempt, which tells two runs of one id apart. writer:
-    the process that wrote it. complete: the run had ended, and every file of it was there."""
+    the process that wrote it, for a folder whose claim is of `term` (`store.claims`; 0: of an earlier
+    version). complete: the run had ended, and every file of it was there."""
 
     run_id: str
     began_unix_ns: int
     generation: int = 0
     writer: str = ""
     complete: bool = False
+    term: int = 0
     files: Mapping[str, Stored] = field(default_factory=dict)
     links: Mapping[str, str] = field(default_factory=dict)
     """`latest` of a folder of checkpoints -> the one that it names."""
     gone: tuple[str, ...] = ()
+    covered: str = ""
+    """The checkpoint of the host from which a run goes on without a hole in its archive
+    (`monitors.upload.covered`); "": none is known."""
 
     def following(
         self,
         writer: str,
         files: Mapping[str, Stored],
+        term: int,
         complete: bool,
         links: Mapping[str, str] | None = None,
+        covered: str = "",
     ) -> Manifest:
         """The next one."""
         kept = {stored.object for stored in files.values()}
@@ -75,10 +82,12 @@ class Manifest:
             self,
             generation=self.generation + 1,
             writer=writer,
+            term=term,
             complete=complete,
             files=dict(files),
             links=dict(links or {}),
             gone=tuple(sorted(gone)),
+            covered=covered,
         )
 
     def to_bytes(self) -> bytes:
@@ -107,6 +116,9 @@ def read_manifest(data: bytes) -> Manifest:
         raise ManifestError("has a link that leads out of its folder")
     if problem := _clash([*stored, *links]):
         raise ManifestError(problem)
+    covered = document.get("covered", "")
+    if covered != "" and not _is_name(covered):
+        raise ManifestError("covers no checkpoint")
     run_id, writer = document.get("run_id"), document.get("writer")
     if not isinstance(run_id, str) or not _is_name(run_id) or "/" in run_id:
         raise ManifestError("says of no run")
@@ -114,7 +126,8 @@ def read_manifest(data: bytes) -> Manifest:
         raise ManifestError("has no writer")
     return Manifest(
         run_id, _count(document, "began_unix_ns"), _count(document, "generation"), writer,
-        document.get("complete") is True, stored, links, tuple(gone),
+        document.get("complete") is True, _count({"term": 0, **document}, "term"), stored, links,
+        tuple(gone), covered,
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -120,7 +121,7 @@ class Mirror:
         """Of a copy that is in its store. Raises CopyError."""
         try:
             store = ObjectStore(parse_uri(uri))
-            manifest = _manifest_of(store)
+            manifest = manifest_of(store)
         except (ValueError, StoreError) as error:
             raise CopyError(f"{without_secrets(uri)}: {_reason(error)}") from None
         try:
@@ -202,7 +203,7 @@ class Mirror:
     def _bring_newer(self, name: str, first: StoreError) -> None:
         """The copy has changed since it was opened: there is another version, or none."""
         try:
-            now = _manifest_of(self._client())
+            now = manifest_of(self._client())
             stored = now.files.get(name)
             if stored is None or stored == self._manifest.files[name]:
                 raise CopyError(str(first))
@@ -227,31 +228,11 @@ class Mirror:
         partial = self._home / _INCOMING / secrets.token_hex(8)
         self._make_room(stored.bytes, name)
         try:
-            patiently(lambda: self._download(stored, partial), PATIENCE_S)
+            patiently(lambda: download(self._client(), stored, partial), PATIENCE_S)
             os.utime(partial, ns=(stored.modified_ns, stored.modified_ns))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
-
-    def _download(self, stored: Stored, target: Path) -> None:
-        """The object, whole and as the manifest says, or StoreError."""
-        digest, size = hashlib.sha256(), 0
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
-        with os.fdopen(fd, "wb") as file:
-            for piece in self._client().pieces(stored.object):
-                size += len(piece)
-                if size > stored.bytes:
-                    break
-                digest.update(piece)
-                file.write(piece)
-        if (size, digest.hexdigest()) != (stored.bytes, stored.sha256):
-            raise StoreError(
-                f"{self.uri}/{stored.object}",
-                Reason.CHANGED,
-                f"{size} bytes, and its manifest says {stored.bytes}"
-                if size != stored.bytes
-                else "another SHA-256 than its manifest says",
-            )
 
     def _make_room(self, wanted: int, name: str) -> None:
         """Delete shards that were fetched longest ago; whoever has one open reads on."""
@@ -277,7 +258,35 @@ class Mirror:
             raise CopyError(said[-1] if said else f"{self.uri}/{name} cannot be fetched")
 
 
-def _manifest_of(store: ObjectStore) -> Manifest:
+def download(
+    store: ObjectStore, stored: Stored, target: Path, alive: Callable[[], None] = lambda: None
+) -> None:
+    """The object, whole and as the manifest says; `alive` is called whenever something has come.
+
+    Raises:
+        StoreError: it is another, or the store refuses; part of it may be in `target`. OSError.
+    """
+    digest, size = hashlib.sha256(), 0
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
+    with os.fdopen(fd, "wb") as file:
+        for piece in store.pieces(stored.object):
+            size += len(piece)
+            if size > stored.bytes:
+                break
+            digest.update(piece)
+            file.write(piece)
+            alive()
+    if (size, digest.hexdigest()) != (stored.bytes, stored.sha256):
+        raise StoreError(
+            f"{store.location}/{stored.object}",
+            Reason.CHANGED,
+            f"{size} bytes, and its manifest says {stored.bytes}"
+            if size != stored.bytes
+            else "another SHA-256 than its manifest says",
+        )
+
+
+def manifest_of(store: ObjectStore) -> Manifest:
     """Raises StoreError, ValueError."""
     return read_manifest(patiently(lambda: store.get(MANIFEST, MAX_MANIFEST_BYTES), PATIENCE_S))
 

@@ -214,7 +214,12 @@ class ObjectStore:
         return int(info.size) if info.type == FileType.File else None
 
     def keys(self, below: str) -> list[str]:
-        """The keys that begin with `below/`."""
+        """The keys that begin with `below/`, in their order."""
+        return list(self.times(below))
+
+    def times(self, below: str) -> dict[str, int]:
+        """The keys that begin with `below/`, in their order, with the store's times in nanoseconds at which
+        they were written last."""
         from pyarrow.fs import FileSelector, FileType
 
         folder = FileSelector(self._path(below), recursive=True, allow_not_found=True)
@@ -223,7 +228,10 @@ class ObjectStore:
         except OSError as error:
             raise self._error(below, error) from None
         start = len(self.location.key) + 1
-        return sorted(info.path[start:] for info in found if info.type == FileType.File)
+        files = {
+            info.path[start:]: info.mtime_ns or 0 for info in found if info.type == FileType.File
+        }
+        return dict(sorted(files.items()))
 
     def delete(self, key: str) -> None:
         """One that is gone is fine."""

@@ -4,7 +4,7 @@ starts threads, which a host's process must not have of us.
     python -m asys_bench.store.probe URI
 
 prints what it found as a line of JSON: `problem` (in words, or null), whether it is `lasting`, and of a
-copy that is there its `run_id` and `began_unix_ns`. Nothing is written.
+copy that is there its `run_id`, `began_unix_ns`, `term` and who has it (`holder`). Nothing is written.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
+from asys_bench.store.claims import claims_in, holder_of
 from asys_bench.store.manifest import MANIFEST, MAX_MANIFEST_BYTES, ManifestError, read_manifest
 from asys_bench.store.objects import LASTING, ObjectStore, Reason, StoreError
 from asys_bench.store.uri import parse_uri
@@ -29,6 +30,8 @@ class Found:
     lasting: bool = False
     run_id: str | None = None
     began_unix_ns: int = 0
+    term: int = 0
+    holder: str = ""
 
 
 def probe(uri: str) -> Found:
@@ -42,23 +45,25 @@ def probe(uri: str) -> Found:
             if error.reason is not Reason.MISSING:
                 raise
             return Found()
+        last = next(iter(claims_in(store)), None) if manifest.term else None
+        holder = str(holder_of(store, last)) if last is not None else ""
     except StoreError as error:
         return Found(str(error), error.reason in LASTING)
     except (ManifestError, ValueError) as error:
         return Found(f"{uri}: {error}", True)
-    return Found(None, False, manifest.run_id, manifest.began_unix_ns)
+    return Found(None, False, manifest.run_id, manifest.began_unix_ns, manifest.term, holder)
 
 
-def ask(uri: str) -> Found:
-    """Ask in a process of its own."""
+def ask(uri: str, within_s: float = PROBE_S) -> Found:
+    """Ask in a process of its own, which is over within `within_s`."""
     command = [sys.executable, "-P", "-m", "asys_bench.store.probe", uri]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PROBE_S, check=False
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=within_s, check=False
         )
         return Found(**json.loads(done.stdout))
     except (OSError, subprocess.SubprocessError, ValueError, TypeError):
-        return Found(f"{uri}: it could not be asked within {PROBE_S:g} s")
+        return Found(f"{uri}: it could not be asked within {within_s:g} s")
 
 
 if __name__ == "__main__":

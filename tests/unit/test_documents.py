@@ -228,7 +228,9 @@ def check_ours(place: str, command: str, rest: list[str]) -> None:
         if rest[0] == "run":
             assert (ROOT / rest[1]).exists() or "<" in rest[1], f"{place}: no {rest[1]}"
         return
-    assert rest[0] in ("--config", "--version", "--help"), place
+    assert rest[0] in ("--config", "--resume", "--version", "--help"), place
+    if rest[0] == "--resume":
+        return
     sets = [rest[index + 1] for index, word in enumerate(rest) if word == "--set"]
     load_config(rest[1], sets)
 

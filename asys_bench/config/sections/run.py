@@ -75,7 +75,8 @@ class RunConfig(Section):
     resume: Resume = Field(
         default=Resume.NEVER,
         description="`never` begins a new run; `auto` goes on with the newest run of this id, and "
-        "begins one where there is none or it is damaged; `require` goes on or fails",
+        "begins one where there is none or it is damaged; `require` goes on or fails. Where its folder is "
+        "not here, it is brought from its copy (`storage.uri`)",
     )
     id: Annotated[str, StringConstraints(pattern=RUN_ID)] | None = Field(
         default=None,

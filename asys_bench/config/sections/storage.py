@@ -22,7 +22,8 @@ class StorageConfig(Section):
         default=None,
         description="`s3://bucket/prefix`, `gs://bucket/prefix` or `file:///folder`; `{run_id}` stands "
         "for the run's id, and one place holds one run. Credentials come from the environment (AWS_..., "
-        "GOOGLE_...), as does a server of one's own (AWS_ENDPOINT_URL). null: no copy",
+        "GOOGLE_...), as does a server of one's own (AWS_ENDPOINT_URL). Shards are closed after five minutes "
+        "then. null: no copy",
     )
     delete_local_after_s: Number | None = Field(
         default=None,

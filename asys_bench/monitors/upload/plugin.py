@@ -17,13 +17,15 @@ from asys_bench.contracts.monitor import BaseMonitor, MonitorContext, MonitorOpt
 from asys_bench.contracts.run_files import RunFileError
 from asys_bench.contracts.stats import Counter, RunState
 from asys_bench.monitors.upload.lock import UploadBusyError, UploadLock
-from asys_bench.monitors.upload.uploader import StoreTakenError, Uploader
+from asys_bench.monitors.upload.uploader import RunIsElsewhereError, StoreTakenError, Uploader
 from asys_bench.store.objects import CALL_S, Backoff, ObjectStore, StoreError
 from asys_bench.store.uri import place_of
 
 log = logging.getLogger(__name__)
 INTERVAL_S = 5.0
 """Between two looks at the run's folder."""
+LAST_INTERVAL_S = 0.3
+"""The same when its workers write what they have."""
 STUCK_S = CALL_S + 60.0
 """Without any movement for so long the thread hangs, and the watchdog may restart this worker."""
 LEAVE_S = 0.7
@@ -49,6 +51,7 @@ class UploadMonitor(BaseMonitor):
         self._counted: dict[Counter, int] = {}
         self._thread: threading.Thread | None = None
         self._moved_at = time.monotonic()
+        self._stopped = False
         self._stop, self._final, self._done = (threading.Event() for _ in range(3))
 
     def open(self, context: MonitorContext) -> None:
@@ -62,9 +65,13 @@ class UploadMonitor(BaseMonitor):
         """Count; when the run has stopped, wait until everything is sent or the time is over."""
         if state is not RunState.STOPPED:
             self._publish()
+            if self._context.time_left_s() != float("inf"):
+                self._final.set()  # the host is gone, or its workers drain: what they close is sent at once
             if time.monotonic() - self._moved_at > STUCK_S:
                 raise RuntimeError(f"nothing has moved for {STUCK_S:g} s: the upload hangs")
             return
+        self._stopped = True
+        self._done.clear()
         self._final.set()
         while not self._done.wait(0.05) and self._context.time_left_s() > LEAVE_S:
             self._context.heartbeat()
@@ -108,6 +115,9 @@ class UploadMonitor(BaseMonitor):
             try:
                 done = self._send(final)
             except (StoreError, StoreTakenError) as error:
+                if final and isinstance(error, RunIsElsewhereError):
+                    self._done.set()
+                    return
                 pause_s = backoff.next_s()
                 if str(error) != said:
                     log.warning(
@@ -122,9 +132,12 @@ class UploadMonitor(BaseMonitor):
                     log.warning("%s takes files again", self._options.uri)
                 said = None
                 backoff.reset()
-                if final and done:
+                assert self._uploader is not None
+                if final and done and (self._stopped or not self._uploader.progress.open_shards):
                     self._done.set()
-                    return
+                    if self._stopped:
+                        return
+                pause_s = LAST_INTERVAL_S if final else pause_s
             self._moved()
             self._pause(pause_s, final)
 
@@ -145,6 +158,7 @@ class UploadMonitor(BaseMonitor):
                 delete_after_s=self._options.delete_local_after_s,
                 should_stop=self._stop.is_set,
                 alive=self._moved,
+                account=self._context.account,
             )
         try:
             return self._uploader.send(final=final)

@@ -37,7 +37,7 @@ from asys_bench.system.files.below import EntryKind, scan, scan_if_there
 LINES = (".csv", ".log", ".jsonl")
 """Files that are appended to in whole lines."""
 TAIL_BYTES = 64 << 10
-_CHECKPOINT = re.compile(r"step_\d{9,}(\.\d+)?")
+CHECKPOINT = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
 _TEMPORARY = (".tmp", ".partial", ".part")
 _FIRST = (RUN_FILE, CONFIG_FILE)
 MAX_DEPTH = 15
@@ -84,10 +84,10 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """open_shards: those that are being written, or whose writer was killed."""
+    """open_shards: names of those that are being written, or whose writer was killed."""
 
     units: tuple[Unit, ...]
-    open_shards: int = 0
+    open_shards: tuple[str, ...] = ()
     links: Mapping[str, str] = field(default_factory=dict)
     """`latest` of a folder of checkpoints -> the checkpoint."""
 
@@ -118,13 +118,13 @@ class _Search:
     def __init__(self, run_dir: Path, stored: frozenset[str]) -> None:
         self._root, self._stored = run_dir, stored
         self._units: list[Unit] = []
-        self._open_shards = 0
+        self._open_shards: list[str] = []
         self._links: dict[str, str] = {}
 
     def found(self) -> Ready:
         self._folder(self._root, 0)
         units = tuple(sorted(self._units, key=_order))
-        return Ready(units, self._open_shards, self._links)
+        return Ready(units, tuple(self._open_shards), self._links)
 
     def _folder(self, folder: Path, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -136,7 +136,7 @@ class _Search:
         }  # fmt: skip
         for name, (path, kind) in entries.items():
             if kind is EntryKind.FOLDER:
-                if _CHECKPOINT.fullmatch(name):
+                if CHECKPOINT.fullmatch(name):
                     self._checkpoint(path)
                 elif name != READERS_DIR:
                     self._folder(path, depth + 1)
@@ -158,7 +158,7 @@ class _Search:
                 if sidecar.name in beside:
                     self._add(Kind.SHARD, name, (path, sidecar))
                 else:
-                    self._open_shards += 1
+                    self._open_shards.append(name)
                 return
             if path.suffix == SIDECAR_SUFFIX and "/" in name.removeprefix(f"{ARCHIVE_DIR}/"):
                 return  # sent with its shard; one without has lost it

@@ -11,9 +11,11 @@ ORDER, for each unit of files (`ready`)
 The manifest is all that is remembered: whoever comes after a kill reads it, and sends what it does not
 name. A file is known again by its size and time, else by its SHA-256.
 
-One copy holds one run: its id and the time at which it began are in the manifest. Before it is
-replaced, the manifest must still be the one that was read or written last, so that two processes that
-send one run stop instead of undoing each other's work.
+One copy holds one run: its id and the time at which it began are in the manifest. One folder of the run
+writes to it (`store.claims`): a folder that was brought back from the copy has a later term, and whoever
+finds that in the manifest sends nothing more. Before it is replaced, the manifest must still be the one
+that was read or written last, so that two processes of one folder stop instead of undoing each other's
+work.
 """
 
 from __future__ import annotations
@@ -25,18 +27,23 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from asys_bench.config.document import run_config_data
+from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.run_files import (
     DELETED_SUFFIX,
     RUN_FILE,
+    STATE_DIR,
     RunFileError,
     attempts_in,
     began_unix_ns,
     read_run_file,
 )
+from asys_bench.monitors.upload.covered import Covered, archivers_in
 from asys_bench.monitors.upload.ready import (
     LINES,
     Kind,
@@ -48,6 +55,19 @@ from asys_bench.monitors.upload.ready import (
     sidecar_of,
     whole_lines,
 )
+from asys_bench.store.claims import (
+    BEAT_S,
+    CopyInUseError,
+    Hold,
+    claims_in,
+    forget_earlier,
+    hold_of,
+    holder_of,
+    next_claim,
+    take_over,
+    write_claim,
+    write_hold,
+)
 from asys_bench.store.manifest import (
     MANIFEST,
     MAX_MANIFEST_BYTES,
@@ -58,7 +78,7 @@ from asys_bench.store.manifest import (
     read_manifest,
 )
 from asys_bench.store.objects import PIECE_BYTES, ObjectStore, Reason, StoreError
-from asys_bench.system.files.below import open_file
+from asys_bench.system.files.below import MAX_DOCUMENT_BYTES, open_file, parse_json
 
 if TYPE_CHECKING:
     from asys_bench.monitors.upload.deleting import StoredDeletions
@@ -75,6 +95,10 @@ its size."""
 
 class StoreTakenError(RuntimeError):
     """The place holds another run, or another process sends to it; says which."""
+
+
+class RunIsElsewhereError(StoreTakenError):
+    """Another folder of the run has the copy, for good: this one's files stay where they are."""
 
 
 class _LocalError(Exception):
@@ -101,7 +125,8 @@ class Uploader:
     """The copy of one run, as its writer.
 
     delete_after_s: closed shards are deleted here that long after they were read back; None: never.
-    should_stop: asked between two units. alive: called whenever something has moved.
+    should_stop: asked between two units. alive: called whenever something has moved. account: the bus's
+    counters, while there is one.
     """
 
     def __init__(
@@ -112,18 +137,23 @@ class Uploader:
         delete_after_s: float | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         alive: Callable[[], None] = lambda: None,
+        account: Callable[[], BusAccount] | None = None,
     ) -> None:
         self.run_dir, self.store = run_dir, store
         self.progress = Progress()
         self._delete_after_s = delete_after_s
-        self._should_stop, self._alive = should_stop, alive
+        self._should_stop, self._say_alive = should_stop, alive
         self._writer = secrets.token_hex(8)
         self._manifest: Manifest | None = None
         self._files: dict[str, Stored] = {}
         """What the next manifest names."""
         self._links: dict[str, str] = {}
         self._deletions: StoredDeletions | None = None
-        self._committed_at = 0.0
+        config = run_config_data(run_dir)  # without one nobody knows what archives
+        self._covered = Covered(run_dir, archivers_in(config), account if config else None)
+        self._hold: Hold | None = None
+        self._run: tuple[str, int] = ("", 0)
+        self._committed_at = self._beat_at = float("-inf")
 
     def begin(self) -> None:
         """Read the manifest, or write the first one. Idempotent.
@@ -139,19 +169,87 @@ class Uploader:
         if began is None:
             raise RunFileError(f"{self.run_dir}: {RUN_FILE} does not say when the run began")
         mine = Manifest(document["run_id"], began)
+        self._run = (mine.run_id, began)
         found = self._read_manifest()
         if found is not None and (found.run_id, found.began_unix_ns) != (mine.run_id, began):
             raise StoreTakenError(self._taken_by(found, mine))
+        self._hold = self._held(found)
         self._manifest, self._files = found or mine, dict((found or mine).files)
         self._links = dict(self._manifest.links)
-        if found is None:
+        self._covered.newest = self._covered.newest or self._manifest.covered
+        if self._manifest.term != self._hold.claim.term:
             self._commit()
+            forget_earlier(self.store, self._hold.claim)
         if self._delete_after_s is not None:
             from asys_bench.monitors.upload.deleting import StoredDeletions  # it needs torch
 
             attempt = max(0, len(attempts_in(self.run_dir)) - 1)
             self._deletions = StoredDeletions(self.run_dir, attempt, self._alive)
         self._sweep()
+
+    def _held(self, found: Manifest | None) -> Hold:
+        """This folder's hold on the copy; the first time it is taken.
+
+        Raises:
+            RunIsElsewhereError: another folder has it, and is at work, or further than this one.
+        """
+        place, term = str(self.store.location), found.term if found is not None else 0
+        hold = hold_of(self.run_dir, place)
+        if hold is None:
+            if found is not None and self._is_behind(found):
+                raise RunIsElsewhereError(self._elsewhere("has more attempts there than here"))
+            hold = Hold(next_claim(self.store, term))
+            write_hold(self.run_dir, place, hold)  # before the claim: a killed process has it again
+        if term > hold.claim.term:
+            raise RunIsElsewhereError(self._elsewhere(self._who_has(term)))
+        if term < hold.claim.term:
+            try:
+                take_over(self.store, hold.claim)
+            except CopyInUseError as error:
+                raise RunIsElsewhereError(self._elsewhere(str(error))) from None
+        self._beat_at = time.monotonic()
+        write_claim(self.store, hold.claim)
+        return hold
+
+    def _is_behind(self, found: Manifest) -> bool:
+        """Whether the copy has attempts that this folder knows nothing of."""
+        stored = found.files.get(RUN_FILE)
+        if stored is None:
+            return False
+        try:
+            document = parse_json(self.store.get(stored.object, MAX_DOCUMENT_BYTES))
+            attempts = document["attempts"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        return isinstance(attempts, list) and len(attempts) > len(attempts_in(self.run_dir))
+
+    def _who_has(self, term: int) -> str:
+        claims = [claim for claim in claims_in(self.store) if claim.term >= term]
+        who = f" ({holder_of(self.store, claims[0])})" if claims else ""
+        return f"the run goes on elsewhere{who}"
+
+    def _elsewhere(self, why: str) -> str:
+        return (
+            f"{self.store.location}: {why}; nothing more of {self.run_dir} is sent there, and what was not "
+            f"sent stays in that folder (asys-run upload {self.run_dir} --uri ... sends it to another place)"
+        )
+
+    def _alive(self) -> None:
+        """Something has moved; now and then the claim says so as well."""
+        self._say_alive()
+        if self._hold is not None and time.monotonic() - self._beat_at > BEAT_S:
+            self._beat_at = time.monotonic()
+            with suppress(StoreError):  # what it beats for will say it
+                write_claim(self.store, self._hold.claim)
+
+    def _release(self) -> None:
+        """The run has ended and the copy has all of it: whoever goes on with it need not wait."""
+        assert self._hold is not None
+        if self._beat_at == float("inf"):
+            return
+        self._beat_at = float("inf")
+        with suppress(StoreError):
+            write_claim(self.store, self._hold.claim, released=True)
 
     def _taken_by(self, found: Manifest, mine: Manifest) -> str:
         began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found.began_unix_ns / 1e9))
@@ -193,29 +291,45 @@ class Uploader:
             As `begin`; what was read back until then is named by the next manifest.
         """
         self.begin()
+        self._alive()
         ready = find_ready(self.run_dir, self._files)
         due = [unit for unit in ready.units if self._is_due(unit, final)]
         left = self._count_left(ready, due)
+        first = {unit.name for unit in due if unit.kind is Kind.FIRST}
         for unit in due:
-            if self._should_stop():
-                break
-            self._send_unit(unit, final)
+            if self._should_stop() or (unit.kind is not Kind.FIRST and first & left.keys()):
+                break  # a shard must not be there before the attempt that it is of
+            if not self._send_unit(unit, final):
+                continue
             left.pop(unit.name, None)
             self._say_left(left)
             if time.monotonic() - self._committed_at > COMMIT_S:
                 self._commit()
-        self._follow(ready)
         done = not left and not any(self._is_due(unit, final) for unit in due)
         complete = final and done and not ready.open_shards and self._has_ended()
+        self._covered.look(ready, self._files, ended=complete)
+        self._follow(ready)
         assert self._manifest is not None
+        links = {**self._left_links(), **ready.links}
         self._links = {
-            link: target for link, target in ready.links.items() if self._has_folder(link, target)
+            link: target for link, target in links.items() if self._has_folder(link, target)
         }
-        now = (self._manifest.files, self._manifest.links, self._manifest.complete)
-        if (self._files, self._links, complete) != now:
+        before = self._manifest
+        now = (before.files, before.links, before.covered, before.complete)
+        if (self._files, self._links, self._covered.newest, complete) != now:
             self._commit(complete)
         self._delete_sent(ready)
+        if complete:
+            self._release()
         return done
+
+    def _left_links(self) -> dict[str, str]:
+        """Links of the copy to checkpoints of which none was brought here."""
+        assert self._manifest is not None
+        assert self._hold is not None
+        left = {name.rpartition("/")[0] for name in self._hold.left}
+        of = self._manifest.links.items()
+        return {link: to for link, to in of if f"{link.rpartition('/')[0]}/{to}" in left}
 
     def _has_folder(self, link: str, target: str) -> bool:
         """Whether the checkpoint that a link names is in the copy."""
@@ -232,8 +346,17 @@ class Uploader:
         left = {unit.name: unit.bytes for unit in due}
         self._say_left(left)
         records = (u.files[0].data or b"" for u in ready.units if u.name.endswith(DELETED_SUFFIX))
-        self.progress.missed_shards = sum(data.count(b"\n") for data in records)
-        self.progress.open_shards = ready.open_shards
+        missed = sum(data.count(b"\n") for data in records)
+        if missed and not self.progress.missed_shards:
+            log.warning(
+                "%d shards were deleted here (max_gib and its like) before they were sent: %s does not have "
+                "them, nor, most likely, others after them. Limits do not wait for a store; a larger one "
+                "gives it time",
+                missed,
+                self.store.location,
+            )
+        self.progress.missed_shards = missed
+        self.progress.open_shards = len(ready.open_shards)
         return left
 
     def _say_left(self, left: dict[str, int]) -> None:
@@ -241,13 +364,14 @@ class Uploader:
 
     def _is_due(self, unit: Unit, final: bool) -> bool:
         changed = [file for file in unit.files if not self._has(file)]
-        if not changed or unit.fixed or final:
+        if not changed or unit.fixed or final or unit.kind is Kind.FIRST:
             return bool(changed)
         before = self._files.get(unit.name)
         if before is None:
             return True
         size = unit.bytes
-        if size > LARGE_BYTES and before.bytes <= size:
+        appended = not unit.name.startswith(f"{STATE_DIR}/")  # there, hosts keep files of their own
+        if appended and size > LARGE_BYTES and before.bytes <= size:
             return size >= GROWN * before.bytes
         return time.time_ns() - before.stored_ns > DOCUMENT_S * 1e9
 
@@ -258,8 +382,8 @@ class Uploader:
             file.modified_ns,
         )
 
-    def _send_unit(self, unit: Unit, final: bool) -> None:
-        """Its files in the next manifest, all of them or none."""
+    def _send_unit(self, unit: Unit, final: bool) -> bool:
+        """Its files in the next manifest, all of them or none (False)."""
         sent: dict[str, Stored] = {}
         try:
             for file in unit.files:
@@ -267,9 +391,10 @@ class Uploader:
                     sent[file.name] = self._send_file(unit, file, final)
         except _LocalError as error:
             log.info("%s is left for later: %s", unit.name, error)
-            return
+            return False
         self._files.update(sent)
         self.progress.files += len(sent)
+        return True
 
     def _send_file(self, unit: Unit, file: LocalFile, final: bool) -> Stored:
         before = self._files.get(file.name)
@@ -314,24 +439,36 @@ class Uploader:
         here = {file.name for unit in ready.units for file in unit.files}
         if not any(unit.kind is Kind.FIRST for unit in ready.units):
             return  # a folder without run.json says nothing of what was removed
+        assert self._hold is not None
         shards = {name for name in self._files if is_shard(name)}
-        kept = here | shards | {sidecar_of(name) for name in shards}
+        kept = here | shards | {sidecar_of(name) for name in shards} | self._hold.left
+        states = tuple(f"{name}/" for name in self._covered.keeps(self._files))
         for name in self._files.keys() - kept:
+            if name.startswith(states):
+                continue
             if not os.path.lexists(self.run_dir / name):
                 del self._files[name]
 
     def _commit(self, complete: bool = False) -> None:
         """Replace the manifest; then delete what the one before it had given up."""
         assert self._manifest is not None
-        now = self._read_manifest()
+        assert self._hold is not None
+        now, term = self._read_manifest(), self._hold.claim.term
         if now is not None and now.writer != self._writer and now != self._manifest:
-            self._manifest = None
-            raise StoreTakenError(
-                f"{self.store.location}: another process sends to it (manifest {now.generation} of the run "
-                f"{now.run_id!r})"
-            )
+            if (now.run_id, now.began_unix_ns) == self._run and now.term < term:
+                self._adopt(now)
+            else:
+                self._manifest = None
+                if now.term > term:
+                    raise RunIsElsewhereError(self._elsewhere(self._who_has(now.term)))
+                raise StoreTakenError(
+                    f"{self.store.location}: another process sends to it (manifest {now.generation} of the "
+                    f"run {now.run_id!r})"
+                )
         before = self._manifest if now is None else now
-        following = before.following(self._writer, self._files, complete, self._links)
+        following = before.following(
+            self._writer, self._files, term, complete, self._links, self._covered.newest
+        )
         data = following.to_bytes()
         self.store.put(MANIFEST, [data])
         if self.store.get(MANIFEST, MAX_MANIFEST_BYTES) != data:
@@ -343,6 +480,13 @@ class Uploader:
             if key not in named:
                 self.store.delete(key)
                 self._alive()
+
+    def _adopt(self, now: Manifest) -> None:
+        """Shards in the manifest of a folder that had not heard yet that this one has the copy."""
+        for name, stored in now.files.items():
+            if is_shard(name) and sidecar_of(name) in now.files:
+                self._files.setdefault(name, stored)
+                self._files.setdefault(sidecar_of(name), now.files[sidecar_of(name)])
 
     def _delete_sent(self, ready: Ready) -> None:
         """Closed shards of the run that the copy has had for long enough."""

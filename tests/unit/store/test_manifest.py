@@ -25,16 +25,16 @@ def document(**changes):
 
 def test_a_manifest_comes_back_as_it_was_written():
     manifest = Manifest(
-        "r", 1, 2, "w", True, {"run.json": Stored("versions/ab.run.json", 3, "b" * 64, 4, 5)}
+        "r", 1, 2, "w", True, 3, {"run.json": Stored("versions/ab.run.json", 3, "b" * 64, 4, 5)}
     )
     assert read_manifest(manifest.to_bytes()) == manifest
 
 
 def test_what_the_next_manifest_does_not_name_is_given_up():
     stored = Stored("versions/1.run.json", 3, "b" * 64, 4, 5)
-    first = Manifest("r", 1).following("w", {"run.json": stored}, False)
+    first = Manifest("r", 1).following("w", {"run.json": stored}, 1, False)
     second = first.following(
-        "w", {"run.json": Stored("versions/2.run.json", 3, "b" * 64, 4, 5)}, False
+        "w", {"run.json": Stored("versions/2.run.json", 3, "b" * 64, 4, 5)}, 2, False
     )
     assert (first.generation, first.gone) == (1, ())
     assert (second.generation, second.gone) == (2, ("versions/1.run.json",))
@@ -49,6 +49,7 @@ def test_what_the_next_manifest_does_not_name_is_given_up():
         {"began_unix_ns": -1},
         {"generation": 1.5},
         {"generation": True},
+        {"term": -1},
         {"files": []},
         {"gone": ["../a"]},
         *(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import runpy
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from asys_bench.monitors.upload import uploader as uploads
 from asys_bench.monitors.upload.lock import UploadBusyError, UploadLock
 from asys_bench.monitors.upload.uploader import DOCUMENT_S, StoreTakenError, Uploader
 from asys_bench.sinks.archive import deletions
@@ -128,7 +130,7 @@ def test_a_file_that_changes_all_the_time_is_sent_now_and_then(uploader, run, co
 
 
 def test_shards_stay_when_the_run_deletes_its_own_and_its_record_does_not_hide_them(
-    uploader, run, copy
+    uploader, run, copy, caplog
 ):
     uploader.send()
     whole = copy.files()
@@ -144,6 +146,9 @@ def test_shards_stay_when_the_run_deletes_its_own_and_its_record_does_not_hide_t
     told = files["archive/archive-0.deleted.jsonl"].decode()
     assert [json.loads(line) for line in told.splitlines()] == lines[1:]
     assert uploader.progress.missed_shards == 1
+    uploader.send(final=True)
+    (said,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert said.startswith("1 shards were deleted here")
 
 
 def test_checkpoints_and_documents_that_the_run_removed_leave_the_copy(uploader, run, copy):
@@ -355,3 +360,26 @@ def test_the_next_attempt_of_a_run_goes_on_with_its_copy(uploader, run, copy):
     assert second.send(final=True)
     assert copy.files() == files_of(run)
     assert copy.manifest["complete"] is True
+
+
+def test_a_shard_is_not_there_before_the_attempt_that_it_is_of(uploader, run, copy, monkeypatch):
+    """Else the next one, on another machine, would have its number and write the same keys."""
+    uploader.send()
+    write_document(run, attempts=[{"attempt": 0, "started_unix_ns": 1_000}, {"attempt": 1}])
+    shard = run / "archive" / "policy.mlp" / "archive-1.0-0.arrows"
+    shard.write_bytes(b"x" * 100)
+    shard.with_suffix(".json").write_text("{}")
+    send_file, refused = uploader._send_file, []
+
+    def without_run_json(unit, file, final):
+        if unit.name == "run.json" and not refused:
+            refused.append(unit)
+            raise uploads._LocalError("it was written to meanwhile")
+        return send_file(unit, file, final)
+
+    monkeypatch.setattr(uploader, "_send_file", without_run_json)
+    assert not uploader.send()
+    assert f"archive/policy.mlp/{shard.name}" not in copy.files()
+    assert uploader.send(), "half a minute has not passed"
+    assert f"archive/policy.mlp/{shard.name}" in copy.files()
+    assert len(json.loads(copy.files()["run.json"])["attempts"]) == 2

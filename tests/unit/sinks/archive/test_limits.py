@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.verify import State
 from asys_bench.rundir.verify.archive import ArchiveCheck
+from asys_bench.sinks import archiver
 from asys_bench.sinks.archive import budget, deletions, open_archive, verify_archive
 from asys_bench.sinks.archive.deletions import Deleted, read_deletions
 from asys_bench.sinks.archive.pins import pin, pin_of, stored_shards
@@ -412,3 +413,19 @@ def test_an_archive_folder_that_somebody_removed_ends_no_worker(rig):
     look(worker)
     worker.close()
     assert 11 in [seq for _, seq in kept(rig)]
+
+
+# A store
+
+
+def test_a_run_that_has_a_store_closes_its_shards_after_a_while(rig, monkeypatch):
+    monkeypatch.setattr(archiver, "STORED_SHARD_S", 0.0)
+    for uri, closed in ((None, 0), ("file:///copy", 1)):
+        worker = rig.start(**{**SMALL, "shard_rotate_mib": 256})
+        worker._context = replace(worker._context, config={"storage": {"uri": uri}})
+        write(rig, worker, range(1))
+        look(worker)
+        assert len([p for p in rig.shards() if p.with_suffix(".json").exists()]) == closed
+        worker.close()
+        for shard in rig.shards():
+            shard.unlink()
