@@ -13,6 +13,7 @@ if find_spec("lightning") is not None:
 else:  # the same library under its older name
     from pytorch_lightning import Callback  # type: ignore[assignment,unused-ignore]
 
+from asys_bench.callbacks.loss_rows import loss_rows_or_none
 from asys_bench.callbacks.observed_training import During, ObservedTraining
 from asys_bench.run.observation import Observation
 from asys_bench.run.settings import ConfigLike
@@ -25,6 +26,9 @@ class ObserveCallback(Callback):  # type: ignore[misc,unused-ignore]
     One step is one optimizer step, `trainer.global_step` at the beginning of the batch: a resumed
     training goes on from its own. The batches of a step (`accumulate_grad_batches`) are its
     microbatches 0, 1, ... Several optimizers that step in one batch are as many steps.
+
+    Rows are labelled with their loss, where one cross entropy is the loss, and with `labels.columns` of a
+    batch that is a dict.
 
     during: "validation" is the validation loop and the sanity check, "training" everything else.
     """
@@ -65,9 +69,15 @@ class ObserveCallback(Callback):  # type: ignore[misc,unused-ignore]
         self._step = trainer.global_step
         self._training.step_to(trainer, self._step, self._batch_of_step)
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        rows = loss_rows_or_none(loss)
+        if rows is not None:
+            self._training.label(trainer, loss=rows)
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._training.label_columns_of(trainer, batch)
         self._training.step_to(trainer, trainer.global_step)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:

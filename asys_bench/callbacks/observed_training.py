@@ -103,6 +103,23 @@ class ObservedTraining:
             if number is not None:
                 self.observation.report(name, number)
 
+    def label(self, training: Any, *, step: int | None = None, **labels: Any) -> None:
+        """See `Observation.label`."""
+        if self.observation is not None and self.follows(training):
+            self.observation.label(step=step, **labels)
+
+    @property
+    def label_columns(self) -> Sequence[str]:
+        """Columns of a batch that are labels (`labels.columns`)."""
+        return self.observation.config.labels.columns if self.observation is not None else ()
+
+    def label_columns_of(self, training: Any, batch: Any) -> None:
+        """Label the last call of the model with what `batch` has of these columns."""
+        if isinstance(batch, Mapping):
+            found = {name: batch[name] for name in self.label_columns if name in batch}
+            if found:
+                self.label(training, **found)
+
     def end(self, training: Any) -> None:
         """`training` has ended or failed. Idempotent."""
         if self.follows(training):

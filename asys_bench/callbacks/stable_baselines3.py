@@ -14,6 +14,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from asys_bench.callbacks.observed_training import During, ObservedTraining, Part
+from asys_bench.hosts.rollout_labels import RolloutLabels
 from asys_bench.run.observation import Observation
 from asys_bench.run.settings import ConfigLike
 
@@ -33,6 +34,9 @@ class ObserveCallback(BaseCallback):
         eval mode, and gradient steps, in train mode. "validation" is what its callbacks do with the
         policy (`EvalCallback`, `evaluate_policy`).
 
+    Rollouts are labelled with reward, done, episode, action and, where the algorithm has one, advantage;
+    `labels.columns` of the environments' infos are labels too.
+
     A `learn` that raises does not tell its callbacks: then the observation ends when the callback's
     next one begins, by `close()`, or when the interpreter exits.
     """
@@ -43,6 +47,8 @@ class ObserveCallback(BaseCallback):
         super().__init__()
         self._training = ObservedTraining(config, "env step", during, options)
         self._leave_bracket: Callable[[], None] | None = None
+        self._labels: RolloutLabels | None = None
+        self._step = 0
 
     @property
     def observation(self) -> Observation | None:
@@ -58,6 +64,10 @@ class ObserveCallback(BaseCallback):
         self._unbracket()  # of a `learn` that has failed
         self._training.start(self.model, self.model.policy, self.model.num_timesteps)
         self._training.enter(self.model, "training")
+        self._step = self.model.num_timesteps
+        self._labels = RolloutLabels(
+            partial(self._training.label, self.model), self._training.label_columns
+        )
         callbacks = self.locals.get("callback")
         if callbacks is self:
             return
@@ -69,16 +79,22 @@ class ObserveCallback(BaseCallback):
             log.warning("calls of the policy by other callbacks are captured as the training's")
 
     def _on_step(self) -> bool:
-        self._training.step_to(self.model, self.model.num_timesteps)
+        if self._labels is not None:
+            self._labels.stepped(self._step, self.locals)
+        self._step = self.model.num_timesteps
+        self._training.step_to(self.model, self._step)
         return True
 
     def _on_rollout_end(self) -> None:
+        if self._labels is not None:
+            self._labels.ended(self.model)
         episodes = self.model.ep_info_buffer or ()
         rewards = [float(episode["r"]) for episode in episodes]
         if rewards:
             self._training.report(self.model, {"reward_mean": sum(rewards) / len(rewards)})
 
     def _on_training_end(self) -> None:
+        self._labels = None
         self._training.end(self.model)
         self._unbracket()
 

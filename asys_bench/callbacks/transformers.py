@@ -6,13 +6,22 @@ and token ids are archived beside the activations (on a CPU host; see `capture.t
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch.compiler import is_dynamo_compiling
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
+from asys_bench.callbacks.loss_rows import loss_rows_or_none, rows_of_tokens
 from asys_bench.callbacks.observed_training import During, ObservedTraining
+from asys_bench.capture.hooks.own_hooks import LiveHook
 from asys_bench.run.observation import Observation
 from asys_bench.run.settings import ConfigLike
+
+log = logging.getLogger(__name__)
 
 
 class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -20,6 +29,9 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     One step is one optimizer step, `state.global_step`: a resumed training goes on from its own. The
     batches whose gradients it accumulates are its microbatches 0, 1, ...
+
+    Tokens (or samples) are labelled with their loss, where the model makes it with torch's cross entropy, and
+    with `labels.columns` of what the model is called with.
 
     during: "training" is what happens within a step, in whatever mode the model is; "validation" is
         what happens between two of them (`evaluate`, `predict`, a callback that generates text).
@@ -34,6 +46,7 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         super().__init__()
         self._training = ObservedTraining(config, "optimizer step", during, options)
         self._marks_steps = False
+        self._label_hook: RemovableHandle | None = None
 
     @property
     def observation(self) -> Observation | None:
@@ -42,6 +55,7 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     def close(self) -> None:
         """End the observation now. Idempotent."""
+        self._unlabel()
         self._training.close()
 
     def on_train_begin(
@@ -64,6 +78,10 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         )
         evaluates_first = getattr(args, "eval_on_start", False)
         self._training.enter(state, "validation" if evaluates_first else "training")
+        self._unlabel()  # of a training that has failed
+        if isinstance(model, torch.nn.Module):
+            hook = _LabelHook(self._training, state)
+            self._label_hook = model.register_forward_hook(hook, with_kwargs=True)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._marks_steps = True
@@ -83,9 +101,39 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._training.report(state, logs or {})
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._training.follows(state):
+            self._unlabel()
         self._training.end(state)
+
+    def _unlabel(self) -> None:
+        hook, self._label_hook = self._label_hook, None
+        if hook is not None:
+            hook.remove()
 
     def _step_is_over(self, state: Any) -> None:
         """Some of TRL's trainers never say that a step begins: there, all calls are the training's."""
         if self._marks_steps:
             self._training.enter(state, "validation")
+
+
+class _LabelHook(LiveHook):
+    """The forward hook of the model that labels what the call itself tells; behind the observation's own."""
+
+    def __init__(self, training: ObservedTraining, state: Any) -> None:
+        self._training, self._state = training, state
+
+    def __call__(
+        self, module: Any = None, args: Any = (), kwargs: Any = None, out: Any = None
+    ) -> None:
+        if is_dynamo_compiling() or not torch.is_grad_enabled():
+            return
+        try:
+            loss = out.get("loss") if isinstance(out, Mapping) else None
+            rows = loss_rows_or_none(loss)
+            if rows is not None:
+                logits = out.get("logits")
+                shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
+                self._training.label(self._state, loss=rows_of_tokens(rows, shape))
+            self._training.label_columns_of(self._state, kwargs)
+        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
+            log.debug("a call is not labelled: %s", error)

@@ -188,6 +188,11 @@ class HookStream:
         self._floats[STATE_NEXT_RATE] = rate
         self._rate.set(rate)
 
+    @property
+    def rate(self) -> float:
+        """The sampling rate of the call that was made last."""
+        return float(self._floats[STATE_RATE])
+
     def rate_in_force(self, rate: float) -> None:
         """The sampling rate of the call that is made."""
         self._floats[STATE_RATE] = rate

@@ -32,6 +32,7 @@ from asys_bench.capture.hooks.module_hooks import (
 )
 from asys_bench.capture.hooks.own_hooks import LiveHook, keep_out, remove_hooks
 from asys_bench.capture.hooks.root_hook import ForwardCalls
+from asys_bench.capture.labels import LabelSender
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.offload import Offload
 from asys_bench.capture.points.hookpoints import HookPoint
@@ -60,6 +61,7 @@ class ActivationHooker:
     text: of a model that takes text.
     notices: told what a person should know.
     on_first: told of each stream when its first tensor comes, in the host's hook.
+    label_horizon: host steps after which a label comes too late; None: nobody wants labels.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class ActivationHooker:
         on_first: Callable[[HookStream], None] | None = None,
         called: torch.nn.Module | None = None,
         text: TextInputs | None = None,
+        label_horizon: int | None = None,
     ) -> None:
+        self._slot, self._label_horizon = slot, label_horizon
         self.notices = notices or Notices()
         self._clock, self._text = clock, text
         self._writer = Writer(bus, on_full, block_timeout_s)
@@ -139,6 +143,7 @@ class ActivationHooker:
                 self._undo.append(capture.close)
                 self._register(stream, capture)
             self._hooks += self._calls.attach_end()
+            self._attach_labels()
         except BaseException:
             self.detach()
             raise
@@ -152,6 +157,15 @@ class ActivationHooker:
         if model is not None:
             self._silent = SilentHooks(model, watched, self._clock.host_step, self.notices)
             self._clock.call_at(self._silent.first_check, self._silent.check)
+
+    def _attach_labels(self) -> None:
+        if self._label_horizon is None:
+            return
+        labels = LabelSender(
+            self._writer, self._slot, self._clock, self._offload, self._streams,
+            self._label_horizon, is_of_text=self._text is not None, notices=self.notices,
+        )  # fmt: skip
+        self._undo.append(labels.close)
 
     def pause(self, paused: bool) -> None:
         """Skip every call from now on, or no longer; skipped ones are counted in hook_skipped.

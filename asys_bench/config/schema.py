@@ -14,7 +14,7 @@ from asys_bench.config.document import parse_document
 from asys_bench.config.paths import format_path
 from asys_bench.config.problems import Origin
 from asys_bench.config.sections.bus import BusConfig, DeviceConfig
-from asys_bench.config.sections.hooks import HookConfig
+from asys_bench.config.sections.hooks import HookConfig, LabelsConfig
 from asys_bench.config.sections.relations import violations
 from asys_bench.config.sections.resources import ResourcesConfig
 from asys_bench.config.sections.run import EntryName, RunConfig, RunProfile, Section, WatchdogConfig
@@ -48,6 +48,9 @@ class MasterConfig(Section):
     hooks: tuple[HookConfig, ...] = Field(
         default=(),
         description="what is captured; a list, so an overlay replaces it as a whole",
+    )
+    labels: LabelsConfig = Field(
+        default_factory=LabelsConfig, description="what the host says of its rows"
     )
     device: DeviceConfig = Field(
         default_factory=DeviceConfig, description="how tensors of a GPU reach the bus"

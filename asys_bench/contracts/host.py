@@ -56,6 +56,20 @@ class HostClock(Protocol):
     def report(self, name: str, value: float) -> None:
         """A figure of the host itself (reward, loss) for monitors; not on a hot path."""
 
+    def label(
+        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+    ) -> None:
+        """What is known of the rows of a forward call: numbers, booleans or texts (`contracts.labels`),
+        one for the whole call, or one per row. They go to whoever wants labels; without such a sink this
+        does nothing.
+
+        step, microbatch: of the call, where it is not the last one of the model; up to `labels.horizon`
+            host steps back. A host whose model is called in parts alone labels a call before it marks
+            the next step.
+
+        Never raises. What cannot be sent is counted in `labels_unsent`, and the log says why.
+        """
+
 
 @dataclass(frozen=True)
 class FedStream:

@@ -12,6 +12,10 @@ from fnmatch import fnmatchcase
 
 TOKENS = "tokens"
 """The stream of (token id, position) rows that travels beside a text model's activations."""
+LABELS = "labels"
+"""The stream of what the host says of its rows (`contracts.labels`)."""
+SIDE_STREAMS = frozenset({TOKENS, LABELS})
+"""Names that no hooked module's stream has: their rows mean something else."""
 
 
 def file_slug(name: str) -> str:

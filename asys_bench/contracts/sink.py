@@ -208,4 +208,6 @@ class SinkPlugin:
     """Its workers train the SAEs of `SinkOptions.planned_saes`, and resume them after a restart. Its
     options have the fields `sae`, `overrides`, `variants`, `transcoders` and `plain_saes` of
     `sae_trainer`, as far as it has such."""
+    takes_labels: bool = False
+    """Each of its workers gets the stream of labels (`contracts.labels`), whatever hooks it has."""
     unavailable: Callable[[], str | None] = lambda: None

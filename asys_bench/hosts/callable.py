@@ -132,6 +132,11 @@ class _CountingClock:
     def report(self, name: str, value: float) -> None:
         self._clock.report(name, value)
 
+    def label(
+        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+    ) -> None:
+        self._clock.label(step=step, microbatch=microbatch, **labels)
+
 
 def _figure(value: Any) -> float:
     try:

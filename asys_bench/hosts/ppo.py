@@ -41,6 +41,7 @@ from asys_bench.hosts.host_state import (
     save_state,
 )
 from asys_bench.hosts.observation import observation_document
+from asys_bench.hosts.rollout_labels import RolloutLabels
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class PPOHostProcess(BaseHost):
         self._options = options
         self._seed = seed
         self._model: PPO | None = None
+        self._labels = RolloutLabels(lambda **labels: None)
 
     def build(self) -> torch.nn.Module:
         """The policy network (`ActorCriticPolicy`); its submodules are what hooks match."""
@@ -173,12 +175,15 @@ class PPOHostProcess(BaseHost):
         def updated(*_: Any) -> None:
             clock.weights_updated()
 
+        self._labels.label = clock.label
         handle = model.policy.optimizer.register_step_post_hook(updated)
         started, first = time.monotonic(), model.num_timesteps
         left = self._options.total_timesteps - first
         try:
             if left > 0:
-                model.learn(left, _clock_callback(clock, self), reset_num_timesteps=not first)
+                model.learn(
+                    left, _clock_callback(clock, self, self._labels), reset_num_timesteps=not first
+                )
                 self.whole_at(model.num_timesteps)
         except _LeavesWholeError:
             pass
@@ -210,6 +215,7 @@ class PPOHostProcess(BaseHost):
             "environments": [environment_state(one) for one in environments.envs]
             if _whole_in_attributes(environments)
             else None,
+            "labels": self._labels.state(),
         }
         save_state(folder, numbers, model.policy, model.policy.optimizer)
 
@@ -227,7 +233,9 @@ class PPOHostProcess(BaseHost):
             model._n_updates = int(numbers["n_updates"])
             model._episode_num = int(numbers["episode_num"])
             model.ep_info_buffer.extend(numbers["episodes"])  # type: ignore[union-attr]
-            if numbers["environments"] is not None:
+            goes_on = numbers["environments"] is not None
+            self._labels.go_on(numbers.get("labels"), same_episodes=goes_on)
+            if goes_on:
                 pairs = zip(environments.envs, numbers["environments"], strict=True)
                 for one, saved in pairs:
                     put_back_environment(one, saved)
@@ -286,11 +294,14 @@ def _whole_in_attributes(environments: Any) -> bool:
     return all(name.startswith("gymnasium.envs.classic_control") for name in inner)
 
 
-def _clock_callback(clock: HostClock, host: PPOHostProcess) -> Any:
+def _clock_callback(clock: HostClock, host: PPOHostProcess, labels: RolloutLabels) -> Any:
     from stable_baselines3.common.callbacks import BaseCallback
 
     class ClockCallback(BaseCallback):  # type: ignore[misc,unused-ignore]
-        """Marks each vectorised environment step and passes the stop request on."""
+        """Labels and marks each vectorised environment step, and passes the stop request on."""
+
+        def _on_training_start(self) -> None:
+            self._step = self.model.num_timesteps
 
         def _on_rollout_start(self) -> None:
             host.whole_at(self.model.num_timesteps)
@@ -298,10 +309,13 @@ def _clock_callback(clock: HostClock, host: PPOHostProcess) -> Any:
                 raise _LeavesWholeError
 
         def _on_step(self) -> bool:
+            labels.stepped(self._step, self.locals)
             clock.step(self.training_env.num_envs)
+            self._step += self.training_env.num_envs
             return host.is_saved or not clock.should_stop
 
         def _on_rollout_end(self) -> None:
+            labels.ended(self.model)
             clock.report("reward_mean", _mean_reward(self.model))
 
     return ClockCallback()

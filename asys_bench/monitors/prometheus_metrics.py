@@ -58,6 +58,9 @@ PAGE: dict[str, MetricSpec] = {
     # host
     "host_steps": _counter("asys_host_steps", "Steps that the host has made."),
     "weights_version": _counter("asys_host_weight_updates", "Optimizer steps of the host."),
+    "labels_unsent": _counter(
+        "asys_labels_unsent", "Labels that came too late, or could not be read or named."
+    ),
     # hooks
     "hook_calls": _counter("asys_hook_calls", "Calls of a hooked module.", "hook"),
     "hook_captured": _counter("asys_hook_captured", "Calls whose tensor went on the bus.", "hook"),

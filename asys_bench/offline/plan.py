@@ -22,7 +22,7 @@ from asys_bench.config.overrides import apply_sets
 from asys_bench.config.problems import ConfigError, Origin
 from asys_bench.config.sections.run import Integer, Section, Text, as_list
 from asys_bench.config.sources import read_layers
-from asys_bench.contracts.names import TOKENS, matches
+from asys_bench.contracts.names import SIDE_STREAMS, matches
 from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.registry import PluginError, registry
@@ -113,8 +113,8 @@ class OfflinePlan(Section):
         options = self.trainer_options()
         found = []
         for hook in hooks:
-            if hook == TOKENS and TOKENS not in self.hooks:
-                continue  # token ids are no activations; live trainers do not get them either
+            if hook in SIDE_STREAMS and hook not in self.hooks:
+                continue  # token ids and labels are no activations; live trainers do not get them either
             if any(matches(hook, glob) for glob in self.hooks):
                 found += [Job(label, hook, sae) for label, sae in options.saes_of(hook).items()]
         for sae in options.saes_of_several_hooks():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -282,3 +283,9 @@ class LateStepClock:
     def report(self, name: str, value: float) -> None:
         if self._clock is not None:
             self._clock.report(name, value)
+
+    def label(
+        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+    ) -> None:
+        if self._clock is not None:
+            self._clock.label(step=step, microbatch=microbatch, **labels)

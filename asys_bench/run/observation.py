@@ -224,6 +224,25 @@ class Observation:
         except Exception as error:  # noqa: BLE001 - a full stats page must not end a training
             log.warning("%s is not shown: %s", name, error)
 
+    def label(
+        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+    ) -> None:
+        """What is known of the rows of a forward call, such as `reward=`, `done=`, `loss=` or any other
+        name: a number, boolean or text for the whole call, or one for each row.
+
+        Values are arrays, lists or tensors of the leading dimensions of what the hooks capture, or of the
+        first of them: for captured [B, T, D] one per token [B, T], or one per sequence [B]. NaN: no label.
+        They are archived beside the rows (`run.archive`), and probes are trained on them (sink `probe`).
+
+        step, microbatch: of the call, where it is not the model's last one; a label may come up to
+            `labels.horizon` steps later. Of two for one row the later one counts.
+
+        Never raises and never waits; what could not be sent is counted (`labels_unsent`).
+        """
+        clock = self._marked_clock()
+        if clock is not None:
+            clock.label(step=step, microbatch=microbatch, **labels)
+
     def close(self) -> None:
         """Detach, let the workers write and leave. Idempotent; takes at most about
         `run.drain_timeout_s` (and `END_S` of the supervisor), and raises nothing but what interrupts it

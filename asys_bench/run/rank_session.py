@@ -79,6 +79,7 @@ class RankSession:
                 device=config.device,
                 called=root,
                 text=streams.text,
+                label_horizon=config.labels.horizon if streams.labels else None,
             )
         except BaseException:
             self.close()

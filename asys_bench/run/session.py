@@ -114,7 +114,7 @@ class ObservationSession:
             streams = fed_streams(feed)
         self._feed, self._streams = feed, streams
         self.points = streams.points
-        self.hooks, self._side = tuple(streams.trained), tuple(streams.side)
+        self.hooks, self._side = tuple(streams.trained), tuple(streams.unhooked)
         names = streams.trained
         self.forecast = RunForecast(config, names)
         if self.forecast.problems:
@@ -192,6 +192,7 @@ class ObservationSession:
             on_first=self._on_first,
             called=root,
             text=streams.text,
+            label_horizon=self.config.labels.horizon if streams.labels else None,
         )
 
     def _launch_spec(

@@ -17,7 +17,7 @@ from asys_bench.config.sections.sinks import SinkConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.contracts.coin import coin_key
 from asys_bench.contracts.host import Feed
-from asys_bench.contracts.names import matches
+from asys_bench.contracts.names import LABELS, matches
 from asys_bench.contracts.preprocessor import Preprocessor
 
 
@@ -28,6 +28,7 @@ class Streams:
     described: what run.json says of each stream. trained: names of the configured ones; a sink that trains
     one thing per hook gets only these. side: names of the side streams (`tokens`); every other sink that
     takes all hooks gets them too. text: reads what the root is fed; None when it takes no text.
+    labels: some sink wants what the host says of its rows; those that do get it, and no other.
     """
 
     points: list[HookPoint]
@@ -35,11 +36,17 @@ class Streams:
     side: list[str]
     text: TextInputs | None
     described: Sequence[Mapping[str, Any]] = ()
+    labels: bool = False
+
+    @property
+    def unhooked(self) -> list[str]:
+        """Names of all streams that are not hooks'."""
+        return [*self.side, *([LABELS] if self.labels else [])]
 
     @property
     def names(self) -> list[str]:
         """Of all streams."""
-        return [*self.trained, *self.side]
+        return [*self.trained, *self.unhooked]
 
     def preprocessors(self) -> list[Preprocessor]:
         """One per point."""
@@ -49,16 +56,17 @@ class Streams:
         self, config: MasterConfig, groups: Sequence[GroupSpec]
     ) -> list[GroupSpec]:
         """`groups` (planned over `trained`) with the hooks that each really selects."""
-        if not self.side:
+        if not self.unhooked:
             return list(groups)
         return [self._selected(config, group) for group in groups]
 
     def _selected(self, config: MasterConfig, group: GroupSpec) -> GroupSpec:
         sink = _sink_of(config, group.name)
-        if sink.plugin().partition:
-            return replace(group, hooks=group.hooks or tuple(self.trained))
-        wanted = [name for name in self.side if any(matches(name, g) for g in sink.hooks)]
-        if group.hooks is None and wanted == self.side:
+        plugin = sink.plugin()
+        wanted = [LABELS] if plugin.takes_labels and self.labels else []
+        if not plugin.partition:
+            wanted += [name for name in self.side if any(matches(name, g) for g in sink.hooks)]
+        if group.hooks is None and len(wanted) == len(self.unhooked):
             return group
         return replace(group, hooks=(*(group.hooks or self.trained), *wanted))
 
@@ -79,9 +87,9 @@ def plan_streams(
     side = text.points if text is not None and _somebody_wants_side_streams(config) else []
     side = [point for point in side if point.name not in trained]
     points = [*points, *side]
-    return Streams(
-        points, trained, [point.name for point in side], text, [_described(one) for one in points]
-    )
+    labels = any(sink.plugin().takes_labels for sink in config.enabled_sinks.values())
+    described = [_described(one) for one in points]
+    return Streams(points, trained, [point.name for point in side], text, described, labels)
 
 
 def fed_streams(feed: Feed) -> Streams:
@@ -89,7 +97,8 @@ def fed_streams(feed: Feed) -> Streams:
     trained = [one.name for one in feed.streams if not one.side]
     side = [one.name for one in feed.streams if one.side]
     described = [{**one.described, "name": one.name} for one in feed.streams]
-    return Streams([], trained, side, None, described)
+    unlabelled = [name for name in side if name != LABELS]
+    return Streams([], trained, unlabelled, None, described, LABELS in side)
 
 
 def _described(point: HookPoint) -> dict[str, str | int | None]:

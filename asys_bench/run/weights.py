@@ -83,6 +83,7 @@ class KeepingClock:
         self._due = 0.0
         self.report: Any = clock.report
         self.weights_updated: Any = clock.weights_updated
+        self.label: Any = clock.label
 
     @property
     def should_stop(self) -> bool:

@@ -13,16 +13,24 @@ from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sinks.archive.layout import METADATA_COLUMNS
 
 COLUMNS = ("values", *(name for name, _ in METADATA_COLUMNS))
+LABEL_PREFIX = "label."
+"""Of the columns that are joined from the stream of labels (`row_labels`): `label.reward`."""
 TEXT_NOT_RECORDED = 255
 """The column `text` of archives that were written without it."""
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def check_columns(columns: Sequence[str]) -> None:
-    """Raises ReadingError: an archive has no such column, or none is asked for."""
-    unknown = [name for name in columns if name not in COLUMNS]
+def check_columns(columns: Sequence[str], labels: Sequence[str] = ()) -> None:
+    """Raises ReadingError: an archive with these labels has no such column, or none is asked for."""
+    known = (*COLUMNS, *(LABEL_PREFIX + name for name in labels))
+    unknown = [name for name in columns if name not in known]
     if unknown or not columns:
-        raise ReadingError(f"no columns {unknown} in an archive; it has {', '.join(COLUMNS)}")
+        raise ReadingError(f"no columns {unknown} in an archive; it has {', '.join(known)}")
+
+
+def labels_among(columns: Sequence[str]) -> list[str]:
+    """Names of the labels that are asked for."""
+    return [name.removeprefix(LABEL_PREFIX) for name in columns if name.startswith(LABEL_PREFIX)]
 
 
 def column_array(batch: Any, name: str) -> npt.NDArray[Any]:

@@ -1,5 +1,8 @@
 """A run's archive as numpy arrays, a torch `IterableDataset` or a Hugging Face dataset.
 
+Labels (`observation.label`) are columns `label.<name>` of the rows that they are of: float64, NaN where a row
+has none, or str where they are texts, "" there.
+
 Every row comes once, in the order in which its worker wrote it, also while the run goes on (up to the
 last whole record batch). `asys_bench.sinks.archive.layout` says what the columns are.
 """
@@ -7,6 +10,7 @@ last whole record batch). `asys_bench.sinks.archive.layout` says what the column
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,17 +18,29 @@ import numpy as np
 import numpy.typing as npt
 from torch import distributed
 
+from asys_bench.contracts.names import LABELS, SIDE_STREAMS
 from asys_bench.contracts.run_files import SIDECAR_SUFFIX
-from asys_bench.rundir.archive_columns import COLUMNS, Columns, check_columns, column_array
+from asys_bench.rundir.archive_columns import (
+    COLUMNS,
+    LABEL_PREFIX,
+    Columns,
+    check_columns,
+    column_array,
+    labels_among,
+)
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.row_dataset import RowDataset
 from asys_bench.rundir.row_index import index_rows
+from asys_bench.rundir.row_labels import KEYS, LabelTable
 from asys_bench.sinks.archive import Archive, Deleted, Repeats, open_archive
 from asys_bench.system.files.below import is_file
 from asys_bench.system.files.sources import is_elsewhere
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+_ROWS_AT_A_TIME = 1 << 16
 
 
 class ArchiveView:
@@ -37,8 +53,28 @@ class ArchiveView:
 
     @property
     def hooks(self) -> list[str]:
-        """Archived streams, side streams such as `tokens` included."""
+        """Archived streams, side streams such as `tokens` and `labels` included."""
         return self._archive.hooks
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the archived labels; `label.<name>` are columns of their rows. Raises ArchiveError."""
+        return self._labels.names
+
+    @cached_property
+    def _labels(self) -> LabelTable:
+        return LabelTable(self._archive)
+
+    def label_rows(self, hook: str) -> dict[str, int]:
+        """Label -> archived rows of the hook that have it. Raises as `batches`."""
+        columns = [LABEL_PREFIX + name for name in self.labels]
+        rows = dict.fromkeys(self.labels, 0)
+        for batch in self.batches(hook, columns) if columns else ():
+            for name in rows:
+                values = batch[LABEL_PREFIX + name]
+                there = values != "" if values.dtype.kind == "U" else ~np.isnan(values)
+                rows[name] += int(there.sum())
+        return rows
 
     @property
     def gone(self) -> int:
@@ -55,14 +91,28 @@ class ArchiveView:
         return self._archive.deleted_by_reason(hook)
 
     def batches(self, hook: str, columns: Sequence[str] = COLUMNS) -> Iterator[Columns]:
-        """One dict of arrays per record batch: `values` [n, D] in the archived dtype, others [n].
+        """One dict of arrays per record batch: `values` [n, D] in the archived dtype, others [n]; the
+        columns of labels among them (`label.reward`) where they are asked for.
 
         Raises:
             KeyError: no such hook; ReadingError: no such column; ArchiveError: a damaged shard.
         """
-        check_columns(columns)
+        labels = self._check(columns)
         for batch in self._archive.batches(hook):
-            yield {name: column_array(batch, name) for name in columns}
+            joined = {}
+            if labels:
+                keys = {name: column_array(batch, name) for name in KEYS}
+                joined = self._labels.columns(labels, keys)
+            yield {
+                name: joined[name] if name in joined else column_array(batch, name)
+                for name in columns
+            }
+
+    def _check(self, columns: Sequence[str]) -> list[str]:
+        """The labels among the columns. Raises ReadingError: there is no such column."""
+        labels = labels_among(columns)
+        check_columns(columns, self.labels if labels else ())
+        return labels
 
     def numpy(
         self, hook: str, columns: Sequence[str] = COLUMNS, limit: int | None = None
@@ -132,7 +182,8 @@ class ArchiveView:
             hook's values under its name; rows that one of the hooks does not have are left out
             (`RowDataset.left_out`). To join them, or where a worker was restarted, the shards are read once.
         columns: of the (first) hook. One gives tensors, more give dicts of them. Unsigned columns and
-            timestamps (ns) come as int64; `hook`, `encoding` and `grid` as lists of str.
+            timestamps (ns) come as int64; `hook`, `encoding`, `grid` and labels that are texts as lists of
+            str. `label.<name>` is float64, NaN where the row has no such label.
         batch_rows: None gives single rows ([D] for `values`), a number gives batches of that many ([n, D]),
             which is a hundred times faster: pass `batch_size=None` to the `DataLoader` then.
         shuffle_window: rows that are in memory and in random order at a time; they are drawn from chunks of
@@ -152,9 +203,11 @@ class ArchiveView:
             ArchiveError: a damaged shard.
         """
         hooks = (hook,) if isinstance(hook, str) else tuple(hook)
-        check_columns(columns)
+        labels = self._check(columns)
         if not hooks or (len(hooks) > 1 and set(hooks) & set(columns)):
             raise ReadingError(f"hooks {list(hooks)} cannot stand beside columns {list(columns)}")
+        if LABELS in hooks and len(hooks) > 1:
+            raise ReadingError(f"labels are columns: ask for {LABEL_PREFIX}<name>, not for a hook")
         if (rank is None) != (world_size is None):
             raise ValueError("rank and world_size go together")
         if rank is None or world_size is None:
@@ -173,11 +226,12 @@ class ArchiveView:
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
+            labels=self._labels if labels else None,
         )
 
     def datasets(self, hook: str) -> Dataset:
-        """A Hugging Face dataset with every column; memory-mapped where each row is there once and is
-        stored as it is, else in memory.
+        """A Hugging Face dataset with every column, labels (in memory) among them; memory-mapped where each
+        row is there once and is stored as it is, else in memory.
 
         Raises:
             ImportError: datasets is not installed; KeyError, ArchiveError: as `batches`.
@@ -197,6 +251,21 @@ class ArchiveView:
                 except FileNotFoundError:
                     self._archive.skip(path)
             if parts:
-                return concatenate_datasets(parts)
+                return self._with_labels(concatenate_datasets(parts), hook)
         table = Table.from_batches(list(self._archive.batches(hook)))
-        return Dataset(InMemoryTable(table))
+        return self._with_labels(Dataset(InMemoryTable(table)), hook)
+
+    def _with_labels(self, dataset: Dataset, hook: str) -> Dataset:
+        if hook in SIDE_STREAMS or not self.labels:
+            return dataset
+        columns = [LABEL_PREFIX + name for name in self.labels]
+        parts: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in columns}
+        for start in range(0, len(dataset), _ROWS_AT_A_TIME):
+            rows = dataset.with_format("numpy", columns=list(KEYS))
+            keys = rows[start : start + _ROWS_AT_A_TIME]
+            for name, values in self._labels.columns(self.labels, dict(keys)).items():
+                parts[name].append(values)
+        for name in columns:
+            if parts[name]:
+                dataset = dataset.add_column(name, np.concatenate(parts[name]))
+        return dataset

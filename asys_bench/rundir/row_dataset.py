@@ -18,9 +18,16 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from asys_bench.rundir.archive_columns import Columns, column_array, column_tensor
+from asys_bench.rundir.archive_columns import (
+    LABEL_PREFIX,
+    Columns,
+    column_array,
+    column_tensor,
+    labels_among,
+)
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.row_index import RowIndex
+from asys_bench.rundir.row_labels import KEYS, LabelTable
 from asys_bench.rundir.row_order import Interval, Rows, cut, share_of_rank, share_of_worker, size
 from asys_bench.rundir.row_state import Part, Plan, Reader, left_for, load, save
 from asys_bench.sinks.archive import Archive, ShardGoneError, ShardRows
@@ -64,7 +71,9 @@ class RowDataset(IterableDataset[Any]):
         rank: int,
         world_size: int,
         drop_last: bool,
+        labels: LabelTable | None = None,
     ) -> None:
+        """labels: of the archive, where columns of theirs are asked for."""
         if batch_rows is not None and batch_rows < 1:
             raise ValueError(f"batch_rows {batch_rows} must be at least 1, or None for single rows")
         if shuffle_window < 0:
@@ -75,6 +84,7 @@ class RowDataset(IterableDataset[Any]):
             raise ValueError(f"rank {rank} must be in 0..{world_size - 1}, below world_size")
         self._archive, self._columns, self._batch_rows = archive, tuple(columns), batch_rows
         self._rank, self._world_size, self._drop_last = rank, world_size, drop_last
+        self._labels = labels
         self._plan = Plan.of(index, seed, shuffle_window)
         self._shared = torch.tensor([epoch, 0]).share_memory_()  # type: ignore[no-untyped-call]
         """The epoch, for workers that outlive one, and whether the rows are read in workers."""
@@ -190,7 +200,8 @@ class RowDataset(IterableDataset[Any]):
             yield item if len(item) > 1 else next(iter(item.values()))
 
     def _batches(self, progress: _Progress) -> Iterator[Tensors]:
-        most, rows = self._batch_rows or 1, _Rows(self._archive, self._plan.index, self._columns)
+        most = self._batch_rows or 1
+        rows = _Rows(self._archive, self._plan.index, self._columns, self._labels)
         order = self._plan.order(progress.epoch)
         held: Tensors = {}
         held_rows = taken = gone = 0
@@ -234,9 +245,19 @@ class _Rows:
     """Rows by their number in the index, as tensors. It holds what it was asked for and one record batch of
     each hook."""
 
-    def __init__(self, archive: Archive, index: RowIndex, columns: Sequence[str]) -> None:
-        self._archive, self._index = archive, index
-        self._metadata = [name for name in columns if name != "values"]
+    def __init__(
+        self,
+        archive: Archive,
+        index: RowIndex,
+        columns: Sequence[str],
+        labels: LabelTable | None = None,
+    ) -> None:
+        self._archive, self._index, self._labels = archive, index, labels
+        self._wanted = columns
+        stored = [name for name in columns if not name.startswith(LABEL_PREFIX)]
+        self._metadata = [name for name in stored if name != "values"]
+        if labels is not None:
+            self._metadata = list(dict.fromkeys([*self._metadata, *KEYS]))
         self._joined = len(index.hooks) > 1
         self._values = self._joined or "values" in columns
         self._walked: dict[str, ShardRows] = {}
@@ -267,6 +288,10 @@ class _Rows:
                     there_N[at_K] = False
         whole = bool(there_N.all())
         kept = {key: array if whole else array[there_N] for key, array in found.items()}
+        if self._labels is not None and kept:
+            kept |= self._labels.columns(labels_among(self._wanted), kept)
+            own = set(self._index.hooks) if self._joined else set()
+            kept = {key: array for key, array in kept.items() if key in own or key in self._wanted}
         return {key: column_tensor(array) for key, array in kept.items()}, there_N
 
     def _shard(self, place: int, name: str) -> ShardRows:

@@ -29,7 +29,7 @@ import torch
 from pydantic import Field
 
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.names import LABELS, file_slug
 from asys_bench.contracts.packet import ActivationPacket, PacketError
 from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
@@ -300,7 +300,8 @@ class ArchiverWorker(BaseSink):
         written = first if places is None else int(places.searchsorted(first))
         rows_ND = rows_ND[written:]
         places = None if places is None else places[written:]
-        stored = stored_dtype(packet.dtype, _NARROW[self._options.values])
+        narrow = None if hook == LABELS else _NARROW[self._options.values]
+        stored = stored_dtype(packet.dtype, narrow)
         layout = RowLayout(hook, rows_ND.shape[1], packet.dtype, stored)
         piece = Piece(packet, encoding, rows_ND, first, places, grid)
         series.setdefault(layout, []).append(piece)
@@ -434,6 +435,7 @@ plugin = SinkPlugin(
     options=ArchiverOptions,
     build=_build,
     default_delivery=Delivery.AT_LEAST_ONCE,
+    takes_labels=True,
     # pyarrow imports pandas, where it is installed, at the first batch of every new worker.
     preload=("torch", "pyarrow", "pandas"),
 )

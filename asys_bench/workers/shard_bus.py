@@ -37,6 +37,8 @@ class ShardOfBus(BaseDataBus):
         return self._producer
 
     def intern(self, name: str) -> int:
+        if name not in self._ids:  # the owner may have named it meanwhile (labels)
+            interned_names(self._client, self._ids)
         try:
             return self._ids[name]
         except KeyError:

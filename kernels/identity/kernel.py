@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 
+from asys_bench.contracts.labels import is_of_labels
 from asys_bench.contracts.packet import ActivationPacket, tensor_view
 from asys_bench.contracts.preprocessor import (
     Encoded,
@@ -63,10 +64,15 @@ class IdentityPreprocessor(Preprocessor):
         return packet.raw_tensor()
 
 
+def _decoder(encoding: str) -> IdentityPreprocessor | None:
+    known = encoding == IdentityPreprocessor.encoding or is_of_labels(encoding)
+    return IdentityPreprocessor(TORCH) if known else None
+
+
 plugin = KernelPlugin(
     name="identity",
     summary="the tensor's own bytes, lossless",
     options=KernelOptions,
     build=lambda options: IdentityPreprocessor(),
-    decoder=lambda encoding: IdentityPreprocessor(TORCH) if encoding == "identity" else None,
+    decoder=_decoder,
 )

@@ -17,7 +17,7 @@ import torch
 
 from asys_bench.capture.points.rows import RowFinder, Rows
 from asys_bench.config.sections.hooks import HookConfig
-from asys_bench.contracts.names import TOKENS, matches, printable, shortened
+from asys_bench.contracts.names import SIDE_STREAMS, matches, printable, shortened
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.torch_internals import name_before_compile
 
@@ -31,8 +31,6 @@ _SUFFIX = {
 MOST_HOOKS = 2048
 NAME_BYTES = 160
 """Longest name of a stream in UTF-8: what a bus's name table holds, less what others add to it."""
-SIDE_STREAMS = frozenset({TOKENS})
-"""Names that no hooked module's stream has: their rows mean something else."""
 
 log = logging.getLogger(__name__)
 

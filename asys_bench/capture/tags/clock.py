@@ -14,11 +14,13 @@ import logging
 import struct
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from threading import get_ident
+from typing import Any, Protocol
 
 import torch
 
+from asys_bench.capture.tags.moments import Moment, Moments
 from asys_bench.capture.tags.text import Text
 from asys_bench.contracts.capture_port import CLOCK_CELLS, CLOCK_TOSSED
 from asys_bench.contracts.packet import MAX_TEXT, NO_TEXT, NO_TOKEN_POSITION
@@ -39,6 +41,12 @@ _MOST_CALLS = (1 << _CALLS_APART) - 1
 """Bits of a call index that count; those above tell threads and calls of one moment apart."""
 
 
+class Labels(Protocol):
+    """The part of `capture.labels.LabelSender` that is used here."""
+
+    def send(self, step: int | None, microbatch: int | None, labels: Mapping[str, Any]) -> None: ...
+
+
 class _Moment:
     """A (host step, microbatch) of the clock; texts and calls are numbered within it."""
 
@@ -53,6 +61,7 @@ class CallFrame:
 
     tags: as of its begin, and as the call itself changed them since.
     text: what the innermost module around that takes text was given (`text_inputs`); None: nothing.
+    held: the text that held last in the call, also after the module that takes it has returned.
     sent: texts of the call whose token rows were sent.
     offered: a text of which it is not known yet which modules it is for.
     modules: root modules under way, outermost first, each with `text` and `offered` to go back to.
@@ -60,6 +69,7 @@ class CallFrame:
 
     __slots__ = (
         "first_index",
+        "held",
         "indices",
         "modules",
         "moment",
@@ -75,6 +85,7 @@ class CallFrame:
         self.first_index = first_index
         self.indices: dict[int, int] = {}
         self.text: Text | None = None
+        self.held: Text | None = None
         self.offered: Text | None = None
         self.sent = 0
         self.modules: list[tuple[torch.nn.Module, Text | None, Text | None]] = []
@@ -99,6 +110,8 @@ class StepClock:
     first_step: number of the step that the host is in when the clock starts (a resumed training).
     paused: the host is aside from its own work (a validation): its calls of the model count neither
     as steps nor as microbatches.
+    labels, moments: while somebody wants labels: who sends them, and the calls that they may be of.
+    lock: held for a few assignments; a signal handler may come in.
     """
 
     def __init__(self, slot: Slot, first_step: int = 0) -> None:
@@ -124,7 +137,9 @@ class StepClock:
         self.tags: Tags = self._now
         self._threads = threading.local()
         self._open = self._outside = 0
-        self._lock = threading.RLock()  # held for a few assignments; a signal handler may come in
+        self.lock = threading.RLock()
+        self.labels: Labels | None = None
+        self.moments: Moments | None = None
         self._alarm_step = sys.maxsize
         self._alarm: Callable[[int], int | None] | None = None
         self._slot = slot
@@ -140,13 +155,13 @@ class StepClock:
 
     def step(self, n: int = 1) -> None:
         """Mark `n` steps; from now on calls are not counted as steps."""
-        with self._lock:
+        with self.lock:
             self._mark(self.host_step + n)
         self._stepped()
 
     def step_to(self, host_step: int) -> None:
         """The host is in step `host_step` of its own count; nothing changes if it was already."""
-        with self._lock:
+        with self.lock:
             self.counting = False
             if host_step == self.host_step:
                 return
@@ -159,13 +174,20 @@ class StepClock:
         self._advance(host_step)
 
     def weights_updated(self) -> None:
-        with self._lock:
+        with self.lock:
             self.weights_version += 1
             self._retag()
         self._versions.set(self.weights_version)
 
     def report(self, name: str, value: float) -> None:
         self._slot.gauge(f"host_{name}").set(value)
+
+    def label(
+        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+    ) -> None:
+        """See `contracts.host.HostClock.label`."""
+        if self.labels is not None:
+            self.labels.send(step, microbatch, labels)
 
     def count_calls(self, *, called: bool = False) -> None:
         """Begin a step with each outermost forward call after the first, until `step` is called.
@@ -192,7 +214,7 @@ class StepClock:
 
     @microbatch.setter
     def microbatch(self, value: int) -> None:
-        with self._lock:
+        with self.lock:
             self._host_counts_microbatches = True
             self._microbatch = max(0, min(int(value), _MAX_MICROBATCH))
             self._moment = _Moment()
@@ -208,20 +230,20 @@ class StepClock:
 
     @token_position.setter
     def token_position(self, value: int) -> None:
-        with self._lock:
+        with self.lock:
             self._token_position = max(NO_TOKEN_POSITION, min(int(value), _MAX_POSITION))
             self._retag()
 
     def forward_started(self) -> None:
         """The observed model is called: the next microbatch, unless the host counts them itself."""
-        with self._lock:
+        with self.lock:
             self._count_forward()
 
     def begin_call(self, *, counts_forwards: bool = True) -> CallFrame:
         """This thread begins an outermost forward call: a step if calls are counted as such, then a
         microbatch, then the tags that the call keeps."""
         stepped = False
-        with self._lock:
+        with self.lock:
             if self.counting and not self.paused:
                 if self._begun:
                     self._advance(self.host_step + 1)
@@ -245,10 +267,13 @@ class StepClock:
 
     def end_call(self, frame: CallFrame) -> None:
         """The forward call of this thread is over."""
-        with self._lock:
+        with self.lock:
             if getattr(self._threads, "frame", None) is not frame:
                 return
             self._threads.frame = None
+            if self.moments is not None:
+                self.moments.ended(Moment(frame.tags, frame.held))
+            frame.held = None
             self._open -= 1
             if self._open:
                 return
@@ -287,7 +312,7 @@ class StepClock:
 
     def number_text(self, frame: CallFrame) -> int:
         """A number for one more text of the frame's moment; NO_TEXT when they are used up."""
-        with self._lock:
+        with self.lock:
             moment = frame.moment
             if moment.texts >= MAX_TEXT:
                 return NO_TEXT
@@ -296,7 +321,7 @@ class StepClock:
 
     def forked(self) -> None:
         """In a child: whoever held the lock is not there."""
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def call_at(self, step: int, alarm: Callable[[int], int | None]) -> None:
         """Call ``alarm(host_step)`` once the host has made `step` steps; it returns the step at
@@ -355,7 +380,7 @@ class StepClock:
         threads = self._threads
         record: CallFrame | None = getattr(threads, "outside", None)
         if record is None:
-            with self._lock:
+            with self.lock:
                 first = _OUTSIDE | (self._outside & 0x7FFF) << _CALLS_APART
                 self._outside += 1
             threads.outside = record = CallFrame(self._moment, self._now, -1, first)

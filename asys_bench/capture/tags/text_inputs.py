@@ -314,7 +314,7 @@ class TextInputs:
 
     def _hold(self, frame: CallFrame, text: Text, clock: StepClock) -> None:
         """`text` holds from here on; its token rows are sent once."""
-        frame.text = text
+        frame.text = frame.held = text
         if self.token_rows is None or text.number != NO_TEXT or text.ids_BT is None:
             return
         assert text.positions_BT is not None

@@ -23,6 +23,7 @@ from asys_bench.config.sections.run import (
     Text,
     as_list,
 )
+from asys_bench.contracts.labels import is_label_name
 from asys_bench.registry import registry
 
 if TYPE_CHECKING:
@@ -175,6 +176,31 @@ def _refuse_float(value: object) -> object:
     if isinstance(value, float):
         raise ValueError(f'a path of indices must be quoted: write "{value}" if that is the path')
     return value
+
+
+class LabelsConfig(Section):
+    """`labels`: what the host says of its rows (`observation.label`), as rewards and losses."""
+
+    horizon: Integer = Field(
+        default=16384,
+        ge=0,
+        le=1 << 40,
+        description="host steps that a label may come after the forward call that it is of; rows wait "
+        "as long for the labels that are still missing",
+    )
+    columns: Annotated[tuple[Text, ...], BeforeValidator(as_list)] = Field(
+        default=(),
+        description="names of columns of a batch (of an environment's info in reinforcement learning) "
+        "that callbacks send as labels, such as a sample's domain or its number",
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [name for name in value if not is_label_name(name)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is no name of a label: letters, digits and _ alone")
+        return value
 
 
 class HookConfig(Section):

@@ -14,8 +14,10 @@ from asys_bench.capture.points.hookpoints import resolve
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config.assembly import build_preprocessor, create_data_bus
 from asys_bench.config.sections.bus import BusConfig
-from asys_bench.config.sections.hooks import HookConfig
+from asys_bench.config.sections.hooks import HookConfig, LabelsConfig
 from asys_bench.contracts.bus import GroupSpec
+from asys_bench.contracts.labels import label_names
+from asys_bench.contracts.names import LABELS
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.run.observation import Observation
 
@@ -33,8 +35,10 @@ class Session:
         points = resolve(model, [HookConfig(match=(hook,)) for hook in hooks])
         kernels = [build_preprocessor(point.config) for point in points]
         self.hooker = ActivationHooker(
-            self.bus, points, kernels, self.slot, self.clock, coins=[1] * len(points)
-        )
+            self.bus, points, kernels, self.slot, self.clock, coins=[1] * len(points),
+            label_horizon=10_000,
+        )  # fmt: skip
+        self.labels = []
         self.hooker.attach()
         self.hooks = hooks
 
@@ -53,8 +57,20 @@ class Session:
         return tuple(metrics[f"hook_{n}{{hook={self.hooks[0]}}}"].value for n in names)
 
     def packets(self):
+        """What the hooks captured; labels go to `labels`, as (step, microbatch, name, values)."""
+        found = []
         with self.bus.pull_batch("g", 4096, timeout_s=0.1) as lease:
-            return [(p.host_step, p.microbatch, p.shape[0]) for p in lease]
+            for p in lease:
+                names = label_names(self.bus.name_of(p.encoding_id))
+                if self.bus.name_of(p.hook_id) != LABELS:
+                    found.append((p.host_step, p.microbatch, p.shape[0]))
+                elif names is not None:
+                    values = p.raw_tensor().clone()
+                    self.labels += [
+                        (p.host_step, p.microbatch, name, values[..., k])
+                        for k, name in enumerate(names)
+                    ]
+        return found
 
 
 class Watched(Observation):
@@ -68,6 +84,8 @@ class Watched(Observation):
         self._life.hooks = (hooks,) if isinstance(hooks, str) else tuple(hooks)
         self._life.session = Session(model, self.hooks, first_step)
         self.seen, self.counted, self.reported = [], (), Counter()
+        self.config = SimpleNamespace(labels=LabelsConfig(**options.get("labels", {})))
+        self.labels = []
 
     def report(self, name, value):
         self.reported[name] += 1
@@ -77,6 +95,7 @@ class Watched(Observation):
             return
         session = self._life.session
         self.seen, self.counted = session.packets(), session.counts()
+        self.labels = session.labels
         self._closed = True
         self._life.close()
 

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 lightning = pytest.importorskip("lightning")
 
 from asys_bench.callbacks.lightning import ObserveCallback  # noqa: E402
+from asys_bench.contracts.labels import text_code  # noqa: E402
 
 TRAIN_ROWS, EVAL_ROWS = 4, 3
 pytestmark = [
@@ -101,6 +102,40 @@ def test_what_is_left_out_is_counted_and_the_losses_are_the_same(observations):
     fit(watched, [ObserveCallback(hooks="body")])
     assert watched.losses == plain.losses
     assert observations[0].counted == (8, 6, 2)  # calls, captured, skipped: one validation of two
+
+
+class Classifier(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Linear(2, 8)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self.body(batch["x"]), batch["y"])
+
+
+def test_each_row_is_labelled_with_its_loss_and_the_columns_that_are_named(observations):
+    data = [
+        {"x": torch.randn(2), "y": n % 8, "sample": 10 * n, "domain": "odd" if n % 2 else "even"}
+        for n in range(12)
+    ]
+    callback = ObserveCallback(hooks="body", labels={"columns": ["sample", "domain"]})
+    trainer = lightning.Trainer(
+        accelerator="cpu", callbacks=[callback], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, max_steps=3,
+    )  # fmt: skip
+    trainer.fit(Classifier(), DataLoader(data, batch_size=4))
+    found = {}
+    for step, _, name, values in observations[0].labels:
+        found.setdefault(name, []).append((step, values.flatten().tolist()))
+    assert found["sample"] == [
+        (step, [10.0 * n for n in range(4 * step, 4 * step + 4)]) for step in range(3)
+    ]
+    even, odd = text_code("even"), text_code("odd")
+    assert found["domain"] == [(step, [even, odd, even, odd]) for step in range(3)]
+    assert [(step, len(values)) for step, values in found["loss"]] == [(0, 4), (1, 4), (2, 4)]
 
 
 def test_a_callback_that_is_used_again_after_a_failure_observes_the_new_model(observations):

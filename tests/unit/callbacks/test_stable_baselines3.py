@@ -99,6 +99,24 @@ def test_rows_of_an_evaluation_before_or_after_the_callback_are_left_out(observa
     assert skipped == calls - 9 > 5 * 8  # five and more episodes of eight steps and more
 
 
+def test_rollouts_are_labelled_with_what_the_environments_said(observations):
+    model = ppo(n_steps=32, batch_size=32)
+    model.learn(32, callback=ObserveCallback(hooks=HOOK))
+    found = {}
+    for step, _, name, values in observations[0].labels:
+        found.setdefault(name, {})[step] = values.tolist()
+    assert found.keys() == {"reward", "done", "episode", "action", "advantage"}
+    buffer = model.rollout_buffer
+    for name, expected in (
+        ("reward", buffer.rewards), ("advantage", buffer.advantages),
+        ("action", buffer.actions),
+    ):  # fmt: skip
+        assert [found[name][step][0] for step in range(32)] == [*expected.flat]
+    assert [step for step in range(32) if found["done"][step] == [1.0]] == [
+        step - 1 for step in range(1, 32) if found["episode"][step] != found["episode"][step - 1]
+    ]
+
+
 def test_an_evaluation_is_captured_when_asked_for(observations):
     """And one observation of each kind leaves nothing behind in the callbacks that it shares."""
     watching = [ObserveCallback(hooks=HOOK, during=d) for d in ("training", "validation", "all")]

@@ -111,6 +111,58 @@ def test_what_is_left_out_is_counted_and_the_losses_are_the_same(observations, t
     assert observations[0].counted == (6 + 8 + 6, 6, 8 + 6)
 
 
+class Speaker(torch.nn.Module):
+    """A language model as Hugging Face makes them: the loss of a token is at the one before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(11, 8)
+        self.body = torch.nn.Linear(8, 11)
+
+    def forward(self, input_ids, attention_mask=None, labels=None, domain=None):
+        logits = self.body(self.embed(input_ids))
+        shifted = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+        total = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), shifted.flatten(), reduction="sum"
+        )
+        return transformers.utils.ModelOutput(loss=total / (shifted != -100).sum(), logits=logits)
+
+
+def test_each_token_is_labelled_with_its_loss_and_each_sample_with_the_columns_that_are_named(
+    observations, tmp_path
+):
+    torch.manual_seed(0)
+    samples = [
+        {"input_ids": ids, "labels": ids.clone(), "domain": float(n)}
+        for n, ids in enumerate(torch.randint(0, 11, (8, 5)))
+    ]
+    samples[0]["labels"][3] = -100
+    model = Speaker()
+    reported = []
+
+    class Losses(transformers.TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            reported.extend([logs["loss"]] if "loss" in logs else [])
+
+    settings = transformers.TrainingArguments(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=4, use_cpu=True, report_to=[],
+        disable_tqdm=True, logging_steps=1, save_strategy="no", dataloader_pin_memory=False,
+    )  # fmt: skip
+    callback = ObserveCallback(hooks="body", labels={"columns": ["domain"]})
+    transformers.Trainer(
+        model, settings, train_dataset=samples, callbacks=[callback, Losses()]
+    ).train()
+    losses = [values for _, _, name, values in observations[0].labels if name == "loss"]
+    domains = [values for _, _, name, values in observations[0].labels if name == "domain"]
+    assert [tuple(values.shape) for values in losses] == [(4, 5), (4, 5)]
+    assert sorted(torch.cat(domains).tolist()) == [*map(float, range(8))]
+    for found, mean in zip(losses, reported, strict=True):
+        assert torch.isnan(found[:, -1]).all(), "nothing follows the last token"
+        assert float(found.nanmean()) == pytest.approx(mean, abs=1e-4)
+    assert sum(int(torch.isnan(found).sum()) for found in losses) == 9
+    assert not model._forward_hooks, "what labelled is gone with the training"
+
+
 def test_a_trainer_that_never_says_that_a_step_begins_is_captured_whole(observations):
     """As some of TRL's."""
     model, state = Net(), transformers.TrainerState()

@@ -44,12 +44,13 @@ class Captured(NamedTuple):
     call: int
     rate: float
     text: int = 0
+    encoding: str = "identity"
 
 
 class Rig:
     """Hooks on `model`, attached unless told otherwise."""
 
-    def __init__(self, model, hooks, *, attach=True, called=None, text=None, **bus):
+    def __init__(self, model, hooks, *, attach=True, called=None, text=None, labels=None, **bus):
         config = BusConfig(**{"capacity_packets": 256, "capacity_mib": 8, **bus})
         self.points = resolve(model, hooks)
         if text is not None:
@@ -70,6 +71,7 @@ class Rig:
             coins=[1] * len(self.points),
             called=called,
             text=text,
+            label_horizon=labels,
         )
         if attach:
             self.hooker.attach()
@@ -86,7 +88,7 @@ class Rig:
                     Captured(
                         self.bus.name_of(p.hook_id), p.kind, decode(p).clone(), p.host_step,
                         p.weights_version, p.microbatch, p.token_position, p.call_index,
-                        p.sampling_rate, p.text,
+                        p.sampling_rate, p.text, self.bus.name_of(p.encoding_id),
                     )
                     for p in lease
                 ]  # fmt: skip

@@ -28,6 +28,9 @@ class Clock:
     def report(self, name, value):
         self.reported[name] = value
 
+    def label(self, **labels):
+        self.labels = labels
+
 
 @pytest.fixture
 def mine():
@@ -50,6 +53,7 @@ def test_the_function_gets_the_seed_and_its_arguments_and_its_loop_the_clock(min
                 clock.step(2)
                 clock.weights_updated()
                 clock.report("loss", 0.5)
+                clock.label(reward=1.0)
             return {"loss": torch.tensor(0.25), "note": "text"}
 
         return model, train
@@ -61,6 +65,7 @@ def test_the_function_gets_the_seed_and_its_arguments_and_its_loop_the_clock(min
     clock = Clock()
     result = one.run(clock)
     assert (clock.steps, clock.versions, clock.reported) == (8, 4, {"loss": 0.5})
+    assert clock.labels == {"step": None, "microbatch": None, "reward": 1.0}
     assert result.steps == 8
     assert result.figures["loss"] == 0.25
     assert result.figures["note"] != result.figures["note"], "what is no number is NaN"

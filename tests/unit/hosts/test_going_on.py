@@ -34,6 +34,8 @@ class Clock:
 
     def report(self, name: str, value: float) -> None: ...
 
+    def label(self, **labels: object) -> None: ...
+
 
 def live(host, clock, folder: Path | None = None) -> None:
     """`host.run`, saved at its first whole point after it was asked to stop."""

@@ -44,6 +44,9 @@ class Clock:
     def report(self, name, value):
         self.told = name, value
 
+    def label(self, **labels):
+        self.labels = labels
+
 
 def folders(run_dir):
     return sorted(path.name for path in (run_dir / "host").iterdir())
@@ -106,6 +109,8 @@ def test_a_clock_keeps_weights_at_its_first_step_and_when_they_are_due(tmp_path,
     assert (inner.host_step, inner.weights_version) == (200, 25)
     clock.report("loss", 1.5)
     assert inner.told == ("loss", 1.5)
+    clock.label(reward=2.0)
+    assert inner.labels == {"reward": 2.0}
     inner.should_stop = True
     assert clock.should_stop is True
 

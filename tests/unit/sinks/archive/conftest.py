@@ -71,6 +71,7 @@ class Rig:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         self.page = StatsPage.create(["archiver-0", "archiver-1"])
+        self.names: tuple[str, ...] = NAMES
         self.beats = 0
         self.time_left_s: Callable[[], float] = lambda: float("inf")
         self.on_beat: Callable[[], None] = lambda: None
@@ -93,7 +94,7 @@ class Rig:
                 slot=self.page.slot(name),
                 wall_offset_ns=1_000_000,
                 incarnation=incarnation,
-                name_of=NAMES.__getitem__,
+                name_of=lambda name_id: self.names[name_id],
                 decode=ActivationPacket.raw_tensor,
                 heartbeat=self._beat,
                 time_left_s=lambda: self.time_left_s(),

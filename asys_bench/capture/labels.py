@@ -1,0 +1,355 @@
+"""Labels from the host to the bus: `observation.label(reward=..., done=...)` (`contracts.labels`).
+
+The host pays for a copy of a few numbers and a push. A label goes out in the host's call of `label`, under
+the tags of the forward call that it is of; who joins it with the rows is the reader. Labels of a call that
+no hook has captured stay here: one sampling coin decides for both (`contracts.coin`).
+
+Nothing raises: what cannot be sent is counted in `labels_unsent`, and why is said once per kind. A tensor on
+a device is sent as a hook's is, without waiting for it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asys_bench.capture.capture import Capture
+from asys_bench.capture.hook_stream import FAILURES_IN_A_ROW, HookStream, Writer
+from asys_bench.capture.host_state import (
+    is_bare,
+    is_graph_captured,
+    plain,
+    undisturbed,
+    unreadable,
+    unwatched,
+)
+from asys_bench.capture.notices import Notices
+from asys_bench.capture.offload import Offload
+from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.sampling import Coin
+from asys_bench.capture.tags.clock import StepClock
+from asys_bench.capture.tags.moments import Moment, Moments
+from asys_bench.capture.tags.text import RowTokens
+from asys_bench.config.assembly import build_preprocessor
+from asys_bench.config.sections.hooks import HookConfig
+from asys_bench.contracts.bus import BusError
+from asys_bench.contracts.capture_port import STATE_CALL_INDEX, STATE_SEEN
+from asys_bench.contracts.labels import (
+    LABEL_TEXT,
+    MOST_ENCODING_BYTES,
+    is_label_name,
+    label_encoding,
+    text_bytes,
+    text_code,
+)
+from asys_bench.contracts.names import LABELS
+from asys_bench.contracts.packet import NO_TOKEN_POSITION, Kind
+from asys_bench.contracts.stats import Slot
+
+log = logging.getLogger(__name__)
+
+MOST_ENCODINGS = 64
+"""Different sets of names in one run: each has a place in the bus's table of names."""
+_MOST_TEXTS = 1 << 16
+_MOST_TEXTS_SENT = 4096
+_MOST_HOOKS_ASKED, _MOST_CALLS_ASKED = 64, 8
+_NARROW = frozenset(
+    {torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8, torch.int16}
+)
+_NARROW_NUMPY = frozenset(map(np.dtype, ("f4", "f2", "?", "i1", "u1", "i2", "u2")))
+Column = npt.NDArray[Any] | torch.Tensor
+"""Values of one label, in host memory or on a device."""
+_TAP = torch.nn.Identity()  # stands for the stream among the hook points; never called
+
+
+class LabelSender:
+    """Attached to a clock, whose `label` it implements. Any thread may call it.
+
+    streams: of the hooks, whose coins tell which calls are captured.
+    horizon: host steps after which a label is too late.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        slot: Slot,
+        clock: StepClock,
+        offload: Offload,
+        streams: Sequence[HookStream],
+        horizon: int,
+        *,
+        is_of_text: bool,
+        notices: Notices,
+    ) -> None:
+        self._writer, self._slot, self._clock, self._offload = writer, slot, clock, offload
+        self._hooks, self._is_of_text, self._notices = tuple(streams), is_of_text, notices
+        self._captures: dict[str, Capture] = {}
+        self._counts: HookStream | None = None
+        self._texts: dict[str, int] = {}
+        self._texts_sent: set[str] = set()
+        self._said: set[str] = set()
+        self._failed_in_a_row = 0
+        self._unsent = slot.counter("labels_unsent")
+        clock.moments, clock.labels = Moments(horizon), self
+
+    def close(self) -> None:
+        """Send nothing from now on. Idempotent."""
+        self._clock.moments = self._clock.labels = None
+        for capture in self._captures.values():
+            capture.close()
+        self._captures.clear()
+
+    def send(self, step: int | None, microbatch: int | None, labels: Mapping[str, Any]) -> None:
+        """See `StepClock.label`. Never raises."""
+        if self._failed_in_a_row >= FAILURES_IN_A_ROW or self._clock.paused:
+            return
+        try:
+            unwatched(self._send, step, microbatch, labels)
+            self._failed_in_a_row = 0
+        except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
+            self._failed_in_a_row += 1
+            self._refuse(f"{type(error).__name__}: {error}", type(error).__name__)
+            if self._failed_in_a_row >= FAILURES_IN_A_ROW:
+                self._refuse("no labels are sent any more: all of late have failed")
+
+    def _send(self, step: int | None, microbatch: int | None, labels: Mapping[str, Any]) -> None:
+        if is_graph_captured():
+            return  # nothing of it would arrive (`Offload.submit`)
+        moment = self._moment(step, microbatch)
+        if moment is None:
+            self._refuse(
+                f"labels of step {step} came when it was not known any more which calls it had (it is "
+                f"{self._clock.host_step} now): raise labels.horizon, or send them earlier",
+                "late",
+            )
+            return
+        if moment.rate is None:
+            moment.rate = self._rate(moment)
+        if not moment.rate:
+            self._sampled_out()
+            return
+        if is_bare():
+            self._send_columns(moment, labels)
+        else:
+            with undisturbed():
+                self._send_columns(moment, labels)
+
+    def _moment(self, step: int | None, microbatch: int | None) -> Moment | None:
+        """The forward call that is meant; None: it is not known any more."""
+        clock, moments = self._clock, self._clock.moments
+        if moments is None:
+            return None
+        with clock.lock:
+            if step is None and microbatch is None:
+                if clock.call is not None:
+                    return Moment(clock.call.tags, clock.call.held)
+                if moments.last is not None:
+                    return moments.last
+            asked = clock.host_step if step is None else step
+            found = moments.find(asked, microbatch)
+            if found is not None or asked != clock.host_step:
+                return found
+            tags = clock.own_tags
+            if microbatch is not None and microbatch != tags[2]:
+                return None
+            return moments.note(Moment(tags))
+
+    def _rate(self, moment: Moment) -> float:
+        """See `Moment.rate`."""
+        clock, top, is_kept = self._clock, 0.0, False
+        is_newest = moment.tags[0] == clock.host_step and clock.here() is None
+        if not is_newest or len(self._hooks) > _MOST_HOOKS_ASKED:
+            return 1.0  # what was in force then is not known any more
+        for stream in self._hooks:
+            rate = stream.rate
+            if rate >= 1.0:
+                return 1.0
+            last = stream.state[STATE_CALL_INDEX]
+            calls = last + 1 if stream.state[STATE_SEEN] == clock.serial else 1
+            if calls > _MOST_CALLS_ASKED:
+                return 1.0
+            top = max(top, rate)
+            is_kept = is_kept or any(
+                stream.coin.toss(moment.tags, index) < rate for index in range(calls)
+            )
+        return top if is_kept else 0.0
+
+    def _send_columns(self, moment: Moment, labels: Mapping[str, Any]) -> None:
+        groups: dict[tuple[Any, tuple[int, ...]], dict[str, Column]] = {}
+        for name, value in labels.items():
+            column = self._column(name, value)
+            if column is not None:
+                device = column.device if isinstance(column, torch.Tensor) else None
+                groups.setdefault((device, tuple(column.shape)), {})[name] = column
+        for (device, shape), columns in groups.items():
+            self._push(moment, device, shape, columns)
+
+    def _column(self, name: str, value: Any) -> Column | None:
+        """`value` as numbers; None: it has none, or cannot be read."""
+        if value is None:
+            return None
+        if not is_label_name(name):
+            self._refuse(f"{name!r} is no name of a label: take one as Python's arguments have")
+            return None
+        if isinstance(value, torch.Tensor):
+            why = "complex numbers" if value.is_complex() else unreadable(value)
+            if why is not None:
+                self._refuse(f"label {name}: {why}", f"{name} unreadable")
+                return None
+            value = plain(value)
+            if not value.is_cpu:
+                return value
+            if value.dtype not in (torch.float32, torch.float64):
+                value = value.to(torch.float32 if value.dtype in _NARROW else torch.float64)
+            numbers: npt.NDArray[Any] = value.numpy()
+            return numbers
+        try:
+            array: npt.NDArray[Any] = np.asarray(value)
+        except (ValueError, TypeError) as error:
+            self._refuse(f"label {name}: {error}", name)
+            return None
+        if array.dtype.kind in "US" or (
+            array.dtype.kind == "O" and all(isinstance(one, str) for one in array.flat)
+        ):
+            return self._coded(array)
+        if array.dtype.kind not in "biuf":
+            self._refuse(f"label {name}: {type(value).__name__} holds no numbers or texts", name)
+            return None
+        return array
+
+    def _coded(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Texts as numbers; what each says is sent once."""
+        codes = np.empty(array.shape, dtype=np.float64)
+        for index, text in np.ndenumerate(array):
+            text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+            code = self._texts.get(text)
+            if code is None:
+                if len(self._texts) >= _MOST_TEXTS:
+                    self._texts.clear()
+                code = self._texts[text] = text_code(text)
+            codes[index] = code
+            if text not in self._texts_sent and len(self._texts_sent) < _MOST_TEXTS_SENT:
+                self._send_text(text)
+        return codes
+
+    def _send_text(self, text: str) -> None:
+        capture = self._capture(LABEL_TEXT)
+        if capture is None or self._counts is None:
+            return
+        before = self._counts.captured.value
+        payload = torch.frombuffer(bytearray(text_bytes(text)), dtype=torch.uint8)
+        capture.send(
+            payload[None], ((self._clock.host_step, 0, 0, NO_TOKEN_POSITION), 0, 1.0, None)
+        )
+        if self._counts.captured.value > before:  # else the bus was full: again next time
+            self._texts_sent.add(text)
+
+    def _push(
+        self, moment: Moment, device: Any, shape: tuple[int, ...], columns: Mapping[str, Column]
+    ) -> None:
+        names = list(columns)
+        if len(label_encoding(names).encode()) > MOST_ENCODING_BYTES and len(names) > 1:
+            half = len(names) // 2
+            for part in (names[:half], names[half:]):
+                self._push(moment, device, shape, {name: columns[name] for name in part})
+            return
+        capture = self._capture(label_encoding(names))
+        if capture is None:
+            return
+        rows = _stacked(list(columns.values()))
+        for tensor, tokens in self._of_text(moment, shape, rows):
+            capture.send(tensor, (moment.tags, 0, moment.rate or 1.0, tokens))
+
+    def _of_text(
+        self, moment: Moment, shape: tuple[int, ...], rows: torch.Tensor
+    ) -> list[tuple[torch.Tensor, RowTokens | None]]:
+        """`rows` [*shape, K] as they go out: of a text they are its tokens, without padding."""
+        text, tokens = moment.shape, moment.tokens
+        if not moment.has_text or not shape:
+            return [(rows, None)]
+        if text is None or tokens is None:
+            self._refuse(
+                "labels of a text came more than 32 calls later: which of its rows are padding is not "
+                "known any more, and only labels of the whole call and of whole sequences are joined",
+                "text",
+            )
+            return [(rows, None)]
+        number = RowTokens(tokens.text, None, NO_TOKEN_POSITION)
+        is_padded = tokens.kept is not None or tokens.real is not None
+        if shape == text[:1] and is_padded:  # for tokens, and for what has a row per sequence
+            spread = rows[:, None].expand(*text, rows.shape[-1])
+            return [(rows, None), *self._of_text(moment, text, spread)]
+        if shape != text and shape != (text[0] * text[1],):
+            return [(rows, None)]
+        if tokens.real is not None:
+            flat = rows.reshape(-1, rows.shape[-1]).to(tokens.real.device, non_blocking=True)
+            return [(flat, tokens)]
+        if tokens.kept is None:
+            return [(rows, number)]
+        if not rows.is_cpu:
+            self._refuse("labels on a device, of a text that is not: padding cannot be told apart")
+            return []
+        flat = rows.reshape(-1, rows.shape[-1])
+        return [(flat.index_select(0, torch.from_numpy(tokens.kept)), number)]
+
+    def _capture(self, encoding: str) -> Capture | None:
+        """Sends packets of this encoding; None: there are too many, or this rank may not name it yet."""
+        found = self._captures.get(encoding)
+        if found is not None:
+            return found
+        if len(self._captures) >= MOST_ENCODINGS:
+            self._refuse(f"more than {MOST_ENCODINGS} different sets of labels in one run")
+            return None
+        config = HookConfig(match=(LABELS,))
+        kernel = build_preprocessor(config)
+        kernel.encoding = encoding
+        point = HookPoint(LABELS, _TAP, Kind.ACTIVATION, config)
+        try:
+            stream = HookStream(
+                point, self._writer, self._slot, kernel, Coin(0), self._notices,
+                is_of_text=self._is_of_text and encoding != LABEL_TEXT,
+            )  # fmt: skip
+        except BusError as error:
+            self._refuse(f"{encoding}: {error}", "name")
+            return None
+        capture = Capture(
+            stream, self._writer, self._clock, self._offload, is_of_text=self._is_of_text
+        )
+        self._captures[encoding], self._counts = capture, stream
+        return capture
+
+    def _sampled_out(self) -> None:
+        if self._counts is not None:
+            with self._writer.lock:
+                self._counts.calls.add()
+                self._counts.sampled_out.add()
+
+    def _refuse(self, why: str, kind: str | None = None) -> None:
+        """Count what is not sent, and say once why."""
+        try:
+            self._unsent.add()
+            if (kind or why) not in self._said and len(self._said) < 16:
+                self._said.add(kind or why)
+                self._notices.say(f"labels: {why}")
+        except Exception as error:  # noqa: BLE001 - a closed stats page or a broken logging handler
+            log.debug("labels: %s", error)
+
+
+def _stacked(columns: Sequence[Column]) -> torch.Tensor:
+    """[*rows, K]; float32 where that holds every column's values exactly, else float64."""
+    if isinstance(columns[0], torch.Tensor):
+        tensors = [column for column in columns if isinstance(column, torch.Tensor)]
+        is_narrow = all(tensor.dtype in _NARROW for tensor in tensors)
+        dtype = torch.float32 if is_narrow else torch.float64
+        return torch.stack([tensor.to(dtype) for tensor in tensors], dim=-1)
+    arrays = [column for column in columns if not isinstance(column, torch.Tensor)]
+    narrow = all(array.dtype in _NARROW_NUMPY for array in arrays)
+    out = np.empty((*arrays[0].shape, len(arrays)), dtype=np.float32 if narrow else np.float64)
+    for index, array in enumerate(arrays):
+        out[..., index] = array
+    return torch.from_numpy(out)
