@@ -201,12 +201,12 @@ class LabelSender:
             if why is not None:
                 self._refuse(f"label {name}: {why}", f"{name} unreadable")
                 return None
-            value = plain(value)
-            if not value.is_cpu:
-                return value
-            if value.dtype not in (torch.float32, torch.float64):
-                value = value.to(torch.float32 if value.dtype in _NARROW else torch.float64)
-            numbers: npt.NDArray[Any] = value.numpy()
+            tensor = plain(value)
+            if not tensor.is_cpu:
+                return tensor
+            if tensor.dtype not in (torch.float32, torch.float64):
+                tensor = tensor.to(torch.float32 if tensor.dtype in _NARROW else torch.float64)
+            numbers: npt.NDArray[Any] = tensor.numpy()
             return numbers
         try:
             array: npt.NDArray[Any] = np.asarray(value)

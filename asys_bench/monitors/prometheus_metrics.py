@@ -212,6 +212,29 @@ PAGE: dict[str, MetricSpec] = {
         "hook",
         "worker",
     ),
+    # probes
+    "probe_rows": _counter("asys_probe_rows", "Rows that reached the probes.", "hook", "worker"),
+    "probe_labelled_rows": _counter(
+        "asys_probe_labelled_rows", "Rows with a label that went into a window.", "hook", "worker"
+    ),
+    "probe_unjoined_rows": _counter(
+        "asys_probe_unjoined_rows", "Rows that no label came for.", "worker"
+    ),
+    "probe_unjoined_labels": _counter(
+        "asys_probe_unjoined_labels", "Labels of rows that never came, or had left.", "worker"
+    ),
+    "probe_auc": _gauge(
+        "asys_probe_auc_ratio", "Held-out AUC of a label's probe.", "hook", "label", "worker"
+    ),
+    "probe_r2": _gauge(
+        "asys_probe_r2_ratio", "Held-out R2 of a label's probe.", "hook", "label", "worker"
+    ),
+    "probe_low": _gauge(
+        "asys_probe_low_ratio", "Lower end of its interval at 95 %.", "hook", "label", "worker"
+    ),
+    "probe_high": _gauge(
+        "asys_probe_high_ratio", "Upper end of its interval at 95 %.", "hook", "label", "worker"
+    ),
     # device path
     "device_committed": _counter("asys_device_committed_packets", "Packets copied off a device."),
     "device_committed_bytes": _counter("asys_device_committed_bytes", "Bytes copied off a device."),
