@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
+from asys_bench.contracts.torch_internals import NLL_LOSS, saved_of_nll_loss
+
 log = logging.getLogger(__name__)
 
-_OPERATORS = ("NllLossBackward0", "NllLoss2DBackward0")
 _MOST_NODES = 16
 """Of autograd's graph, from the loss back: divisions and sums lie between it and its operator."""
 
@@ -31,11 +32,10 @@ def loss_rows(loss: Any) -> torch.Tensor | None:
         return None
     (node,) = found
     with torch.no_grad():
-        log_NV, target_N = node._saved_self.detach(), node._saved_target.detach()
+        log_NV, target_N, ignored = saved_of_nll_loss(node)
         if log_NV.ndim < 2 or target_N.ndim != log_NV.ndim - 1:
             return None
-        ignored = node._saved_ignore_index
-        ignored_N = target_N == (ignored - (1 << 64) if ignored >= 1 << 63 else ignored)
+        ignored_N = target_N == ignored
         picked_N = log_NV.gather(1, target_N.masked_fill(ignored_N, 0).unsqueeze(1)).squeeze(1)
         rows: torch.Tensor = (-picked_N).masked_fill(ignored_N, torch.nan)
     return rows.squeeze(1) if rows.ndim == 3 and rows.shape[1] == 1 else rows
@@ -68,7 +68,7 @@ def _operators(node: Any) -> list[Any]:
     found, left, seen = [], [node], 0
     while left and seen < _MOST_NODES:
         node, seen = left.pop(), seen + 1
-        if node.name() in _OPERATORS:
+        if node.name() in NLL_LOSS:
             found.append(node)
         else:
             left += [before for before, _ in node.next_functions if before is not None]

@@ -7,14 +7,12 @@ It knows nothing of hooks, buses or workers, so that it trains bit-identically w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import BaseModel
-
-from asys_bench.contracts.evaluated import Evaluated
 
 if TYPE_CHECKING:
     import torch
@@ -239,6 +237,42 @@ class BaseHost(ABC):
 
 class HostError(RuntimeError):
     """The host cannot be built or run; the message names the option and the fix."""
+
+
+@dataclass(frozen=True)
+class EvaluatedText:
+    """What a host gives an evaluation: a text model in eval mode, ready to run in a process of its own.
+
+    model: the module in which the run's hook names are modules.
+    run: calls it on (ids int64[B, T], mask int64[B, T]).
+    logits: the same, for the logits float[B, T, V] of the next tokens; None: it predicts none.
+    batches: of at least so many tokens, the same ones each time; (ids, mask).
+    about: what the text and the weights are, for the report.
+    """
+
+    model: torch.nn.Module
+    run: Callable[[torch.Tensor, torch.Tensor], Any]
+    logits: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None
+    batches: Callable[[int], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluatedAgent:
+    """An agent and an environment of its own.
+
+    model: as of `EvaluatedText`.
+    agent: a `sae.evaluation.policy.Agent`.
+    environment: one of gymnasium's interface.
+    """
+
+    model: torch.nn.Module
+    agent: Any
+    environment: Any
+    about: dict[str, Any]
+
+
+Evaluated = EvaluatedText | EvaluatedAgent
 
 
 @dataclass(frozen=True)

@@ -226,3 +226,18 @@ def tensor_probes() -> tuple[tuple[torch.Tensor, int, int], ...]:
 def cpu_has_amx() -> bool:
     """Whether bfloat16 matrix products run on AMX tiles (torch.cpu._is_amx_tile_supported)."""
     return torch.cpu._is_amx_tile_supported()
+
+
+NLL_LOSS = ("NllLossBackward0", "NllLoss2DBackward0")
+"""Names of autograd's nodes that a cross entropy ends in."""
+
+
+def saved_of_nll_loss(node: Any) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """(log-probabilities, targets, the target that is ignored) that such a node keeps for its backward pass.
+
+    missing: AttributeError, and rows have no loss.
+    """
+    ignored = int(node._saved_ignore_index)
+    if ignored >= 1 << 63:  # as it is kept without its sign
+        ignored -= 1 << 64
+    return node._saved_self.detach(), node._saved_target.detach(), ignored

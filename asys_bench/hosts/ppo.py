@@ -20,9 +20,9 @@ from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from asys_bench.contracts.evaluated import EvaluatedAgent
 from asys_bench.contracts.host import (
     BaseHost,
+    EvaluatedAgent,
     HostClock,
     HostError,
     HostOptions,

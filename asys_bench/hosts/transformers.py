@@ -17,9 +17,9 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from asys_bench.contracts.evaluated import EvaluatedText
 from asys_bench.contracts.host import (
     BaseHost,
+    EvaluatedText,
     HostClock,
     HostError,
     HostOptions,

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from asys_bench.config.document import run_config_data
 from asys_bench.config.sections.sinks import HostConfig
-from asys_bench.contracts.evaluated import Evaluated, EvaluatedText
-from asys_bench.contracts.host import HostError, HostOptions
+from asys_bench.contracts.host import Evaluated, EvaluatedText, HostError, HostOptions
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import (
     EVALUATION_SCHEMA,

@@ -37,7 +37,7 @@ from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import printable, printable_lines
 
 if TYPE_CHECKING:
-    from asys_bench.contracts.evaluated import Evaluated
+    from asys_bench.contracts.host import Evaluated
     from asys_bench.rundir.evaluation import TargetSAE, Weights
 
 
