@@ -20,6 +20,7 @@ from asys_bench.contracts.capture_port import (
     STATE_CALM,
     STATE_CALM_CHECKS,
     STATE_CELLS,
+    STATE_COUNTDOWN,
     STATE_NEXT_RATE,
     STATE_OFF,
     STATE_RATE,
@@ -201,6 +202,13 @@ class HookStream:
         """Let the compiled path check the bus by itself (`capture_port.STATE_CALM`)."""
         self._floats[STATE_CALM] = fill
         self.state[STATE_CALM_CHECKS] = checks
+
+    def raise_rate(self, raised: bool) -> None:
+        """Sample at the highest rate that bus and row budget allow, or as configured again. It comes into
+        force as any other rate: with a call whose coin was not tossed. Any thread."""
+        self.fill.raise_ceiling(raised)
+        self.set_calm(-1.0, 0)  # the next call takes the general path, which asks the controller
+        self.state[STATE_COUNTDOWN] = 0
 
     def stumble(self, error: Exception) -> None:
         """A call has failed: say so once per kind of error, and switch off if all do. Never raises."""

@@ -174,6 +174,18 @@ class ActivationHooker:
         for stream in self._streams:
             stream.paused = paused
 
+    def raise_rates(self, raised: bool) -> None:
+        """Sample at the highest rate that bus and row budgets allow, or as configured again; nothing where
+        rates do not follow the bus."""
+        if not self._writer.adapts:
+            if raised:
+                self.notices.say(
+                    "an alarm asks for more samples: bus.on_full is not `sample`, so rates stay"
+                )
+            return
+        for stream in self._streams:
+            stream.raise_rate(raised)
+
     def detach(self) -> None:
         """Remove every hook. Idempotent."""
         while self._undo:

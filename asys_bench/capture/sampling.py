@@ -83,7 +83,8 @@ class FillController:
     """The rate that the bus allows one hook. All times are CLOCK_MONOTONIC nanoseconds."""
 
     __slots__ = (
-        "_base", "_gain", "_near", "_policy", "_refused_ns", "_seen_ns", "calls_to_next", "rate",
+        "_base", "_ceiling", "_gain", "_near", "_policy", "_refused_ns", "_seen_ns", "calls_to_next",
+        "rate",
     )  # fmt: skip
 
     def __init__(self, policy: SamplingConfig) -> None:
@@ -91,7 +92,7 @@ class FillController:
         span = max(policy.high_watermark - policy.low_watermark, 1e-3)
         self._gain = math.log(_BRAKE_AT_HIGH) / span
         self._near = 0.5 * policy.low_watermark
-        self._base = policy.max_rate
+        self._base = self._ceiling = policy.max_rate
         self._seen_ns: int | None = None
         self._refused_ns = -HOLD_NS
         self.rate = policy.max_rate
@@ -100,7 +101,13 @@ class FillController:
     @property
     def calm_fill(self) -> float:
         """The fill ratio up to which `observe` would change nothing; -1.0: it always may."""
-        return self._near if self._base >= self._policy.max_rate else -1.0
+        return self._near if self._base >= self._ceiling else -1.0
+
+    def raise_ceiling(self, raised: bool) -> None:
+        """Let the rate go up to 1 instead of `max_rate`, at once and as far as the bus allows; or no
+        longer. What the bus has taught since stays where it is lower than `max_rate`."""
+        self._ceiling = 1.0 if raised else self._policy.max_rate
+        self._base = 1.0 if raised else min(self._base, self._ceiling)
 
     def observe(self, fill: float, now_ns: int) -> None:
         """Feed the bus's fill ratio (0..1)."""
@@ -110,7 +117,7 @@ class FillController:
         over = fill - policy.low_watermark
         if over <= 0:
             room = -over / policy.low_watermark if policy.low_watermark > 0 else 1.0
-            self._base = min(policy.max_rate, self._base + policy.increase_per_s * passed_s * room)
+            self._base = min(self._ceiling, self._base + policy.increase_per_s * passed_s * room)
             rate = self._base
         else:
             # A host that paused tells nothing about the bus in the meantime: at most a second.

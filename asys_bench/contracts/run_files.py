@@ -18,6 +18,7 @@
     host-state/         checkpoints of a host that can be saved; of others what they keep there
     watch/              what an `sae_watch` sink found
     probes/             linear probes of a `probe` sink, with what they are worth
+    alarm/              what an `alarm` sink raised and watched
     tensorboard/        event files
     .readers/           locks of subscribers from outside
     .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`);
@@ -61,6 +62,8 @@ HOST_DIR, WEIGHTS_FILE, WEIGHTS_SCHEMA = "host", "weights.json", "asys.weights/1
 STATE_DIR = "host-state"
 WATCH_DIR, WATCH_SCHEMA = "watch", "asys.watch/1"
 PROBES_DIR, PROBES_SCHEMA = "probes", "asys.probes/1"
+ALARM_DIR, ALARM_SCHEMA = "alarm", "asys.alarm/1"
+ALARMS_FILE, ALARM_VALUES_SCHEMA = "alarms.jsonl", "asys.alarm_values/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"
 HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK = ".host.lock", ".workers.lock", ".upload.lock"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from asys_bench.contracts.bus import BusAccount, Delivery, Lease
-from asys_bench.contracts.stats import Slot
+from asys_bench.contracts.stats import Slot, StatsPage
 from asys_bench.system.files.atomic import Fsync
 
 if TYPE_CHECKING:
@@ -154,6 +154,8 @@ class SinkContext:
     """The bus's counters."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The run's whole configuration, as plain data."""
+    page: StatsPage | None = None
+    """Every process's figures, to read."""
     clock_shift_ns: int = 0
     """Add to this process's CLOCK_MONOTONIC to compare it with a packet's timestamp."""
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from asys_bench.contracts.stats import WorkerState
+from asys_bench.monitors.alarm_page import EXPECTED, RAISED, STEP, VALUE
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.rates import increase
-from asys_bench.monitors.snapshot import RunSnapshot, SlotSnapshot
+from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
 
 LOWERED = 0.75
 """A rate at or below this share of the last logged one is worth a line: it was halved, give or take
 what it recovered since."""
+IS_RAISED = MetricKey("sampling_is_raised")
 QUIET_S = 3.0
 """Drops have ended after this long without one."""
 
@@ -48,12 +50,13 @@ class ChangeDetector:
         self._full_rates: dict[str, float] = {}
         self._totals: dict[str, int] = {}
         self._last_drop_ns: dict[str, int] = {}
+        self._raised: dict[str, bool] = {}
 
     def observe(self, now: RunSnapshot, figures: RunFigures | None = None) -> list[Change]:
         """Changes since the previous reading. `figures`: those of `now`, if the caller has them."""
         figures = figures or figures_of(now)
         found = [*self._run(now), *self._workers(now), *self._rate_changes(figures)]
-        found += [*self._drops(now), *self._faults(figures)]
+        found += [*self._drops(now), *self._faults(figures), *self._alarms(now)]
         first = self._before is None
         self._before = now
         return [] if first and self._resumed else found
@@ -125,6 +128,23 @@ class ChangeDetector:
         if grown := self._grown("checkpoint failures", figures.checkpoint_failures):
             fields = {"new": grown, "total": figures.checkpoint_failures}
             yield Change("checkpoint_failures", logging.ERROR, fields)
+
+    def _alarms(self, now: RunSnapshot) -> Iterator[Change]:
+        """What `alarm` sinks raised, and when hooks sampled at their highest rate for it."""
+        for worker, slot in now.slots.items():
+            for key, total in slot.counters.items():
+                if key.name == RAISED and (grown := self._grown(f"{worker} {key}", total)):
+                    figures = {
+                        part: slot.gauges.get(MetricKey(name, key.labels))
+                        for part, name in (("step", STEP), ("value", VALUE), ("expected", EXPECTED))
+                    }
+                    fields = {"worker": worker, "watcher": key.label("watcher"), **figures}
+                    yield Change("alarm", logging.WARNING, {**fields, "new": grown, "total": total})
+            raised = slot.gauges.get(IS_RAISED)
+            if raised is not None and bool(raised) != self._raised.get(worker, False):
+                self._raised[worker] = bool(raised)
+                event = "sampling_raised" if raised else "sampling_restored"
+                yield Change(event, logging.INFO, {"host": worker})
 
     def _grown(self, key: str, total: int) -> int:
         grown = increase(total, self._totals.get(key, 0))

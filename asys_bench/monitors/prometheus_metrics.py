@@ -235,6 +235,37 @@ PAGE: dict[str, MetricSpec] = {
     "probe_high": _gauge(
         "asys_probe_high_ratio", "Upper end of its interval at 95 %.", "hook", "label", "worker"
     ),
+    # alarms
+    "alarms": _counter("asys_alarms", "Alarms over all watchers.", "worker"),
+    "alarm_watchers": _gauge("asys_alarm_watchers", "Figures that are watched.", "worker"),
+    "alarm_intervals": _counter(
+        "asys_alarm_intervals", "Intervals in which watchers were asked for a value.", "worker"
+    ),
+    "alarm_refused_rows": _counter(
+        "asys_alarm_refused_rows", "Rows that no watcher of the hook can take.", "hook", "worker"
+    ),
+    "alarm_latency_ns": MetricSpec(
+        "asys_alarm_latency_seconds",
+        Kind.HISTOGRAM,
+        "Time from the capture of an alarm's newest rows to its flag.",
+        ("worker",),
+        1e-9,
+    ),
+    "alarm_pinned_shards": _counter(
+        "asys_alarm_pinned_shards", "Archive shards that the flight recorder pinned.", "worker"
+    ),
+    "alarm_webhooks_sent": _counter(
+        "asys_alarm_webhooks_sent", "Alarms that a webhook took.", "worker"
+    ),
+    "alarm_webhooks_failed": _counter(
+        "asys_alarm_webhooks_failed", "Alarms that a webhook did not take.", "worker"
+    ),
+    "sampling_raised": _counter(
+        "asys_sampling_raised", "Times that hooks sampled at their highest rate for an alarm."
+    ),
+    "sampling_is_raised": _gauge(
+        "asys_sampling_raised_now", "1 while hooks sample at their highest rate for an alarm."
+    ),
     # device path
     "device_committed": _counter("asys_device_committed_packets", "Packets copied off a device."),
     "device_committed_bytes": _counter("asys_device_committed_bytes", "Bytes copied off a device."),

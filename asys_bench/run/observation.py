@@ -22,6 +22,7 @@ from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.run_files import LOGS_DIR, SUMMARY_FILE, VOCABULARY_FILE
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.hosts.text_corpus import vocabulary_document
+from asys_bench.monitors.alarm_page import Alarms
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.run.lifecycle import RunLifecycle
 from asys_bench.run.rendezvous import LocalRanks
@@ -133,6 +134,7 @@ class Observation:
         self._pid = os.getpid()
         self._closed = False
         self._paused = False
+        self._alarms: Alarms | None = None
 
     @property
     def run_dir(self) -> Path:
@@ -243,6 +245,17 @@ class Observation:
         if clock is not None:
             clock.label(step=step, microbatch=microbatch, **labels)
 
+    @property
+    def alarms(self) -> Alarms:
+        """What `alarm` sinks have raised, read from shared memory without waiting:
+        `if observation.alarms: ...`. Empty without such a sink; after `close` what there was at the end."""
+        if self._alarms is None:
+            session = self._life.session
+            if session is None or self._closed:
+                return Alarms()
+            self._alarms = Alarms(session.page)
+        return self._alarms
+
     def close(self) -> None:
         """Detach, let the workers write and leave. Idempotent; takes at most about
         `run.drain_timeout_s` (and `END_S` of the supervisor), and raises nothing but what interrupts it
@@ -253,6 +266,8 @@ class Observation:
         atexit.unregister(self.close)
         if self._life.session is None:
             return
+        if self._alarms is None:
+            self._alarms = Alarms(self._life.session.page)
         self._tried(self._life.end_counting)
         try:
             if not self._tried(self._stop):
@@ -261,6 +276,8 @@ class Observation:
             self._tried(self._life.abort)
             raise
         finally:
+            if self._alarms is not None:
+                self._tried(self._alarms.keep)
             self._tried(self._life.close)
             self._called = self._model = None
             self._tried(self._lines.close)

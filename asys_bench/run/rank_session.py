@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from asys_bench.capture.hooker import ActivationHooker
+from asys_bench.capture.raised_sampling import RaisedSampling
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BusAccount
@@ -91,6 +92,7 @@ class RankSession:
             self._slot.occupy()
             self._slot.state = WorkerState.READY
             self._hooker.attach()
+            RaisedSampling.on_alarms(self.page, self._slot, self.clock, self._hooker)
         except BaseException:
             self.close()
             raise

@@ -20,6 +20,7 @@ from asys_bench.capture.hook_stream import HookStream
 from asys_bench.capture.hooker import ActivationHooker
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.raised_sampling import RaisedSampling
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config.assembly import AssemblyError, create_data_bus, plan_workers
 from asys_bench.config.schema import MasterConfig
@@ -249,6 +250,7 @@ class ObservationSession:
             self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)
         if self.hooker is not None:
             self.hooker.attach()
+            RaisedSampling.on_alarms(self.page, slot, self.clock, self.hooker)
             log_rows(self.points)
         if self._resources is not None:
             self.run_dir.write_json(PLAN_FILE, self._resources.to_dict())

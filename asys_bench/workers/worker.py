@@ -184,6 +184,7 @@ class WorkerProcess:
                 run_id=self._launch.run_id,
                 seed=self._config.run.seed,
                 slot=self.slot,
+                page=self._page,
                 wall_offset_ns=self._page.wall_offset_ns,
                 clock_shift_ns=self._page.clock_shift_ns,
                 incarnation=self.slot.get(SlotField.INCARNATION),

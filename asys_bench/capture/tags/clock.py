@@ -142,6 +142,8 @@ class StepClock:
         self.moments: Moments | None = None
         self._alarm_step = sys.maxsize
         self._alarm: Callable[[int], int | None] | None = None
+        self.each_step: Callable[[], None] | None = None
+        """Called after each step; it must return at once."""
         self._slot = slot
         self._retag()
         self._steps = slot.counter("host_steps")
@@ -349,6 +351,12 @@ class StepClock:
         self._slot.beat()
         if self.host_step >= self._alarm_step:
             self._ring()
+        if self.each_step is not None:
+            try:
+                self.each_step()
+            except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
+                self.each_step = None
+                log.debug("what was to happen at each step failed: %s", error)
 
     def _retag(self) -> None:
         self._serials += 1

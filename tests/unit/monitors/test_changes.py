@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 from asys_bench.contracts.stats import RunState, WorkerState
+from asys_bench.monitors.alarm_page import AlarmsOnPage
 from asys_bench.monitors.changes import Change, ChangeDetector
 from asys_bench.monitors.snapshot import take_snapshot
 
@@ -73,6 +74,29 @@ def test_drops_begin_once_and_end_after_three_quiet_seconds(run: Any) -> None:
         snapshot = take_snapshot(run.page, run.account, second * SECOND)
         seen.append([n for n in names(detector.observe(snapshot)) if "drops" in n])
     assert seen == [[], ["drops_began"], [], [], [], ["drops_ended"], [], ["drops_began"]]
+
+
+def test_alarms_and_the_recording_that_follows_are_events(run: Any) -> None:
+    run.set_worker("trainer-0", WorkerState.READY)
+    run.host_steps(7)
+    detector = ChangeDetector()
+    detector.observe(take_snapshot(run.page, None))
+    raising = AlarmsOnPage(run.page.slot("trainer-0"))
+    raising.watch("h fvu")
+    is_raised = run.page.slot("host").gauge("sampling_is_raised")
+    is_raised.set(0.0)
+    assert detector.observe(take_snapshot(run.page, None)) == []
+    raising.raise_one("h fvu", 7, 0.5, 0.1)
+    is_raised.set(1.0)
+    found = detector.observe(take_snapshot(run.page, None))
+    assert sorted(names(found)) == ["alarm", "sampling_raised"]
+    (alarm,) = [one for one in found if one.event == "alarm"]
+    assert alarm.fields == {
+        "worker": "trainer-0", "watcher": "h fvu", "step": 7.0, "value": 0.5, "expected": 0.1,
+        "new": 1, "total": 1,
+    }  # fmt: skip
+    is_raised.set(0.0)
+    assert names(detector.observe(take_snapshot(run.page, None))) == ["sampling_restored"]
 
 
 def test_failing_hooks_and_bad_rows_and_write_errors_are_logged_with_how_many(run: Any) -> None:

@@ -1,0 +1,315 @@
+"""`AlarmWorker`: watches figures of a live run and raises alarms when they change.
+
+Every `interval_s` each watcher gives a value to the `DetectorBank`. An alarm is, in this order: figures and
+a count in the stats page (what the host's loop reads), the flight recorder, a line in the worker's log, a
+line in `<run>/alarm/alarms.jsonl`, a webhook. A monitor writes it into monitor.log as an event.
+
+After a minute, then every ten, and at the end `<run>/alarm/<worker>-<attempt>.<incarnation>.json` says what
+is watched, the rate of false alarms, and the smallest change that each watcher would find. A restarted worker
+begins anew: its detectors know nothing yet, and the budget holds for them too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from asys_bench.change.alarm.bank import DetectorBank, Finding, Power, Side
+from asys_bench.change.alarm.e_detector import Floats
+from asys_bench.change.alarm.options import MOST_WATCHERS, AlarmOptions, Watch
+from asys_bench.change.alarm.recorder import FlightRecorder
+from asys_bench.change.alarm.values import SUFFIX, Baseline, ValuesFile
+from asys_bench.change.alarm.watchers import PageWatchers, RowWatchers, SAEWatch
+from asys_bench.change.alarm.webhook import Webhook
+from asys_bench.contracts.bus import Delivery, Lease
+from asys_bench.contracts.names import file_slug, matches
+from asys_bench.contracts.run_files import ALARM_DIR, ALARM_SCHEMA, ALARMS_FILE
+from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.contracts.stats import Counter, StatsPage
+from asys_bench.monitors.alarm_page import AlarmsOnPage
+from asys_bench.sae import CheckpointError
+from asys_bench.sae.config import OF_SEVERAL_HOOKS
+from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sinks.sae.start import StartFrom
+from asys_bench.system.files.append_file import AppendFile
+from asys_bench.system.files.atomic import replace_file
+
+log = logging.getLogger(__name__)
+POWER_EVERY_S = 600.0
+"""The document's figures of what would be found are made anew this often; the first after `POWER_FIRST_S`."""
+POWER_FIRST_S = 60.0
+_CLOSE_S = 2.0
+
+
+class AlarmWorker(BaseSink):
+    """See the module docstring."""
+
+    def __init__(self, options: AlarmOptions) -> None:
+        self._options = options
+        self.linger_s = min(BaseSink.linger_s, options.interval_s / 4)
+
+    def open(self, context: SinkContext) -> None:
+        """Raises OSError: the baseline, or this run's own folder, cannot be opened."""
+        options, slot = self._options, context.slot
+        self._context = context
+        torch.set_num_threads(options.threads)
+        self._page = AlarmsOnPage(slot)
+        self._intervals = slot.counter("alarm_intervals")
+        self._latency = slot.histogram("alarm_latency_ns")
+        self._watching = slot.gauge("alarm_watchers")
+        self._bank = DetectorBank(
+            false_alarms_per_day=options.false_alarms_per_day,
+            interval_s=options.interval_s,
+            seed=context.seed,
+        )
+        self._names: list[str] = []
+        self._number_of: dict[tuple[str, int], int] = {}
+        self._quiet_until_s: dict[int, float] = {}
+        self._rows_of: dict[int, RowWatchers | None] = {}
+        self._pages = [
+            (number, PageWatchers(context.page, entry.metric, MOST_WATCHERS))
+            for number, entry in enumerate(options.watch)
+            if entry.metric is not None and context.page is not None
+        ]
+        self._host_steps = _host_steps(context.page)
+        self._step = self._version = 0
+        baseline = options.baseline
+        self._baseline = Baseline.read(Path(baseline).expanduser()) if baseline else None
+        folder = context.run_dir / ALARM_DIR
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._stem = f"{file_slug(context.name)}-{context.attempt}.{context.incarnation}"
+        self._values = ValuesFile(folder / f"{self._stem}{SUFFIX}")
+        self._alarms = AppendFile(folder / ALARMS_FILE)
+        self._webhook: Webhook | None = None
+        if options.webhook is not None:
+            self._webhook = Webhook(
+                options.webhook,
+                options.webhook_timeout_s,
+                slot.counter("alarm_webhooks_sent"),
+                slot.counter("alarm_webhooks_failed"),
+            )
+        self._recorder = FlightRecorder(
+            context,
+            options.before_s,
+            options.after_s,
+            self._page.until,
+            slot.counter("alarm_pinned_shards"),
+        )
+        self._next_s = time.monotonic() + options.interval_s
+        self._power_s = time.monotonic() + POWER_FIRST_S
+
+    def consume(self, lease: Lease) -> None:
+        for packet in lease:
+            if packet.hook_id not in self._rows_of:
+                hook = self._context.name_of(packet.hook_id)
+                self._rows_of[packet.hook_id] = self._watchers_of(hook)
+            watchers = self._rows_of[packet.hook_id]
+            self._step, self._version = packet.host_step, packet.weights_version
+            if watchers is not None and not watchers.is_full:
+                tensor = self._context.decode(packet)
+                watchers.take(tensor, packet.sampling_rate, packet.timestamp_ns)
+            self._tick()
+
+    def idle(self) -> None:
+        self._tick()
+        if time.monotonic() >= self._power_s:
+            self._power_s = time.monotonic() + POWER_EVERY_S
+            self._write()
+
+    def close(self) -> None:
+        """Look at what came last, then write what was watched."""
+        self._next_s = -math.inf
+        self._tick()
+        self._values.flush()
+        self._values.close()
+        self._write()
+        self._context.heartbeat()
+        left_s = max(0.0, min(self._context.time_left_s(), 4 * _CLOSE_S))
+        self._recorder.close(min(_CLOSE_S, left_s / 2))
+        self._context.heartbeat()
+        if self._webhook is not None:
+            self._webhook.close(min(_CLOSE_S, left_s / 2))
+        self._alarms.close()
+
+    def _watchers_of(self, hook: str) -> RowWatchers | None:
+        entries = [one for one in self._options.watch if one.sae and matches(hook, one.hooks)]
+        found = [made for entry in entries if (made := self._sae_watch(hook, entry)) is not None]
+        if not found:
+            return None
+        refused = self._context.slot.counter("alarm_refused_rows", hook=hook)
+        return RowWatchers(found, self._options.rows, refused)
+
+    def _sae_watch(self, hook: str, entry: Watch) -> SAEWatch | None:
+        assert entry.sae is not None
+        try:
+            sae = StartFrom(path=entry.sae).read(hook)
+        except (CheckpointError, ExchangeError) as error:
+            log.error("%s is not watched: %s", hook, error)
+            return None
+        if sae.name in OF_SEVERAL_HOOKS:
+            log.error("%s is not watched: a %s needs the rows of other hooks too", hook, sae.name)
+            return None
+        features = tuple(number for number in entry.features if number < sae.d_sae)
+        if len(features) < len(entry.features):
+            log.error("%s: features from %d on are not in %s", hook, sae.d_sae, entry.sae)
+        number = self._options.watch.index(entry)
+        return SAEWatch(hook, sae, features, number)
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        if now_s < self._next_s:
+            return
+        # An interval is at least as long as configured: what comes late moves the ones after it.
+        self._next_s = now_s + self._options.interval_s
+        if self._host_steps is not None:
+            self._step = self._host_steps.value or self._step
+        values = self._read(now_s)
+        self._intervals.add()
+        self._values.add(self._step, values)
+        if self._baseline is not None:
+            values = values - [self._baseline.at(name, self._step) for name in self._names]
+        for finding in self._bank.update(values):
+            if self._quiet_until_s.get(finding.watcher, -math.inf) <= now_s:
+                self._quiet_until_s[finding.watcher] = now_s + self._options.after_s
+                self._raise(finding)
+
+    def _read(self, now_s: float) -> Floats:
+        """A value of each watcher; NaN where there is none."""
+        found: dict[int, float] = {}
+        self._newest_ns = 0
+        for watchers in self._rows_of.values():
+            if watchers is None:
+                continue
+            for entry, name, value in watchers.values():
+                found[self._numbered(name, entry)] = value
+            self._newest_ns = max(self._newest_ns, watchers.newest_ns)
+        for entry, page in self._pages:
+            for name, value in page.values(now_s):
+                found[self._numbered(name, entry)] = value
+        found.pop(-1, None)
+        values = np.full(len(self._names), np.nan)
+        values[list(found)] = list(found.values())
+        return values
+
+    def _numbered(self, name: str, entry: int) -> int:
+        """The watcher's number, which it gets when its first value comes; -1: there are too many."""
+        number = self._number_of.get((name, entry))
+        if number is None:
+            if len(self._names) >= MOST_WATCHERS:
+                log.error("%s is not watched: there are %d watchers already", name, MOST_WATCHERS)
+                self._number_of[name, entry] = -1
+                return -1
+            shown = name if name not in self._names else f"{name} (watch {entry})"
+            side: Side = self._options.watch[entry].side
+            number = self._number_of[name, entry] = self._bank.add(side)
+            self._names.append(shown)
+            self._values.watch(shown)
+            self._page.watch(shown)
+            self._watching.set(float(len(self._names)))
+        return number
+
+    def _raise(self, finding: Finding) -> None:
+        name, context = self._names[finding.watcher], self._context
+        now_ns = time.monotonic_ns() + context.clock_shift_ns
+        self._page.raise_one(name, self._step, finding.value, finding.expected)
+        self._recorder.record()
+        latency_s = None
+        if self._newest_ns:
+            latency_s = (now_ns - self._newest_ns) / 1e9
+            self._latency.record(max(0, now_ns - self._newest_ns))
+        text = (
+            f"{name} went {'up' if finding.up else 'down'} at step {self._step}: {finding.value:.4g} "
+            f"where {finding.expected:.4g} was expected (mean of {finding.span} values)"
+        )
+        log.warning("alarm %d: %s", self._page.total, text)
+        document = {
+            "schema": ALARM_SCHEMA,
+            "text": f"{context.run_id}: {text}",
+            "run_id": context.run_id,
+            "run_dir": str(context.run_dir),
+            "worker": context.name,
+            "attempt": context.attempt,
+            "incarnation": context.incarnation,
+            "number": self._page.total,
+            "watcher": name,
+            "host_step": self._step,
+            "weights_version": self._version,
+            "unix_ns": now_ns + context.wall_offset_ns,
+            "latency_s": latency_s,
+            **{key: value for key, value in asdict(finding).items() if key != "watcher"},
+            "against_baseline": self._baseline is not None and name in self._baseline,
+            "false_alarms_per_day": self._options.false_alarms_per_day,
+            "watchers": len(self._names),
+            "before_s": self._options.before_s,
+            "after_s": self._options.after_s,
+        }
+        try:
+            self._alarms.write(json.dumps(document) + "\n")
+        except OSError as error:
+            log.error("%s: the alarm is not kept: %s", ALARMS_FILE, error)
+        if self._webhook is not None:
+            self._webhook.send(document)
+
+    def _write(self) -> None:
+        """What is watched, and what would be found."""
+        watchers = []
+        for number, name in enumerate(self._names):
+            self._context.heartbeat()
+            powers = self._bank.power(number)
+            watchers.append({"watcher": name, "finds": [_plain(one) for one in powers]})
+        document = {
+            "schema": ALARM_SCHEMA,
+            "worker": self._context.name,
+            "attempt": self._context.attempt,
+            "incarnation": self._context.incarnation,
+            "host_step": self._step,
+            "alarms": self._page.total,
+            "intervals": self._intervals.value,
+            "interval_s": self._options.interval_s,
+            "false_alarms_per_day": self._options.false_alarms_per_day,
+            "false_alarms_per_value": self._bank.alphas,
+            "watchers": watchers,
+        }
+        path = self._context.run_dir / ALARM_DIR / f"{self._stem}.json"
+        try:
+            replace_file(path, (json.dumps(document, indent=1) + "\n").encode(), sync=False)
+        except OSError as error:
+            log.error("%s is not written: %s", path, error)
+
+
+def _plain(power: Power) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {
+        key: value if isinstance(value, int) or math.isfinite(value) else None
+        for key, value in asdict(power).items()
+    }
+
+
+def _host_steps(page: StatsPage | None) -> Counter | None:
+    if page is None:
+        return None
+    host = dict(page.slots()).get("host")
+    found = host.metrics().get("host_steps") if host is not None else None
+    return found if isinstance(found, Counter) else None
+
+
+def _build(options: SinkOptions) -> BaseSink:
+    assert isinstance(options, AlarmOptions)
+    return AlarmWorker(options)
+
+
+plugin = SinkPlugin(
+    name="alarm",
+    summary="raises alarms when watched figures of a live run change",
+    options=AlarmOptions,
+    build=_build,
+    default_delivery=Delivery.AT_MOST_ONCE,
+    preload=("asys_bench.sae",),
+)

@@ -1,0 +1,170 @@
+"""Where the values of an alarm come from: `RowWatchers` of one hook, `PageWatchers` of the stats page.
+
+Both give, for each interval, the names of their watchers with one value each. A watcher without a value in an
+interval (no rows came, a gauge that was not set anew) is absent, and its detector waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from asys_bench.contracts.names import matches
+from asys_bench.contracts.stats import Counter, Gauge, Metric, StatsPage
+from asys_bench.monitors.alarm_page import EXPECTED, RAISED, RECORDING_UNTIL, STEP, VALUE
+from asys_bench.sae import SparseAutoencoder
+
+_OWN = (RAISED, STEP, VALUE, EXPECTED, RECORDING_UNTIL)
+RESCAN_S = 2.0
+"""Metrics appear while a run goes on: a trainer's with its first rows."""
+
+
+class SAEWatch:
+    """FVU of a known SAE, and densities of some of its features."""
+
+    def __init__(
+        self, hook: str, sae: SparseAutoencoder, features: tuple[int, ...], entry: int = 0
+    ) -> None:
+        self.entry = entry
+        """Which of the options' entries it is."""
+        self._sae, self._features = sae, list(features)
+        self._fvu = f"{hook} fvu"
+        self._names = [f"{hook} feature {number}" for number in features]
+        self.width = sae.d_in
+
+    def __call__(
+        self, rows_ND: torch.Tensor, weight_N: torch.Tensor
+    ) -> Iterator[tuple[str, float]]:
+        outlying_N = self._sae.outlying(rows_ND)
+        if outlying_N is not None:
+            rows_ND, weight_N = rows_ND[~outlying_N], weight_N[~outlying_N]
+        if not len(rows_ND):
+            return
+        acts_NF = self._sae.encode(rows_ND)
+        share_N = weight_N / weight_N.sum()
+        error = share_N @ (self._sae.decode(acts_NF) - rows_ND).square().sum(1)
+        spread = share_N @ (rows_ND - share_N @ rows_ND).square().sum(1)
+        if spread > 0:
+            yield self._fvu, float(error / spread)
+        density_K = share_N @ (acts_NF[:, self._features] > 0).float()
+        yield from zip(self._names, density_K.tolist(), strict=True)
+
+
+class RowWatchers:
+    """All watchers of one hook's rows.
+
+    most_rows: per interval; rows beyond are not looked at. refused: rows that none of them can take.
+    """
+
+    def __init__(self, evaluations: list[SAEWatch], most_rows: int, refused: Counter) -> None:
+        self._evaluations, self._most_rows, self._refused = evaluations, most_rows, refused
+        self._rows: list[torch.Tensor] = []
+        self._weights: list[torch.Tensor] = []
+        self._left = most_rows
+        self.newest_ns = 0
+        """Time of the newest packet that was looked at."""
+
+    @property
+    def is_full(self) -> bool:
+        return self._left <= 0
+
+    def take(self, tensor: torch.Tensor, sampling_rate: float, time_ns: int) -> None:
+        """Copy rows of a packet, spread over it, until the interval has enough."""
+        if tensor.numel() == 0 or tensor.ndim == 0 or tensor.is_complex():
+            return
+        rows_ND = tensor.reshape(-1, tensor.shape[-1])
+        if len(rows_ND) > self._left:
+            rows_ND = rows_ND[:: -(-len(rows_ND) // self._left)]
+        rows_ND = rows_ND.to(torch.float32, copy=True)
+        finite_N = torch.isfinite(rows_ND).all(1)
+        if self._rows and self._rows[0].shape[1] != rows_ND.shape[1]:
+            finite_N[:] = False
+        self._refused.add(int((~finite_N).sum()))
+        rows_ND = rows_ND[finite_N]
+        if not len(rows_ND):
+            return
+        self._rows.append(rows_ND)
+        self._weights.append(torch.full((len(rows_ND),), 1.0 / sampling_rate))
+        self._left -= len(rows_ND)
+        self.newest_ns = max(self.newest_ns, time_ns)
+
+    @torch.no_grad()
+    def values(self) -> Iterator[tuple[int, str, float]]:
+        """(entry, watcher, value) of the rows since the last call, which are let go of."""
+        if not self._rows:
+            return
+        rows_ND, weight_N = torch.cat(self._rows), torch.cat(self._weights)
+        self._rows, self._weights, self._left = [], [], self._most_rows
+        for evaluation in self._evaluations if len(rows_ND) else ():
+            if evaluation.width != rows_ND.shape[1]:
+                self._refused.add(len(rows_ND))
+                continue
+            for name, value in evaluation(rows_ND, weight_N):
+                yield evaluation.entry, name, value
+
+
+@dataclass
+class _Watched:
+    """One metric of the page, and what was read of it last."""
+
+    name: str
+    metric: Metric
+    last: tuple[float, float] = (math.nan, math.nan)
+    """Of a gauge (value, 0); of a counter (value, time); of a histogram (count, sum)."""
+
+    def value(self, now_s: float) -> float:
+        """NaN where there is nothing new."""
+        before, metric = self.last, self.metric
+        if isinstance(metric, Gauge):
+            self.last = metric.value, 0.0
+            return self.last[0] if self.last[0] != before[0] else math.nan
+        if isinstance(metric, Counter):
+            self.last = float(metric.value), now_s
+            grown, base = self.last[0] - before[0], now_s - before[1]
+            # Less than before: its worker has begun anew.
+            return grown / base if base > 0 and grown >= 0 else math.nan
+        seen = metric.snapshot()
+        self.last = float(seen.count), float(seen.total)
+        grown = self.last[0] - before[0]
+        return (self.last[1] - before[1]) / grown if grown > 0 else math.nan
+
+
+class PageWatchers:
+    """Metrics of the stats page that match one glob, whichever process has them.
+
+    most: metrics that it watches at the most.
+    """
+
+    def __init__(self, page: StatsPage, glob: str, most: int) -> None:
+        self._page, self._glob, self._most = page, glob, most
+        self._watched: dict[str, _Watched] = {}
+        self._next_scan_s = -math.inf
+        self.left_out = 0
+
+    def values(self, now_s: float) -> Iterator[tuple[str, float]]:
+        """Of metrics with something new since the last call. now_s: a monotonic time."""
+        if now_s >= self._next_scan_s:
+            self._next_scan_s = now_s + RESCAN_S
+            self._scan()
+        for one in self._watched.values():
+            value = one.value(now_s)
+            if math.isfinite(value):
+                yield one.name, value
+
+    def _scan(self) -> None:
+        left_out = 0
+        for slot_name, slot in self._page.slots():
+            for full, metric in slot.metrics().items():
+                bare = full.partition("{")[0]
+                wanted = full if "{" in self._glob else bare
+                name = f"{slot_name} {full}"
+                if bare in _OWN or name in self._watched or not matches(wanted, self._glob):
+                    continue
+                if len(self._watched) >= self._most:
+                    left_out += 1
+                    continue
+                self._watched[name] = _Watched(name, metric)
+        self.left_out = left_out

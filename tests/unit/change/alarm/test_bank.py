@@ -1,0 +1,132 @@
+"""One budget of false alarms for all watchers, and what they find under it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asys_bench.change.alarm.bank import DAY_S, DetectorBank
+
+STREAMS = runpy.run_path(str(Path(__file__).parent / "streams.py"))
+
+
+def bank_of(watchers, run_length, side="both", **more):
+    """Each watcher has a false alarm per `run_length` values on average, or fewer."""
+    bank = DetectorBank(false_alarms_per_day=watchers * DAY_S / run_length, interval_s=1.0, **more)
+    for _ in range(watchers):
+        bank.add(side)
+    return bank
+
+
+def test_the_budget_is_split_over_watchers_spans_and_cadence():
+    bank = DetectorBank(false_alarms_per_day=2.0, interval_s=0.5)
+    for _ in range(5):
+        bank.add("both")
+    values_per_day = DAY_S / 0.5
+    total = sum(5 * alpha * values_per_day / span for span, alpha in bank.alphas.items())
+    assert total == pytest.approx(2.0)
+    bank.add("up")
+    total = sum(6 * alpha * values_per_day / span for span, alpha in bank.alphas.items())
+    assert total == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("kind", ["independent", "AR(1) 0.9", "Cauchy", "learning", "rare feature"])
+def test_false_alarms_stay_within_the_budget(kind):
+    """28,800 values with one expected per 400 at most: 72. The soak test has longer ones."""
+    values = STREAMS["KINDS"][kind](np.random.default_rng(7), (900, 32))
+    bank = bank_of(32, 400)
+    alarms = sum(len(bank.update(row)) for row in values)
+    assert alarms <= 72
+
+
+@pytest.mark.parametrize(("side", "found"), [("up", True), ("both", True), ("down", False)])
+def test_a_lasting_shift_is_found_at_once_on_the_side_that_is_watched(side, found):
+    values = np.random.default_rng(8).standard_normal((600, 1))
+    values[500:] += 8
+    bank = bank_of(1, 1e6, side)
+    findings = [(t, one) for t, row in enumerate(values) for one in bank.update(row)]
+    if not found:
+        assert findings == []
+        return
+    at, first = findings[0]
+    assert 500 <= at <= 505
+    assert first.up
+    assert first.value == pytest.approx(8, abs=3.5)
+    assert first.log10_e >= first.log10_threshold > 6
+
+
+def test_a_slow_rise_is_found_over_a_longer_span():
+    values = np.random.default_rng(9).standard_normal((1900, 1))
+    values[1600:, 0] += np.minimum(np.arange(300) / 60, 2.0)
+    bank = bank_of(1, 1e5)
+    findings = [(t, one) for t, row in enumerate(values) for one in bank.update(row)]
+    assert findings
+    assert findings[0][1].span > 1
+    assert 1600 < findings[0][0] < 1800
+
+
+def test_the_stated_power_is_what_shifted_streams_show():
+    random = np.random.default_rng(10)
+    clean = random.standard_normal((1000, 1))
+    bank = bank_of(1, 1e4)
+    for row in clean:
+        bank.update(row)
+    power = bank.power(0, values=12)[0]
+    assert power.span == 1
+    assert 0 < power.shift < 6
+    found = {}
+    for factor in (0.3, 1.3):
+        hits = 0
+        for seed in range(40):
+            one = copy.deepcopy(bank)
+            one.restart([0])
+            shifted = np.random.default_rng(seed).standard_normal((12, 1)) + factor * power.shift
+            hits += any(finding.span == 1 for row in shifted for finding in one.update(row))
+        found[factor] = hits / 40
+    assert found[1.3] >= 0.75
+    assert found[0.3] <= 0.25
+
+
+def test_without_a_reference_no_power_is_stated():
+    bank = bank_of(1, 1e4)
+    assert [np.isnan(one.shift) for one in bank.power(0)] == [True, True, True]
+
+
+def test_a_watcher_without_a_value_waits_and_the_others_go_on():
+    values = np.random.default_rng(11).standard_normal((300, 2))
+    values[200:, 1] += 8
+    both, one = bank_of(2, 1e4), bank_of(2, 1e4)
+    gaps = values.copy()
+    gaps[::3, 0] = np.nan
+    found_both = [(t, f.watcher) for t, row in enumerate(values) for f in both.update(row)]
+    found_gaps = [(t, f.watcher) for t, row in enumerate(gaps) for f in one.update(row)]
+    assert any(watcher == 1 for _, watcher in found_both)
+    assert [t // 20 for t, watcher in found_gaps if watcher == 1][:1] == [10]
+    assert one.update(np.array([np.nan, np.nan])) == []
+
+
+def test_after_an_alarm_a_watcher_starts_again():
+    values = np.random.default_rng(12).standard_normal((600, 1))
+    values[500:] += 8
+    bank = bank_of(1, 1e5)
+    times = [t for t, row in enumerate(values) for _ in bank.update(row)]
+    assert len(times) >= 1
+    assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(times))
+
+
+def test_a_watcher_that_joins_later_changes_nothing_for_those_before_but_their_share():
+    values = np.random.default_rng(13).standard_normal((200, 2))
+    bank = bank_of(1, 100)
+    for row in values[:100, :1]:
+        bank.update(row)
+    before = bank.alphas[1]
+    assert bank.add("both") == 1
+    assert bank.alphas[1] == pytest.approx(before / 2)
+    for row in values[100:]:
+        bank.update(row)
+    assert np.isfinite(bank.power(0)[0].shift_in_spreads)

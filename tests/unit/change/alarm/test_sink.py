@@ -1,0 +1,212 @@
+"""The sink as a worker runs it: values in, alarms out, and what is written of them."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from asys_bench.change.alarm.options import AlarmOptions
+from asys_bench.change.alarm.sink import AlarmWorker
+from asys_bench.contracts.stats import StatsPage
+from asys_bench.monitors.alarm_page import Alarms
+from asys_bench.sae import SAEConfig, build_sae, save_sae
+from asys_bench.sae.architectures.scaling import InputScaling
+
+HERE = Path(__file__).parent
+CONTEXT_OF = runpy.run_path(str(HERE / "context.py"))["context_of"]
+RIG = runpy.run_path(str(HERE.parents[1] / "sinks" / "archive" / "conftest.py"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    made = tmp_path / "known"
+    made.mkdir()
+    sae = build_sae(SAEConfig(d_sae=16, k=3), 5)
+    save_sae(made, sae, InputScaling.identity(5), {"hook_name": "policy.mlp"})
+    return made
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr("asys_bench.change.alarm.sink.time.monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """start(watch=[...], ...) -> (worker, page, clock)"""
+    pages, workers, clock = [], [], Clock(monkeypatch)
+
+    def make(run_dir=tmp_path, **options):
+        page = StatsPage.create(["host", "alarm-0", "trainer-0"])
+        page.slot("host").counter("host_steps").set(77)
+        options = {"interval_s": 1.0, "false_alarms_per_day": 50, "after_s": 20} | options
+        worker = AlarmWorker(AlarmOptions.model_validate(options))
+        worker.open(CONTEXT_OF(page.slot("alarm-0"), run_dir, page=page))
+        pages.append(page)
+        workers.append(worker)
+        return worker, page, clock
+
+    yield make
+    for page in pages:
+        page.close()
+
+
+def intervals(worker, page, clock, values):
+    """One value of the trainer's FVU for each interval."""
+    gauge = page.slot("trainer-0").gauge("sae_fvu", hook="h")
+    for value in values:
+        gauge.set(value)
+        clock.now += 1.01
+        worker.idle()
+
+
+def test_a_metric_that_jumps_raises_one_alarm_and_everything_is_said_of_it(start, tmp_path, caplog):
+    worker, page, clock = start(watch=[{"metric": "sae_fvu", "side": "up"}])
+    seen = Alarms(page)
+    clean = 0.2 + 0.01 * np.random.default_rng(0).standard_normal(400)
+    intervals(worker, page, clock, clean)
+    assert not seen
+    intervals(worker, page, clock, clean[:12] + 0.2)
+    assert seen.count == 1  # the watcher is quiet for `after_s` intervals
+    (alarm,) = seen
+    assert alarm.watcher == "trainer-0 sae_fvu{hook=h}"
+    assert alarm.step == 77
+    assert alarm.value == pytest.approx(0.4, abs=0.05)
+    assert alarm.expected == pytest.approx(0.2, abs=0.12)
+    assert "sae_fvu{hook=h} went up at step 77" in caplog.text
+    (document,) = map(json.loads, (tmp_path / "alarm" / "alarms.jsonl").read_text().splitlines())
+    assert document["watcher"] == alarm.watcher
+    assert document["number"] == 1
+    assert document["up"] is True
+    assert document["log10_e"] >= document["log10_threshold"]
+    assert document["watchers"] == 1
+    assert page.slot("alarm-0").counter("alarm_recording_until_ns").value > time.monotonic_ns()
+    worker.close()
+    assert page.slot("alarm-0").counter("alarm_recording_until_ns").value == 0
+    written = json.loads((tmp_path / "alarm" / "alarm-0-0.0.json").read_text())
+    assert written["alarms"] == 1
+    (watched,) = written["watchers"]
+    assert 0 < watched["finds"][0]["shift"] < 1
+
+
+def test_rows_in_which_a_known_feature_is_suddenly_frequent_raise_an_alarm(start, folder, tmp_path):
+    worker, page, clock = start(
+        watch=[{"sae": str(folder), "features": [1], "hooks": "policy.*"}], rows=64
+    )
+    random = torch.Generator().manual_seed(1)
+    for seq in range(260):
+        rows = torch.randn(64, 5, generator=random)
+        if seq >= 250:
+            rows = rows * torch.tensor([1, 1, 30.0, 1, 1])
+        with RIG["FakeLease"](
+            [RIG["packet"](rows, seq), RIG["packet"](rows, seq, hook=2)]
+        ) as lease:
+            worker.consume(lease)
+        clock.now += 1.01
+        worker.idle()
+    assert {one.watcher for one in Alarms(page)} == {"policy.mlp feature 1"}
+    metrics = page.slot("alarm-0").metrics()
+    assert metrics["alarm_watchers"].value == 2
+    assert metrics["alarm_latency_ns"].snapshot().count == sum(one.count for one in Alarms(page))
+    worker.close()
+
+
+def test_a_baseline_takes_away_what_both_runs_learn(start, tmp_path):
+    """A drop at one step is no news where the clean run had it; the same drop elsewhere is."""
+    random = np.random.default_rng(2)
+
+    def curve():
+        drop = np.clip((np.arange(360) - 300) / 12, 0, 1)
+        return 0.5 - 0.3 * drop + 0.005 * random.standard_normal(360)
+
+    clean = tmp_path / "clean"
+    clean.mkdir()
+    found = {}
+    for name, baseline in (("clean", None), ("plain", None), ("against", str(clean))):
+        run_dir = clean if name == "clean" else tmp_path / name
+        run_dir.mkdir(exist_ok=True)
+        worker, page, clock = start(run_dir, watch=[{"metric": "sae_fvu"}], baseline=baseline)
+        for step, value in enumerate(curve()):
+            page.slot("host").counter("host_steps").set(step)
+            intervals(worker, page, clock, [value])
+        worker.close()
+        found[name] = Alarms(page).count
+    assert found["plain"] >= 1
+    assert found["against"] == 0
+
+
+def test_watchers_are_limited_and_the_budget_is_theirs_together(start):
+    worker, page, clock = start(watch=[{"metric": "x*"}, {"metric": "x1"}])
+    for number in range(3):
+        page.slot("trainer-0").gauge(f"x{number}").set(1.0)
+    clock.now += 3
+    worker.idle()
+    names = list(worker._names)
+    assert names == [f"trainer-0 x{n}" for n in range(3)] + ["trainer-0 x1 (watch 1)"]
+    per_day = 86400 / 1.0
+    total = sum(4 * alpha * per_day / span for span, alpha in worker._bank.alphas.items())
+    assert total == pytest.approx(50)
+    worker.close()
+
+
+def test_intervals_are_never_shorter_than_configured(start):
+    """A worker that was stopped for a minute does not make up for sixty values."""
+    worker, page, clock = start(watch=[{"metric": "sae_fvu"}])
+    clock.now += 60
+    for _ in range(5):
+        worker.idle()
+    assert page.slot("alarm-0").counter("alarm_intervals").value == 1
+    worker.close()
+
+
+def test_an_sae_that_cannot_be_read_leaves_its_hook_unwatched_and_the_worker_lives(
+    start, tmp_path, caplog
+):
+    (tmp_path / "empty").mkdir()
+    worker, _, _ = start(watch=[{"sae": str(tmp_path / "empty")}, {"metric": "sae_fvu"}])
+    with RIG["FakeLease"]([RIG["packet"](torch.ones(3, 5), 0)]) as lease:
+        worker.consume(lease)
+    assert "policy.mlp is not watched" in caplog.text
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({}, "either a metric or a sae"),
+        ({"metric": "a", "sae": "b"}, "either a metric or a sae"),
+        ({"metric": "a", "features": [1]}, "features are those of a sae"),
+        ({"sae": "a", "features": [-1]}, "features count from 0"),
+        ({"metric": "a", "side": "left"}, "up"),
+    ],
+)
+def test_entries_that_make_no_sense_are_refused(entry, said):
+    with pytest.raises(ValidationError, match=said):
+        AlarmOptions(watch=[entry])
+
+
+def test_what_cannot_work_is_said_when_the_configuration_loads(tmp_path):
+    options = AlarmOptions(
+        watch=[{"sae": str(tmp_path / "gone")}],
+        baseline=str(tmp_path),
+        webhook="https:///path",
+    )
+    paths = [one.path for one in options.misfits(2, ["*"])]
+    assert paths == [
+        ("workers",),
+        ("options", "watch", 0, "sae"),
+        ("options", "baseline"),
+        ("options", "webhook"),
+    ]
+    assert not list(AlarmOptions(watch=[{"metric": "sae_fvu"}]).misfits(1, ["*"]))
