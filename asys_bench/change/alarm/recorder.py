@@ -17,10 +17,10 @@ import threading
 import time
 from dataclasses import dataclass
 
+from asys_bench.contracts.bus import BusAccount, BusError
 from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter
-from asys_bench.monitors.snapshot import published_account
 from asys_bench.sinks.archive.pins import pin, stored_shards
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,6 @@ PIN_EVERY_S = 1.0
 CATCH_UP_S = 120.0
 """The longest wait for an archiver that is behind."""
 LAST_LEASE_S = 5.0
-WITHOUT_ACCOUNT_S = 10.0
-"""And the wait where no monitor publishes how far behind readers are."""
 
 
 @dataclass
@@ -49,7 +47,7 @@ class FlightRecorder:
     def __init__(
         self, context: SinkContext, before_s: float, after_s: float, until: Counter, pinned: Counter
     ) -> None:
-        self._run_dir, self._page = context.run_dir, context.page
+        self._run_dir, self._bus_account = context.run_dir, context.account
         self._shift_ns, self._wall_ns = context.clock_shift_ns, context.wall_offset_ns
         self._before_ns, self._after_ns = int(1e9 * before_s), int(1e9 * after_s)
         self._until, self._pinned = until, pinned
@@ -59,7 +57,7 @@ class FlightRecorder:
         self._wake = threading.Event()
         self._closing = False
         self._captured: int | None = None
-        """Packets of the run when the window ended, as a monitor published them."""
+        """Packets of the run when the window ended."""
         self._taken_s = math.inf
         self._said: str | None = None
         self._thread: threading.Thread | None = None
@@ -116,9 +114,9 @@ class FlightRecorder:
         if past_s < 0:
             self._captured = None
             return False
-        account = published_account(self._page) if self._page is not None else None
+        account = self._account()
         if account is None:
-            return past_s > WITHOUT_ACCOUNT_S
+            return past_s > CATCH_UP_S
         if self._captured is None:
             self._captured, self._taken_s = account.produced, math.inf
         if (
@@ -129,6 +127,13 @@ class FlightRecorder:
         # What was taken last may be on its way into a shard for as long as a lease takes.
         self._taken_s = min(self._taken_s, past_s)
         return past_s - self._taken_s >= LAST_LEASE_S
+
+    def _account(self) -> BusAccount | None:
+        """The bus's counters; None where it is gone."""
+        try:
+            return self._bus_account() if self._bus_account is not None else None
+        except (BusError, OSError):
+            return None
 
     def _pin(self) -> None:
         """Pin what is not pinned yet; what fails is tried again a second later."""

@@ -11,6 +11,7 @@ import torch
 
 from asys_bench.change.alarm import recorder
 from asys_bench.change.alarm.recorder import FlightRecorder
+from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.monitors.alarm_page import AlarmsOnPage
 from asys_bench.sinks.archive.pins import pin_of, stored_shards
@@ -30,33 +31,37 @@ def archive(tmp_path):
     made.page.close()
 
 
+class Bus:
+    """Counters of a bus with one group of readers."""
+
+    produced = ready = 0
+
+    def account(self):
+        group = GroupAccount("archive", self.produced - self.ready, 0, 0, 0, self.ready)
+        return BusAccount(self.produced, {}, 0, (group,))
+
+
 @pytest.fixture
 def recording(archive, monkeypatch):
-    """A recorder over the rig's run. `captured`, `ready`: the account that a monitor would publish."""
+    """recording(before_s, after_s) -> (a recorder over the rig's run, its bus)"""
     monkeypatch.setattr(recorder, "PIN_EVERY_S", 0.02)
     monkeypatch.setattr(recorder, "LAST_LEASE_S", 0.05)
-    page = StatsPage.create(["alarm-0", "monitor-log"])
+    page, bus = StatsPage.create(["alarm-0"]), Bus()
 
     def make(before_s, after_s):
         slot = page.slot("alarm-0")
-        context = CONTEXT_OF(slot, archive.run_dir, page=page, wall_offset_ns=WALL_NS)
+        context = CONTEXT_OF(slot, archive.run_dir, account=bus.account, wall_offset_ns=WALL_NS)
         one = FlightRecorder(
             context, before_s, after_s, AlarmsOnPage(slot).until, slot.counter("pinned")
         )
         made.append(one)
-        return one, page
+        return one, bus
 
     made: list[FlightRecorder] = []
     yield make
     for one in made:
         one.close(5)
     page.close()
-
-
-def publish(page, produced, ready):
-    slot = page.slot("monitor-log")
-    slot.counter("data_bus_push_count").set(produced)
-    slot.counter("data_bus_ready_count", group="archive").set(ready)
 
 
 def pinned(archive):
@@ -84,8 +89,8 @@ def test_what_was_captured_before_and_after_an_alarm_is_pinned_and_older_shards_
     write(archive, worker, range(12), ago_s=100)
     old = {path.name for path in archive.shards()}
     write(archive, worker, range(12, 24), ago_s=5)
-    one, page = recording(before_s=30, after_s=0.4)
-    publish(page, 24, 0)
+    one, bus = recording(before_s=30, after_s=0.4)
+    bus.produced = 24
     one.record()
     before = {path.name for path in archive.shards()} - old
     until(lambda: before <= pinned(archive))
@@ -110,13 +115,13 @@ def test_the_window_lasts_until_the_archiver_has_written_what_was_captured_in_it
 ):
     worker = archive.start(shard_rotate_mib=0.25, fsync="never")
     write(archive, worker, range(4), ago_s=1)
-    one, page = recording(before_s=10, after_s=0.05)
-    publish(page, 16, 12)  # twelve packets of the window wait for the archiver
+    one, bus = recording(before_s=10, after_s=0.05)
+    bus.produced, bus.ready = 16, 12  # twelve packets of the window wait for the archiver
     one.record()
     time.sleep(0.3)  # the window is over long ago
     assert one._window is not None
     write(archive, worker, range(4, 16), ago_s=0.2)
-    publish(page, 40, 24)
+    bus.produced, bus.ready = 40, 24
     worker.close()
     until(lambda: one._window is None)
     assert pinned(archive) == {path.name for path in archive.shards()}
