@@ -39,7 +39,7 @@ def test_a_run_that_is_killed_and_goes_on_has_what_its_host_did(tmp_path, host, 
 
 @pytest.mark.rest
 @pytest.mark.stress
-@pytest.mark.timeout(3600 if SOAK else 300)
+@pytest.mark.timeout(3600 if SOAK else 600)
 @pytest.mark.parametrize("host", ["ppo", "language"] if SOAK else ["language"])
 def test_a_run_whose_machine_is_lost_goes_on_from_its_copy_without_a_hole(
     tmp_path, host, monkeypatch

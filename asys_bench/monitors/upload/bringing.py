@@ -184,12 +184,12 @@ class _Bringing:
             self._fetch(CONFIG_FILE, Path(folder))
             began = began_unix_ns(read_run_file(Path(folder)))
             config = _config_in(Path(folder))
-            notes = tuple(self._lacking(config))
             parent = self._parent or _run_dir_of(config)
         self._files = self._bytes = 0
         target = parent / self._manifest.run_id
         if os.path.lexists(target):
             return self._is_here(target, began)
+        notes = tuple(self._lacking(config))
         parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(parent)
         claim = next_claim(self._store, self._manifest.term)

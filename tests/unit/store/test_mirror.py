@@ -13,6 +13,7 @@ import pytest
 
 from asys_bench.cli import run as asys_run
 from asys_bench.contracts.run_files import read_run_file
+from asys_bench.monitors.upload.bringing import bring_back
 from asys_bench.monitors.upload.uploader import Uploader
 from asys_bench.offline import archived_rows
 from asys_bench.rundir.live_run import ReadingError
@@ -275,6 +276,20 @@ def test_a_copy_in_s3_reads_like_the_run(small, bucket, tmp_path):
     ]
     assert read_run_file(local_folder(uri))["run_id"] == "run-1"
     assert open_run(uri).archive.numpy("policy.mlp")["values"].shape == (20, 6)
+
+
+def test_a_run_that_was_brought_back_verifies_and_says_what_the_store_has(small, tmp_path):
+    uri = sent(small, tmp_path / "copy")
+    rows = verify_run(small).to_plain()["archive_rows"]
+    path = Path(bring_back(uri, tmp_path / "b").path)
+    verified = verify_run(path)
+    assert not verified.damaged
+    assert verified.to_plain()["archive_rows"] == 0
+    told = {f.path: f.detail for f in verified.findings}["archive/storage.deleted.jsonl"]
+    assert f"({rows} rows of" in told
+    assert "as the run's store has them" in told
+    again = local_folder(sent(path, tmp_path / "copy"))
+    assert verify_run(again).to_plain()["archive_rows"] == rows > 0
 
 
 def test_what_would_write_to_a_copy_is_refused(small, tmp_path, capsys):

@@ -209,6 +209,7 @@ def test_what_the_copy_lacks_is_said_with_what_to_do(here, tmp_path, lost, cause
     assert not (tmp_path / "b").exists()
     if cause is Cause.LACKING:
         assert "begins anew" in bring_back(uri, tmp_path / "b").notes[0]
+        assert not bring_back(uri, tmp_path / "b", strict=True).new, "what is here goes on as it is"
 
 
 def test_places_without_the_run_are_told_apart(here, place, tmp_path, s3):
