@@ -71,6 +71,20 @@ def test_it_sends_while_the_run_goes_on_and_the_rest_when_it_has_stopped(rig, ru
     assert rig.count("storage_bytes") >= sum(map(len, files_of(run).values()))
 
 
+def test_what_workers_close_when_their_host_is_gone_is_sent_at_once(rig, run, copy, monkeypatch):
+    """They have 4.5 s, and a look each 5 s would come too late."""
+    monkeypatch.setattr(plugins, "INTERVAL_S", 60.0)
+    rig.wait(lambda: rig.count("storage_pending_files") == 0 and rig.count("storage_files") > 5)
+    rig.left_s = 20.0
+    shard = run / "archive" / "policy.mlp" / "archive-0-0-9.arrows"
+    shard.write_bytes(b"last rows")
+    rig.wait(lambda: rig.monitor._uploader.progress.open_shards == 1)
+    shard.with_suffix(".json").write_text("{}")
+    rig.wait(lambda: f"archive/policy.mlp/{shard.name}" in copy.files())
+    rig.monitor.tick(RunState.STOPPED)
+    assert copy.files() == files_of(run)
+
+
 def test_a_store_that_does_not_answer_holds_nobody_up_at_the_end(run, copy, monkeypatch, caplog):
     asked, answer = threading.Event(), threading.Event()
 
