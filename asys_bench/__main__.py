@@ -1,7 +1,8 @@
 """`python -m asys_bench run -c CONFIG -- train.py args`: a training script as it is, under observation.
 
 Without `--` and a script it is `asys-run`: `python -m asys_bench run -c CONFIG`.
-Under torchrun (`torchrun ... -m asys_bench run -c CONFIG -- train.py`) all ranks of a node share a run.
+Under torchrun (`torchrun ... -m asys_bench run -c CONFIG -- train.py`), mpirun and srun all ranks of a node
+share a run.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ def main(argv: list[str] | None = None) -> int:
         return _asys_run(arguments.config, arguments.set)
     if script[0] == "-m" and len(script) < 2:
         parser.error("after -m there must be a module")
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1") or "1") > 1:
+    from asys_bench.system.launcher import LocalRanks
+
+    ranks = LocalRanks.from_environment()
+    if ranks is not None and ranks.world_size > 1:
         from asys_bench.run.script import observe_script
 
         return observe_script(arguments.config, arguments.set, script)

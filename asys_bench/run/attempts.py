@@ -62,6 +62,7 @@ from asys_bench.run.run_dir import RunDir, names_alike
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore, check_seal
 from asys_bench.system.files.below import EntryKind, remove, scan, scan_if_there, walk
+from asys_bench.system.launcher import job_name, node_name
 from asys_bench.workers.run_lock import RunLock
 
 log = logging.getLogger(__name__)
@@ -95,13 +96,11 @@ def id_of(run: RunConfig, env: Mapping[str, str] | None = None) -> str:
 
     Each node of a job has a run of its own: nodes but the first add theirs.
     """
-    env = os.environ if env is None else env
     name = run.id
     if name is None:
-        jobs = (env.get("SLURM_JOB_ID"), env.get("TORCHELASTIC_RUN_ID"))
-        job = next((job for job in jobs if job and job != "none"), None)
+        job = job_name(env)
         name = run.name if job is None else f"{_NO_NAME.sub('-', job)[:60]}-{run.name}"
-    node = next((n for n in (env.get("GROUP_RANK"), env.get("SLURM_NODEID")) if n), "0")
+    node = node_name(env)
     return name if node == "0" else f"{name}-node{_NO_NAME.sub('-', node)[:8]}"
 
 

@@ -45,9 +45,10 @@ from asys_bench.reports.run_summary.summary import RunSummary
 from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd, Continuation, open_run_dir
 from asys_bench.run.forecast import SaeForecast, configured_l0
 from asys_bench.run.rank_session import RankSession
-from asys_bench.run.rendezvous import LocalRanks, RankListener, find_run
+from asys_bench.run.rendezvous import RankListener, find_run
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
+from asys_bench.system.launcher import LocalRanks
 
 _serials = itertools.count()
 """Runs of this process under torchrun; the ranks of a node find each other's by number."""

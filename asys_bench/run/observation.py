@@ -25,10 +25,10 @@ from asys_bench.hosts.text_corpus import vocabulary_document
 from asys_bench.monitors.alarm_page import Alarms
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.run.lifecycle import RunLifecycle
-from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.settings import ConfigLike, HooksLike, resolve_settings
 from asys_bench.run.stderr_lines import StderrLines, closing_lines, opening_lines
 from asys_bench.run.storage import send_rest, storage_problems
+from asys_bench.system.launcher import LocalRanks
 
 if TYPE_CHECKING:
     from asys_bench.rundir.open_run import Run

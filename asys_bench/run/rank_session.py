@@ -17,9 +17,9 @@ from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
-from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.streams import coin_keys, plan_streams
 from asys_bench.rundir.live_run import LiveRun
+from asys_bench.system.launcher import LocalRanks
 from asys_bench.system.liveness import ProcessHandle
 from asys_bench.system.standard_fds import standard_fds_taken
 from asys_bench.workers.shard_bus import ShardOfBus

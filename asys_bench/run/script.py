@@ -1,4 +1,4 @@
-"""A training script as it is, on every rank that torchrun starts.
+"""A training script as it is, on every rank that torchrun, mpirun or srun starts.
 
 One process alone is the `script` host's business; ranks have to find each other, which `Observation`
 does for them.
@@ -24,7 +24,7 @@ from asys_bench.hosts.script import ScriptOptions, run_script
 from asys_bench.run.lifecycle import misfit
 from asys_bench.run.observation import Observation
 from asys_bench.run.process_state import SignalHandlers, log_lines
-from asys_bench.run.rendezvous import LocalRanks
+from asys_bench.system.launcher import LocalRanks
 
 log = logging.getLogger(__name__)
 

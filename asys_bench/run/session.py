@@ -44,10 +44,10 @@ from asys_bench.registry import registry
 from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd, Continuation, new_entry, steps_of
 from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
-from asys_bench.run.rendezvous import LocalRanks
 from asys_bench.run.run_dir import RunDir, environment
 from asys_bench.run.streams import Streams, coin_keys, fed_streams, plan_streams
 from asys_bench.rundir.live_run import descriptor_paths
+from asys_bench.system.launcher import LocalRanks
 from asys_bench.system.process import start_time
 from asys_bench.system.standard_fds import standard_fds_taken
 from asys_bench.workers.supervisor import Supervisor

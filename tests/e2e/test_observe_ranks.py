@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import asys_bench
-from asys_bench.run.rendezvous import LocalRanks, RankListener, RendezvousError, find_run
+from asys_bench.run.rendezvous import RankListener, RendezvousError, find_run
+from asys_bench.system.launcher import LocalRanks
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 PATIENCE_S = 240.0
@@ -195,19 +196,3 @@ def test_a_rank_is_told_why_there_is_no_run():
             find_run(other, 0, 10)
     finally:
         listener.close()
-
-
-def test_torchruns_variables_say_who_we_are():
-    env = {"RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "MASTER_PORT": "1"}
-    ranks = LocalRanks.from_environment(env)
-    assert (ranks.rank, ranks.local_rank, ranks.is_owner) == (5, 1, False)
-    assert ranks.slot == "host-1"
-    assert ranks.slots == ["host-1", "host-2", "host-3"]
-    sibling = LocalRanks.from_environment({**env, "RANK": "4", "LOCAL_RANK": "0"})
-    assert sibling.job == ranks.job
-    assert sibling.is_owner
-    assert sibling.slot == "host"
-    elsewhere = LocalRanks.from_environment({**env, "RANK": "1"})
-    assert elsewhere.job != ranks.job, "another node"
-    for broken in ({}, {**env, "RANK": "x"}, {**env, "LOCAL_RANK": "4"}):
-        assert LocalRanks.from_environment(broken) is None
