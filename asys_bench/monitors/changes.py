@@ -51,12 +51,14 @@ class ChangeDetector:
         self._totals: dict[str, int] = {}
         self._last_drop_ns: dict[str, int] = {}
         self._raised: dict[str, bool] = {}
+        self._connected: dict[str, bool] = {}
 
     def observe(self, now: RunSnapshot, figures: RunFigures | None = None) -> list[Change]:
         """Changes since the previous reading. `figures`: those of `now`, if the caller has them."""
         figures = figures or figures_of(now)
         found = [*self._run(now), *self._workers(now), *self._rate_changes(figures)]
         found += [*self._drops(now), *self._faults(figures), *self._alarms(now)]
+        found += self._remote(now, figures)
         first = self._before is None
         self._before = now
         return [] if first and self._resumed else found
@@ -96,17 +98,46 @@ class ChangeDetector:
 
     def _drops(self, now: RunSnapshot) -> Iterator[Change]:
         for reason, total in now.account.dropped.items() if now.account else ():
-            key = str(reason)
-            grown = self._grown(f"dropped {key}", total)
-            began = self._last_drop_ns.get(key)
-            fields = {"reason": key, "total": total}
-            if grown:
-                self._last_drop_ns[key] = now.time_ns
-                if began is None:
-                    yield Change("drops_began", logging.WARNING, {**fields, "new": grown})
-            elif began is not None and now.time_ns - began >= QUIET_S * 1e9:
-                del self._last_drop_ns[key]
-                yield Change("drops_ended", logging.INFO, fields)
+            fields = {"reason": str(reason), "total": total}
+            yield from self._drops_of("drops", now.time_ns, str(reason), fields, total)
+
+    def _drops_of(
+        self, event: str, time_ns: int, key: str, fields: Mapping[str, object], total: int
+    ) -> Iterator[Change]:
+        """Drops begin once, and end with `QUIET_S` without one."""
+        grown = self._grown(f"dropped {key}", total)
+        began = self._last_drop_ns.get(key)
+        if grown:
+            self._last_drop_ns[key] = time_ns
+            if began is None:
+                yield Change(f"{event}_began", logging.WARNING, {**fields, "new": grown})
+        elif began is not None and time_ns - began >= QUIET_S * 1e9:
+            del self._last_drop_ns[key]
+            yield Change(f"{event}_ended", logging.INFO, fields)
+
+    def _remote(self, now: RunSnapshot, figures: RunFigures) -> Iterator[Change]:
+        """Receivers that come and go, and what was not sent on."""
+        for one in figures.remotes:
+            fields: dict[str, object] = {"worker": one.worker, "acked": one.acked}
+            before = self._connected.get(one.worker, False)
+            self._connected[one.worker] = one.connected
+            if one.connected and not before:
+                yield Change("remote_connected", logging.INFO, fields)
+            elif before and not one.connected:
+                yield Change("remote_away", logging.WARNING, fields)
+            for reason, total in one.dropped.items():
+                told = {"worker": one.worker, "reason": reason, "total": total}
+                key = f"{one.worker} {reason}"
+                yield from self._drops_of("remote_drops", now.time_ns, key, told, total)
+            yield from self._refusals("remote_refused", one.worker, one.refused)
+        if figures.receiver is not None:
+            yield from self._refusals("receiver_refused", "host", figures.receiver.refused)
+
+    def _refusals(self, event: str, worker: str, refused: Mapping[str, int]) -> Iterator[Change]:
+        for reason, total in refused.items():
+            if grown := self._grown(f"{event} {worker} {reason}", total):
+                fields = {"worker": worker, "reason": reason, "new": grown, "total": total}
+                yield Change(event, logging.WARNING, fields)
 
     def _faults(self, figures: RunFigures) -> Iterator[Change]:
         for hook in figures.hooks:

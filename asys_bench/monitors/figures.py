@@ -113,6 +113,39 @@ class DeletedFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteFigures:
+    """A forwarder: what left this machine. taken = acked + dropped + in_flight at every quiet moment."""
+
+    worker: str
+    taken: int
+    acked: int
+    dropped: Mapping[str, int]
+    in_flight: int
+    in_flight_bytes: float
+    credit_bytes: float
+    connected: bool
+    unacknowledged_s: float
+    connections: int
+    refused: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiverFigures:
+    """The receiver that is this run's host: what came from other machines."""
+
+    accepted: int
+    accepted_bytes: int
+    duplicates: int
+    in_doubt: int
+    expired: int
+    connections: int
+    window: int
+    credit_bytes: float
+    lag_s: float
+    refused: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class RunFigures:
     time_ns: int
     state: RunState
@@ -130,6 +163,8 @@ class RunFigures:
     checkpoint_failures: int = 0
     ranks: tuple[RankFigures, ...] = ()
     """Hosts beside `host`, those that have joined."""
+    remotes: tuple[RemoteFigures, ...] = ()
+    receiver: ReceiverFigures | None = None
 
     def hook(self, name: str) -> HookFigures | None:
         return next((h for h in self.hooks if h.hook == name), None)
@@ -170,6 +205,10 @@ def figures_of(snapshot: RunSnapshot) -> RunFigures:
             for slot in hosts
             if slot.name != HOST_SLOT and slot.state is not WorkerState.EMPTY
         ),
+        remotes=tuple(
+            _remote(slot) for slot in others if MetricKey("remote_taken") in slot.counters
+        ),
+        receiver=_receiver(host) if host else None,
     )
 
 
@@ -249,6 +288,55 @@ def _sae(slot: SlotSnapshot, hook: str) -> SaeFigures:
         l0=gauge("sae_l0"),
         dead_ratio=gauge("sae_dead_ratio"),
         dense_ratio=gauge("sae_dense_ratio"),
+    )
+
+
+def _by_reason(slot: SlotSnapshot, name: str) -> dict[str, int]:
+    return {
+        key.label("reason"): value
+        for key, value in slot.counters.items()
+        if key.name == name and value
+    }
+
+
+def _remote(slot: SlotSnapshot) -> RemoteFigures:
+    counts = {key.name: value for key, value in slot.counters.items() if not key.labels}
+    gauges = {key.name: value for key, value in slot.gauges.items() if not key.labels}
+    in_flight = gauges.get("remote_in_flight", NAN)
+    return RemoteFigures(
+        worker=slot.name,
+        taken=counts.get("remote_taken", 0),
+        acked=counts.get("remote_acked", 0),
+        dropped=_by_reason(slot, "remote_dropped"),
+        in_flight=0 if math.isnan(in_flight) else int(in_flight),
+        in_flight_bytes=gauges.get("remote_in_flight_bytes", NAN),
+        credit_bytes=gauges.get("remote_credit_bytes", NAN),
+        connected=gauges.get("remote_connected", 0.0) == 1.0,
+        unacknowledged_s=gauges.get("remote_ack_s", NAN),
+        connections=counts.get("remote_connections", 0),
+        refused=_by_reason(slot, "remote_refused"),
+    )
+
+
+def _receiver(slot: SlotSnapshot) -> ReceiverFigures | None:
+    counts = {key.name: value for key, value in slot.counters.items() if not key.labels}
+    if "receiver_accepted" not in counts:
+        return None
+    gauges = {key.name: value for key, value in slot.gauges.items() if not key.labels}
+    connections, window = (
+        gauges.get(name, NAN) for name in ("receiver_connections", "receiver_window")
+    )
+    return ReceiverFigures(
+        accepted=counts["receiver_accepted"],
+        accepted_bytes=counts.get("receiver_accepted_bytes", 0),
+        duplicates=counts.get("receiver_duplicates", 0),
+        in_doubt=counts.get("receiver_in_doubt", 0),
+        expired=counts.get("receiver_expired", 0),
+        connections=0 if math.isnan(connections) else int(connections),
+        window=0 if math.isnan(window) else int(window),
+        credit_bytes=gauges.get("receiver_credit_bytes", NAN),
+        lag_s=gauges.get("receiver_lag_s", NAN),
+        refused=_by_reason(slot, "receiver_refused"),
     )
 
 

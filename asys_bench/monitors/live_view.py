@@ -16,6 +16,7 @@ from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.figures import RunFigures, WorkerFigures
 from asys_bench.monitors.rates import per_second, quantiles, subtract
 from asys_bench.monitors.readable import (
+    UNKNOWN,
     age_text,
     bytes_text,
     count_text,
@@ -25,6 +26,7 @@ from asys_bench.monitors.readable import (
     plural,
     rate_text,
     ratio_text,
+    reasons_text,
     reported_first,
     significant,
     tail_text,
@@ -72,6 +74,8 @@ def live_view(model: LiveModel, width: int) -> RenderableType:
         parts += [Text(), _hooks(model, width, names)]
     if model.now.saes:
         parts += [Text(), _saes(model, width, names)]
+    past = [*_remotes(model), *_receiver(model)]
+    parts += [Text(), *past] if past else []
     account, workers = model.now.account, _workers(model)
     if account is None:
         return Group(*parts, Text(), workers)
@@ -229,10 +233,44 @@ def _bus(model: LiveModel, account: BusAccount, before: BusAccount) -> Text:
     flow = per_second(account.produced_bytes, before.produced_bytes, model.seconds)
     line = Text.assemble(("bus    ", "bold"), (count_text(account.produced), "bold"), " packets  ")
     line.append(f"{rate_text(rate)}/s  ", "cyan").append(f"{bytes_text(flow)}/s", "cyan")
-    drops = {str(reason): n for reason, n in account.dropped.items() if n}
-    told = "  ".join(f"{count_text(n)} {reason}" for reason, n in drops.items())
+    told = reasons_text({str(reason): n for reason, n in account.dropped.items()})
     line.append("  dropped ", "dim").append(told or "0", "yellow" if told else "")
     return line
+
+
+def _remotes(model: LiveModel) -> list[RenderableType]:
+    """What leaves this machine, a line a forwarder."""
+    earlier = {one.worker: one for one in model.before.remotes}
+    lines: list[RenderableType] = []
+    for one in model.now.remotes:
+        rate = per_second(one.acked, earlier.get(one.worker, one).acked, model.seconds)
+        line = Text.assemble((f"{one.worker} ", "bold"))
+        line.append("connected" if one.connected else "away", "green" if one.connected else "red")
+        line.append(f"  {count_text(one.acked)}", "bold").append(" acked  ")
+        line.append(f"{rate_text(rate)}/s", "cyan")
+        line.append("  in flight ", "dim").append(count_text(one.in_flight))
+        line.append("  credit ", "dim").append(bytes_text(one.credit_bytes))
+        told = reasons_text(one.dropped)
+        line.append("  dropped ", "dim").append(told or "0", "yellow" if told else "")
+        lines.append(line)
+    return lines
+
+
+def _receiver(model: LiveModel) -> list[RenderableType]:
+    """What comes from other machines."""
+    now, before = model.now.receiver, model.before.receiver
+    if now is None:
+        return []
+    before = before or now
+    rate = per_second(now.accepted, before.accepted, model.seconds)
+    flow = per_second(now.accepted_bytes, before.accepted_bytes, model.seconds)
+    line = Text.assemble(("receiver ", "bold"), f"{now.connections} connected  ")
+    line.append(count_text(now.accepted), "bold").append(" accepted  ")
+    line.append(f"{rate_text(rate)}/s  {bytes_text(flow)}/s", "cyan")
+    line.append("  lag ", "dim").append(age_text(now.lag_s) if now.lag_s == now.lag_s else UNKNOWN)
+    refused = reasons_text(now.refused)
+    line.append("  refused ", "dim").append(refused or "0", "yellow" if refused else "")
+    return [line]
 
 
 def _groups(model: LiveModel, account: BusAccount, before: BusAccount) -> Table:

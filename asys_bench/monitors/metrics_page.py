@@ -46,7 +46,7 @@ def metrics_page(alerts: str) -> str:
         _HEAD,
         "## The run, its host, bus and processes\n",
         _table(DERIVED),
-        "## Hooks, SAEs, device copies and the archive\n",
+        "## Hooks, SAEs, device copies, the archive and other machines\n",
         _table(PAGE.values()),
         "## Buckets of the latency histograms\n",
         f"Upper edges in seconds, from a microsecond to a second: {edges}, +Inf. They are the last "

@@ -353,6 +353,81 @@ PAGE: dict[str, MetricSpec] = {
     "storage_missed_shards": _gauge(
         "asys_storage_missed_shards", "Shards deleted here before they were sent.", "worker"
     ),
+    # past this machine: forwarders
+    "remote_taken": _counter(
+        "asys_remote_taken_packets", "Packets that the forwarder took off the bus.", "worker"
+    ),
+    "remote_acked": _counter(
+        "asys_remote_acked_packets", "Packets that a receiver has acknowledged.", "worker"
+    ),
+    "remote_dropped": _counter(
+        "asys_remote_dropped_packets", "Packets that were not sent on.", "reason", "worker"
+    ),
+    "remote_duplicates": _counter(
+        "asys_remote_duplicate_packets",
+        "Acknowledged packets that the receiver had already.",
+        "worker",
+    ),
+    "remote_sent_bytes": _counter("asys_remote_sent_bytes", "Bytes sent.", "worker"),
+    "remote_resent": _counter(
+        "asys_remote_resent_packets", "Packets sent again after a lost connection.", "worker"
+    ),
+    "remote_connections": _counter(
+        "asys_remote_connections", "Connections to a receiver that came about.", "worker"
+    ),
+    "remote_refused": _counter(
+        "asys_remote_refused", "Times that a receiver refused the forwarder.", "reason", "worker"
+    ),
+    "remote_in_flight": _gauge(
+        "asys_remote_in_flight_packets", "Packets held, sent or not, unacknowledged.", "worker"
+    ),
+    "remote_in_flight_bytes": _gauge(
+        "asys_remote_in_flight_bytes", "Their bytes; max_mib_in_flight bounds them.", "worker"
+    ),
+    "remote_credit_bytes": _gauge(
+        "asys_remote_credit_bytes", "Bytes that the receiver still takes.", "worker"
+    ),
+    "remote_connected": _gauge(
+        "asys_remote_connected", "1 while a receiver takes packets, else 0.", "worker"
+    ),
+    "remote_ack_s": _gauge(
+        "asys_remote_unacknowledged_seconds", "Age of the oldest unacknowledged batch.", "worker"
+    ),
+    # past this machine: the receiver, which is the host of its run
+    "receiver_accepted": _counter(
+        "asys_receiver_accepted_packets", "Packets taken from forwarders and pushed on the bus."
+    ),
+    "receiver_accepted_bytes": _counter(
+        "asys_receiver_accepted_bytes", "Payload bytes of accepted packets."
+    ),
+    "receiver_duplicates": _counter(
+        "asys_receiver_duplicate_packets", "Packets that came again and were not pushed again."
+    ),
+    "receiver_in_doubt": _counter(
+        "asys_receiver_in_doubt_packets",
+        "Packets that a receiver was pushing when it was killed: on the bus or not.",
+    ),
+    "receiver_expired": _counter(
+        "asys_receiver_expired_packets", "Packets older than what the ledger can still tell apart."
+    ),
+    "receiver_refused": _counter(
+        "asys_receiver_refused", "Connections and messages that were refused.", "reason"
+    ),
+    "receiver_connections_total": _counter(
+        "asys_receiver_connections", "Connections of forwarders that came about."
+    ),
+    "receiver_connections": _gauge(
+        "asys_receiver_connected_forwarders", "Forwarders that are connected now."
+    ),
+    "receiver_credit_bytes": _gauge(
+        "asys_receiver_credit_bytes", "Bytes granted to forwarders and not used yet."
+    ),
+    "receiver_window": _gauge(
+        "asys_receiver_window_packets", "Packets accepted and not yet acknowledged."
+    ),
+    "receiver_lag_s": _gauge(
+        "asys_receiver_lag_seconds", "From the capture of a packet to its arrival here."
+    ),
 }
 """Metric of the stats page -> what it becomes."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.figures import RunFigures
@@ -112,6 +113,11 @@ def age_text(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else duration_text(seconds)
 
 
+def reasons_text(counts: Mapping[str, int]) -> str:
+    """3 slow, 12 unreachable; empty where nothing was counted."""
+    return "  ".join(f"{count_text(n)} {reason}" for reason, n in sorted(counts.items()) if n)
+
+
 def tail_text(name: str, width: int) -> str:
     """`name` in at most `width` columns; its end is kept, because module paths differ at the end."""
     return name if len(name) <= width else "…" + name[len(name) - max(1, width - 1) :]
@@ -143,6 +149,13 @@ def plain_line(
     if fvus:
         low, high = ratio_text(min(fvus)), ratio_text(max(fvus))
         parts.append(f"FVU {low}" if low == high else f"FVU {low}..{high}")
+    for one in now.remotes:
+        there = "" if one.connected else " away"
+        dropped = reasons_text(one.dropped) or "0"
+        parts.append(f"{one.worker}{there} acked {count_text(one.acked)} dropped {dropped}")
+    if now.receiver is not None:
+        accepted = count_text(now.receiver.accepted)
+        parts.append(f"{now.receiver.connections} connected, accepted {accepted}")
     parts.append(_workers(now))
     state = "" if now.state is RunState.RUNNING else f" {now.state.name.lower()}"
     return f"[{duration_text(elapsed_s)}{state}] " + " | ".join(parts)

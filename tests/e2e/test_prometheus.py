@@ -25,8 +25,14 @@ from asys_bench.monitors.prometheus_metrics import all_metrics
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
-ELSEWHERE = ("asys_device_", "asys_sae_watch_", "asys_sae_unpaired_")
-"""Only with a device, a watched SAE or a transcoder."""
+ELSEWHERE = (
+    "asys_device_",
+    "asys_sae_watch_",
+    "asys_sae_unpaired_",
+    "asys_remote_",
+    "asys_receiver_",
+)
+"""Only with a device, a watched SAE, a transcoder, or SAEs on another machine."""
 LATE = {
     "asys_sae_feature_survival_ratio",
     "asys_sae_input_drift_ratio",

@@ -112,3 +112,42 @@ def test_failing_hooks_and_bad_rows_and_write_errors_are_logged_with_how_many(ru
         ("archive_write_errors", 4),
     ]
     assert detector.observe(take_snapshot(run.page, None)) == []
+
+
+def test_a_receiver_that_comes_and_goes_and_what_was_not_sent_on_are_logged(run: Any) -> None:
+    detector = ChangeDetector()
+    slot = run.page.slot("trainer-0")
+    slot.counter("remote_taken")
+    dropped = slot.counter("remote_dropped", reason="unreachable")
+    seen = []
+    for second, (connected, total) in enumerate(
+        [(0, 0), (1, 0), (1, 0), (0, 5), (0, 9), (1, 9), (1, 9), (1, 9)]
+    ):
+        slot.gauge("remote_connected").set(connected)
+        dropped.set(total)
+        found = detector.observe(take_snapshot(run.page, None, second * SECOND))
+        seen.append([n for n in names(found) if n.startswith("remote")])
+    assert seen == [
+        [],
+        ["remote_connected"],
+        [],
+        ["remote_away", "remote_drops_began"],
+        [],
+        ["remote_connected"],
+        [],
+        ["remote_drops_ended"],
+    ]
+
+
+def test_refusals_at_both_ends_are_logged_with_their_reason(run: Any) -> None:
+    detector = ChangeDetector()
+    run.page.slot("host").counter("receiver_accepted")
+    run.page.slot("trainer-0").counter("remote_taken")
+    detector.observe(take_snapshot(run.page, None))
+    run.page.slot("host").counter("receiver_refused", reason="key").add(2)
+    run.page.slot("trainer-0").counter("remote_refused", reason="job").add(1)
+    found = detector.observe(take_snapshot(run.page, None))
+    assert [(c.event, c.fields["reason"], c.fields["new"]) for c in found] == [
+        ("remote_refused", "job", 1),
+        ("receiver_refused", "key", 2),
+    ]

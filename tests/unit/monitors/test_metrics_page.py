@@ -35,7 +35,7 @@ def test_the_committed_page_is_the_generated_one() -> None:
 
 def test_there_are_panels_and_alerts_to_judge() -> None:
     assert len(EXPRESSIONS) >= 35
-    assert len(RULES) == 14
+    assert len(RULES) == 20
 
 
 @pytest.mark.parametrize("expr", EXPRESSIONS)

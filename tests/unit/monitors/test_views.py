@@ -131,3 +131,60 @@ def test_other_ranks_are_hosts_and_their_hooks_add_up() -> None:
         assert "workers 0/2" in plain_line(figures, figures, 1.0, 1.0, "step")
     finally:
         page.close()
+
+
+def forward(slot: Any, acked: int, connected: bool = True) -> None:
+    """A forwarder's metrics: of 100 more than `acked` taken, 3 were dropped and 97 are in flight."""
+    slot.counter("remote_taken").set(acked + 100)
+    slot.counter("remote_acked").set(acked)
+    slot.counter("remote_dropped", reason="slow").set(2)
+    slot.counter("remote_dropped", reason="unreachable").set(1)
+    slot.gauge("remote_in_flight").set(97)
+    slot.gauge("remote_credit_bytes").set(2_000_000)
+    slot.gauge("remote_connected").set(float(connected))
+
+
+def receive(slot: Any, accepted: int) -> None:
+    slot.counter("receiver_accepted").set(accepted)
+    slot.counter("receiver_accepted_bytes").set(64 * accepted)
+    slot.counter("receiver_refused", reason="key").set(4)
+    slot.gauge("receiver_connections").set(2)
+    slot.gauge("receiver_lag_s").set(0.25)
+
+
+def test_what_leaves_and_what_comes_from_other_machines_is_shown(run: Any) -> None:
+    assert figures_of(take_snapshot(run.page, None)).remotes == ()
+    assert figures_of(take_snapshot(run.page, None)).receiver is None
+    forward(run.page.slot("trainer-0"), 1000)
+    receive(run.page.slot("host"), 500)
+    before = figures_of(take_snapshot(run.page, None))
+    forward(run.page.slot("trainer-0"), 3000)
+    receive(run.page.slot("host"), 900)
+    now = figures_of(take_snapshot(run.page, None))
+    (one,) = now.remotes
+    assert one.taken == one.acked + sum(one.dropped.values()) + one.in_flight == 3100
+    out = io.StringIO()
+    model = LiveModel("run", "step", 0.0, now, before, 2.0)
+    Console(file=out, width=120, color_system=None).print(live_view(model, 120))
+    text = " ".join(out.getvalue().split())
+    assert (
+        "trainer-0 connected 3,000 acked 1,000/s in flight 97 credit 2.00 MB dropped 2 slow 1 unreachable"
+        in text
+    )
+    assert "receiver 2 connected 900 accepted 200/s 12.8 kB/s lag 0.2 s refused 4 key" in text
+    forward(run.page.slot("trainer-0"), 3000, connected=False)
+    line = plain_line(figures_of(take_snapshot(run.page, None)), now, 1.0, 1.0, "step")
+    assert "trainer-0 away acked 3,000 dropped 2 slow  1 unreachable" in line
+    assert "2 connected, accepted 900" in line
+
+
+def test_a_forwarder_that_has_only_begun_is_not_an_error(run: Any) -> None:
+    run.page.slot("trainer-0").counter("remote_taken")
+    figures = figures_of(take_snapshot(run.page, None))
+    (one,) = figures.remotes
+    assert (one.taken, one.acked, one.in_flight, one.connected) == (0, 0, 0, False)
+    out = io.StringIO()
+    Console(file=out, width=80).print(
+        live_view(LiveModel("run", "step", 0.0, figures, figures, 0.0), 80)
+    )
+    assert "trainer-0 away" in out.getvalue()
