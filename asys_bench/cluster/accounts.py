@@ -40,6 +40,8 @@ class ForwarderAccount:
     run_id: str
     attempt: int
     worker: str
+    group: str
+    """Of the bus's consumers, which it is."""
     job: str
     unix_ns: int
     final: bool
@@ -72,6 +74,7 @@ class ForwarderAccount:
             run_id=read.text("run_id"),
             attempt=read.count("attempt"),
             worker=read.text("worker"),
+            group=read.text("group"),
             job=read.text("job"),
             unix_ns=read.count("unix_ns"),
             final=read.flag("final"),

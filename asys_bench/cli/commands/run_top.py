@@ -1,6 +1,7 @@
 """`asys-run top`: a running run in the terminal, drawn anew every second, also over ssh; q leaves.
 
 It attaches to the run's stats page and only reads: the run does not notice how many people watch.
+With --cluster BOOK: every receiver of an address book, and every forwarder that has connected to one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -36,8 +38,13 @@ from asys_bench.rundir.attach import (
 )
 from asys_bench.system.process_usage import process_usage
 
+if TYPE_CHECKING:  # `asys-run top` of one run waits for none of it
+    from asys_bench.cluster.identities import ClusterCheck
+
 GONE = 2
 RATE_SPAN_S = 2.0
+CLUSTER_SPAN_S = 6.0
+"""Receivers say what they count every two seconds."""
 FIRST_S = 1.0
 """`--once` looks for this long, because a rate needs two readings."""
 SLOW_SHARE = 0.05
@@ -50,24 +57,84 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="default: 1")
     parser.add_argument("--once", action="store_true", help="print one frame and leave")
     parser.add_argument("--svg", metavar="FILE", help="with --once: write the frame as a picture")
+    parser.add_argument(
+        "--cluster", metavar="BOOK", help="the receivers of this address book, a folder or a URI"
+    )
 
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
-    """0 when the run ended or q was pressed; 2 when there is no such run."""
+    """0 when the run ended or q was pressed; 2 when there is no such run, or no such book."""
+    if arguments.cluster is not None:
+        return _cluster(arguments, console)
     try:
         run = attach_run(find_run(arguments.run))
     except RunGoneError as error:
         console.print(f"asys-run top: {error}", style="red", markup=False, soft_wrap=True)
         return GONE
     with run:
-        view = TopView(run)
-        if arguments.once:
-            view.frame(console.width)
-            time.sleep(FIRST_S)
-            _print_once(view, console, arguments.svg)
-        else:
-            _watch(view, arguments.interval)
+        _draw(TopView(run), arguments, console)
     return 0
+
+
+def _cluster(arguments: argparse.Namespace, console: Console) -> int:
+    from asys_bench.cluster.book import BookError
+
+    if arguments.run is not None:
+        refused = "name a run, or --cluster BOOK"
+    else:
+        try:
+            _draw(ClusterView(arguments.cluster), arguments, console)
+        except BookError as error:
+            refused = str(error)
+        else:
+            return 0
+    console.print(f"asys-run top: {refused}", style="red", markup=False, soft_wrap=True)
+    return GONE
+
+
+class View(Protocol):
+    """What is drawn again and again. ended: it does not change any more."""
+
+    ended: bool
+
+    def frame(self, width: int) -> RenderableType: ...
+
+
+def _draw(view: View, arguments: argparse.Namespace, console: Console) -> None:
+    if arguments.once:
+        view.frame(console.width)
+        time.sleep(FIRST_S)
+        _print_once(view, console, arguments.svg)
+    else:
+        _watch(view, arguments.interval)
+
+
+class ClusterView:
+    """A cluster's frames. A book that cannot be read for once leaves the last frame, and says so."""
+
+    ended = False
+
+    def __init__(self, place: str) -> None:
+        """Raises BookError: it is no place for a book, or cannot be read."""
+        from asys_bench.cluster.status import read_cluster
+
+        self._read = lambda: read_cluster(place)
+        self._cluster = self._read()
+        self._window: Window[ClusterCheck] = Window(CLUSTER_SPAN_S)
+
+    def frame(self, width: int) -> RenderableType:
+        from asys_bench.cluster.book import BookUnavailableError
+        from asys_bench.cluster.view import ClusterFrame, cluster_view
+
+        refused = None
+        try:
+            self._cluster = self._read()
+        except BookUnavailableError as error:
+            refused = Text(str(error), "yellow")
+        check = self._cluster.check
+        seconds, before = self._window.add(time.monotonic_ns(), check)
+        shown = cluster_view(ClusterFrame(self._cluster, check, before, seconds), width)
+        return shown if refused is None else Group(shown, Text(), refused)
 
 
 class TopView:
@@ -146,7 +213,7 @@ def _processes(
     return made
 
 
-def _print_once(view: TopView, console: Console, svg: str | None) -> None:
+def _print_once(view: View, console: Console, svg: str | None) -> None:
     if svg is None:
         console.print(view.frame(console.width))
         return
@@ -158,7 +225,7 @@ def _print_once(view: TopView, console: Console, svg: str | None) -> None:
     console.print(f"written: {svg}", markup=False)
 
 
-def _watch(view: TopView, interval_s: float) -> None:
+def _watch(view: View, interval_s: float) -> None:
     """Draw until q, Ctrl-C or the end of the run; the last frame stays on the screen."""
     console = Console()
     last: RenderableType | None = None

@@ -14,6 +14,17 @@ A run may go on meanwhile: what is being written is not taken for damage. States
 sets damaged checkpoints aside, points `latest` at a whole one and removes leftovers. What it cuts off
 is kept beside the file as *.torn.
 
+--cluster BOOK checks the accounts of a cluster: of each forwarder taken = acked + dropped + in flight, and
+over all machines acked <= accepted <= acked + window, equal when all is quiet. RUN (or a folder of runs) adds
+what forwarders of this machine say themselves. Accounts:
+
+  equal          what was acknowledged was accepted, and nothing else
+  moving         the identities hold; packets or acknowledgements are under way
+  silent         a forwarder that has not said yet what it counts
+  in doubt N     accepted, and counted as dropped by the forwarder: acknowledgements were lost
+  receiver lost N  acknowledged by a receiver that left no last account
+  broken         an identity does not hold
+
 Exit codes: 0 all is well · 1 something is torn or damaged (also when it was repaired) · 2 there is no
 such run, or the command line is wrong.
 """
@@ -30,6 +41,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import printable_lines
@@ -54,11 +66,18 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --repair: do not keep the bytes that are cut off",
     )
+    parser.add_argument(
+        "--cluster", metavar="BOOK", help="check the accounts of this address book's receivers"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
 
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """A row per file, a line per loss."""
+    if arguments.cluster is not None:
+        if arguments.repair or arguments.discard_torn:
+            return _usage("--cluster only reads; verify and repair a receiver's run by its folder")
+        return _cluster(arguments, console)
     if arguments.discard_torn and not arguments.repair:
         return _usage("--discard-torn needs --repair")
     if arguments.repair and is_uri(arguments.run or ""):
@@ -77,6 +96,27 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         uri = without_secrets(arguments.run) if is_uri(arguments.run or "") else None
         _show(found, console, uri, repaired=arguments.repair)
     return EXIT_FAILED if found.damaged else EXIT_OK
+
+
+def _cluster(arguments: argparse.Namespace, console: Console) -> int:
+    from asys_bench.cluster.book import BookError
+    from asys_bench.cluster.view import check_text
+    from asys_bench.rundir.cluster_accounts import verify_cluster
+
+    try:
+        found = verify_cluster(arguments.cluster, Path(arguments.run) if arguments.run else None)
+    except (BookError, RunGoneError) as error:
+        return _usage(str(error))
+    if not found.cluster.statuses and not found.check.senders:
+        return _usage(f"{found.cluster.uri}: no receiver has said there what it counts")
+    if arguments.json:
+        json.dump(found.to_plain(), sys.stdout, indent=2)
+        sys.stdout.write("\n")
+    else:
+        console.print(check_text(found.cluster, found.check, console.width))
+        for problem in found.problems:
+            console.print(Text(printable_lines(problem), "bold red"), soft_wrap=True)
+    return EXIT_OK if found.holds else EXIT_FAILED
 
 
 def _usage(message: str) -> int:
