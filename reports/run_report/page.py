@@ -11,6 +11,7 @@ from asys_bench.reports.run_report.cards import sae_section
 from asys_bench.reports.run_report.evaluations import evaluation_parts
 from asys_bench.reports.run_report.header import header, warnings
 from asys_bench.reports.run_report.latency import latency_spectrum
+from asys_bench.reports.run_report.other_machines import other_machines
 from asys_bench.reports.run_report.record import RunRecord
 from asys_bench.reports.run_report.sae_curves import sae_curves
 from asys_bench.reports.run_report.timeline import event_list, timeline
@@ -166,6 +167,12 @@ def _sections(
                 )
                 if part is not None
             ],
+        ),
+        _section(
+            "Other machines",
+            "What forwarders took is what receivers acknowledged, what was dropped by reason, and what is "
+            "in flight. Accounts are equal where what was acknowledged was accepted, and nothing else.",
+            other_machines(record),
         ),
         _section(
             "Attempts",

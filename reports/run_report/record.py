@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asys_bench.cluster.accounts import (
+    AccountError,
+    ForwarderAccount,
+    ReceiverAccount,
+    read_forwarders,
+    read_receiver,
+)
 from asys_bench.config.document import run_config_data
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.run_files import (
@@ -52,6 +60,10 @@ class RunRecord:
     """Hook -> the whole run's latency in ns; empty for a run that did not end in order."""
     evaluations: tuple[Mapping[str, Any], ...] = ()
     """Documents of `rundir.evaluation_documents`, by SAE and age of the checkpoint."""
+    forwarders: tuple[ForwarderAccount, ...] = ()
+    """What this run sent to other machines."""
+    receiver: ReceiverAccount | None = None
+    """What came from them, where the run's host is a receiver."""
 
     @property
     def run_id(self) -> str:
@@ -108,7 +120,19 @@ def read_run(path: Path) -> RunRecord:
         _events(path / EVENTS_FILE),
         _latencies(path / HISTOGRAMS_FILE),
         tuple(read_evaluations(path)),
+        *_accounts(path),
     )
+
+
+def _accounts(path: Path) -> tuple[tuple[ForwarderAccount, ...], ReceiverAccount | None]:
+    """What cannot be read is left out; `asys-run verify` names it."""
+    forwarders: tuple[ForwarderAccount, ...] = ()
+    receiver = None
+    with suppress(AccountError, OSError):
+        forwarders = read_forwarders(path)
+    with suppress(AccountError, OSError):
+        receiver = read_receiver(path)
+    return forwarders, receiver
 
 
 def _summary(path: Path) -> RunSummary | None:

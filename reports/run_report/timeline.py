@@ -17,6 +17,11 @@ _EVENTS = {
     "hook_failed": (True, "hook {hook} switched itself off"),
     "sampling_rate_lowered": (False, "sampling of {hook} lowered to {to}"),
     "archive_write_errors": (True, "the archive could not be written"),
+    "remote_away": (True, "{worker} lost its receiver"),
+    "remote_connected": (False, "{worker} reached a receiver"),
+    "remote_drops_began": (True, "{worker} began to drop ({reason})"),
+    "remote_refused": (True, "{worker} was refused ({reason})"),
+    "receiver_refused": (True, "somebody was refused ({reason})"),
 }
 
 

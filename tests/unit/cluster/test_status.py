@@ -143,13 +143,14 @@ def test_the_monitor_writes_while_the_run_goes_on_and_a_last_time_at_its_end(tmp
     rig.end()
     (status,) = read_cluster(str(book)).statuses
     assert (status.account.accepted, status.account.final) == (97, True)
-    assert "cluster-status" not in {thread.name for thread in threading.enumerate()}
+    until(lambda: "cluster-status" not in {thread.name for thread in threading.enumerate()})
 
 
 def test_a_book_that_cannot_be_written_holds_nobody_up(tmp_path, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("")
     rig = Rig(tmp_path / "run", blocked / "book")
+    rig.left_s = 1.2
     rig.write(receiver(sender(50, 0, None)))
     until(lambda: "address book" in caplog.text)
     rig.end()

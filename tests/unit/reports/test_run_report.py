@@ -67,6 +67,8 @@ from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sinks.archive.reader import open_archive
 from asys_bench.sinks.archiver import ArchiverOptions, ArchiverWorker
 
+from ..cluster import documents
+
 CARTPOLE = tuple(
     Coordinate(*words)
     for words in (
@@ -286,6 +288,35 @@ def test_a_run_that_went_on_has_a_table_of_its_attempts(whole_run: Path) -> None
     assert "0<b>killed0 to 400--" in words
     assert "1finished300 to 60090OK" in words
     assert "allat least 90" in words
+
+
+def test_what_was_sent_to_other_machines_and_what_came_from_them_have_a_table(
+    whole_run: Path,
+) -> None:
+    assert "Other machines" not in render(whole_run)
+    folder = whole_run / "cluster"
+    folder.mkdir()
+    (folder / "remote-0.json").write_text(
+        json.dumps(documents.forwarder(taken=1234, acked=1229, dropped={"slow": 5}))
+    )
+    shown = " ".join(read(render(whole_run)).text.split())
+    assert "Other machines" in shown
+    assert "remote-0sae1,2341,2295 slow010" in shown
+    quiet = documents.reported(100, 97, {"slow": 3}, 0)
+    hosts = [
+        documents.sender(97, 0, quiet, run_id="host-a", duplicates=2),
+        documents.sender(97, 1, quiet, run_id="host-b"),
+    ]
+    document = documents.receiver(*hosts, refused={"key": 7})
+    (folder / "receiver.json").write_text(json.dumps(document))
+    shown = " ".join(read(render(whole_run)).text.split())
+    assert "194 packets accepted at tcp://10.0.0.1:7000, job job, refused: 7 key." in shown
+    assert "host-a/remote-0node0equal10097973 slow201.00 kB0.5 s" in shown
+    assert "host-b/remote-0node0broken" in shown
+    assert "host-b/remote-0: acked 97 is more than sae accepted" in shown
+    (folder / "receiver.json").write_text("{")
+    (folder / "remote-0.json").write_text("{}")
+    assert "Other machines" not in render(whole_run)
 
 
 def test_the_report_is_one_file_that_asks_nobody_for_anything(whole_run: Path) -> None:
