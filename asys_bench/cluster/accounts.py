@@ -136,8 +136,6 @@ class StreamAccount:
     source: int
     shard: int
     accepted: int
-    first_seq: int
-    last_seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +189,7 @@ def _sender(read: _Reader) -> SenderAccount:
         run_id=read.text("run_id"),
         attempt=read.count("attempt"),
         worker=read.text("worker"),
-        node=read.text("node"),
+        node=read.text("node", missing=""),
         connected=read.flag("connected"),
         accepted=read.count("accepted"),
         duplicates=read.count("duplicates"),
@@ -218,8 +216,6 @@ def _stream(read: _Reader) -> StreamAccount:
         source=read.count("source"),
         shard=read.count("shard"),
         accepted=read.count("accepted"),
-        first_seq=read.count("first_seq"),
-        last_seq=read.count("last_seq"),
     )
 
 
@@ -240,7 +236,10 @@ class _Reader:
             raise AccountError(f"{self._where}{name} is {str(value)[:80]!r}, not {what}")
         return value
 
-    def text(self, name: str) -> str:
+    def text(self, name: str, missing: str | None = None) -> str:
+        """missing: what null stands for, where that is allowed."""
+        if missing is not None and self._fields.get(name) is None:
+            return missing
         value: str = self._field(name, _is_text, "a text of one line")
         return value
 

@@ -1,4 +1,4 @@
-"""Round trips to an address in milliseconds, one a line: ADDRESS TIMES. As root; `ping` is not everywhere."""
+"""Round trips to an address in ms, one a line: ADDRESS TIMES WAIT_S. As root; `ping` is not everywhere."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import time
 
 ECHO, REPLY = 8, 0
-WAIT_S = 5.0
 
 
 def checksum(data: bytes) -> int:
@@ -22,7 +21,7 @@ def main() -> None:
     address, times = sys.argv[1], int(sys.argv[2])
     mine = os.getpid() & 0xFFFF
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as channel:
-        channel.settimeout(WAIT_S)
+        channel.settimeout(float(sys.argv[3]))
         for number in range(times):
             head = struct.pack("!BBHHH", ECHO, 0, 0, mine, number)
             began = time.monotonic()

@@ -17,7 +17,7 @@ def sender(accepted=95, window=5, said=None, run_id="host", worker="remote-0", *
 def receiver(*senders, **changes):
     accepted = sum(one["accepted"] for one in senders)
     streams = [{"run_id": one["run_id"], "attempt": 0, "source": n, "shard": 0, "local_shard": n,
-                "accepted": one["accepted"], "first_seq": 0, "last_seq": max(0, one["accepted"] - 1)}
+                "accepted": one["accepted"]}
                for n, one in enumerate(senders)]  # fmt: skip
     return {"schema": "asys.receiver/1", "run_id": "r", "attempt": 0, "name": "sae", "id": "ledger-1",
             "address": "tcp://10.0.0.1:7000", "job": "job", "unix_ns": 7, "final": False,

@@ -1,0 +1,480 @@
+"""A training machine and a machine for SAEs, and what goes wrong between them.
+
+    python run_network.py [BLOCKS [BLOCK_S [CONDITION...]]]     as root; a line of JSON per condition
+
+Machines are network namespaces (`network`). For the step ratio a second training process with the same
+workers on its own machine trains in turn with the first: BLOCKS pairs of BLOCK_S seconds, alternating which
+comes first. Judge it on a quiet machine only. With two CPUs or more, both training processes have CPU 0 and
+everything else the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from asys_bench.cli.run import main as asys_run
+from asys_bench.monitors.figures import RemoteFigures, figures_of
+from asys_bench.monitors.snapshot import take_snapshot
+from asys_bench.rundir.attach import RunGoneError, attach_run
+from asys_bench.rundir.cluster_accounts import ClusterVerification, verify_cluster
+
+if __package__:
+    from .network import Network, Node, missing
+else:
+    sys.path.insert(0, str(Path(__file__).parent))
+    from network import Network, Node, missing
+
+HOST = Path(__file__).with_name("network_host.py")
+PORT = 7400
+AHEAD_S = 500_000
+"""By how much the receiver's monotonic clock is ahead, in a time namespace."""
+PATIENCE_S = 120.0
+ROWS, MANY_ROWS, PAUSE_S = 16, 256, 0.003
+CAUGHT_UP_S = 0.5
+SAE = {"architecture": "topk", "d_sae": 512, "k": 16, "batch_rows": 256, "buffer_rows": 2048,
+       "min_buffer_fill_ratio": 0.1, "threads": 1, "checkpoint_interval_s": 5}  # fmt: skip
+TRAINER = {"kind": "sae_trainer", "options": {"max_lag_s": 30, "sae": SAE}}
+BASE = {
+    "extends": "profile_consumer.yaml",
+    "bus": {"backend": "cpp_spmc", "capacity_mib": 32},
+    "resources": {"worker_nice": 0},
+    "watchdog": {"heartbeat_timeout_s": 60, "startup_timeout_s": 180},
+    "run": {"drain_timeout_s": 20},
+}
+
+
+def condition(
+    rtt_ms: float, *, loss: int = 0, mbit: float | None = None, rows: int = ROWS, away: str = ""
+) -> dict[str, Any]:
+    return {"rtt_ms": rtt_ms, "loss": loss, "mbit": mbit, "rows": rows, "away": away}
+
+
+CONDITIONS: dict[str, dict[str, Any]] = {
+    "1ms": condition(1),
+    "10ms": condition(10),
+    "100ms": condition(100),
+    "loss": condition(10, loss=1),
+    "200mbit": condition(10, mbit=200, rows=MANY_ROWS),
+    "partition": condition(10, away="cut"),
+    "half-open": condition(10, away="silence"),
+}
+AWAY_S = 10.0
+
+
+def pinned(command: Sequence[str], cpus: str) -> list[str]:
+    """On these CPUs, where there are several."""
+    return ["taskset", "-c", cpus, *command] if (os.cpu_count() or 1) > 1 else list(command)
+
+
+HOSTS_CPU = "0"
+OTHER_CPUS = f"1-{max(1, (os.cpu_count() or 1) - 1)}"
+
+
+class Receiver:
+    """`asys-run receive` on a machine; `ahead_s` moves its monotonic clock."""
+
+    def __init__(
+        self, node: Node, folder: Path, *, ahead_s: int = 0, pin: bool = False, name: str = "sae"
+    ) -> None:
+        self.folder, self.name = folder, name
+        config = {**BASE, "sinks": {"trainer": TRAINER, "archive": None},
+                  "run": {**BASE["run"], "dir": str(folder / "receivers")}}  # fmt: skip
+        (folder / "trainers.yaml").write_text(yaml.safe_dump(config))
+        inside = (
+            ["unshare", "--time", "--monotonic", str(ahead_s), "--boottime", str(ahead_s)]
+            if ahead_s
+            else []
+        )
+        command = [
+            *inside, sys.executable, "-P", "-m", "asys_bench.cli.run", "receive", "--config",
+            str(folder / "trainers.yaml"), "--listen", f"0.0.0.0:{PORT}", "--advertise",
+            f"{node.address}:{PORT}", "--keys", str(folder / "keys"), "--book", str(folder / "book"),
+            "--name", name,
+        ]  # fmt: skip
+        self.log = folder / f"{name}.log"
+        with self.log.open("ab") as log:
+            self.process = node.popen(
+                pinned(command, OTHER_CPUS) if pin else command, stdout=log, stderr=log
+            )
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "receivers" / self.name
+
+    def until_listening(self) -> None:
+        until(lambda: b"listening at" in self.log.read_bytes(), "the receiver", self.process)
+
+    def end(self) -> None:
+        """In order; its last account is in the book then."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            self.process.wait(PATIENCE_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(60)
+            self.process.kill()
+            self.process.wait()
+
+
+class Training:
+    """A training process on a machine, with SAEs elsewhere (`remote`) or beside it."""
+
+    def __init__(
+        self, node: Node, folder: Path, name: str, *, remote: bool, rows: int, pin: bool = False,
+        launcher: Sequence[str] = (), env: dict[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.runs = name, folder / "runs"
+        config = {**BASE, "sinks": {**sinks(folder, remote), "archive": {"options": {}}},
+                  "run": {**BASE["run"], "name": name}}  # fmt: skip
+        if pin:
+            config["resources"] = {**BASE["resources"], "pinning": pinning()}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+        script = [str(HOST), str(self.runs), str(folder / f"{name}.yaml"), str(rows), str(PAUSE_S)]
+        self.log = folder / f"{name}.log"
+        with self.log.open("ab") as log:
+            self.process = node.popen(
+                [*(launcher or (sys.executable,)), *script],
+                env={"OMP_NUM_THREADS": "1", **(env or {})},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+            )  # fmt: skip
+        self.run_dir = Path()
+
+    def until_observing(self) -> None:
+        self.run_dir = Path(self._line())
+
+    def start(self, seconds: float) -> None:
+        """Train for so long (so many steps under torchrun)."""
+        self._tell(f"run {seconds:g}")
+
+    def said(self) -> dict[str, float]:
+        """The times of its steps."""
+        found: dict[str, float] = json.loads(self._line())
+        return found
+
+    def train(self, seconds: float) -> dict[str, float]:
+        self.start(seconds)
+        return self.said()
+
+    def end(self) -> int:
+        """Steps that it made."""
+        self._tell("end")
+        steps = int(self.said()["steps"])
+        code = self.process.wait(PATIENCE_S)
+        if code:
+            raise RuntimeError(f"{self.name} ended with {code}: {self.log.read_text()[-2000:]}")
+        return steps
+
+    def forwarder(self) -> RemoteFigures | None:
+        """What its forwarder counts now."""
+        try:
+            with attach_run(self.run_dir) as run:
+                remotes = figures_of(take_snapshot(run.page, None)).remotes
+        except RunGoneError:
+            return None
+        return remotes[0] if remotes else None
+
+    def _tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError(f"{self.name} says nothing: {self.log.read_text()[-2000:]}")
+        return line
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+
+
+def pinning() -> Any:
+    """The host on CPU 0 and everything else on the others; none where there is one CPU."""
+    if (os.cpu_count() or 1) < 2:
+        return "none"
+    return {"host": HOSTS_CPU, "services": OTHER_CPUS, "workers": {"*": OTHER_CPUS}}
+
+
+def sinks(folder: Path, remote: bool) -> dict[str, Any]:
+    if not remote:
+        return {"trainer": TRAINER}
+    options = {"book": str(folder / "book"), "keys": str(folder / "keys"), "wait_s": 2.0}
+    return {"trainer": None, "remote": {"kind": "forwarder", "options": options}}
+
+
+def until(
+    holds: Callable[[], bool], what: str, process: subprocess.Popen[Any] | None = None,
+    patience_s: float = PATIENCE_S,
+) -> float:  # fmt: skip
+    """Seconds until it held."""
+    began = time.monotonic()
+    while not holds():
+        if process is not None and process.poll() is not None:
+            raise RuntimeError(f"{what}: the process ended with {process.returncode}")
+        if time.monotonic() - began > patience_s:
+            raise TimeoutError(f"{what}: not within {patience_s:g} s")
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def caught_up(training: Training) -> bool:
+    """Its forwarder is connected, and what waits for an answer has waited for a moment only."""
+    one = training.forwarder()
+    return one is not None and one.connected and not one.unacknowledged_s > CAUGHT_UP_S
+
+
+def make_keys(folder: Path) -> None:
+    if asys_run(["keys", str(folder / "keys")]):
+        raise RuntimeError("asys-run keys failed")
+
+
+def measure(
+    folder: Path, name: str, *, blocks: int, block_s: float, ahead_s: int = AHEAD_S,
+    away_s: float = AWAY_S, paired: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """One condition from the first HELLO to the last account."""
+    told = CONDITIONS[name]
+    make_keys(folder)
+    figures: dict[str, Any] = {"condition": name}
+    with ExitStack() as stack:
+        network = stack.enter_context(Network("host", "sae", rtt_ms=told["rtt_ms"]))
+        host, sae = network["host"], network["sae"]
+        figures["ping_ms"] = round(host.ping_ms(sae), 2)
+        if told["loss"]:
+            sae.lose(told["loss"])
+            host.lose(told["loss"])
+        if told["mbit"]:
+            host.limit(told["mbit"])
+            sae.limit(told["mbit"])
+        receiver = stack.enter_context(Receiver(sae, folder, ahead_s=ahead_s, pin=paired))
+        receiver.until_listening()
+        remote = stack.enter_context(
+            Training(host, folder, "remote", remote=True, rows=told["rows"], pin=paired)
+        )
+        remote.until_observing()
+        until(lambda: (one := remote.forwarder()) is not None and one.connected, "a connection")
+        local = None
+        if paired:
+            local = stack.enter_context(
+                Training(host, folder, "local", remote=False, rows=told["rows"], pin=True)
+            )
+            local.until_observing()
+            local.train(1.0)
+        remote.train(1.0)
+        before = dropped(remote)
+        ratios = []
+        for block in range(blocks):
+            if local is None:
+                remote.train(block_s)
+                continue
+            order = (remote, local) if block % 2 else (local, remote)
+            took = {one.name: one.train(block_s)["median_us"] for one in order}
+            ratios.append(took["remote"] / took["local"])
+        figures["dropped"] = difference(dropped(remote), before)
+        if told["away"]:
+            figures |= partition(network, remote, told["away"], away_s, block_s)
+        until(lambda: caught_up(remote), "catching up")
+        figures["steps"] = remote.end()
+        if local is not None:
+            local.end()
+        receiver.end()
+        figures |= ratio_of(ratios)
+        return figures | accounts(folder, receiver, remote)
+
+
+def partition(
+    network: Network, remote: Training, how: str, away_s: float, block_s: float
+) -> dict[str, Any]:
+    """The receiver's machine is away for so long while the host trains on; then it comes back."""
+    sae = network["sae"]
+    before = dropped(remote)
+    remote.start(away_s + 3 * block_s)
+    (sae.cut if how == "cut" else sae.silence)()
+    time.sleep(away_s)
+    (sae.heal if how == "cut" else sae.hear)()
+    took_s = until(lambda: caught_up(remote), "catching up after healing")
+    remote.said()
+    return {
+        "away_s": away_s,
+        "caught_up_s": round(took_s, 2),
+        "dropped_away": difference(dropped(remote), before),
+    }
+
+
+def accounts(folder: Path, receiver: Receiver, remote: Training) -> dict[str, Any]:
+    """What both sides say at the end."""
+    found: ClusterVerification = verify_cluster(str(folder / "book"), folder / "runs")
+    check = found.check
+    trained = metrics(receiver.run_dir, "sae_rows_trained") + metrics(receiver.run_dir, "sae_rows")
+    return {
+        "problems": list(found.problems),
+        "verdicts": sorted(str(one.verdict) for one in check.senders),
+        "in_doubt": sum(one.doubt for one in check.senders),
+        **{key: check.total(key) for key in ("taken", "acked", "accepted", "duplicates")},
+        "dropped_in_all": check.dropped,
+        "skipped": metrics(receiver.run_dir, "sae_skipped_packets"),
+        "rows_reached_saes": trained,
+    }
+
+
+def metrics(run_dir: Path, name: str) -> int:
+    """The last value of a counter in metrics.csv, over all its labels."""
+    last: dict[str, str] = {}
+    for line in (run_dir / "metrics.csv").read_text().splitlines():
+        fields = line.split(",")
+        if len(fields) > 4 and fields[3] == name:
+            last["".join(fields[2:8])] = fields[-2]
+    return sum(int(float(value)) for value in last.values())
+
+
+def dropped(training: Training) -> dict[str, int]:
+    one = training.forwarder()
+    return dict(one.dropped) if one is not None else {}
+
+
+def difference(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
+    return {
+        reason: n - before.get(reason, 0) for reason, n in now.items() if n > before.get(reason, 0)
+    }
+
+
+def ratio_of(ratios: list[float]) -> dict[str, Any]:
+    """Host step with SAEs elsewhere over host step with them beside it: median of the pairs, and the bounds
+    of 95 % of medians of pairs drawn anew."""
+    if not ratios:
+        return {}
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return {
+        "step_ratio": round(statistics.median(ratios), 4),
+        "step_ratio_95": [round(medians[50], 4), round(medians[1949], 4)],
+        "pairs": len(ratios),
+    }
+
+
+# Two training machines of two ranks each, SAEs on a third.
+
+
+def two_nodes(folder: Path, *, steps: int = 200, rtt_ms: float = 1.0) -> dict[str, Any]:
+    """One training over two machines, one receiver: one account, one report, one `top --cluster`."""
+    make_keys(folder)
+    with ExitStack() as stack:
+        network = stack.enter_context(Network("node0", "node1", "sae", rtt_ms=rtt_ms))
+        receiver = stack.enter_context(Receiver(network["sae"], folder))
+        receiver.until_listening()
+        trainings = []
+        for n in range(2):
+            node = network[f"node{n}"]
+            launcher = [
+                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(n),
+                "--nproc-per-node", "2", "--master-addr", network["node0"].address,
+                "--master-port", "29500",
+            ]  # fmt: skip
+            trainings.append(
+                stack.enter_context(
+                    Training(
+                        node, folder, f"node{n}", remote=True, rows=ROWS, launcher=launcher,
+                        env={"GLOO_SOCKET_IFNAME": "tun0", "TP_SOCKET_IFNAME": "tun0"},
+                    )
+                )
+            )  # fmt: skip
+        first = trainings[0]
+        first.until_observing()
+        first.train(steps)
+        seen = subprocess.run(
+            [sys.executable, "-P", "-m", "asys_bench.cli.run", "top", "--cluster",
+             str(folder / "book"), "--once"],
+            capture_output=True, text=True, timeout=PATIENCE_S, check=True,
+        ).stdout  # fmt: skip
+        first._tell("end")
+        first.said()
+        for one in trainings:
+            code = one.process.wait(PATIENCE_S)
+            if code:
+                raise RuntimeError(f"{one.name}: {code}: {one.log.read_text()[-3000:]}")
+        receiver.end()
+        found = verify_cluster(str(folder / "book"), folder / "runs")
+        report = subprocess.run(
+            [sys.executable, "-P", "-m", "asys_bench.cli.run", "report", str(receiver.run_dir)],
+            capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        )  # fmt: skip
+        page = (receiver.run_dir / "report.html").read_text() if not report.returncode else ""
+        return {
+            "problems": list(found.problems),
+            "verdicts": sorted(str(one.verdict) for one in found.check.senders),
+            "hosts": sorted({one.sender[0] for one in found.check.senders}),
+            **{key: found.check.total(key) for key in ("taken", "acked", "accepted")},
+            "dropped": found.check.dropped,
+            "top": seen,
+            "report": re.sub(r"<[^>]+>", " ", page),
+            "sources": sorted(
+                {one.source for account in found.check.receivers for one in account.streams}
+            ),
+            "rows_reached_saes": metrics(receiver.run_dir, "sae_rows"),
+        }
+
+
+def main() -> int:
+    if (why := missing()) is not None:
+        print(why, file=sys.stderr)
+        return 2
+    blocks = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    block_s = float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
+    broken = 0
+    for name in sys.argv[3:] or [*CONDITIONS]:
+        folder = Path(tempfile.mkdtemp(prefix=f"asys-network-{name}-"))
+        try:
+            figures = measure(folder, name, blocks=blocks, block_s=block_s)
+        except (RuntimeError, TimeoutError) as error:
+            figures = {"condition": name, "problems": [str(error)], "kept": str(folder)}
+        else:
+            shutil.rmtree(folder)
+        broken += bool(figures["problems"])
+        print(json.dumps(figures), flush=True)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
