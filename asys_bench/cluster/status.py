@@ -28,7 +28,7 @@ from asys_bench.cluster.accounts import (
     ReceiverAccount,
     parse_receiver,
 )
-from asys_bench.cluster.book import Book, BookUnavailableError, Entry
+from asys_bench.cluster.book import Book, BookUnavailableError, Entry, EntryError
 from asys_bench.cluster.identities import ClusterCheck, check_cluster
 from asys_bench.contracts.monitor import BaseMonitor, MonitorContext, MonitorOptions, MonitorPlugin
 from asys_bench.contracts.stats import RunState
@@ -153,22 +153,20 @@ def read_cluster(place: str) -> Cluster:
 
 
 class ClusterStatusOptions(MonitorOptions):
-    """Options of the `cluster_status` monitor; `asys-run receive --book` sets them."""
+    """Options of the `cluster_status` monitor."""
 
-    book: str = Field(description="the address book: a folder or a URI")
-    name: str = Field(description="the receiver's name in it")
-    generation: int = Field(1, ge=0, description="the receiver's generation")
     interval_s: float = Field(2.0, ge=0.2, le=600, description="seconds between two writes")
 
 
 class ClusterStatusMonitor(BaseMonitor):
-    """See the module."""
+    """See the module. Book and name are those of the run's receiver (`host.options.receiver`)."""
 
     interval_s = 0.5
 
     def __init__(self, options: ClusterStatusOptions) -> None:
         self._options = options
         self._board: StatusBoard | None = None
+        self._generation: int | None = None
         self._said: str | None = None
         self._written = b""
         self._stop, self._final = threading.Event(), threading.Event()
@@ -176,8 +174,18 @@ class ClusterStatusMonitor(BaseMonitor):
         self._thread: threading.Thread | None = None
 
     def open(self, context: MonitorContext) -> None:
-        """Start writing. Nothing of the store is asked here: it may be away."""
+        """Start writing. Nothing of the store is asked here: it may be away.
+
+        Raises:
+            ValueError: the run's host is no receiver with an address book.
+        """
         self._context = context
+        host = context.config.get("host")
+        options = host.get("options", {}).get("receiver", {}) if isinstance(host, dict) else {}
+        if not options.get("book"):
+            raise ValueError("host.options.receiver.book is not set: there is no book to write to")
+        self._book, self._name = str(options["book"]), str(options.get("name", "receiver"))
+        self._generation = options.get("generation")
         self._thread = threading.Thread(target=self._run, name="cluster-status", daemon=True)
         self._thread.start()
 
@@ -218,21 +226,30 @@ class ClusterStatusMonitor(BaseMonitor):
                     break
 
     def _write(self) -> None:
+        board = self._board = self._board or StatusBoard(Book.open(self._book))
+        if self._generation is None:  # before its first account: its entry goes when it leaves
+            self._generation = self._announced(board.book)
         path = self._context.run_dir / CLUSTER_DIR / RECEIVER_FILE
         try:
             document = read_file(path, MAX_BYTES, below=self._context.run_dir)
         except FileNotFoundError:
             return  # nobody has connected yet
-        if document == self._written:
+        if document == self._written or self._generation is None:
             return
         account = parse_receiver(document)
-        first = self._board is None
-        board = self._board = self._board or StatusBoard(Book.open(self._options.book))
-        name, generation = self._options.name, self._options.generation
-        board.put(name, generation, document)
-        if first:
-            board.forget_earlier(name, generation, account.id)
+        board.put(self._name, self._generation, document)
+        if not self._written:
+            board.forget_earlier(self._name, self._generation, account.id)
         self._written = document
+
+    def _announced(self, book: Book) -> int | None:
+        """The generation of the receiver of this run, as it has written itself into the book."""
+        try:
+            entry = book.get(self._name)
+        except EntryError as error:
+            raise BookUnavailableError(StoreError(book.uri, Reason.OTHER, str(error))) from None
+        mine = entry is not None and entry.run_dir == str(self._context.run_dir)
+        return entry.generation if entry is not None and mine else None
 
 
 def _build(options: MonitorOptions) -> ClusterStatusMonitor:

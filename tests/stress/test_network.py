@@ -1,8 +1,8 @@
 """SAEs on another machine, whatever the network between does: every packet counted, nothing waits for it.
 
 `make soak` (ASYS_SOAK=1) runs each condition of `run_network` with 20 pairs of 2 s and prints its line: round
-trips of 1, 10 and 100 ms, 1 % loss, 200 Mbit/s, 10 s of partition and of silence. ASYS_SOAK_STEP_RATIO=1 judges the
-host's step as well (at most 1.02 of that with the same workers beside it), which takes a quiet machine.
+trips of 1, 10 and 100 ms, 1 % loss, 200 Mbit/s, 10 s of partition and of silence. ASYS_SOAK_STEP_RATIO=1
+judges the host's step as well (at most 1.02 of that with the same workers beside it): on a quiet machine.
 """
 
 from __future__ import annotations

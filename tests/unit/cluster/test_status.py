@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import io
 import json
 import threading
@@ -99,16 +100,16 @@ def test_a_later_generation_with_the_same_ledger_takes_the_earlier_ones_place(tm
 class Rig:
     """The monitor over a run's folder, without a worker."""
 
-    def __init__(self, run_dir: Path, place: object, **options) -> None:
+    def __init__(self, run_dir: Path, place: object, generation: int | None = 1) -> None:
         self.run_dir, self.beats, self.left_s = run_dir, 0, 5.0
         (run_dir / "cluster").mkdir(parents=True)
         self.page = StatsPage.create(["host"])
-        self.monitor = ClusterStatusMonitor(
-            ClusterStatusOptions(book=str(place), name="sae", interval_s=0.2, **options)
-        )
+        self.monitor = ClusterStatusMonitor(ClusterStatusOptions(interval_s=0.2))
+        options = {"book": str(place), "name": "sae", "generation": generation}
         self.monitor.open(
             MonitorContext(
-                run_dir, "r", self.page, lambda: BusAccount(0, {}, 0, ()), {}, "step", False,
+                run_dir, "r", self.page, lambda: BusAccount(0, {}, 0, ()),
+                {"host": {"options": {"receiver": options}}}, "step", False,
                 heartbeat=self.beat, time_left_s=lambda: self.left_s,
             )
         )  # fmt: skip
@@ -163,6 +164,35 @@ def test_a_receiver_that_nobody_has_connected_to_says_nothing(tmp_path):
     rig = Rig(tmp_path / "run", tmp_path / "book")
     rig.end()
     assert read_cluster(str(tmp_path / "book")).statuses == ()
+
+
+def test_the_generation_is_that_of_the_entry_in_the_book(tmp_path):
+    """The receiver takes the next one by itself; an entry of another run is another receiver's."""
+    book, run_dir = tmp_path / "book", tmp_path / "run"
+    Book.open(book).announce(entry(generation=6))
+    put(book, receiver(sender(1, 0, None)), generation=5)
+    rig = Rig(run_dir, book, generation=None)
+    rig.write(receiver(sender(50, 0, None)))
+    rig.monitor.tick(RunState.RUNNING)
+    mine = dataclasses.replace(entry(generation=7), run_dir=str(run_dir))
+    Book.open(book).announce(mine)
+    until(lambda: [one.generation for one in read_cluster(str(book)).statuses] == [7])
+    Book.open(book).withdraw("sae", 7)
+    rig.write(receiver(sender(60, 0, None), final=True))
+    rig.end()
+    (status,) = read_cluster(str(book)).statuses
+    assert (status.generation, status.account.accepted) == (7, 60)
+
+
+def test_a_run_without_an_address_book_is_told_so(tmp_path):
+    monitor = ClusterStatusMonitor(ClusterStatusOptions())
+    page = StatsPage.create(["host"])
+    context = MonitorContext(
+        tmp_path, "r", page, lambda: BusAccount(0, {}, 0, ()), {}, "step", False
+    )
+    with pytest.raises(ValueError, match="book is not set"):
+        monitor.open(context)
+    page.close()
 
 
 def test_the_plugin_is_registered():
