@@ -12,6 +12,7 @@ deleted.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -248,7 +249,8 @@ class ClusterStatusMonitor(BaseMonitor):
             entry = book.get(self._name)
         except EntryError as error:
             raise BookUnavailableError(StoreError(book.uri, Reason.OTHER, str(error))) from None
-        mine = entry is not None and entry.run_dir == str(self._context.run_dir)
+        run_dir = os.path.realpath(self._context.run_dir)
+        mine = entry is not None and os.path.realpath(entry.run_dir) == run_dir
         return entry.generation if entry is not None and mine else None
 
 

@@ -10,7 +10,7 @@ The steps, in this order:
     summarise   what the run came to
     close       memory, descriptors and CPUs are given back
 
-`abort` ends a started run at once. Under torchrun, local rank 0 owns the run and every other rank joins
+`abort` ends a started run at once. Of several ranks of a node, local rank 0 owns the run and every other rank joins
 it: `place` waits for the owner's folder, `create` writes nothing, and there is no summary.
 """
 
@@ -51,7 +51,7 @@ from asys_bench.run.session import ObservationSession
 from asys_bench.system.launcher import LocalRanks
 
 _serials = itertools.count()
-"""Runs of this process under torchrun; the ranks of a node find each other's by number."""
+"""Runs of this process as one of several ranks; the ranks of a node find each other's by number."""
 EXTRA_WAIT_S = 30.0
 """Other ranks wait this much longer for local rank 0 than its workers may take to start."""
 

@@ -74,8 +74,9 @@ def observe(
     optimizers: of the training; they tell which of two equal networks is trained, where `hooks` says
         nothing.
     terminal: a monitor may draw a live table on standard output.
-    distributed: under torchrun all ranks of a node share one run, which local rank 0 owns; every rank
-        must call this. False: a run of this process alone. None: as torchrun's variables say.
+    distributed: all ranks of a node share one run, which local rank 0 owns; every rank must call this.
+        False: a run of this process alone. None: as the variables of torchrun, verl, Open MPI or Slurm say
+        (`system.launcher`).
     required: False: if the observation cannot start, log why and train unobserved.
     quiet: True: write nothing to standard error but warnings through `logging`.
     overrides: configuration fields, nested (`bus={"backend": "cpp_spmc"}`) or with two underscores

@@ -18,6 +18,8 @@ from asys_bench import __main__ as module_program
 from asys_bench.run import script
 from asys_bench.system.launcher import LocalRanks, job_name, node_name, tasks_per_node
 
+from .slurm_cluster import SlurmCluster, SlurmUnavailableError
+
 TORCHRUN = {"RANK": "5", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8",
             "MASTER_PORT": "1", "GROUP_RANK": "1"}  # fmt: skip
 SLURM = {"SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_JOB_ID": "7",
@@ -196,3 +198,32 @@ def test_a_real_mpirun_says_who_its_ranks_are():
     (job,) = {one[5] for one in said}
     (other,) = {one[5] for one in launched(["mpirun", "--allow-run-as-root", "-np", "1"])}
     assert job != other, "two jobs on one machine"
+
+
+@pytest.mark.rest
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("distribution", ["block", "cyclic"])
+def test_a_real_srun_says_who_its_ranks_are(tmp_path, distribution):
+    """Two nodes of one machine; with `cyclic` a node's ranks are not consecutive."""
+    try:
+        slurm = SlurmCluster(tmp_path).__enter__()
+    except SlurmUnavailableError as error:
+        pytest.skip(str(error))
+    try:
+        command = ["srun", "-N2", "-n5", f"--distribution={distribution}"]
+        done = subprocess.run(
+            [*command, sys.executable, "-c", ASK],
+            capture_output=True, text=True, timeout=120, env=slurm.environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        said = sorted(json.loads(line) for line in done.stdout.splitlines() if line[:1] == "[")
+    finally:
+        slurm.__exit__(None, None, None)
+    nodes = ["0", "0", "0", "1", "1"] if distribution == "block" else ["0", "1", "0", "1", "0"]
+    locals_ = [0, 1, 2, 0, 1] if distribution == "block" else [0, 0, 1, 1, 2]
+    assert [one[:5] for one in said] == [
+        [rank, locals_[rank], 3 if nodes[rank] == "0" else 2, 5, nodes[rank]] for rank in range(5)
+    ]
+    jobs = {one[4]: {other[5] for other in said if other[4] == one[4]} for one in said}
+    assert all(len(names) == 1 for names in jobs.values())
+    assert jobs["0"] != jobs["1"]
