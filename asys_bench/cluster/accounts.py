@@ -19,6 +19,7 @@ from typing import Any, Self
 from asys_bench.system.files.below import parse_json, read_file, scan_if_there
 
 CLUSTER_DIR, RECEIVER_FILE = "cluster", "receiver.json"
+LEDGER_FILE, LEDGER_DOCUMENT = "ledger.bin", "ledger.json"
 FORWARDER_SCHEMA, RECEIVER_SCHEMA = "asys.forwarder/1", "asys.receiver/1"
 MAX_BYTES = 8 << 20
 MOST_SENDERS, MOST_STREAMS, MOST_HOOKS, MOST_REASONS = 4096, 65_536, 100_000, 64
@@ -332,7 +333,7 @@ def read_forwarders(run_dir: Path) -> tuple[ForwarderAccount, ...]:
     """
     found = []
     for path, _ in scan_if_there(run_dir / CLUSTER_DIR, below=run_dir):
-        if path.suffix != ".json" or path.name in (RECEIVER_FILE, "ledger.json"):
+        if path.suffix != ".json" or path.name in (RECEIVER_FILE, LEDGER_DOCUMENT):
             continue
         try:
             found.append(ForwarderAccount.of(parse_json(read_file(path, MAX_BYTES, below=run_dir))))

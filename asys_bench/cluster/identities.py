@@ -126,6 +126,16 @@ def check_cluster(
     )
 
 
+def imbalances(accounts: Iterable[ForwarderAccount | ReportedAccount]) -> list[str]:
+    """Of forwarders whose packets do not add up, by how much."""
+    return [
+        f"taken {one.taken} is not acked {one.acked} + dropped {sum(one.dropped.values())} + in flight "
+        f"{one.in_flight}: {one.imbalance:+d}"
+        for one in accounts
+        if one.imbalance
+    ]
+
+
 def _sender(
     key: Sender,
     parts: Sequence[tuple[ReceiverAccount, SenderAccount]],
@@ -134,12 +144,7 @@ def _sender(
     reports: list[ReportedAccount | ForwarderAccount] = [
         part.reported for _, part in parts if part.reported is not None
     ]
-    problems = [
-        f"taken {one.taken} is not acked {one.acked} + dropped {sum(one.dropped.values())} + in flight "
-        f"{one.in_flight}: {one.imbalance:+d}"
-        for one in (*reports, *((own,) if own is not None else ()))
-        if one.imbalance
-    ]
+    problems = imbalances([*reports, *((own,) if own is not None else ())])
     for receiver, part in parts:
         if part.reported is not None and len(parts) == 1:
             arrived = part.accepted - part.window

@@ -10,8 +10,8 @@ The steps, in this order:
     summarise   what the run came to
     close       memory, descriptors and CPUs are given back
 
-`abort` ends a started run at once. Of several ranks of a node, local rank 0 owns the run and every other rank joins
-it: `place` waits for the owner's folder, `create` writes nothing, and there is no summary.
+`abort` ends a started run at once. Of several ranks of a node, local rank 0 owns the run and every other
+rank joins it: `place` waits for the owner's folder, `create` writes nothing, and there is no summary.
 """
 
 from __future__ import annotations

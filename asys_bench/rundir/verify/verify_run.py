@@ -7,6 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from asys_bench.cluster.accounts import (
+    CLUSTER_DIR,
+    LEDGER_DOCUMENT,
+    LEDGER_FILE,
+    MAX_BYTES,
+    RECEIVER_FILE,
+    ForwarderAccount,
+    ReceiverAccount,
+)
+from asys_bench.cluster.identities import check_cluster, imbalances
 from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
@@ -38,12 +48,19 @@ from asys_bench.sae.checkpoint.checkpoint_store import (
     CheckpointStore,
     check_seal,
 )
-from asys_bench.system.files.below import EntryKind, remove, scan, scan_if_there, walk
+from asys_bench.system.files.below import (
+    EntryKind,
+    read_json,
+    remove,
+    scan,
+    scan_if_there,
+    walk,
+)
 
 KEPT = "what an earlier repair cut off; kept until you delete it"
 TEXTS = (LOGS_DIR, READERS_DIR)
 """Folders of text and locks: nothing in them can be wrong."""
-FOLDERS = (ARCHIVE_DIR, SAE_DIR, TENSORBOARD_DIR, *TEXTS)
+FOLDERS = (ARCHIVE_DIR, SAE_DIR, CLUSTER_DIR, TENSORBOARD_DIR, *TEXTS)
 
 
 def verify_run(run_dir: Path, *, repair: bool = False, keep_torn: bool = True) -> Verification:
@@ -106,6 +123,9 @@ class _RunCheck:
         if folder.name in (STATE_DIR, HOST_DIR):
             yield from self._of_the_host(folder)
             return
+        if folder.name == CLUSTER_DIR:
+            yield from self._of_the_cluster(folder)
+            return
         if self._holds_stores(folder):
             # Of `asys-run train`, which may be at work though the run has ended: only read.
             yield from CheckpointCheck(self.path, folder.name, live=True, repair=False).findings()
@@ -136,6 +156,39 @@ class _RunCheck:
         for path, _ in scan_if_there(folder, below=self.path):
             if path.name.startswith(TEMPORARY):
                 yield self._unfinished(path)
+
+    def _of_the_cluster(self, folder: Path) -> Iterator[Finding]:
+        """Accounts of forwarders and of the receiver, each by its own identity, and the ledger."""
+        for path, kind in walk(folder, below=self.path):
+            name = path.relative_to(self.path).as_posix()
+            if kind is not EntryKind.FILE:
+                yield Finding(name, "other", State.FOREIGN, f"a {kind}; left alone")
+            elif path.name.endswith((".tmp", ".partial")):
+                yield self._unfinished(path)
+            elif path.name == LEDGER_FILE:
+                yield Finding(
+                    name, "other", State.OK, "checked by the receiver that goes on with it"
+                )
+            elif path.suffix != ".json":
+                yield Finding(name, "other", State.FOREIGN, "of no kind that a run writes")
+            elif path.name == LEDGER_DOCUMENT:
+                yield check_document(path, name, self.path)
+            else:
+                yield self._account(path, name)
+
+    def _account(self, path: Path, name: str) -> Finding:
+        try:
+            document = read_json(path, MAX_BYTES, below=self.path)
+            if path.name == RECEIVER_FILE:
+                problems = check_cluster([ReceiverAccount.of(document)]).problems
+            else:
+                one = ForwarderAccount.of(document)
+                problems = imbalances([one])
+        except (OSError, ValueError) as error:
+            return Finding(name, "document", State.DAMAGED, str(error))
+        if problems:
+            return Finding(name, "document", State.DAMAGED, "; ".join(problems))
+        return Finding(name, "document", State.OK)
 
     def _holds_stores(self, folder: Path) -> bool:
         inner = (path for path, kind in scan(folder, below=self.path) if kind is EntryKind.FOLDER)

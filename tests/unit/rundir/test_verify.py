@@ -24,6 +24,8 @@ from asys_bench.sinks.archive.deletions import read_deletions
 from asys_bench.sinks.archive.frames import END_OF_STREAM
 from asys_bench.sinks.archive.read import open_shard
 
+from ..cluster import documents
+
 HERE = Path(__file__).parent
 train = runpy.run_path(str(HERE / "conftest.py"))["train"]
 
@@ -269,6 +271,29 @@ def test_event_files_are_checked_record_by_record(run):
     assert not verify_run(run.path).damaged
     path.write_bytes(whole[:30] + b"\0" + whole[31:])
     assert found(run, "tfevents").state is State.DAMAGED
+
+
+def test_accounts_with_other_machines_are_checked_by_their_identities(run):
+    folder = run.path / "cluster"
+    folder.mkdir()
+    quiet = documents.reported(100, 97, {"slow": 3}, 0)
+    (folder / "receiver.json").write_text(
+        json.dumps(documents.receiver(documents.sender(97, 0, quiet)))
+    )
+    (folder / "remote-0.json").write_text(json.dumps(documents.forwarder()))
+    (folder / "ledger.json").write_text("{}")
+    (folder / "ledger.bin").write_bytes(bytes(64))
+    assert {f.state for f in verify_run(run.path).findings} == {State.OK}
+    (folder / "remote-0.json").write_text(json.dumps(documents.forwarder(dropped={"slow": 4})))
+    one = found(run, "remote-0.json")
+    assert (one.state, one.detail) == (
+        State.DAMAGED,
+        "taken 100 is not acked 95 + dropped 4 + in flight 0: +1",
+    )
+    (folder / "receiver.json").write_text("{}")
+    assert found(run, "receiver.json").state is State.DAMAGED
+    (folder / "notes").write_text("")
+    assert found(run, "notes").state is State.FOREIGN
 
 
 def test_a_missing_run_file_is_damage_and_the_rest_is_still_checked(run):
