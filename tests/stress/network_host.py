@@ -1,7 +1,8 @@
 """A training process that is told when to train: FOLDER CONFIG ROWS PAUSE_S.
 
 Lines on standard input: `run SECONDS` trains for so long and prints a line of JSON with the times of its
-steps; `end` closes the observation. Prints its run's folder first. Under torchrun (gloo) rank 0 is told, and
+steps; `end` closes the observation. Prints its run's folder first (of a node's
+ranks the first one). Under torchrun (gloo) rank 0 is told, and
 `run STEPS` is a number of steps.
 """
 
@@ -47,7 +48,7 @@ def main() -> None:
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     batches = [torch.randn(rows, WIDTH) for _ in range(8)]
     with asys_bench.observe(model, config, hooks=hooks, run__dir=folder, quiet=True) as observation:
-        if rank == 0 or world == 1:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(observation.run_dir, flush=True)
         lines = iter(sys.stdin.readline, "")
         while True:

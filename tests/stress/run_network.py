@@ -201,6 +201,10 @@ class Training:
             return None
         return remotes[0] if remotes else None
 
+    def is_connected(self) -> bool:
+        one = self.forwarder()
+        return one is not None and one.connected
+
     def _tell(self, line: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(line + "\n")
@@ -294,7 +298,7 @@ def measure(
             Training(host, folder, "remote", remote=True, rows=told["rows"], pin=paired)
         )
         remote.until_observing()
-        until(lambda: (one := remote.forwarder()) is not None and one.connected, "a connection")
+        until(remote.is_connected, "the connection", remote.process)
         local = None
         if paired:
             local = stack.enter_context(
@@ -347,7 +351,6 @@ def accounts(folder: Path, receiver: Receiver, remote: Training) -> dict[str, An
     """What both sides say at the end."""
     found: ClusterVerification = verify_cluster(str(folder / "book"), folder / "runs")
     check = found.check
-    trained = metrics(receiver.run_dir, "sae_rows_trained") + metrics(receiver.run_dir, "sae_rows")
     return {
         "problems": list(found.problems),
         "verdicts": sorted(str(one.verdict) for one in check.senders),
@@ -355,7 +358,7 @@ def accounts(folder: Path, receiver: Receiver, remote: Training) -> dict[str, An
         **{key: check.total(key) for key in ("taken", "acked", "accepted", "duplicates")},
         "dropped_in_all": check.dropped,
         "skipped": metrics(receiver.run_dir, "sae_skipped_packets"),
-        "rows_reached_saes": trained,
+        "rows_reached_saes": metrics(receiver.run_dir, "sae_rows"),
     }
 
 
@@ -420,8 +423,10 @@ def two_nodes(folder: Path, *, steps: int = 200, rtt_ms: float = 1.0) -> dict[st
                     )
                 )
             )  # fmt: skip
+        for one in trainings:
+            one.until_observing()
+            until(one.is_connected, f"the connection of {one.name}", one.process)
         first = trainings[0]
-        first.until_observing()
         first.train(steps)
         seen = subprocess.run(
             [sys.executable, "-P", "-m", "asys_bench.cli.run", "top", "--cluster",
