@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from asys_bench.cluster.ledger import FOLDER, LEDGER_DOCUMENT
 from asys_bench.system.files.below import parse_json, read_file, scan_if_there
 
-CLUSTER_DIR, RECEIVER_FILE = "cluster", "receiver.json"
-LEDGER_FILE, LEDGER_DOCUMENT = "ledger.bin", "ledger.json"
+CLUSTER_DIR, RECEIVER_FILE = FOLDER, "receiver.json"
 FORWARDER_SCHEMA, RECEIVER_SCHEMA = "asys.forwarder/1", "asys.receiver/1"
 MAX_BYTES = 8 << 20
 MOST_SENDERS, MOST_STREAMS, MOST_HOOKS, MOST_REASONS = 4096, 65_536, 100_000, 64

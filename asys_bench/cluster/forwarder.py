@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from asys_bench.cluster import wire
+from asys_bench.cluster.accounts import FORWARDER_SCHEMA
 from asys_bench.cluster.book import Book, BookError, Entry
 from asys_bench.cluster.keys import (
     CLIENT,
@@ -52,12 +53,12 @@ from asys_bench.contracts.run_files import read_run_file
 from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import make_folders, read_json
+from asys_bench.system.launcher import LocalRanks, job_name
 
 if TYPE_CHECKING:
     from asys_bench.cluster.link import Link
 
 log = logging.getLogger(__name__)
-FORWARDER_SCHEMA = "asys.forwarder/1"
 REPORT_S, WRITE_S = 1.0, 2.0
 SILENT_S = 15.0
 WELCOME_S = 120.0
@@ -93,8 +94,8 @@ class ForwarderOptions(SinkOptions):
     job: str | None = Field(
         None,
         max_length=256,
-        description="Name of the job; a receiver takes the packets of one. null: TORCHELASTIC_RUN_ID or "
-        "SLURM_JOB_ID, else `run.id` or `run.name`.",
+        description="Name of the job; a receiver takes the packets of one. null: SLURM_JOB_ID or "
+        "TORCHELASTIC_RUN_ID, else `run.id` or `run.name`.",
     )
     max_mib_in_flight: float = Field(
         64, gt=0, le=1 << 16, description="Most MiB of packets that wait for the receiver's answer."
@@ -654,17 +655,13 @@ def _ranks(document: dict[str, Any]) -> tuple[int, int]:
 
 def _world() -> int:
     """Ranks of the whole job, where a launcher says it."""
-    value = os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_NTASKS") or "1"
-    return min(int(value), wire.MAX_STREAMS) if value.isdecimal() else 1
+    ranks = LocalRanks.from_environment()
+    return min(ranks.world_size, wire.MAX_STREAMS) if ranks is not None else 1
 
 
 def _job(config: Any) -> str:
-    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
-        value = os.environ.get(name)
-        if value and value != "none":
-            return value[:256]
     run = config.get("run", {})
-    return str(run.get("id") or run.get("name") or "run")
+    return (job_name() or str(run.get("id") or run.get("name") or "run"))[:256]
 
 
 def _sha256(config: Any) -> str:

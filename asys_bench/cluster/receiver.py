@@ -29,10 +29,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
+from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE, RECEIVER_SCHEMA
 from asys_bench.cluster.book import Book, BookError, Entry
 from asys_bench.cluster.intake import Connection, Intake, Limits
 from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair
-from asys_bench.cluster.ledger import FOLDER, Ledger, LedgerError
+from asys_bench.cluster.ledger import Ledger, LedgerError
 from asys_bench.cluster.wire import Refusal
 from asys_bench.contracts.bus import BaseDataBus, BusProducer
 from asys_bench.contracts.host import (
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
     from asys_bench.cluster.router import Router
 
 log = logging.getLogger(__name__)
-RECEIVER_FILE, RECEIVER_SCHEMA = f"{FOLDER}/receiver.json", "asys.receiver/1"
 POLL_S, BUSY_S, LOOK_S, WRITE_S = 0.05, 0.001, 0.5, 2.0
 LEAVING_S = 1.0
 
@@ -425,7 +425,7 @@ class _Receiving:
         if self._router.refused_keys:
             document["refused"][Refusal.KEY] = self._router.refused_keys
         try:
-            path = self._clock.run_dir / RECEIVER_FILE
+            path = self._clock.run_dir / CLUSTER_DIR / RECEIVER_FILE
             replace_file(path, json.dumps(document).encode(), sync=False)
         except OSError as error:
             log.warning("%s is not written: %s", RECEIVER_FILE, error)

@@ -63,7 +63,9 @@ BASE = {
 def condition(
     rtt_ms: float, *, loss: int = 0, mbit: float | None = None, rows: int = ROWS, away: str = ""
 ) -> dict[str, Any]:
-    return {"rtt_ms": rtt_ms, "loss": loss, "mbit": mbit, "rows": rows, "away": away}
+    """away: how the receiver's machine goes away, and then the forwarder holds 4 MiB only: it must drop."""
+    held = {"max_mib_in_flight": 4, "batch_mib": 1} if away else {}
+    return {"rtt_ms": rtt_ms, "loss": loss, "mbit": mbit, "rows": rows, "away": away, "held": held}
 
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -72,8 +74,8 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "100ms": condition(100),
     "loss": condition(10, loss=1),
     "200mbit": condition(10, mbit=200, rows=MANY_ROWS),
-    "partition": condition(10, away="cut"),
-    "half-open": condition(10, away="silence"),
+    "partition": condition(10, rows=64, away="cut"),
+    "half-open": condition(10, rows=64, away="silence"),
 }
 AWAY_S = 10.0
 
@@ -149,10 +151,10 @@ class Training:
 
     def __init__(
         self, node: Node, folder: Path, name: str, *, remote: bool, rows: int, pin: bool = False,
-        launcher: Sequence[str] = (), env: dict[str, str] | None = None,
+        held: dict[str, Any] | None = None, launcher: Sequence[str] = (), env: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.name, self.runs = name, folder / "runs"
-        config = {**BASE, "sinks": {**sinks(folder, remote), "archive": {"options": {}}},
+        config = {**BASE, "sinks": {**sinks(folder, remote, held or {}), "archive": {"options": {}}},
                   "run": {**BASE["run"], "name": name}}  # fmt: skip
         if pin:
             config["resources"] = {**BASE["resources"], "pinning": pinning()}
@@ -241,10 +243,11 @@ def pinning() -> Any:
     return {"host": HOSTS_CPU, "services": OTHER_CPUS, "workers": {"*": OTHER_CPUS}}
 
 
-def sinks(folder: Path, remote: bool) -> dict[str, Any]:
+def sinks(folder: Path, remote: bool, held: dict[str, Any]) -> dict[str, Any]:
     if not remote:
         return {"trainer": TRAINER}
-    options = {"book": str(folder / "book"), "keys": str(folder / "keys"), "wait_s": 2.0}
+    options = {"book": str(folder / "book"), "keys": str(folder / "keys"), "wait_s": 2.0,
+               **held}  # fmt: skip
     return {"trainer": None, "remote": {"kind": "forwarder", "options": options}}
 
 
@@ -295,7 +298,15 @@ def measure(
         receiver = stack.enter_context(Receiver(sae, folder, ahead_s=ahead_s, pin=paired))
         receiver.until_listening()
         remote = stack.enter_context(
-            Training(host, folder, "remote", remote=True, rows=told["rows"], pin=paired)
+            Training(
+                host,
+                folder,
+                "remote",
+                remote=True,
+                rows=told["rows"],
+                pin=paired,
+                held=told["held"],
+            )
         )
         remote.until_observing()
         until(remote.is_connected, "the connection", remote.process)

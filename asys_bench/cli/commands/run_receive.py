@@ -71,6 +71,8 @@ def command_line(arguments: argparse.Namespace) -> list[str]:
         if value is not None:
             text = value if str(value).isdecimal() and option != "name" else json.dumps(value)
             sets.append(f"host.options.receiver.{option}={text}")
+    if arguments.book is not None:  # what it counts is beside its entry
+        sets.append("monitors.cluster_status.kind=cluster_status")
     if arguments.hooks:
         sets.append(f"host.options.receiver.hooks={json.dumps(arguments.hooks)}")
     line = ["--config", arguments.config]

@@ -9,14 +9,13 @@ from typing import Any
 
 from asys_bench.cluster.accounts import (
     CLUSTER_DIR,
-    LEDGER_DOCUMENT,
-    LEDGER_FILE,
     MAX_BYTES,
     RECEIVER_FILE,
     ForwarderAccount,
     ReceiverAccount,
 )
 from asys_bench.cluster.identities import check_cluster, imbalances
+from asys_bench.cluster.ledger import LEDGER_DOCUMENT, LEDGER_FILE
 from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
