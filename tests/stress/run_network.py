@@ -423,7 +423,7 @@ def two_nodes(folder: Path, *, steps: int = 200, rtt_ms: float = 1.0) -> dict[st
             node = network[f"node{n}"]
             launcher = [
                 sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(n),
-                "--nproc-per-node", "2", "--master-addr", network["node0"].address,
+                "--nproc-per-node", "2", "--rdzv-id", "a-job", "--master-addr", network["node0"].address,
                 "--master-port", "29500",
             ]  # fmt: skip
             trainings.append(
