@@ -129,7 +129,8 @@ class Connection:
     reported_unix_ns: int = 0
     owes: bool = False
     """It is to be answered though nothing has changed."""
-    last_stamp_ns: int = 0
+    lag_ns: int | None = None
+    """From the capture of the last packet to its arrival; it does not grow while nothing comes."""
 
 
 class Intake:
@@ -445,7 +446,7 @@ class Intake:
             _IDS.pack_into(data, at + _IDS_AT, hook, encoding)
             found.append((account[0], account[1], seq, hook, kind, at, length, host_step))
         if stamp:
-            connection.last_stamp_ns = stamp
+            connection.lag_ns = clock_ns - stamp
         return found
 
     def _push(self, connection: Connection) -> bool:

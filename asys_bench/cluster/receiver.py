@@ -476,9 +476,7 @@ def _windows(ledger: Ledger, intake: Intake) -> Iterator[int]:
 
 
 def _lag_s(connection: Connection) -> float | None:
-    if not connection.last_stamp_ns:
-        return None
-    return max(0.0, (time.monotonic_ns() - connection.last_stamp_ns) / 1e9)
+    return None if connection.lag_ns is None else connection.lag_ns / 1e9
 
 
 def describe(ledger: Ledger, intake: Intake) -> dict[str, Any]:

@@ -70,15 +70,9 @@ class Cluster:
         return check_cluster(one.account for one in self.statuses)
 
     def entry_of(self, account: ReceiverAccount) -> Entry | None:
-        """The entry of a receiver that is there."""
-        return next(
-            (
-                one
-                for one in self.entries
-                if (one.name, one.address) == (account.name, account.address)
-            ),
-            None,
-        )
+        """The entry of a receiver that is there: of the same name and generation as what it said last."""
+        told = [(one.name, one.generation) for one in self.statuses if one.account == account]
+        return next((one for one in self.entries if (one.name, one.generation) in told), None)
 
 
 class StatusBoard:

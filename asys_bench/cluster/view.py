@@ -110,8 +110,8 @@ def _title(frame: ClusterFrame, width: int) -> RenderableType:
 
 def _receivers(frame: ClusterFrame, width: int, now_s: float) -> RenderableType:
     earlier = {one.id: one.accepted for one in frame.before.receivers}
-    told = {(one.name, one.address) for one in frame.check.receivers}
-    waiting = [one for one in frame.cluster.entries if (one.name, one.address) not in told]
+    told = {(one.name, one.generation) for one in frame.cluster.statuses}
+    waiting = [one for one in frame.cluster.entries if (one.name, one.generation) not in told]
     rows: list[_Row] = []
     for one in frame.check.receivers:
         entry = frame.cluster.entry_of(one)

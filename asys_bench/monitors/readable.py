@@ -151,8 +151,8 @@ def plain_line(
         parts.append(f"FVU {low}" if low == high else f"FVU {low}..{high}")
     for one in now.remotes:
         there = "" if one.connected else " away"
-        dropped = reasons_text(one.dropped) or "0"
-        parts.append(f"{one.worker}{there} acked {count_text(one.acked)} dropped {dropped}")
+        lost = reasons_text(one.dropped) or "0"
+        parts.append(f"{one.worker}{there} acked {count_text(one.acked)} dropped {lost}")
     if now.receiver is not None:
         accepted = count_text(now.receiver.accepted)
         parts.append(f"{now.receiver.connections} connected, accepted {accepted}")

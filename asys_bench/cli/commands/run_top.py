@@ -40,6 +40,7 @@ from asys_bench.system.process_usage import process_usage
 
 if TYPE_CHECKING:  # `asys-run top` of one run waits for none of it
     from asys_bench.cluster.identities import ClusterCheck
+    from asys_bench.cluster.status import Cluster
 
 GONE = 2
 RATE_SPAN_S = 2.0
@@ -116,11 +117,14 @@ class ClusterView:
 
     def __init__(self, place: str) -> None:
         """Raises BookError: it is no place for a book, or cannot be read."""
-        from asys_bench.cluster.status import read_cluster
-
-        self._read = lambda: read_cluster(place)
+        self._place = place
         self._cluster = self._read()
         self._window: Window[ClusterCheck] = Window(CLUSTER_SPAN_S)
+
+    def _read(self) -> Cluster:
+        from asys_bench.cluster.status import read_cluster
+
+        return read_cluster(self._place)
 
     def frame(self, width: int) -> RenderableType:
         from asys_bench.cluster.book import BookUnavailableError

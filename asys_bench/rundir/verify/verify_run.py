@@ -179,10 +179,9 @@ class _RunCheck:
         try:
             document = read_json(path, MAX_BYTES, below=self.path)
             if path.name == RECEIVER_FILE:
-                problems = check_cluster([ReceiverAccount.of(document)]).problems
+                problems = [*check_cluster([ReceiverAccount.of(document)]).problems]
             else:
-                one = ForwarderAccount.of(document)
-                problems = imbalances([one])
+                problems = imbalances([ForwarderAccount.of(document)])
         except (OSError, ValueError) as error:
             return Finding(name, "document", State.DAMAGED, str(error))
         if problems:

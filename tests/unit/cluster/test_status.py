@@ -21,6 +21,7 @@ from asys_bench.cluster.status import (
     Cluster,
     ClusterStatusMonitor,
     ClusterStatusOptions,
+    Status,
     StatusBoard,
     plugin,
     read_cluster,
@@ -61,7 +62,7 @@ def command(module, *words, width=140):
 def test_what_a_receiver_says_is_read_back_by_name_and_generation(tmp_path):
     book = Book.open(tmp_path)
     book.announce(entry())
-    put(tmp_path, receiver(sender(97, 0, QUIET)))
+    put(tmp_path, receiver(sender(97, 0, QUIET), address="tcp://0.0.0.0:7000"))
     put(tmp_path, receiver(sender(3, 0, None, run_id="o"), id="ledger-2", name="b"), "b", 4)
     found = read_cluster(str(tmp_path))
     assert [(one.name, one.generation, one.account.id) for one in found.statuses] == [
@@ -208,7 +209,8 @@ def test_the_plugin_is_registered():
 def frame(*accounts, entries=(), unreadable=None):
     parsed = [ReceiverAccount.of(one) for one in accounts]
     check = check_cluster(parsed)
-    cluster = Cluster("file:///book", tuple(entries), (), unreadable or {})
+    statuses = tuple(Status(one.name, 1, one) for one in parsed)
+    cluster = Cluster("file:///book", tuple(entries), statuses, unreadable or {})
     return ClusterFrame(cluster, check, check, 2.0)
 
 
