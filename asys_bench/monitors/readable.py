@@ -150,9 +150,9 @@ def plain_line(
         low, high = ratio_text(min(fvus)), ratio_text(max(fvus))
         parts.append(f"FVU {low}" if low == high else f"FVU {low}..{high}")
     for one in now.remotes:
-        there = "" if one.connected else " away"
+        away = "" if one.connected else " away"
         lost = reasons_text(one.dropped) or "0"
-        parts.append(f"{one.worker}{there} acked {count_text(one.acked)} dropped {lost}")
+        parts.append(f"{one.worker}{away} acked {count_text(one.acked)} dropped {lost}")
     if now.receiver is not None:
         accepted = count_text(now.receiver.accepted)
         parts.append(f"{now.receiver.connections} connected, accepted {accepted}")
