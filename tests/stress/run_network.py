@@ -10,6 +10,7 @@ everything else the others.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -28,10 +29,14 @@ from types import TracebackType
 from typing import Any, Self
 
 import yaml
+from rich.console import Console
 
+from asys_bench.cli.commands import run_top
 from asys_bench.cli.run import main as asys_run
 from asys_bench.monitors.figures import RemoteFigures, figures_of
 from asys_bench.monitors.snapshot import take_snapshot
+from asys_bench.reports.run_report.page import render_run
+from asys_bench.reports.run_report.record import read_run
 from asys_bench.rundir.attach import RunGoneError, attach_run
 from asys_bench.rundir.cluster_accounts import ClusterVerification, verify_cluster
 
@@ -166,6 +171,7 @@ class Training:
                 [*(launcher or (sys.executable,)), *script],
                 env={"OMP_NUM_THREADS": "1", **(env or {})},
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                start_new_session=True,
             )  # fmt: skip
         self.run_dir = Path()
 
@@ -228,7 +234,8 @@ class Training:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)  # a launcher's ranks as well
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -410,8 +417,31 @@ def ratio_of(ratios: list[float]) -> dict[str, Any]:
 
 # Two training machines of two ranks each, SAEs on a third.
 
+RANKS = """\
+for local in 0 1; do RANK=$((2 * NODE + local)) LOCAL_RANK=$local "$@" <&3 & done 3<&0
+wait %1 && wait %2
+"""
+"""What torchrun does on a node, without a process of its own that imports torch."""
 
-def two_nodes(folder: Path, *, steps: int = 200, rtt_ms: float = 1.0) -> dict[str, Any]:
+
+def launcher(node: int, network: Network, *, torchrun: bool) -> tuple[list[str], dict[str, str]]:
+    """Words before the script, and the environment, of a node's two ranks."""
+    master, port = network["node0"].address, "29500"
+    gloo = {"GLOO_SOCKET_IFNAME": "tun0", "TP_SOCKET_IFNAME": "tun0"}
+    if torchrun:
+        return [
+            sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node),
+            "--nproc-per-node", "2", "--rdzv-id", "a-job", "--master-addr", master, "--master-port",
+            port,
+        ], gloo  # fmt: skip
+    job = {"NODE": str(node), "GROUP_RANK": str(node), "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2",
+           "MASTER_ADDR": master, "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "a-job"}  # fmt: skip
+    return ["bash", "-c", RANKS, "ranks", sys.executable], {**gloo, **job}
+
+
+def two_nodes(
+    folder: Path, *, steps: int = 200, rtt_ms: float = 1.0, torchrun: bool = False
+) -> dict[str, Any]:
     """One training over two machines, one receiver: one account, one report, one `top --cluster`."""
     make_keys(folder)
     with ExitStack() as stack:
@@ -420,56 +450,43 @@ def two_nodes(folder: Path, *, steps: int = 200, rtt_ms: float = 1.0) -> dict[st
         receiver.until_listening()
         trainings = []
         for n in range(2):
-            node = network[f"node{n}"]
-            launcher = [
-                sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(n),
-                "--nproc-per-node", "2", "--rdzv-id", "a-job", "--master-addr", network["node0"].address,
-                "--master-port", "29500",
-            ]  # fmt: skip
-            trainings.append(
-                stack.enter_context(
-                    Training(
-                        node, folder, f"node{n}", remote=True, rows=ROWS, launcher=launcher,
-                        env={"GLOO_SOCKET_IFNAME": "tun0", "TP_SOCKET_IFNAME": "tun0"},
-                    )
-                )
-            )  # fmt: skip
+            words, env = launcher(n, network, torchrun=torchrun)
+            one = Training(network[f"node{n}"], folder, f"node{n}", remote=True, rows=ROWS,
+                           launcher=words, env=env)  # fmt: skip
+            trainings.append(stack.enter_context(one))
         for one in trainings:
             one.until_observing()
             until(one.is_connected, f"the connection of {one.name}", one.process)
         first = trainings[0]
         first.train(steps)
-        seen = subprocess.run(
-            [sys.executable, "-P", "-m", "asys_bench.cli.run", "top", "--cluster",
-             str(folder / "book"), "--once"],
-            capture_output=True, text=True, timeout=PATIENCE_S, check=True,
-        ).stdout  # fmt: skip
-        first._tell("end")
-        first.said()
-        for one in trainings:
-            code = one.process.wait(PATIENCE_S)
-            if code:
+        until(lambda: "accepted: 2 equal" in shown(folder), "equal accounts")
+        seen = shown(folder)
+        first.end()
+        for one in trainings[1:]:
+            if code := one.process.wait(PATIENCE_S):
                 raise RuntimeError(f"{one.name}: {code}: {one.log.read_text()[-3000:]}")
         receiver.end()
-        found = verify_cluster(str(folder / "book"), folder / "runs")
-        report = subprocess.run(
-            [sys.executable, "-P", "-m", "asys_bench.cli.run", "report", str(receiver.run_dir)],
-            capture_output=True, text=True, timeout=PATIENCE_S, check=False,
-        )  # fmt: skip
-        page = (receiver.run_dir / "report.html").read_text() if not report.returncode else ""
-        return {
-            "problems": list(found.problems),
-            "verdicts": sorted(str(one.verdict) for one in found.check.senders),
-            "hosts": sorted({one.sender[0] for one in found.check.senders}),
-            **{key: found.check.total(key) for key in ("taken", "acked", "accepted")},
-            "dropped": found.check.dropped,
-            "top": seen,
-            "report": re.sub(r"<[^>]+>", " ", page),
-            "sources": sorted(
-                {one.source for account in found.check.receivers for one in account.streams}
-            ),
-            "rows_reached_saes": metrics(receiver.run_dir, "sae_rows"),
-        }
+    found = verify_cluster(str(folder / "book"), folder / "runs")
+    page = render_run(read_run(receiver.run_dir), (), {})
+    return {
+        "problems": list(found.problems),
+        "verdicts": sorted(str(one.verdict) for one in found.check.senders),
+        "hosts": sorted({one.sender[0] for one in found.check.senders}),
+        **{key: found.check.total(key) for key in ("taken", "acked", "accepted")},
+        "dropped": found.check.dropped,
+        "top": seen,
+        "report": " ".join(re.sub(r"<style>.*?</style>|<[^>]+>", "", page, flags=re.S).split()),
+        "sources": sorted({one.source for a in found.check.receivers for one in a.streams}),
+        "rows_reached_saes": metrics(receiver.run_dir, "sae_rows"),
+    }
+
+
+def shown(folder: Path) -> str:
+    """What `asys-run top --cluster` shows."""
+    view = run_top.ClusterView(str(folder / "book"))
+    out = io.StringIO()
+    Console(file=out, width=140, color_system=None).print(view.frame(140))
+    return out.getvalue()
 
 
 def main() -> int:

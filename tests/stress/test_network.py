@@ -79,10 +79,22 @@ def test_two_machines_of_two_ranks_have_one_account_one_report_and_one_view(tmp_
     assert figures["taken"] == 4 * 60 == figures["acked"] + sum(figures["dropped"].values())
     assert figures["rows_reached_saes"] == 16 * figures["accepted"]
     assert len(figures["hosts"]) == 2
-    for host in figures["hosts"]:
-        assert host in figures["report"]
-        assert host in figures["top"]
+    assert (
+        "240 taken = 240 acked + 0 dropped + 0 in flight; 240 accepted: 2 equal" in figures["top"]
+    )
     assert "Other machines" in figures["report"]
+    for host in figures["hosts"]:
+        assert f"{host}/remote-0" in figures["report"]
+        assert f"{host[9:]}/remote-0" in figures["top"]
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="minutes: make soak (ASYS_SOAK=1)")
+@pytest.mark.timeout(1200)
+def test_two_machines_under_torchrun_have_one_account(tmp_path):
+    figures = two_nodes(tmp_path, steps=2000, torchrun=True)
+    assert (figures["problems"], figures["verdicts"]) == ([], ["equal", "equal"])
+    assert figures["taken"] == 4 * 2000
 
 
 @pytest.mark.stress
