@@ -29,6 +29,7 @@ COMMANDS = Commands(
         "export",
         "new-plugin",
     ),
+    "bench.",
 )
 EXAMPLES = (
     ("asys-bench doctor", "what this machine lacks, and the fix"),

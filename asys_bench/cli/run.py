@@ -46,6 +46,7 @@ COMMANDS = Commands(
         *("train", "evaluate", "export", "plan", "top", "report", "verify", "pin", "upload"),
         *("receive", "keys", "completion"),
     ),
+    "run_",
 )
 EXAMPLES = (
     ("asys-run --config demo.yaml", "PPO on CartPole with an SAE, about half a minute"),

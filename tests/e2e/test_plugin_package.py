@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import asys_bench
-from asys_bench.cli.commands.bench_new_plugin import backend_files
+from asys_bench.cli.commands.bench.new_plugin import backend_files
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "asys-relay"
 PATIENCE_S = 500.0

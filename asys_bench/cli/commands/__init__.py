@@ -1,5 +1,5 @@
-"""What `asys-bench` and `asys-run` share: a command is a module `<program>_<name>` of this folder with
-`add(parser)` and `main(arguments, console) -> int`.
+"""What `asys-bench` and `asys-run` share: a command is a module, `run_<name>` of this folder or `<name>` of
+its folder `bench`, with `add(parser)` and `main(arguments, console) -> int`.
 
 A module is imported when its command is named: `--help` reads the first lines of their sources, and
 a command that only prints a page does not wait for torch. Nothing heavy is imported here.
@@ -22,10 +22,12 @@ _WIDTH_WITHOUT_TERMINAL = 140
 
 @dataclass(frozen=True)
 class Commands:
-    """The commands of one program; `asys-bench`'s are the modules `bench_<name>`, dashes as underscores."""
+    """The commands of one program. modules: the beginning of their modules' names in this folder, `run_` or
+    `bench.`; a command's own name follows, with underscores for dashes."""
 
     program: str
     names: tuple[str, ...]
+    modules: str
 
     def run(self, argv: Sequence[str]) -> int:
         """`PROGRAM NAME ...`; the exit code. A wrong configuration is shown in full, exit code 2."""
@@ -76,7 +78,7 @@ class Commands:
 
     def summary(self, name: str) -> str:
         """The first line of a command's docstring, without its name; its module is not imported."""
-        source = Path(__file__).with_name(f"{self._file(name)}.py")
+        source = Path(__file__).parent / f"{self._name(name).replace('.', '/')}.py"
         with source.open(encoding="utf-8") as lines:
             return lines.readline().strip().strip('"').split("`: ", 1)[-1]
 
@@ -90,10 +92,10 @@ class Commands:
         )
 
     def _module(self, name: str) -> ModuleType:
-        return importlib.import_module(f"{__name__}.{self._file(name)}")
+        return importlib.import_module(f"{__name__}.{self._name(name)}")
 
-    def _file(self, name: str) -> str:
-        return f"{self.program.removeprefix('asys-')}_{name.replace('-', '_')}"
+    def _name(self, name: str) -> str:
+        return f"{self.modules}{name.replace('-', '_')}"
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:

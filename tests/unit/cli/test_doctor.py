@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from asys_bench.cli.commands import bench_doctor
-from asys_bench.cli.commands.bench_doctor import Check, print_report
+from asys_bench.cli.commands.bench import doctor as bench_doctor
+from asys_bench.cli.commands.bench.doctor import Check, print_report
 from asys_bench.registry import KINDS, registry
 
 

@@ -1,0 +1,1 @@
+"""The commands of `asys-bench`, a module each."""
