@@ -223,16 +223,25 @@ class Mirror:
         return self._store
 
     def _fetch(self, name: str) -> None:
-        """Raises StoreError, OSError."""
+        """One process at a time: who waited for another finds the file. Raises StoreError, OSError."""
         stored, path = self._manifest.files[name], self.folder / name
         partial = self._home / _INCOMING / secrets.token_hex(8)
-        self._make_room(stored.bytes, name)
+        lock = open_or_create(
+            self._home / _INCOMING / f"{hashlib.sha256(name.encode()).hexdigest()}.lock",
+            below=self._home,
+        )
         try:
+            with suppress(OSError):  # a file system without locks: fetched once more at worst
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.lexists(path):
+                return
+            self._make_room(stored.bytes, name)
             patiently(lambda: download(self._client(), stored, partial), PATIENCE_S)
             os.utime(partial, ns=(stored.modified_ns, stored.modified_ns))
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+            os.close(lock)
 
     def _make_room(self, wanted: int, name: str) -> None:
         """Delete shards that were fetched longest ago; whoever has one open reads on."""

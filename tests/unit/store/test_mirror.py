@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import runpy
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,30 @@ def test_a_dataloaders_workers_fetch_for_themselves(archived, tmp_path):
     for path, _ in walk(open_run(uri).path / "archive"):
         path.unlink(missing_ok=True)
     assert sum(len(batch) for batch in spawned) == 6000
+
+
+def test_two_processes_that_want_one_file_at_once_fetch_it_once(small, tmp_path, monkeypatch):
+    one = mirrors.Mirror.open(sent(small, tmp_path / "copy"))
+    two = mirrors.Mirror.of(one._home)
+    path = one.folder / "metrics.csv"
+    download, fetched, second = mirrors.download, [], threading.Event()
+    other = threading.Thread(target=two.bring, args=[path])
+
+    def slow(store, stored, target):
+        fetched.append(target)
+        if len(fetched) == 1:
+            other.start()
+        else:
+            second.set()
+        assert not second.wait(0.5), "both fetch"
+        download(store, stored, target)
+
+    monkeypatch.setattr(mirrors, "download", slow)
+    one.bring(path)
+    other.join(30)
+    assert len(fetched) == 1
+    assert path.read_bytes() == (small / "metrics.csv").read_bytes()
+    one.close()
 
 
 def test_what_ended_leaves_nothing_in_the_cache_and_what_was_killed_is_removed(small, tmp_path):
