@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run test quick test-rest test-all test-interop test-triton lint types check model sanitize soak fuzz gpu bench-micro audit sbom docs clean
+.PHONY: help announce-run run test quick test-rest test-all test-interop test-triton test-ray lint types check model sanitize soak fuzz gpu bench-micro audit sbom docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -64,6 +64,14 @@ $(VENV)/.triton: $(VENV)/.test
 test-triton: $(VENV)/.triton ## the Triton kernels in Triton's interpreter, and compiled for GPUs that are not here; 3 minutes
 	$(BIN)/pytest -m "not rest" tests/unit/capture/gpu/test_triton_kernels.py tests/unit/capture/gpu/test_triton_compile.py tests/unit/sae/test_triton_kernels.py $(ARGS)
 
+# Another 79 MB to fetch and 200 MB unpacked, so only who asks gets it.
+$(VENV)/.ray: $(VENV)/.test
+	$(BIN)/pip install --quiet -c constraints.txt "$$(grep '^ray==' constraints.txt)"
+	@touch $@
+
+test-ray: $(VENV)/.ray ## grids and pools on a Ray cluster of two nodes on this machine; 3 minutes
+	$(BIN)/pytest -m "not stress" tests/ray $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -110,4 +118,4 @@ docs: $(VENV)/.test ## regenerate the configuration reference and the editor sch
 	$(BIN)/python -m asys_bench.config.reference
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.interop
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray

@@ -8,7 +8,7 @@ pytest=${PYTEST:-pytest}
 at_once=$1
 shift
 logs=$(mktemp -d)
-named=(e2e stress fuzz gpu interop conformance)
+named=(e2e stress fuzz gpu interop conformance ray)
 first_units=(backends capture callbacks)
 second_units=(sae kernels cli config contracts)
 third_units=(sinks monitors reports rundir)

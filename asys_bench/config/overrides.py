@@ -68,18 +68,18 @@ def apply_environment(root: Node, env: Mapping[str, str]) -> list[Problem]:
     return problems
 
 
-def apply_sets(root: Node, sets: Sequence[str]) -> list[Problem]:
-    """Apply each `path=value`, in order."""
+def apply_sets(root: Node, sets: Sequence[str], option: str = "--set") -> list[Problem]:
+    """Apply each `path=value` of `option`, in order."""
     problems: list[Problem] = []
     for text in sets:
-        origin = Origin(f"--set {text}")
+        origin = Origin(f"{option} {text}")
         try:
             path, rest = parse_path(text)
         except ValueError:
             path, rest = (), text
         if not path or not rest.startswith("="):
             problems.append(
-                Problem.at(origin, "must be path=value", fix="write --set bus.capacity_mib=128")
+                Problem.at(origin, "must be path=value", fix=f"write {option} bus.capacity_mib=128")
             )
             continue
         problems += _assign(root, path, rest[1:], origin)

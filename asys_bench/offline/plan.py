@@ -139,8 +139,11 @@ class OfflinePlan(Section):
         return Path(start.path) if start is not None else None
 
 
-def read_plan(run_dir: Path, config: str | None, sets: Sequence[str]) -> OfflinePlan:
-    """The plan from `config` or else from the run's own configuration, and `sets` over it.
+def read_plan(
+    run_dir: Path, config: str | None, sets: Sequence[str], grid: Sequence[str] = ()
+) -> OfflinePlan:
+    """The plan from `config` or else from the run's own configuration, and `sets` over it, and over them
+    the values of one point of a grid.
 
     Raises:
         ConfigError: everything that is wrong, each with its place and a fix.
@@ -152,7 +155,7 @@ def read_plan(run_dir: Path, config: str | None, sets: Sequence[str]) -> Offline
         root = read_run_config(run_dir)
     if root.child("sinks") is not None:
         root = _of_run(root)
-    problems = apply_sets(root, sets)
+    problems = [*apply_sets(root, sets), *apply_sets(root, grid, "--grid")]
     if problems:
         raise ConfigError(problems)
     try:

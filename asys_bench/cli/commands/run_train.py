@@ -2,6 +2,7 @@
 
   asys-run train --archive runs/<run>/archive
   asys-run train --archive runs/<run>/archive --set epochs=3 --set sae.k=32 --out runs/<run>/k32
+  asys-run train --archive runs/<run>/archive --grid sae.k=16,32,64 sae.expansion_factor=8,16 --ray auto
 
 Without --config the run's own trainer settings are used. FILE is another run's configuration, or a
 plan with the fields epochs, hooks, repeats, seed, device, sae, overrides, variants, transcoders,
@@ -9,6 +10,11 @@ start_from; --set changes one of them.
 Ctrl-C stops after the current step and writes a checkpoint; the same command goes on from there.
 Checkpoints (SAELens folders) are in DIR/<hook>/latest. An epoch trains on each row once. FVU is on
 held-out rows without outliers (rows of far larger norm, which are not trained on), "of all" with them.
+
+--grid trains the SAEs of every combination of values, each in DIR/<values>/<hook>/latest, one after
+another or, with --ray, wherever a Ray cluster has CPUs or GPUs for them. DIR/grid.json and DIR/grid.csv
+have the results; what is done is not trained again. With --ray an SAE has sae.threads CPUs, one where that
+is not set; all nodes must see DIR, and the archive too unless it is given by its copy's URI.
 
 Exit codes: 0 done · 1 failed (it says what) · 2 the configuration or the command line is wrong ·
 130 stopped by Ctrl-C · 143 by SIGTERM.
@@ -36,11 +42,11 @@ if TYPE_CHECKING:
     from asys_bench.sae.training.device import TrainingDevice
     from asys_bench.sinks.archive import Archive
 
-OUT_DIR = "sae-offline"
+OUT_DIR, GRID_DIR = "sae-offline", "sae-grid"
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """`--archive`, `--config`, `--set`, `--out`."""
+    """`--archive`, `--config`, `--set`, `--grid`, `--ray`, `--out`."""
     parser.add_argument(
         "--archive",
         required=True,
@@ -56,9 +62,23 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="override one field, e.g. --set epochs=3 or --set sae.k=32 (repeatable)",
     )
     parser.add_argument(
+        "--grid",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="PATH=VALUES",
+        help="train with each of these values, and with every combination of several: sae.k=16,32,64",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="train the SAEs of a grid on this Ray cluster (auto: the one that this machine belongs to)",
+    )
+    parser.add_argument(
         "--out",
         metavar="DIR",
-        help=f"checkpoints go there; default: <run>/{OUT_DIR}, of a copy <run>-{OUT_DIR} here",
+        help=f"checkpoints go there; default: <run>/{OUT_DIR} ({GRID_DIR} of a grid), of a copy "
+        f"<run>-{OUT_DIR} here",
     )
 
 
@@ -66,18 +86,21 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     """One SAE per hook, one after another, and a table of what came out."""
     from asys_bench.contracts.names import file_slug
     from asys_bench.contracts.run_files import ARCHIVE_DIR
-    from asys_bench.offline import read_plan
+    from asys_bench.offline.grid import read_axes, read_points, read_tasks
     from asys_bench.sinks.archive import ArchiveError, open_archive
     from asys_bench.store.mirror import CopyError, local_folder
     from asys_bench.store.uri import is_uri
 
+    if arguments.ray and not arguments.grid:
+        return _fail(console, "--ray needs a --grid of SAEs", EXIT_USAGE)
     remote = is_uri(arguments.archive)
     try:
         place = arguments.archive.removesuffix(f"/{ARCHIVE_DIR}") if remote else arguments.archive
         run_dir = _run_dir(local_folder(place))
     except CopyError as error:
         return _fail(console, str(error), EXIT_USAGE)
-    plan = read_plan(run_dir, arguments.config, arguments.set)
+    points = read_points(run_dir, arguments.config, arguments.set, read_axes(arguments.grid))
+    plan = points[0].plan
     try:
         archive = open_archive(run_dir, plan.repeats)
     except ArchiveError as error:
@@ -91,23 +114,29 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             soft_wrap=True,
         )
     try:
-        jobs = plan.jobs(archive.hooks)
+        tasks = read_tasks(points, archive.hooks)
     except ValueError as error:
         return _fail(console, str(error), EXIT_USAGE)
+    name = GRID_DIR if arguments.grid else OUT_DIR
     try:
-        own = Path(f"{file_slug(run_dir.name)}-{OUT_DIR}") if remote else _own_folder(run_dir)
+        own = Path(f"{file_slug(run_dir.name)}-{name}") if remote else _own_folder(run_dir, name)
         out = Path(arguments.out) if arguments.out else own
     except OSError as error:
         return _fail(console, f"{error}; name another folder with --out", EXIT_USAGE)
-    return _Command(console, archive, plan, run_dir, out).run(jobs)
+    if arguments.grid:
+        from asys_bench.cli.train_grid import GridCommand
+
+        source = place if remote else str(run_dir.resolve())
+        return GridCommand(console, archive, source, out, tasks).run(arguments.ray)
+    return _Command(console, archive, plan, run_dir, out).run([task.job for task in tasks])
 
 
-def _own_folder(run_dir: Path) -> Path:
+def _own_folder(run_dir: Path, name: str) -> Path:
     """Where checkpoints go in the run's folder. Raises OSError: a link lies there."""
     from asys_bench.system.files.below import real_folder
 
-    out = run_dir / OUT_DIR
-    return real_folder(run_dir, OUT_DIR) if os.path.lexists(out) else out
+    out = run_dir / name
+    return real_folder(run_dir, name) if os.path.lexists(out) else out
 
 
 class _Command:

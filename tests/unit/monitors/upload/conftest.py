@@ -127,6 +127,8 @@ class S3Server:
 
         self.refuse: tuple[int, str] | None = None
         self.refuse_keys, self.requests = "", 0
+        self.read: list[str] = []
+        """Paths of every GET."""
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server(
             "127.0.0.1", 0, self._answer, threaded=True, request_handler=Quiet
@@ -137,6 +139,8 @@ class S3Server:
 
     def _answer(self, environ: Any, start: Any) -> Any:
         self.requests += 1
+        if environ["REQUEST_METHOD"] == "GET":
+            self.read.append(environ["PATH_INFO"])
         if self.refuse is None or self.refuse_keys not in environ["PATH_INFO"]:
             return self._app(environ, start)
         status, code = self.refuse
