@@ -43,8 +43,19 @@ SHOW_CURSOR = b"\x1b[?25h"
 COMMANDS = Commands(
     "asys-run",
     (
-        *("train", "evaluate", "export", "plan", "top", "report", "verify", "pin", "upload"),
-        *("receive", "keys", "completion"),
+        *(
+            "train",
+            "evaluate",
+            "export",
+            "plan",
+            "top",
+            "report",
+            "timeline",
+            "diff",
+            "verify",
+            "pin",
+        ),
+        *("upload", "receive", "keys", "completion"),
     ),
     "run_",
 )

@@ -42,6 +42,8 @@ HEADER_BYTES = 128
 MAX_NDIM = 8
 MAX_DIM = 2**32 - 1
 FLAG_CRC = 1
+CONSTANT_MICROBATCH = (1 << 16) - 1
+"""The `microbatch` of the constant evaluation batch (`observation.constant`)."""
 NO_TOKEN_POSITION = -1
 NO_PARAMS = bytes(16)
 NO_TEXT = 0
@@ -236,6 +238,11 @@ class ActivationPacket:
             weights_version, encoding_id, rest[MAX_NDIM], sampling_rate, call_index, microbatch,
             token_position, crc if flags & FLAG_CRC else None, payload, text,
         )  # fmt: skip
+
+    @property
+    def is_constant(self) -> bool:
+        """Of the constant evaluation batch: nothing is to be learnt from it."""
+        return self.microbatch == CONSTANT_MICROBATCH
 
     def verify(self) -> bool:
         """True when no checksum was asked for or the payload matches it."""

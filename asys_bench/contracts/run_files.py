@@ -19,6 +19,8 @@
     watch/              what an `sae_watch` sink found
     probes/             linear probes of a `probe` sink, with what they are worth
     alarm/              what an `alarm` sink raised and watched
+    reservoir/          rows of the whole run, a folder per hook (`change.reservoir`)
+    timeline/           which features were born when (`change.timeline`)
     tensorboard/        event files
     .readers/           locks of subscribers from outside
     .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`);
@@ -64,6 +66,8 @@ WATCH_DIR, WATCH_SCHEMA = "watch", "asys.watch/1"
 PROBES_DIR, PROBES_SCHEMA = "probes", "asys.probes/1"
 ALARM_DIR, ALARM_SCHEMA = "alarm", "asys.alarm/1"
 ALARMS_FILE, ALARM_VALUES_SCHEMA = "alarms.jsonl", "asys.alarm_values/1"
+RESERVOIR_DIR = "reservoir"
+TIMELINE_DIR, TIMELINE_SCHEMA = "timeline", "asys.timeline/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"
 HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK = ".host.lock", ".workers.lock", ".upload.lock"

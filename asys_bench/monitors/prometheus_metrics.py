@@ -179,6 +179,21 @@ PAGE: dict[str, MetricSpec] = {
         "hook",
         "worker",
     ),
+    "sae_lives": _counter(
+        "asys_sae_lives",
+        "Lives of features begun, at the start or by resampling.",
+        "hook",
+        "worker",
+    ),
+    "sae_new_lives_ratio": _gauge(
+        "asys_sae_new_lives_ratio", "Share of features whose life is young.", "hook", "worker"
+    ),
+    "sae_turned_features": _gauge(
+        "asys_sae_turned_features",
+        "Features past cosine 0.5 from the begin of their life.",
+        "hook",
+        "worker",
+    ),
     "sae_input_drift": _gauge(
         "asys_sae_input_drift_ratio", "How far the input's statistics have moved.", "hook", "worker"
     ),
@@ -190,6 +205,15 @@ PAGE: dict[str, MetricSpec] = {
     ),
     "sae_row_age_versions": _gauge(
         "asys_sae_row_age_versions", "Age of trained rows in host weight updates.", "hook", "worker"
+    ),
+    "reservoir_rows": _counter(
+        "asys_reservoir_rows", "Rows that a reservoir was offered.", "hook", "worker"
+    ),
+    "reservoir_kept_rows": _gauge(
+        "asys_reservoir_kept_rows", "Rows that a reservoir holds.", "hook", "worker"
+    ),
+    "reservoir_refused_packets": _counter(
+        "asys_reservoir_refused_packets", "Packets that a reservoir cannot take.", "hook", "worker"
     ),
     "sae_watch_rows": _counter(
         "asys_sae_watch_rows", "Rows that a watched SAE was applied to.", "hook", "worker"

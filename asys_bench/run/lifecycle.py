@@ -348,6 +348,11 @@ class RunLifecycle:
         if self.session is not None:
             self.session.pause(paused)
 
+    def constant(self, constant: bool) -> None:
+        """Packets are of the constant evaluation batch meanwhile; see `StepClock.constant`."""
+        if self.session is not None:
+            self.session.clock.constant = constant
+
     def abort(self) -> None:
         """End every worker at once, without draining."""
         if isinstance(self.session, ObservationSession):

@@ -211,6 +211,24 @@ class Observation:
         finally:
             self.paused = before
 
+    @contextmanager
+    def constant(self) -> Iterator[None]:
+        """`with observation.constant(): model(batch)`, every so many steps: a held-out batch that is the
+        same each time. What changes in it, the model has learnt; elsewhere the data may have changed
+        (`Run.timeline`). Its calls count neither as steps nor as microbatches, no SAE is trained on them
+        and no archive holds them; the sink `reservoir` keeps them. Call the model without gradients, in
+        the mode that the hooks capture."""
+        if self._closed or self._life.session is None:
+            yield
+            return
+        before, self.paused = self._paused, False
+        self._life.constant(True)
+        try:
+            yield
+        finally:
+            self._life.constant(False)
+            self.paused = before
+
     def weights_updated(self) -> None:
         """The weights changed without a step of a torch optimizer (those are counted by themselves)."""
         clock = self._marked_clock()

@@ -28,6 +28,7 @@ from asys_bench.contracts.run_files import (
 from asys_bench.monitors.metrics_csv import COLUMNS, OLD_COLUMNS
 from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.live_run import ReadingError, goes_on
+from asys_bench.rundir.timeline_document import Timeline, read_timeline
 from asys_bench.rundir.token_rows import Vocabulary
 from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
 from asys_bench.sinks.archive import Repeats
@@ -197,6 +198,15 @@ class Run:
     def saes(self) -> Mapping[str, SparseAutoencoder]:
         """Hook -> its newest SAE, for the hooks that have one."""
         return {hook: self.sae(hook) for hook in self.hooks if self._checkpoint(hook) is not None}
+
+    def timeline(self, label: str) -> Timeline:
+        """Which features of an SAE (a hook, or `<hook>#<variant>`) were born when, as `asys-run timeline`
+        or the run's report found it last.
+
+        Raises:
+            ReadingError: nobody has made it yet, or the file is damaged.
+        """
+        return read_timeline(self.path, label)
 
     def metrics(self, metric: str | None = None, **where: str) -> Table:
         """metrics.csv as columns: {"time_s": float64[n], "metric": str[n], ..., "value": float64[n]}.

@@ -190,7 +190,7 @@ class LiveRows(IterableDataset[torch.Tensor]):
         for packet in lease:
             if most_rows <= 0:
                 break
-            if self._client.name_of(packet.hook_id) != self._hook:
+            if self._client.name_of(packet.hook_id) != self._hook or packet.is_constant:
                 continue
             rows_ND = self._decode(packet)
             if rows_ND.ndim and rows_ND.numel():

@@ -189,7 +189,7 @@ class LiveSubscription:
 
     def _sample(self, packet: ActivationPacket, decode: Decoder) -> LiveSample | None:
         hook = self._live.client.name_of(packet.hook_id)
-        if not any(matches(hook, glob) for glob in self._globs):
+        if packet.is_constant or not any(matches(hook, glob) for glob in self._globs):
             return None
         try:
             tensor = decode(packet).clone()

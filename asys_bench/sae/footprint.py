@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.training.lives import WINDOWS
 
 FLOAT = 4
 ROW_EXTRA = 28
@@ -24,6 +25,8 @@ BLOCK_BYTES = 512 << 20
 """Pre-activations that exist at once on a GPU at most (`sparse_kernels.BLOCK_BYTES`)."""
 _VECTORS = {"jumprelu": 2, "gated": 3}
 """Parameters that have one entry per feature, where it is not only the encoder's bias."""
+LIFE_BYTES = 4 * WINDOWS + 40
+"""Of a feature's life (`training.lives`), besides the direction that it began with."""
 _PROBE_ROWS, _PROBE_FEATURES = 64, 4096
 
 
@@ -36,7 +39,7 @@ class Footprint:
     d_sae: int
     weights_bytes: int
     optimizer_bytes: int
-    """Adam's moments, the gradients, and the copy of the last good state."""
+    """Adam's moments, the gradients, the features' lives, and the copy of the last good state."""
     buffer_bytes: int
     """The shuffle reservoir and the rows that wait for it."""
     held_out_bytes: int
@@ -84,20 +87,24 @@ def footprint(config: SAEConfig, d_in: int, d_out: int | None = None) -> Footpri
         parameters += d_in * d_target  # W_skip
         steps += FLOAT * d_target
     weights = FLOAT * parameters
+    lives, born = d_sae * LIFE_BYTES, 2 * d_sae * d_target
     rough = 2 * d_sae * d_in if config.rough_products else 0
     buffer = config.buffer_rows * (FLOAT * width + ROW_EXTRA)
     held_out = config.held_out_rows * (FLOAT * width + FLOAT)
     batch = FLOAT * width * config.batch_rows
     # pre-activations, what is compared of them, and (rough) their bfloat16 original
     pre_activations = 2 * min(BLOCK_BYTES, FLOAT * d_sae * config.batch_rows)
-    checkpoint = 4 * weights + steps + held_out + (buffer if config.checkpoint_buffer else 0)
+    checkpoint = (
+        4 * weights + steps + lives + born + held_out + (buffer if config.checkpoint_buffer else 0)
+    )
     return Footprint(
         d_in=d_in,
         d_out=d_target,
         d_sae=d_sae,
         weights_bytes=weights,
-        # two moments, gradients, and a copy of weights and moments; steps and a copy
-        optimizer_bytes=6 * weights + 2 * steps + rough,
+        # two moments, gradients, and a copy of weights and moments; steps, lives and a copy of both;
+        # the directions that lives began with
+        optimizer_bytes=6 * weights + 2 * (steps + lives) + born + rough,
         buffer_bytes=buffer + BLOCK_ROWS * FLOAT * width,
         held_out_bytes=held_out,
         checkpoint_bytes=checkpoint,

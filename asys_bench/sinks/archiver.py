@@ -218,7 +218,8 @@ class ArchiverWorker(BaseSink):
         """
         series: dict[Layout, list[Piece]] = {}
         for packet in lease:
-            self._sort_in(packet, series)
+            if not packet.is_constant:
+                self._sort_in(packet, series)
         for layout, pieces in series.items():
             self._append(layout, pieces, keep=series)
             self._context.heartbeat()

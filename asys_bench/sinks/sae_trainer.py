@@ -89,6 +89,8 @@ class SAETrainerWorker(BaseSink):
         now_ns = time.monotonic_ns() + self._context.clock_shift_ns
         oldest_ns = now_ns - int(1e9 * self._options.max_lag_s)
         for packet in lease:
+            if packet.is_constant:
+                continue
             route = self._routes.get(packet.hook_id)
             if route is None:
                 route = self._routes[packet.hook_id] = self._route(packet.hook_id)

@@ -99,7 +99,7 @@ class SAEWatchWorker(BaseSink):
             if packet.hook_id not in self._watched:
                 self._watched[packet.hook_id] = self._load(self._context.name_of(packet.hook_id))
             watched = self._watched[packet.hook_id]
-            if watched is not None:
+            if watched is not None and not packet.is_constant:
                 self._measure(watched, packet)
 
     def close(self) -> None:

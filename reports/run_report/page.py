@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from asys_bench.reports.page.markup import POLICY, Markup, flat, table, tag
 from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
 from asys_bench.reports.run_report.analysis import HookAnalysis
+from asys_bench.reports.run_report.births import Births, birth_parts
 from asys_bench.reports.run_report.cards import sae_section
 from asys_bench.reports.run_report.evaluations import evaluation_parts
 from asys_bench.reports.run_report.header import header, warnings
@@ -108,7 +109,10 @@ h4{margin:0;font-size:.95rem}
 
 
 def render_run(
-    record: RunRecord, analyses: Sequence[HookAnalysis], vocabulary: Mapping[int, str]
+    record: RunRecord,
+    analyses: Sequence[HookAnalysis],
+    vocabulary: Mapping[int, str],
+    births: Births | None = None,
 ) -> str:
     """A complete HTML document that opens offline, on a phone, in the dark and on paper.
 
@@ -123,13 +127,16 @@ def render_run(
         tag("title", f"{record.run_id}, A-Sys-I run report"),
         tag("style", Markup(PALETTE + LAYOUT + MARKS + STYLE)),
     )
-    main = tag("main", *_sections(record, analyses, vocabulary))
+    main = tag("main", *_sections(record, analyses, vocabulary, births or Births()))
     body = tag("body", header(record), main, _footer(record))
     return "<!doctype html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
 def _sections(
-    record: RunRecord, analyses: Sequence[HookAnalysis], vocabulary: Mapping[int, str]
+    record: RunRecord,
+    analyses: Sequence[HookAnalysis],
+    vocabulary: Mapping[int, str],
+    births: Births,
 ) -> list[Markup | None]:
     curves = sae_curves(record)
     over_time = timeline(record)
@@ -142,6 +149,12 @@ def _sections(
             "What the SAEs found",
             "The newest checkpoints, applied to the newest archived rows.",
             looked,
+        ),
+        _section(
+            "Which features appeared when",
+            "The newest SAEs over rows of the whole run. A birth is a firing rate that rose from nearly "
+            "nothing, declared with a false discovery rate of 1 % over all features.",
+            birth_parts(births, vocabulary),
         ),
         _section(
             "What they do to the model",

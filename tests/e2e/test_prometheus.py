@@ -31,8 +31,9 @@ ELSEWHERE = (
     "asys_sae_unpaired_",
     "asys_remote_",
     "asys_receiver_",
+    "asys_reservoir_",
 )
-"""Only with a device, a watched SAE, a transcoder, or SAEs on another machine."""
+"""Only with a device, a watched SAE, a transcoder, a reservoir, or SAEs on another machine."""
 LATE = {
     "asys_sae_feature_survival_ratio",
     "asys_sae_input_drift_ratio",

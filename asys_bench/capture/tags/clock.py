@@ -23,7 +23,12 @@ import torch
 from asys_bench.capture.tags.moments import Moment, Moments
 from asys_bench.capture.tags.text import Text
 from asys_bench.contracts.capture_port import CLOCK_CELLS, CLOCK_TOSSED
-from asys_bench.contracts.packet import MAX_TEXT, NO_TEXT, NO_TOKEN_POSITION
+from asys_bench.contracts.packet import (
+    CONSTANT_MICROBATCH,
+    MAX_TEXT,
+    NO_TEXT,
+    NO_TOKEN_POSITION,
+)
 from asys_bench.contracts.stats import Slot
 
 log = logging.getLogger(__name__)
@@ -31,7 +36,7 @@ log = logging.getLogger(__name__)
 Tags = tuple[int, int, int, int]
 """(host_step, weights_version, microbatch, token_position)"""
 
-_MAX_MICROBATCH = 2**16 - 1
+_MAX_MICROBATCH = CONSTANT_MICROBATCH - 1
 _MAX_POSITION = 2**31 - 1
 _SHOWN = struct.Struct(f"{CLOCK_TOSSED}q")  # the cells up to that one
 _NOBODY = 0
@@ -127,6 +132,7 @@ class StepClock:
         self._buffer = bytearray(8 * CLOCK_CELLS)
         self.cells = memoryview(self._buffer).cast("q")
         self._microbatch = 0
+        self._aside: tuple[int, _Moment] | None = None
         self._token_position = NO_TOKEN_POSITION
         self._forwards = 0
         self._host_counts_microbatches = False
@@ -207,7 +213,7 @@ class StepClock:
 
     @property
     def microbatch(self) -> int:
-        """Index of the forward pass within the host step, 0..65535 (more stay at the last).
+        """Index of the forward pass within the host step, 0..65534 (more stay at the last).
 
         Calls of the observed model are counted. A host that accumulates gradients in another
         rhythm sets it, and from then on sets it always; `step` starts at 0 again.
@@ -220,6 +226,26 @@ class StepClock:
             self._host_counts_microbatches = True
             self._microbatch = max(0, min(int(value), _MAX_MICROBATCH))
             self._moment = _Moment()
+            self._retag()
+
+    @property
+    def constant(self) -> bool:
+        """The host is at its constant evaluation batch: packets say so (`CONSTANT_MICROBATCH`), and
+        calls count neither as steps nor as microbatches."""
+        return self._aside is not None
+
+    @constant.setter
+    def constant(self, value: bool) -> None:
+        with self.lock:
+            if value == self.constant:
+                return
+            self.paused = value
+            if self._aside is None:
+                self._aside = self._microbatch, self._moment
+                self._microbatch, self._moment = CONSTANT_MICROBATCH, _Moment()
+            else:
+                self._microbatch, self._moment = self._aside
+                self._aside = None
             self._retag()
 
     @property

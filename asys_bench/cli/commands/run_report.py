@@ -6,17 +6,27 @@ import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.contracts.run_files import REPORT_FILE
+from asys_bench.contracts.run_files import REPORT_FILE, RESERVOIR_DIR
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 from asys_bench.store.uri import is_uri
 from asys_bench.system.files import replace_file
+from asys_bench.system.files.below import is_folder
+
+if TYPE_CHECKING:
+    from asys_bench.reports.run_report.births import Births
+
+TIMELINES_S = 20.0
+"""Of the time that a run's end waits for its report; SAEs that are left are `asys-run timeline`'s."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +57,28 @@ def write_within(run_dir: Path, seconds: float) -> Path | None:
     return target if done.returncode == EXIT_OK and target.is_file() else None
 
 
+def _births(run_dir: Path, labels: Sequence[str], *, keep: bool) -> Births:
+    """Timelines of the SAEs whose hooks have a reservoir; kept in the run's folder if asked."""
+    from asys_bench.change.timeline.timeline import timelines_of
+    from asys_bench.reports.run_report.births import Births, births_of
+    from asys_bench.rundir.timeline_document import write_timeline
+    from asys_bench.sinks.archive.reader import open_archive
+    from asys_bench.sinks.archive.sidecar import ArchiveError
+
+    if not is_folder(run_dir / RESERVOIR_DIR, below=run_dir):
+        return Births()
+    timelines = timelines_of(run_dir, labels, within_s=TIMELINES_S)
+    for timeline in timelines:
+        if keep and not timeline.problem:
+            with suppress(OSError):
+                write_timeline(run_dir, timeline)
+    try:
+        archive = open_archive(run_dir, "last")
+    except ArchiveError:
+        archive = None
+    return births_of(timelines, archive)
+
+
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """0; 1 when the file cannot be written; 2 when there is no such run."""
     import torch
@@ -65,9 +97,11 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"asys-run report: {error}", style="red", markup=False, soft_wrap=True)
         return EXIT_USAGE
     analyses = analyse(run_dir, record.saes)
-    document = render_run(record, analyses, read_vocabulary(run_dir))
+    copy = is_uri(arguments.run or "")
+    births = _births(run_dir, record.saes, keep=not copy)
+    document = render_run(record, analyses, read_vocabulary(run_dir), births)
     own = run_dir / REPORT_FILE
-    if is_uri(arguments.run or ""):
+    if copy:
         own = Path(f"{file_slug(run_dir.name)}-{REPORT_FILE}")
     target = Path(arguments.out) if arguments.out else own
     try:

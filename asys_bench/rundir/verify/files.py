@@ -27,6 +27,7 @@ from asys_bench.contracts.run_files import (
 )
 from asys_bench.monitors.metrics_csv import COLUMNS, OLD_COLUMNS
 from asys_bench.rundir.verify.finding import Finding, State
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import open_file, parse_json, read_json
 
@@ -170,6 +171,20 @@ def check_events(
             name, "events", State.TORN, "its last record is not whole", records, 0, 1, lost, done
         )
     return Finding(name, "events", State.OK, "", records)
+
+
+def check_window(path: Path, name: str, *, live: bool) -> Finding:
+    """A window of a reservoir: tensors with a row each for the same rows."""
+    try:
+        tensors = read_tensors(path)
+        lengths = {len(tensor) for tensor in tensors.values() if tensor.ndim}
+        if "values" not in tensors or len(lengths) != 1:
+            raise CheckpointError(path, "its columns are not of the same rows")
+    except CheckpointError as error:
+        if live and not path.exists():
+            return Finding(name, "window", State.BEING_WRITTEN)
+        return Finding(name, "window", State.DAMAGED, error.reason.splitlines()[0], lost_rows=None)
+    return Finding(name, "window", State.OK, "", lengths.pop())
 
 
 def _damaged(name: str, records: int, lost: int) -> Finding:

@@ -30,7 +30,7 @@ class State(StrEnum):
 class Finding:
     """One file or checkpoint folder.
 
-    path: relative to the run. kind: shard, checkpoint, table, log, events, document or other.
+    path: relative to the run. kind: shard, checkpoint, table, log, events, window, document or other.
     rows: readable rows (of shards and tables), lines or records; None where there is no such thing.
     rows_twice: of them, those that another shard holds too; readers leave them out by key.
     lost_rows: rows that are known to be gone; None: unknown. lost_bytes: bytes without a meaning.

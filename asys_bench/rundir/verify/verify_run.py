@@ -24,6 +24,7 @@ from asys_bench.contracts.run_files import (
     LOCKS,
     LOGS_DIR,
     READERS_DIR,
+    RESERVOIR_DIR,
     SAE_DIR,
     STATE_DIR,
     TENSORBOARD_DIR,
@@ -39,6 +40,7 @@ from asys_bench.rundir.verify.files import (
     check_document,
     check_events,
     check_lines,
+    check_window,
 )
 from asys_bench.rundir.verify.finding import Finding, State, Verification
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
@@ -59,7 +61,7 @@ from asys_bench.system.files.below import (
 KEPT = "what an earlier repair cut off; kept until you delete it"
 TEXTS = (LOGS_DIR, READERS_DIR)
 """Folders of text and locks: nothing in them can be wrong."""
-FOLDERS = (ARCHIVE_DIR, SAE_DIR, CLUSTER_DIR, TENSORBOARD_DIR, *TEXTS)
+FOLDERS = (ARCHIVE_DIR, SAE_DIR, CLUSTER_DIR, TENSORBOARD_DIR, RESERVOIR_DIR, *TEXTS)
 
 
 def verify_run(run_dir: Path, *, repair: bool = False, keep_torn: bool = True) -> Verification:
@@ -137,6 +139,10 @@ class _RunCheck:
                 continue
             elif folder.name == TENSORBOARD_DIR and ".tfevents." in path.name:
                 yield self._events(path, name)
+            elif folder.name == RESERVOIR_DIR and path.suffix == ".safetensors":
+                yield check_window(path, name, live=self.live)
+            elif path.name.endswith(".tmp"):
+                yield self._unfinished(path)
             elif path.suffix == ".json":
                 yield check_document(path, name, self.path)
             else:

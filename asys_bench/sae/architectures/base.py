@@ -72,6 +72,8 @@ class StepResult:
     """||s x - s x_hat||^2 of each row; overwritten by the next step."""
     fired_F: torch.Tensor
     """int64: rows of the batch in which each feature was active."""
+    energy_F: torch.Tensor
+    """float: the sum of each feature's squared activations over the batch."""
     least_active: float = 0.0
     """The smallest positive activation (architectures that learn a threshold from it); 0: none."""
 
@@ -195,7 +197,8 @@ class SparseAutoencoder(nn.Module, ABC):
         error_B = error_B.detach()
         error = float(torch.dot(context.row_share(x_BD), error_B)) / self.d_out
         fired_F = (acts_BF.detach() > 0).sum(0)
-        return StepResult(float(total.detach()), error, error_B, fired_F)
+        energy_F = acts_BF.detach().square().sum(0)
+        return StepResult(float(total.detach()), error, error_B, fired_F, energy_F)
 
     @torch.no_grad()
     def start_directions_(

@@ -114,7 +114,8 @@ class GatedSAE(SparseAutoencoder):
             out_gradient_BD=main.gradient_BD,
             input_BD=input_BD,
         )
-        return StepResult(loss, error, main.error_B, fired(codes, value_N > 0))
+        energy_F = kernels.sum_by_feature(codes, groups, value_N.square())
+        return StepResult(loss, error, main.error_B, fired(codes, value_N > 0), energy_F)
 
     @torch.no_grad()
     def start_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:

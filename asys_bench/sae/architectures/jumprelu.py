@@ -114,7 +114,8 @@ class JumpReLUSAE(SparseAutoencoder):
         if context.dead_F is not None and len(context.dead_F):
             residual_RD = -(found.gradient_BD[:AUX_ROWS] / scale_B[:AUX_ROWS].unsqueeze(1))
             loss += add_aux_gradient(self, input_BD, residual_RD, context.dead_F)
-        return StepResult(loss, error, found.error_B, fired(codes, active_N))
+        energy_F = kernels.sum_by_feature(codes, groups, value_N.square())
+        return StepResult(loss, error, found.error_B, fired(codes, active_N), energy_F)
 
     @torch.no_grad()
     def start_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:

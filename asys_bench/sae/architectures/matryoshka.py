@@ -60,10 +60,11 @@ class MatryoshkaSAE(BatchTopKSAE):
             codes, value_N, self.W_dec.detach(), input_BD, scale_B, self.widths
         )
         error_M = (found.error_B @ share_B) / self.d_in
+        groups = kernels.group(codes)
         pre_sum_F = set_weight_gradients(
             self,
             kernels,
-            kernels.group(codes),
+            groups,
             value_N=value_N,
             pre_gradient_N=found.code_gradient_N.mul_(active_N),
             out_gradient_BD=found.gradient_BD.view(levels * rows, self.d_in),
@@ -79,9 +80,9 @@ class MatryoshkaSAE(BatchTopKSAE):
             residual_RD = -(found.gradient_BD[-1, :AUX_ROWS] / scale_R1)
             loss += add_aux_gradient(self, input_BD, residual_RD, context.dead_F)
         least = self._least_active(value_N, active_N)
-        return StepResult(
-            loss, float(error_M[-1]), found.error_B[-1], fired(codes, active_N), least
-        )
+        energy_F = kernels.sum_by_feature(codes, groups, value_N.square())
+        fired_F = fired(codes, active_N)
+        return StepResult(loss, float(error_M[-1]), found.error_B[-1], fired_F, energy_F, least)
 
     def _level_of_feature(self) -> torch.Tensor:
         """int32[F]: the first level that contains each feature."""

@@ -66,17 +66,19 @@ class ReLUSAE(SparseAutoencoder):
         weight = context.sparsity_coefficient / self.d_in
         error = float(torch.dot(share_B, found.error_B)) / self.d_in
         loss = error + weight * float(torch.dot(share_N, value_N))
+        groups = kernels.group(codes)
         pre_sum_F = set_weight_gradients(
             self,
             kernels,
-            kernels.group(codes),
+            groups,
             value_N=value_N,
             pre_gradient_N=found.code_gradient_N.add_(share_N, alpha=weight),
             out_gradient_BD=found.gradient_BD,
             input_BD=input_BD,
         )
         gradient_of(self.encoder_bias).copy_(pre_sum_F)
-        return StepResult(loss, error, found.error_B, fired(codes, value_N > 0))
+        energy_F = kernels.sum_by_feature(codes, groups, value_N.square())
+        return StepResult(loss, error, found.error_B, fired(codes, value_N > 0), energy_F)
 
     @torch.no_grad()
     def start_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:

@@ -64,10 +64,11 @@ class TopKSAE(SparseAutoencoder):
         scale_B = share_B * (2.0 / self.d_out)
         found = kernels.reconstruct(codes, value_N, self.W_dec.detach(), target_BD, scale_B)
         error = float(torch.dot(share_B, found.error_B)) / self.d_out
+        groups = kernels.group(codes)
         pre_sum_F = set_weight_gradients(
             self,
             kernels,
-            kernels.group(codes),
+            groups,
             value_N=value_N,
             pre_gradient_N=found.code_gradient_N.mul_(active_N),
             out_gradient_BD=found.gradient_BD,
@@ -81,7 +82,8 @@ class TopKSAE(SparseAutoencoder):
             residual_RD = -(found.gradient_BD[:AUX_ROWS] / scale_R1)
             loss += add_aux_gradient(self, input_BD, residual_RD, context.dead_F)
         least = self._least_active(value_N, active_N)
-        return StepResult(loss, error, found.error_B, fired(codes, active_N), least)
+        energy_F = kernels.sum_by_feature(codes, groups, value_N.square())
+        return StepResult(loss, error, found.error_B, fired(codes, active_N), energy_F, least)
 
     def _decoded_target(
         self, x_BD: torch.Tensor, input_BD: torch.Tensor, context: StepContext

@@ -20,6 +20,7 @@ from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.kernels.choice import named_kernels
 from asys_bench.sae.training.dead_features import DeadFeatures, resample_, round_after
 from asys_bench.sae.training.device import CPU, TrainingDevice
+from asys_bench.sae.training.lives import FeatureLives
 from asys_bench.sae.training.normalizer import geometric_median
 from asys_bench.sae.training.row_adam import RowAdam
 from asys_bench.sae.training.schedule import SparsityController, rate_at, settling
@@ -58,6 +59,7 @@ class Learner:
         self.controller = SparsityController(config)
         self.kernels = device.kernels(config, self.sae)
         self.adam = RowAdam(self.sae, self.kernels)
+        self.lives = FeatureLives(self.sae.W_dec.detach())
         self._generator = torch.Generator().manual_seed(config.seed ^ 0x5AE)
         self._skipped_in_a_row = 0
         self._next_round = round_after(0, config.resample_every_steps)
@@ -77,6 +79,7 @@ class Learner:
         sae.start_(x_ND[first], target_ND[first])
         if self.config.start == "rows":
             sae.fit_encoder_scale_(x_ND[:FIT_ROWS], target_ND[:FIT_ROWS])
+        self.lives.start(sae.W_dec)
 
     def follow(self, scaling: RowScaling) -> None:
         """Adopt the scaling of an input that has drifted.
@@ -103,8 +106,13 @@ class Learner:
         return rate_at(self.config, self.sae.d_sae, self.steps)
 
     @torch.no_grad()
-    def step(self, rows_BD: torch.Tensor, weight_B: torch.Tensor) -> StepResult | None:
-        """One optimizer step on raw rows; None when it was skipped. weight_B is on the CPU."""
+    def step(
+        self, rows_BD: torch.Tensor, weight_B: torch.Tensor, host_step: int = 0
+    ) -> StepResult | None:
+        """One optimizer step on raw rows; None when it was skipped. weight_B is on the CPU.
+
+        host_step: the newest of the rows.
+        """
         if not self._good:
             self.mark_good()
         if self._columns_of is not self.scaling:
@@ -139,6 +147,7 @@ class Learner:
         self.dead.update(result.fired_F, len(x_BD))
         self.controller.observe(self.steps, float(result.fired_F.sum()) / len(x_BD))
         self.steps += 1
+        self.lives.observe(result.energy_F, len(x_BD), host_step)
         if policy == "resample" and self.steps >= self._next_round:
             self._resample(x_BD, target_BD, result)
         if self.steps % self.config.good_state_steps == 0:
@@ -158,10 +167,12 @@ class Learner:
                 self._generator,
             )
             self.dead.revive(revived)
+            self.lives.begin(revived, self.sae.W_dec.detach(), self.steps)
             self.features_resampled += len(revived)
 
     def mark_good(self) -> None:
         """Remember this state as one to go back to. Costs a copy of weights and moments."""
+        self.lives.look_for_turned(self.sae.W_dec.detach())
         self._good = {
             name: value.clone() if isinstance(value, torch.Tensor) else value
             for name, value in self._weights_state().items()
@@ -186,11 +197,12 @@ class Learner:
         )
 
     def _weights_state(self) -> StateDict:
-        """What a step changes: weights, moments, dead features, controller."""
+        """What a step changes: weights, moments, dead features, controller, lives."""
         state: StateDict = {f"sae.{k}": v for k, v in self.sae.state_dict().items()}
         put(state, "adam", self.adam.state_dict())
         put(state, "dead", self.dead.state_dict())
         put(state, "controller", self.controller.state_dict())
+        put(state, "lives", self.lives.state_dict())
         return state
 
     @torch.no_grad()
@@ -200,6 +212,7 @@ class Learner:
         self.adam.load_state_dict(pick(state, "adam"))
         self.dead.load_state_dict(pick(state, "dead"))
         self.controller.load_state_dict(pick(state, "controller"))
+        self.lives.load_state_dict(pick(state, "lives"), self.sae.W_dec.detach())
 
     def state_dict(self) -> StateDict:
         state: StateDict = {
@@ -209,6 +222,7 @@ class Learner:
             "rollbacks": self.rollbacks,
             "features_resampled": self.features_resampled,
             "rng": self._generator.get_state(),
+            "lives.birth": self.lives.birth_FD,
         }
         if self.kernels.measured:
             state["triton"] = int(self.kernels.name == "triton")

@@ -38,6 +38,12 @@ class RunningMetrics:
     l0: float = math.nan
     dead_fraction: float = 0.0
     features_resampled: int = 0
+    lives: int = 0
+    """Lives of features that have begun, those of the start included (`lives`)."""
+    new_lives: float = 0.0
+    """Share of the features whose life began within the last `dead_after` trained rows."""
+    turned: int = 0
+    """Features whose decoder has drifted past cosine 0.5 from the begin of their life."""
     learning_rate: float = 0.0
     sparsity_coefficient: float = 0.0
     """Weight of the L1 or L0 penalty; 0 where sparsity is k."""

@@ -28,6 +28,7 @@ from asys_bench.sae.checkpoint.checkpoint_files import (
     put,
 )
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore, check_seal
+from asys_bench.sae.checkpoint.lives import Lives, lives_now, write_lives
 from asys_bench.sae.checkpoint.native_format import save_sae
 from asys_bench.sae.checkpoint.trainer_state import TrainerState, read_state, write_state
 from asys_bench.sae.config import OF_SEVERAL_HOOKS, SAEConfig
@@ -102,6 +103,12 @@ class SAETrainer:
         raw = hook.learner.sae.moved(CPU.tensors).folded(hook.learner.scaling)
         raw.outlier_norm = hook.outliers.limit
         return raw
+
+    @property
+    def lives(self) -> Lives | None:
+        """What the features' lives are now; None before the first row."""
+        hook = self._hook
+        return None if hook is None else lives_now(hook.learner.lives, hook.learner.sae.W_dec)
 
     def ingest(
         self,
@@ -357,7 +364,7 @@ class SAETrainer:
         if more:
             hook.feed.ahead()
         hook.mixing.observe(batch.step_N, batch.version_N, hook.buffer.newest_version)
-        result = learner.step(batch.rows_ND, batch.weight_N)
+        result = learner.step(batch.rows_ND, batch.weight_N, int(batch.step_N.max()))
         if result is None:
             if learner.steps_skipped in (1, 10, 100, 1000):
                 log.warning("%s: %d steps skipped", self.hook_name, learner.steps_skipped)
@@ -389,6 +396,9 @@ class SAETrainer:
             running.buffer_fill_ratio = len(hook.buffer) / self.config.buffer_rows
             running.dead_fraction = learner.dead.fraction
             running.features_resampled = learner.features_resampled
+            running.lives, running.turned = learner.lives.begun, learner.lives.turned
+            young = self.config.dead_after(learner.sae.d_sae)
+            running.new_lives = learner.lives.share_younger_than(young)
             running.learning_rate = learner.learning_rate
             running.input_scale = learner.scaling.scale
             running.windows, running.window_fvu = hook.window.count, hook.window.last
@@ -450,6 +460,7 @@ class SAETrainer:
             save_sae(target, sae, hook.learner.scaling, about, hook.outliers.limit)
             state = TrainerState(self.config, hook.d_in, self._state(), hook.d_out, self.hook_name)
             write_state(target, state)
+            write_lives(target, lives_now(hook.learner.lives, hook.learner.sae.W_dec))
 
         store = CheckpointStore(
             folder,

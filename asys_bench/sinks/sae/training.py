@@ -99,6 +99,8 @@ class Training:
         self._checkpoint_failures = counter("sae_checkpoint_failures")
         self._unsaved = 0
         self._sync = context.fsync is not Fsync.NEVER
+        self._lives, self._turned = counter("sae_lives"), gauge("sae_turned_features")
+        self._new_lives = gauge("sae_new_lives_ratio")
         self._survival = gauge("sae_feature_survival_ratio")
         self._drift = gauge("sae_input_drift")
         self._mixing = gauge("sae_mixing_autocorrelation")
@@ -220,6 +222,9 @@ class Training:
         self._rollbacks.set(running.rollbacks)
         self._over_budget.set(running.rows_over_budget)
         self._outlier_rows.set(running.rows_outlying)
+        self._lives.set(running.lives)
+        self._turned.set(running.turned)
+        self._new_lives.set(running.new_lives)
         for metric, value in (
             (self._window_fvu, running.window_fvu),
             (self._survival, running.feature_survival),

@@ -7,6 +7,7 @@ import torch
 
 from asys_bench.capture.hooks.root_hook import ForwardCalls
 from asys_bench.capture.tags.clock import StepClock
+from asys_bench.contracts.packet import CONSTANT_MICROBATCH
 from asys_bench.contracts.stats import StatsPage
 
 
@@ -83,3 +84,35 @@ def test_a_clock_starts_at_the_hosts_step_and_goes_to_those_that_it_names(clock)
     assert clock.tags[:3] == (43, 0, 0)
     clock.step(2)
     assert (clock.host_step, clock.steps_made) == (45, 5)
+
+
+@pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc"])
+@pytest.mark.parametrize("capture", ["activation", "input"])
+def test_packets_of_the_constant_batch_say_so_and_count_as_nothing_else(rig, backend, capture):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    observed = rig(model, {"match": "0", "capture": capture}, backend=backend)
+    clock = observed.clock
+    clock.step_to(7)
+    model(torch.ones(2, 3))
+    clock.constant = True
+    with torch.no_grad():
+        model(torch.ones(5, 3))
+        model(torch.ones(6, 3))
+    clock.constant = False
+    model(torch.ones(3, 3))
+    packets = [(len(p.tensor), p.microbatch, p.call, p.step) for p in observed.packets()]
+    constant = CONSTANT_MICROBATCH
+    assert packets == [(2, 0, 0, 7), (5, constant, 0, 7), (6, constant, 1, 7), (3, 1, 0, 7)]
+
+
+def test_the_constant_batch_begins_no_step_and_no_microbatch(clock):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    calls = ForwardCalls(clock, [net])
+    calls.attach_begin()
+    calls.attach_end()
+    clock.count_calls()
+    for constant in (False, True, True, False):
+        clock.constant = constant
+        net(torch.ones(1, 3))
+    assert clock.host_step == 41
+    assert not clock.paused

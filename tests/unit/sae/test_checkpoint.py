@@ -237,6 +237,7 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     assert folder is not None
     assert sorted(path.name for path in folder.iterdir()) == [
         "cfg.json",
+        "lives.safetensors",
         "manifest.json",
         "sae_weights.safetensors",
         "trainer_state.json",

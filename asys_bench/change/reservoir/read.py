@@ -1,0 +1,60 @@
+"""A reader of reservoirs: the rows of one hook, in the host's order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from asys_bench.change.reservoir.rows import ReservoirRows
+from asys_bench.change.reservoir.windows import windows_in
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.run_files import RESERVOIR_DIR, attempts_in
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
+
+
+class ReservoirError(RuntimeError):
+    """A file of a reservoir is damaged; says which and why."""
+
+
+def read_reservoir(run_dir: Path, hook: str, *, constant: bool = False) -> ReservoirRows | None:
+    """The rows of one hook; None where the run has no reservoir of it. A run may go on meanwhile.
+
+    constant: those of the constant evaluation batch.
+    Of steps that the host made again (`run.resume`) the last attempt's rows are given.
+
+    Raises:
+        ReservoirError: a file is damaged.
+        OSError: the folder is a link, or cannot be listed.
+    """
+    folder = run_dir / RESERVOIR_DIR / file_slug(hook)
+    parts: list[ReservoirRows] = []
+    end = -1
+    for first, width, path in windows_in(folder, "c" if constant else "w", run_dir):
+        if first < end:
+            continue  # a part of a window that was joined before its file was removed
+        try:
+            parts.append(ReservoirRows.of_tensors(read_tensors(path)))
+        except CheckpointError as error:
+            if not path.exists():  # joined meanwhile
+                return read_reservoir(run_dir, hook, constant=constant)
+            raise ReservoirError(str(error)) from error
+        except ValueError as error:
+            raise ReservoirError(f"{path}: {error}") from error
+        end = first + width
+    parts = [one for one in parts if len(one)]
+    if not parts:
+        return None
+    if len({(one.values.dtype, one.values.shape[1]) for one in parts}) > 1:
+        raise ReservoirError(f"{folder}: its windows have rows of several widths or types")
+    return _not_made_again(run_dir, ReservoirRows.joined(parts)).of_time()
+
+
+def _not_made_again(run_dir: Path, rows: ReservoirRows) -> ReservoirRows:
+    """Without rows of an attempt from a later one's first step on."""
+    kept = np.ones(len(rows), bool)
+    for attempt in attempts_in(run_dir):
+        first = attempt.get("first_step")
+        if attempt["attempt"] and first is not None:
+            kept &= (rows.attempt >= attempt["attempt"]) | (rows.host_step < first)
+    return rows if kept.all() else rows[np.flatnonzero(kept)]

@@ -1,0 +1,273 @@
+"""The sink `reservoir`: a sample of each hook's rows over the whole run (`windows`), for questions about
+old moments. An archive with a budget deletes its oldest shards; this one keeps some of every moment.
+
+Most packets are not decoded: whether a row stays is known from its moment. A worker that is killed
+loses what came since the last `FLUSH_S` seconds, and goes on with its files.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from pydantic import Field
+
+from asys_bench.change.reservoir.rows import (
+    ABOUT,
+    NO_SEQUENCE,
+    ReservoirRows,
+    kept_values,
+    moment_hash,
+    ranks,
+)
+from asys_bench.change.reservoir.windows import CONSTANT_ROWS, WindowedSample, rows_per_window
+from asys_bench.contracts.bus import Delivery, Lease
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.packet import ActivationPacket, PacketError
+from asys_bench.contracts.run_files import RESERVOIR_DIR
+from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.contracts.stats import Counter, Gauge
+from asys_bench.system.allocator import keep_freed_memory
+from asys_bench.system.files.atomic import Fsync
+
+log = logging.getLogger(__name__)
+FLUSH_S = 10.0
+"""Between two writes of the newest window: at most so much of a run is lost to a SIGKILL."""
+MOST_WAITING = 64 << 20
+"""Bytes of changed windows in memory, above which they are written earlier."""
+ROW_COLUMN_BYTES = 64
+"""Of a row's columns besides its values."""
+
+
+class ReservoirOptions(SinkOptions):
+    """`sinks.<name>.options` of a reservoir."""
+
+    max_mib: float = Field(
+        256,
+        gt=0,
+        le=256,
+        description="Most MiB of rows of a hook, on the disk and, while windows are joined, in memory, "
+        "(0, 256]. They are 256 windows of up to 512 rows, as float16.",
+    )
+
+
+@dataclass
+class _Hook:
+    """One hook's sample, made when its first rows are decoded."""
+
+    name: str
+    rows: Counter
+    kept: Gauge
+    refused: Counter
+    samples: dict[bool, WindowedSample] = field(default_factory=dict)
+    """By whether they are of the constant batch."""
+    failures: int = 0
+
+
+class ReservoirWorker(BaseSink):
+    """See the module docstring."""
+
+    def __init__(self, options: ReservoirOptions) -> None:
+        self._options = options
+        self._hooks: dict[int, _Hook] = {}
+        self._flushed_at = time.monotonic()
+
+    def open(self, context: SinkContext) -> None:
+        self._context = context
+        self._sync = context.fsync is Fsync.ALWAYS
+        keep_freed_memory()
+
+    def consume(self, lease: Lease) -> None:
+        by_hook: dict[tuple[int, bool], list[ActivationPacket]] = defaultdict(list)
+        for packet in lease:
+            by_hook[packet.hook_id, packet.is_constant].append(packet)
+        for (hook_id, constant), packets in by_hook.items():
+            hook = self._hooks.get(hook_id)
+            if hook is None:
+                hook = self._hooks[hook_id] = self._hook(hook_id)
+            try:
+                self._take(hook, packets, constant)
+            except (PacketError, ValueError) as error:
+                hook.refused.add(len(packets))
+                self._say(hook, error)
+
+    def _hook(self, hook_id: int) -> _Hook:
+        name, slot = self._context.name_of(hook_id), self._context.slot
+        return _Hook(
+            name,
+            rows=slot.counter("reservoir_rows", hook=name),
+            kept=slot.gauge("reservoir_kept_rows", hook=name),
+            refused=slot.counter("reservoir_refused_packets", hook=name),
+        )
+
+    def _say(self, hook: _Hook, error: Exception) -> None:
+        hook.failures += 1
+        if hook.failures == 1:
+            log.error("%s: not kept (further failures are only counted): %s", hook.name, str(error))
+
+    def _take(self, hook: _Hook, packets: list[ActivationPacket], constant: bool) -> None:
+        packets = [one for one in packets if one.shape and one.dtype != torch.complex64]
+        sizes_P = np.array([int(np.prod(one.shape[:-1], dtype=np.int64)) for one in packets])
+        if not sizes_P.sum():
+            return
+        if not constant:
+            hook.rows.add(int(sizes_P.sum()))
+        sample = hook.samples.get(constant)
+        if sample is None:
+            sample = hook.samples[constant] = self._sample(hook, packets[0], constant)
+        rank_N = self._ranks(packets, sizes_P, constant)
+        step_P = np.array([one.host_step for one in packets], np.int64)
+        limit_P = np.array([sample.limit(sample.first_of(step)) for step in step_P.tolist()])
+        wanted_N = rank_N < np.repeat(limit_P, sizes_P)
+        rows = self._rows(packets, sizes_P, wanted_N, rank_N)
+        if not len(rows):
+            return
+        width = -1
+        while width != sample.width:  # a window that is added may make all of them wider
+            width = sample.width
+            for first in np.unique(rows.host_step - rows.host_step % width).tolist():
+                inside = rows.host_step - rows.host_step % width == first
+                sample.add(first, rows[inside])
+                if sample.width != width:
+                    break
+        self._context.heartbeat()
+
+    def _ranks(
+        self, packets: list[ActivationPacket], sizes_P: npt.NDArray[np.int64], constant: bool
+    ) -> npt.NDArray[np.float64]:
+        """Of every row. Of the constant batch by its place alone: the same rows at each moment."""
+        starts_P = np.cumsum(sizes_P) - sizes_P
+        row_N = np.arange(int(sizes_P.sum())) - np.repeat(starts_P, sizes_P)
+        names = ("source", "call_index") if constant else (
+            "source", "host_step", "weights_version", "microbatch", "call_index")  # fmt: skip
+        columns = [np.array([getattr(one, name) for one in packets], np.uint64) for name in names]
+        seed_P = np.full(len(packets), self._context.seed & (1 << 63) - 1, np.uint64)
+        attempt_P = np.full(len(packets), 0 if constant else self._context.attempt, np.uint64)
+        moment_P = moment_hash(seed_P, attempt_P, *columns)
+        weight_P = np.array([1.0 if constant else 1.0 / one.sampling_rate for one in packets])
+        return ranks(np.repeat(moment_P, sizes_P), row_N, np.repeat(weight_P, sizes_P))
+
+    def _rows(
+        self,
+        packets: list[ActivationPacket],
+        sizes_P: npt.NDArray[np.int64],
+        wanted_N: npt.NDArray[np.bool_],
+        rank_N: npt.NDArray[np.float64],
+    ) -> ReservoirRows:
+        """The wanted rows of some packets that decode to finite numbers."""
+        wanted = np.flatnonzero(wanted_N)
+        ends_P = np.cumsum(sizes_P)
+        owner = np.searchsorted(ends_P, wanted, side="right")
+        row = wanted - (ends_P - sizes_P)[owner]
+        values, sequences, there = [], [], np.ones(len(wanted), bool)
+        for index in np.unique(owner).tolist():
+            own = slice(*np.searchsorted(owner, [index, index + 1]).tolist())
+            values_KD, sequence_K = self._decoded(packets[index], row[own])
+            values.append(values_KD)
+            sequences.append(sequence_K)
+            there[own][len(values_KD) :] = False  # padding, left out by the decoder
+        if not values:
+            return _NO_ROWS
+        owner, row, rank = owner[there], row[there], rank_N[wanted[there]]
+
+        about = np.empty(len(packets), ABOUT)
+        for name in (
+            "host_step",
+            "weights_version",
+            "source",
+            "shard",
+            "seq",
+            "microbatch",
+            "text",
+        ):
+            about[name] = [getattr(one, name) for one in packets]
+        about["call"] = [one.call_index for one in packets]
+        about["weight"] = [1.0 / one.sampling_rate for one in packets]
+        about["attempt"] = self._context.attempt
+        about = about[owner]
+        about["row"], about["rank"], about["sequence"] = row, rank, np.concatenate(sequences)
+        joined_KD = torch.cat(values)
+        rows = ReservoirRows(kept_values(joined_KD), about)
+        if joined_KD.is_floating_point():
+            finite_K = torch.isfinite(joined_KD).all(1).numpy()
+            return rows if finite_K.all() else rows[np.flatnonzero(finite_K)]
+        return rows
+
+    def _decoded(
+        self, packet: ActivationPacket, row_K: npt.NDArray[np.int64]
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """(values of these rows of a packet, which sequence each is of)."""
+        context = self._context
+        tensor = context.decode(packet)
+        rows_ND = tensor.reshape(-1, tensor.shape[-1])
+        row_K = row_K[row_K < len(rows_ND)]
+        place, grid = context.rows(packet), context.grid(packet)
+        place_K = row_K if place is None or len(place) != len(rows_ND) else place[row_K]
+        unknown = 0 if packet.text else NO_SEQUENCE  # a text's packet is one block at least
+        sequence_K = place_K // max(1, grid[-1]) if len(grid) >= 2 else np.full(len(row_K), unknown)
+        return rows_ND[torch.from_numpy(row_K)], sequence_K
+
+    def _sample(self, hook: _Hook, packet: ActivationPacket, constant: bool) -> WindowedSample:
+        context = self._context
+        item = 2 if packet.dtype.is_floating_point else 8
+        most = int(self._options.max_mib * (1 << 20))
+        each = rows_per_window(item * max(1, packet.shape[-1]) + ROW_COLUMN_BYTES, most * 3 // 4)
+        if constant:
+            each = max(1, min(CONSTANT_ROWS, each // 3))
+        folder = context.run_dir / RESERVOIR_DIR / file_slug(hook.name)
+        return WindowedSample(each, folder, context.run_dir, constant=constant)
+
+    def idle(self) -> None:
+        now = time.monotonic()
+        samples = [one for hook in self._hooks.values() for one in hook.samples.values()]
+        if (
+            now - self._flushed_at > FLUSH_S
+            or sum(s.unwritten_bytes for s in samples) > MOST_WAITING
+        ):
+            self._flushed_at = now
+            self._flush()
+
+    def _flush(self) -> None:
+        for hook in self._hooks.values():
+            for sample in hook.samples.values():
+                try:
+                    sample.flush(self._sync)
+                except OSError as error:
+                    self._say(hook, error)
+                self._context.heartbeat()
+            usual = hook.samples.get(False)
+            hook.kept.set(len(usual) * usual.rows_each if usual is not None else 0)
+
+    def close(self) -> None:
+        """Write what has changed."""
+        self._flush()
+
+
+_NO_ROWS = ReservoirRows(torch.zeros(0, 1), np.empty(0, ABOUT))
+
+
+def reservoir_folder(run_dir: Path, hook: str) -> Path:
+    """Where a hook's windows are."""
+    return run_dir / RESERVOIR_DIR / file_slug(hook)
+
+
+def _build(options: SinkOptions) -> BaseSink:
+    assert isinstance(options, ReservoirOptions)
+    return ReservoirWorker(options)
+
+
+plugin = SinkPlugin(
+    name="reservoir",
+    summary="keeps a sample of the rows of the whole run, for `asys-run timeline` and `diff`",
+    options=ReservoirOptions,
+    build=_build,
+    default_delivery=Delivery.AT_MOST_ONCE,
+    preload=("asys_bench.change.reservoir.windows",),
+    partition=True,
+)

@@ -1,0 +1,110 @@
+"""Why a feature was born: the host learnt it, or its data changed.
+
+Where the rows come from the training itself, both look alike. On the constant evaluation batch the inputs
+are the same at each moment, so that only the host can have changed: "learnt" is claimed from there alone.
+Moments take the place of units, and the null permutes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from asys_bench.change.reservoir.rows import ReservoirRows
+from asys_bench.change.statistics import BIRTH_RATIO, declared, presence, rises
+from asys_bench.change.timeline.firing import Firing
+from asys_bench.change.timeline.histories import (
+    FOLLOWED_SHARE,
+    FOUND_AFTER_SHARE,
+    LEAST_FIRED,
+    History,
+    Verdict,
+)
+
+SPACINGS = 1.5
+"""A birth between two moments is seen at the second."""
+
+
+class Cause(StrEnum):
+    LEARNT = "learnt"
+    DATA = "data"
+    OPEN = "open"
+
+
+@dataclass(frozen=True)
+class ConstantBatch:
+    """Counts of the SAE's features at M moments, of which each has the same rows."""
+
+    step_M: npt.NDArray[np.int64]
+    counts_MF: npt.NDArray[np.int32]
+    rows: int
+
+
+def constant_batch(rows: ReservoirRows, found: Firing) -> ConstantBatch | None:
+    """Of the reservoir's constant rows, in time order; moments that are not whole are left out. None
+    where fewer than two are left."""
+    step_N = rows.host_step
+    steps, moment_N, sizes = np.unique(step_N, return_inverse=True, return_counts=True)
+    if not len(steps):
+        return None
+    usual = np.bincount(sizes).argmax()
+    whole = sizes == usual
+    if whole.sum() < 2:
+        return None
+    return ConstantBatch(
+        steps[whole].astype(np.int64), found.counts(moment_N, len(steps))[whole], int(usual)
+    )
+
+
+def with_causes(
+    told: Sequence[History], batch: ConstantBatch | None, first: int, last: int
+) -> list[tuple[History, Cause | None, float | None]]:
+    """(history, cause of its birth, the step at which the constant batch shows it) of each life."""
+    if batch is None:
+        return [(one, Cause.OPEN if one.verdict is Verdict.BORN else None, None) for one in told]
+    scan = rises(presence(batch.counts_MF))
+    total_F, moments = batch.counts_MF.sum(0), len(batch.step_M)
+    up_to_MF = np.cumsum(batch.counts_MF, axis=0)
+    at_F = np.maximum(scan.before_F, 1)
+    hits_F = np.where(scan.before_F > 0, up_to_MF[at_F - 1, np.arange(len(at_F))], 0)
+    before_F = hits_F / at_F
+    after_F = (total_F - hits_F) / np.maximum(moments - scan.before_F, 1)
+    rising_F = (before_F <= BIRTH_RATIO * after_F) & (total_F >= LEAST_FIRED)
+    learnt_F = declared(np.where(rising_F, scan.p_F, 1.0))
+    gap = float(np.diff(batch.step_M).max()) if len(batch.step_M) > 1 else 0.0
+    reach = max(FOUND_AFTER_SHARE * (last - first), SPACINGS * gap)
+    return [
+        _cause(one, batch, bool(learnt_F[one.feature]), int(scan.before_F[one.feature]), reach)
+        for one in told
+    ]
+
+
+def _cause(
+    one: History, batch: ConstantBatch, learnt: bool, before: int, reach: float
+) -> tuple[History, Cause | None, float | None]:
+    shown = None
+    if learnt and 0 < before < len(batch.step_M):
+        shown = float(batch.step_M[before - 1] + batch.step_M[before]) / 2
+    if one.verdict in (Verdict.ALWAYS, Verdict.SILENT) and shown is not None:
+        # The stream has too few independent rows, or other ones; the constant batch is clear.
+        low, high = float(batch.step_M[before - 1]), float(batch.step_M[before])
+        born = replace(one, verdict=Verdict.BORN, born_step=shown, born_low=low, born_high=high)
+        return replace(born, late_by_steps=None), Cause.LEARNT, shown
+    if one.verdict is not Verdict.BORN:
+        return one, None, shown
+    assert one.born_low is not None
+    assert one.born_high is not None
+    if shown is not None and one.born_low - reach <= shown <= one.born_high + reach:
+        return one, Cause.LEARNT, shown
+    earlier_M = batch.step_M < one.born_low
+    counts_M = batch.counts_MF[:, one.feature]
+    if earlier_M.any() and not earlier_M.all():
+        before_rate, after_rate = counts_M[earlier_M].mean(), counts_M[~earlier_M].mean()
+        enough = counts_M[earlier_M].sum() >= LEAST_FIRED
+        if enough and before_rate >= FOLLOWED_SHARE * after_rate:
+            return one, Cause.DATA, shown
+    return one, Cause.OPEN, shown

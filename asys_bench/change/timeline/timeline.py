@@ -1,0 +1,278 @@
+"""The timelines of a run: its newest SAEs, run over its reservoirs.
+
+One setting for all runs: every constant is beside the code that uses it, with its reason.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from asys_bench.change.reservoir.read import ReservoirError, read_reservoir
+from asys_bench.change.reservoir.rows import ReservoirRows
+from asys_bench.change.timeline.causes import Cause, ConstantBatch, constant_batch, with_causes
+from asys_bench.change.timeline.firing import Firing, firing
+from asys_bench.change.timeline.histories import FOUND_AFTER_SHARE, History, Verdict, histories
+from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.run_files import SAE_DIR
+from asys_bench.rundir.timeline_document import (
+    CURVE_POINTS,
+    MOST_LIVES,
+    FeatureLife,
+    RowAt,
+    Timeline,
+)
+from asys_bench.sae import CheckpointError, CheckpointStore, SparseAutoencoder, load_sae
+from asys_bench.sae.checkpoint.lives import Lives, read_lives
+from asys_bench.sae.config import OF_SEVERAL_HOOKS
+from asys_bench.system.files.below import real_folder
+
+SAME_COSINE = 0.8
+"""Two decoder rows are of one feature above it."""
+SAME_TIME = FOUND_AFTER_SHARE
+"""And were born at one time within this share of the run."""
+ROWS_AT_BIRTH, AMONG_FIRST = 6, 60
+"""Shown of a birth: the strongest so many of the first so many rows."""
+
+
+@dataclass
+class _Looked:
+    """An SAE and what was found of it."""
+
+    timeline: Timeline
+    decoder_FD: torch.Tensor | None = None
+
+
+def timelines_of(
+    run_dir: Path, labels: Sequence[str], *, within_s: float = float("inf")
+) -> list[Timeline]:
+    """Of each SAE that has a checkpoint, in order; nothing is too damaged to say so (`problem`).
+
+    labels: of SAEs (a hook, or `<hook>#<variant>`). Births that two variants of a hook saw are robust.
+    within_s: no further SAE is begun after so many seconds.
+    """
+    until = time.monotonic() + within_s
+    looked: dict[str, list[_Looked]] = defaultdict(list)
+    kept: dict[str, tuple[ReservoirRows | None, ReservoirRows | None]] = {}
+    order: list[_Looked] = []
+    for label in labels:
+        if time.monotonic() > until:
+            break
+        one = _look(run_dir, label, kept)
+        if one is not None:
+            order.append(one)
+            if one.decoder_FD is not None:
+                looked[one.timeline.hook].append(one)
+    for variants in looked.values():
+        if len(variants) > 1:
+            for one in variants:
+                others = [other for other in variants if other is not one]
+                one.timeline = _marked_robust(one, others)
+    return [one.timeline for one in order]
+
+
+def _look(
+    run_dir: Path,
+    label: str,
+    kept: dict[str, tuple[ReservoirRows | None, ReservoirRows | None]],
+) -> _Looked | None:
+    try:
+        latest = CheckpointStore(real_folder(run_dir, SAE_DIR, file_slug(label))).latest()
+    except OSError:
+        return None
+    if latest is None:
+        return None
+    nothing = Timeline(label, label, latest.name, 0, 0, 0, 0, 0)
+    try:
+        sae, metadata = load_sae(latest)
+        lives = read_lives(latest)
+        hook = str(metadata.get("hook_name") or label)
+        if hook not in kept:
+            kept[hook] = read_reservoir(run_dir, hook), read_reservoir(run_dir, hook, constant=True)
+    except (CheckpointError, ReservoirError, OSError) as error:
+        return _Looked(replace(nothing, problem=str(error)))
+    nothing = replace(nothing, hook=hook, features=sae.d_sae)
+    rows, constant = kept[hook]
+    misfit = _misfit(sae, lives, hook, rows, constant)
+    if misfit or rows is None:
+        return _Looked(replace(nothing, problem=misfit))
+    timeline = timeline_of(sae, lives, rows, constant)
+    decoder_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+    return _Looked(
+        replace(timeline, label=label, hook=hook, checkpoint=latest.name), decoder_FD=decoder_FD
+    )
+
+
+def _misfit(
+    sae: SparseAutoencoder,
+    lives: Lives | None,
+    hook: str,
+    rows: ReservoirRows | None,
+    constant: ReservoirRows | None,
+) -> str:
+    if sae.name in OF_SEVERAL_HOOKS:
+        return f"a {sae.name} takes the rows of several hooks"
+    if rows is None:
+        return f"the run has no reservoir of {hook}: add a sink of kind `reservoir` to its configuration"
+    for some in (rows, constant):
+        if some is not None and (
+            some.values.shape[1] != sae.d_in or not some.values.is_floating_point()
+        ):
+            return f"the reservoir of {hook} has rows of {some.values.shape[1]}, not {sae.d_in} numbers"
+    if lives is not None and lives.features != sae.d_sae:
+        return f"its lives are of {lives.features} features, not {sae.d_sae}"
+    return ""
+
+
+def timeline_of(
+    sae: SparseAutoencoder,
+    lives: Lives | None,
+    rows: ReservoirRows,
+    constant: ReservoirRows | None = None,
+) -> Timeline:
+    """Of one SAE over the rows of its hook's reservoir, which are in time order; without names.
+
+    lives: of the checkpoint; None: not known. constant: rows of the constant evaluation batch.
+    """
+    found = firing(sae, rows.values).strong()
+    blocks = blocks_of(rows)
+    units = units_of(blocks, unit_rows(blocks, sae.d_sae))
+    told = histories(found, units, rows.host_step, lives)
+    first, last = int(rows.host_step[0]), int(rows.host_step[-1])
+    batch: ConstantBatch | None = None
+    if constant is not None:
+        batch = constant_batch(constant, firing(sae, constant.values).strong())
+    edges = np.linspace(0, len(rows), min(CURVE_POINTS, len(rows)) + 1).round().astype(np.int64)
+    listed = [
+        _life(history, cause, shown, rows, found, edges)
+        for history, cause, shown in with_causes(told, batch, first, last)
+        if history.verdict in (Verdict.BORN, Verdict.TURNED)
+        or history.died_step is not None
+        or history.late_by_steps is not None
+    ]
+    listed.sort(key=lambda one: (one.verdict != Verdict.BORN, one.born_p, one.feature))
+    listed = _without_twins(listed[:MOST_LIVES], sae, last - first)
+    counts = {verdict.value: 0 for verdict in Verdict}
+    for history, *_ in with_causes(told, batch, first, last):
+        counts[history.verdict.value] += 1
+    middles = np.minimum((edges[:-1] + edges[1:]) // 2, len(rows) - 1)
+    return Timeline(
+        label="",
+        hook="",
+        checkpoint="",
+        features=sae.d_sae,
+        rows=len(rows),
+        units=units.count,
+        first_step=first,
+        last_step=last,
+        constant_moments=0 if batch is None else len(batch.step_M),
+        counts=counts,
+        curve_steps=tuple(rows.host_step[middles].astype(float).tolist()),
+        lives=tuple(listed),
+    )
+
+
+def _life(
+    history: History,
+    cause: Cause | None,
+    shown: float | None,
+    rows: ReservoirRows,
+    found: Firing,
+    edges: npt.NDArray[np.int64],
+) -> FeatureLife:
+    fired = found.rows_of(history.feature)
+    counts = np.histogram(fired, bins=edges)[0] if len(edges) > 1 else np.zeros(0)
+    return FeatureLife(
+        feature=history.feature,
+        verdict=history.verdict.value,
+        generation=history.generation,
+        found_step=history.found_step,
+        late_by_steps=history.late_by_steps,
+        born_step=history.born_step,
+        born_low=history.born_low,
+        born_high=history.born_high,
+        born_p=history.born_p,
+        died_step=history.died_step,
+        rate_before=history.rate_before,
+        rate_after=history.rate_after,
+        cause=cause.value if cause is not None else "",
+        learnt_step=shown,
+        usefulness=found.usefulness_of(history.feature),
+        birth_cosine=history.birth_cosine,
+        rates=tuple(np.round(counts / np.maximum(np.diff(edges), 1), 6).tolist()),
+        rows=_rows_at_birth(history, rows, found),
+    )
+
+
+def _rows_at_birth(history: History, rows: ReservoirRows, found: Firing) -> tuple[RowAt, ...]:
+    if history.born_step is None:
+        return ()
+    fired, value = found.rows_of(history.feature), found.values_of(history.feature)
+    early = np.flatnonzero(rows.host_step[fired] >= history.born_step)[:AMONG_FIRST]
+    best = early[np.argsort(-value[early], kind="stable")][:ROWS_AT_BIRTH]
+    return tuple(
+        RowAt(
+            source=int(rows.source[at]),
+            host_step=int(rows.host_step[at]),
+            weights_version=int(rows.weights_version[at]),
+            microbatch=int(rows.microbatch[at]),
+            call=int(rows.call[at]),
+            row=int(rows.row[at]),
+            activation=float(strength),
+            text=int(rows.about["text"][at]),
+        )
+        for at, strength in zip(fired[best], value[best], strict=True)
+    )
+
+
+def _without_twins(
+    lives: list[FeatureLife], sae: SparseAutoencoder, span: int
+) -> list[FeatureLife]:
+    """Mark births that are one with another, more useful one."""
+    born = sorted((one for one in lives if one.verdict == "born"), key=lambda one: -one.usefulness)
+    twin: dict[int, int] = {}
+    table = torch.nn.functional.normalize(sae.W_dec.detach()[[one.feature for one in born]], dim=1)
+    for at, one in enumerate(born):
+        for before in range(at):
+            other = born[before]
+            if other.feature in twin or not _at_one_time(one, other, span):
+                continue
+            if float(table[at] @ table[before]) >= SAME_COSINE:
+                twin[one.feature] = other.feature
+                break
+    return [replace(one, duplicate_of=twin.get(one.feature)) for one in lives]
+
+
+def _at_one_time(one: FeatureLife, other: FeatureLife, span: int) -> bool:
+    if one.born_step is None or other.born_step is None:
+        return False
+    return abs(one.born_step - other.born_step) <= SAME_TIME * max(1, span)
+
+
+def _marked_robust(one: _Looked, others: Sequence[_Looked]) -> Timeline:
+    span = one.timeline.last_step - one.timeline.first_step
+    assert one.decoder_FD is not None
+    marked = []
+    for life in one.timeline.lives:
+        if life.verdict != "born":
+            marked.append(life)
+            continue
+        direction_D = one.decoder_FD[life.feature]
+        seen = any(
+            theirs.verdict == "born"
+            and _at_one_time(life, theirs, span)
+            and other.decoder_FD is not None
+            and float(other.decoder_FD[theirs.feature] @ direction_D) >= SAME_COSINE
+            for other in others
+            for theirs in other.timeline.lives
+        )
+        marked.append(replace(life, robust=seen))
+    return replace(one.timeline, lives=tuple(marked))

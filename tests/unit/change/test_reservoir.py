@@ -1,0 +1,243 @@
+"""The sample of a whole run: uniform over time, bounded, the same after a restart."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asys_bench.change.reservoir.read import ReservoirError, read_reservoir
+from asys_bench.change.reservoir.rows import ReservoirRows, moment_hash, ranks
+from asys_bench.change.reservoir.sink import ReservoirOptions, ReservoirWorker, reservoir_folder
+from asys_bench.change.reservoir.windows import MOST_WINDOWS, WindowedSample, rows_per_window
+from asys_bench.contracts.packet import CONSTANT_MICROBATCH
+from asys_bench.contracts.sink import SinkContext
+from asys_bench.contracts.stats import StatsPage
+
+RIG = runpy.run_path(str(Path(__file__).parents[1] / "sinks" / "sae" / "conftest.py"))
+FakeLease, packet, NAMES = RIG["FakeLease"], RIG["packet"], RIG["NAMES"]
+
+
+class Run:
+    """Reservoir workers of one run, one after another."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.page = StatsPage.create(["reservoir-0"])
+        self.worker = self.start()
+
+    def start(self, max_mib: float = 256.0, attempt: int = 0) -> ReservoirWorker:
+        worker = ReservoirWorker(ReservoirOptions(max_mib=max_mib))
+        worker.open(
+            SinkContext(
+                name="reservoir-0", run_dir=self.folder, run_id="run-1", seed=3,
+                slot=self.page.slot("reservoir-0"), wall_offset_ns=0, incarnation=0,
+                name_of=NAMES.__getitem__, decode=lambda one: one.raw_tensor(),
+                heartbeat=lambda: None, time_left_s=lambda: float("inf"), attempt=attempt,
+            )
+        )  # fmt: skip
+        return worker
+
+    def steps(self, begin: int, end: int, rows: int = 4, each: int = 16, **fields) -> None:
+        """Steps of `rows` rows, whose values are step and row."""
+        for first in range(begin, end, each):
+            packets = []
+            for step in range(first, min(end, first + each)):
+                values = torch.tensor([[step, row, 0.5] for row in range(rows)])
+                packets.append(packet(values, step, host_step=step, **fields))
+            lease = FakeLease(packets)
+            self.worker.consume(lease)
+            lease.release()  # raises if a view of it is alive
+
+    def rows(self, **which) -> ReservoirRows:
+        self.worker.close()
+        found = read_reservoir(self.folder, NAMES[1], **which)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def run(tmp_path):
+    made = Run(tmp_path)
+    yield made
+    made.page.close()
+
+
+def same(one: ReservoirRows, other: ReservoirRows) -> bool:
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.tensors().values(), other.tensors().values(), strict=True)
+    )
+
+
+def test_a_short_run_is_kept_whole_with_every_row_where_it_was(run):
+    run.steps(0, 200)
+    rows = run.rows()
+    assert len(rows) == 800
+    assert rows.values.tolist() == [[step, row, 0.5] for step in range(200) for row in range(4)]
+    assert rows.host_step.tolist() == [step for step in range(200) for _ in range(4)]
+    assert rows.row.tolist() == [0, 1, 2, 3] * 200
+
+
+def test_every_part_of_a_long_run_has_as_many_rows_as_any_other(run):
+    run.worker = run.start(max_mib=0.07)  # a few rows a window
+    run.steps(0, 3000, rows=6)
+    rows = run.rows()
+    counts = np.histogram(rows.host_step, bins=12, range=(0, 3000))[0]
+    assert counts.min() > 0.7 * counts.max()
+    assert len(list(reservoir_folder(run.folder, NAMES[1]).glob("w-*"))) <= MOST_WINDOWS
+    size = sum(path.stat().st_size for path in reservoir_folder(run.folder, NAMES[1]).iterdir())
+    values = sum(len(rows) * bytes_ for bytes_ in (2 * 3, 64))
+    assert values <= 0.07 * (1 << 20) < size  # headers of 256 small files come on top
+
+
+def test_the_bound_holds_for_wide_rows_and_narrow_ones():
+    for width in (1, 64, 768, 16384, 1 << 20):
+        each = rows_per_window(2 * width + 64, 256 << 20)
+        assert each * MOST_WINDOWS * (2 * width + 64) <= 256 << 20 or each == 1
+
+
+def test_a_worker_that_was_killed_goes_on_as_if_nothing_had_happened(run, tmp_path):
+    run.steps(0, 500)
+    run.worker.idle()
+    run.worker._flush()
+    run.worker = run.start()  # the killed one closed nothing
+    run.steps(490, 900)  # ten steps come a second time
+    whole = Run(tmp_path / "whole")
+    whole.steps(0, 900)
+    assert same(run.rows(), whole.rows())
+    whole.page.close()
+
+
+def test_a_kill_between_a_joined_window_and_the_removal_of_its_parts_doubles_no_row(run):
+    run.steps(0, 256)
+    run.worker._flush()
+    folder = reservoir_folder(run.folder, NAMES[1])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    run.steps(256, 300)
+    wanted = run.rows()
+    for name, data in before.items():
+        (folder / name).write_bytes(data)
+    assert same(read_reservoir(run.folder, NAMES[1]), wanted)
+    again = run.start()
+    run.worker = again
+    run.steps(290, 300)
+    assert same(run.rows(), wanted)
+    assert not any((folder / name).exists() for name in before)
+
+
+def test_rows_that_stand_for_more_calls_are_likelier_to_stay():
+    row = np.arange(40_000)
+    weight = np.where(row < 20_000, 1.0, 4.0)
+    moments = moment_hash(np.full(40_000, 5))
+    kept = np.argsort(ranks(moments, row, weight))[:2000]
+    assert (weight[kept] == 4.0).mean() == pytest.approx(0.8, abs=0.03)
+
+
+def test_hooks_of_one_moment_keep_the_same_rows(run):
+    run.worker = run.start(max_mib=0.07)
+    for hook in (1, 2):
+        run.steps(0, 800, hook=hook, shard=hook, call_index=0)
+    run.worker.close()
+    one, other = (read_reservoir(run.folder, NAMES[hook]) for hook in (1, 2))
+    assert len(one) == len(other) > 300
+    assert torch.equal(one.values, other.values)
+
+
+def test_the_constant_batch_is_kept_apart_with_the_same_rows_at_each_moment(run):
+    run.steps(0, 600, rows=1)
+    for step in range(0, 600, 10):
+        values = torch.tensor([[step, row, 1.0] for row in range(400)])
+        lease = FakeLease([packet(values, step, host_step=step, microbatch=CONSTANT_MICROBATCH)])
+        run.worker.consume(lease)
+        lease.release()
+    rows = run.rows(constant=True)
+    moments = sorted(set(rows.host_step.tolist()))
+    assert moments == list(range(0, 600, 10))
+    chosen = [tuple(rows.row[rows.host_step == step].tolist()) for step in moments]
+    assert len(chosen[0]) == 256
+    assert len(set(chosen)) == 1
+    assert (run.rows().values[:, 2] == 0.5).all()
+
+
+def test_many_constant_moments_are_thinned_and_none_is_half(run):
+    for step in range(1, 400):
+        values = torch.full((8, 3), float(step))
+        lease = FakeLease([packet(values, step, host_step=step, microbatch=CONSTANT_MICROBATCH)])
+        run.worker.consume(lease)
+        lease.release()
+    rows = run.rows(constant=True)
+    moments, counts = np.unique(rows.host_step, return_counts=True)
+    assert 128 <= len(moments) <= MOST_WINDOWS
+    assert set(counts) == {8}
+
+
+def test_sequences_are_told_apart_and_other_rows_are_of_none(run):
+    lease = FakeLease(
+        [packet(torch.zeros(3, 5, 2), 0, host_step=1), packet(torch.zeros(4, 2), 1, host_step=2)]
+    )
+    run.worker.consume(lease)
+    lease.release()
+    rows = run.rows()
+    assert rows.sequence[rows.host_step == 1].tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert set(rows.sequence[rows.host_step == 2]) == {-1}
+
+
+def test_rows_that_are_no_numbers_are_left_out_and_outliers_are_kept_finite(run):
+    values = torch.tensor([[1.0, float("nan")], [1e9, 0.0], [float("inf"), 1.0], [2.0, 3.0]])
+    lease = FakeLease([packet(values, 0, host_step=1)])
+    run.worker.consume(lease)
+    lease.release()
+    assert torch.isfinite(run.rows().values).all()
+    assert run.rows().row.tolist() == [1, 2, 3]
+
+
+def test_rows_of_another_width_are_counted_and_end_nothing(run):
+    for values in (torch.zeros(4, 2), torch.zeros(4, 3), torch.ones(4, 2)):
+        lease = FakeLease([packet(values, 0, host_step=0, call_index=values.shape[1])])
+        run.worker.consume(lease)
+        lease.release()
+    refused = (
+        run.page.slot("reservoir-0").metrics()["reservoir_refused_packets{hook=layer.0}"].value
+    )
+    assert refused == 1
+    assert len(run.rows()) == 4  # the same moment twice: the same rows
+
+
+def test_steps_that_were_made_again_have_the_rows_of_the_last_attempt(run):
+    import json
+
+    run.steps(0, 100)
+    run.worker.close()
+    run.worker = run.start(attempt=1)
+    run.steps(60, 120)
+    (run.folder / "run.json").write_text(
+        json.dumps({
+            "schema": "asys.run/1", "run_id": "r", "hooks": [], "host_pid": 1,
+            "attempts": [{"attempt": 0, "first_step": 0}, {"attempt": 1, "first_step": 60}],
+        })
+    )  # fmt: skip
+    rows = run.rows()
+    assert [(rows.attempt[rows.host_step == s].tolist()) for s in (59, 60)] == [[0] * 4, [1] * 4]
+    assert len(rows) == 480
+
+
+def test_a_damaged_window_is_refused_by_the_reader_and_passed_over_by_the_worker(run):
+    run.steps(0, 20)
+    run.worker.close()
+    folder = reservoir_folder(run.folder, NAMES[1])
+    (folder / "w-3-1.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(ReservoirError, match="w-3-1"):
+        read_reservoir(run.folder, NAMES[1])
+    run.worker = run.start()
+    run.steps(20, 30)
+    sample = run.worker._hooks[1].samples[False]
+    assert len(sample) == 29
+
+
+def test_a_run_without_a_reservoir_has_no_rows(tmp_path):
+    assert read_reservoir(tmp_path, "x") is None
+    assert WindowedSample(4, None).rows() is None
