@@ -89,9 +89,9 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
 
 # ---- other data: source code joins the texts
 
-TEXTS, CODES, TOKENS_EACH = 6000, 3000, 16
+TEXTS, CODES, TOKENS_EACH = 4000, 2000, 16
 JOINS, STEPS, ROWS = 1000, 1500, 128
-CODE_SHARE, HELD_OUT = 0.3, 1000
+CODE_SHARE, HELD_OUT = 0.3, 600
 
 
 def sentences() -> tuple[torch.Tensor, torch.Tensor]:
@@ -183,6 +183,8 @@ def data_case(seed: int) -> dict[str, Any]:
 
 VOCABULARY, LENGTH, WIDTH, HEADS, BATCH = 32, 24, 64, 4, 32
 SKILL_STEPS, LOOK_EVERY, ROW_SHARE = 1500, 10, 4
+CONTROL_RATE = 7e-5
+"""The control is the trained model, trained on at a tenth of the rate."""
 
 
 class Copier(nn.Module):
@@ -218,11 +220,11 @@ def repeated(generator: torch.Generator, count: int) -> tuple[torch.Tensor, torc
 
 
 def skill_run(
-    model: Copier, seed: int, steps: int, sae_seed: int
+    model: Copier, seed: int, steps: int, sae_seed: int, rate: float = 7e-4
 ) -> tuple[Observer, list[float], Timeline]:
     generator = torch.Generator().manual_seed(seed)
     constant, _ = repeated(torch.Generator().manual_seed(4242 + seed), BATCH)
-    optimizer = torch.optim.Adam(model.parameters(), lr=7e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
     observer = Observer(WIDTH, sae_seed)
     losses = []
     for step in range(steps):
@@ -263,7 +265,7 @@ def skill_case(seed: int) -> dict[str, Any]:
     drop, width = drop_of(losses)
     learnt = [one for one in timeline.births if one.cause == "learnt"]
     near = [one for one in learnt if abs((one.learnt_step or 0.0) - drop) <= 0.02 * SKILL_STEPS]
-    _, after, control = skill_run(model, seed + 100, SKILL_STEPS // 2, seed)
+    _, after, control = skill_run(model, seed + 100, SKILL_STEPS // 2, seed, CONTROL_RATE)
     return {
         "seed": seed, "drop": drop, "drop_width": width, "loss": [losses[0], float(np.mean(losses[-50:]))],
         "counts": timeline.counts, "births": len(timeline.births), "learnt": len(learnt), "near": len(near),
