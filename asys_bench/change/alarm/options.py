@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, model_validator
 
 from asys_bench.change.alarm.bank import Side
-from asys_bench.contracts.run_files import ALARM_DIR
+from asys_bench.contracts.run_files import ALARM_DIR, PROBES_DIR
 from asys_bench.contracts.sink import Misfit, SinkOptions
 
 MOST_WATCHERS = 256
 
 
 class Watch(BaseModel, extra="forbid", frozen=True):
-    """An entry of `watch`: figures of the stats page, or what a known SAE says of the rows."""
+    """An entry of `watch`: figures of the stats page, or what a known SAE or probe says of the rows."""
 
     metric: str | None = Field(
         None,
@@ -36,13 +36,24 @@ class Watch(BaseModel, extra="forbid", frozen=True):
     features: tuple[int, ...] = Field(
         (), description="numbers of the SAE's features whose density is watched"
     )
-    hooks: str = Field("*", min_length=1, description="fnmatch glob over hooks, for `sae`")
+    probe: str | None = Field(
+        None,
+        min_length=1,
+        description="a run whose probe of `label` is taken, of the hook of the same name: the mean of what "
+        "it says of the rows is a watcher",
+    )
+    label: str | None = Field(None, min_length=1, description="the label that the probe is for")
+    hooks: str = Field(
+        "*", min_length=1, description="fnmatch glob over hooks, for `sae` and `probe`"
+    )
     side: Side = Field("both", description="which way the values may not go: up, down or both")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if (self.metric is None) == (self.sae is None):
-            raise ValueError("an entry watches either a metric or a sae")
+        if sum(one is not None for one in (self.metric, self.sae, self.probe)) != 1:
+            raise ValueError("an entry watches one of metric, sae and probe")
+        if (self.probe is None) != (self.label is None):
+            raise ValueError("probe and label go together")
         if self.features and self.sae is None:
             raise ValueError("features are those of a sae")
         if any(number < 0 for number in self.features):
@@ -63,14 +74,14 @@ class AlarmOptions(SinkOptions):
         description="most false alarms per day of all watchers together, on average",
     )
     interval_s: float = Field(
-        0.25,
+        0.1,
         ge=0.01,
         le=3600,
         description="seconds between two values of a watcher. A change is found a few values later, and "
         "the budget is spread over all of them",
     )
     rows: int = Field(
-        256,
+        128,
         ge=1,
         le=1 << 20,
         description="most rows of a hook that a value is made of; what comes beyond is not looked at",
@@ -120,6 +131,13 @@ class AlarmOptions(SinkOptions):
                     "no such folder",
                     one.sae,
                     "name the folder of an SAE, or a run",
+                )
+            if one.probe is not None and not (Path(one.probe).expanduser() / PROBES_DIR).is_dir():
+                yield Misfit(
+                    ("options", "watch", number, "probe"),
+                    f"no run with a folder {PROBES_DIR}/",
+                    one.probe,
+                    "name a run that had the sink `probe`",
                 )
         baseline = self.baseline
         if baseline is not None and not (Path(baseline).expanduser() / ALARM_DIR).is_dir():

@@ -26,15 +26,17 @@ from asys_bench.change.alarm.e_detector import Floats
 from asys_bench.change.alarm.options import MOST_WATCHERS, AlarmOptions, Watch
 from asys_bench.change.alarm.recorder import FlightRecorder
 from asys_bench.change.alarm.values import SUFFIX, Baseline, ValuesFile
-from asys_bench.change.alarm.watchers import PageWatchers, RowWatchers, SAEWatch
+from asys_bench.change.alarm.watchers import PageWatchers, ProbeWatch, RowWatchers, SAEWatch
 from asys_bench.change.alarm.webhook import Webhook
+from asys_bench.change.probe.read import read_probes
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug, matches
 from asys_bench.contracts.run_files import ALARM_DIR, ALARM_SCHEMA, ALARMS_FILE
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import Counter, StatsPage
 from asys_bench.monitors.alarm_page import AlarmsOnPage
-from asys_bench.sae import CheckpointError
+from asys_bench.rundir.live_run import ReadingError
+from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.start import StartFrom
@@ -45,6 +47,10 @@ log = logging.getLogger(__name__)
 POWER_EVERY_S = 600.0
 """The document's figures of what would be found are made anew this often; the first after `POWER_FIRST_S`."""
 POWER_FIRST_S = 60.0
+ACTIVATIONS = "activations"
+"""What `FoundProbe.features` says of a probe of raw rows; else it is the SAE's path."""
+CONSTANT_MICROBATCH = 2**16 - 1
+"""Of packets of a constant batch: no part of the training."""
 _CLOSE_S = 2.0
 
 
@@ -110,6 +116,8 @@ class AlarmWorker(BaseSink):
             if packet.hook_id not in self._rows_of:
                 hook = self._context.name_of(packet.hook_id)
                 self._rows_of[packet.hook_id] = self._watchers_of(hook)
+            if packet.microbatch == CONSTANT_MICROBATCH:
+                continue
             watchers = self._rows_of[packet.hook_id]
             self._step, self._version = packet.host_step, packet.weights_version
             if watchers is not None and not watchers.is_full:
@@ -139,27 +147,56 @@ class AlarmWorker(BaseSink):
         self._alarms.close()
 
     def _watchers_of(self, hook: str) -> RowWatchers | None:
-        entries = [one for one in self._options.watch if one.sae and matches(hook, one.hooks)]
-        found = [made for entry in entries if (made := self._sae_watch(hook, entry)) is not None]
+        found: list[SAEWatch | ProbeWatch] = []
+        for number, entry in enumerate(self._options.watch):
+            if entry.metric is None and matches(hook, entry.hooks):
+                make = self._sae_watch if entry.sae is not None else self._probe_watch
+                made = make(hook, entry, number)
+                found += [made] if made is not None else []
         if not found:
             return None
         refused = self._context.slot.counter("alarm_refused_rows", hook=hook)
         return RowWatchers(found, self._options.rows, refused)
 
-    def _sae_watch(self, hook: str, entry: Watch) -> SAEWatch | None:
-        assert entry.sae is not None
+    def _probe_watch(self, hook: str, entry: Watch, number: int) -> ProbeWatch | None:
+        assert entry.probe is not None
         try:
-            sae = StartFrom(path=entry.sae).read(hook)
+            probes = read_probes(Path(entry.probe).expanduser()).get(hook, [])
+        except (ReadingError, OSError) as error:
+            log.error("%s is not watched: %s", hook, error)
+            return None
+        fitted = [one for one in probes if one.label == entry.label and one.weight is not None]
+        if not fitted:
+            log.error("%s is not watched: %s has no probe of %s", hook, entry.probe, entry.label)
+            return None
+        (probe,) = fitted[:1]
+        assert probe.weight is not None
+        assert probe.bias is not None
+        sae = None
+        if probe.features != ACTIVATIONS and (sae := self._sae(hook, probe.features)) is None:
+            return None
+        name = f"{hook} probe {probe.label}"
+        return ProbeWatch(name, probe.weight, probe.bias, probe.classes, sae, number)
+
+    def _sae(self, hook: str, folder: str) -> SparseAutoencoder | None:
+        try:
+            sae = StartFrom(path=folder).read(hook)
         except (CheckpointError, ExchangeError) as error:
             log.error("%s is not watched: %s", hook, error)
             return None
         if sae.name in OF_SEVERAL_HOOKS:
             log.error("%s is not watched: a %s needs the rows of other hooks too", hook, sae.name)
             return None
-        features = tuple(number for number in entry.features if number < sae.d_sae)
+        return sae
+
+    def _sae_watch(self, hook: str, entry: Watch, number: int) -> SAEWatch | None:
+        assert entry.sae is not None
+        sae = self._sae(hook, entry.sae)
+        if sae is None:
+            return None
+        features = tuple(feature for feature in entry.features if feature < sae.d_sae)
         if len(features) < len(entry.features):
             log.error("%s: features from %d on are not in %s", hook, sae.d_sae, entry.sae)
-        number = self._options.watch.index(entry)
         return SAEWatch(hook, sae, features, number)
 
     def _tick(self) -> None:

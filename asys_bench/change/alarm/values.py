@@ -22,7 +22,7 @@ from asys_bench.system.files.append_file import AppendFile
 from asys_bench.system.files.below import parse_json, scan_if_there, text_lines
 
 log = logging.getLogger(__name__)
-EVERY = 4
+EVERY = 5
 SUFFIX = ".values.jsonl"
 _DIGITS = 7
 

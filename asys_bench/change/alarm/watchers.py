@@ -7,7 +7,7 @@ interval (no rows came, a gauge that was not set anew) is absent, and its detect
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,14 +53,50 @@ class SAEWatch:
         yield from zip(self._names, density_K.tolist(), strict=True)
 
 
+class ProbeWatch:
+    """The mean of what a linear probe says of the rows: of a class its probability, else the number.
+
+    weight_CD, bias_C: of raw rows, or of the features of `sae`. classes: None for a number.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weight_CD: torch.Tensor,
+        bias_C: torch.Tensor,
+        classes: Sequence[float | str] | None,
+        sae: SparseAutoencoder | None = None,
+        entry: int = 0,
+    ) -> None:
+        self.entry = entry
+        """Which of the options' entries it is."""
+        self._weight_CD, self._bias_C, self._sae = weight_CD, bias_C, sae
+        self._is_class = classes is not None
+        several = len(bias_C) > 1 and classes is not None
+        self._names = [f"{name} {one}" for one in classes or ()] if several else [name]
+        self.width = weight_CD.shape[1] if sae is None else sae.d_in
+
+    def __call__(
+        self, rows_ND: torch.Tensor, weight_N: torch.Tensor
+    ) -> Iterator[tuple[str, float]]:
+        seen_ND = rows_ND if self._sae is None else self._sae.encode(rows_ND)
+        said_NC = seen_ND @ self._weight_CD.T + self._bias_C
+        if self._is_class:
+            said_NC = said_NC.softmax(1) if said_NC.shape[1] > 1 else said_NC.sigmoid()
+        mean_C = (weight_N / weight_N.sum()) @ said_NC
+        yield from zip(self._names, mean_C.tolist(), strict=True)
+
+
 class RowWatchers:
     """All watchers of one hook's rows.
 
     most_rows: per interval; rows beyond are not looked at. refused: rows that none of them can take.
     """
 
-    def __init__(self, evaluations: list[SAEWatch], most_rows: int, refused: Counter) -> None:
-        self._evaluations, self._most_rows, self._refused = evaluations, most_rows, refused
+    def __init__(
+        self, evaluations: Sequence[SAEWatch | ProbeWatch], most_rows: int, refused: Counter
+    ) -> None:
+        self._evaluations, self._most_rows, self._refused = tuple(evaluations), most_rows, refused
         self._rows: list[torch.Tensor] = []
         self._weights: list[torch.Tensor] = []
         self._left = most_rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import time
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save
 
 from asys_bench.change.alarm.options import AlarmOptions
 from asys_bench.change.alarm.sink import AlarmWorker
@@ -127,8 +129,8 @@ def test_a_baseline_takes_away_what_both_runs_learn(start, tmp_path):
     random = np.random.default_rng(2)
 
     def curve():
-        drop = np.clip((np.arange(360) - 300) / 12, 0, 1)
-        return 0.5 - 0.3 * drop + 0.005 * random.standard_normal(360)
+        drop = np.clip((np.arange(360) - 300) / 40, 0, 1)
+        return 0.5 - 0.4 * drop + 0.01 * random.standard_normal(360)
 
     clean = tmp_path / "clean"
     clean.mkdir()
@@ -170,6 +172,36 @@ def test_intervals_are_never_shorter_than_configured(start):
     worker.close()
 
 
+def test_the_probe_of_an_earlier_run_is_watched_and_a_constant_batch_is_not(
+    start, tmp_path, caplog
+):
+    folder = tmp_path / "probes"
+    folder.mkdir()
+    weight = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]])
+    tensors = {"done.weight": weight, "done.bias": torch.zeros(1)}
+    (folder / "policy.mlp.safetensors").write_bytes(save(tensors, {"hook": "policy.mlp"}))
+    probe = {
+        "label": "done", "kind": "number", "metric": "r2", "classes": None, "value": 0.5, "low": 0.4,
+        "high": 0.6, "rows": 9, "held_out_rows": 3, "held_out_blocks": 2, "block": "call", "history": [],
+    }  # fmt: skip
+    document = {"schema": "asys.probes/1", "hook": "policy.mlp", "features": "activations"}
+    (folder / "policy.mlp.json").write_text(json.dumps({**document, "probes": [probe]}))
+    watch = [{"probe": str(tmp_path), "label": "done"}, {"probe": str(tmp_path), "label": "gone"}]
+    worker, _, clock = start(watch=watch)
+    packet = RIG["packet"](torch.full((4, 5), 7.0), 0)
+    constant = dataclasses.replace(packet, seq=1, microbatch=2**16 - 1)
+    with RIG["FakeLease"]([packet, constant]) as lease:
+        worker.consume(lease)
+    assert worker._rows_of[1]._left == 124  # four rows of 128, not eight
+    clock.now += 1.01
+    worker.idle()
+    assert worker._names == ["policy.mlp probe done"]
+    assert "has no probe of gone" in caplog.text
+    worker.close()
+    lines = (tmp_path / "alarm" / "alarm-0-0.0.values.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1]) == [77, 7.0]
+
+
 def test_an_sae_that_cannot_be_read_leaves_its_hook_unwatched_and_the_worker_lives(
     start, tmp_path, caplog
 ):
@@ -184,8 +216,9 @@ def test_an_sae_that_cannot_be_read_leaves_its_hook_unwatched_and_the_worker_liv
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({}, "either a metric or a sae"),
-        ({"metric": "a", "sae": "b"}, "either a metric or a sae"),
+        ({}, "one of metric, sae and probe"),
+        ({"metric": "a", "sae": "b"}, "one of metric, sae and probe"),
+        ({"probe": "a"}, "probe and label go together"),
         ({"metric": "a", "features": [1]}, "features are those of a sae"),
         ({"sae": "a", "features": [-1]}, "features count from 0"),
         ({"metric": "a", "side": "left"}, "up"),
@@ -198,7 +231,7 @@ def test_entries_that_make_no_sense_are_refused(entry, said):
 
 def test_what_cannot_work_is_said_when_the_configuration_loads(tmp_path):
     options = AlarmOptions(
-        watch=[{"sae": str(tmp_path / "gone")}],
+        watch=[{"sae": str(tmp_path / "gone")}, {"probe": str(tmp_path), "label": "done"}],
         baseline=str(tmp_path),
         webhook="https:///path",
     )
@@ -206,6 +239,7 @@ def test_what_cannot_work_is_said_when_the_configuration_loads(tmp_path):
     assert paths == [
         ("workers",),
         ("options", "watch", 0, "sae"),
+        ("options", "watch", 1, "probe"),
         ("options", "baseline"),
         ("options", "webhook"),
     ]

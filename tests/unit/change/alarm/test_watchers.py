@@ -7,7 +7,13 @@ import math
 import pytest
 import torch
 
-from asys_bench.change.alarm.watchers import RESCAN_S, PageWatchers, RowWatchers, SAEWatch
+from asys_bench.change.alarm.watchers import (
+    RESCAN_S,
+    PageWatchers,
+    ProbeWatch,
+    RowWatchers,
+    SAEWatch,
+)
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.sae import SAEConfig, build_sae
 
@@ -57,6 +63,27 @@ def test_rows_count_as_many_as_they_stand_for(page, sae):
     assert {name: value for _, name, value in watchers.values()}["h feature 0"] == pytest.approx(
         wanted
     )
+
+
+def test_a_probe_gives_its_mean_probability_or_number(page, sae):
+    rows = rows_of(6)
+    weight, bias = torch.randn(1, 5), torch.tensor([0.3])
+    features = torch.randn(3, 16)
+    watched = [
+        ProbeWatch("h probe done", weight, bias, (0.0, 1.0), None, 1),
+        ProbeWatch("h probe reward", weight, bias, None, None, 2),
+        ProbeWatch("h probe kind", features, torch.zeros(3), ("a", "b", "c"), sae, 3),
+    ]
+    watchers = RowWatchers(watched, 256, page.slot("alarm-0").counter("r"))
+    watchers.take(rows, 1.0, 1)
+    found = {name: (entry, value) for entry, name, value in watchers.values()}
+    with torch.no_grad():
+        said = rows @ weight.T + bias
+        kinds = (sae.encode(rows) @ features.T).softmax(1).mean(0)
+    assert found["h probe done"] == (1, pytest.approx(float(said.sigmoid().mean()), rel=1e-5))
+    assert found["h probe reward"] == (2, pytest.approx(float(said.mean()), rel=1e-5))
+    for name, value in zip("abc", kinds.tolist(), strict=True):
+        assert found[f"h probe kind {name}"] == (3, pytest.approx(value, rel=1e-5))
 
 
 def test_no_more_rows_are_looked_at_than_an_interval_needs(page, sae):
