@@ -1,0 +1,56 @@
+"""False alarms, an exploit and the time to the flag (`alarm_streams`, `alarm_exploit`, `alarm_latency`).
+
+`make soak` (ASYS_SOAK=1) runs them at their full size, by the variables that each driver names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from . import alarm_exploit, alarm_latency, alarm_streams
+
+SOAK = os.environ.get("ASYS_SOAK") == "1"
+KINDS = sorted(alarm_streams.GIVEN["KINDS"])
+QUICK = ("AR(1) 0.99", "Student t2", "learning", "GARCH(1,1)")
+soak_only = pytest.mark.skipif(not SOAK, reason="minutes to an hour: ASYS_SOAK=1 runs it")
+
+
+@pytest.mark.rest
+@pytest.mark.stress
+@pytest.mark.timeout(3600 if SOAK else 300)
+@pytest.mark.parametrize("kind", KINDS if SOAK else QUICK)
+def test_false_alarms_are_at_most_twice_the_budget(kind):
+    """The upper 95 % limit. Here 20 are expected at a budget of one per 2,000 values."""
+    run_length, size = (1e5, (256, 4000)) if SOAK else (2000.0, (64, 625))
+    make = alarm_streams.GIVEN["KINDS"][kind]
+    found = alarm_streams.count(make, *size, run_length, 20.0, seed=1)
+    print(json.dumps({"kind": kind, **found}), flush=True)
+    assert found["budget"] >= 19
+    assert found["high_95"] <= 2
+
+
+@soak_only
+@pytest.mark.rest
+@pytest.mark.stress
+@pytest.mark.timeout(7200)
+def test_an_exploit_is_caught_before_the_true_return_has_fallen(capsys):
+    with capsys.disabled():
+        alarm_exploit.main()
+    exploited, clean = alarm_exploit.DONE
+    told = alarm_exploit.summary(exploited, clean)
+    assert told["fallen"] >= 0.9 * told["exploited"]
+    assert told["sae"]["caught"] >= 0.9 * told["fallen"]
+
+
+@soak_only
+@pytest.mark.rest
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+def test_a_change_reaches_the_host_s_flag_within_a_second(tmp_path):
+    found = alarm_latency.measure(tmp_path, hooks=80, events=700, every_s=45.0, step_s=0.03)
+    print(json.dumps(found), flush=True)
+    assert found["found"] >= 0.99 * found["events"]
+    assert found["latency_s_p50_p90_p99_max"][2] <= 1.0
