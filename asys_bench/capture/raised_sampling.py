@@ -12,23 +12,24 @@ from collections.abc import Callable, Sequence
 
 from asys_bench.capture.hooker import ActivationHooker
 from asys_bench.capture.tags.clock import StepClock
-from asys_bench.contracts.stats import Counter, Slot, StatsPage
-from asys_bench.monitors.alarm_page import recording_until
+from asys_bench.contracts.stats import Slot, StatsPage
+from asys_bench.monitors.alarm_page import Place, recording_until
 
 
 class RaisedSampling:
     """Call it at each host step.
 
-    until: the workers' deadlines, in nanoseconds of this process's CLOCK_MONOTONIC; 0: none yet.
+    until: where each worker's deadline is, in nanoseconds of this process's CLOCK_MONOTONIC; 0: none yet.
     raise_rates: told True when hooks may sample more, and False when no longer.
     """
 
-    __slots__ = ("_deadline", "_is_raised", "_raise_rates", "_times", "_until")
+    __slots__ = ("_cell", "_cells", "_deadline", "_is_raised", "_others", "_raise_rates", "_times")
 
     def __init__(
-        self, until: Sequence[Counter], slot: Slot, raise_rates: Callable[[bool], None]
+        self, until: Sequence[Place], slot: Slot, raise_rates: Callable[[bool], None]
     ) -> None:
-        self._until, self._raise_rates = tuple(until), raise_rates
+        (self._cells, self._cell), *self._others = until
+        self._raise_rates = raise_rates
         self._times = slot.counter("sampling_raised")
         self._is_raised = slot.gauge("sampling_is_raised")
         self._is_raised.set(0.0)
@@ -48,7 +49,7 @@ class RaisedSampling:
             clock.each_step = cls(deadlines, slot, hooker.raise_rates)
 
     def __call__(self) -> None:
-        deadline = self._until[0].value if len(self._until) == 1 else self._latest()
+        deadline = self._cells[self._cell] if not self._others else self._latest()
         if deadline == self._deadline == 0:
             return
         if time.monotonic_ns() < deadline:
@@ -63,4 +64,4 @@ class RaisedSampling:
             self._deadline = 0
 
     def _latest(self) -> int:
-        return max(counter.value for counter in self._until)
+        return max(cells[at] for cells, at in ((self._cells, self._cell), *self._others))
