@@ -140,7 +140,8 @@ def plan_workers(
     its own hooks; other sinks get one group whose members share the packets.
 
     Raises:
-        AssemblyError: a sink's globs match no hook; lists the hooks.
+        AssemblyError: a sink's globs match no hook; lists the hooks. Or a sink that a run has once is there
+            twice.
     """
     groups: list[GroupSpec] = []
     workers: list[WorkerSpec] = []
@@ -166,8 +167,15 @@ def plan_workers(
             )
         )
 
+    once: dict[str, str] = {}
     for name, sink in config.enabled_sinks.items():
         plugin = sink.plugin()
+        if plugin.once and (other := once.setdefault(plugin.name, name)) != name:
+            raise AssemblyError(
+                f"sinks.{name}: a run has one sink {plugin.name!r} at the most, and sinks.{other} is one; "
+                f"add its options there, or set sinks.{name}.enabled: false",
+                ("sinks", name, "kind"),
+            )
         reason = plugin.unavailable()
         if reason is not None:
             raise AssemblyError(f"sinks.{name}: {plugin.name!r} cannot run here: {reason}")

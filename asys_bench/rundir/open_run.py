@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ import numpy.typing as npt
 
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import (
+    ALARM_DIR,
+    ALARM_SCHEMA,
+    ALARMS_FILE,
     METRICS_FILE,
     RUN_FILE,
     SAE_DIR,
@@ -33,7 +37,13 @@ from asys_bench.rundir.token_rows import Vocabulary
 from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
 from asys_bench.sinks.archive import Repeats
 from asys_bench.store.mirror import CopyError, local_folder
-from asys_bench.system.files.below import open_file, read_json, real_folder, text_lines
+from asys_bench.system.files.below import (
+    open_file,
+    parse_json,
+    read_json,
+    real_folder,
+    text_lines,
+)
 
 NUMBERS = ("time_s", "value")
 
@@ -171,6 +181,18 @@ class Run:
         if not isinstance(summary, dict):
             raise ReadingError(f"{path} holds no object")
         return summary
+
+    @property
+    def alarms(self) -> list[dict[str, Any]]:
+        """What `alarm` sinks raised, in order, as `alarm/alarms.jsonl` has it (schema `asys.alarm/1`). A line
+        that cannot be read, or is being written, is left out."""
+        found = []
+        for line in text_lines(self.path / ALARM_DIR / ALARMS_FILE, below=self.path):
+            with suppress(ValueError):
+                document = parse_json(line)
+                if isinstance(document, dict) and document.get("schema") == ALARM_SCHEMA:
+                    found.append(document)
+        return found
 
     @property
     def archive(self) -> ArchiveView:

@@ -116,6 +116,7 @@ def test_a_host_reads_the_alarm_and_everything_around_it_is_kept(tmp_path, recei
     kept = [
         json.loads(line) for line in (run_dir / "alarm" / "alarms.jsonl").read_text().splitlines()
     ]
+    assert observation.run.alarms == kept
     assert [one["number"] for one in kept] == list(range(1, len(kept) + 1))
     assert [one["watcher"] for one in got] == [one["watcher"] for one in kept]
     assert not {"values", "rows", "activations"} & set(kept[0])

@@ -93,7 +93,7 @@ class Baseline:
             if not path.name.endswith(SUFFIX):
                 continue
             names: dict[int, str] = {}
-            for text in text_lines(path):
+            for text in text_lines(path, below=run_dir):
                 try:
                     line: Any = parse_json(text)
                 except ValueError:

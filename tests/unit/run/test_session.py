@@ -158,6 +158,16 @@ def test_a_sink_whose_globs_match_no_hook_is_refused(tmp_path):
         plan_workers(config(tmp_path, sinks=sinks), ["0", "1"])
 
 
+def test_a_sink_that_a_run_has_once_is_refused_twice(tmp_path):
+    """The budget of false alarms is the run's, so a second sink `alarm` would double it."""
+    alarm = {"kind": "alarm", "options": {"watch": [{"metric": "sae_fvu"}]}}
+    plan_workers(config(tmp_path, sinks={"one": alarm}), ["0"])
+    off = {**alarm, "enabled": False}
+    plan_workers(config(tmp_path, sinks={"one": alarm, "two": off}), ["0"])
+    with pytest.raises(AssemblyError, match=r"sinks\.two: a run has one sink 'alarm'.*sinks\.one"):
+        plan_workers(config(tmp_path, sinks={"one": alarm, "two": alarm}), ["0"])
+
+
 def test_a_session_that_cannot_be_built_leaves_no_process_or_descriptor(tmp_path):
     before = set(os.listdir("/proc/self/fd"))
     bad = config(tmp_path, hooks=[{"match": "no.such.module"}])
