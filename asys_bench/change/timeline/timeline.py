@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from asys_bench.change.reservoir.read import ReservoirError, read_reservoir
-from asys_bench.change.reservoir.rows import ReservoirRows
+from asys_bench.change.reservoir.rows import ReservoirRows, mixed
 from asys_bench.change.timeline.causes import Cause, ConstantBatch, constant_batch, with_causes
 from asys_bench.change.timeline.firing import Firing, firing
 from asys_bench.change.timeline.histories import FOUND_AFTER_SHARE, History, Verdict, histories
@@ -39,6 +39,9 @@ SAME_COSINE = 0.8
 """Two decoder rows are of one feature above it."""
 SAME_TIME = FOUND_AFTER_SHARE
 """And were born at one time within this share of the run."""
+MOST_PRODUCTS, LEAST_ROWS = 1 << 38, 8192
+"""Multiplications of a pass, and rows that it takes whatever they cost: of an SAE of 576 x 4,608 all rows of
+a reservoir (about 8 s of a core), of one of 4,096 x 32,768 as many as LEAST_ROWS."""
 ROWS_AT_BIRTH, AMONG_FIRST = 6, 60
 """Shown of a birth: the strongest so many of the first so many rows."""
 
@@ -142,6 +145,7 @@ def timeline_of(
 
     lives: of the checkpoint; None: not known. constant: rows of the constant evaluation batch.
     """
+    rows = _affordable(rows, sae)
     found = firing(sae, rows.values).strong()
     blocks = blocks_of(rows)
     units = units_of(blocks, unit_rows(blocks, sae.d_sae))
@@ -178,6 +182,15 @@ def timeline_of(
         curve_steps=tuple(rows.host_step[middles].astype(float).tolist()),
         lives=tuple(listed),
     )
+
+
+def _affordable(rows: ReservoirRows, sae: SparseAutoencoder) -> ReservoirRows:
+    """As many rows as a pass may take, chosen by a hash of their ranks: evenly over the run."""
+    most = max(LEAST_ROWS, MOST_PRODUCTS // (sae.d_in * sae.d_sae))
+    if len(rows) <= most:
+        return rows
+    drawn = mixed(rows.rank.view(np.uint64)) >> np.uint64(11)
+    return rows[np.flatnonzero(drawn < np.uint64((most << 53) // len(rows)))]
 
 
 def _life(

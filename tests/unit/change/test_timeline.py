@@ -287,3 +287,16 @@ def test_a_rate_that_is_half_as_high_again_is_no_difference():
     sae = known_sae(torch.eye(D))
     found = compared(Side("a", stream({}, 1, rate=0.02), sae), Side("b", stream({}, 2, rate=0.03)))
     assert found.differences == ()
+
+
+def test_a_pass_that_would_cost_too_much_takes_fewer_rows_evenly_over_the_run(monkeypatch):
+    from asys_bench.change.timeline import timeline as module
+
+    rows = stream({3: (0.4, 1.0)})
+    rows.about["rank"] = np.random.default_rng(0).exponential(size=len(rows))
+    monkeypatch.setattr(module, "MOST_PRODUCTS", 10_000 * D * D)
+    monkeypatch.setattr(module, "LEAST_ROWS", 100)
+    found = timeline_of(known_sae(torch.eye(D)), None, rows)
+    assert found.rows == pytest.approx(10_000, rel=0.05)
+    assert [one.feature for one in found.births] == [3]
+    assert found.births[0].born_step == pytest.approx(4000, abs=150)
