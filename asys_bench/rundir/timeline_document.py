@@ -46,7 +46,8 @@ class FeatureLife:
 
     feature: int
     verdict: str
-    """born; turned: the SAE followed it while it moved, or it became another one; always; silent."""
+    """born; gradual: it came slowly, from other lives or because it moved; turned: so, and the SAE followed
+    it; always; silent."""
     generation: int = 0
     found_step: int = 0
     """When the SAE's life began: at its start, or by resampling."""
@@ -69,7 +70,7 @@ class FeatureLife:
     birth_cosine: float = 1.0
     """Of the decoder now and when the SAE's life began."""
     duplicate_of: int | None = None
-    """Another life that was born with it and has its direction, more useful than this."""
+    """Another life that was born with it and shares its direction, more useful than this."""
     robust: bool | None = None
     """Another variant of the SAE saw the birth too; None: there is no other."""
     rates: tuple[float, ...] = ()

@@ -28,8 +28,11 @@ from asys_bench.change.reservoir.windows import WindowedSample, rows_per_window
 from asys_bench.change.timeline.difference import Side, compared
 from asys_bench.change.timeline.firing import Firing, firing
 from asys_bench.change.timeline.histories import History, Verdict, histories
+from asys_bench.change.timeline.timeline import without_twins
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
-from asys_bench.sae import SAEConfig, SAETrainer
+from asys_bench.rundir.timeline_document import FeatureLife
+from asys_bench.sae import SAEConfig, SAETrainer, SparseAutoencoder
+from asys_bench.sae.checkpoint.lives import Lives
 from asys_bench.sae.evaluation.synthetic import SyntheticFeatures
 
 D_IN, BASE, STEP_ROWS, PACKET_STEPS = 128, 96, 16, 64
@@ -163,6 +166,8 @@ class Outcome:
     """Declared ones, with what they match."""
     missed: list[dict[str, Any]] = field(default_factory=list)
     turned: int = 0
+    twins: int = 0
+    """Births left out at the looks as split off from another one."""
     late: list[dict[str, float]] = field(default_factory=list)
     trainer_s: float = 0.0
     reservoir_s: float = 0.0
@@ -202,25 +207,24 @@ def trained(
     return trainer, sample, outcome
 
 
-def looked(trainer: SAETrainer, rows: ReservoirRows) -> tuple[Firing, list[History]]:
-    sae = trainer.sae
-    assert sae is not None
+def looked(
+    sae: SparseAutoencoder, lives: Lives | None, rows: ReservoirRows
+) -> tuple[Firing, list[History]]:
     found = firing(sae, rows.values).strong()
     blocks = blocks_of(rows)
     units = units_of(blocks, unit_rows(blocks, sae.d_sae))
-    return found, histories(found, units, rows.host_step, trainer.lives)
+    return found, histories(found, units, rows.host_step, lives)
 
 
 def judged(
-    trainer: SAETrainer,
+    sae: SparseAutoencoder,
     told: list[History],
     births: list[Birth],
     plants: list[Plant],
     outcome: Outcome,
 ) -> None:
     """Match declared births with plants. told: of the last look."""
-    sae, steps = trainer.sae, outcome.rows // STEP_ROWS
-    assert sae is not None
+    steps = outcome.rows // STEP_ROWS
     W_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
     outcome.turned = sum(one.verdict is Verdict.TURNED for one in told)
     taken: set[int] = set()
@@ -274,12 +278,15 @@ def run(seed: int, rows: int, d_sae: int) -> Outcome:
         kept = sample.rows()
         assert kept is not None
         outcome.pass_rows = len(kept)
-        _, told = looked(trainer, kept)
-        merge(births, trainer, told, rows // STEP_ROWS)
+        sae = trainer.sae
+        assert sae is not None
+        found, told = looked(sae, trainer.lives, kept)
+        outcome.twins += merge(births, sae, told, found, rows // STEP_ROWS)
         outcome.timeline_s += time.process_time() - begin
 
     trainer, _, outcome = trained(seed, rows, d_sae, plants, look=look)
-    judged(trainer, told, births, plants, outcome)
+    assert trainer.sae is not None
+    judged(trainer.sae, told, births, plants, outcome)
     return outcome
 
 
@@ -291,14 +298,24 @@ class Birth:
     direction_D: torch.Tensor
 
 
-def merge(births: list[Birth], trainer: SAETrainer, told: list[History], steps: int) -> None:
-    """Add the births of a look. One that has the direction and the time of an earlier one is that one,
-    with the estimate of now."""
-    sae = trainer.sae
-    assert sae is not None
+def merge(
+    births: list[Birth], sae: SparseAutoencoder, told: list[History], found: Firing, steps: int
+) -> int:
+    """Add the births of a look, without twins, whose number is returned. One that has the direction and the
+    time of an earlier one is that one, with the estimate of now."""
     W_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+    listed = [
+        FeatureLife(
+            h.feature, "born", born_step=h.born_step, usefulness=found.usefulness_of(h.feature)
+        )
+        for h in told
+        if h.verdict is Verdict.BORN
+    ]
+    marked = without_twins(listed, sae, steps)
+    twins = {life.feature for life in marked if life.duplicate_of is not None}
     old = list(births)
-    for one in sorted((h for h in told if h.verdict is Verdict.BORN), key=lambda h: h.born_p):
+    born = [h for h in told if h.verdict is Verdict.BORN and h.feature not in twins]
+    for one in sorted(born, key=lambda h: h.born_p):
         assert one.born_step is not None
         direction_D = W_FD[one.feature]
         same = [
@@ -310,6 +327,7 @@ def merge(births: list[Birth], trainer: SAETrainer, told: list[History], steps: 
             if birth in births:
                 births.remove(birth)
         births.append(Birth(one, direction_D))
+    return len(twins)
 
 
 def side(name: str, trainer: SAETrainer, rows: ReservoirRows) -> Side:
@@ -323,11 +341,13 @@ def stationary(seed: int, rows: int, d_sae: int, before: Side | None) -> tuple[O
     kept = sample.rows()
     assert kept is not None
     outcome.pass_rows = len(kept)
-    _, told = looked(trainer, kept)
+    sae = trainer.sae
+    assert sae is not None
+    found, told = looked(sae, trainer.lives, kept)
     outcome.timeline_s = time.process_time() - begin
     births: list[Birth] = []
-    merge(births, trainer, told, rows // STEP_ROWS)
-    judged(trainer, told, births, [], outcome)
+    merge(births, sae, told, found, rows // STEP_ROWS)
+    judged(sae, told, births, [], outcome)
     own = side(f"seed {seed}", trainer, kept)
     middle = len(kept) // 2
     halves = compared(

@@ -89,8 +89,8 @@ def _cause(
     shown = None
     if learnt and 0 < before < len(batch.step_M):
         shown = float(batch.step_M[before - 1] + batch.step_M[before]) / 2
-    if one.verdict in (Verdict.ALWAYS, Verdict.SILENT) and shown is not None:
-        # The stream has too few independent rows, or other ones; the constant batch is clear.
+    if one.verdict in (Verdict.ALWAYS, Verdict.SILENT, Verdict.GRADUAL) and shown is not None:
+        # The stream has too few independent rows, other ones, or is slower; the constant batch is clear.
         low, high = float(batch.step_M[before - 1]), float(batch.step_M[before])
         born = replace(one, verdict=Verdict.BORN, born_step=shown, born_low=low, born_high=high)
         return replace(born, late_by_steps=None), Cause.LEARNT, shown

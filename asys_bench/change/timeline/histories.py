@@ -1,4 +1,4 @@
-"""What became of each life: born, gone, always there, silent, turned. Pure functions of counts.
+"""What became of each life: born, gradual, turned, gone, always there, silent. Pure functions of counts.
 
 A life is *born* where its firing rate rose from nearly nothing (`statistics`), declared at `FDR` over all
 lives. It is *gone* where the rate fell so, looked for first and with the same test on the run read
@@ -7,7 +7,8 @@ backwards: of a life that is gone, the birth is looked for in what is before.
 The pass uses the weights of now. Where the trainer's own sums say that the life fired as strongly before
 the birth as after it, with its weights of then, it was another feature before: one that the SAE followed
 while it moved, or one that it gave up for this. What moves comes gradually, stronger and stronger under
-the weights of now: such a life is *turned*, and no birth is claimed.
+the weights of now: a rise that is not sharp is no birth. The life is *turned* if it was as strong before,
+and *gradual* if not: what it reads moved there from other lives, or came slowly.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ FOUND_AFTER_SHARE = 0.02
 class Verdict(StrEnum):
     ALWAYS = "always"
     BORN = "born"
+    GRADUAL = "gradual"
     TURNED = "turned"
     SILENT = "silent"
 
@@ -115,9 +117,10 @@ def histories(
                 rate_before=place.rate_before,
                 rate_after=place.rate_after,
             )
-            followed = lives is not None and was_followed(lives, feature, history, first, last)
-            if followed and not _is_sharp(found, feature, place.row):
-                history = replace(history, verdict=Verdict.TURNED)
+            if not _is_sharp(found, feature, place.row):
+                followed = lives is not None and was_followed(lives, feature, history, first, last)
+                verdict = Verdict.TURNED if followed else Verdict.GRADUAL
+                history = replace(history, verdict=verdict)
         told.append(_with_delay(history, first, last))
     return told
 

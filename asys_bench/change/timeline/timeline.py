@@ -36,7 +36,10 @@ from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.system.files.below import real_folder
 
 SAME_COSINE = 0.8
-"""Two decoder rows are of one feature above it."""
+"""Two decoder rows of two SAEs are of one feature above it."""
+TWIN_COSINE = 0.5
+"""Two decoder rows of one SAE that were born at one time have split one feature above it: directions that
+have nothing in common are at 1 / sqrt(D) of each other."""
 SAME_TIME = FOUND_AFTER_SHARE
 """And were born at one time within this share of the run."""
 MOST_PRODUCTS, LEAST_ROWS = 1 << 38, 8192
@@ -158,12 +161,12 @@ def timeline_of(
     listed = [
         _life(history, cause, shown, rows, found, edges)
         for history, cause, shown in with_causes(told, batch, first, last)
-        if history.verdict in (Verdict.BORN, Verdict.TURNED)
+        if history.verdict in (Verdict.BORN, Verdict.GRADUAL, Verdict.TURNED)
         or history.died_step is not None
         or history.late_by_steps is not None
     ]
     listed.sort(key=lambda one: (one.verdict != Verdict.BORN, one.born_p, one.feature))
-    listed = _without_twins(listed[:MOST_LIVES], sae, last - first)
+    listed = without_twins(listed[:MOST_LIVES], sae, last - first)
     counts = {verdict.value: 0 for verdict in Verdict}
     for history, *_ in with_causes(told, batch, first, last):
         counts[history.verdict.value] += 1
@@ -246,9 +249,7 @@ def _rows_at_birth(history: History, rows: ReservoirRows, found: Firing) -> tupl
     )
 
 
-def _without_twins(
-    lives: list[FeatureLife], sae: SparseAutoencoder, span: int
-) -> list[FeatureLife]:
+def without_twins(lives: list[FeatureLife], sae: SparseAutoencoder, span: int) -> list[FeatureLife]:
     """Mark births that are one with another, more useful one."""
     born = sorted((one for one in lives if one.verdict == "born"), key=lambda one: -one.usefulness)
     twin: dict[int, int] = {}
@@ -258,7 +259,7 @@ def _without_twins(
             other = born[before]
             if other.feature in twin or not _at_one_time(one, other, span):
                 continue
-            if float(table[at] @ table[before]) >= SAME_COSINE:
+            if float(table[at] @ table[before]) >= TWIN_COSINE:
                 twin[one.feature] = other.feature
                 break
     return [replace(one, duplicate_of=twin.get(one.feature)) for one in lives]

@@ -77,7 +77,7 @@ def test_births_and_ends_are_found_at_their_steps_and_nothing_else_is(planted):
         assert one.cause == "open"
     ends = {one.feature: one.died_step for one in planted.lives if one.died_step is not None}
     assert ends == {8: pytest.approx(6000, abs=100), 11: pytest.approx(5000, abs=100)}
-    assert planted.counts == {"always": 20, "born": 3, "turned": 0, "silent": 1}
+    assert planted.counts == {"always": 20, "born": 3, "gradual": 0, "turned": 0, "silent": 1}
     assert found_of(planted, 5).rate_after == pytest.approx(RATE, rel=0.15)
 
 
@@ -161,16 +161,19 @@ def lives(features: int = D, **fields) -> Lives:
 
 
 def test_a_feature_that_moved_is_turned_and_one_that_was_taken_over_is_born():
-    """All three are there from 0.4 on with the weights of now. 3 and 7 were as strong before with those of
-    then; 3 comes gradually, as what moves towards the weights of now does."""
-    sae, rows = known_sae(torch.eye(D)), stream({3: (0.4, 1.0), 5: (0.4, 1.0), 7: (0.4, 1.0)})
+    """All four are there from 0.4 on with the weights of now. 3 and 7 were as strong before with those of
+    then; 3 and 9 come gradually, as what moves towards the weights of now does."""
+    on = dict.fromkeys((3, 5, 7, 9), (0.4, 1.0))
+    sae, rows = known_sae(torch.eye(D)), stream(on)
     share_N = torch.arange(len(rows)) / len(rows)
-    rows.values[:, 3] *= (0.5 + 0.5 * (share_N - 0.4) / 0.3).clamp(0.5, 1.0).half()
+    grows_N = (0.5 + 0.5 * (share_N - 0.4) / 0.3).clamp(0.5, 1.0).half()
+    rows.values[:, [3, 9]] *= grows_N.unsqueeze(1)
     energy = torch.full((50, D), 20.0)
-    energy[:20, 5] = 0
+    energy[:20, [5, 9]] = 0
     timeline = timeline_of(sae, lives(energy=energy), rows)
-    verdicts = {feature: found_of(timeline, feature).verdict for feature in (3, 5, 7)}
-    assert verdicts == {3: "turned", 5: "born", 7: "born"}
+    verdicts = {feature: found_of(timeline, feature).verdict for feature in on}
+    assert verdicts == {3: "turned", 5: "born", 7: "born", 9: "gradual"}
+    assert {one.feature for one in timeline.births} == {5, 7}
 
 
 def test_what_the_sae_found_late_is_told_from_what_was_not_there():
