@@ -28,6 +28,7 @@ DOCUMENTS = (
     "docs/plugins.md",
     "docs/faq.md",
     "docs/hosts.md",
+    "docs/cluster.md",
 )
 LANGUAGES = ("python", "yaml", "sh", "text")
 """`text` is what a program prints."""

@@ -172,3 +172,23 @@ def test_the_batch_script_is_a_shells():
         ["bash", "-n", str(FOLDER / "job.sbatch")], capture_output=True, text=True
     )
     assert (said.returncode, said.stderr) == (0, "")
+
+
+def test_the_configurations_are_ours(tmp_path, monkeypatch):
+    """As asys-run takes them, with keys in another folder."""
+    pytest.importorskip("zmq")
+    from asys_bench.cli.run import main
+    from asys_bench.config import load_config
+
+    keys = tmp_path / "keys"
+    assert main(["keys", str(keys)]) == 0
+    host = load_config(FOLDER / "host.yaml", [f"sinks.remote.options.keys={keys}"]).config
+    assert {name: sink.kind for name, sink in host.enabled_sinks.items()} == {
+        "archive": "archiver",
+        "remote": "forwarder",
+    }
+    sets = ["host.kind=receiver", "host.options.receiver.listen=0.0.0.0:7400"]
+    sets += [f"host.options.receiver.keys={keys}", f"pool.keys={keys}"]
+    trainers = load_config(FOLDER / "trainers.yaml", sets).config
+    assert [*trainers.enabled_sinks] == ["trainer"]
+    assert trainers.pool.groups.keys() == {"early", "late"}
