@@ -26,14 +26,12 @@ from asys_bench.monitors.prometheus_metrics import all_metrics
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 ELSEWHERE = (
-    "asys_device_",
-    "asys_sae_watch_",
-    "asys_sae_unpaired_",
-    "asys_remote_",
-    "asys_receiver_",
-    "asys_reservoir_",
+    *("asys_device_", "asys_sae_watch_", "asys_sae_unpaired_"),
+    *("asys_remote_", "asys_receiver_", "asys_storage_"),
+    *("asys_alarm", "asys_sampling_raised", "asys_probe_", "asys_labels_", "asys_reservoir_"),
 )
-"""Only with a device, a watched SAE, a transcoder, a reservoir, or SAEs on another machine."""
+"""Only with a device, a watched SAE, a transcoder; with SAEs on another machine, a store; with alarms, probes,
+labels and reservoirs."""
 LATE = {
     "asys_sae_feature_survival_ratio",
     "asys_sae_input_drift_ratio",
