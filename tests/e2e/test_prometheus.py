@@ -119,7 +119,8 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[[Path], Prometheus]]:
         server.end()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.rest
+@pytest.mark.timeout(400)
 def test_prometheus_reads_every_metric_and_an_alert_fires_and_resolves(
     start_run: Callable[..., Any], prometheus: Callable[[Path], Prometheus]
 ) -> None:
@@ -128,6 +129,7 @@ def test_prometheus_reads_every_metric_and_an_alert_fires_and_resolves(
         "monitors.prometheus.options.port=0",
         "host.options.ppo.total_timesteps=10000000",
         "watchdog.heartbeat_timeout_s=15",
+        "watchdog.startup_timeout_s=180",
     )
     run.wait_rows(2000)
     targets = run.path / "prometheus.json"
