@@ -30,8 +30,8 @@ ELSEWHERE = (
     *("asys_remote_", "asys_receiver_", "asys_storage_"),
     *("asys_alarm", "asys_sampling_raised", "asys_probe_", "asys_labels_", "asys_reservoir_"),
 )
-"""Only with a device, a watched SAE, a transcoder; with SAEs on another machine, a store; with alarms, probes,
-labels and reservoirs."""
+"""Only with a device, a watched SAE, a transcoder; with SAEs on another machine, a store; with alarms,
+probes, labels and reservoirs."""
 LATE = {
     "asys_sae_feature_survival_ratio",
     "asys_sae_input_drift_ratio",
