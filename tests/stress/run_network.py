@@ -33,6 +33,8 @@ from rich.console import Console
 
 from asys_bench.cli.commands import run_top
 from asys_bench.cli.run import main as asys_run
+from asys_bench.cluster.identities import Verdict
+from asys_bench.cluster.status import read_cluster
 from asys_bench.monitors.figures import RemoteFigures, figures_of
 from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.reports.run_report.page import render_run
@@ -459,7 +461,7 @@ def two_nodes(
             until(one.is_connected, f"the connection of {one.name}", one.process)
         first = trainings[0]
         first.train(steps)
-        until(lambda: "accepted: 2 equal" in shown(folder), "equal accounts")
+        until(lambda: settled(folder, 4 * steps), "equal accounts")
         seen = shown(folder)
         first.end()
         for one in trainings[1:]:
@@ -479,6 +481,13 @@ def two_nodes(
         "sources": sorted({one.source for a in found.check.receivers for one in a.streams}),
         "rows_reached_saes": metrics(receiver.run_dir, "sae_rows"),
     }
+
+
+def settled(folder: Path, packets: int) -> bool:
+    """So many were taken, as the book says it, and what was acknowledged is what was accepted."""
+    check = read_cluster(str(folder / "book")).check
+    equal = all(one.verdict is Verdict.EQUAL for one in check.senders)
+    return equal and check.total("taken") == packets
 
 
 def shown(folder: Path) -> str:
