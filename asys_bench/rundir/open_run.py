@@ -32,6 +32,7 @@ from asys_bench.contracts.run_files import (
 from asys_bench.monitors.metrics_csv import COLUMNS, OLD_COLUMNS
 from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.live_run import ReadingError, goes_on
+from asys_bench.rundir.probes import FoundProbe, read_probes
 from asys_bench.rundir.timeline_document import Timeline, read_timeline
 from asys_bench.rundir.token_rows import Vocabulary
 from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
@@ -229,6 +230,16 @@ class Run:
             ReadingError: nobody has made it yet, or the file is damaged.
         """
         return read_timeline(self.path, label)
+
+    def probes(self, hook: str | None = None) -> dict[str, list[FoundProbe]]:
+        """Hook -> its linear probes to labels, as a `probe` sink has written them last: what each is worth on
+        held-out rows, and its weights. Empty where there are none.
+
+        Raises:
+            ReadingError: a file is damaged.
+        """
+        found = read_probes(self.path)
+        return found if hook is None else {name: of for name, of in found.items() if name == hook}
 
     def metrics(self, metric: str | None = None, **where: str) -> Table:
         """metrics.csv as columns: {"time_s": float64[n], "metric": str[n], ..., "value": float64[n]}.

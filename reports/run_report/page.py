@@ -13,6 +13,7 @@ from asys_bench.reports.run_report.evaluations import evaluation_parts
 from asys_bench.reports.run_report.header import header, warnings
 from asys_bench.reports.run_report.latency import latency_spectrum
 from asys_bench.reports.run_report.other_machines import other_machines
+from asys_bench.reports.run_report.probes import probe_parts
 from asys_bench.reports.run_report.record import RunRecord
 from asys_bench.reports.run_report.sae_curves import sae_curves
 from asys_bench.reports.run_report.timeline import event_list, timeline
@@ -162,6 +163,12 @@ def _sections(
             "damage, 0 as bad as zeros. passed: rows that the SAE leaves alone keep their own values, "
             "also where zeros or the mean replace the others; replaced: every row is.",
             evaluation_parts(record),
+        ),
+        _section(
+            "What can be read from the hooks",
+            "Linear probes to labels, fitted to rows of some blocks and scored on those of others; "
+            "intervals at 95 % over blocks. Rows: fitted to + held out.",
+            probe_parts(record),
         ),
         _section(
             "How they learnt",

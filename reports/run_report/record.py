@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from asys_bench.reports.run_report.series import Metrics, read_metrics
 from asys_bench.reports.run_summary.document import from_dict
 from asys_bench.reports.run_summary.summary import RunSummary
 from asys_bench.rundir.evaluation_documents import read_evaluations
+from asys_bench.rundir.live_run import ReadingError
+from asys_bench.rundir.probes import FoundProbe, read_probes
 from asys_bench.system.files.below import parse_json, read_json, text_lines
 
 
@@ -60,6 +62,8 @@ class RunRecord:
     """Hook -> the whole run's latency in ns; empty for a run that did not end in order."""
     evaluations: tuple[Mapping[str, Any], ...] = ()
     """Documents of `rundir.evaluation_documents`, by SAE and age of the checkpoint."""
+    probes: Mapping[str, Sequence[FoundProbe]] = field(default_factory=dict)
+    """Hook -> its probes."""
     forwarders: tuple[ForwarderAccount, ...] = ()
     """What this run sent to other machines."""
     receiver: ReceiverAccount | None = None
@@ -120,8 +124,16 @@ def read_run(path: Path) -> RunRecord:
         _events(path / EVENTS_FILE),
         _latencies(path / HISTOGRAMS_FILE),
         tuple(read_evaluations(path)),
+        _probes(path),
         *_accounts(path),
     )
+
+
+def _probes(path: Path) -> Mapping[str, Sequence[FoundProbe]]:
+    try:
+        return read_probes(path)
+    except (ReadingError, OSError):
+        return {}
 
 
 def _accounts(path: Path) -> tuple[tuple[ForwarderAccount, ...], ReceiverAccount | None]:

@@ -25,9 +25,9 @@ from pydantic import BeforeValidator, Field
 from asys_bench.change.label_join import CallKey, Joined, LabelJoin
 from asys_bench.change.probe import probes
 from asys_bench.change.probe.blocks import BLOCK_LABELS, BlockRule, is_held_out
+from asys_bench.change.probe.files import write_probes
 from asys_bench.change.probe.fit import Dense, Features, Sparse
 from asys_bench.change.probe.probes import Probe, fitted
-from asys_bench.change.probe.read import write_probes
 from asys_bench.change.probe.targets import Kind, Target
 from asys_bench.change.probe.window import Rows, Window
 from asys_bench.config.sections.hooks import LabelsConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from sklearn.preprocessing import StandardScaler
 from asys_bench.change.probe import sink as sink_module
 from asys_bench.change.probe.blocks import hashed, is_held_out
 from asys_bench.change.probe.fit import Dense
-from asys_bench.change.probe.read import read_probes
 from asys_bench.change.probe.sink import ProbeOptions, ProbeWorker
 from asys_bench.change.probe.targets import Target
 from asys_bench.change.probe.window import Rows, Window
@@ -26,7 +26,11 @@ from asys_bench.contracts.labels import label_encoding, text_bytes, text_code
 from asys_bench.contracts.names import LABELS
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import StatsPage
+from asys_bench.reports.run_report.page import render_run
+from asys_bench.reports.run_report.record import read_run
 from asys_bench.rundir.live_run import ReadingError
+from asys_bench.rundir.open_run import open_run
+from asys_bench.rundir.probes import read_probes
 from asys_bench.sae import SAEConfig, build_sae, save_sae
 from asys_bench.sae.architectures.scaling import InputScaling
 
@@ -167,6 +171,24 @@ def test_the_file_is_read_with_plain_torch_and_figures_are_in_the_metrics(fed, t
     assert probe["history"][-1][:2] == [199, probe["value"]]
     assert metrics[f"probe_labelled_rows{{hook={HOOK}}}"].value == 1600
     assert probe["shares"] == pytest.approx([1 - float(y.mean()), float(y.mean())])
+
+
+def test_the_report_says_what_each_probe_is_worth(fed, tmp_path):
+    write_run = runpy.run_path(str(Path(__file__).parent.parent / "rundir" / "tiny_lm.py"))[
+        "write_run"
+    ]
+    run_dir = write_run(tmp_path, {"kind": "synthetic"})
+    one, data = fed(), planted(200)
+    one.worker._context = replace(one.worker._context, run_dir=run_dir)
+    for step, (x, episode, labels) in enumerate(data):
+        one.rows(step, x)
+        one.label(step, done=labels["done"], advantage=labels["advantage"], episode=episode)
+    one.worker.close()
+    found = {probe.label: probe for probe in open_run(run_dir).probes(HOOK)[HOOK]}
+    page = render_run(read_run(run_dir), [], {})
+    assert f"AUC {found['done'].value:.4g} [{found['done'].low:.4g}" in page
+    assert f"R2 {found['advantage'].value:.4g}" in page
+    assert "a block is episode" in page
 
 
 def test_no_block_is_on_both_sides(fed):
