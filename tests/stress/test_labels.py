@@ -1,0 +1,213 @@
+"""Labels and probes in a real run: as good as scikit-learn on the archived rows, and what they cost.
+
+By hand: `ASYS_SOAK=1 pytest -s tests/stress/test_labels.py`; each prints its figures. `ASYS_LABEL_STEPS` and
+`ASYS_LABEL_ROLLOUTS` size it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+import asys_bench
+from asys_bench.change.probe.blocks import hashed, is_held_out
+from asys_bench.config import config_from_data
+from asys_bench.contracts.stats import SlotField
+from asys_bench.hosts import rollout_labels
+from asys_bench.run.experiment import ExperimentPipeline
+from asys_bench.system.process_usage import process_usage
+
+SOAK = os.environ.get("ASYS_SOAK") == "1"
+STEPS = int(os.environ.get("ASYS_LABEL_STEPS", "4000" if SOAK else "400"))
+ROLLOUTS = int(os.environ.get("ASYS_LABEL_ROLLOUTS", "400"))
+ENVS, WIDTH, EPISODE = 16, 64, 25
+QUIET = {
+    "monitors": {"log": None},
+    "watchdog": {"heartbeat_timeout_s": 60, "startup_timeout_s": 120},
+    "bus": {"backend": "mp_queue"},
+}
+
+
+class Trunk(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.trunk = torch.nn.Sequential(torch.nn.Linear(32, WIDTH), torch.nn.Tanh())
+
+    def forward(self, x):
+        return self.trunk(x)
+
+
+class Planted:
+    """A host whose labels are noisy functions of what it feeds its model; rows of an episode are alike."""
+
+    def __init__(self):
+        self.draw = torch.Generator().manual_seed(5)
+        self.way = torch.randn(32, 4, generator=self.draw) / 4
+        self.begin = torch.randn(ENVS, 32, generator=self.draw)
+
+    def step(self, step):
+        if step % EPISODE == 0:
+            self.begin = torch.randn(ENVS, 32, generator=self.draw)
+        x = self.begin + 0.7 * torch.randn(ENVS, 32, generator=self.draw)
+        told = x @ self.way + torch.randn(ENVS, 4, generator=self.draw)
+        labels = {
+            "half": told[:, 0] > 0, "rare": told[:, 1] > 4.2,
+            "third": torch.bucketize(told[:, 2].contiguous(), torch.tensor([-1.0, 1.0])),
+            "episode": torch.arange(ENVS) * 100_000 + step // EPISODE,
+        }  # fmt: skip
+        return x, labels, told[:, 3]
+
+
+def observed(tmp_path, steps, options=None, pace_s=0.0):
+    """A run with a trainer, an archive and probes; CPU seconds of its workers."""
+    torch.manual_seed(0)
+    model, host, late = Trunk(), Planted(), {}
+    cpu = {}
+    sinks = {"probe": {"kind": "probe", "options": {"evaluate_interval_s": 5, **(options or {})}}}
+    with asys_bench.observe(
+        model, hooks="trunk", sae={"k": 8, "d_sae": 512}, quiet=True, run__dir=str(tmp_path),
+        archive={"max_gib": None}, sinks=sinks, **QUIET,
+    ) as run:  # fmt: skip
+        for step in range(steps):
+            x, labels, number = host.step(step)
+            with torch.no_grad():
+                model(x)
+            run.label(**labels)
+            late[step] = number
+            if step >= 20:
+                run.label(step=step - 20, advantage=late.pop(step - 20))
+            run.step()
+            if pace_s:
+                time.sleep(pace_s)
+        slots = {name: slot for name, slot in run.page.slots() if name.endswith("-0")}
+        rows = {
+            name: slot.metrics()[full].value
+            for name, full in (("trainer-0", "sae_rows{hook=trunk}"), ("probe-0", "probe_rows{hook=trunk}"))
+            for slot in [slots[name]]
+            if full in slot.metrics()
+        }  # fmt: skip
+        for name, slot in slots.items():
+            cpu[name] = process_usage(slot.get(SlotField.PID))[0]
+    return asys_bench.open_run(run.run_dir), cpu, rows
+
+
+@pytest.mark.rest
+@pytest.mark.stress
+@pytest.mark.timeout(3000)
+def test_a_runs_probes_are_as_good_as_scikit_learns_on_its_archived_rows(tmp_path):
+    run, *_ = observed(tmp_path, STEPS)
+    probes = {probe.label: probe for probe in run.probes("trunk")["trunk"]}
+    names = ("half", "rare", "third", "advantage")
+    assert run.archive.labels == ("advantage", "episode", *names[:3])
+    found = run.archive.numpy(
+        "trunk", ("values", *(f"label.{name}" for name in (*names, "episode")))
+    )
+    assert len(found["values"]) == STEPS * ENVS
+    assert not np.isnan(found["label.episode"]).any()
+    late = np.isnan(found["label.advantage"]).sum()
+    assert late == 20 * ENVS, "those of the last steps never came"
+    out_N = is_held_out(hashed(3, 0, 0, found["label.episode"].view(np.int64)), 0)
+    figures = {}
+    for name in names:
+        y = found[f"label.{name}"]
+        train, test = ~out_N & np.isfinite(y), out_N & np.isfinite(y)
+        x = found["values"]
+        if name == "advantage":
+            model = make_pipeline(StandardScaler(), Ridge()).fit(x[train], y[train])
+            theirs = r2_score(y[test], model.predict(x[test]))
+        else:
+            model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            chance = model.fit(x[train], y[train]).predict_proba(x[test])
+            parts = [roc_auc_score(y[test] == c, chance[:, k]) for k, c in enumerate(np.unique(y))]
+            theirs = float(np.mean(parts))
+        mine = probes[name]
+        figures[name] = {
+            "ours": round(mine.value, 4), "low": round(mine.low, 4), "high": round(mine.high, 4),
+            "scikit-learn": round(theirs, 4), "off": round(mine.value - theirs, 4),
+            "share": round(float(np.mean(y == 1)), 4), "rows": [mine.rows, mine.held_out_rows],
+            "blocks": mine.held_out_blocks, "metric": mine.metric,
+        }  # fmt: skip
+    print(json.dumps({"rows": STEPS * ENVS, **figures}, indent=1))
+    assert {probe.block for probe in probes.values()} == {"episode"}
+    for name in names:
+        assert abs(figures[name]["off"]) <= 0.02, (name, figures[name])
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="make soak")
+@pytest.mark.timeout(3000)
+def test_probes_take_a_twentieth_of_the_trainers_time_per_row(tmp_path):
+    run, cpu, rows = observed(tmp_path, STEPS, pace_s=0.002)
+    per_million = {name: 1e6 * cpu[name] / rows[name] for name in rows}
+    share = per_million["probe-0"] / per_million["trainer-0"]
+    print(
+        json.dumps(
+            {"rows": rows, "cpu_s": cpu, "cpu_s_per_million_rows": per_million, "share": share}
+        )
+    )
+    assert run.probes("trunk")
+    assert share <= 0.05
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="make soak")
+@pytest.mark.timeout(3000)
+def test_labels_cost_the_host_at_most_a_hundredth_of_its_step(tmp_path, monkeypatch):
+    """Rollouts with and without labels in turn, in one run with trainer, archive and probes: CPU time of the
+    host's thread for each (a rollout and its gradient steps), compared pair by pair."""
+    labels = rollout_labels.RolloutLabels
+    seconds, state = [], {"on": True, "began": 0.0}
+    stepped, ended = labels.stepped, labels.ended
+    monkeypatch.setattr(
+        labels, "stepped", lambda self, *a: stepped(self, *a) if state["on"] else None
+    )
+    monkeypatch.setattr(labels, "ended", lambda self, *a: ended(self, *a) if state["on"] else None)
+
+    def whole_at(step):
+        now = time.thread_time()
+        if state["began"]:
+            seconds.append((state["on"], now - state["began"]))
+        state["on"] = not state["on"]
+        state["began"] = time.thread_time()
+
+    config = config_from_data(
+        {
+            "run": {"dir": str(tmp_path), "name": "cost"},
+            "host": {"kind": "ppo", "options": {"ppo": {"total_timesteps": 256 * ROLLOUTS}}},
+            "hooks": [{"match": "mlp_extractor.policy_net", "phase": "eval"}],
+            "sinks": {
+                "trainer": {"kind": "sae_trainer"}, "archive": {"kind": "archiver"},
+                "probe": {"kind": "probe"},
+            },
+            "resources": {"host_threads": 1},
+            **{key: value for key, value in QUIET.items() if key != "monitors"},
+        }
+    )  # fmt: skip
+    pipeline = ExperimentPipeline(config)
+    try:
+        pipeline.setup()
+        pipeline._host.whole_at = whole_at
+        pipeline.run()
+        pipeline.shutdown()
+    finally:
+        pipeline.close()
+    on = np.array([s for is_on, s in seconds[4:] if is_on])
+    off = np.array([s for is_on, s in seconds[4:] if not is_on])
+    count = min(len(on), len(off))
+    ratios = on[:count] / off[:count]
+    draw = np.random.default_rng(0)
+    medians = [np.median(draw.choice(ratios, count)) for _ in range(2000)]
+    low, high = np.quantile(medians, (0.025, 0.975))
+    figures = {"pairs": count, "ratio": float(np.median(ratios)), "low": low, "high": high,
+               "rollout_ms": float(1e3 * np.median(off))}  # fmt: skip
+    print(json.dumps(figures))
+    assert np.median(ratios) <= 1.01
