@@ -48,7 +48,7 @@ from asys_bench.cluster.outbox import Counts, Dropped, Outbox
 from asys_bench.cluster.session import LinkState, Session, SessionOverError
 from asys_bench.cluster.wire import Refusal, WireError
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.names import file_slug, matches
+from asys_bench.contracts.names import LABELS, file_slug, matches
 from asys_bench.contracts.run_files import read_run_file
 from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.system.files import replace_file
@@ -192,7 +192,8 @@ class ForwarderWorker(BaseSink):
         self._streams = [
             one
             for one in document.get("streams", ())
-            if any(matches(str(one.get("name")), glob) for glob in globs)
+            if one.get("name") == LABELS
+            or any(matches(str(one.get("name")), glob) for glob in globs)
         ]
         self._side = tuple(one["name"] for one in self._streams if one["name"] in side)
         self._mine = {str(one["name"]) for one in self._streams}
@@ -688,5 +689,6 @@ plugin = SinkPlugin(
     build=_build,
     default_delivery=Delivery.AT_LEAST_ONCE,
     preload=("zmq",),
+    takes_labels=True,
     unavailable=_unavailable,
 )

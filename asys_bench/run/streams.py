@@ -89,6 +89,8 @@ def plan_streams(
     points = [*points, *side]
     labels = any(sink.plugin().takes_labels for sink in config.enabled_sinks.values())
     described = [_described(one) for one in points]
+    if labels:
+        described.append(_LABELS_DESCRIBED)
     return Streams(points, trained, [point.name for point in side], text, described, labels)
 
 
@@ -99,6 +101,11 @@ def fed_streams(feed: Feed) -> Streams:
     described = [{**one.described, "name": one.name} for one in feed.streams]
     unlabelled = [name for name in side if name != LABELS]
     return Streams([], trained, unlabelled, None, described, LABELS in side)
+
+
+_LABELS_DESCRIBED: dict[str, str | int | None] = {
+    "name": LABELS, "module": "", "kind": "activation", "rows": "last", "select": None, "coin": "own",
+}  # fmt: skip
 
 
 def _described(point: HookPoint) -> dict[str, str | int | None]:
