@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from asys_bench.reports.page.markup import POLICY, Markup, flat, table, tag
+from asys_bench.monitors.readable import count_text
+from asys_bench.reports.page.markup import POLICY, Markup, flat, name, table, tag
+from asys_bench.reports.page.quantity import brief, with_interval
 from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
 from asys_bench.reports.run_report.analysis import HookAnalysis
 from asys_bench.reports.run_report.births import Births, birth_parts
@@ -13,12 +15,12 @@ from asys_bench.reports.run_report.evaluations import evaluation_parts
 from asys_bench.reports.run_report.header import header, warnings
 from asys_bench.reports.run_report.latency import latency_spectrum
 from asys_bench.reports.run_report.other_machines import other_machines
-from asys_bench.reports.run_report.probes import probe_parts
 from asys_bench.reports.run_report.record import RunRecord
 from asys_bench.reports.run_report.sae_curves import sae_curves
 from asys_bench.reports.run_report.timeline import event_list, timeline
 from asys_bench.reports.run_report.worker_timeline import worker_timeline
 from asys_bench.reports.run_summary.terminal import ATTEMPT_COLUMNS, attempt_rows
+from asys_bench.rundir.probes import FoundProbe
 
 # What the run report adds to the look that all pages share (`reports/page`).
 
@@ -109,6 +111,11 @@ h4{margin:0;font-size:.95rem}
 """
 
 
+PROBE_COLUMNS = ("label", "held out", "of", "rows", "blocks", "over the run (host step)")
+MOST_MOMENTS = 4
+MOST_CLASSES = 6
+
+
 def render_run(
     record: RunRecord,
     analyses: Sequence[HookAnalysis],
@@ -168,7 +175,7 @@ def _sections(
             "What can be read from the hooks",
             "Linear probes to labels, fitted to rows of some blocks and scored on those of others; "
             "intervals at 95 % over blocks. Rows: fitted to + held out.",
-            probe_parts(record),
+            _probe_parts(record),
         ),
         _section(
             "How they learnt",
@@ -212,6 +219,45 @@ def _section(title: str, how: str, parts: Sequence[Markup]) -> Markup | None:
     if not parts:
         return None
     return tag("section", tag("h2", title), tag("p", how, class_="how"), flat(parts))
+
+
+def _probe_parts(record: RunRecord) -> list[Markup]:
+    """Linear probes from each hook to labels: what they are worth on held-out rows, and how that came."""
+    return [_probes_of(hook, probes) for hook, probes in record.probes.items() if probes]
+
+
+def _probes_of(hook: str, probes: Sequence[FoundProbe]) -> Markup:
+    first = probes[0]
+    about = f"from {first.features}; a block is {first.block}"
+    rows = [
+        [
+            one.label,
+            f"{one.metric.upper()} {with_interval(one.value, one.low, one.high)}",
+            _classes(one),
+            f"{one.rows:,} + {one.held_out_rows:,}",
+            f"{one.held_out_blocks:,}",
+            _moments(one),
+        ]
+        for one in probes
+    ]
+    head = tag("h3", name(hook), tag("span", about, class_="unit"))
+    return tag("section", head, table(PROBE_COLUMNS, rows, left=1), class_="family")
+
+
+def _classes(probe: FoundProbe) -> str:
+    if probe.classes is None:
+        return "a number"
+    shown = [one if isinstance(one, str) else brief(one) for one in probe.classes[:MOST_CLASSES]]
+    more = len(probe.classes) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _moments(probe: FoundProbe) -> str:
+    """Some of its scores, the first and the last among them."""
+    count = len(probe.history)
+    places = sorted({round(n * (count - 1) / (MOST_MOMENTS - 1)) for n in range(MOST_MOMENTS)})
+    chosen = [probe.history[place] for place in places] if count else []
+    return ", ".join(f"{count_text(step)}: {value:.3g}" for step, value, *_ in chosen)
 
 
 def _footer(record: RunRecord) -> Markup:
