@@ -61,7 +61,7 @@ _MOST_HOOKS_ASKED, _MOST_CALLS_ASKED = 64, 8
 _NARROW = frozenset(
     {torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.int8, torch.uint8, torch.int16}
 )
-_NARROW_NUMPY = frozenset(map(np.dtype, ("f4", "f2", "?", "i1", "u1", "i2", "u2")))
+_NARROW_NUMPY = frozenset(np.dtype(one).char for one in ("f4", "f2", "?", "i1", "u1", "i2", "u2"))
 Column = npt.NDArray[Any] | torch.Tensor
 """Values of one label, in host memory or on a device."""
 _TAP = torch.nn.Identity()  # stands for the stream among the hook points; never called
@@ -89,7 +89,9 @@ class LabelSender:
         self._writer, self._slot, self._clock, self._offload = writer, slot, clock, offload
         self._hooks, self._is_of_text, self._notices = tuple(streams), is_of_text, notices
         self._captures: dict[str, Capture] = {}
+        self._by_names: dict[tuple[str, ...], Capture] = {}
         self._counts: HookStream | None = None
+        self._names: set[str] = set()
         self._texts: dict[str, int] = {}
         self._texts_sent: set[str] = set()
         self._said: set[str] = set()
@@ -103,6 +105,7 @@ class LabelSender:
         for capture in self._captures.values():
             capture.close()
         self._captures.clear()
+        self._by_names.clear()
 
     def send(self, step: int | None, microbatch: int | None, labels: Mapping[str, Any]) -> None:
         """See `StepClock.label`. Never raises."""
@@ -193,7 +196,7 @@ class LabelSender:
         """`value` as numbers; None: it has none, or cannot be read."""
         if value is None:
             return None
-        if not is_label_name(name):
+        if name not in self._names and not self._is_name(name):
             self._refuse(f"{name!r} is no name of a label: take one as Python's arguments have")
             return None
         if isinstance(value, torch.Tensor):
@@ -221,6 +224,13 @@ class LabelSender:
             self._refuse(f"label {name}: {type(value).__name__} holds no numbers or texts", name)
             return None
         return array
+
+    def _is_name(self, name: str) -> bool:
+        """Names that are none are refused again and again; the others are looked at once."""
+        if is_label_name(name):
+            self._names.add(name)
+            return True
+        return False
 
     def _coded(self, array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Texts as numbers; what each says is sent once."""
@@ -252,25 +262,33 @@ class LabelSender:
     def _push(
         self, moment: Moment, device: Any, shape: tuple[int, ...], columns: Mapping[str, Column]
     ) -> None:
-        names = list(columns)
-        if len(label_encoding(names).encode()) > MOST_ENCODING_BYTES and len(names) > 1:
+        names = tuple(columns)
+        capture = self._by_names.get(names)
+        if capture is None and (
+            len(label_encoding(names).encode()) > MOST_ENCODING_BYTES and len(names) > 1
+        ):
             half = len(names) // 2
             for part in (names[:half], names[half:]):
                 self._push(moment, device, shape, {name: columns[name] for name in part})
             return
-        capture = self._capture(label_encoding(names))
         if capture is None:
+            capture = self._capture(label_encoding(names))
+            if capture is None:
+                return
+            self._by_names[names] = capture
+        rows, rate = _stacked(list(columns.values())), moment.rate or 1.0
+        if not moment.has_text:
+            capture.send(rows, (moment.tags, 0, rate, None))
             return
-        rows = _stacked(list(columns.values()))
         for tensor, tokens in self._of_text(moment, shape, rows):
-            capture.send(tensor, (moment.tags, 0, moment.rate or 1.0, tokens))
+            capture.send(tensor, (moment.tags, 0, rate, tokens))
 
     def _of_text(
         self, moment: Moment, shape: tuple[int, ...], rows: torch.Tensor
     ) -> list[tuple[torch.Tensor, RowTokens | None]]:
         """`rows` [*shape, K] as they go out: of a text they are its tokens, without padding."""
         text, tokens = moment.shape, moment.tokens
-        if not moment.has_text or not shape:
+        if not shape:
             return [(rows, None)]
         if text is None or tokens is None:
             self._refuse(
@@ -348,7 +366,7 @@ def _stacked(columns: Sequence[Column]) -> torch.Tensor:
         dtype = torch.float32 if is_narrow else torch.float64
         return torch.stack([tensor.to(dtype) for tensor in tensors], dim=-1)
     arrays = [column for column in columns if not isinstance(column, torch.Tensor)]
-    narrow = all(array.dtype in _NARROW_NUMPY for array in arrays)
+    narrow = all(array.dtype.char in _NARROW_NUMPY for array in arrays)
     out = np.empty((*arrays[0].shape, len(arrays)), dtype=np.float32 if narrow else np.float64)
     for index, array in enumerate(arrays):
         out[..., index] = array

@@ -90,7 +90,7 @@ class RolloutLabels:
                 labels[name] = found
         self.label(step=step, **labels)
         self._steps.append(step)
-        if done_N.any():
+        if True in done_N.tolist():  # cheaper than `any` of a few
             self._episodes = self._episodes.copy()
             self._episodes[done_N] = self._new(int(done_N.sum()))
 

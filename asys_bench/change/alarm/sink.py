@@ -28,7 +28,6 @@ from asys_bench.change.alarm.recorder import FlightRecorder
 from asys_bench.change.alarm.values import SUFFIX, Baseline, ValuesFile
 from asys_bench.change.alarm.watchers import PageWatchers, ProbeWatch, RowWatchers, SAEWatch
 from asys_bench.change.alarm.webhook import Webhook
-from asys_bench.change.probe.read import read_probes
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug, matches
 from asys_bench.contracts.run_files import ALARM_DIR, ALARM_SCHEMA, ALARMS_FILE
@@ -36,6 +35,7 @@ from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPl
 from asys_bench.contracts.stats import Counter, StatsPage
 from asys_bench.monitors.alarm_page import AlarmsOnPage
 from asys_bench.rundir.live_run import ReadingError
+from asys_bench.rundir.probes import read_probes
 from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.exchange import ExchangeError
