@@ -24,7 +24,7 @@ from torch import nn
 
 from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows, kept_values, moment_hash, ranks
 from asys_bench.change.reservoir.windows import CONSTANT_ROWS, WindowedSample, rows_per_window
-from asys_bench.change.timeline.firing import pairs
+from asys_bench.change.timeline.firing import firing
 from asys_bench.change.timeline.timeline import timeline_of
 from asys_bench.rundir.timeline_document import Timeline
 from asys_bench.sae import SAEConfig, SAETrainer
@@ -156,12 +156,11 @@ def data_case(seed: int) -> dict[str, Any]:
             observer.constant_rows(step, constant_ND)
     timeline, sae = observer.timeline(), observer.trainer.sae
     assert sae is not None
-    row, feature, value = (one.numpy() for one in pairs(sae, held_ND))
+    held = firing(sae, held_ND)
     told = []
     for one in timeline.births:
         score = np.zeros(len(held_ND))
-        mine = feature == one.feature
-        score[row[mine]] = value[mine]
+        score[held.rows_of(one.feature)] = held.values_of(one.feature)
         told.append(
             {
                 "feature": one.feature,

@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 
 from asys_bench.sae.architectures.base import SparseAutoencoder
+from asys_bench.sae.kernels.sparse_codes import SparseCodes
+from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 from asys_bench.sae.training.device import CPU
 
 CHUNK_ROWS = 2048
@@ -88,64 +90,52 @@ class Firing:
 
 
 @torch.no_grad()
-def pairs(
-    sae: SparseAutoencoder, x_BD: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(row, feature, activation) of everything that fires in these rows, by row."""
-    kernels = CPU.kernels(sae.config, sae)
+def codes_of(
+    sae: SparseAutoencoder, x_BD: torch.Tensor, kernels: SparseKernels
+) -> tuple[SparseCodes, torch.Tensor]:
+    """(everything that fires in the rows that the SAE does not leave alone, which rows these are)."""
     outlying_B = sae.outlying(x_BD)
-    kept_B = (
-        None if outlying_B is None or not bool(outlying_B.any()) else (~outlying_B).nonzero()[:, 0]
-    )
-    if kept_B is not None:
-        x_BD = x_BD[kept_B]
+    kept_B = torch.arange(len(x_BD)) if outlying_B is None else (~outlying_B).nonzero()[:, 0]
+    x_BD = x_BD[kept_B] if len(kept_B) < len(x_BD) else x_BD
     W_enc_FD, bias_F = sae.W_enc.detach().t().contiguous(), sae.encoder_bias.detach()
     if sae.name == "topk":
         codes = kernels.top_k(sae.centered(x_BD), W_enc_FD, bias_F, sae.config.k)
-        codes = codes.kept(codes.value_N > 0)
-    elif sae.name in _ABOVE and sae.encoder_bias_name == "b_enc":
+        return codes.kept(codes.value_N > 0), kept_B
+    if sae.name in _ABOVE and sae.encoder_bias_name == "b_enc":
         floor_F = sae.state_dict().get("threshold", torch.zeros(sae.d_sae)).clamp_min(0.0)
         found = kernels.above(sae.centered(x_BD), W_enc_FD, bias_F, floor_F)
         assert found is not None
-        codes = found
-    else:
-        acts_BF = sae.activations(x_BD)
-        row, feature = acts_BF.nonzero(as_tuple=True)
-        value = acts_BF[row, feature]
-        return (row if kept_B is None else kept_B[row]), feature, value
-    row = codes.row_N
-    return (row if kept_B is None else kept_B[row]), codes.feature_N.long(), codes.value_N
+        return found, kept_B
+    acts_BF = sae.activations(x_BD)
+    row_N, feature_N = acts_BF.nonzero(as_tuple=True)
+    offset_B = torch.zeros(len(x_BD) + 1, dtype=torch.int32)
+    torch.cumsum(torch.bincount(row_N, minlength=len(x_BD)), 0, dtype=torch.int32, out=offset_B[1:])
+    value_N = acts_BF[row_N, feature_N]
+    return SparseCodes(offset_B, feature_N.to(torch.int32), value_N, sae.d_sae), kept_B
 
 
 @torch.no_grad()
-def gains(
-    sae: SparseAutoencoder,
-    x_BD: torch.Tensor,
-    row_N: torch.Tensor,
-    feature_N: torch.Tensor,
-    value_N: torch.Tensor,
-) -> torch.Tensor:
-    """`Firing.gain` of the pairs of these rows."""
-    written_ND = sae.W_dec.detach()[feature_N] * value_N.unsqueeze(1)
-    centered_BD = x_BD - sae.b_dec.detach()
-    residual_BD = centered_BD.index_add(0, row_N, written_ND, alpha=-1.0)
-    grown_N = (written_ND * (2 * residual_BD[row_N] + written_ND)).sum(1)
-    return grown_N / centered_BD.square().sum(1).clamp_min(1e-12)[row_N]
-
-
 def firing(sae: SparseAutoencoder, values_ND: torch.Tensor) -> Firing:
     """The pass. values: raw rows as a reservoir has them."""
+    kernels = CPU.kernels(sae.config, sae)
+    W_dec_FD, b_dec_D = sae.W_dec.detach(), sae.b_dec.detach()
+    square_F = W_dec_FD.square().sum(1)
     parts: list[tuple[npt.NDArray[np.generic], ...]] = []
     for first in range(0, len(values_ND), CHUNK_ROWS):
         x_BD = values_ND[first : first + CHUNK_ROWS].float()
-        row, feature, value = pairs(sae, x_BD)
-        gain = gains(sae, x_BD, row, feature, value)
-        whole = (row + first).to(torch.int32), feature.to(torch.int32), value.float(), gain.float()
-        parts.append(tuple(one.numpy() for one in whole))
-    row_N, feature_N, value_N, gain_N = (
+        codes, kept_B = codes_of(sae, x_BD, kernels)
+        a_N, target_BD = codes.value_N, x_BD[kept_B] - b_dec_D
+        # The gradient for an activation of half the squared error: -(r . d).
+        made = kernels.reconstruct(codes, a_N, W_dec_FD, target_BD, torch.ones(len(target_BD)))
+        grown_N = -2 * a_N * made.code_gradient_N + a_N.square() * codes.of_feature(square_F)
+        gain_N = grown_N / codes.of_row(target_BD.square().sum(1).clamp_min(1e-12))
+        row_N = kept_B[codes.row_N] + first
+        whole = row_N.to(torch.int32), codes.feature_N, a_N, gain_N
+        parts.append(tuple(one.numpy().copy() for one in whole))
+    row_M, feature_M, value_M, gain_M = (
         np.concatenate([part[index] for part in parts]) if parts else np.zeros(0, dtype)
         for index, dtype in enumerate((np.int32, np.int32, np.float32, np.float32))
     )
-    order = np.argsort(feature_N, kind="stable")
-    starts = np.searchsorted(feature_N[order], np.arange(sae.d_sae + 1)).astype(np.int64)
-    return Firing(starts, row_N[order], value_N[order], gain_N[order], len(values_ND))
+    order = np.argsort(feature_M, kind="stable")
+    starts = np.searchsorted(feature_M[order], np.arange(sae.d_sae + 1)).astype(np.int64)
+    return Firing(starts, row_M[order], value_M[order], gain_M[order], len(values_ND))

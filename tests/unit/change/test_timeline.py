@@ -11,7 +11,7 @@ import torch
 
 from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows
 from asys_bench.change.timeline.difference import Side, compared
-from asys_bench.change.timeline.firing import firing, pairs
+from asys_bench.change.timeline.firing import firing
 from asys_bench.change.timeline.timeline import timeline_of
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
 from asys_bench.rundir.live_run import ReadingError
@@ -118,8 +118,9 @@ def test_the_pass_finds_what_the_sae_encodes(architecture):
     x_BD = torch.randn(300, D, generator=generator)
     x_BD[7] *= 10  # an outlier, which has no activations
     acts_BF = torch.zeros(300, 64)
-    row, feature, value = pairs(sae, x_BD)
-    acts_BF[row, feature] = value
+    found = firing(sae, x_BD)
+    for feature in range(64):
+        acts_BF[found.rows_of(feature), feature] = torch.from_numpy(found.values_of(feature))
     assert torch.allclose(acts_BF, sae.encode(x_BD).detach(), atol=1e-6)
     assert not acts_BF[7].any()
 
