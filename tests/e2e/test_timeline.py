@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -95,10 +96,12 @@ def test_two_moments_differ_in_that_feature_most(run_dir, capsys):
         main(["diff", str(run_dir), str(run_dir), "--a", f":{JOINS - 1}", "--b", f"{JOINS}:"]) == 0
     )
     shown = capsys.readouterr().out
-    first = shown.splitlines()[2].split()
     sae = asys_bench.open_run(run_dir).sae("0")
-    feature = int(next(word for word in first[3:] if word.isdigit()))
-    assert float(torch.nn.functional.normalize(sae.W_dec[feature], dim=0)[-1]) > 0.8, shown
+    first = re.search(r"(\d+) +([\d.]+)% +([\d.]+)% ", shown)
+    assert first is not None, shown
+    direction = torch.nn.functional.normalize(sae.W_dec[int(first[1])], dim=0)
+    assert float(direction[-1]) > 0.8, shown
+    assert 10 * float(first[2]) < float(first[3])
 
 
 def test_no_row_of_the_constant_batch_is_archived_or_trained_on(run_dir):
