@@ -28,7 +28,7 @@ from asys_bench.change.reservoir.windows import WindowedSample, rows_per_window
 from asys_bench.change.timeline.difference import Side, compared
 from asys_bench.change.timeline.firing import Firing, firing
 from asys_bench.change.timeline.histories import History, Verdict, histories
-from asys_bench.change.timeline.timeline import without_twins
+from asys_bench.change.timeline.timeline import TWIN_COSINE, without_twins
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
 from asys_bench.rundir.timeline_document import FeatureLife
 from asys_bench.sae import SAEConfig, SAETrainer, SparseAutoencoder
@@ -320,7 +320,7 @@ def merge(
         direction_D = W_FD[one.feature]
         same = [
             birth for birth in old
-            if float(birth.direction_D @ direction_D) >= MATCH_COSINE
+            if float(birth.direction_D @ direction_D) >= TWIN_COSINE
             and abs((birth.history.born_step or 0.0) - one.born_step) <= WITHIN * steps
         ]  # fmt: skip
         for birth in same:
