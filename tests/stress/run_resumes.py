@@ -48,7 +48,7 @@ from asys_bench.system.liveness import all_pids, has_in_environment
 RECORDED = Path(__file__).parent / "recorded_run.py"
 DOCS = Path(__file__).parents[2] / "docs"
 STRIKES = ("host", "group", "term")
-START_S, END_S = 180.0, 90.0
+START_S, END_S = 400.0, 90.0
 MARK = "ASYS_RESUMED_RUN"
 """In the environment of every process of the run."""
 TEXTS = {"texts": [f"{DOCS}/*.md"], "total_tokens": 10**8, "shuffle": True}
@@ -84,6 +84,7 @@ extends: profile_consumer.yaml
 run: {resume: auto, id: job, drain_timeout_s: 30, dir: %(folder)s}
 host: %(host)s
 bus: {backend: %(bus)s, on_full: block, block_timeout_s: 25}
+watchdog: {startup_timeout_s: 300}
 hooks: [{match: [%(hooks)s], sampling: {max_rate: 1, min_rate: 1}}]
 sinks:
   trainer:
