@@ -29,7 +29,7 @@ from asys_bench.system.process_usage import process_usage
 SOAK = os.environ.get("ASYS_SOAK") == "1"
 STEPS = int(os.environ.get("ASYS_LABEL_STEPS", "4000" if SOAK else "400"))
 ROLLOUTS = int(os.environ.get("ASYS_LABEL_ROLLOUTS", "400"))
-ENVS, WIDTH, EPISODE = 16, 64, 25
+ENVS, WIDTH, EPISODE = int(os.environ.get("ASYS_LABEL_ENVS", "16")), 64, 25
 QUIET = {
     "monitors": {"log": None},
     "watchdog": {"heartbeat_timeout_s": 60, "startup_timeout_s": 120},
@@ -71,7 +71,7 @@ def observed(tmp_path, steps, options=None, pace_s=0.0):
     """A run with a trainer, an archive and probes; CPU seconds of its workers."""
     torch.manual_seed(0)
     model, host, late = Trunk(), Planted(), {}
-    cpu = {}
+    cpu, first_cpu, first_rows = {}, {}, {}
     sinks = {"probe": {"kind": "probe", "options": {"evaluate_interval_s": 5, **(options or {})}}}
     with asys_bench.observe(
         model, hooks="trunk", sae={"k": 8, "d_sae": 512}, quiet=True, run__dir=str(tmp_path),
@@ -88,16 +88,27 @@ def observed(tmp_path, steps, options=None, pace_s=0.0):
             run.step()
             if pace_s:
                 time.sleep(pace_s)
-        slots = {name: slot for name, slot in run.page.slots() if name.endswith("-0")}
-        rows = {
-            name: slot.metrics()[full].value
-            for name, full in (("trainer-0", "sae_rows{hook=trunk}"), ("probe-0", "probe_rows{hook=trunk}"))
-            for slot in [slots[name]]
-            if full in slot.metrics()
-        }  # fmt: skip
-        for name, slot in slots.items():
-            cpu[name] = process_usage(slot.get(SlotField.PID))[0]
+            if step == steps // 10:  # without what it takes to begin
+                first_cpu, first_rows = counted(run)
+        cpu, rows = counted(run)
+    cpu = {name: cpu[name] - first_cpu.get(name, 0.0) for name in cpu}
+    rows = {name: rows[name] - first_rows.get(name, 0) for name in rows}
     return asys_bench.open_run(run.run_dir), cpu, rows
+
+
+def counted(run):
+    """(CPU seconds of each worker, rows that reached it)."""
+    cpu = {}
+    slots = {name: slot for name, slot in run.page.slots() if name.endswith("-0")}
+    rows = {
+        name: slot.metrics()[full].value
+        for name, full in (("trainer-0", "sae_rows{hook=trunk}"), ("probe-0", "probe_rows{hook=trunk}"))
+        for slot in [slots[name]]
+        if full in slot.metrics()
+    }  # fmt: skip
+    for name, slot in slots.items():
+        cpu[name] = process_usage(slot.get(SlotField.PID))[0]
+    return cpu, rows
 
 
 @pytest.mark.rest
