@@ -49,8 +49,6 @@ POWER_EVERY_S = 600.0
 POWER_FIRST_S = 60.0
 ACTIVATIONS = "activations"
 """What `FoundProbe.features` says of a probe of raw rows; else it is the SAE's path."""
-CONSTANT_MICROBATCH = 2**16 - 1
-"""Of packets of a constant batch: no part of the training."""
 _CLOSE_S = 2.0
 
 
@@ -116,7 +114,7 @@ class AlarmWorker(BaseSink):
             if packet.hook_id not in self._rows_of:
                 hook = self._context.name_of(packet.hook_id)
                 self._rows_of[packet.hook_id] = self._watchers_of(hook)
-            if packet.microbatch == CONSTANT_MICROBATCH:
+            if packet.is_constant:  # no part of the training
                 continue
             watchers = self._rows_of[packet.hook_id]
             self._step, self._version = packet.host_step, packet.weights_version
