@@ -32,6 +32,8 @@ Side = Literal["up", "down", "both"]
 SPANS = (1, 8, 64)
 WINDOW = 1024
 """Innovations in a reference."""
+TIE = 0.25
+"""Values closer than this many spreads are ties."""
 DAY_S = 86400.0
 FOUND = 0.9
 _REPLAYS = 64
@@ -97,11 +99,12 @@ class _Span(Streams):
             return []
         means_M = self._sums_N[which_M] / self.span
         self._sums_N[which_M], self._counts_N[which_M] = 0.0, 0
+        near_M = TIE * self.predictor.spreads(which_M)
         innovations_M, expected_M = self.predictor.innovations(which_M, means_M)
         ready_M = ~np.isnan(innovations_M)
         which_M, means_M = which_M[ready_M], means_M[ready_M]
         innovations_M, expected_M = innovations_M[ready_M], expected_M[ready_M]
-        p_M = self.reference.p_values(which_M, innovations_M, means_M)
+        p_M = self.reference.p_values(which_M, innovations_M, means_M, near_M[ready_M])
         self.reference.add(which_M, innovations_M, means_M)
         e_M = self.detector.update(which_M, p_M)
         return [
@@ -120,7 +123,7 @@ class _Span(Streams):
 
     def power(self, watcher: int, values: int, seed: int) -> Power:
         past = self.reference.of(watcher)
-        spread = self.predictor.spread(watcher)
+        spread = float(self.predictor.spreads(np.array([watcher]))[0])
         if len(past) < _LEAST_REFERENCE or spread <= 0:
             return Power(self.span, values, math.nan, math.nan)
         drawn_RV = np.random.default_rng(seed).choice(past, (_REPLAYS, values))

@@ -65,8 +65,9 @@ class Streams:
 class RankReference(Streams):
     """The last `window` scores of each stream, with the values that they were made of.
 
-    Equal values are ties, whatever their scores: what is expected of them moves slowly, so that scores of one
-    value (a density of 0) would come in runs of the least or largest so far.
+    Values next to each other are ties, whatever their scores: what is expected of them moves slowly, so that
+    scores of values that lie close (a density of 0, the lower end of a lognormal) would come in runs of the
+    least or largest so far.
     """
 
     def __init__(self, window: int, seed: int) -> None:
@@ -79,12 +80,14 @@ class RankReference(Streams):
         """Break ties by other draws."""
         self._random = np.random.default_rng(seed)
 
-    def p_values(self, which_M: Indices, scores_M: Floats, values_M: Floats) -> Floats:
+    def p_values(
+        self, which_M: Indices, scores_M: Floats, values_M: Floats, near_M: Floats
+    ) -> Floats:
         """Of each score: the chance of one at least as high, among those of its stream that were added.
 
-        which_M: the streams that the scores are of.
+        which_M: the streams that the scores are of. near_M: values no further apart are ties.
         """
-        equal_MW = self._values_NW[which_M] == values_M[:, None]
+        equal_MW = np.abs(self._values_NW[which_M] - values_M[:, None]) <= near_M[:, None]
         equal_M = equal_MW.sum(1)
         higher_M = ((self._scores_NW[which_M] > scores_M[:, None]) & ~equal_MW).sum(1)
         share_M = self._random.random(len(scores_M))

@@ -80,9 +80,10 @@ class Predictor(Streams):
             self._begin(begins_M)
         return innovations_M, expected_M
 
-    def spread(self, stream: int) -> float:
-        """The unit of the stream's innovations, in its own."""
-        return float(self._spread_N[stream])
+    def spreads(self, which_M: Indices) -> Floats:
+        """The units of the streams' innovations, in their own."""
+        spreads_M: Floats = self._spread_N[which_M]
+        return spreads_M
 
     def continuations(self, stream: int, innovations_RV: Floats) -> Floats:
         """Values [R, V] that may come next, by the fit as it is, if these were the innovations."""

@@ -23,7 +23,7 @@ def ranks_of(values_TN, window=64, seed=0):
     everybody = np.arange(values_TN.shape[1])
     found = []
     for values in values_TN:
-        found.append(reference.p_values(everybody, values, values))
+        found.append(reference.p_values(everybody, values, values, np.zeros(len(values))))
         reference.add(everybody, values, values)
     return np.array(found)
 
