@@ -55,7 +55,7 @@ COMMANDS = Commands(
             "verify",
             "pin",
         ),
-        *("upload", "receive", "keys", "completion"),
+        *("upload", "receive", "pool", "keys", "completion"),
     ),
     "run_",
 )

@@ -15,6 +15,7 @@ from asys_bench.config.paths import format_path
 from asys_bench.config.problems import Origin
 from asys_bench.config.sections.bus import BusConfig, DeviceConfig
 from asys_bench.config.sections.hooks import HookConfig, LabelsConfig
+from asys_bench.config.sections.pool import PoolConfig
 from asys_bench.config.sections.relations import violations
 from asys_bench.config.sections.resources import ResourcesConfig
 from asys_bench.config.sections.run import EntryName, RunConfig, RunProfile, Section, WatchdogConfig
@@ -66,6 +67,9 @@ class MasterConfig(Section):
     )
     storage: StorageConfig = Field(
         default_factory=StorageConfig, description="a copy of the run in an object store"
+    )
+    pool: PoolConfig = Field(
+        default_factory=PoolConfig, description="receivers on a Ray cluster (`asys-run pool`)"
     )
     watchdog: WatchdogConfig = Field(
         default_factory=WatchdogConfig, description="supervision of worker processes"

@@ -1,0 +1,151 @@
+"""A receiver is started again when it ends, and drains however the process that looks after it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asys_bench.cluster.receiver_process import ReceiverProcess, State
+from asys_bench.system.liveness import is_running
+from asys_bench.system.process import start_time
+
+STAND_IN = Path(__file__).with_name("stand_in_receiver.py")
+ADDRESS = "tcp://127.0.0.1:7001"
+
+
+def wait_for(condition: Callable[[], object], what: str, within_s: float = 30.0) -> None:
+    until = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < until, what
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return is_running(pid, start_time(pid))
+    except (OSError, ValueError):
+        return False
+
+
+@pytest.fixture
+def keep(tmp_path):
+    kept = []
+
+    def make(behaviour: str = "listen", **more) -> ReceiverProcess:
+        command = [sys.executable, "-P", str(STAND_IN), "--status", str(tmp_path / "status.json")]
+        more = {"first_pause_s": 0.05, **more}
+        kept.append(
+            ReceiverProcess(
+                command, tmp_path / "pool" / "one.log", tmp_path / "status.json",
+                environment={**os.environ, "BEHAVIOUR": behaviour}, **more,
+            )
+        )  # fmt: skip
+        return kept[-1]
+
+    yield make
+    for one in kept:
+        one.stop(10.0)
+
+
+def status(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "status.json").read_text())
+
+
+def listens(one: ReceiverProcess) -> bool:
+    return one.state().state is State.LISTENING
+
+
+def test_it_listens_and_leaves_in_order_when_it_is_asked_to(keep, tmp_path):
+    one = keep()
+    wait_for(lambda: listens(one), "it does not listen")
+    state = one.state()
+    assert (state.address, state.starts, state.code) == (ADDRESS, 1, None)
+    assert state.pid == status(tmp_path)["pid"]
+    assert one.stop(10.0)
+    after = one.state()
+    assert (after.state, after.code, after.pid, after.said) == (State.STOPPED, 0, 0, "drained")
+    assert status(tmp_path)["left"] is True
+
+
+def test_one_that_is_killed_is_started_again(keep, tmp_path):
+    one = keep()
+    for start in (1, 2, 3):
+        wait_for(lambda start=start: listens(one) and one.state().starts == start, "no new start")
+        wait_for(lambda: status(tmp_path)["pid"] == one.state().pid != 0, "an old file")
+        os.kill(one.state().pid, signal.SIGKILL)
+    wait_for(lambda: listens(one) and one.state().starts == 4, "no new start")
+    assert one.state().code == -signal.SIGKILL
+
+
+def test_one_that_cannot_start_is_tried_again_and_says_why(keep):
+    one = keep("die")
+    wait_for(lambda: one.state().starts >= 3, "it was not tried again")
+    wait_for(lambda: one.state().said == "no such thing", "it does not say why")
+    assert one.state().code == 3
+    assert one.state().address == ""
+    assert one.stop(10.0)
+
+
+def test_one_that_left_of_its_own_accord_is_not_started_again(keep):
+    one = keep("idle")
+    wait_for(lambda: one.state().state is State.ENDED, "it does not end")
+    assert (one.state().starts, one.state().code) == (1, 0)
+    assert one.stop(10.0)
+    assert one.state().state is State.ENDED
+
+
+def test_one_that_hangs_is_killed_and_started_again(keep):
+    one = keep("hang", hung_s=0.5)
+    wait_for(lambda: one.state().starts >= 2, "it was not killed")
+    assert one.state().code == -signal.SIGKILL
+
+
+def test_one_that_is_stopped_by_a_signal_hangs_too(keep, tmp_path):
+    one = keep(hung_s=1.0)
+    wait_for(lambda: listens(one), "it does not listen")
+    os.kill(one.state().pid, signal.SIGSTOP)
+    wait_for(lambda: one.state().starts >= 2 and listens(one), "it was not replaced")
+
+
+def test_one_that_does_not_leave_is_killed(keep):
+    one = keep()
+    wait_for(lambda: listens(one), "it does not listen")
+    pid = one.state().pid
+    os.kill(pid, signal.SIGSTOP)
+    assert not one.stop(0.3)
+    wait_for(lambda: not is_alive(pid), "it lives on")
+    assert one.state().state is State.STOPPED
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_it_drains_and_leaves_when_its_keeper_dies_with_all_of_its_children(tmp_path, number):
+    """As Ray ends a worker: its direct children are killed with it."""
+    text = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from asys_bench.cluster.receiver_process import ReceiverProcess\n"
+        f"status = Path({str(tmp_path / 'status.json')!r})\n"
+        f"command = [sys.executable, '-P', {str(STAND_IN)!r}, '--status', str(status)]\n"
+        f"ReceiverProcess(command, Path({str(tmp_path / 'one.log')!r}), status)\n"
+        "time.sleep(60)\n"
+    )
+    keeper = subprocess.Popen([sys.executable, "-c", text])
+    try:
+        wait_for((tmp_path / "status.json").exists, "it does not start")
+        pid = status(tmp_path)["pid"]
+        shell = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        assert shell != keeper.pid
+    finally:
+        keeper.send_signal(number)
+    os.kill(shell, signal.SIGKILL)
+    keeper.wait(30)
+    wait_for(lambda: not is_alive(pid), "it lives on")
+    wait_for(lambda: status(tmp_path).get("left"), "it did not drain")
