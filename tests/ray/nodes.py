@@ -42,7 +42,8 @@ class TwoNodes:
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self._temp),
-            "PYTHONUNBUFFERED": "1",
+            "PYTHONUNBUFFERED": "1", "RAY_raylet_start_wait_time_s": "120",
+            "RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0",
         }  # fmt: skip
         with (self.folder / "nodes.log").open("w") as log:
             self._process = subprocess.Popen(
