@@ -17,11 +17,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+NODE_S = 240.0
 GCS_AWAY_S = 10
 """A raylet ends when its control store was away for so long (60 by default)."""
 
@@ -42,7 +44,7 @@ class TwoNodes:
         self.folder.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self._temp),
-            "PYTHONUNBUFFERED": "1", "RAY_raylet_start_wait_time_s": "120",
+            "PYTHONUNBUFFERED": "1", "RAY_gcs_server_port_wait_time_s": "120",
             "RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0",
         }  # fmt: skip
         with (self.folder / "nodes.log").open("w") as log:
@@ -104,6 +106,24 @@ class TwoNodes:
         raise RuntimeError((self.folder / "nodes.log").read_text()[-2000:])
 
 
+def _be_patient() -> None:
+    """A node that starts asks for itself for 30 s and gives up; on a busy machine it is there later."""
+    from ray._private import services
+
+    get_node = services.get_node
+
+    def patient(*about: Any) -> Any:
+        until = time.monotonic() + NODE_S
+        while True:
+            try:
+                return get_node(*about)
+            except RuntimeError:
+                if time.monotonic() > until:
+                    raise
+
+    services.get_node = patient
+
+
 def _pid(node: Any, kind: str) -> int:
     (info,) = node.all_processes[kind]
     return int(info.process.pid)
@@ -113,6 +133,7 @@ def main(cpus: int) -> None:
     from ray.cluster_utils import Cluster
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _be_patient()
     memory = {"object_store_memory": 80 << 20}
     head = {
         **memory, "num_cpus": 0, "include_dashboard": False,
