@@ -139,7 +139,7 @@ class Coordinator:
             bundle = {kind: number for kind, number in bundle.items() if number}
             found = placement_group([bundle], "STRICT_PACK", name=name, lifetime="detached")
             self._gang_since[group] = time.monotonic()
-        if found.wait(timeout_seconds=0.5):
+        if found.wait(timeout_seconds=1):
             return PlacementGroupSchedulingStrategy(found, placement_group_bundle_index=0)
         waited_s = time.monotonic() - self._gang_since.setdefault(group, time.monotonic())
         if waited_s > PLACEMENT_S:
