@@ -45,6 +45,7 @@ class TwoNodes:
         environment = {
             **os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(self._temp),
             "PYTHONUNBUFFERED": "1", "RAY_gcs_server_port_wait_time_s": "120",
+            "RAY_agent_register_timeout_ms": "240000",
             "RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0",
         }  # fmt: skip
         with (self.folder / "nodes.log").open("w") as log:
