@@ -10,6 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 
+def rank_name(worker: str, rank: int) -> str:
+    """What the plan calls a worker's process of that number; 0 is the worker itself."""
+    return worker if rank == 0 else f"{worker}.{rank}"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
     """One worker process. `name` is also its slot in the stats page."""

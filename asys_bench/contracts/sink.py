@@ -58,6 +58,8 @@ class PlannedSAE:
     crosscoder's hooks."""
     device: str = "cpu"
     """What it is trained on, as configured."""
+    copies: int = 1
+    """Processes that have all of its weights, and train it together."""
 
     @property
     def hooks(self) -> tuple[str, ...]:
@@ -73,6 +75,12 @@ class SinkOptions(BaseModel, extra="forbid", frozen=True):
         """(what its workers are to compute on: `auto`, `cuda`, `cuda:N`, `cpu`, or "" where that is no
         question; whether `auto` may take the host's GPU)."""
         return "", False
+
+    @property
+    def ranks(self) -> int:
+        """Processes that each of its workers consists of: the worker, and others that it starts. Each
+        gets a place of its own in the run's plan."""
+        return 1
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterable[Misfit]:
         """What cannot work, asked once when a configuration loads; files may be looked at.
@@ -143,6 +151,9 @@ class SinkContext:
     """The reason for it."""
     device_shared: bool = False
     """The host computes there too."""
+    ranks: tuple[Mapping[str, Any], ...] = ()
+    """Where the plan has put this worker's further processes (`SinkOptions.ranks`): CPUs, memory node,
+    device, as plain data."""
     attempt: int = 0
     """Which life of the run this is: with (source, shard, seq) the key of a packet. Files of earlier
     attempts are in `run_dir`."""

@@ -32,6 +32,7 @@ from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.checkpoint.native_format import CFG_FILE
 from asys_bench.sae.checkpoint.trainer_state import read_config
 from asys_bench.sae.exchange import adopt_when_filled, import_saelens, own_outliers
+from asys_bench.sae.group.group_learner import TrainerGroup
 from asys_bench.sae.training.device import CPU, TrainingDevice
 from asys_bench.sinks.archive import Archive
 
@@ -82,10 +83,13 @@ class HookTraining:
         model_name: str = "",
         start_from: Path | None = None,
         device: TrainingDevice = CPU,
+        group: TrainerGroup | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[RunningMetrics], None] = lambda _: None,
     ) -> None:
         """Resumes from `folder`'s newest checkpoint; else begins, from `start_from` if given.
+
+        group: ranks that train it together, all of them ready.
 
         Raises:
             CheckpointError: `folder` has checkpoints and none can be used, or `start_from` is
@@ -109,6 +113,7 @@ class HookTraining:
             hook_names=(job.hook, *job.others) if job.others else (),
             text=TOKENS in archive.hooks,
             device=device,
+            group=group,
         )
         self.position = Position()
         self.checkpoint = self.trainer.load(folder) if folder.exists() else None
@@ -128,6 +133,7 @@ class HookTraining:
                 together.
             CheckpointError: a checkpoint cannot be written.
             DeviceMemoryError: the SAE does not fit the GPU.
+            GroupError: another rank of the group has failed; the last checkpoint stays.
             ExchangeError: the SAE to start from does not fit.
         """
         if self.position.epoch >= self._epochs:

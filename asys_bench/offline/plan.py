@@ -29,10 +29,16 @@ from asys_bench.registry import PluginError, registry
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.archive import Repeats
 from asys_bench.sinks.sae.device_options import DEVICE_PATTERN
-from asys_bench.sinks.sae.options import CrosscoderOptions, SAETrainerOptions, TranscoderOptions
+from asys_bench.sinks.sae.options import (
+    CrosscoderOptions,
+    GroupOptions,
+    SAETrainerOptions,
+    TranscoderOptions,
+)
 from asys_bench.sinks.sae.start import StartFrom
 
-_SHARED = ("sae", "overrides", "variants", "transcoders", "crosscoders", "plain_saes", "device")
+_SHARED = ("sae", "overrides", "variants", "transcoders", "crosscoders", "plain_saes", "device",
+           "group")  # fmt: skip
 """Fields that mean what they mean for the live trainer."""
 
 
@@ -88,6 +94,10 @@ class OfflinePlan(Section):
         description="cpu; cuda:N, a GPU as torch counts them; cuda, the one with the most memory free; "
         "auto, that or the CPU where there is none",
     )
+    group: GroupOptions | None = Field(
+        default=None,
+        description="processes that train each SAE together; of GPUs each takes one. null: one process",
+    )
     start_from: dict[str, Text] = Field(
         default_factory=dict,
         description="hook (or label) glob -> SAELens folder (ours or anyone's) whose weights "
@@ -98,7 +108,17 @@ class OfflinePlan(Section):
     @model_validator(mode="after")
     def _overrides_fit(self) -> Self:
         self.trainer_options()
+        if self.group is not None and self.device.startswith("cuda:"):
+            raise ValueError(
+                f"device {self.device} is one GPU, and group.size asks for {self.group.size} processes, each "
+                "with its own; valid: cpu, cuda, auto"
+            )
         return self
+
+    @property
+    def ranks(self) -> int:
+        """Processes that train an SAE."""
+        return self.trainer_options().ranks
 
     def trainer_options(self) -> SAETrainerOptions:
         """The same choice of configurations as the live trainer's."""

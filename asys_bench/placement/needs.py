@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from asys_bench.config.schema import MasterConfig
+from asys_bench.contracts.launch import rank_name
 from asys_bench.placement.plan import HOST, WATCHDOG, Need
 
 
@@ -22,11 +23,13 @@ def needs_of(config: MasterConfig, host_threads: int) -> list[Need]:
     threads = config.resources.worker_threads
     needs = [Need(HOST, "host", host_threads)]
     for name, sink in config.enabled_sinks.items():
-        device, shares = sink.plugin_options().device_wish
+        options = sink.plugin_options()
+        device, shares = options.device_wish
         device = "" if device == "cpu" else device
         needs += [
-            Need(f"{name}-{index}", "sink", threads, device, shares)
+            Need(rank_name(f"{name}-{index}", rank), "sink", threads, device, shares)
             for index in range(sink.workers)
+            for rank in range(options.ranks)
         ]
     needs.append(Need(WATCHDOG, "service"))
     needs += [Need(f"monitor-{name}", "service") for name in config.enabled_monitors]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from asys_bench.config.schema import MasterConfig
@@ -134,6 +134,9 @@ def _forecast(sae: PlannedSAE, d_in: int, d_out: int | None, limit: int | None) 
         size = footprint(sae.config, d_in, d_out)
     except ValueError as error:
         return SaeForecast(sae.hook, sae.label, None, _first_line(error), sae.device)
+    if sae.copies > 1:  # rows, held out or not, are with one of them
+        weights, optimizer = size.weights_bytes * sae.copies, size.optimizer_bytes * sae.copies
+        size = replace(size, weights_bytes=weights, optimizer_bytes=optimizer)
     takes = _memory(size, sae.device)
     if limit is not None and takes > limit:
         misfit = (

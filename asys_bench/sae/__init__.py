@@ -1,8 +1,8 @@
 """Sparse autoencoders trained online: architectures, trainer, metrics and checkpoint formats.
 
 Read in this order: `config` (what can be set), `architectures/` (what one is, and each of them), `kernels/`
-(where the time goes), `training/` (one hook's training), `checkpoint/` (what is written), `metrics` and
-`evaluation/` (how good it is), `exchange/` (other tools' formats).
+(where the time goes), `training/` (one hook's training), `group/` (by several processes), `checkpoint/`
+(what is written), `metrics` and `evaluation/` (how good it is), `exchange/` (other tools' formats).
 
 A new architecture is one file in `architectures/` with one subclass of `SparseAutoencoder`, and one line in
 `architectures/by_name.py`.

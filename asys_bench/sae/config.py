@@ -14,6 +14,8 @@ from asys_bench.sae.kernels.native import kernels
 
 TOPK_FAMILY = ("topk", "batchtopk", "matryoshka", "skip_transcoder", "crosscoder")
 """Architectures whose sparsity is k."""
+LEARN_A_THRESHOLD = TOPK_FAMILY[1:]
+"""Architectures that choose over a batch, and by a running threshold afterwards."""
 PENALISED = ("relu", "jumprelu", "gated")
 """Architectures whose sparsity a penalty leaves."""
 AUXK_WORKS = (*TOPK_FAMILY, "jumprelu")

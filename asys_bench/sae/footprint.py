@@ -70,13 +70,17 @@ class Footprint:
         return self.buffer_bytes + self.held_out_bytes + self.staging_bytes
 
 
-def footprint(config: SAEConfig, d_in: int, d_out: int | None = None) -> Footprint:
+def footprint(
+    config: SAEConfig, d_in: int, d_out: int | None = None, features: int | None = None
+) -> Footprint:
     """The footprint of an SAE on rows of width `d_in`.
+
+    features: those that are here, of an SAE whose others are at other ranks; None: all.
 
     Raises:
         ValueError: the configuration does not fit `d_in`.
     """
-    d_sae = config.features(d_in)
+    d_sae = config.features(d_in) if features is None else features
     is_transcoder = config.architecture == "skip_transcoder"
     d_target = (d_out or d_in) if is_transcoder else d_in
     width = d_in + d_target if is_transcoder else d_in

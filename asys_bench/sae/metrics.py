@@ -6,7 +6,7 @@ Ratios are plain fractions (0.05, not 5 %).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,6 +82,18 @@ def firing_rates(acts_BF: torch.Tensor, weight_B: torch.Tensor) -> torch.Tensor:
     return weight @ (acts_BF > 0).double() / weight.sum()
 
 
+Look = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Of scaled inputs and their weights: (the reconstructions, the firing rate of every feature)."""
+
+
+def _looking(sae: SparseAutoencoder) -> Look:
+    def look(input_BD: torch.Tensor, weight_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        acts_BF = sae.encode(input_BD)
+        return sae.reconstruct(input_BD, acts_BF), firing_rates(acts_BF, weight_B)
+
+    return look
+
+
 def measure(
     sae: SparseAutoencoder,
     scaling: RowScaling,
@@ -89,13 +101,16 @@ def measure(
     weight_B: torch.Tensor,
     dead_fraction: float,
     outlier_norm: float = math.inf,
+    look: Look | None = None,
 ) -> SAEMetrics:
     """Measure `sae` (which works on scaled rows) on raw rows float32[B, D], B >= 1.
 
     rows_BD: a trainer's rows ([x | y] for a transcoder), on the CPU wherever the SAE is. Runs in
     chunks of at most 4 Mi activations.
-    outlier_norm: rows (inputs) of a larger norm are outliers.
+    outlier_norm: rows (inputs) of a larger norm are outliers. look: in place of `sae`'s own, where it is a
+    part of what is measured.
     """
+    look = look or _looking(sae)
     chunk, device = max(1, CHUNK_ELEMENTS // sae.d_sae), sae.W_dec.device
     norm_B = torch.linalg.vector_norm(rows_BD[:, : sae.d_in], dim=1)
     usual_B = norm_B <= outlier_norm
@@ -106,15 +121,14 @@ def measure(
     rows_BD, weight_B = rows_BD[usual_B], weight_B[usual_B]
     _, x_BD = sae.split(rows_BD)
     x_hat_BD = torch.empty_like(x_BD)
-    fired_F = torch.zeros(sae.d_sae, dtype=torch.float64)
+    fired_F = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for first in range(0, len(rows_BD), chunk):
             part = slice(first, first + chunk)
             input_BD, _ = sae.split(scaling.apply(rows_BD[part]).to(device))
-            acts_BF = sae.encode(input_BD)
-            x_hat_BD[part] = scaling.undo(sae.reconstruct(input_BD, acts_BF).cpu())
-            rate_F = firing_rates(acts_BF, weight_B[part].to(device)).cpu()
-            fired_F += rate_F * float(weight_B[part].double().sum())
+            made_BD, rate_F = look(input_BD, weight_B[part].to(device))
+            x_hat_BD[part] = scaling.undo(made_BD.cpu())
+            fired_F = fired_F + rate_F.cpu() * float(weight_B[part].double().sum())
     rate_F = fired_F / float(weight_B.double().sum())
     of_hooks = _fvu_of_parts(sae.parts, x_BD, x_hat_BD, weight_B)
     fvu = fvu_all = _mean_over(sae.parts, of_hooks)

@@ -20,6 +20,7 @@ from asys_bench.contracts.run_files import share_coin
 from asys_bench.contracts.sink import BaseSink, PlannedSAE, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.torch_internals import DYNAMO
 from asys_bench.sae import SAEConfig
+from asys_bench.sae.group.processes import GroupProcesses
 from asys_bench.sae.training.device import (
     CPU,
     DeviceMemoryError,
@@ -29,7 +30,7 @@ from asys_bench.sae.training.device import (
 from asys_bench.sae.training.pairing import HookRows, Moment, MomentMatcher
 from asys_bench.sinks.sae.device_options import device_of
 from asys_bench.sinks.sae.live_evaluation import LiveEvaluations
-from asys_bench.sinks.sae.options import SAETrainerOptions
+from asys_bench.sinks.sae.options import GroupOptions, SAETrainerOptions
 from asys_bench.sinks.sae.start import StartFrom
 from asys_bench.sinks.sae.training import Training
 from asys_bench.system.allocator import keep_freed_memory
@@ -71,6 +72,7 @@ class SAETrainerWorker(BaseSink):
         self._evaluations: LiveEvaluations | None = None
         self._device: TrainingDevice = CPU
         self._no_device = ""
+        self._group: GroupProcesses | None = None
 
     def open(self, context: SinkContext) -> None:
         self._context = context
@@ -81,8 +83,31 @@ class SAETrainerWorker(BaseSink):
             self._device = device_of(self._options, context)
         except DeviceUnavailableError as error:
             self._no_device = str(error)
+        if self._options.group is not None and not self._no_device:
+            self._group = self._started(self._options.group)
         if self._options.evaluate is not None:
             self._evaluations = LiveEvaluations(self._options.evaluate, context, self._evaluated)
+
+    def _started(self, options: GroupOptions) -> GroupProcesses:
+        """The other ranks, which begin to start. What fails in one of them ends this process, and its
+        restart is theirs."""
+        context = self._context
+        places = [dict(place) for place in context.ranks] or [{}] * (options.size - 1)
+        for place in places:
+            if place.get("shared") and self._options.host_gpu_gib is not None:
+                place["most_bytes"] = int(self._options.host_gpu_gib * (1 << 30))
+        return GroupProcesses(
+            options.split,
+            places,
+            device=self._device.tensors,
+            threads=torch.get_num_threads(),
+            heartbeat=self._beat_while_waiting,
+        )
+
+    def _beat_while_waiting(self) -> None:
+        """A heartbeat from inside a step keeps what was promised for the step."""
+        promises = [training.pace.promise_s for training in self._trainings.values()]
+        self._context.slot.beat(max(promises, default=0.0))
 
     def consume(self, lease: Lease) -> None:
         draining = self._context.time_left_s() != float("inf")
@@ -190,8 +215,16 @@ class SAETrainerWorker(BaseSink):
         *,
         others: tuple[str, ...] = (),
     ) -> Training:
-        device = self._device
-        training = Training(label, hook, config, self._context, start, others=others, device=device)
+        training = Training(
+            label,
+            hook,
+            config,
+            self._context,
+            start,
+            others=others,
+            device=self._device,
+            group=self._group,
+        )
         if self._no_device:
             training.reject(self._no_device)
         return training
@@ -224,6 +257,8 @@ class SAETrainerWorker(BaseSink):
         for training in self._trainings.values():
             training.finish(max(0.0, share / len(self._trainings)), len(self._trainings))
             self._context.heartbeat()
+        if self._group is not None:
+            self._group.close()
 
 
 def _build(options: SinkOptions) -> BaseSink:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asys_bench.config.schema import MasterConfig
-from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
+from asys_bench.contracts.launch import LaunchSpec, WorkerSpec, rank_name
 from asys_bench.contracts.run_files import account_file, log_file
 from asys_bench.contracts.stats import Counter, Metric, RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import settle
@@ -173,7 +173,8 @@ class WorkerProcess:
         spec = self._spec
         client = attach_bus(self._launch, self._bus_fds)
         plugin = registry("sink").get(spec.plugin, SinkPlugin)
-        sink = plugin.build(plugin.options.model_validate(spec.options))
+        options = plugin.options.model_validate(spec.options)
+        sink = plugin.build(options)
         decoder = Decoder(client.name_of)
         known: dict[str, int] = {}
         place = Placement.from_dict(self._launch.placements.get(spec.name, {}))
@@ -199,6 +200,10 @@ class WorkerProcess:
                 device=place.device,
                 device_why=place.why,
                 device_shared=place.shared,
+                ranks=tuple(
+                    self._launch.placements.get(rank_name(spec.name, rank), {})
+                    for rank in range(1, options.ranks)
+                ),
                 attempt=self._launch.attempt,
                 first_packet=self._launch.first_packet,
                 group=spec.group,

@@ -5,8 +5,8 @@
   asys-run train --archive runs/<run>/archive --grid sae.k=16,32,64 sae.expansion_factor=8,16 --ray auto
 
 Without --config the run's own trainer settings are used. FILE is another run's configuration, or a
-plan with the fields epochs, hooks, repeats, seed, device, sae, overrides, variants, transcoders,
-start_from; --set changes one of them.
+plan with the fields epochs, hooks, repeats, seed, device, group, sae, overrides, variants, transcoders,
+start_from; --set changes one of them. With --set group.size=2 two processes train each SAE together.
 Ctrl-C stops after the current step and writes a checkpoint; the same command goes on from there.
 Checkpoints (SAELens folders) are in DIR/<hook>/latest. An epoch trains on each row once. FVU is on
 held-out rows without outliers (rows of far larger norm, which are not trained on), "of all" with them.
@@ -39,10 +39,13 @@ from asys_bench.run.process_state import SignalHandlers
 
 if TYPE_CHECKING:
     from asys_bench.offline import HookResult, Job, OfflinePlan
+    from asys_bench.sae.group.processes import GroupProcesses
     from asys_bench.sae.training.device import TrainingDevice
     from asys_bench.sinks.archive import Archive
 
 OUT_DIR, GRID_DIR = "sae-offline", "sae-grid"
+START_S = 120.0
+"""For the other ranks of a group to import torch."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +104,9 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         return _fail(console, str(error), EXIT_USAGE)
     points = read_points(run_dir, arguments.config, arguments.set, read_axes(arguments.grid))
     plan = points[0].plan
+    if arguments.grid and any(point.plan.group is not None for point in points):
+        reason = "a grid trains each SAE in one process; --set group=null, or train them one by one"
+        return _fail(console, f"group.size {plan.ranks}: {reason}", EXIT_USAGE)
     try:
         archive = open_archive(run_dir, plan.repeats)
     except ArchiveError as error:
@@ -154,6 +160,8 @@ class _Command:
 
         from asys_bench.sae import CheckpointError
         from asys_bench.sae.exchange import ExchangeError
+        from asys_bench.sae.group.processes import GroupProcesses, devices_for
+        from asys_bench.sae.ranks import GroupError
         from asys_bench.sae.training.device import (
             DeviceMemoryError,
             DeviceUnavailableError,
@@ -163,7 +171,8 @@ class _Command:
         from asys_bench.system.allocator import keep_freed_memory
 
         try:
-            device = open_device(self._plan.device)
+            devices = devices_for(self._plan.device, self._plan.ranks)
+            device = open_device(devices[0])
         except DeviceUnavailableError as error:
             return _fail(self._console, str(error), EXIT_USAGE)
         if self._plan.device != "cpu":
@@ -172,16 +181,26 @@ class _Command:
         torch.set_flush_denormal(True)
         handlers = SignalHandlers((signal.SIGINT, signal.SIGTERM), self._on_signal)
         results: list[HookResult] = []
+        group: GroupProcesses | None = None
         try:
+            if self._plan.group is not None:
+                places = [{"device": one, "why": "asked for"} for one in devices[1:]]
+                group = GroupProcesses(self._plan.group.split, places, device=device.tensors)
+                group.wait_until_ready(START_S)
             for job in jobs:
-                results.append(self._train(job, device))
+                results.append(self._train(job, device, group))
                 if self._signal is not None:
                     break
+        except GroupError as error:
+            advice = "the same command goes on from the last checkpoint"
+            return _fail(self._console, f"{error}; {advice}", EXIT_FAILED)
         except (
             ArchiveError, CheckpointError, DeviceMemoryError, ExchangeError, ValueError
         ) as error:  # fmt: skip
             return _fail(self._console, str(error), EXIT_FAILED)
         finally:
+            if group is not None:
+                group.close()
             handlers.restore()
             if results:
                 self._console.print(_table(results))
@@ -190,7 +209,7 @@ class _Command:
         self._console.print("stopped: the same command goes on from here")
         return 128 + (self._signal or signal.SIGINT)  # as asys-run
 
-    def _train(self, job: Job, device: TrainingDevice) -> HookResult:
+    def _train(self, job: Job, device: TrainingDevice, group: GroupProcesses | None) -> HookResult:
         from asys_bench.contracts.names import file_slug
         from asys_bench.offline import HookTraining, archived_rows
         from asys_bench.offline.progress import TrainingProgress
@@ -208,6 +227,7 @@ class _Command:
                 model_name=self._run_dir.resolve().name,
                 start_from=plan.start_of(job.label),
                 device=device,
+                group=group,
                 should_stop=lambda: self._signal is not None,
                 on_progress=progress.update,
             )

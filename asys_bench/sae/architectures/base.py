@@ -37,6 +37,18 @@ from asys_bench.sae.architectures.scaling import RowScaling
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
+from asys_bench.sae.ranks import ALONE, Ranks
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBatch:
+    """A batch of which a rank has some rows."""
+
+    first: int
+    """The place of the rank's first row."""
+    rows: int
+    weight: float
+    """Rows that all of them stand for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +64,29 @@ class StepContext:
     target_BD: torch.Tensor | None = None
     """What is to be reconstructed (transcoders); None: the rows themselves."""
     kernels: SparseKernels = field(default_factory=CompiledKernels)
+    ranks: Ranks = ALONE
+    """Who takes the step together."""
+    batch: WholeBatch | None = None
+    """What these rows are a part of; None: they are all."""
 
     def row_share(self, x_BD: torch.Tensor) -> torch.Tensor:
-        """Each row's share of the batch loss, summing to 1."""
+        """Each row's share of the batch loss; those of a whole batch sum to 1."""
         if self.weight_B is None:
-            return x_BD.new_full((x_BD.shape[0],), 1.0 / x_BD.shape[0])
-        return self.weight_B / self.weight_B.sum()
+            rows = x_BD.shape[0] if self.batch is None else self.batch.rows
+            return x_BD.new_full((x_BD.shape[0],), 1.0 / rows)
+        return self.weight_B / (self.weight_B.sum() if self.batch is None else self.batch.weight)
+
+    @property
+    def reviving(self) -> bool:
+        """Whether AuxK has a feature to revive, at any rank."""
+        return self.dead_F is not None and (len(self.dead_F) > 0 or not self.ranks.has_all_latents)
+
+    def first_rows(self, x_BD: torch.Tensor, most: int) -> tuple[torch.Tensor, float]:
+        """(those of the batch's first `most` rows that are here, their share of these)."""
+        if self.batch is None:
+            return x_BD[:most], 1.0
+        here = x_BD[: max(0, most - self.batch.first)]
+        return here, len(here) / min(most, self.batch.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +105,8 @@ class StepResult:
     """float: the sum of each feature's squared activations over the batch."""
     least_active: float = 0.0
     """The smallest positive activation (architectures that learn a threshold from it); 0: none."""
+    active: float = 0.0
+    """Pairs of a row and a feature that were active, over all ranks; the learner counts them."""
 
 
 class SparseAutoencoder(nn.Module, ABC):
@@ -237,19 +268,43 @@ class SparseAutoencoder(nn.Module, ABC):
         write_MD: torch.Tensor,
         read_MD: torch.Tensor,
         ratio: float,
-        living_F: torch.Tensor,
+        typical: Mapping[str, float],
     ) -> None:
         """Make features write `write` and read `read` (unit rows), `ratio` times as strongly as the
-        living ones do; biases and thresholds become those of a typical living feature."""
-        some = bool(living_F.any())
-        norm_F = torch.linalg.vector_norm(self.W_enc, dim=0)
-        typical = float(norm_F[living_F].mean()) if some else 1.0
+        living ones do; biases and thresholds become those of a typical living feature
+        (`typical_feature`)."""
         self.W_dec[index_M] = write_MD
-        self.W_enc.t()[index_M] = ratio * typical * read_MD
+        self.W_enc.t()[index_M] = ratio * typical["W_enc"] * read_MD
+        for name, usual in typical.items():
+            if name != "W_enc":
+                parameter = self.get_parameter(name)
+                parameter[index_M] = usual * ratio if name in self.scale_units else usual
+
+    @torch.no_grad()
+    def typical_feature(self, living_F: torch.Tensor, ranks: Ranks = ALONE) -> dict[str, float]:
+        """Of the features where `living_F` (bool, over all ranks) holds: the mean norm of their
+        encoders, and the median of each bias and threshold."""
+        some = bool(living_F.any())
+        norm_F = ranks.every_latent(torch.linalg.vector_norm(self.W_enc, dim=0))
+        found = {"W_enc": float(norm_F[living_F].mean()) if some else 1.0}
         for name, parameter in self.named_parameters():
             if name not in ("W_enc", "W_dec") and self.feature_major(name, parameter) is not None:
-                usual = float(parameter[living_F].median()) if some else 0.0
-                parameter[index_M] = usual * ratio if name in self.scale_units else usual
+                every_F = ranks.every_latent(parameter.detach())
+                found[name] = float(every_F[living_F].median()) if some else 0.0
+        return found
+
+    # Of an SAE whose features are spread over ranks (`sae.group`): this object has some of them.
+
+    def take_part_(self, first: int, whole: SAEConfig, d_sae: int) -> None:
+        """Be the features from `first` on of an SAE of `d_sae` features that `whole` describes."""
+
+    def activations_among(self, x_BD: torch.Tensor, kernels: SparseKernels) -> torch.Tensor:
+        """`activations` of these features beside all others; kernels: those of the ranks."""
+        return self.activations(x_BD)
+
+    def without_features(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """What `reconstruct` adds to what the features make."""
+        return self.b_dec.expand(len(x_BD), -1)
 
     def feature_major(self, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
         """`tensor`, shaped like parameter `name`, as a view with the features first; None when the

@@ -49,6 +49,9 @@ class BatchTopKSAE(TopKSAE):
         pre_BF = self.centered(x_BD) @ self.W_enc + self.encoder_bias
         return torch.relu(pre_BF) * (pre_BF > self.threshold)
 
+    def activations_among(self, x_BD: torch.Tensor, kernels: SparseKernels) -> torch.Tensor:
+        return self.activations(x_BD)  # a row's threshold is no other feature's business
+
     def _training_acts(self, x_BD: torch.Tensor) -> torch.Tensor:
         acts_BF = torch.relu(self.centered(x_BD) @ self.W_enc + self.encoder_bias)
         flat = acts_BF.reshape(-1)

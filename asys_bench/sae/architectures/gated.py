@@ -94,7 +94,7 @@ class GatedSAE(SparseAutoencoder):
         weight = context.sparsity_coefficient / self.d_in
         error = float(torch.dot(share_B, main.error_B)) / self.d_in
         loss = error + float(torch.dot(share_B, aux.error_B)) / self.d_in
-        loss += weight * float(torch.dot(share_N, gate_N))
+        loss += context.ranks.number_over_latents(weight * float(torch.dot(share_N, gate_N)))
         gate_gradient_N = aux.code_gradient_N.add_(share_N, alpha=weight)
         magnitude_gradient_N = main.code_gradient_N.mul_(positive_N)
         through_N = magnitude_gradient_N * stretch_N
@@ -108,6 +108,7 @@ class GatedSAE(SparseAutoencoder):
         set_weight_gradients(
             self,
             kernels,
+            context.ranks,
             groups,
             value_N=value_N,
             pre_gradient_N=through_N.add_(gate_gradient_N),

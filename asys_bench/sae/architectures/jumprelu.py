@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from asys_bench.sae.architectures.auxk import AUX_ROWS, add_aux_gradient, with_aux_loss
+from asys_bench.sae.architectures.auxk import add_aux_gradient, with_aux_loss
 from asys_bench.sae.architectures.base import SparseAutoencoder, StepContext, StepResult
 from asys_bench.sae.architectures.data_start import firing_quantile
 from asys_bench.sae.architectures.sparse_gradients import fired, gradient_of, set_weight_gradients
@@ -70,7 +70,7 @@ class JumpReLUSAE(SparseAutoencoder):
         error_B = error_BD.square().sum(1)
         row_B = error_B + context.sparsity_coefficient * step_BF.sum(1)
         total = torch.dot(context.row_share(x_BD), row_B) / self.d_in
-        total = with_aux_loss(total, self, x_BD, error_BD, context.dead_F)
+        total = with_aux_loss(total, self, context, x_BD, error_BD)
         return total, error_B, acts_BF
 
     @torch.no_grad()
@@ -95,7 +95,8 @@ class JumpReLUSAE(SparseAutoencoder):
         share_N = codes.of_row(share_B)
         weight = context.sparsity_coefficient / self.d_in
         error = float(torch.dot(share_B, found.error_B)) / self.d_in
-        loss = error + weight * float(torch.dot(share_N, active_N.to(share_N.dtype)))
+        penalty = weight * float(torch.dot(share_N, active_N.to(share_N.dtype)))
+        loss = error + context.ranks.number_over_latents(penalty)
         groups = kernels.group(codes)
         near_N = beyond_N.abs() < bandwidth / 2
         slope_N = (theta_N * found.code_gradient_N).add_(share_N, alpha=weight)
@@ -104,6 +105,7 @@ class JumpReLUSAE(SparseAutoencoder):
         pre_sum_F = set_weight_gradients(
             self,
             kernels,
+            context.ranks,
             groups,
             value_N=value_N,
             pre_gradient_N=found.code_gradient_N.mul_(active_N),
@@ -111,9 +113,8 @@ class JumpReLUSAE(SparseAutoencoder):
             input_BD=input_BD,
         )
         gradient_of(self.encoder_bias).copy_(pre_sum_F)
-        if context.dead_F is not None and len(context.dead_F):
-            residual_RD = -(found.gradient_BD[:AUX_ROWS] / scale_B[:AUX_ROWS].unsqueeze(1))
-            loss += add_aux_gradient(self, input_BD, residual_RD, context.dead_F)
+        if context.reviving:
+            loss += add_aux_gradient(self, context, input_BD, found.gradient_BD, scale_B)
         energy_F = kernels.sum_by_feature(codes, groups, value_N.square())
         return StepResult(loss, error, found.error_B, fired(codes, active_N), energy_F)
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from asys_bench.sae.architectures.auxk import AUX_ROWS, add_aux_gradient, with_aux_loss
+from asys_bench.sae.architectures.auxk import add_aux_gradient, with_aux_loss
 from asys_bench.sae.architectures.base import StepContext, StepResult
 from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
 from asys_bench.sae.architectures.sparse_gradients import fired, gradient_of, set_weight_gradients
@@ -33,6 +33,10 @@ class MatryoshkaSAE(BatchTopKSAE):
         super().__init__(d_in, config)
         self.widths = config.prefix_widths(self.d_sae)
 
+    def take_part_(self, first: int, whole: SAEConfig, d_sae: int) -> None:
+        widths = whole.prefix_widths(d_sae)
+        self.widths = tuple(min(self.d_sae, max(0, width - first)) for width in widths)
+
     def loss(
         self, x_BD: torch.Tensor, context: StepContext
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -44,7 +48,7 @@ class MatryoshkaSAE(BatchTopKSAE):
             error_BD = x_hat_BD - x_BD
             error_B = error_BD.square().sum(1)
             total = total + torch.dot(share_B, error_B) / (self.d_in * len(self.widths))
-        total = with_aux_loss(total, self, x_BD, error_BD, context.dead_F)
+        total = with_aux_loss(total, self, context, x_BD, error_BD)
         return total, error_B, acts_BF
 
     @torch.no_grad()
@@ -64,6 +68,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         pre_sum_F = set_weight_gradients(
             self,
             kernels,
+            context.ranks,
             groups,
             value_N=value_N,
             pre_gradient_N=found.code_gradient_N.mul_(active_N),
@@ -74,11 +79,9 @@ class MatryoshkaSAE(BatchTopKSAE):
         )
         gradient_of(self.encoder_bias).copy_(pre_sum_F)
         loss = float(error_M.mean())
-        if context.dead_F is not None and len(context.dead_F):
+        if context.reviving:
             # The last level's gradient is that of its own error alone.
-            scale_R1 = scale_B[:AUX_ROWS].unsqueeze(1)
-            residual_RD = -(found.gradient_BD[-1, :AUX_ROWS] / scale_R1)
-            loss += add_aux_gradient(self, input_BD, residual_RD, context.dead_F)
+            loss += add_aux_gradient(self, context, input_BD, found.gradient_BD[-1], scale_B)
         least = self._least_active(value_N, active_N)
         energy_F = kernels.sum_by_feature(codes, groups, value_N.square())
         fired_F = fired(codes, active_N)

@@ -65,11 +65,14 @@ class ReLUSAE(SparseAutoencoder):
         share_N = codes.of_row(share_B)
         weight = context.sparsity_coefficient / self.d_in
         error = float(torch.dot(share_B, found.error_B)) / self.d_in
-        loss = error + weight * float(torch.dot(share_N, value_N))
+        loss = error + context.ranks.number_over_latents(
+            weight * float(torch.dot(share_N, value_N))
+        )
         groups = kernels.group(codes)
         pre_sum_F = set_weight_gradients(
             self,
             kernels,
+            context.ranks,
             groups,
             value_N=value_N,
             pre_gradient_N=found.code_gradient_N.add_(share_N, alpha=weight),

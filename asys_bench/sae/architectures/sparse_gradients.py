@@ -14,6 +14,7 @@ import torch
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.kernels.sparse_codes import FeatureMajor, SparseCodes
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
+from asys_bench.sae.ranks import Ranks
 
 
 def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:
@@ -26,6 +27,7 @@ def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor:
 def set_weight_gradients(
     sae: SparseAutoencoder,
     kernels: SparseKernels,
+    ranks: Ranks,
     groups: FeatureMajor,
     *,
     value_N: torch.Tensor,
@@ -45,7 +47,7 @@ def set_weight_gradients(
     pre_sum_F = kernels.accumulate(groups, pre_gradient_N, input_BD, gradient_of(sae.W_enc).t())
     b_dec_grad_D = out_gradient_BD.sum(0) if out_gradient_sum_D is None else out_gradient_sum_D
     if sae.subtracts_b_dec:
-        b_dec_grad_D = b_dec_grad_D - pre_sum_F @ W_enc_FD
+        b_dec_grad_D = b_dec_grad_D - ranks.over_latents(pre_sum_F @ W_enc_FD)
     gradient_of(sae.b_dec).copy_(b_dec_grad_D)
     return pre_sum_F
 

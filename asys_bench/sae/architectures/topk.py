@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from asys_bench.sae.architectures.auxk import AUX_ROWS, add_aux_gradient, with_aux_loss
+from asys_bench.sae.architectures.auxk import add_aux_gradient, with_aux_loss
 from asys_bench.sae.architectures.base import SparseAutoencoder, StepContext, StepResult
 from asys_bench.sae.architectures.sparse_gradients import fired, gradient_of, set_weight_gradients
 from asys_bench.sae.kernels.sparse_codes import SparseCodes
@@ -29,6 +29,10 @@ class TopKSAE(SparseAutoencoder):
     def activations(self, x_BD: torch.Tensor) -> torch.Tensor:
         """acts_BF with at most k non-zero entries per row."""
         return self._training_acts(x_BD)
+
+    def activations_among(self, x_BD: torch.Tensor, kernels: SparseKernels) -> torch.Tensor:
+        codes = self._training_codes(self.centered(x_BD), kernels)
+        return codes.with_values(codes.value_N.clamp_min(0)).dense()
 
     def _training_acts(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Dense activations as training picks them, differentiable."""
@@ -49,7 +53,7 @@ class TopKSAE(SparseAutoencoder):
         error_BD = self.reconstruct(x_BD, acts_BF) - target_BD
         error_B = error_BD.square().sum(1)
         total = torch.dot(context.row_share(x_BD), error_B) / self.d_out
-        total = with_aux_loss(total, self, x_BD, error_BD, context.dead_F)
+        total = with_aux_loss(total, self, context, x_BD, error_BD)
         return total, error_B, acts_BF
 
     @torch.no_grad()
@@ -68,6 +72,7 @@ class TopKSAE(SparseAutoencoder):
         pre_sum_F = set_weight_gradients(
             self,
             kernels,
+            context.ranks,
             groups,
             value_N=value_N,
             pre_gradient_N=found.code_gradient_N.mul_(active_N),
@@ -77,10 +82,8 @@ class TopKSAE(SparseAutoencoder):
         gradient_of(self.encoder_bias).copy_(pre_sum_F)
         self._set_other_gradients(x_BD, found.gradient_BD)
         loss = error
-        if context.dead_F is not None and len(context.dead_F):
-            scale_R1 = scale_B[:AUX_ROWS].unsqueeze(1)
-            residual_RD = -(found.gradient_BD[:AUX_ROWS] / scale_R1)
-            loss += add_aux_gradient(self, input_BD, residual_RD, context.dead_F)
+        if context.reviving:
+            loss += add_aux_gradient(self, context, input_BD, found.gradient_BD, scale_B)
         least = self._least_active(value_N, active_N)
         energy_F = kernels.sum_by_feature(codes, groups, value_N.square())
         return StepResult(loss, error, found.error_B, fired(codes, active_N), energy_F, least)

@@ -52,6 +52,9 @@ class SkipTranscoder(BatchTopKSAE):
         for nothing: `splice` leaves the module's own there."""
         return self.decode(acts_BF) + x_BD @ self.W_skip.t()
 
+    def without_features(self, x_BD: torch.Tensor) -> torch.Tensor:
+        return self.b_dec + x_BD @ self.W_skip.t()
+
     def split(self, rows_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return rows_BD[:, : self.d_in].contiguous(), rows_BD[:, self.d_in :].contiguous()
 

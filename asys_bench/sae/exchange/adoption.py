@@ -100,6 +100,7 @@ def adopt(trainer: SAETrainer, sae: SparseAutoencoder) -> None:
         assert path is not None
         saved = read_state(path)
         parts = TrainerParts(config, saved.d_in, saved.d_out)
+        assert isinstance(parts.learner, Learner)
         parts.normalizer.load_state_dict(pick(saved.state, "normalizer"))
         parts.learner.load_state_dict(pick(saved.state, "learner"))
         parts.outliers.load_state_dict(pick(saved.state, "outliers"))

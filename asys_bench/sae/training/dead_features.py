@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, tensor_of
+from asys_bench.sae.ranks import ALONE, Ranks
 from asys_bench.sae.training.row_adam import RowAdam
 
 
 class DeadFeatures:
-    """Counts trained rows since each feature last fired."""
+    """Counts trained rows since each feature last fired.
+
+    d_sae: features that are here. ranks: where the others are, if these are not all.
+    """
 
     def __init__(
-        self, d_sae: int, dead_after_rows: int, device: torch.device | None = None
+        self,
+        d_sae: int,
+        dead_after_rows: int,
+        device: torch.device | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._after = dead_after_rows
+        self._after, self._ranks = dead_after_rows, ranks
         self.silent_rows_F = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.count = 0
-        """Dead features after the last `update`."""
+        """Dead features after the last `update`, at all ranks."""
 
     def update(self, fired_F: torch.Tensor, rows: int) -> None:
         """A batch of `rows` rows was trained in which feature f fired `fired_F[f]` times."""
@@ -26,7 +36,7 @@ class DeadFeatures:
         self._count()
 
     def indices(self) -> torch.Tensor:
-        """int64 indices of the dead features."""
+        """int64 indices of the dead features that are here."""
         return (self.silent_rows_F > self._after).nonzero().squeeze(1)
 
     def revive(self, index_N: torch.Tensor) -> None:
@@ -34,12 +44,9 @@ class DeadFeatures:
         self.silent_rows_F[index_N] = 0
         self._count()
 
-    @property
-    def fraction(self) -> float:
-        return self.count / len(self.silent_rows_F)
-
     def _count(self) -> None:
-        self.count = int((self.silent_rows_F > self._after).sum())
+        here = int((self.silent_rows_F > self._after).sum())
+        self.count = round(self._ranks.number_over_latents(here))
 
     def state_dict(self) -> StateDict:
         return {"silent_rows": self.silent_rows_F}
@@ -83,41 +90,49 @@ def round_after(step: int, longest_gap: int) -> int:
 def resample_(
     sae: SparseAutoencoder,
     adam: RowAdam,
-    dead_N: torch.Tensor,
+    dead: DeadFeatures,
     x_BD: torch.Tensor,
     target_BD: torch.Tensor,
     error_B: torch.Tensor,
     generator: torch.Generator,
-) -> torch.Tensor:
-    """Re-initialise (some of) the dead features in place; returns the indices of those revived.
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    ranks: Ranks = ALONE,
+) -> tuple[torch.Tensor, int]:
+    """Re-initialise (some of) the dead features in place; returns the indices of those that are here, and
+    how many they are at all ranks.
 
     x_BD, target_BD: a batch of scaled rows and what they are to become; error_B: their squared
-    errors. Nothing is done without loss.
+    errors. Nothing is done without loss. forward: what the SAE makes of rows.
     """
-    chance_B = error_B.double().cpu()  # the generator draws there
-    most = max(1, round(SHARE_PER_ROUND * sae.d_sae))
+    is_dead_F = torch.zeros_like(dead.silent_rows_F)
+    is_dead_F[dead.indices()] = 1
+    is_dead_F = ranks.every_latent(is_dead_F) > 0
+    dead_N, d_sae = is_dead_F.nonzero().squeeze(1), len(is_dead_F)
+    chance_B = ranks.every_row(error_B).double().cpu()  # the generator draws there
+    most = max(1, round(SHARE_PER_ROUND * d_sae))
     count = min(len(dead_N), most, int((chance_B > 0).sum()))
     if count == 0 or not bool(torch.isfinite(chance_B.sum())):
-        return dead_N[:0]
+        return dead_N[:0], 0
     device = dead_N.device
     revived_M = dead_N[torch.randperm(len(dead_N), generator=generator)[:count].to(device)]
     chosen_M = torch.multinomial(chance_B, count, replacement=False, generator=generator)
     chosen_M = chosen_M.to(device)
-    rows_MD = x_BD[chosen_M]
-    residual_MD = target_BD[chosen_M] - sae(rows_MD)
+    rows_MD = ranks.rows_at(x_BD, chosen_M)
+    residual_MD = ranks.rows_at(target_BD, chosen_M) - forward(rows_MD)
     read_MD = residual_MD if sae.d_out == sae.d_in and sae.subtracts_b_dec else rows_MD
     norms_MS = torch.stack([torch.linalg.vector_norm(t, dim=1) for t in (residual_MD, read_MD)], 1)
     usable_M = (norms_MS > 1e-8).all(1)
-    revived_M, norms_MS = revived_M[usable_M], norms_MS[usable_M]
-
-    living_F = torch.ones(sae.d_sae, dtype=torch.bool, device=device)
-    living_F[dead_N] = False
+    typical = sae.typical_feature(~is_dead_F, ranks)
+    own = ranks.features_of(d_sae)
+    here_M = usable_M & (revived_M >= own.start) & (revived_M < own.stop)
+    index_M = revived_M[here_M] - own.start
     sae.reset_features_(
-        revived_M,
-        residual_MD[usable_M] / norms_MS[:, :1],
-        read_MD[usable_M] / norms_MS[:, 1:],
+        index_M,
+        residual_MD[here_M] / norms_MS[here_M, :1],
+        read_MD[here_M] / norms_MS[here_M, 1:],
         ENCODER_RATIO,
-        living_F,
+        typical,
     )
-    adam.forget(revived_M)
-    return revived_M
+    adam.forget(index_M)
+    dead.revive(index_M)
+    return index_M, int(usable_M.sum())

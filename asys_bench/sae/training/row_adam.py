@@ -19,6 +19,7 @@ import torch
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, tensor_of
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
+from asys_bench.sae.ranks import ALONE, Ranks
 
 BETAS = (0.9, 0.999)
 EPSILON = 6.25e-10
@@ -28,8 +29,10 @@ EPSILON = 6.25e-10
 class RowAdam:
     """Moments of every parameter, and the step that uses them. Deterministic."""
 
-    def __init__(self, sae: SparseAutoencoder, kernels: SparseKernels) -> None:
-        self._sae, self.kernels = sae, kernels
+    def __init__(
+        self, sae: SparseAutoencoder, kernels: SparseKernels, ranks: Ranks = ALONE
+    ) -> None:
+        self._sae, self.kernels, self._ranks = sae, kernels, ranks
         self.steps = 0
         self.moments = {
             name: (torch.zeros_like(parameter), torch.zeros_like(parameter))
@@ -37,10 +40,10 @@ class RowAdam:
         }
         """Name -> running mean and mean square of the gradient, laid out like the parameter."""
         self.row_steps = {
-            name: parameter.new_zeros(len(self._rows(name, parameter.detach())))
+            name: parameter.new_zeros(len(self.rows(name, parameter.detach())))
             for name, parameter in sae.named_parameters()
         }
-        """Name -> steps of each row (see `_rows`): those whose batch had a gradient for it."""
+        """Name -> steps of each row (see `rows`): those whose batch had a gradient for it."""
         self._stepping: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -50,10 +53,17 @@ class RowAdam:
         for name, parameter in self._sae.named_parameters():
             if parameter.grad is not None:
                 W_FD = parameter.detach() if name == "W_dec" else None
-                square_R = self.kernels.project(self._rows(name, parameter.grad), W_FD)
+                square_R = self.kernels.project(self.rows(name, parameter.grad), W_FD)
                 self._stepping[name] = square_R > 0
-                square += float(square_R.sum())
+                if self._counts_here(name, parameter):
+                    square += float(square_R.sum())
+        square = self._ranks.number_over_latents(square)
         return math.sqrt(square) if square >= 0 else math.nan
+
+    def _counts_here(self, name: str, parameter: torch.Tensor) -> bool:
+        """What every rank has beside its own features counts once."""
+        alike = self._sae.feature_major(name, parameter) is None
+        return self._ranks.has_all_latents or self._ranks.rank == 0 or not alike
 
     @torch.no_grad()
     def step(self, rate: float, clip: float) -> bool:
@@ -70,7 +80,7 @@ class RowAdam:
                 rate_R = stepping_R * (rate * self._rate_factor(name) / (1 - beta1**count_R))
                 root_R = (1 - beta2**count_R).rsqrt_()
                 tensors = (parameter.detach(), parameter.grad, *self.moments[name])
-                weight, gradient, mean, square = (self._rows(name, t) for t in tensors)
+                weight, gradient, mean, square = (self.rows(name, t) for t in tensors)
                 finite &= self.kernels.adam(
                     weight,
                     gradient,
@@ -81,7 +91,7 @@ class RowAdam:
                     (beta1, beta2, EPSILON, clip),
                     unit_rows=name == "W_dec",
                 )
-        return finite
+        return self._ranks.number_over_latents(float(not finite)) == 0.0
 
     def _rate_factor(self, name: str) -> float:
         scale = self._sae.rate_scales.get(name)
@@ -120,7 +130,7 @@ class RowAdam:
             else:
                 steps_R.fill_(float(self.steps))
 
-    def _rows(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def rows(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """As contiguous rows, a feature's each where there is one per feature; b_dec is one row."""
         if tensor.ndim > 1:
             return tensor.t() if name == "W_enc" else tensor

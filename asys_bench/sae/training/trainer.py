@@ -32,8 +32,10 @@ from asys_bench.sae.checkpoint.lives import Lives, lives_now, write_lives
 from asys_bench.sae.checkpoint.native_format import save_sae
 from asys_bench.sae.checkpoint.trainer_state import TrainerState, read_state, write_state
 from asys_bench.sae.config import OF_SEVERAL_HOOKS, SAEConfig
-from asys_bench.sae.footprint import footprint
-from asys_bench.sae.metrics import SAEMetrics, measure
+from asys_bench.sae.footprint import Footprint, footprint
+from asys_bench.sae.group.group_learner import TrainerGroup
+from asys_bench.sae.metrics import SAEMetrics
+from asys_bench.sae.ranks import GroupError
 from asys_bench.sae.training.device import CPU, DeviceMemoryError, TrainingDevice
 from asys_bench.sae.training.held_out import PacketKey
 from asys_bench.sae.training.intake import RowBlock, split_usable
@@ -57,7 +59,8 @@ class SAETrainer:
     hook_names: of an SAE of several hooks, all of them in order; the first is `hook_name`.
     text: token ids travel beside the rows (see `outliers`).
     device: where it trains; what does not fit there raises DeviceMemoryError from every method that
-    needs it.
+    needs it. group: ranks that take its steps together; this process is rank 0. When one fails, GroupError
+    comes from every method that needs them.
     """
 
     def __init__(
@@ -69,8 +72,9 @@ class SAETrainer:
         hook_names: Sequence[str] = (),
         text: bool = False,
         device: TrainingDevice = CPU,
+        group: TrainerGroup | None = None,
     ) -> None:
-        self.config, self._text, self.device = config, text, device
+        self.config, self._text, self.device, self._group = config, text, device, group
         self.model_name, self.hook_name = model_name, hook_name
         self.hook_names = tuple(hook_names)
         self._hook: TrainerParts | None = None
@@ -100,7 +104,7 @@ class SAETrainer:
         hook = self._hook
         if hook is None:
             return None
-        raw = hook.learner.sae.moved(CPU.tensors).folded(hook.learner.scaling)
+        raw = hook.learner.whole_sae().folded(hook.learner.scaling)
         raw.outlier_norm = hook.outliers.limit
         return raw
 
@@ -108,7 +112,9 @@ class SAETrainer:
     def lives(self) -> Lives | None:
         """What the features' lives are now; None before the first row."""
         hook = self._hook
-        return None if hook is None else lives_now(hook.learner.lives, hook.learner.sae.W_dec)
+        if hook is None:
+            return None
+        return lives_now(hook.learner.whole_lives(), hook.learner.decoder)
 
     def ingest(
         self,
@@ -200,13 +206,21 @@ class SAETrainer:
 
     def _parts(self, config: SAEConfig, d_in: int, d_out: int | None) -> TrainerParts:
         """Raises DeviceMemoryError: the device has no room for them."""
-        size = footprint(config, d_in, d_out)
+        size = self._size(config, d_in, d_out)
         self.device.require(self.hook_name, size)
         with self.device.holding(self.hook_name, size):
-            return TrainerParts(config, d_in, d_out, text=self._text, device=self.device)
+            return TrainerParts(
+                config, d_in, d_out, text=self._text, device=self.device, group=self._group
+            )
 
     def _holding(self, hook: TrainerParts) -> AbstractContextManager[None]:
-        return self.device.holding(self.hook_name, footprint(self.config, hook.d_in, hook.d_out))
+        return self.device.holding(self.hook_name, self._size(self.config, hook.d_in, hook.d_out))
+
+    def _size(self, config: SAEConfig, d_in: int, d_out: int | None) -> Footprint:
+        if self._group is None:
+            return footprint(config, d_in, d_out)
+        own = self._group.ranks.features_of(config.features(d_in))
+        return footprint(config, d_in, d_out, own.stop - own.start)
 
     def _check_hooks(
         self, has_target: bool, hook_widths: tuple[int, ...] | None, width: int
@@ -316,7 +330,7 @@ class SAETrainer:
         try:
             with self._holding(hook):
                 return self._train(hook, budget_s, max_steps, wait_for_fill, between_steps)
-        except DeviceMemoryError:
+        except (DeviceMemoryError, GroupError):
             raise
         except Exception as error:
             if self._untried is None:
@@ -337,7 +351,7 @@ class SAETrainer:
         needed = rows
         if wait_for_fill and hook.learner.steps == 0:
             needed = max(rows, math.ceil(wanted * self.config.buffer_rows))
-        if len(hook.buffer) < needed or hook.buffer.drawable < rows:
+        if len(hook.buffer) < needed or hook.buffer.drawable < rows or not hook.learner.ready:
             return 0
         deadline = math.inf if budget_s is None else time.monotonic() + budget_s
         limit = math.inf if max_steps is None else max_steps
@@ -370,10 +384,10 @@ class SAETrainer:
                 log.warning("%s: %d steps skipped", self.hook_name, learner.steps_skipped)
             return False
         self._counts["rows_trained"] += len(batch)
-        variance = hook.normalizer.variance * learner.scaling.scale**2 / learner.sae.d_out
+        variance = hook.normalizer.variance * learner.scaling.scale**2 / (hook.d_out or hook.d_in)
         self._smooth("loss", result.loss)
         self._smooth("fvu", result.error / variance if variance > 0 else 0.0)
-        self._smooth("l0", float(result.fired_F.sum()) / len(batch))
+        self._smooth("l0", result.active / len(batch))
         if hook.window.add(len(batch), result.error, variance):
             self._smoothed["input_drift"] = hook.normalizer.drift
         return True
@@ -394,10 +408,10 @@ class SAETrainer:
             running.rollbacks = learner.rollbacks
             running.outlier_norm = hook.outliers.limit
             running.buffer_fill_ratio = len(hook.buffer) / self.config.buffer_rows
-            running.dead_fraction = learner.dead.fraction
+            running.dead_fraction = learner.dead_fraction
             running.features_resampled = learner.features_resampled
             running.lives, running.turned = learner.lives.begun, learner.lives.turned
-            young = self.config.dead_after(learner.sae.d_sae)
+            young = self.config.dead_after(learner.d_sae)
             running.new_lives = learner.lives.share_younger_than(young)
             running.learning_rate = learner.learning_rate
             running.input_scale = learner.scaling.scale
@@ -414,12 +428,11 @@ class SAETrainer:
         if hook is None or len(hook.held_out) == 0 or hook.learner.steps == 0:
             return None
         learner = hook.learner
+        if not learner.ready:
+            return None
         rows_BD, weight_B = hook.held_out.rows, hook.held_out.weights
-        limit = hook.outliers.limit
         with self._holding(hook):
-            return measure(
-                learner.sae, learner.scaling, rows_BD, weight_B, learner.dead.fraction, limit
-            )
+            return learner.measure(rows_BD, weight_B, hook.outliers.limit)
 
     def save(
         self,
@@ -441,7 +454,7 @@ class SAETrainer:
         hook = self._hook
         if hook is None:
             return None
-        W_dec_FD = hook.learner.sae.W_dec.detach()
+        sae, W_dec_FD = hook.learner.whole_sae(), hook.learner.decoder
         survival = math.nan
         if self._saved_W_dec is not None and bool(torch.isfinite(W_dec_FD).all()):
             survival = feature_survival(self._saved_W_dec, W_dec_FD)
@@ -456,11 +469,10 @@ class SAETrainer:
         }
 
         def fill(target: Path) -> None:
-            sae = hook.learner.sae.moved(CPU.tensors)
             save_sae(target, sae, hook.learner.scaling, about, hook.outliers.limit)
             state = TrainerState(self.config, hook.d_in, self._state(), hook.d_out, self.hook_name)
             write_state(target, state)
-            write_lives(target, lives_now(hook.learner.lives, hook.learner.sae.W_dec))
+            write_lives(target, lives_now(hook.learner.whole_lives(), W_dec_FD))
 
         store = CheckpointStore(
             folder,
@@ -554,7 +566,7 @@ class SAETrainer:
         )
         smoothed = pick(saved.state, "smoothed")
         self._smoothed = {n: number_of(smoothed, n) for n in _SMOOTHED if n in smoothed}
-        self._saved_W_dec = hook.learner.sae.W_dec.detach().clone()
+        self._saved_W_dec = hook.learner.decoder.clone()
         self._unfed = self._untried = path
 
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from asys_bench.sae.checkpoint.checkpoint_files import StateDict
 from asys_bench.sae.config import SAEConfig
+from asys_bench.sae.group.group_learner import GroupLearner, TrainerGroup
 from asys_bench.sae.training.buffer import ShuffleBuffer
 from asys_bench.sae.training.device import CPU, TrainingDevice
 from asys_bench.sae.training.feed import feed_of
@@ -30,7 +31,7 @@ class TrainerParts:
 
     d_out: width of a transcoder's target, whose rows are [x | y]; None for autoencoders.
     text: token ids travel beside the rows. device: where the learner is; rows stay in the machine's
-    memory until the feed brings them there.
+    memory until the feed brings them there. group: ranks that take the steps together, this one rank 0.
     """
 
     def __init__(
@@ -41,10 +42,15 @@ class TrainerParts:
         *,
         text: bool = False,
         device: TrainingDevice = CPU,
+        group: TrainerGroup | None = None,
     ) -> None:
         self.d_in, self.d_out = d_in, d_out
         width = d_in + (d_out or 0)
-        self.learner = Learner(config, d_in, d_out, device)
+        self.learner: Learner | GroupLearner = (
+            Learner(config, d_in, d_out, device)
+            if group is None
+            else GroupLearner(group, config, d_in, d_out, device)
+        )
         self.intake = Intake(width)
         self.outliers = OutlierGate(d_in, config.outliers, config.outlier_ratio, text=text)
         self._config = config

@@ -12,6 +12,7 @@ from asys_bench.contracts.names import matches
 from asys_bench.contracts.sink import Misfit, PlannedSAE
 from asys_bench.sae import SAEConfig
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
+from asys_bench.sae.ranks import Split
 from asys_bench.sinks.sae.device_options import DeviceOptions
 from asys_bench.sinks.sae.live_evaluation import LiveEvaluationOptions
 from asys_bench.sinks.sae.start import StartFrom, StartsByHook, start_for, unusable
@@ -64,6 +65,21 @@ class CrosscoderOptions(BaseModel, extra="forbid", frozen=True):
         return self.name or "+".join(self.hooks)
 
 
+class GroupOptions(BaseModel, extra="forbid", frozen=True):
+    """Processes that train each SAE together."""
+
+    size: int = Field(
+        ge=2,
+        le=64,
+        description="processes (ranks), 2..64; each takes a GPU, or `sae.threads` cores",
+    )
+    split: Split = Field(
+        default="latents",
+        description="what is spread over them. latents: each has a part of the features, with its "
+        "weights and moments; rows: each has all features, and trains on a part of each batch",
+    )
+
+
 class SAETrainerOptions(DeviceOptions):
     """Options of the `sae_trainer` sink."""
 
@@ -98,6 +114,12 @@ class SAETrainerOptions(DeviceOptions):
     plain_saes: bool = Field(
         default=True,
         description="train SAEs of the single hooks (false: transcoders and crosscoders only)",
+    )
+    group: GroupOptions | None = Field(
+        default=None,
+        description="several processes train each SAE of a worker together, for example `{size: 2, split: "
+        "latents}` (torch.distributed: NCCL where each has a GPU of its own, gloo otherwise). They end and "
+        "restart as one, and a checkpoint is that of one process. null: one process",
     )
     max_lag_s: float = Field(
         default=10.0,
@@ -149,7 +171,42 @@ class SAETrainerOptions(DeviceOptions):
         for crosscoder in self.crosscoders:
             if len(set(crosscoder.hooks)) < len(crosscoder.hooks):
                 raise ValueError(f"crosscoder {crosscoder.label!r} names a hook twice")
+        if self.group is not None:
+            for place, config in self._configs():
+                self._check_group(place, config, self.group)
         return self
+
+    @property
+    def ranks(self) -> int:
+        """Processes of a worker."""
+        return 1 if self.group is None else self.group.size
+
+    @property
+    def _copies(self) -> int:
+        return self.ranks if self.group is not None and self.group.split == "rows" else 1
+
+    def _configs(self) -> Iterator[tuple[str, SAEConfig]]:
+        """Where each configuration that is asked for is written, and itself."""
+        yield "sae", self.sae
+        for glob in self.overrides:
+            yield f"overrides[{glob!r}]", self.for_hook(glob)
+        for variant in self.variants:
+            yield f"variants[{variant!r}]", self.for_hook("", variant)
+        for coder in self._coders:
+            yield coder.label, self.for_several_hooks(coder)
+
+    @staticmethod
+    def _check_group(place: str, config: SAEConfig, group: GroupOptions) -> None:
+        if group.split == "rows" and config.batch_rows < group.size:
+            raise ValueError(
+                f"group.size {group.size} ranks cannot share {place}: batch_rows {config.batch_rows}; "
+                f"valid: 2..{config.batch_rows}, or split: latents"
+            )
+        if group.split == "latents" and (config.d_sae or group.size) < group.size:
+            raise ValueError(
+                f"group.size {group.size} ranks cannot share {place}: d_sae {config.d_sae}; "
+                f"valid: 2..{config.d_sae}, or split: rows"
+            )
 
     @property
     def _coders(self) -> tuple[TranscoderOptions | CrosscoderOptions, ...]:
@@ -165,6 +222,13 @@ class SAETrainerOptions(DeviceOptions):
         """A GPU that cannot be used, SAEs of several hooks that may not meet, and SAEs to start from
         that do not fit."""
         yield from super().misfits(workers, hooks)
+        if self.group is not None and self.device.startswith("cuda:"):
+            yield Misfit(
+                ("options", "device"),
+                f"is one GPU, and group.size asks for {self.group.size} processes, each with its own",
+                self.device,
+                "set it to cuda, auto or cpu",
+            )
         for path, name in self._hooks_by_place():
             if not any(matches(name, glob) for glob in hooks):
                 yield Misfit(
@@ -243,7 +307,7 @@ class SAETrainerOptions(DeviceOptions):
         """SAEs of these hooks, then those of several hooks."""
         for hook in hooks:
             for label, config in self.saes_of(hook).items():
-                yield PlannedSAE(label, hook, config, device=self.device)
+                yield PlannedSAE(label, hook, config, device=self.device, copies=self._copies)
         yield from self.saes_of_several_hooks()
 
     def saes_of_several_hooks(self) -> Iterator[PlannedSAE]:
@@ -251,7 +315,7 @@ class SAETrainerOptions(DeviceOptions):
         for coder in self._coders:
             first, *others = coder.hooks
             config = self.for_several_hooks(coder)
-            yield PlannedSAE(coder.label, first, config, tuple(others), self.device)
+            yield PlannedSAE(coder.label, first, config, tuple(others), self.device, self._copies)
 
     def for_hook(self, hook: str, variant: str | None = None) -> SAEConfig:
         """The configuration of one hook's SAE.

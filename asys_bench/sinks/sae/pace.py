@@ -30,8 +30,11 @@ LEAST_SECONDS = 5.0
 class Pace:
     """Of one SAE. Times are seconds."""
 
-    def __init__(self, label: str, config: SAEConfig, *, on_gpu: bool = False) -> None:
-        self._label, self._config, self._on_gpu = label, config, on_gpu
+    def __init__(
+        self, label: str, config: SAEConfig, *, on_gpu: bool = False, ranks: int = 1
+    ) -> None:
+        """ranks: processes that share a step."""
+        self._label, self._config, self._on_gpu, self._ranks = label, config, on_gpu, ranks
         self.step_s: float | None = None
         """Forecast before the first step, then measured."""
         self.save_s = 0.0
@@ -45,7 +48,7 @@ class Pace:
         self._since = time.monotonic()
         size = footprint(self._config, d_in)
         if not self._on_gpu:  # a step there is measured, not forecast
-            self.step_s = REST_OF_STEP * step_seconds(self._config, d_in)
+            self.step_s = REST_OF_STEP * step_seconds(self._config, d_in) / self._ranks
         self.save_s = size.checkpoint_bytes / WRITE_BYTES_PER_S
         if self.step_s is not None and self.step_s > SLOW_STEP_S:
             log.warning(

@@ -19,6 +19,7 @@ from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Counter, Gauge, StatsError
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
 from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sae.group.group_learner import TrainerGroup
 from asys_bench.sae.training.device import CPU, DeviceMemoryError, TrainingDevice
 from asys_bench.sinks.sae.pace import Pace
 from asys_bench.sinks.sae.start import Beginning, StartFrom
@@ -42,6 +43,7 @@ class Training:
         *,
         others: tuple[str, ...] = (),
         device: TrainingDevice = CPU,
+        group: TrainerGroup | None = None,
     ) -> None:
         self.label = label
         self._beginning: Beginning | None = None
@@ -62,8 +64,10 @@ class Training:
             hook_names=(hook, *others) if others else (),
             text=TOKENS in context.names(),
             device=device,
+            group=group,
         )
-        self.pace = Pace(label, config, on_gpu=device is not CPU)
+        ranks = 1 if group is None else group.size
+        self.pace = Pace(label, config, on_gpu=device is not CPU, ranks=ranks)
         self._context = context
         self._run_dir = Path(context.run_dir)
         self.folder = self._run_dir / SAE_DIR / file_slug(label)

@@ -21,7 +21,7 @@ def test_a_feature_is_dead_after_its_window_of_silence() -> None:
     for _ in range(3):
         dead.update(torch.tensor([5, 0, 1]), rows=50)
     assert dead.indices().tolist() == [1]
-    assert dead.fraction == pytest.approx(1 / 3)
+    assert dead.count == 1
     dead.update(torch.tensor([0, 1, 0]), rows=50)
     assert dead.count == 0
 
@@ -51,9 +51,13 @@ def test_auxk_gives_dead_features_a_gradient_while_others_reconstruct() -> None:
     assert (learner.sae.W_dec[dead_N] != before_ND).any(1).sum() > 16
 
 
-def _resampled(learner: Learner, dead_N: torch.Tensor, x_BD: torch.Tensor, error_B: torch.Tensor):
+def _resampled(learner: Learner, x_BD: torch.Tensor, error_B: torch.Tensor) -> int:
     generator = torch.Generator().manual_seed(0)
-    return resample_(learner.sae, learner.adam, dead_N, x_BD, x_BD, error_B, generator)
+    index_M, count = resample_(
+        learner.sae, learner.adam, learner.dead, x_BD, x_BD, error_B, generator, learner.sae
+    )
+    assert len(index_M) == count
+    return count
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "relu", "jumprelu", "gated"])
@@ -69,8 +73,8 @@ def test_resampling_points_dead_features_at_what_is_missing_in_bad_rows(architec
     )
     for mean, _ in learner.adam.moments.values():
         mean.fill_(1.0)
-    revived = _resampled(learner, dead_N, x_BD, error_B)
-    assert sorted(revived.tolist()) == [3, 9]
+    assert _resampled(learner, x_BD, error_B) == 2
+    assert learner.dead.count == 0
     similarity = learner.sae.W_dec.detach()[dead_N] @ missing.t()
     assert similarity.max(1).values.min() > 0.9999
     assert similarity.argmax(1).unique().numel() == 2
@@ -87,7 +91,9 @@ def test_resampling_points_dead_features_at_what_is_missing_in_bad_rows(architec
 
 def test_resampling_without_any_loss_does_nothing() -> None:
     learner = _learner(architecture="relu")
-    assert len(_resampled(learner, torch.tensor([1]), torch.ones(4, 16), torch.zeros(4))) == 0
+    _kill(learner, torch.tensor([1]))
+    assert _resampled(learner, torch.ones(4, 16), torch.zeros(4)) == 0
+    assert learner.dead.count == 1
 
 
 @pytest.mark.parametrize("architecture", ["topk", "relu", "jumprelu", "gated"])

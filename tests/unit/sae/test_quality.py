@@ -131,7 +131,7 @@ def _error_after_killing_features(dead_policy: str) -> tuple[float, float]:
         result = learner.step(batch_BD, torch.ones(len(batch_BD)))
         assert result is not None
         errors.append(result.error)
-    return sum(errors[-10:]) / 10, learner.dead.fraction
+    return sum(errors[-10:]) / 10, learner.dead_fraction
 
 
 @pytest.mark.parametrize("policy", ["auxk", "resample"])

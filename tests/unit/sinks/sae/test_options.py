@@ -105,3 +105,45 @@ def test_what_cannot_be_trained_is_refused_before_anything_runs(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         _options(**fields)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "matryoshka", "jumprelu", "gated"])
+def test_a_group_takes_every_architecture_and_says_how_many_processes_a_worker_is(
+    architecture: str,
+) -> None:
+    assert _options(sae={"architecture": architecture}).ranks == 1
+    options = _options(sae={"architecture": architecture}, group={"size": 3})
+    assert options.ranks == 3
+    assert options.group is not None
+    assert options.group.split == "latents"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"group": {"size": 1}}, "greater than or equal to 2"),
+        ({"group": {"size": 65}}, "less than or equal to 64"),
+        ({"group": {"size": 2, "split": "hooks"}}, "'latents' or 'rows'"),
+        (
+            {"group": {"size": 8, "split": "rows"}, "sae": {"batch_rows": 6}},
+            "group.size 8 ranks cannot share sae: batch_rows 6; valid: 2..6, or split: latents",
+        ),
+        (
+            {"group": {"size": 8}, "variants": {"tiny": {"d_sae": 4, "k": 2}}},
+            "group.size 8 ranks cannot share variants['tiny']: d_sae 4; valid: 2..4, or split: rows",
+        ),
+    ],
+)
+def test_a_group_that_cannot_share_an_sae_is_refused(
+    fields: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValidationError) as caught:
+        _options(**fields)
+    assert message in str(caught.value)
+
+
+def test_one_gpu_by_its_number_is_refused_to_a_group() -> None:
+    options = _options(device="cuda:0", group={"size": 2})
+    found = [misfit for misfit in options.misfits(1, ["*"]) if "one GPU" in misfit.message]
+    assert [(misfit.path, misfit.value) for misfit in found] == [(("options", "device"), "cuda:0")]
+    assert "set it to cuda" in found[0].fix

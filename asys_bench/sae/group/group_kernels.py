@@ -1,0 +1,180 @@
+"""The products of a step whose features or rows are spread over ranks, over the kernels of one rank.
+
+`latents`: each rank's dictionary is a smaller one. Which pairs are kept, and what they add up to, is
+agreed on; everything else is a rank's own. `rows`: each rank has all features and some of the rows, so
+only a choice over the whole batch (`batch_top_k`) is agreed on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from asys_bench.sae.kernels import torch_kernels
+from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, SparseCodes
+from asys_bench.sae.kernels.sparse_kernels import Settings, SparseKernels
+from asys_bench.sae.ranks import Ranks
+
+
+class GroupKernels(SparseKernels):
+    """See the module docstring. k: of the whole SAE; a rank may have fewer features."""
+
+    def __init__(self, own: SparseKernels, ranks: Ranks, k: int) -> None:
+        super().__init__(rough=own.rough)
+        self.name, self.measured = own.name, own.measured
+        self._own, self._ranks, self._k = own, ranks, k
+
+    def top_k(
+        self, x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_F: torch.Tensor, k: int
+    ) -> SparseCodes:
+        own = self._own.top_k(x_BD, W_enc_FD, b_F, min(self._k, len(b_F)))
+        kept_BK = self._ranks.among_best(own.value_N.view(len(x_BD), -1), self._k)
+        return own if kept_BK is None else own.kept(kept_BK.reshape(-1))
+
+    def above(
+        self,
+        x_BD: torch.Tensor,
+        W_enc_FD: torch.Tensor,
+        b_F: torch.Tensor,
+        floor_F: torch.Tensor,
+        most: int | None = None,
+    ) -> SparseCodes | None:
+        """With features split never None: the dense step, which it stands for, knows no ranks."""
+        most = most if self._ranks.has_all_latents else None
+        return self._own.above(x_BD, W_enc_FD, b_F, floor_F, most)
+
+    def batch_top_k(
+        self,
+        x_BD: torch.Tensor,
+        W_enc_FD: torch.Tensor,
+        b_F: torch.Tensor,
+        count: int,
+        guess: float,
+    ) -> SparseCodes:
+        ranks = self._ranks
+        rows = len(x_BD) if ranks.has_all_rows else ranks.count_in_batch(len(x_BD))
+        count, floor = self._k * rows, max(0.0, guess)
+        while True:
+            codes = self._own.above(x_BD, W_enc_FD, b_F, torch.full_like(b_F, floor))
+            assert codes is not None
+            found = ranks.count_in_batch(len(codes.feature_N))
+            if found >= count or floor == 0.0:
+                break
+            floor = 0.5 * floor if floor > 1e-3 else 0.0
+        if found <= count:
+            return codes
+        every_N, first = ranks.every_pair(codes.value_N)
+        least = torch.kthvalue(every_N, found - count + 1).values
+        keep_N = every_N >= least
+        surplus = int(keep_N.sum()) - count
+        if surplus > 0:  # several are equal to the smallest: the last ones go
+            equal = (every_N == least).nonzero().squeeze(1)
+            keep_N[equal[len(equal) - surplus :]] = False
+        return codes.kept(keep_N[first : first + len(codes.value_N)])
+
+    def reconstruct(
+        self,
+        codes: SparseCodes,
+        value_N: torch.Tensor,
+        W_dec_FD: torch.Tensor,
+        target_BD: torch.Tensor,
+        scale_B: torch.Tensor,
+        *,
+        name: str = "main",
+    ) -> Reconstruction:
+        ranks = self._ranks
+        if ranks.has_all_latents:
+            return self._own.reconstruct(codes, value_N, W_dec_FD, target_BD, scale_B, name=name)
+        error_BD = ranks.over_latents(torch_kernels.decode(codes, value_N, W_dec_FD)) - target_BD
+        error_B = error_BD.square().sum(1)
+        gradient_BD = error_BD.mul_(scale_B.unsqueeze(1))
+        return Reconstruction(error_B, gradient_BD, self._dots(codes, gradient_BD, W_dec_FD, name))
+
+    def reconstruct_nested(
+        self,
+        codes: SparseCodes,
+        value_N: torch.Tensor,
+        W_dec_FD: torch.Tensor,
+        target_BD: torch.Tensor,
+        scale_B: torch.Tensor,
+        widths: Sequence[int],
+    ) -> Reconstruction:
+        """widths: of this rank's features; a rank may have none of the narrow prefixes."""
+        ranks = self._ranks
+        if ranks.has_all_latents:
+            return self._own.reconstruct_nested(
+                codes, value_N, W_dec_FD, target_BD, scale_B, widths
+            )
+        parts = [
+            torch_kernels.decode(codes, value_N * (codes.feature_N < width), W_dec_FD)
+            for width in widths
+        ]
+        errors_MBD = ranks.over_latents(torch.stack(parts)) - target_BD
+        error_MB = errors_MBD.square().sum(2)
+        gradient_MBD = errors_MBD.mul_(scale_B.unsqueeze(1))
+        for level in range(len(widths) - 2, -1, -1):
+            gradient_MBD[level] += gradient_MBD[level + 1]
+        code_gradient_N = torch.zeros_like(value_N)
+        least = 0
+        for gradient_BD, width in zip(gradient_MBD, widths, strict=True):
+            own_N = (codes.feature_N >= least) & (codes.feature_N < width)
+            code_gradient_N[own_N] = self._dots(codes.kept(own_N), gradient_BD, W_dec_FD, "nested")
+            least = width
+        return Reconstruction(error_MB, gradient_MBD, code_gradient_N)
+
+    def _dots(
+        self, codes: SparseCodes, gradient_BD: torch.Tensor, W_dec_FD: torch.Tensor, name: str
+    ) -> torch.Tensor:
+        """float[N]: each pair's `gradient[row] . W_dec[feature]`, as the reconstruction of nothing
+        whose error is the gradient."""
+        nothing_N, one_B = torch.zeros_like(codes.value_N), gradient_BD.new_ones(len(gradient_BD))
+        found = self._own.reconstruct(
+            codes, nothing_N, W_dec_FD, gradient_BD.neg(), one_B, name=f"{name}_dots"
+        )
+        return found.code_gradient_N
+
+    # A rank's own.
+
+    def group(self, codes: SparseCodes) -> FeatureMajor:
+        return self._own.group(codes)
+
+    def accumulate(
+        self,
+        groups: FeatureMajor,
+        coefficient_N: torch.Tensor,
+        rows_BD: torch.Tensor,
+        out_FD: torch.Tensor,
+        shift_F: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return self._own.accumulate(groups, coefficient_N, rows_BD, out_FD, shift_F)
+
+    def sum_by_feature(
+        self, codes: SparseCodes, groups: FeatureMajor, quantity_N: torch.Tensor
+    ) -> torch.Tensor:
+        return self._own.sum_by_feature(codes, groups, quantity_N)
+
+    def affine(
+        self, rows_BD: torch.Tensor, center_D: torch.Tensor, scale_D: torch.Tensor, *, name: str
+    ) -> torch.Tensor:
+        return self._own.affine(rows_BD, center_D, scale_D, name=name)
+
+    def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> torch.Tensor:
+        return self._own.project(gradient_FD, W_FD)
+
+    def adam(
+        self,
+        weight_FD: torch.Tensor,
+        gradient_FD: torch.Tensor,
+        mean_FD: torch.Tensor,
+        square_FD: torch.Tensor,
+        rate_F: torch.Tensor,
+        root_F: torch.Tensor,
+        settings: Settings,
+        *,
+        unit_rows: bool,
+    ) -> bool:
+        return self._own.adam(
+            weight_FD, gradient_FD, mean_FD, square_FD, rate_F, root_F, settings,
+            unit_rows=unit_rows,
+        )  # fmt: skip
