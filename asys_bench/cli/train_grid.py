@@ -11,9 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.cli.commands import fail
 from asys_bench.cluster.ray_cluster import RayUnavailableError, joined
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from asys_bench.contracts.names import printable, printable_lines
+from asys_bench.contracts.names import printable
 from asys_bench.offline.archive_packets import archived_rows
 from asys_bench.offline.grid import Task
 from asys_bench.offline.grid_on_ray import GridOnRay, NodesUnfitError
@@ -124,9 +125,7 @@ class GridCommand:
         self._console.print(printable(text), style=style, markup=False, soft_wrap=True)
 
     def _fail(self, message: str, code: int) -> int:
-        text = f"asys-run train: {printable_lines(message)}"
-        self._console.print(text, style="red", markup=False, soft_wrap=True)
-        return code
+        return fail("asys-run train", self._console, message, code)
 
 
 def table(results: Sequence[GridResult]) -> Table:

@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import asys_bench
 from asys_bench.contracts.exit_codes import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _WIDTH_WITHOUT_TERMINAL = 140
 
@@ -96,6 +100,23 @@ class Commands:
 
     def _name(self, name: str) -> str:
         return f"{self.modules}{name.replace('-', '_')}"
+
+
+def fail(command: str, console: Console | None, message: str, code: int) -> int:
+    """Say why `command` ("asys-run train") does not go on; returns `code`.
+
+    console: None is standard error, for commands whose output is read by others.
+    """
+    from rich.console import Console
+
+    from asys_bench.contracts.names import printable_lines
+
+    if console is None:
+        console = Console(stderr=True, highlight=False)
+    console.print(
+        f"{command}: {printable_lines(message)}", style="red", markup=False, soft_wrap=True
+    )
+    return code
 
 
 def add_version(parser: argparse.ArgumentParser) -> None:

@@ -27,18 +27,22 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from asys_bench.contracts.names import printable, printable_lines
+from asys_bench.contracts.names import printable
 
 if TYPE_CHECKING:
     from asys_bench.contracts.host import Evaluated
     from asys_bench.rundir.evaluation import TargetSAE, Weights
+
+_fail = partial(fail, "asys-run evaluate")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -244,10 +248,3 @@ def table_of(document: Mapping[str, Any]) -> Table:
     for what, values in figure_rows(document):
         table.add_row(what, *values)
     return table
-
-
-def _fail(console: Console, message: str, code: int) -> int:
-    console.print(
-        f"asys-run evaluate: {printable_lines(message)}", style="red", markup=False, soft_wrap=True
-    )
-    return code

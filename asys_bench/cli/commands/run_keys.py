@@ -10,11 +10,15 @@ Exit codes: 0 made · 1 not written · 2 a name is there already, or is none.
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+
+_fail = partial(fail, "asys-run keys", None)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -36,18 +40,11 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         written = make_keys(arguments.folder, arguments.client or [CLIENT])
     except KeyFileError as error:
-        return _said(str(error), EXIT_USAGE)
+        return _fail(str(error), EXIT_USAGE)
     except ImportError:
-        return _said("pyzmq is not installed: pip install 'asys-i[cluster]'", EXIT_USAGE)
+        return _fail("pyzmq is not installed: pip install 'asys-i[cluster]'", EXIT_USAGE)
     except OSError as error:
-        return _said(str(error), EXIT_FAILED)
+        return _fail(str(error), EXIT_FAILED)
     for path in written:
         console.print(str(path), markup=False, soft_wrap=True)
     return EXIT_OK
-
-
-def _said(message: str, code: int) -> int:
-    Console(stderr=True, highlight=False).print(
-        f"asys-run keys: {message}", style="red", markup=False, soft_wrap=True
-    )
-    return code

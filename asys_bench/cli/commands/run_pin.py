@@ -13,6 +13,7 @@ Exit codes: 0 done · 1 it could not be pinned · 2 there is no such run or shar
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +21,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import printable
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 
 if TYPE_CHECKING:
     from asys_bench.sinks.archive.pins import StoredShard
+
+_fail = partial(fail, "asys-run pin", None)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +42,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """A row per shard."""
     if arguments.off and not arguments.shards:
-        return _said("--off needs a SHARD", EXIT_USAGE)
+        return _fail("--off needs a SHARD", EXIT_USAGE)
     try:
         run_dir: Path = find_run(arguments.run)
     except RunGoneError as error:
-        return _said(str(error), EXIT_USAGE)
+        return _fail(str(error), EXIT_USAGE)
     from asys_bench.sinks.archive.pins import pin, stored_shards
 
     try:
@@ -50,13 +54,13 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             changed = {one.name for one in pin(run_dir, arguments.shards, pinned=not arguments.off)}
         shards = stored_shards(run_dir)
     except FileNotFoundError:
-        return _said(f"{run_dir} has no archive", EXIT_USAGE)
+        return _fail(f"{run_dir} has no archive", EXIT_USAGE)
     except OSError as error:
-        return _said(str(error), EXIT_FAILED)
+        return _fail(str(error), EXIT_FAILED)
     if not arguments.shards:
         _show(shards, console)
     elif not changed:
-        return _said(
+        return _fail(
             f"no shard fits {' '.join(arguments.shards)}: asys-run pin lists them", EXIT_USAGE
         )
     else:
@@ -83,10 +87,3 @@ def _show(shards: list[StoredShard], console: Console) -> None:
             "pinned" if one.pinned else "",
         )
     console.print(table)
-
-
-def _said(message: str, code: int) -> int:
-    Console(stderr=True, highlight=False).print(
-        f"asys-run pin: {message}", style="red", markup=False, soft_wrap=True
-    )
-    return code

@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -33,8 +34,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from asys_bench.contracts.names import printable, printable_lines
+from asys_bench.contracts.names import printable
 from asys_bench.run.process_state import SignalHandlers
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 OUT_DIR, GRID_DIR = "sae-offline", "sae-grid"
 START_S = 120.0
 """For the other ranks of a group to import torch."""
+
+_fail = partial(fail, "asys-run train")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -268,10 +272,3 @@ def _table(results: list[HookResult]) -> Table:
             escape(str(result.checkpoint)) if result.checkpoint else "none: no rows",
         )
     return table
-
-
-def _fail(console: Console, message: str, code: int) -> int:
-    console.print(
-        f"asys-run train: {printable_lines(message)}", style="red", markup=False, soft_wrap=True
-    )
-    return code

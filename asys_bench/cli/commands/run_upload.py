@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from asys_bench.contracts.names import printable_lines
 
 if TYPE_CHECKING:
     from asys_bench.monitors.upload.uploader import Progress, Uploader
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 PATIENCE_S = 60.0
 """By default a store that refuses is asked again for that long."""
 LOCK_S = 5.0
+
+_fail = partial(fail, "asys-run upload")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -139,10 +142,3 @@ def _notes(told: Progress, run_dir: Path) -> Iterator[str]:
             f"{told.missed_shards:,} shards had been deleted here before they were sent, and the copy does "
             "not have them"
         )
-
-
-def _fail(console: Console, message: str, code: int) -> int:
-    console.print(
-        f"asys-run upload: {printable_lines(message)}", style="red", markup=False, soft_wrap=True
-    )
-    return code

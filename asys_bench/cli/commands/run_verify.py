@@ -35,6 +35,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import printable_lines
 from asys_bench.contracts.run_files import ARCHIVE_DIR, RUN_FILE, SAE_DIR
@@ -55,6 +57,8 @@ if TYPE_CHECKING:
 _ONLY_READ = "a copy in a store is only read: repair the run itself, then asys-run upload it"
 _OF_A_RUN = (RUN_FILE, ARCHIVE_DIR, SAE_DIR)
 _STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "cyan"}
+
+_fail = partial(fail, "asys-run verify", None)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -76,16 +80,18 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     """A row per file, a line per loss."""
     if arguments.cluster is not None:
         if arguments.repair or arguments.discard_torn:
-            return _usage("--cluster only reads; verify and repair a receiver's run by its folder")
+            return _fail(
+                "--cluster only reads; verify and repair a receiver's run by its folder", EXIT_USAGE
+            )
         return _cluster(arguments, console)
     if arguments.discard_torn and not arguments.repair:
-        return _usage("--discard-torn needs --repair")
+        return _fail("--discard-torn needs --repair", EXIT_USAGE)
     if arguments.repair and is_uri(arguments.run or ""):
-        return _usage(_ONLY_READ)
+        return _fail(_ONLY_READ, EXIT_USAGE)
     try:
         run_dir = _folder(arguments.run)
     except RunGoneError as error:
-        return _usage(str(error))
+        return _fail(str(error), EXIT_USAGE)
     from asys_bench.rundir.verify import verify_run
 
     found = verify_run(run_dir, repair=arguments.repair, keep_torn=not arguments.discard_torn)
@@ -106,9 +112,9 @@ def _cluster(arguments: argparse.Namespace, console: Console) -> int:
     try:
         found = verify_cluster(arguments.cluster, Path(arguments.run) if arguments.run else None)
     except (BookError, RunGoneError) as error:
-        return _usage(str(error))
+        return _fail(str(error), EXIT_USAGE)
     if not found.cluster.statuses and not found.check.senders:
-        return _usage(f"{found.cluster.uri}: no receiver has said there what it counts")
+        return _fail(f"{found.cluster.uri}: no receiver has said there what it counts", EXIT_USAGE)
     if arguments.json:
         json.dump(found.to_plain(), sys.stdout, indent=2)
         sys.stdout.write("\n")
@@ -117,13 +123,6 @@ def _cluster(arguments: argparse.Namespace, console: Console) -> int:
         for problem in found.problems:
             console.print(Text(printable_lines(problem), "bold red"), soft_wrap=True)
     return EXIT_OK if found.holds else EXIT_FAILED
-
-
-def _usage(message: str) -> int:
-    Console(stderr=True, highlight=False).print(
-        f"asys-run verify: {message}", style="red", markup=False, soft_wrap=True
-    )
-    return EXIT_USAGE
 
 
 def _folder(name: str | None) -> Path:
