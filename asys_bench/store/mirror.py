@@ -33,6 +33,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
+from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import ARCHIVE_DIR, CONFIG_FILE, RUN_FILE, SHARD_SUFFIX
 from asys_bench.store.manifest import (
     MANIFEST,
@@ -93,6 +94,11 @@ def local_folder(place: str | os.PathLike[str]) -> Path:
     if known is None or not known.is_there:
         known = _open[text] = Mirror.open(text)
     return known.folder
+
+
+def beside_copy(folder: Path, name: str) -> Path:
+    """Where a command writes what it makes of a copy, whose folder takes no files: here, named after it."""
+    return Path(f"{file_slug(folder.name)}-{name}")
 
 
 def remount(folder: Path) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.run_files import REPORT_FILE, RESERVOIR_DIR
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
@@ -102,7 +101,9 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     document = render_run(record, analyses, read_vocabulary(run_dir), births)
     own = run_dir / REPORT_FILE
     if copy:
-        own = Path(f"{file_slug(run_dir.name)}-{REPORT_FILE}")
+        from asys_bench.store.mirror import beside_copy
+
+        own = beside_copy(run_dir, REPORT_FILE)
     target = Path(arguments.out) if arguments.out else own
     try:
         replace_file(target, document.encode(), sync=False)  # mode 0600: it shows activations

@@ -91,11 +91,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """One SAE per hook, one after another, and a table of what came out."""
-    from asys_bench.contracts.names import file_slug
     from asys_bench.contracts.run_files import ARCHIVE_DIR
     from asys_bench.offline.grid import read_axes, read_points, read_tasks
     from asys_bench.sinks.archive import ArchiveError, open_archive
-    from asys_bench.store.mirror import CopyError, local_folder
+    from asys_bench.store.mirror import CopyError, beside_copy, local_folder
     from asys_bench.store.uri import is_uri
 
     if arguments.ray and not arguments.grid:
@@ -129,7 +128,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         return _fail(console, str(error), EXIT_USAGE)
     name = GRID_DIR if arguments.grid else OUT_DIR
     try:
-        own = Path(f"{file_slug(run_dir.name)}-{name}") if remote else _own_folder(run_dir, name)
+        own = beside_copy(run_dir, name) if remote else _own_folder(run_dir, name)
         out = Path(arguments.out) if arguments.out else own
     except OSError as error:
         return _fail(console, f"{error}; name another folder with --out", EXIT_USAGE)
