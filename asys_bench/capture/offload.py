@@ -25,7 +25,6 @@ from asys_bench.contracts.stats import Slot
 log = logging.getLogger(__name__)
 
 SERVED = frozenset({"cuda"})
-_GRAPH_CAPTURE = "graph_capture"  # DeviceDrop.GRAPH_CAPTURE, without importing its package
 GRAPHED = (
     "a CUDA graph is captured from hooked modules: its replays call no hooks, so nothing of them is "
     "captured. To observe them, run these modules without the graph"
@@ -146,10 +145,14 @@ class Offload:
             self._until_settlement = _SUBMITS_BETWEEN_SETTLEMENTS
             self.fill_ratio = streamer.fill_ratio
             self.settle()
-        if drop == _GRAPH_CAPTURE:
-            self._notices.say(GRAPHED)
+        if drop is None:
             return True
-        return drop is None
+        from asys_bench.capture.gpu.outcome import DeviceDrop  # its package is there by now
+
+        if drop is not DeviceDrop.GRAPH_CAPTURE:
+            return False
+        self._notices.say(GRAPHED)
+        return True
 
     def fetch(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor in host memory; waits for its device."""

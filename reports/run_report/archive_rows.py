@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.sinks.archive.read import open_shard, read_rows, read_schema
-from asys_bench.sinks.archive.reader import Archive
+from asys_bench.sinks.archive.reader import Archive, rows_of
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
 
 ROW_KEY = ("source", "host_step", "weights_version", "microbatch", "call_index", "row")
@@ -76,7 +76,7 @@ def newest_rows(archive: Archive, hook: str, most: int, every: int = 1) -> Itera
     width: int | None = None
     for paths in by_worker.values():
         for batch in _newest_batches(paths, max(1, most // len(by_worker)), every):
-            block = _block(archive.kept(batch))
+            block = _block(rows_of(batch, archive.wanted(batch)))
             width = width or block.values.shape[1]
             if block.values.shape[1] == width:
                 yield block

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from asys_bench.contracts.run_files import ARCHIVE_DIR, SHARD_SUFFIX, attempts_in
 from asys_bench.sinks.archive.deletions import Deleted, Deletion, read_deletions
@@ -196,15 +195,15 @@ class Archive:
         for path in self.shards(hook):
             for batch in self._batches_of(path):
                 wanted_N = self.wanted(batch, seen)
-                if len(batch) and wanted_N.all():
-                    yield batch
-                elif wanted_N.any():
-                    yield batch.filter(pa.array(wanted_N))
+                if wanted_N.any():
+                    yield rows_of(batch, wanted_N)
 
-    def wanted(self, batch: Any, seen: SeenRows) -> npt.NDArray[np.bool_]:
+    def wanted(self, batch: Any, seen: SeenRows | None = None) -> npt.NDArray[np.bool_]:
         """Which rows of a record batch are rows of the archive: those that `seen` has not seen and no later
-        attempt made again, where such are left out."""
-        fresh_N: npt.NDArray[np.bool_] = seen.fresh(batch)
+        attempt made again, where such are left out. seen: None, and redelivered rows are as good."""
+        fresh_N: npt.NDArray[np.bool_] = (
+            np.ones(batch.num_rows, dtype=bool) if seen is None else seen.fresh(batch)
+        )
         step = self._superseded.get(attempt_of(batch))
         return fresh_N if step is None else fresh_N & (batch.column("host_step").to_numpy() < step)
 
@@ -223,18 +222,16 @@ class Archive:
             writers.setdefault(name.attempt, set()).add((name.worker, name.incarnation))
         return all(len(each) == 1 for each in writers.values())
 
-    def kept(self, batch: Any) -> Any:
-        """The rows of a record batch that no later attempt made again, where those are left out."""
-        step = self._superseded.get(attempt_of(batch))
-        if step is None:
-            return batch
-        return batch.filter(pc.less(batch.column("host_step"), pa.scalar(step, pa.uint64())))
-
     def _batches_of(self, path: Path) -> Iterator[Any]:
         try:
             yield from read_shard(path)[0]
         except ShardGoneError:
             self.skip(path)
+
+
+def rows_of(batch: Any, wanted_N: npt.NDArray[np.bool_]) -> Any:
+    """These rows of a record batch; the batch itself where they are all."""
+    return batch if wanted_N.all() else batch.filter(pa.array(wanted_N))
 
 
 def open_archive(run_dir: Path | str, repeats: Repeats = "all") -> Archive:
