@@ -90,7 +90,7 @@ class DistributedRanks(Collectives):
     def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
         wire = tensor.detach().to(self._wire_device).contiguous()
         found = [torch.empty_like(wire) for _ in range(self.size)]
-        self._wait(dist.all_gather(found, wire, async_op=True))
+        self._wait(lambda: dist.all_gather(found, wire, async_op=True))
         return [one.to(tensor.device) for one in found]
 
     def broadcast_(self, tensor: torch.Tensor) -> None:
@@ -99,7 +99,7 @@ class DistributedRanks(Collectives):
     def send(self, tensor: torch.Tensor, to: int) -> None:
         wire = tensor.detach().to(self._wire_device).contiguous()
         if wire.numel():
-            self._wait(dist.isend(wire, to))
+            self._wait(lambda: dist.isend(wire, to))
 
     def receive(self, tensor: torch.Tensor, source: int) -> None:
         if tensor.numel():
@@ -108,7 +108,7 @@ class DistributedRanks(Collectives):
     def _in_place(self, tensor: torch.Tensor, operation: Callable[[torch.Tensor], Any]) -> None:
         tensor = tensor.detach()
         wire = tensor.to(self._wire_device)
-        self._wait(operation(wire))
+        self._wait(lambda: operation(wire))
         if wire is not tensor:
             tensor.copy_(wire)
 
@@ -119,15 +119,23 @@ class DistributedRanks(Collectives):
             self._watch()
             time.sleep(0.01)
 
-    def _wait(self, work: Any) -> None:
-        if self._backend == "nccl":
-            work.wait()
-            return
+    def _wait(self, begin: Callable[[], Any]) -> None:
+        """Begin an operation, and wait for its end.
+
+        Raises:
+            GroupError: another rank is gone, which is found when the operation begins or while it runs.
+        """
+        work: Any = None
         while True:
             try:
-                work.wait(LOOK)
+                if work is None:
+                    work = begin()
+                if self._backend == "nccl":
+                    work.wait()
+                else:
+                    work.wait(LOOK)
             except RuntimeError as error:
-                if work.is_completed():
+                if work is None or self._backend == "nccl" or work.is_completed():
                     self._explain()
                     raise GroupError(f"rank {self.rank} lost its group: {error}") from error
                 self._watch()

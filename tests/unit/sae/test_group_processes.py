@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, SAETrainer
-from asys_bench.sae.group import processes
+from asys_bench.sae.group import distributed, processes
+from asys_bench.sae.group.distributed import DistributedRanks
 from asys_bench.sae.group.processes import GroupProcesses, backend_for, devices_for
 from asys_bench.sae.ranks import GroupError, Split
 from asys_bench.sae.training.device import DeviceUnavailableError
@@ -186,6 +187,29 @@ def test_no_rank_outlives_rank_0_even_stopped(tmp_path: Path, when: str) -> None
     while any(is_running(pid, since) for pid, since in started.items()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_a_connection_that_is_gone_before_an_operation_begins_is_the_groups_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not a RuntimeError: a trainer takes one of its first step for a damaged checkpoint."""
+
+    def gone(*arguments: object, **more: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    ranks = DistributedRanks(1, 2, "latents", backend="gloo", device=torch.device("cpu"))
+    for name in ("isend", "irecv", "all_reduce", "all_gather", "broadcast"):
+        monkeypatch.setattr(distributed.dist, name, gone)
+    one = torch.zeros(3)
+    for operation in (
+        lambda: ranks.send(one, 0),
+        lambda: ranks.receive(one, 0),
+        lambda: ranks.sum_(one),
+        lambda: ranks.gather(one),
+        lambda: ranks.broadcast_(one),
+    ):
+        with pytest.raises(GroupError, match="rank 1 lost its group: Connection closed by peer"):
+            operation()
 
 
 @pytest.mark.parametrize(
