@@ -99,11 +99,15 @@ class DistributedRanks(Collectives):
     def send(self, tensor: torch.Tensor, to: int) -> None:
         wire = tensor.detach().to(self._wire_device).contiguous()
         if wire.numel():
-            self._wait(lambda: dist.isend(wire, to))
+            self._meet(lambda: dist.isend(wire, to))
 
     def receive(self, tensor: torch.Tensor, source: int) -> None:
         if tensor.numel():
-            self._in_place(tensor, lambda wire: dist.irecv(wire, source))
+            tensor = tensor.detach()
+            wire = tensor.to(self._wire_device)
+            self._meet(lambda: dist.irecv(wire, source))
+            if wire is not tensor:
+                tensor.copy_(wire)
 
     def _in_place(self, tensor: torch.Tensor, operation: Callable[[torch.Tensor], Any]) -> None:
         tensor = tensor.detach()
@@ -118,6 +122,30 @@ class DistributedRanks(Collectives):
         while self.rank == 0 and time.monotonic() < deadline:
             self._watch()
             time.sleep(0.01)
+
+    def _meet(self, begin: Callable[[], Any]) -> None:
+        """`_wait` for one that sends and one that receives: gloo breaks every connection when a wait for
+        such an operation times out, so a thread waits without a limit."""
+        if self._backend == "nccl":
+            self._wait(begin)
+            return
+        failed: list[RuntimeError] = []
+
+        def meet() -> None:
+            try:
+                begin().wait()
+            except RuntimeError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=meet, name="asys-group", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(LOOK.total_seconds())
+            if thread.is_alive():
+                self._watch()
+        if failed:
+            self._explain()
+            raise GroupError(f"rank {self.rank} lost its group: {failed[0]}") from failed[0]
 
     def _wait(self, begin: Callable[[], Any]) -> None:
         """Begin an operation, and wait for its end.

@@ -123,10 +123,10 @@ class GroupProcesses:
         """The others leave, or are ended. Idempotent."""
         for rank in self._others:
             rank.channel.close()
-        self.ranks.disconnect()
         deadline = time.monotonic() + LEAVE_S
         for rank in self._others:
             rank.end(deadline)
+        self.ranks.disconnect()
         if self._others:
             os.close(self._store)
         self._others = []
