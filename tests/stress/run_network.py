@@ -420,8 +420,10 @@ def ratio_of(ratios: list[float]) -> dict[str, Any]:
 # Two training machines of two ranks each, SAEs on a third.
 
 RANKS = """\
-for local in 0 1; do RANK=$((2 * NODE + local)) LOCAL_RANK=$local "$@" <&3 & done 3<&0
-wait %1 && wait %2
+for local in 0 1; do
+  RANK=$((2 * NODE + local)) LOCAL_RANK=$local "$@" <&3 & pids="$pids $!"
+done 3<&0
+for pid in $pids; do wait "$pid" || exit; done
 """
 """What torchrun does on a node, without a process of its own that imports torch."""
 
