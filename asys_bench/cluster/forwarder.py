@@ -64,6 +64,8 @@ SILENT_S = 15.0
 WELCOME_S = 120.0
 """How long a receiver that has let us in may take to answer HELLO: it may have to start its workers first."""
 FIN_S = 1.0
+_OF_A_BATCH = (Refusal.MALFORMED, Refusal.NAMES, Refusal.TOO_LARGE)
+"""Refusals that a packet may be the reason for, each time that it is sent."""
 MOST_PACKETS = 1024
 _ADDRESS = r"^tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$"
 
@@ -175,6 +177,7 @@ class ForwarderWorker(BaseSink):
         self._packet_bytes = 0.0
         self._names: dict[int, str] = {}
         """Of hooks and encodings of the packets so far."""
+        self._writers: set[tuple[int, int]] = set()
 
     # Start.
 
@@ -278,6 +281,7 @@ class ForwarderWorker(BaseSink):
         used = {packet.hook_id for packet in lease} | {packet.encoding_id for packet in lease}
         for number in used - self._names.keys():
             self._names[number] = self._context.name_of(number)
+        self._writers |= {(packet.source, packet.shard) for packet in lease}
         mean = sum(packet.payload.nbytes for packet in lease) / len(lease) + 128
         self._packet_bytes = (
             mean if not self._packet_bytes else 0.8 * self._packet_bytes + 0.2 * mean
@@ -385,7 +389,6 @@ class ForwarderWorker(BaseSink):
 
     def _hello(self) -> wire.Hello:
         context, document = self._context, self._document
-        first, count = _ranks(document)
         mine = {number: name for number, name in self._interned() if name in self._mine}
         return wire.Hello(
             job=self._job,
@@ -393,7 +396,7 @@ class ForwarderWorker(BaseSink):
             attempt=context.attempt,
             worker=context.name,
             node=os.uname().nodename,
-            ranks=tuple((first + index, index) for index in range(count)),
+            ranks=tuple(self._writers),
             names={**mine, **self._names},
             streams=tuple(
                 {k: v for k, v in one.items() if k in wire.STREAM_FIELDS} for one in self._streams
@@ -403,7 +406,7 @@ class ForwarderWorker(BaseSink):
             config_sha256=_sha256(context.config),
             first_packet=context.first_packet,
             clock_ns=self._clock_ns(),
-            world=max(count, _world()),
+            world=max(_world(), int(document.get("ranks") or 1)),
             began_unix_ns=int(document.get("started_unix_ns") or 0),
         )
 
@@ -425,7 +428,7 @@ class ForwarderWorker(BaseSink):
         connection, self._connection = self._connection, None
         self._link.disconnect()
         self._outbox.disconnected()
-        if connection is not None and connection.session.welcomed:
+        if connection is not None and connection.session.answers:
             self._failures = 0
         self._failed(now, why)
 
@@ -443,6 +446,8 @@ class ForwarderWorker(BaseSink):
         except SessionOverError as over:
             if over.reason is not None:
                 self._refuse(over.reason)
+            if over.reason in _OF_A_BATCH:
+                self._outbox.refused()
             self._lost(
                 now,
                 f"{address} refuses ({over.reason}): {over}"
@@ -463,7 +468,7 @@ class ForwarderWorker(BaseSink):
             self._lost(now, f"{address} has said nothing for {silent_s:.0f} s")
         elif session.welcomed:
             before = session.sent_bytes
-            session.send(self._names)
+            session.send(self._names, self._writers)
             self._meters.sent_bytes(session.sent_bytes - before)
             if now >= self._next_report and session.report(self._report(final=False)):
                 self._next_report = now + REPORT_S
@@ -486,7 +491,6 @@ class ForwarderWorker(BaseSink):
         skip = set(welcome.skip)
         self._outbox.skip = {number for number, name in self._interned() if name in skip}
         self._outbox.welcome(welcome.accepted, self._elsewhere)
-        self._failures = 0
         log.info("sending to %s at %s", welcome.name, self._connection.address)
         self._write(final=False)
 
@@ -645,13 +649,6 @@ class _Meters:
         self._gauges["credit_bytes"].set(credit)
         self._gauges["connected"].set(int(connected))
         self._gauges["ack_s"].set(ack_s)
-
-
-def _ranks(document: dict[str, Any]) -> tuple[int, int]:
-    """(source of the first writer, how many there are) of a run's bus."""
-    attempts = document.get("attempts") or [{}]
-    count = int(document.get("ranks") or attempts[-1].get("ranks") or 1)
-    return int(document.get("first_rank") or 0), count
 
 
 def _world() -> int:

@@ -193,7 +193,9 @@ class Intake:
             if kind is Message.BATCH:
                 self._batch(connection, number, data, clock_ns)
             elif kind is Message.NAMES:
-                self._names(connection, wire.parse_names(wire.read_json(data).get("names")))
+                told = wire.parse(wire.Names, data)
+                self._names(connection, told.names)
+                self._writers(connection, told.ranks)
             elif kind is Message.QUERY:
                 self._query(connection, number, data)
             elif kind is Message.REPORT or kind is Message.FIN:
@@ -298,12 +300,7 @@ class Intake:
         connection = Connection(
             peer, sender, hello, generation, {}, self._clock(), streams=frozenset(streams)
         )
-        for source, shard in hello.ranks:
-            key = StreamKey(hello.run_id, hello.attempt, source, shard)
-            local = self._shard_of(source, shard)
-            stream = self._ledger.stream(key)
-            shift = (stream.run_number << _RUN_SHIFT) + hello.first_packet
-            connection.accounts[source, shard] = self._ledger.account(sender, stream), local, shift
+        self._writers(connection, hello.ranks)
         self._names(connection, hello.names)
         self.connections[peer] = self._of_sender[sender] = connection
         self.opened += 1
@@ -317,7 +314,7 @@ class Intake:
         self._send(peer, wire.as_json(Message.WELCOME, 0, welcome))
 
     def _feed_for(self, hello: wire.Hello) -> dict[str, Any]:
-        shards = self._limits.shards or max(hello.world, len(hello.ranks))
+        shards = self._limits.shards or max(1, hello.world, len(hello.ranks))
         return {
             "streams": [
                 {**one, "side": one["name"] in hello.side} for one in hello.streams
@@ -356,6 +353,15 @@ class Intake:
                 )
             found = self._shards[source, shard] = len(self._shards)
         return found
+
+    def _writers(self, connection: Connection, ranks: Sequence[tuple[int, int]]) -> None:
+        hello = connection.hello
+        for source, shard in ranks:
+            local = self._shard_of(source, shard)
+            stream = self._ledger.stream(StreamKey(hello.run_id, hello.attempt, source, shard))
+            shift = (stream.run_number << _RUN_SHIFT) + hello.first_packet
+            account = self._ledger.account(connection.sender, stream)
+            connection.accounts[source, shard] = account, local, shift
 
     def _names(self, connection: Connection, names: dict[int, str]) -> None:
         if len(connection.names) + len(names) > wire.MAX_NAMES:

@@ -122,6 +122,7 @@ class Link:
             if self._monitor is not None:
                 self._poller.unregister(self._monitor)
                 self._socket.disable_monitor()
+                self._monitor.close(0)
                 self._monitor = None
             self._socket.close(0)
             self._socket = None

@@ -42,6 +42,8 @@ from asys_bench.contracts.packet import (
 
 Key = tuple[int, int, int]
 """(source, shard, seq)"""
+MOST_REFUSALS = 3
+"""Connections that may end with a refusal of the oldest batch before it is dropped."""
 
 
 class Dropped(StrEnum):
@@ -57,6 +59,8 @@ class Dropped(StrEnum):
     """Larger than a message or than a packet of the receiver's bus may be."""
     EXPIRED = "expired"
     """So old that the receiver's ledger cannot tell whether it came."""
+    REFUSED = "refused"
+    """The receiver refused the message each time."""
     ELSEWHERE = "elsewhere"
     """Another forwarder of this run sends this stream to the same receiver."""
     CLOSED = "closed"
@@ -92,7 +96,9 @@ class _Held:
 class Batch:
     """Packets as they travel. view: the whole message, or None once its memory was given back."""
 
-    __slots__ = ("born", "buffer", "entries", "held", "keys", "nbytes", "number", "tracker")
+    __slots__ = (
+        "born", "buffer", "entries", "held", "keys", "nbytes", "number", "refusals", "tracker",
+    )  # fmt: skip
 
     def __init__(
         self, buffer: bytearray, nbytes: int, keys: list[Key], entries: list[tuple[int, int]], held: _Held,
@@ -106,7 +112,7 @@ class Batch:
             held,
             born,
         )
-        self.number = 0
+        self.number = self.refusals = 0
         self.tracker: Any = None
         """Says when the network has let go of the buffer."""
 
@@ -290,6 +296,19 @@ class Outbox:
             confirmed -= left
             self._forget(batch)
             self._settle(batch.held)
+
+    def refused(self) -> None:
+        """The receiver does not take what was sent first of what it has not answered."""
+        first = next(iter((*self._doubtful, *self._sent, *self._unsent)), None)
+        if first is None:
+            return
+        first.refusals += 1
+        if first.refusals == MOST_REFUSALS:
+            for batches in (self._doubtful, self._sent, self._unsent):
+                if first in batches:
+                    batches.remove(first)
+                    break
+            self._give_up(first, Dropped.REFUSED)
 
     def disconnected(self) -> None:
         """The connection is over: what has no answer is doubtful."""

@@ -54,6 +54,12 @@ class Session:
         self.sent_bytes = 0
         self._limit = self._last = self._acked = self._queries = self._asked = 0
         self._told: set[int] = set()
+        self._ranks: set[tuple[int, int]] = set()
+
+    @property
+    def answers(self) -> int:
+        """Batches that the receiver is done with."""
+        return self._acked
 
     @property
     def credit(self) -> int:
@@ -62,7 +68,7 @@ class Session:
 
     def hello(self, number: int, hello: wire.Hello) -> None:
         """number: connections of this forwarder so far, this one included."""
-        self._told = set(hello.names)
+        self._told, self._ranks = set(hello.names), set(hello.ranks)
         self._send(wire.as_json(Message.HELLO, number, hello))
 
     def receive(self, data: memoryview) -> None:
@@ -97,15 +103,17 @@ class Session:
         else:
             raise WireError(Refusal.MALFORMED, f"{kind.name} was not expected")
 
-    def send(self, names: dict[int, str]) -> None:
-        """Whatever can be sent now. names: all that packets of the outbox refer to."""
+    def send(self, names: dict[int, str], ranks: set[tuple[int, int]]) -> None:
+        """Whatever can be sent now. names, ranks: all that packets of the outbox refer to."""
         if not self.welcomed:
             return
-        if new := names.keys() - self._told:
-            told = {"names": {number: names[number] for number in new}}
+        new, further = names.keys() - self._told, ranks - self._ranks
+        if new or further:
+            told = wire.Names({number: names[number] for number in new}, tuple(further))
             if not self._send(wire.as_json(Message.NAMES, 0, told)):
                 return
             self._told |= new
+            self._ranks |= further
         if (doubtful := self._outbox.in_question) is not None:
             if not self._asked and self._send(wire.query(self._queries + 1, doubtful.keys)):
                 self._queries += 1

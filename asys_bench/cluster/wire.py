@@ -7,7 +7,7 @@ A message is a head of 16 bytes and a body::
     HELLO    forwarder: number = its connections so far. JSON, `Hello`
     WELCOME  receiver: JSON, `Welcome`
     REFUSED  receiver: JSON, reason and message; the connection is over
-    NAMES    forwarder: JSON, further names: id -> name
+    NAMES    forwarder: JSON, `Names`: further names, and writers of its bus
     BATCH    forwarder: number = 1, 2, ... in this connection; packets, see below
     ACK      receiver: number = the last batch that is done with; `Ack`
     QUERY    forwarder: keys of packets that an earlier connection left without an answer
@@ -131,9 +131,9 @@ class Ack:
 class Hello:
     """What a forwarder says first.
 
-    ranks: (source, shard) of the writers of its bus. names: id -> name on its bus. streams: entries of its
-    run.json, of the hooks that it sends. first_packet: added to a seq by readers (`SinkContext`). clock_ns:
-    of the clock that packets are stamped with.
+    ranks: (source, shard) of the writers of its bus that it has seen. names: id -> name on its bus.
+    streams: entries of its run.json, of the hooks that it sends. first_packet: added to a seq by readers
+    (`SinkContext`). clock_ns: of the clock that packets are stamped with.
     """
 
     job: str
@@ -151,6 +151,14 @@ class Hello:
     clock_ns: int
     world: int = 1
     began_unix_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What packets to come refer to, beyond the HELLO."""
+
+    names: dict[int, str]
+    ranks: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +223,7 @@ def as_json(kind: Message, number: int, document: Any) -> bytes:
     return message(kind, number, json.dumps(document, separators=(",", ":")).encode())
 
 
-T = TypeVar("T", Hello, Welcome, Report)
+T = TypeVar("T", Hello, Names, Welcome, Report)
 
 
 def parse(kind: type[T], data: memoryview) -> T:
@@ -381,7 +389,7 @@ def _count(what: str, value: object, most: int = _MOST) -> int:
 
 
 def _ranks(what: str, value: object) -> tuple[tuple[int, int], ...]:
-    if not isinstance(value, list) or not 0 < len(value) <= MAX_STREAMS:
+    if not isinstance(value, list) or len(value) > MAX_STREAMS:
         raise _malformed(what, value)
     found = []
     for one in value:

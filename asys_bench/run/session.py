@@ -406,7 +406,6 @@ class ObservationSession:
                 "stats_page": self._page_path,
                 "bus": bus,
                 "ranks": self._ranks.local_world_size if self._ranks is not None else 1,
-                "first_rank": self._ranks.rank if self._ranks is not None else 0,
                 "step_unit": self.step_unit,
                 "first_step": self.clock.first_step,
                 "hooks": list(self.hooks),

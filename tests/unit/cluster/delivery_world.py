@@ -161,6 +161,7 @@ class World:
             window=2 * MOST, memory=3 * MOST, message=MOST, connections=4, shards=4
         )
         self.told: dict[int, str] = {}
+        self.writers: set[tuple[int, int]] = set()
         self.start_receiver()
         self.start_forwarder()
 
@@ -192,6 +193,7 @@ class World:
         lease = self.ring.pull(most)
         if len(lease):
             for one in lease:
+                self.writers.add((one.source, one.shard))
                 for number in (one.hook_id, one.encoding_id):
                     self.told[number] = NAMES[number]
             self.outbox.offer(lease, self.now)
@@ -201,7 +203,7 @@ class World:
         self.incarnation += 1
         self.session = None
         self.to_receiver.clear() if self.now % 2 else None
-        self.told = {}
+        self.told, self.writers = {}, set()
         self.start_forwarder()
 
     def connect(self) -> None:
@@ -214,7 +216,7 @@ class World:
             lambda: int(1e9 * self.now), self._welcomed,
         )  # fmt: skip
         hello = wire.Hello(
-            job="job", run_id="run", attempt=0, worker="remote-0", node="n", ranks=tuple(self.streams),
+            job="job", run_id="run", attempt=0, worker="remote-0", node="n", ranks=(),
             names={n: NAMES[n] for n in (1, 2)},
             streams=tuple({"name": name, "kind": "activation"} for name in ("layer.0", "layer.1")), side=(),
             step_unit="step", config_sha256="", first_packet=0, clock_ns=1,
@@ -241,7 +243,7 @@ class World:
 
     def send(self) -> None:
         if self.session is not None:
-            self.session.send(self.told)
+            self.session.send(self.told, self.writers)
 
     def lose_connection(self) -> None:
         """As the forwarder sees it; the receiver may not have noticed."""

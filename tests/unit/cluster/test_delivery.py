@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from asys_bench.cluster.outbox import Dropped
 from tests.unit.cluster.delivery_world import MOST, World
@@ -101,6 +107,8 @@ class Delivery(RuleBasedStateMachine):
             self.world.check()
 
 
+@pytest.mark.rest
+@pytest.mark.timeout(3600)
 def test_every_packet_is_on_the_receivers_bus_once_or_counted_whatever_dies() -> None:
     length = 60
     settings_ = settings(
@@ -109,8 +117,6 @@ def test_every_packet_is_on_the_receivers_bus_once_or_counted_whatever_dies() ->
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    from hypothesis.stateful import run_state_machine_as_test
-
     run_state_machine_as_test(Delivery, settings=settings_)
 
 

@@ -123,7 +123,7 @@ def test_times_are_those_of_this_nodes_clock_and_never_in_the_future(receiver: R
         (batch(1, list(range(300)), 600), Refusal.TOO_LARGE),
         (wire.as_json(Message.HELLO, 2, GOOD), Refusal.REPLAY),
         (wire.query(1, [(9, 9, 0)]), Refusal.NAMES),
-        (wire.as_json(Message.NAMES, 0, {"names": {str(n): f"e{n}" for n in range(600)}}), Refusal.NAMES),
+        (wire.as_json(Message.NAMES, 0, wire.Names({n: f"e{n}" for n in range(600)}, ())), Refusal.NAMES),
         (wire.as_json(Message.REPORT, 0, {"taken": -1}), Refusal.MALFORMED),
     ],
 )  # fmt: skip

@@ -1,0 +1,241 @@
+"""Forwarder and receiver over a real socket: what arrives, what is counted, who is let in."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asys_bench.cluster.keys import make_keys
+from tests.unit.cluster.loopback import Origin, Receiver
+
+Start = Callable[..., Any]
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Iterator[Start]:
+    made: list[Origin] = []
+
+    def start(**options: Any) -> Origin:
+        made.append(Origin(tmp_path / f"run{len(made)}", **options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.release()
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Start]:
+    made: list[Receiver] = []
+
+    def start(folder: str = "recv", **options: Any) -> Receiver:
+        made.append(Receiver(tmp_path / folder, **options))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.stop()
+
+
+def test_packets_arrive_with_their_own_keys_in_order_and_the_two_accounts_agree(
+    origin: Start, receiver: Start
+) -> None:
+    there = receiver()
+    here = origin(to=there.address, shards=2)
+    here.push(20, shard=0, hook=0)
+    here.push(20, shard=1, hook=1)
+    here.pump_until(lambda: here.counters().get("remote_acked") == 40, "40 answers")
+    packets = there.read_all(40)
+    assert [(p.source, p.shard, p.seq) for p in packets if p.shard == 0] == [
+        (0, 0, n) for n in range(20)
+    ]
+    assert [(p.source, p.shard, p.seq) for p in packets if p.shard == 1] == [
+        (0, 1, n) for n in range(20)
+    ]
+    assert all(bytes(p.payload) == bytes([p.host_step & 0xFF]) * 256 for p in packets)
+    now = time.monotonic_ns()
+    assert all(now - 60e9 < p.timestamp_ns <= now for p in packets)
+    here.close()
+    counters = here.counters()
+    assert counters["remote_taken"] == counters["remote_acked"] == 40
+    there.clock.should_stop = True
+    there._thread.join(30)
+    account = there.account
+    assert (account["accepted"], account["duplicates"], account["final"]) == (40, 0, True)
+    (sender,) = account["senders"]
+    assert (sender["accepted"], sender["window"]) == (40, 0)
+    assert sender["reported"]["acked"] == 40
+    assert sender["reported"]["final"] is True
+    assert there.clock.steps_made == 39
+
+
+def test_with_keys_an_allowed_client_comes_in_and_another_is_refused_by_name(
+    tmp_path: Path, origin: Start, receiver: Start
+) -> None:
+    make_keys(tmp_path / "keys", ["client", "stranger"])
+    (tmp_path / "keys/allowed/stranger.public").unlink()
+    there = receiver(keys=tmp_path / "keys")
+    here = origin(to=there.address, keys=tmp_path / "keys")
+    here.push(3)
+    here.pump_until(lambda: here.counters().get("remote_acked") == 3, "answers")
+    assert len(there.read_all(3)) == 3
+    other = origin(to=there.address, keys=tmp_path / "keys", client="stranger", wait_s=0.2)
+    other.push(2)
+    refused = "remote_refused{reason=key}"
+    other.pump_until(lambda: bool(other.counters().get(refused)), "a refusal")
+    other.pump_until(
+        lambda: other.counters().get("remote_dropped{reason=unreachable}") == 2, "drops"
+    )
+    other.close(1.0)
+    here.close()
+
+
+def test_a_forwarder_with_the_key_of_another_receiver_sends_nothing(
+    tmp_path: Path, origin: Start, receiver: Start
+) -> None:
+    make_keys(tmp_path / "keys")
+    make_keys(tmp_path / "other")
+    there = receiver(keys=tmp_path / "keys")
+    wrong = (tmp_path / "other/receiver.public").read_text().strip()
+    here = origin(
+        to=there.address,
+        keys=tmp_path / "keys",
+        receiver_key=wrong,
+        wait_s=0.2,
+        connect_timeout_s=0.5,
+    )
+    here.push(2)
+    here.pump_until(lambda: here.counters().get("remote_dropped{reason=unreachable}") == 2, "drops")
+    here.close(1.0)
+    assert there.account["accepted"] == 0
+
+
+def test_without_a_receiver_packets_are_dropped_and_counted_and_the_bus_goes_on(
+    origin: Start,
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    here = origin(to=f"tcp://127.0.0.1:{port}", wait_s=0.1, hold_s=0.05, backoff_max_s=0.2)
+    here.push(50)
+    here.pump_until(
+        lambda: here.counters().get("remote_dropped{reason=unreachable}") == 50, "drops"
+    )
+    here.pump_until(lambda: here.counters()["remote_connections"] > 2, "further tries")
+    here.close(1.0)
+    account = here.bus.account()
+    assert account.group("remote").delivered == 50
+    assert account.dropped_total == 0
+
+
+def test_a_forwarder_finds_its_receiver_in_the_book_and_the_one_that_comes_after_it(
+    tmp_path: Path, origin: Start, receiver: Start
+) -> None:
+    book = str(tmp_path / "book")
+    here = origin(book=book, wait_s=30, backoff_max_s=0.2)
+    here.push(5)
+    here.pump()
+    first = receiver("a", name="r", book=book)
+    here.pump_until(lambda: here.counters().get("remote_acked") == 5, "answers")
+    first.read_all(5)
+    first.clock.should_stop = True
+    first._thread.join(30)
+    second = receiver("b", name="r", book=book)
+    here.push(4)
+    here.pump_until(lambda: here.counters().get("remote_acked") == 9, "answers of the second")
+    second.read_all(4)
+    here.close()
+    assert here.counters()["remote_taken"] == 9
+
+
+def test_a_receiver_that_comes_back_in_its_folder_goes_on_with_its_ledger(
+    tmp_path: Path, origin: Start, receiver: Start
+) -> None:
+    first = receiver("r")
+    port = first.address.rpartition(":")[2]
+    here = origin(to=first.address, wait_s=60, backoff_max_s=0.2)
+    here.push(10)
+    here.pump_until(lambda: here.counters().get("remote_acked") == 10, "answers")
+    first.read_all(10)
+    first.stop()
+    here.push(10)
+    here.pump()
+    second = Receiver(tmp_path / "r", listen=f"127.0.0.1:{port}")
+    here.pump_until(lambda: here.counters().get("remote_acked") == 20, "answers")
+    packets = second.read_all(10)
+    assert [p.seq for p in packets] == list(range(10, 20))
+    here.close()
+    second.stop()
+    assert second.account["accepted"] == 20
+    assert second.account["duplicates"] == 0
+    first.stop = lambda: None  # type: ignore[method-assign]
+
+
+def test_a_killed_forwarder_loses_nothing_that_had_no_answer(
+    origin: Start, receiver: Start
+) -> None:
+    there = receiver(bus={"capacity_bytes": 1 << 20})
+    here = origin(to=there.address, hold_s=30)
+    here.push(400, nbytes=4096)  # more than the receiver's bus holds
+    for _ in range(20):
+        here.pump()
+    here.kill()
+    here.start()
+    got = []
+
+    def all_there() -> bool:
+        got.extend(there.read(256, 0.0))
+        return len(got) == 400
+
+    here.pump_until(all_there, "every packet")
+    here.close()
+    counters = here.counters()
+    assert sorted(p.seq for p in got) == list(range(400))
+    assert counters["remote_taken"] == counters["remote_acked"] == 400
+
+
+@pytest.mark.rest
+def test_a_slow_receiver_stops_the_pull_under_sample_and_drops_under_drop(
+    origin: Start, receiver: Start
+) -> None:
+    small = {"capacity_bytes": 1 << 20}
+    there = receiver("a", bus=small, window_mib=1, memory_mib=2)
+    here = origin(to=there.address, max_mib_in_flight=8, batch_mib=0.5, on_slow="sample", hold_s=0)
+    here.push(3000, nbytes=5000)
+    for _ in range(200):
+        here.pump()
+        if not here.worker.wants_packets:
+            break
+    assert not here.worker.wants_packets
+    assert "remote_dropped{reason=slow}" not in here.counters()
+    other = receiver("b", bus=small, window_mib=1, memory_mib=2)
+    drops = origin(to=other.address, max_mib_in_flight=8, batch_mib=0.5, on_slow="drop", hold_s=0)
+    drops.push(3000, nbytes=5000)
+    drops.pump_until(lambda: drops.counters().get("remote_dropped{reason=slow}", 0) > 0, "drops")
+    drops.pump_until(lambda: drops.counters().get("remote_taken") == 3000, "the bus is let go")
+    for one in (here, drops):
+        one.close(1.0)
+        counters = one.counters()
+        dropped = sum(n for name, n in counters.items() if name.startswith("remote_dropped"))
+        assert counters["remote_taken"] == counters["remote_acked"] + dropped == 3000
+
+
+@pytest.mark.parametrize(
+    "backend", [pytest.param("numba_ring", marks=pytest.mark.rest), "mp_queue"]
+)
+def test_every_bus_lets_a_forwarder_hold_several_leases(
+    origin: Start, receiver: Start, backend: str
+) -> None:
+    there = receiver()
+    here = origin(to=there.address, backend=backend, hold_s=30)
+    for _ in range(5):
+        here.push(10)
+        here.pump()
+    here.pump_until(lambda: here.counters().get("remote_acked") == 50, "answers")
+    assert [p.seq for p in there.read_all(50)] == list(range(50))
+    here.close()
