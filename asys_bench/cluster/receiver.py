@@ -50,13 +50,14 @@ from asys_bench.contracts.origin import ORIGIN, ring_meta
 from asys_bench.contracts.run_files import accounts_of, attempts_in
 from asys_bench.contracts.sink import Misfit
 from asys_bench.contracts.stats import Slot
+from asys_bench.system.allocator import return_freed_memory
 from asys_bench.system.files import replace_file
 
 if TYPE_CHECKING:
     from asys_bench.cluster.router import Router
 
 log = logging.getLogger(__name__)
-POLL_S, BUSY_S, LOOK_S, WRITE_S = 0.05, 0.001, 0.5, 2.0
+POLL_S, BUSY_S, LOOK_S, MEMORY_S, WRITE_S = 0.05, 0.001, 0.5, 0.01, 2.0
 LEAVING_S = 1.0
 
 
@@ -292,7 +293,7 @@ class _Receiving:
         self._announce()
         stopped = False
         last_seen = time.monotonic()
-        next_look = next_write = 0.0
+        next_look = next_memory = next_write = 0.0
         try:
             while not self._clock.should_stop:
                 wait = POLL_S
@@ -304,6 +305,10 @@ class _Receiving:
                 now = time.monotonic()
                 if intake.connections:
                     last_seen = now
+                if now >= next_memory:
+                    next_memory = now + MEMORY_S
+                    if router.takes_too_much:
+                        self._give_memory_back()
                 if now >= next_look:
                     next_look = now + LOOK_S
                     intake.look()
@@ -316,8 +321,6 @@ class _Receiving:
                     if ttl is not None and now - last_seen > ttl:
                         log.warning("no forwarder for %g s: %s stops", ttl, self._options.name)
                         break
-                    if router.takes_too_much:
-                        self._give_memory_back()
                 if now >= next_write:
                     next_write = now + WRITE_S
                     self._write(final=False)
@@ -351,6 +354,7 @@ class _Receiving:
         self._intake.forget_all()
         self._intake.refused[Refusal.MEMORY] = self._intake.refused.get(Refusal.MEMORY, 0) + 1
         self._router.reset()
+        return_freed_memory()
 
     def _lifeline_is_cut(self) -> bool:
         if self._lifeline is None:

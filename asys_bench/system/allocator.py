@@ -7,6 +7,7 @@ the owner of a worker process calls this.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -23,3 +24,9 @@ def keep_freed_memory() -> bool:
         return False
     kept = mallopt(_M_MMAP_THRESHOLD, MMAP_FROM_BYTES)
     return bool(kept and mallopt(_M_TRIM_THRESHOLD, TRIM_FROM_BYTES))
+
+
+def return_freed_memory() -> None:
+    """Give freed memory back to the kernel now (glibc's malloc_trim); nothing where there is none."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

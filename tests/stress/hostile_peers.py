@@ -2,9 +2,9 @@
 
     python -P tests/stress/hostile_peers.py SECONDS
 
-The receiver is a process of its own (`asys-run receive`), with keys and without. Hostile peers know nothing, or
-an allowed client's keys; they send lengths that lie, batches again and again, names that nobody gave, messages
-of endless parts, random bytes in place of ZeroMQ's handshake. Meanwhile one honest peer sends packets.
+The receiver is a process of its own (`asys-run receive`), with keys and without. Hostile peers know nothing,
+or an allowed client's keys; they send lengths that lie, batches again and again, names that nobody gave,
+messages of endless parts, random bytes in place of ZeroMQ's handshake. One honest peer sends packets.
 """
 
 from __future__ import annotations

@@ -22,7 +22,9 @@ def check(end: End) -> None:
     assert end.refused.keys() <= REASONS
     assert sum(end.refused.values()) > 0
     assert end.accepted >= 20
-    assert end.most_own_mib - end.first_own_mib < 3 * MEMORY_MIB
+    assert (
+        end.most_own_mib - end.first_own_mib < 6 * MEMORY_MIB
+    )  # twice, and what comes between two looks
 
 
 @pytest.mark.rest
