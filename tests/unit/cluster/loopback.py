@@ -23,7 +23,7 @@ from asys_bench.contracts.bus import (
 )
 from asys_bench.contracts.host import Fed, Feed, HostResult
 from asys_bench.contracts.origin import ORIGIN, OriginLease
-from asys_bench.contracts.packet import ActivationPacket, PacketMeta
+from asys_bench.contracts.packet import DTYPE_CODE, ActivationPacket, PacketMeta
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import Slot, StatsPage
 from asys_bench.registry import registry
@@ -35,14 +35,22 @@ PATIENCE_S = 60.0
 
 
 def make_bus(
-    group: str, names: Iterable[str], *, shards: int = 1, capacity_bytes: int = 16 << 20, backend: str =
-    "cpp_spmc"
-) -> BaseDataBus:  # fmt: skip
+    groups: Iterable[str],
+    names: Iterable[str],
+    *,
+    shards: int = 1,
+    capacity_bytes: int = 16 << 20,
+    backend: str = "cpp_spmc",
+) -> BaseDataBus:
     plugin = registry("backend").get(backend, BusPlugin)
     request = BusRequest(
-        groups=(GroupSpec(group, Delivery.AT_LEAST_ONCE),), shards=shards, capacity_packets=4096,
-        capacity_bytes=capacity_bytes, names=tuple(names), options=plugin.options(),
-    )  # fmt: skip
+        groups=tuple(GroupSpec(group, Delivery.AT_LEAST_ONCE) for group in groups),
+        shards=shards,
+        capacity_packets=4096,
+        capacity_bytes=capacity_bytes,
+        names=tuple(names),
+        options=plugin.options(),
+    )
     return plugin.build(request)
 
 
@@ -57,11 +65,17 @@ class Origin:
     """A host's run: a bus, and a forwarder as its worker, whose loop is `pump`."""
 
     def __init__(
-        self, folder: Path, *, shards: int = 1, backend: str = "cpp_spmc", **options: Any
+        self,
+        folder: Path,
+        *,
+        shards: int = 1,
+        backend: str = "cpp_spmc",
+        groups: Iterable[str] = (),
+        **options: Any,
     ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        self.bus = make_bus("remote", HOOKS, shards=shards, backend=backend)
+        self.bus = make_bus(["remote", *groups], HOOKS, shards=shards, backend=backend)
         self.producers = [self.bus.producer(shard) for shard in range(shards)]
         document = {
             "schema": "asys.run/1", "run_id": folder.name, "hooks": list(HOOKS), "host_pid": 1,
@@ -99,6 +113,14 @@ class Origin:
             meta = PacketMeta(hook_id, 0, U8, (nbytes,), host_step=self.pushed, timestamp_ns=now)
             assert self.producers[shard].push(meta, body, 20.0)
             self.pushed += 1
+
+    def push_rows(self, rows: torch.Tensor, step: int, shard: int = 0, hook: int = 0) -> None:
+        meta = PacketMeta(
+            self.bus.intern(HOOKS[hook]), 0, DTYPE_CODE[rows.dtype], tuple(rows.shape), host_step=step,
+            timestamp_ns=time.monotonic_ns(), weights_version=step // 3,
+        )  # fmt: skip
+        assert self.producers[shard].push(meta, rows, 20.0)
+        self.pushed += 1
 
     def pump(self) -> None:
         """A turn of the worker's loop."""
@@ -154,7 +176,7 @@ class Clock:
 
     def feed(self, feed: Feed) -> Fed:
         names = [*(one.name for one in feed.streams), *feed.names]
-        self.bus = make_bus("sinks", names, shards=feed.shards, **self._more)
+        self.bus = make_bus(["sinks"], names, shards=feed.shards, **self._more)
         self.began.set()
         return Fed(self.bus, self._more.get("capacity_bytes", 16 << 20), 4096)
 
