@@ -19,12 +19,12 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from asys_bench.cluster import wire
 from asys_bench.cluster.ledger import Account, Ledger, LedgerError, SenderKey, StreamKey
-from asys_bench.cluster.wire import Message, Refusal, WireError
+from asys_bench.cluster.wire import Ack, Message, Refusal, WireError
 from asys_bench.contracts.bus import BusError
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.packet import (
@@ -87,6 +87,9 @@ class Limits:
     shards: int | None = None
 
 
+NOTHING = Ack(0, 0, 0, 0, 0, 0, 0)
+
+
 class _Waiting:
     """A checked batch that is not on the bus yet."""
 
@@ -115,7 +118,8 @@ class Connection:
     streams: frozenset[str] = frozenset()
     waiting: deque[_Waiting] = field(default_factory=deque)
     last: int = 0
-    done: int = 0
+    answered: Ack = NOTHING
+    """Of the last batch that is on the bus as a whole; without total and limit."""
     received: int = 0
     processed: int = 0
     limit: int = 0
@@ -124,7 +128,7 @@ class Connection:
     expired: int = 0
     unpushed: int = 0
     clock_offset_ns: int | None = None
-    said: wire.Ack | None = None
+    said: Ack | None = None
     report: wire.Report | None = None
     reported_unix_ns: int = 0
     owes: bool = False
@@ -494,7 +498,10 @@ class Intake:
                         host_step = step
             bus.passed(host_step)
             waiting.popleft()
-            connection.done = batch.number
+            connection.answered = Ack(
+                batch.number, 0, connection.accepted, connection.duplicates, connection.expired,
+                connection.unpushed, 0,
+            )  # fmt: skip
             connection.processed += batch.nbytes
         return True
 
@@ -544,21 +551,14 @@ class Intake:
     def _answer(self, connection: Connection) -> None:
         limit = self._granted(connection)
         said = connection.said
-        news = said is None or said.batch != connection.done
+        news = said is None or said.batch != connection.answered.batch
         grown = limit - connection.limit >= min(self._limits.window // 8, 1 << 20)
         if not (news or grown or connection.owes):
             return
         connection.limit = limit
         connection.owes = False
-        connection.said = wire.Ack(
-            connection.done,
-            self._ledger.accepted(connection.sender),
-            connection.accepted,
-            connection.duplicates,
-            connection.expired,
-            connection.unpushed,
-            limit,
-        )
+        total = self._ledger.accepted(connection.sender)
+        connection.said = replace(connection.answered, total=total, limit=limit)
         self._send(connection.peer, wire.ack(connection.said))
 
     def leave(self) -> None:

@@ -245,6 +245,11 @@ class World:
         if self.session is not None:
             self.session.send(self.told, self.writers)
 
+    def report(self) -> None:
+        counts = self.outbox.counts
+        if self.session is not None and self.session.welcomed:
+            self.session.report(wire.Report(counts.taken, counts.acked, counts.in_flight))
+
     def lose_connection(self) -> None:
         """As the forwarder sees it; the receiver may not have noticed."""
         self.session = None
@@ -283,7 +288,7 @@ class World:
         before = getattr(self, "bus", None)
         count = before.here if before is not None else 0
         self.ledger = Ledger(self.folder, self.attempt, lambda attempt: count if told else None)
-        self.bus = ReceiverBus(self.pushed, 2 * MOST)
+        self.bus = ReceiverBus(self.pushed, MOST // 2)
         self.intake = Intake(
             self.ledger, self.bus, self.limits,
             lambda peer, data: self.to_forwarder.append((peer, data)), clock=lambda: self.now,

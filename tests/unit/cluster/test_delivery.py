@@ -69,7 +69,7 @@ class Delivery(RuleBasedStateMachine):
         for _ in range(count):
             self.world.hear()
 
-    @rule(count=st.integers(1, 64))
+    @rule(count=st.integers(1, 6))
     def the_receivers_workers_read(self, count: int) -> None:
         self.world.read(count)
 
@@ -88,6 +88,10 @@ class Delivery(RuleBasedStateMachine):
     @rule()
     def counters_are_published(self) -> None:
         self.world.publish()
+
+    @rule()
+    def the_forwarder_reports(self) -> None:
+        self.world.report()
 
     @rule()
     def the_forwarder_is_killed(self) -> None:

@@ -243,3 +243,23 @@ def test_packets_of_a_later_run_of_the_same_rank_have_keys_of_their_own(receiver
     receiver.hello(b"c", dataclasses.replace(GOOD, run_id="run", attempt=2, first_packet=50))
     receiver.say(b"c", batch(1, [0]))
     assert [key[2] for key, _ in receiver.pushed] == [0, 1 << 40, 50]
+
+
+def test_an_answer_while_a_batch_is_half_on_the_bus_speaks_of_whole_batches_alone(
+    receiver: Receiver,
+) -> None:
+    receiver.hello()
+    receiver.bus.in_ring.append((1 << 20) - 500)  # room for two packets of 192 bytes
+    receiver.say(b"a", batch(1, [0, 1, 2, 3]))
+    assert len(receiver.pushed) == 2
+    receiver.say(b"a", wire.as_json(Message.REPORT, 0, wire.Report()))
+    receiver.intake.answer()
+    kind, data = receiver.last()
+    ack = wire.parse_ack(wire.head(data)[1], data)
+    assert (kind, ack.batch, ack.packets, ack.total) == (Message.ACK, 0, 0, 2)
+    receiver.bus.in_ring.clear()
+    receiver.intake.push_waiting()
+    receiver.intake.answer()
+    data = receiver.last()[1]
+    ack = wire.parse_ack(wire.head(data)[1], data)
+    assert (ack.batch, ack.accepted, ack.total) == (1, 4, 4)
