@@ -88,11 +88,12 @@ class ExperimentPipeline:
         if run_dir.attempt and (found := self._checkpoints.resume()) is not None:
             self.life.go_on(*found)
             forget_after(run_dir.path, found[0])
-        elif run_dir.attempt:
+        elif run_dir.attempt and not plugin.feeds:
             log.warning("%s goes on and its host begins anew", run_dir.path)
-        self._checkpoints.attach()
-        if not self._host.can_be_saved and self._checkpoints.wanted:
-            self._tell_host(run_dir)
+        if not plugin.feeds:  # it keeps what it goes on from by itself
+            self._checkpoints.attach()
+            if not self._host.can_be_saved and self._checkpoints.wanted:
+                self._tell_host(run_dir)
         if model is None:
             self._late_clock = LateStepClock(
                 config.hooks, self._start_late, self._start_fed, run_dir.path

@@ -31,9 +31,14 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--job", metavar="JOB", help="the job whose packets it takes")
     parser.add_argument("--keys", metavar="DIR", help="keys as asys-run keys makes them")
     parser.add_argument("--book", metavar="BOOK", help="address book to be announced in")
-    parser.add_argument("--generation", metavar="N", help="number of its entry in the book")
     parser.add_argument(
-        "--lifeline-fd", metavar="N", help="stop when the other end of this pipe is closed"
+        "--generation", metavar="N", type=int, help="number of its entry in the book"
+    )
+    parser.add_argument(
+        "--lifeline-fd",
+        metavar="N",
+        type=int,
+        help="stop when the other end of this pipe is closed",
     )
     parser.add_argument(
         "--set",
@@ -56,7 +61,7 @@ def command_line(arguments: argparse.Namespace) -> list[str]:
     import json
 
     name = arguments.name or "receiver"
-    sets = ["host.kind=receiver", "run.resume=auto", f"run.id={name}"]
+    sets = ["host.kind=receiver", "run.resume=auto", f"run.id={json.dumps(name)}"]
     options = {
         "listen": arguments.listen,
         "advertise": arguments.advertise,
@@ -69,8 +74,7 @@ def command_line(arguments: argparse.Namespace) -> list[str]:
     }
     for option, value in options.items():
         if value is not None:
-            text = value if str(value).isdecimal() and option != "name" else json.dumps(value)
-            sets.append(f"host.options.receiver.{option}={text}")
+            sets.append(f"host.options.receiver.{option}={json.dumps(value)}")
     if arguments.book is not None:  # what it counts is beside its entry
         sets.append("monitors.cluster_status.kind=cluster_status")
     if arguments.hooks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -239,3 +240,33 @@ def test_every_bus_lets_a_forwarder_hold_several_leases(
     here.pump_until(lambda: here.counters().get("remote_acked") == 50, "answers")
     assert [p.seq for p in there.read_all(50)] == list(range(50))
     here.close()
+
+
+def test_a_receiver_whose_lifeline_is_cut_answers_writes_and_leaves(
+    origin: Start, receiver: Start
+) -> None:
+    mine, theirs = os.pipe()
+    there = receiver(lifeline_fd=mine)
+    here = origin(to=there.address, wait_s=0.2)
+    here.push(5)
+    here.pump_until(lambda: here.counters().get("remote_acked") == 5, "answers")
+    os.close(theirs)
+    there._thread.join(30)
+    assert there.result is not None
+    assert there.result.stopped_early
+    assert there.account["final"] is True
+    assert there.account["accepted"] == 5
+    here.push(1)
+    here.pump_until(
+        lambda: here.counters().get("remote_dropped{reason=unreachable}") == 1, "a drop"
+    )
+    here.close(1.0)
+    os.close(mine)
+
+
+def test_a_receiver_without_forwarders_for_its_ttl_ends_by_itself(receiver: Start) -> None:
+    there = receiver(idle_ttl_s=0.3)
+    there._thread.join(30)
+    assert there.result is not None
+    assert not there.result.stopped_early
+    assert there.account["final"] is True
