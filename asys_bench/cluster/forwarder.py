@@ -266,7 +266,7 @@ class ForwarderWorker(BaseSink):
     @property
     def linger_s(self) -> float:  # type: ignore[override]
         """Short while answers are awaited, which a pull does not hear."""
-        return 0.002 if not self._outbox.is_empty else 0.05
+        return 0.002 if self._connection is not None and not self._outbox.is_empty else 0.05
 
     @property
     def max_packets(self) -> int:  # type: ignore[override]

@@ -8,6 +8,7 @@ connection ends, and the next try has a socket and a number of its own.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import zmq
@@ -71,6 +72,7 @@ class Link:
     def wait(self, seconds: float) -> bool:
         """Until there is something to read; False: nothing came."""
         if self._socket is None:
+            time.sleep(seconds)
             return False
         return bool(self._poller.poll(int(1000 * seconds)))
 

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from asys_bench.cluster.router import Router
 
 log = logging.getLogger(__name__)
-POLL_S, BUSY_S, LOOK_S, MEMORY_S, WRITE_S = 0.05, 0.001, 0.5, 0.01, 2.0
+POLL_S, BUSY_S, LOOK_S, MEMORY_S, WRITE_S = 0.05, 0.002, 0.5, 0.01, 2.0
 LEAVING_S = 1.0
 
 
