@@ -51,6 +51,7 @@ from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import LABELS, file_slug, matches
 from asys_bench.contracts.run_files import read_run_file
 from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.system.allocator import keep_freed_memory
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import make_folders, read_json
 from asys_bench.system.launcher import LocalRanks, job_name
@@ -184,6 +185,7 @@ class ForwarderWorker(BaseSink):
     def open(self, context: SinkContext) -> None:
         """Take up the account of an earlier incarnation, and begin to connect."""
         self._context, options = context, self._options
+        keep_freed_memory()
         self._folder = context.run_dir / FOLDER
         make_folders(self._folder, below=context.run_dir)
         self._file = self._folder / f"{file_slug(context.name)}.json"

@@ -50,7 +50,7 @@ from asys_bench.contracts.origin import ORIGIN, ring_meta
 from asys_bench.contracts.run_files import accounts_of, attempts_in
 from asys_bench.contracts.sink import Misfit
 from asys_bench.contracts.stats import Slot
-from asys_bench.system.allocator import return_freed_memory
+from asys_bench.system.allocator import keep_freed_memory, return_freed_memory
 from asys_bench.system.files import replace_file
 
 if TYPE_CHECKING:
@@ -289,6 +289,7 @@ class _Receiving:
 
     def run(self) -> HostResult:
         router, intake = self._router, self._intake
+        keep_freed_memory()  # every message is a block of megabytes
         self._announced(router.address)
         self._announce()
         stopped = False
