@@ -330,7 +330,8 @@ class BusSubscription(ABC):
     ) -> Lease:
         """Claim up to `max_packets`, waiting up to `timeout_s` until `min_packets` are there.
 
-        Returns what there is after the wait, possibly an empty lease; order within a shard is kept.
+        Returns what there is after the wait, possibly an empty lease; order within a shard is kept. Several
+        leases may be held at a time, and released in any order.
         """
 
     @property

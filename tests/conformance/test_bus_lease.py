@@ -72,6 +72,20 @@ def test_a_with_block_left_with_a_live_view_raises_and_keeps_the_lease(make_bus:
         assert lease.release() == 1
 
 
+def test_a_reader_may_hold_several_leases_and_release_them_in_any_order(make_bus: Buses) -> None:
+    bus = make_bus()
+    push_numbers(bus.producer(), 0, 30)
+    with bus.subscribe("train", "a") as reader:
+        leases = []
+        while sum(map(len, leases)) < 30:
+            leases.append(pull_some(reader, most=7))
+        assert all(is_whole(packet) for lease in leases for packet in lease)
+        assert [packet.host_step for lease in leases for packet in lease] == list(range(30))
+        for lease in (*leases[1::2], *reversed(leases[::2])):
+            assert lease.release() == len(lease)
+        settled(bus, "train", delivered=30)
+
+
 def test_a_packet_kept_past_its_lease_has_no_payload_any_more(make_bus: Buses) -> None:
     bus = make_bus()
     push_numbers(bus.producer(), 0, 1)
