@@ -27,11 +27,17 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_S = 60.0
 ELSEWHERE = (
     *("asys_device_", "asys_sae_watch_", "asys_sae_unpaired_"),
-    *("asys_remote_", "asys_receiver_", "asys_storage_"),
+    *("asys_remote_", "asys_receiver_", "asys_storage_", "asys_archive_deleted_"),
     *("asys_alarm", "asys_sampling_raised", "asys_probe_", "asys_labels_", "asys_reservoir_"),
+    *(
+        "asys_sae_ce_recovered_",
+        "asys_sae_return_recovered_",
+        "asys_sae_kl_",
+        "asys_sae_outlier_norm",
+    ),
 )
-"""Only with a device, a watched SAE, a transcoder; with SAEs on another machine, a store; with alarms,
-probes, labels and reservoirs."""
+"""Only with a device, a watched SAE, a transcoder; with SAEs on another machine, a store, an archive at its
+limit; with alarms, probes, labels, reservoirs; with evaluations, and rows that are outliers."""
 LATE = {
     "asys_sae_feature_survival_ratio",
     "asys_sae_input_drift_ratio",
