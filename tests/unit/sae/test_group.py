@@ -162,29 +162,33 @@ def test_a_group_and_one_process_go_on_from_each_others_checkpoints(
 ) -> None:
     """1 -> 2 -> 3 ranks -> 1, each from the file of the one before: as one process without an end."""
     straight = _trainer()
-    _feed(straight, 0, 32)
+    for begin in (0, 8, 16, 24):  # saved as often: features that have turned are marked then
+        _feed(straight, begin, begin + 8)
+        straight.save(tmp_path / "straight", sync=False)
     first = _trainer()
     _feed(first, 0, 8)
-    assert first.save(tmp_path, sync=False) is not None
+    folder = tmp_path / "group"
+    assert first.save(folder, sync=False) is not None
     for size, begin in ((2, 8), (3, 16)):
         with ThreadGroup(size, split) as group:
             trainer = _trainer(group)
-            assert trainer.load(tmp_path) is not None
+            assert trainer.load(folder) is not None
             _feed(trainer, begin, begin + 8)
-            written = trainer.save(tmp_path, sync=False)
+            written = trainer.save(folder, sync=False)
             assert written is not None
             assert sorted(path.name for path in written.iterdir()) == sorted(
-                path.name for path in (tmp_path / "latest").iterdir()
+                path.name for path in (folder / "latest").iterdir()
             )
     last = _trainer()
-    assert last.load(tmp_path) is not None
+    assert last.load(folder) is not None
     _feed(last, 24, 32)
+    last.save(folder, sync=False)
     assert last.steps == straight.steps
     assert last._hook is not None
     assert straight._hook is not None
     apart = _apart(straight._hook.learner.state_dict(), last._hook.learner.state_dict())
     assert apart < NEAR
-    found, _ = load_sae(tmp_path / "latest")
+    found, _ = load_sae(folder / "latest")
     assert found.d_sae == 96
 
 
