@@ -33,7 +33,7 @@ ENVS, WIDTH, EPISODE = int(os.environ.get("ASYS_LABEL_ENVS", "16")), 64, 25
 QUIET = {
     "monitors": {"log": None},
     "watchdog": {"heartbeat_timeout_s": 60, "startup_timeout_s": 120},
-    "bus": {"backend": "mp_queue"},
+    "bus": {"backend": os.environ.get("ASYS_LABEL_BUS", "mp_queue")},
 }
 
 
