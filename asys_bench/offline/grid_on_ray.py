@@ -23,8 +23,10 @@ from asys_bench.offline.grid import Point, Task
 from asys_bench.offline.grid_results import FAILED, STOPPED, GridResult
 from asys_bench.offline.plan import Job, OfflinePlan
 from asys_bench.system.files.atomic import replace_file
+from asys_bench.system.files.below import read_file
 
 STOP_FILE, MARK_FILE = ".stop", ".grid"
+MOST_MARK_BYTES = 64
 TRIES = 3
 """Starts of a task whose process or node dies."""
 PROBE_S, POLL_S = 60.0, 0.5
@@ -197,7 +199,7 @@ def _unfit(out: str, mark: str, ours: dict[str, str]) -> str | None:
     if problem is not None:
         return problem
     try:
-        seen = (Path(out) / MARK_FILE).read_text()
+        seen = read_file(Path(out) / MARK_FILE, MOST_MARK_BYTES).decode(errors="replace")
     except OSError as error:
         seen = str(error)
     if seen != mark:

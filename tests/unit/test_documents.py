@@ -221,10 +221,10 @@ def test_commands_are_ones_that_exist(block, monkeypatch):
 def check_ours(place: str, command: str, rest: list[str]) -> None:
     """The subcommand exists; a configuration that is named loads with its overrides."""
     if command == "asys-bench" or rest[0][:1] != "-":
-        source = (ROOT / "asys_bench/cli/commands").glob(
-            f"{'bench' if command == 'asys-bench' else 'run'}_*.py"
-        )
-        known = {path.stem.partition("_")[2].replace("_", "-") for path in source}
+        commands = ROOT / "asys_bench/cli/commands"
+        bench = command == "asys-bench"
+        source = (commands / "bench").glob("[!_]*.py") if bench else commands.glob("run_*.py")
+        known = {path.stem.removeprefix("run_").replace("_", "-") for path in source}
         assert rest[0] in known, f"{place}: {command} has no {rest[0]!r}"
         if rest[0] == "run":
             assert (ROOT / rest[1]).exists() or "<" in rest[1], f"{place}: no {rest[1]}"

@@ -217,9 +217,10 @@ class ReservoirWorker(BaseSink):
         context = self._context
         item = 2 if packet.dtype.is_floating_point else 8
         most = int(self._options.max_mib * (1 << 20))
-        each = rows_per_window(item * max(1, packet.shape[-1]) + ROW_COLUMN_BYTES, most * 3 // 4)
+        share = most // 4 if constant else most * 3 // 4
+        each = rows_per_window(item * max(1, packet.shape[-1]) + ROW_COLUMN_BYTES, share)
         if constant:
-            each = max(1, min(CONSTANT_ROWS, each // 3))
+            each = min(CONSTANT_ROWS, each)
         folder = context.run_dir / RESERVOIR_DIR / file_slug(hook.name)
         return WindowedSample(each, folder, context.run_dir, constant=constant)
 

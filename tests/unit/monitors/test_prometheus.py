@@ -138,12 +138,12 @@ def test_all_metrics_are_served_once_the_page_has_them(
 
 def test_names_end_in_their_base_unit() -> None:
     endings = ("_total", "_seconds", "_bytes", "_ratio", "_info", "_packets", "_per_second",
-               "_files", "_shards")  # fmt: skip
+               "_files", "_shards", "_rows")  # fmt: skip
     free = {  # no unit exists for these
         "asys_run_state", "asys_worker_state", "asys_host_figure", "asys_sae_loss",
         "asys_sae_l0_features", "asys_sae_watch_l0_features", "asys_sae_row_age_versions",
         "asys_sae_outlier_norm", "asys_sae_kl_nats", "asys_exporter_omitted_label_values",
-        "asys_alarm_watchers", "asys_sampling_raised_now",
+        "asys_sae_turned_features", "asys_alarm_watchers", "asys_sampling_raised_now",
         "asys_remote_connected", "asys_receiver_connected_forwarders",
     }  # fmt: skip
     for spec in all_metrics():

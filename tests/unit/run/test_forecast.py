@@ -38,7 +38,7 @@ def config(*sets):
 def test_each_sae_of_a_hook_is_forecast_with_its_sizes():
     found = forecast_saes(config(), {"a": 64, "b": 2})
     assert [str(f) for f in found] == [
-        "a: d_in 64, d_sae 512, 12.7 MiB of memory, 10.9 MiB per checkpoint",
+        "a: d_in 64, d_sae 512, 13.0 MiB of memory, 11.1 MiB per checkpoint",
         "b: d_in 2, d_sae 16, 1.2 MiB of memory, 1.2 MiB per checkpoint",
     ]
 
@@ -48,8 +48,8 @@ def test_an_sae_on_a_gpu_is_forecast_with_what_it_takes_on_both_sides(monkeypatc
     last decoder; rows stay in the machine's memory."""
     (found,) = forecast_saes(config("sinks.trainer.options.device=auto"), {"a": 4096})
     assert str(found) == (
-        "a: d_in 4096, d_sae 32768, 7.85 GiB of a GPU (and 512 MiB for the context of each worker) and "
-        "673 MiB of memory, or on the CPU 7.63 GiB of memory, 4.56 GiB per checkpoint"
+        "a: d_in 4096, d_sae 32768, 8.11 GiB of a GPU (and 512 MiB for the context of each worker) and "
+        "673 MiB of memory, or on the CPU 7.90 GiB of memory, 4.82 GiB per checkpoint"
     )
     monkeypatch.setattr(forecast, "memory_limit_bytes", lambda: 4 << 30)
     monkeypatch.setattr("torch.version.cuda", "13.0")
@@ -73,7 +73,7 @@ def test_an_sae_larger_than_the_machine_is_a_misfit_in_gib(monkeypatch):
     monkeypatch.setattr(forecast, "memory_limit_bytes", lambda: 4 << 30)
     (found,) = forecast_saes(config(), {"a": 4096})
     assert found.misfit.startswith(
-        "d_sae 32768 (d_in 4096) takes 7.63 GiB of memory, and this machine has 4.00 GiB"
+        "d_sae 32768 (d_in 4096) takes 7.90 GiB of memory, and this machine has 4.00 GiB"
     )
 
 
@@ -82,7 +82,7 @@ def test_saes_that_exceed_what_is_free_are_one_warning(monkeypatch):
     run = config()
     assert shortage(forecast_saes(run, {"a": 64})) is None
     message = shortage(forecast_saes(run, {"a": 64, "b": 64}))
-    assert message.startswith("the SAEs will take 25.3 MiB of memory and 20.0 MiB are free")
+    assert message.startswith("the SAEs will take 26.0 MiB of memory and 20.0 MiB are free")
 
 
 def test_a_hook_that_the_sink_does_not_get_has_no_sae():

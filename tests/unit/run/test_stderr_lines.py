@@ -81,7 +81,7 @@ def test_a_report_that_is_written_is_named_and_many_things_are_counted():
 
 def test_hooks_of_one_shape_are_said_together_with_the_memory_of_all():
     assert widths_line(*forecast(a=64, b=64, c=8)) == (
-        "a, b: d_in 64, d_sae 512; c: d_in 8, d_sae 64; 27.5 MiB of memory for the SAEs"
+        "a, b: d_in 64, d_sae 512; c: d_in 8, d_sae 64; 28.2 MiB of memory for the SAEs"
     )
     assert widths_line({"a": 7}, []) == "a: d_in 7"
 

@@ -22,7 +22,7 @@ def test_a_slow_step_is_forecast_with_rows_per_second_and_the_setting_for_the_dr
     (record,) = caplog.records
     assert "a: a step of 1024 rows takes about 14 s here (d_in 4096, d_sae 32768)" in record.message
     assert "about 73 rows/s" in record.message
-    assert "run.drain_timeout_s of 121 or more" in record.message
+    assert "run.drain_timeout_s of 125 or more" in record.message
     assert made.promise_s == 56.0
 
 
