@@ -14,7 +14,7 @@ from asys_bench.contracts.packet import CONSTANT_MICROBATCH
 from asys_bench.rundir.timeline_document import read_timeline
 from asys_bench.rundir.verify import verify_run
 
-pytestmark = pytest.mark.rest
+pytestmark = [pytest.mark.rest, pytest.mark.timeout(600)]
 STEPS, ROWS, WIDTH, JOINS = 2000, 64, 24, 900
 
 
@@ -44,10 +44,10 @@ def run_dir(tmp_path_factory):
     observation = asys_bench.observe(
         model,
         hooks="0",
-        run={"dir": str(tmp_path_factory.mktemp("runs")), "drain_timeout_s": 60},
+        run={"dir": str(tmp_path_factory.mktemp("runs")), "drain_timeout_s": 200},
         bus={"on_full": "block", "block_timeout_s": 50},
         sinks={
-            "trainer": {"options": {"sae": sae, "max_lag_s": 1000, "final_train_s": 20}},
+            "trainer": {"options": {"sae": sae, "max_lag_s": 1000, "final_train_s": 150}},
             "reservoir": {"kind": "reservoir"},
         },
         quiet=True,

@@ -59,7 +59,8 @@ def test_namespaces_are_machines_with_the_faults_that_they_are_given():
         b.limit(None)
 
 
-@pytest.mark.rest
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="a minute: make soak (ASYS_SOAK=1)")
 @pytest.mark.timeout(400)
 def test_a_partition_costs_packets_by_their_reason_and_is_over_when_it_heals(tmp_path):
     """With a round trip of 10 ms, and a receiver whose clock is days ahead."""
@@ -69,7 +70,8 @@ def test_a_partition_costs_packets_by_their_reason_and_is_over_when_it_heals(tmp
     assert figures["dropped_away"]
 
 
-@pytest.mark.rest
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="a minute: make soak (ASYS_SOAK=1)")
 @pytest.mark.timeout(400)
 def test_two_machines_of_two_ranks_have_one_account_one_report_and_one_view(tmp_path):
     figures = two_nodes(tmp_path, steps=60)

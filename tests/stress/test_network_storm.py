@@ -17,10 +17,9 @@ SEED = int(os.environ.get("ASYS_SOAK_SEED", "1"))
 QUICK = Storm(connections=6, forwarders=3, workers=2, receivers=1, seed=SEED)
 
 
-@pytest.mark.rest
 @pytest.mark.stress
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(SOAK, reason="make soak strikes for longer")
+@pytest.mark.skipif(not SOAK, reason="a minute and more: make soak")
 def test_a_short_storm_between_two_nodes_loses_nothing_uncounted(tmp_path: Path) -> None:
     end = strike(tmp_path, QUICK)
     print(end)

@@ -84,6 +84,7 @@ def test_before_a_change_the_expected_sum_is_the_number_of_values(up):
     assert sums_of(both, up).mean(1) == pytest.approx([1, 2])
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("up", [1.0, 0.5])
 @pytest.mark.parametrize("run_length", [20, 200])
 def test_the_average_run_length_is_at_least_one_over_alpha(up, run_length):
