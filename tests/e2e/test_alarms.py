@@ -59,7 +59,7 @@ def test_a_host_reads_the_alarm_and_everything_around_it_is_kept(tmp_path, recei
         "run": {"dir": str(tmp_path / "runs")},
         "sinks": {
             "alarm": {"kind": "alarm", "options": alarm},
-            "archive": {"options": {"max_gib": 0.001, "shard_rotate_mib": 0.05, "min_packets": 1}},
+            "archive": {"options": {"max_gib": 0.004, "shard_rotate_mib": 0.05, "min_packets": 1}},
             "trainer": None,
         },
     }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ NEAR = 1e-5
 POLICIES = [(name, "auto") for name in ARCHITECTURES]
 POLICIES += [("topk", "auxk"), ("jumprelu", "auxk"), ("matryoshka", "auxk")]
 QUICK = [("topk", "auto"), ("batchtopk", "auto"), ("jumprelu", "auxk")]
+SOAK = [
+    pytest.mark.stress,
+    pytest.mark.skipif(os.environ.get("ASYS_SOAK") != "1", reason="all architectures: make soak"),
+]
 
 
 def _apart(one: StateDict, other: StateDict) -> float:
@@ -78,7 +83,10 @@ def test_a_step_of_a_group_is_that_of_one_process(
 
 @pytest.mark.rest
 @pytest.mark.parametrize("split", ["latents", "rows"])
-@pytest.mark.parametrize(("architecture", "policy"), POLICIES)
+@pytest.mark.parametrize(
+    ("architecture", "policy"),
+    [one if one in QUICK else pytest.param(*one, marks=SOAK) for one in POLICIES],
+)
 def test_100_steps_of_a_group_are_those_of_one_process(
     architecture: str, policy: str, split: Split
 ) -> None:
