@@ -14,6 +14,7 @@ from typing import Any
 
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.host import HostResult
+from asys_bench.contracts.names import SIDE_STREAMS
 from asys_bench.contracts.run_files import METRICS_FILE, TENSORBOARD_DIR
 from asys_bench.contracts.stats import StatsPage, WorkerState
 from asys_bench.monitors.figures import (
@@ -63,7 +64,10 @@ def next_steps(run_dir: Path, files: Sequence[FileEntry]) -> tuple[NextStep, ...
             "print(sae.cfg)"
         )
         steps.append(NextStep("load an SAE with SAELens", _python(code)))
-    shards = [path for path in paths if path.suffix in SHARD_SUFFIXES]
+    shards = [
+        path for path in paths
+        if path.suffix in SHARD_SUFFIXES and path.parent.name not in SIDE_STREAMS
+    ]  # fmt: skip
     if shards and _installed("datasets"):
         code = (
             f"from datasets import Dataset; d = Dataset.from_file({str(run_dir / shards[0])!r}); "

@@ -13,7 +13,6 @@ from asys_bench.contracts.labels import text_code  # noqa: E402
 
 TRAIN_ROWS, EVAL_ROWS = 4, 3
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:The `srun` command is available"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
 ]
