@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from asys_bench.cluster.identities import Verdict
+from asys_bench.cluster.outbox import Dropped
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs/cluster.md").read_text()
@@ -52,4 +53,8 @@ def test_what_a_sae_takes_is_two_products_for_a_token_and_six_to_train():
 def test_every_verdict_is_explained():
     section = PAGE[PAGE.index("## What is counted") : PAGE.index("## Watching it")]
     told = set(re.findall(r"\*([a-z ]+?)(?: N)?\*", section))
-    assert {str(verdict) for verdict in Verdict} - {"silent"} <= told
+    assert {str(verdict) for verdict in Verdict} <= told
+
+
+def test_every_reason_for_a_drop_is_explained():
+    assert {row[0] for row in tables()["reason for a drop"]} == {str(one) for one in Dropped}
