@@ -49,6 +49,7 @@ class PoolSpec:
     cwd: str
     idle_ttl_s: float | None
     drain_s: float
+    startup_s: float
     versions: Mapping[str, str]
     command: tuple[str, ...] = ()
 
@@ -68,6 +69,7 @@ class PoolSpec:
             os.getcwd(),
             pool.idle_ttl_s,
             config.run.drain_timeout_s,
+            config.watchdog.startup_timeout_s,
             versions(),
             command,
         )

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.cluster.ray_cluster import NAMESPACE, version_problem, versions
-from asys_bench.cluster.receiver_process import ReceiverProcess, State, read_status
+from asys_bench.cluster.receiver_process import HUNG_S, ReceiverProcess, State, read_status
 from asys_bench.system.files.atomic import make_private_folder, replace_file
 
 COORDINATOR, RECEIVER, GANG = "asys-pool-{}", "asys-pool-{}/{}", "asys-pool-{}/{}/gpus"
@@ -251,4 +251,6 @@ def _process_of(spec: Mapping[str, Any], group: str, name: str, run_dir: Path) -
         run_dir / STATUS_FILE,
         environment=environment,
         cwd=cwd,
+        # Its file is not rewritten while its workers start, with the first forwarder, nor while they drain.
+        hung_s=HUNG_S + max(float(spec["startup_s"]), float(spec["drain_s"])),
     )

@@ -34,7 +34,8 @@ from asys_bench.system.files.below import read_json
 FIRST_PAUSE_S, LONGEST_PAUSE_S, SETTLED_S = 0.5, 30.0, 60.0
 """Before a start; doubled each time, until a receiver has run for SETTLED_S."""
 HUNG_S = 30.0
-"""A receiver whose file was not rewritten for so long is killed; it does so every 2 s."""
+"""A receiver whose file was not rewritten for so long is killed; it does so every 2 s, but not while its
+workers start or drain."""
 POLL_S = 0.1
 FIRST_BYTES, LAST_BYTES, MOST_LOG_BYTES = 1 << 20, 4096, 8 << 20
 """Of a start's output, where the address is looked for, and the last line; of the log of all starts."""

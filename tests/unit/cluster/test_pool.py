@@ -40,6 +40,13 @@ def test_places_are_those_of_the_command_wherever_the_receivers_run(tmp_path, mo
     assert spec(tmp_path).keys == ""
 
 
+def test_a_receiver_has_the_time_that_the_configuration_gives_its_workers(tmp_path):
+    run, watchdog = {"dir": "runs", "drain_timeout_s": 45}, {"startup_timeout_s": 200}
+    data = {"host": HOST, "pool": {"book": str(tmp_path)}, "run": run, "watchdog": watchdog}
+    made = PoolSpec.of(config_from_data(data))
+    assert (made.startup_s, made.drain_s) == (200.0, 45.0)
+
+
 def test_the_configuration_travels_whole(tmp_path):
     made = spec(tmp_path, groups={"early": {"hooks": ["a"]}})
     (tmp_path / "again.yaml").write_text(made.config)

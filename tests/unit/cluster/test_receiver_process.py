@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from asys_bench.cluster.receiver_process import ReceiverProcess, State
+from asys_bench.cluster import pool_actors
+from asys_bench.cluster.receiver_process import HUNG_S, ReceiverProcess, State
 from asys_bench.system.liveness import is_running
 from asys_bench.system.process import start_time
 
@@ -113,6 +115,37 @@ def test_one_that_is_stopped_by_a_signal_hangs_too(keep, tmp_path):
     wait_for(lambda: listens(one), "it does not listen")
     os.kill(one.state().pid, signal.SIGSTOP)
     wait_for(lambda: one.state().starts >= 2 and listens(one), "it was not replaced")
+
+
+@pytest.mark.parametrize(("startup_s", "drain_s"), [(1000.0, 1.0), (1.0, 1000.0)])
+def test_one_of_a_pool_that_starts_its_workers_or_drains_is_not_killed(
+    tmp_path, monkeypatch, startup_s, drain_s
+):
+    """A hundredth of its time: HUNG_S is less than the stand-in is quiet for, both limits are more."""
+
+    def fast(*args, hung_s=HUNG_S, **more):
+        return ReceiverProcess(*args, hung_s=hung_s / 100, **more)
+
+    address = SimpleNamespace(get_node_ip_address=lambda: "127.0.0.1")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(util=address))
+    monkeypatch.setitem(sys.modules, "ray.util", address)
+    monkeypatch.setattr(pool_actors, "ReceiverProcess", fast)
+    monkeypatch.setenv("BEHAVIOUR", "busy")
+    path = tmp_path / "p.all" / "cluster" / "receiver.json"
+    spec = {
+        "run_dir": str(tmp_path), "config": "", "keys": "", "book": str(tmp_path / "book"), "cwd": "",
+        "command": [sys.executable, "-P", str(STAND_IN), "--status", str(path)], "idle_ttl_s": None,
+        "groups": {"all": {"hooks": ["*"]}}, "startup_s": startup_s, "drain_s": drain_s,
+    }  # fmt: skip
+    one = pool_actors._process_of(spec, "all", "p.all", tmp_path / "p.all")
+    try:
+        wait_for(lambda: path.exists() and json.loads(path.read_text())["connections"], "not begun")
+        assert one.stop(10.0)
+    finally:
+        one.stop(0.0)
+    state = one.state()
+    assert (state.state, state.starts, state.code) == (State.STOPPED, 1, 0)
+    assert json.loads(path.read_text())["left"] is True
 
 
 def test_one_that_does_not_leave_is_killed(keep):
