@@ -242,13 +242,12 @@ class Book:
 
     def _entry(self, key: str) -> Entry:
         """Raises StoreError, EntryError."""
-        data = b""
-        for piece in self._store.pieces(key):
-            data += piece
-            if len(data) > MAX_ENTRY_BYTES:
-                raise EntryError(f"{key}: has more than {MAX_ENTRY_BYTES} bytes")
         try:
-            document = parse_json(data)
+            document = parse_json(self._store.get(key, MAX_ENTRY_BYTES))
+        except StoreError as error:
+            if error.reason is not Reason.TOO_LARGE:
+                raise
+            raise EntryError(f"{key}: has more than {MAX_ENTRY_BYTES} bytes") from None
         except ValueError as error:
             raise EntryError(f"{key}: is no JSON: {error}") from None
         if not isinstance(document, dict) or document.get("schema") != SCHEMA:

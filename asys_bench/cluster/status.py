@@ -109,6 +109,10 @@ class StatusBoard:
                     account = parse_receiver(self._store.get(key, MAX_BYTES))
                 except AccountError:
                     continue
+                except StoreError as error:
+                    if error.reason in (Reason.MISSING, Reason.TOO_LARGE):
+                        continue
+                    raise
                 if account.id == id:
                     self._store.delete(key)
         except StoreError as error:
@@ -130,7 +134,9 @@ class StatusBoard:
                 except StoreError as error:
                     if error.reason is Reason.MISSING:  # a later generation has deleted it
                         continue
-                    raise
+                    if error.reason is not Reason.TOO_LARGE:
+                        raise
+                    unreadable[key] = f"has more than {MAX_BYTES} bytes"
                 else:
                     statuses.append(Status(name, int(file.removesuffix(".json")), account))
         except StoreError as error:

@@ -42,6 +42,8 @@ class Reason(StrEnum):
     """No such object."""
     CHANGED = "changed"
     """What was read is not what was written."""
+    TOO_LARGE = "too_large"
+    """The object has more bytes than such an object may have."""
     OTHER = "other"
 
 
@@ -53,6 +55,7 @@ WORDS = {
     Reason.FULL: "it is full, or over its quota",
     Reason.MISSING: "there is no such object",
     Reason.CHANGED: "it gives back other bytes than it was given",
+    Reason.TOO_LARGE: "the object is too large",
     Reason.OTHER: "it reports an error",
 }
 """The reasons as people say them."""
@@ -130,7 +133,7 @@ def patiently(call: Callable[[], T], patience_s: float) -> T:
         try:
             return call()
         except StoreError as error:
-            lasting = error.reason in (*LASTING, Reason.MISSING, Reason.CHANGED)
+            lasting = error.reason in (*LASTING, Reason.MISSING, Reason.CHANGED, Reason.TOO_LARGE)
             pause_s = backoff.next_s()
             if lasting or time.monotonic() + pause_s > until:
                 raise
@@ -191,7 +194,7 @@ class ObjectStore:
             raise self._error(key, error) from None
 
     def get(self, key: str, most_bytes: int) -> bytes:
-        """A small object, of which at most `most_bytes` are taken."""
+        """A small object; one of more than `most_bytes` is refused as `too_large`."""
         found: list[bytes] = []
         size = 0
         for piece in self.pieces(key):
@@ -199,7 +202,7 @@ class ObjectStore:
             size += len(piece)
             if size > most_bytes:
                 raise StoreError(
-                    f"{self.location}/{key}", Reason.OTHER, f"has more than {most_bytes} bytes"
+                    f"{self.location}/{key}", Reason.TOO_LARGE, f"more than {most_bytes} bytes"
                 )
         return b"".join(found)
 

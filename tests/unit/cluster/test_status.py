@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from asys_bench.cli.commands import run_top, run_verify
-from asys_bench.cluster.accounts import ReceiverAccount
+from asys_bench.cluster.accounts import MAX_BYTES, ReceiverAccount
 from asys_bench.cluster.book import Book, Entry
 from asys_bench.cluster.identities import check_cluster
 from asys_bench.cluster.status import (
@@ -85,6 +85,20 @@ def test_what_is_no_status_is_named_and_nothing_else_is_lost(tmp_path):
     assert found.unreadable == {
         f"status/odd/{2:020d}.json": "its schema is 'asys.receiver/9', not asys.receiver/1"
     }
+
+
+def test_a_status_that_is_too_large_is_named_and_holds_nobody_up(tmp_path):
+    put(tmp_path, receiver(sender(97, 0, QUIET)), generation=3)
+    put(tmp_path, receiver(sender(50, 0, None)), generation=2)
+    large = tmp_path / "status" / "sae" / f"{1:020d}.json"
+    large.write_bytes(b" " * (MAX_BYTES + 1))
+    board = StatusBoard(Book.open(tmp_path))
+    board.forget_earlier("sae", 3, "ledger-1")
+    found = board.read()
+    assert [(one.generation, one.account.accepted) for one in found.statuses] == [(3, 97)]
+    assert found.unreadable == {f"status/sae/{1:020d}.json": "has more than 8388608 bytes"}
+    code, said = command(run_verify, "--cluster", str(tmp_path))
+    assert (code, "97 accepted: 1 equal" in said, "8388608 bytes" in said) == (1, True, True)
 
 
 def test_a_later_generation_with_the_same_ledger_takes_the_earlier_ones_place(tmp_path):
