@@ -251,7 +251,7 @@ class Outbox:
             old = batch.buffer
             batch.buffer = self._take(batch.nbytes)
             batch.buffer[: batch.nbytes] = memoryview(old)[: batch.nbytes]
-            self._leaving.append((old, batch.tracker))
+            self._let_go(old, batch)
         self._sent.append(batch)
         return batch
 
@@ -294,7 +294,7 @@ class Outbox:
                     unpushed -= part
             batch.held.acked += left
             confirmed -= left
-            self._forget(batch)
+            self._free(batch)
             self._settle(batch.held)
 
     def refused(self) -> None:
@@ -334,7 +334,7 @@ class Outbox:
         batch.held.acked += there
         if there < len(known):
             self._note(batch.held, Dropped.UNREACHABLE, len(known) - there)
-        self._forget(batch)
+        self._free(batch)
         self._settle(batch.held)
 
     # Time.
@@ -388,7 +388,7 @@ class Outbox:
 
     def _give_up(self, batch: Batch, reason: Dropped) -> None:
         self._note(batch.held, reason, len(batch.keys))
-        self._forget(batch)
+        self._free(batch)
         self._settle(batch.held)
 
     def _settle(self, held: _Held) -> None:
@@ -423,29 +423,35 @@ class Outbox:
 
     def _take(self, nbytes: int) -> bytearray:
         """A buffer of a batch; full-sized ones are used again, because fresh memory costs page faults."""
+        if self._leaving:
+            leaving, self._leaving = self._leaving, []
+            for buffer, tracker in leaving:
+                if tracker.done:
+                    self._keep_spare(buffer)
+                else:
+                    self._leaving.append((buffer, tracker))
         if 2 * nbytes < self._batch or nbytes > self._batch:
             return bytearray(nbytes)
-        if self._leaving:
-            still = []
-            for buffer, tracker in self._leaving:
-                if not tracker.done:
-                    still.append((buffer, tracker))
-                elif len(buffer) == self._batch:
-                    self._spare.append(buffer)
-            self._leaving = still
         return self._spare.pop() if self._spare else bytearray(self._batch)
 
-    def _forget(self, batch: Batch) -> None:
-        self._free(batch)
+    def _keep_spare(self, buffer: bytearray) -> None:
+        if len(self._spare) * self._batch < self._most:
+            self._spare.append(buffer)
+
+    def _let_go(self, buffer: bytearray, batch: Batch) -> None:
+        """A full-sized buffer is used again, once the network has let go of it as well."""
+        if len(buffer) != self._batch:
+            return
+        if batch.is_free:
+            self._keep_spare(buffer)
+        else:
+            self._leaving.append((buffer, batch.tracker))
 
     def _free(self, batch: Batch) -> None:
         if batch.buffer is None:
             return
         self.bytes -= batch.nbytes
-        if not batch.is_free:
-            self._leaving.append((batch.buffer, batch.tracker))
-        elif len(batch.buffer) == self._batch and len(self._spare) * self._batch < self._most:
-            self._spare.append(batch.buffer)
+        self._let_go(batch.buffer, batch)
         batch.buffer = None
 
 
