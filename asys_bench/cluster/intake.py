@@ -308,7 +308,7 @@ class Intake:
         self._names(connection, hello.names)
         self.connections[peer] = self._of_sender[sender] = connection
         self.opened += 1
-        connection.limit = self._granted(connection)
+        connection.limit = self._granted(connection, self._free(), self.outstanding)
         accepted = self._ledger.accepted(sender)
         welcome = wire.Welcome(
             self._name, self._ledger.id, accepted, self._limits.message, self._bus.max_packet,
@@ -526,30 +526,34 @@ class Intake:
         if final:
             if connection.waiting:
                 raise WireError(Refusal.MALFORMED, "FIN before everything was answered")
-            self._answer(connection)
+            self._answer(connection, self._free(), self.outstanding)
             self._send(connection.peer, wire.message(Message.BYE))
             self.forget(connection)
 
     # Credit and answers.
 
-    def _granted(self, connection: Connection) -> int:
-        """The limit of a connection now; it never falls."""
+    def _free(self) -> int:
+        """Bytes that a connection may have under way as far as the bus is concerned."""
+        return max(self._bus.room()[0], LEAST_CREDIT)
+
+    def _granted(self, connection: Connection, free: int, outstanding: int) -> int:
+        """The limit of a connection now; it never falls. outstanding: of all connections."""
         limits = self._limits
-        outstanding = sum(
-            one.limit - one.processed for one in self.connections.values() if one is not connection
-        )
-        free = max(self._bus.room()[0], LEAST_CREDIT)
+        others = outstanding - (connection.limit - connection.processed)
         share = min(limits.window, limits.memory // max(1, len(self.connections)), free)
-        share = min(share, limits.memory - outstanding)
+        share = min(share, limits.memory - others)
         return max(connection.limit, connection.processed + max(0, share))
 
     def answer(self) -> None:
         """Tell each forwarder what has become of its batches, and what it may send."""
+        free, outstanding = self._free(), self.outstanding
         for connection in list(self.connections.values()):
-            self._answer(connection)
+            before = connection.limit
+            self._answer(connection, free, outstanding)
+            outstanding += connection.limit - before
 
-    def _answer(self, connection: Connection) -> None:
-        limit = self._granted(connection)
+    def _answer(self, connection: Connection, free: int, outstanding: int) -> None:
+        limit = self._granted(connection, free, outstanding)
         said = connection.said
         news = said is None or said.batch != connection.answered.batch
         grown = limit - connection.limit >= min(self._limits.window // 8, 1 << 20)

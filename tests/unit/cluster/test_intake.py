@@ -173,6 +173,23 @@ def test_all_connections_together_have_no_more_than_the_memory(tmp_path: Path) -
     assert receiver.refusal(b"6") is Refusal.BUSY
 
 
+def test_one_turn_asks_the_bus_for_its_room_once_however_many_are_connected(
+    tmp_path: Path,
+) -> None:
+    receiver = Receiver(tmp_path, Limits(window=4096, memory=10_000, message=4096, connections=5))
+    for index in range(5):
+        receiver.hello(b"%d" % index, dataclasses.replace(GOOD, run_id=f"run{index}"))
+    receiver.say(b"0", batch(1, [0]))
+    room, asked = receiver.bus.room, []
+    receiver.bus.room = lambda: asked.append(1) or room()  # type: ignore[method-assign, func-returns-value]
+    receiver.intake.answer()
+    assert len(asked) == 1
+    # The third takes 192 of the 256 bytes that are given back, up to a fifth of the memory.
+    said = [receiver.intake.connections[b"%d" % index].limit for index in range(5)]
+    assert said == [4096, 4096, 2000, 64, 0]
+    assert receiver.intake.outstanding == 10_000
+
+
 def test_another_job_other_hooks_and_more_ranks_than_shards_are_refused_by_name(
     tmp_path: Path,
 ) -> None:
