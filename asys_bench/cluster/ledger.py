@@ -38,7 +38,7 @@ import secrets
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import make_folders, open_or_create, read_json
@@ -165,6 +165,15 @@ class Account:
         self._cells[self._first + 3] += 1
 
 
+class Totals(NamedTuple):
+    """What accounts come to together."""
+
+    accepted: int
+    duplicates: int
+    expired: int
+    unpushed: int
+
+
 class Ledger:
     """The ledger of a receiver's run; one writer (the run's lock is the receiver's).
 
@@ -254,6 +263,16 @@ class Ledger:
     def accepted(self, sender: SenderKey) -> int:
         """Packets of this forwarder that were ever put on a bus."""
         return sum(account.accepted for account in self.of(sender))
+
+    def total(self, sender: SenderKey | None = None) -> Totals:
+        """Of one forwarder; None: of all together."""
+        accounts = self.accounts if sender is None else self.of(sender)
+        return Totals(
+            sum(one.accepted for one in accounts),
+            sum(one.duplicates for one in accounts),
+            sum(one.expired for one in accounts),
+            sum(one.unpushed for one in accounts),
+        )
 
     def begin(self, account: Account, seq: int) -> None:
         """Step 1; the packet is pushed next, then `done` or `undone`."""

@@ -22,6 +22,7 @@ import logging
 import os
 import select
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE, RECEIVER_SCH
 from asys_bench.cluster.book import Book, BookError, Entry
 from asys_bench.cluster.intake import Connection, Intake, Limits
 from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair
-from asys_bench.cluster.ledger import Ledger, LedgerError
+from asys_bench.cluster.ledger import Ledger, LedgerError, SenderKey
 from asys_bench.cluster.wire import Refusal
 from asys_bench.contracts.bus import BaseDataBus, BusProducer
 from asys_bench.contracts.host import (
@@ -337,7 +338,7 @@ class _Receiving:
             self._write(final=True)
             self._clock.end()
             figures = {
-                "accepted": float(sum(a.accepted for a in self._ledger.accounts)),
+                "accepted": float(self._ledger.total().accepted),
                 "in_doubt": float(self._ledger.in_doubt),
             }
             self._ledger.close()
@@ -454,30 +455,32 @@ class _Meters:
         }
 
     def count(self, ledger: Ledger, intake: Intake, refused_keys: int) -> None:
-        totals = {
-            "accepted": sum(a.accepted for a in ledger.accounts),
+        total = ledger.total()
+        values = {
+            "accepted": total.accepted,
             "accepted_bytes": intake.accepted_bytes,
-            "duplicates": sum(a.duplicates for a in ledger.accounts),
-            "expired": sum(a.expired for a in ledger.accounts),
+            "duplicates": total.duplicates,
+            "expired": total.expired,
             "in_doubt": ledger.in_doubt,
             "connections_total": intake.opened,
         }
-        for name, value in totals.items():
+        for name, value in values.items():
             self._counters[name].set(value)
         for reason, counter in self._refused.items():
             counter.set(refused_keys if reason is Refusal.KEY else intake.refused.get(reason, 0))
         self._gauges["connections"].set(len(intake.connections))
         self._gauges["credit_bytes"].set(intake.outstanding)
-        self._gauges["window"].set(sum(_windows(ledger, intake)))
+        windows = (_window(ledger, intake, sender) for sender in ledger.senders())
+        self._gauges["window"].set(sum(windows))
         lags = [_lag_s(one) for one in intake.connections.values()]
         self._gauges["lag_s"].set(max((lag for lag in lags if lag is not None), default=0.0))
 
 
-def _windows(ledger: Ledger, intake: Intake) -> Iterator[int]:
-    for sender in ledger.senders():
-        told = intake.reports.get(sender)
-        acked = told[0].acked if told is not None else 0
-        yield max(0, ledger.accepted(sender) - acked)
+def _window(ledger: Ledger, intake: Intake, sender: SenderKey) -> int:
+    """Packets of a forwarder that are accepted, and that it has not reported as acknowledged."""
+    told = intake.reports.get(sender)
+    acked = told[0].acked if told is not None else 0
+    return max(0, ledger.accepted(sender) - acked)
 
 
 def _lag_s(connection: Connection) -> float | None:
@@ -490,7 +493,7 @@ def describe(ledger: Ledger, intake: Intake) -> dict[str, Any]:
     senders = []
     for sender in ledger.senders():
         connection, told = live.get(sender), intake.reports.get(sender)
-        accepted = ledger.accepted(sender)
+        counted = ledger.total(sender)
         report = told[0] if told is not None else None
         senders.append(
             {
@@ -500,11 +503,8 @@ def describe(ledger: Ledger, intake: Intake) -> dict[str, Any]:
                 "node": connection.hello.node if connection is not None else None,
                 "hooks": sorted(connection.streams) if connection is not None else [],
                 "connected": connection is not None,
-                "accepted": accepted,
-                "duplicates": sum(a.duplicates for a in ledger.of(sender)),
-                "expired": sum(a.expired for a in ledger.of(sender)),
-                "unpushed": sum(a.unpushed for a in ledger.of(sender)),
-                "window": max(0, accepted - (report.acked if report is not None else 0)),
+                **counted._asdict(),
+                "window": _window(ledger, intake, sender),
                 "credit_bytes": connection.limit - connection.processed if connection else 0,
                 "lag_s": _lag_s(connection) if connection is not None else None,
                 "reported": None
@@ -519,24 +519,28 @@ def describe(ledger: Ledger, intake: Intake) -> dict[str, Any]:
                 },
             }
         )
+    accepted_of: Counter[int] = Counter()
+    for account in ledger.accounts:
+        accepted_of[account.stream.number] += account.accepted
     streams = [
         {
             "run_id": one.key.run_id,
             "attempt": one.key.attempt,
             "source": one.key.source,
             "shard": one.key.shard,
-            "accepted": sum(a.accepted for a in ledger.accounts if a.stream is one),
+            "accepted": accepted_of[one.number],
         }
         for one in ledger.streams
     ]
+    total = ledger.total()
     return {
         "schema": RECEIVER_SCHEMA,
         "id": ledger.id,
         "job": intake.job,
         "unix_ns": time.time_ns(),
-        "accepted": sum(a.accepted for a in ledger.accounts),
-        "duplicates": sum(a.duplicates for a in ledger.accounts),
-        "expired": sum(a.expired for a in ledger.accounts),
+        "accepted": total.accepted,
+        "duplicates": total.duplicates,
+        "expired": total.expired,
         "in_doubt": ledger.in_doubt,
         "refused": {str(reason): count for reason, count in intake.refused.items()},
         "window_bytes": intake.outstanding,
