@@ -43,6 +43,8 @@ class GridOnRay:
         self._ray, self._out, self._source = ray, out.resolve(), source
         self._mark = secrets.token_hex(8)
         self._holders: list[Any] = []
+        self._most: dict[str, float] = {}
+        """Of a resource, on one node."""
         self._folders: dict[str, str] = {}
         """Of the copy, by node."""
 
@@ -63,9 +65,9 @@ class GridOnRay:
 
     def waits_for(self, tasks: Sequence[Task]) -> str | None:
         """What no node has, and what Ray would wait for; None: every task fits some node."""
-        for kind in ("CPU", "GPU"):
-            wanted = max(self._demand(task)[kind] for task in tasks)
-            most = self._most(kind)
+        demands = [self._demand(task) for task in tasks]
+        for kind, most in self._most.items():
+            wanted = max(demand[kind] for demand in demands)
             if wanted > most:
                 return f"a task needs {wanted:g} {kind}; no node has more than {most:g}: Ray waits for one"
         return None
@@ -86,13 +88,8 @@ class GridOnRay:
 
     def _demand(self, task: Task) -> dict[str, float]:
         device = task.point.plan.device
-        on_gpu = self._most("GPU") > 0 if device == "auto" else device != "cpu"
+        on_gpu = self._most["GPU"] > 0 if device == "auto" else device != "cpu"
         return {"CPU": float(_threads(task.job)), "GPU": float(on_gpu)}
-
-    def _most(self, kind: str) -> float:
-        """Of a resource, on one node."""
-        nodes = (node["Resources"] for node in living_nodes(self._ray))
-        return max((float(node.get(kind, 0.0)) for node in nodes), default=0.0)
 
     def _submit(self, function: Any, task: Task) -> Any:
         demand = self._demand(task)
@@ -127,8 +124,10 @@ class GridOnRay:
     def _probe(self) -> None:
         """Ask every node whether it can train; of a copy, have it held there."""
         ray, remote = self._ray, "://" in self._source
+        nodes = living_nodes(ray)
+        self._most = _most_of(nodes)
         asked: dict[Any, str] = {}
-        for node in living_nodes(ray):
+        for node in nodes:
             where = {"num_cpus": 0, "scheduling_strategy": on_node(ray, node["NodeID"])}
             if remote:
                 holder = ray.remote(_CopyHolder).options(**where).remote(self._source)
@@ -138,7 +137,7 @@ class GridOnRay:
                 probe = ray.remote(_probe_node).options(**where, max_retries=0)
                 found = probe.remote(self._source, str(self._out), self._mark, versions())
                 asked[found] = node["NodeID"]
-        names = {node["NodeID"]: node["NodeManagerHostname"] for node in living_nodes(ray)}
+        names = {node["NodeID"]: node["NodeManagerHostname"] for node in nodes}
         ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_S)
         problems = [f"node {names[asked[one]]} gave no answer in {PROBE_S:g} s" for one in late]
         for one in ready:
@@ -150,6 +149,14 @@ class GridOnRay:
             problems += [problem] if problem else []
         if problems:
             raise NodesUnfitError("\n".join(sorted(problems)))
+
+
+def _most_of(nodes: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What the node with the most of it has, of CPUs and of GPUs."""
+    return {
+        kind: max((float(node["Resources"].get(kind, 0.0)) for node in nodes), default=0.0)
+        for kind in ("CPU", "GPU")
+    }
 
 
 def _threads(job: Job) -> int:

@@ -16,6 +16,7 @@ from asys_bench.offline.grid_on_ray import (
     MARK_FILE,
     STOP_FILE,
     NodesUnfitError,
+    _most_of,
     _probe_node,
     _train,
 )
@@ -26,15 +27,14 @@ SETS = ["sae.d_sae=24", "sae.buffer_rows=2048", "epochs=1"]
 WEIGHTS = "latest/sae_weights.safetensors"
 
 
+NODES = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
+
+
 class Ray:
     """A module `ray` whose tasks run at once, here."""
 
     def __init__(self) -> None:
-        self.resources = [{"CPU": 2.0}, {"CPU": 4.0, "GPU": 1.0}]
         self.wanted: list[dict] = []
-
-    def nodes(self):
-        return [{"Alive": True, "Resources": one} for one in self.resources]
 
     def remote(self, function):
         def options(**wanted):
@@ -62,6 +62,7 @@ def grid(tmp_path, on_a_node):
         )
         found = grid_on_ray.GridOnRay(Ray(), out, str(run))
         (out / MARK_FILE).write_text(found._mark)
+        found._most = _most_of([{"Resources": one} for one in NODES])
         return found, tasks
 
     return make
@@ -94,7 +95,7 @@ def test_a_task_asks_for_the_cpus_of_its_threads_and_for_a_gpu_where_its_device_
     asked = [ours._demand(task) for task in tasks]
     assert [one["CPU"] for one in asked] == [1, 1, 1, 3, 3, 3]
     assert [one["GPU"] for one in asked] == [0, 1, 1, 0, 1, 1]
-    ours._ray.resources = [{"CPU": 2.0}]
+    ours._most = _most_of([{"Resources": {"CPU": 2.0}}])
     assert ours._demand(tasks[2])["GPU"] == 0, "auto: no node has one"
     assert "3 CPU; no node has more than 2" in ours.waits_for(tasks)
     assert "1 GPU; no node has more than 0" in ours.waits_for(tasks[:2])
