@@ -405,11 +405,8 @@ class ForwarderWorker(BaseSink):
             ),
             side=self._side,
             step_unit=str(document.get("step_unit", "step")),
-            config_sha256=_sha256(context.config),
             first_packet=context.first_packet,
-            clock_ns=self._clock_ns(),
             world=max(_world(), int(document.get("ranks") or 1)),
-            began_unix_ns=int(document.get("started_unix_ns") or 0),
         )
 
     def _clock_ns(self) -> int:
@@ -662,10 +659,6 @@ def _world() -> int:
 def _job(config: Any) -> str:
     run = config.get("run", {})
     return (job_name() or str(run.get("id") or run.get("name") or "run"))[:256]
-
-
-def _sha256(config: Any) -> str:
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def _build(options: SinkOptions) -> BaseSink:

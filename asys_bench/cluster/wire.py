@@ -133,7 +133,7 @@ class Hello:
 
     ranks: (source, shard) of the writers of its bus that it has seen. names: id -> name on its bus.
     streams: entries of its run.json, of the hooks that it sends. first_packet: added to a seq by readers
-    (`SinkContext`). clock_ns: of the clock that packets are stamped with.
+    (`SinkContext`).
     """
 
     job: str
@@ -146,11 +146,8 @@ class Hello:
     streams: tuple[dict[str, Any], ...]
     side: tuple[str, ...]
     step_unit: str
-    config_sha256: str
     first_packet: int
-    clock_ns: int
     world: int = 1
-    began_unix_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,12 +438,8 @@ def _flag(what: str, value: object) -> bool:
 
 
 _CHECKS: Mapping[str, Any] = {
-    **dict.fromkeys(
-        ("job", "run_id", "worker", "node", "step_unit", "config_sha256", "name", "id"), _text
-    ),
-    **dict.fromkeys(
-        ("attempt", "first_packet", "clock_ns", "world", "began_unix_ns", "accepted"), _count
-    ),
+    **dict.fromkeys(("job", "run_id", "worker", "node", "step_unit", "name", "id"), _text),
+    **dict.fromkeys(("attempt", "first_packet", "world", "accepted"), _count),
     **dict.fromkeys(("max_message", "max_packet", "limit", "taken", "acked", "in_flight"), _count),
     "ranks": _ranks,
     "names": lambda what, value: parse_names(value),

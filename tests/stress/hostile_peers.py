@@ -40,7 +40,7 @@ sinks: {archive: {kind: archiver}}
 HELLO = wire.Hello(
     job="job", run_id="honest", attempt=0, worker="remote-0", node="n", ranks=((0, 0),),
     names={0: "identity", 1: "layer.0"}, streams=({"name": "layer.0", "kind": "activation"},), side=(),
-    step_unit="step", config_sha256="", first_packet=0, clock_ns=1,
+    step_unit="step", first_packet=0,
 )  # fmt: skip
 
 

@@ -219,7 +219,7 @@ class World:
             job="job", run_id="run", attempt=0, worker="remote-0", node="n", ranks=(),
             names={n: NAMES[n] for n in (1, 2)},
             streams=tuple({"name": name, "kind": "activation"} for name in ("layer.0", "layer.1")), side=(),
-            step_unit="step", config_sha256="", first_packet=0, clock_ns=1,
+            step_unit="step", first_packet=0,
         )  # fmt: skip
         self.session.hello(self.connections, hello)
 

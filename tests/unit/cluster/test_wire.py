@@ -16,7 +16,7 @@ from asys_bench.cluster.wire import Message, Refusal, WireError
 HELLO = wire.Hello(
     job="job", run_id="run", attempt=1, worker="remote-0", node="n1", ranks=((0, 0), (1, 1)),
     names={0: "identity", 7: "layer.0"}, streams=({"name": "layer.0", "kind": "activation", "select": None},),
-    side=(), step_unit="batch", config_sha256="0" * 64, first_packet=3, clock_ns=5, world=16,
+    side=(), step_unit="batch", first_packet=3, world=16,
 )  # fmt: skip
 
 
@@ -100,7 +100,8 @@ WRONG = {
     "streams": [{}, [1], [{}], [{"name": 5}], [{"name": "a", "evil": 1}], [{"name": "a"}, {"name": "a"}],
                 [{"name": ""}]],
     "side": ["x", [1]],
-    "clock_ns": [-5, None],
+    "first_packet": [-5, None],
+    "world": [-5, None],
 }  # fmt: skip
 
 
