@@ -107,14 +107,6 @@ class Entry:
         _check_count(f"{self.name}: generation", self.generation)
         _check_count(f"{self.name}: started_unix_ns", self.started_unix_ns)
 
-    @property
-    def host(self) -> str:
-        return self.address.removeprefix("tcp://").rpartition(":")[0]
-
-    @property
-    def port(self) -> int:
-        return int(self.address.rpartition(":")[2])
-
 
 @dataclass(frozen=True, slots=True)
 class Contents:

@@ -203,7 +203,7 @@ class ForwarderWorker(BaseSink):
         self._side = tuple(one["name"] for one in self._streams if one["name"] in side)
         self._mine = {str(one["name"]) for one in self._streams}
         self._document = document
-        self._drops = self._policy(context.config, globs) == "drop"
+        self._drops = self._policy(context.config) == "drop"
         self._job = options.job or _job(context.config)
         self._keys: KeyPair | None = None
         if options.keys is not None:
@@ -236,7 +236,7 @@ class ForwarderWorker(BaseSink):
         except (OSError, ValueError, TypeError) as error:
             log.warning("what the forwarder before had written is not known: %s", error)
 
-    def _policy(self, config: Any, globs: Sequence[str]) -> str:
+    def _policy(self, config: Any) -> str:
         if self._options.on_slow is not None:
             return self._options.on_slow
         from asys_bench.registry import registry

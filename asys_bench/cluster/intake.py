@@ -129,8 +129,6 @@ class Connection:
     unpushed: int = 0
     clock_offset_ns: int | None = None
     said: Ack | None = None
-    report: wire.Report | None = None
-    reported_unix_ns: int = 0
     owes: bool = False
     """It is to be answered though nothing has changed."""
     lag_ns: int | None = None
@@ -520,7 +518,6 @@ class Intake:
         self._send(connection.peer, wire.known(number, answers))
 
     def _report(self, connection: Connection, report: wire.Report, *, final: bool) -> None:
-        connection.report = report
         self.reports[connection.sender] = report, time.time_ns()
         connection.owes = True
         if final:

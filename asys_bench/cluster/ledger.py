@@ -84,21 +84,13 @@ class Stream:
 
     __slots__ = ("_cells", "_first", "base", "key", "number", "run_number")
 
-    def __init__(
-        self,
-        cells: memoryview,
-        number: int,
-        key: StreamKey,
-        run_number: int,
-        *,
-        writable: bool = True,
-    ) -> None:
+    def __init__(self, cells: memoryview, number: int, key: StreamKey, run_number: int) -> None:
         self.number, self.key, self.run_number = number, key, run_number
         self._cells = cells
         first = _STREAMS_AT + number * _STREAM_CELLS
         self._first = first + 8
         self.base = int(cells[first])
-        if writable and cells[first + 1] < self.base:
+        if cells[first + 1] < self.base:
             self._clean(int(cells[first + 1]), self.base)
 
     def has(self, seq: int) -> bool:
@@ -219,10 +211,6 @@ class Ledger:
     @property
     def in_doubt(self) -> int:
         return int(self._cells[_IN_DOUBT])
-
-    @property
-    def is_empty(self) -> bool:
-        return not self.streams
 
     def begin_run(self, job: str, feed: dict[str, Any]) -> None:
         """What the receiver's bus is made for; kept for the attempts that follow."""

@@ -25,7 +25,7 @@ No socket, no clock and no process here: tests drive it with a receiver that is 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -134,10 +134,9 @@ class Outbox:
     """See the module's docstring.
 
     most_bytes: of packets in memory. batch_bytes: of a batch, but for one of a single larger packet.
-    delivered: packets of the group that the bus counts as delivered, now.
     """
 
-    def __init__(self, most_bytes: int, batch_bytes: int, delivered: int = 0) -> None:
+    def __init__(self, most_bytes: int, batch_bytes: int) -> None:
         self.counts = Counts()
         self.bytes = 0
         self.max_message = self.max_packet = 1 << 62
@@ -479,6 +478,3 @@ def _write(out: memoryview, at: int, packet: ActivationPacket) -> None:
         payload_bytes=nbytes, crc=packet.crc,
     )  # fmt: skip
     out[at + HEADER_BYTES : at + HEADER_BYTES + nbytes] = packet.payload
-
-
-Clock = Callable[[], float]

@@ -60,7 +60,6 @@ class Router:
         self._keys, self._allowed, self._max_message = keys, allowed, max_message
         self._most_bytes = own_memory_bytes() + memory_bytes
         self.refused_keys = 0
-        self.resets = 0
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 1024)
         self._poller = zmq.Poller()
@@ -146,7 +145,6 @@ class Router:
         Raises:
             RouterError: somebody else has the address now.
         """
-        self.resets += 1
         self._poller.unregister(self._router)
         self._router.close(0)
         for _ in range(200):  # closed by a thread of libzmq's

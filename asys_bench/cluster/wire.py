@@ -122,10 +122,6 @@ class Ack:
     unpushed: int
     limit: int
 
-    @property
-    def packets(self) -> int:
-        return self.accepted + self.duplicates + self.expired + self.unpushed
-
 
 @dataclass(frozen=True, slots=True)
 class Hello:

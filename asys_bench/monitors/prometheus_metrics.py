@@ -387,11 +387,6 @@ PAGE: dict[str, MetricSpec] = {
     "remote_dropped": _counter(
         "asys_remote_dropped_packets", "Packets that were not sent on.", "reason", "worker"
     ),
-    "remote_duplicates": _counter(
-        "asys_remote_duplicate_packets",
-        "Acknowledged packets that the receiver had already.",
-        "worker",
-    ),
     "remote_sent_bytes": _counter("asys_remote_sent_bytes", "Bytes sent.", "worker"),
     "remote_resent": _counter(
         "asys_remote_resent_packets", "Packets sent again after a lost connection.", "worker"

@@ -50,8 +50,6 @@ def test_what_was_announced_is_read_back_by_another_reader(book, tmp_path):
     assert again.entries() == (FIRST, other)
     assert again.get("policy") == FIRST
     assert again.get("nobody") is None
-    assert (FIRST.host, FIRST.port) == ("10.0.0.7", 7001)
-    assert (other.host, other.port) == ("[fe80::1]", 65535)
     assert (tmp_path / "book").stat().st_mode & 0o777 == 0o700
 
 
