@@ -14,12 +14,14 @@ Exit codes: 0 done · 2 there is no such run, or no reservoir of a hook that bot
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+from asys_bench.cli.commands import fail
 from asys_bench.cli.commands.run_timeline import steps_of
 from asys_bench.contracts.exit_codes import EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import matches, printable
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from asys_bench.change.timeline.difference import Comparison
 
 SHOWN = 20
+_fail = partial(fail, "asys-run diff", None)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +53,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         folders = [find_run(name) for name in (arguments.run_a, arguments.run_b)]
     except RunGoneError as error:
-        return _said(str(error), EXIT_USAGE)
+        return _fail(str(error), EXIT_USAGE)
     from asys_bench.change.reservoir.read import ReservoirError
     from asys_bench.change.timeline.difference import differences_of
     from asys_bench.rundir.open_run import open_run
@@ -72,7 +75,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             compared += 1
             _show(hook, found, console)
     if not compared:
-        return _said(
+        return _fail(
             f"no hook of {arguments.hook!r} has an SAE and a reservoir (a sink of kind `reservoir`) on both "
             "sides",
             EXIT_USAGE,
@@ -105,10 +108,3 @@ def _show(hook: str, found: Comparison, console: Console) -> None:
             str(one.also) if one.also else "",
         )  # fmt: skip
     console.print(table)
-
-
-def _said(message: str, code: int) -> int:
-    Console(stderr=True, highlight=False).print(
-        f"asys-run diff: {message}", style="red", markup=False, soft_wrap=True
-    )
-    return code

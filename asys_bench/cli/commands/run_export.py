@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 FORMAT_NAMES = ("saelens", "sparsify", "dictionary_learning")
@@ -47,8 +48,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         sources = find_saes(local_folder(arguments.source))
     except (ExchangeError, CopyError) as error:
-        console.print(f"asys-run export: {error}", style="red", markup=False, soft_wrap=True)
-        return EXIT_USAGE
+        return fail("asys-run export", console, str(error), EXIT_USAGE)
     failed = 0
     for source in sources:
         try:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from asys_bench.cli.commands import fail
 from asys_bench.config import load_config
 from asys_bench.config.sections.resources import CpuPriority, IoPriority
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
@@ -99,8 +100,7 @@ def _compare(run_dir: Path, console: Console) -> int:
         plan, needs = read_plan(run_dir)
         run = attach_run(run_dir)
     except (ResourceError, RunGoneError) as error:
-        console.print(f"asys-run plan: {error}", style="red", markup=False, soft_wrap=True)
-        return EXIT_USAGE
+        return fail("asys-run plan", console, str(error), EXIT_USAGE)
     with run:
         readings = readings_of(run.page, memory=True)
     # Its own processes tell what the run may use; ours may be confined elsewhere.

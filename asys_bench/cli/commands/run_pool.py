@@ -16,16 +16,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
-from asys_bench.contracts.names import printable, printable_lines
+from asys_bench.contracts.names import printable
 
 RECEIVER_HOST = "host.kind=receiver"
+_fail = partial(fail, "asys-run pool")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -95,9 +98,3 @@ def table(receivers: Sequence[Any]) -> Table:
             ))
         )  # fmt: skip
     return shown
-
-
-def _fail(console: Console, message: str, code: int) -> int:
-    text = f"asys-run pool: {printable_lines(message)}"
-    console.print(text, style="red", markup=False, soft_wrap=True)
-    return code

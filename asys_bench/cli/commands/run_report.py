@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.run_files import REPORT_FILE, RESERVOIR_DIR
@@ -93,8 +94,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         run_dir = find_run(arguments.run, copies=True)
         record = read_run(run_dir)
     except (RunGoneError, ReportError) as error:
-        console.print(f"asys-run report: {error}", style="red", markup=False, soft_wrap=True)
-        return EXIT_USAGE
+        return fail("asys-run report", console, str(error), EXIT_USAGE)
     analyses = analyse(run_dir, record.saes)
     copy = is_uri(arguments.run or "")
     births = _births(run_dir, record.saes, keep=not copy)
@@ -108,8 +108,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         replace_file(target, document.encode(), sync=False)  # mode 0600: it shows activations
     except OSError as error:
-        console.print(f"asys-run report: {target}: {error}", style="red", markup=False)
-        return EXIT_FAILED
+        return fail("asys-run report", console, f"{target}: {error}", EXIT_FAILED)
     console.print(f"{target}: {len(document) / 1e6:.1f} MB", markup=False, soft_wrap=True)
     for found in analyses:
         if found.problem:

@@ -15,12 +15,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import matches, printable
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
@@ -29,6 +31,7 @@ from asys_bench.store.uri import is_uri
 if TYPE_CHECKING:
     from asys_bench.rundir.timeline_document import FeatureLife, Timeline
 
+_fail = partial(fail, "asys-run timeline", None)
 _BARS = " ▁▂▃▄▅▆▇█"
 _STEPS = re.compile(r"(\d*):(\d*)")
 
@@ -58,7 +61,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         run_dir = find_run(arguments.run, copies=True)
     except RunGoneError as error:
-        return _said(str(error), EXIT_USAGE)
+        return _fail(str(error), EXIT_USAGE)
     from asys_bench.change.timeline.timeline import timelines_of
     from asys_bench.contracts.reporter import ReportError
     from asys_bench.reports.run_report.record import read_run
@@ -67,10 +70,10 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         labels = [one for one in read_run(run_dir).saes if matches(one, arguments.hook)]
     except ReportError as error:
-        return _said(str(error), EXIT_USAGE)
+        return _fail(str(error), EXIT_USAGE)
     found = timelines_of(run_dir, labels)
     if not found:
-        return _said(f"{run_dir}: no SAE named {arguments.hook!r} has a checkpoint", EXIT_USAGE)
+        return _fail(f"{run_dir}: no SAE named {arguments.hook!r} has a checkpoint", EXIT_USAGE)
     code = EXIT_OK
     for timeline in found:
         _show(timeline, arguments.feature, arguments.born, console)
@@ -80,7 +83,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             try:
                 write_timeline(run_dir, timeline)
             except OSError as error:
-                code = _said(str(error), EXIT_FAILED)
+                code = _fail(str(error), EXIT_FAILED)
     return code
 
 
@@ -173,10 +176,3 @@ def _show_rows(one: FeatureLife, console: Console) -> None:
             f"row {row.row}: activation {row.activation:.3g}",
             markup=False,
         )
-
-
-def _said(message: str, code: int) -> int:
-    Console(stderr=True, highlight=False).print(
-        f"asys-run timeline: {message}", style="red", markup=False, soft_wrap=True
-    )
-    return code

@@ -23,6 +23,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from asys_bench.cli.commands import fail
 from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.live_view import LiveModel, live_view, name_columns, table
@@ -70,8 +71,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         run = attach_run(find_run(arguments.run))
     except RunGoneError as error:
-        console.print(f"asys-run top: {error}", style="red", markup=False, soft_wrap=True)
-        return GONE
+        return fail("asys-run top", console, str(error), GONE)
     with run:
         _draw(TopView(run), arguments, console)
     return 0
@@ -89,8 +89,7 @@ def _cluster(arguments: argparse.Namespace, console: Console) -> int:
             refused = str(error)
         else:
             return 0
-    console.print(f"asys-run top: {refused}", style="red", markup=False, soft_wrap=True)
-    return GONE
+    return fail("asys-run top", console, refused, GONE)
 
 
 class View(Protocol):
