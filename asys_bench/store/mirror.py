@@ -27,7 +27,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -47,13 +46,13 @@ from asys_bench.store.objects import ObjectStore, Reason, StoreError, patiently
 from asys_bench.store.uri import is_uri, parse_uri, without_secrets
 from asys_bench.system.files.atomic import FILE_MODE, FOLDER_MODE, make_private_folder
 from asys_bench.system.files.below import open_or_create, read_file
+from asys_bench.system.files.locks import remove_unheld
 from asys_bench.system.files.sources import mount, unmount
 
 MOST_BYTES = 4 << 30
 """Of shards that stay on this machine."""
 PATIENCE_S = 30.0
 """A store that refuses is asked again for so long."""
-YOUNG_S = 60.0
 STATE = "copy.json"
 _LOCK, _INCOMING = ".lock", "incoming"
 
@@ -317,16 +316,7 @@ def _new_home() -> tuple[Path, int]:
     OSError."""
     cache = cache_folder()
     make_private_folder(cache)
-    for old in cache.iterdir():
-        with suppress(OSError):
-            if time.time() - old.stat().st_mtime < YOUNG_S:
-                continue  # its process may be about to take it
-            fd = open_or_create(old / _LOCK, below=cache)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(old, ignore_errors=True)
-            finally:
-                os.close(fd)
+    remove_unheld(cache.iterdir(), _LOCK, below=cache)
     home = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=cache))
     fd = open_or_create(home / _LOCK, below=home)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -80,14 +80,14 @@ from asys_bench.store.objects import Reason as StoreReason
 from asys_bench.store.uri import parse_uri, without_secrets
 from asys_bench.system.files.atomic import FOLDER_MODE, replace_file
 from asys_bench.system.files.below import MAX_MODEL_BYTES, open_or_create
-from asys_bench.system.files.locks import take_lock
+from asys_bench.system.files.locks import remove_unheld, take_lock
 
 pause = time.sleep
 NEWEST = 2
 """Checkpoints of a folder that are brought: the one to go on from, and one more where that is damaged."""
 AT_ONCE = 8
 """Sidecars that are asked for side by side; each is half a KiB."""
-_PARTIAL = ".asys-bringing-"
+_PARTIAL, _LOCK = ".asys-bringing-", ".lock"
 
 
 class Cause(StrEnum):
@@ -191,12 +191,12 @@ class _Bringing:
             return self._is_here(target, began)
         notes = tuple(self._lacking(config))
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(parent)
+        remove_unheld(parent.glob(f"{_PARTIAL}*"), _LOCK, below=parent)
         claim = next_claim(self._store, self._manifest.term)
         take_over(self._store, claim, pause)
         self._claim = claim
         partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=parent))
-        lock = open_or_create(partial / ".lock", below=partial)
+        lock = open_or_create(partial / _LOCK, below=partial)
         try:
             take_lock(lock)
             self._manifest = manifest_of(self._store)  # whoever had it may have sent more meanwhile
@@ -205,7 +205,7 @@ class _Bringing:
             self._commit(claim.term)
             forget_earlier(self._store, claim)
             write_claim(self._store, claim, START_LEASE_S)
-            (partial / ".lock").unlink()
+            (partial / _LOCK).unlink()
             partial.rename(target)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
@@ -393,18 +393,6 @@ def _wanted(manifest: Manifest) -> frozenset[str]:
 def _shards(manifest: Manifest) -> set[str]:
     shards = {name for name in manifest.files if is_shard(name)}
     return shards | {sidecar_of(name) for name in shards}
-
-
-def _remove_leftovers(parent: Path) -> None:
-    """Folders of processes that were killed while they brought a run here."""
-    for old in parent.glob(f"{_PARTIAL}*"):
-        with suppress(OSError):
-            fd = open_or_create(old / ".lock", below=parent)
-            try:
-                if take_lock(fd):
-                    shutil.rmtree(old, ignore_errors=True)
-            finally:
-                os.close(fd)
 
 
 def main() -> int:

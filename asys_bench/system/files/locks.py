@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import errno
 import fcntl
-from collections.abc import Callable
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 
+from asys_bench.system.files.below import open_or_create
+
+YOUNG_S = 60.0
+"""The process that made a folder has its lock by then."""
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -29,3 +38,21 @@ def take_lock(
             raise
         without()
     return True
+
+
+def remove_unheld(folders: Iterable[Path], lock_name: str, *, below: Path) -> None:
+    """Remove the folders of processes that were killed: nobody holds the lock `lock_name` inside.
+
+    A folder that changed within YOUNG_S stays: its process may be about to take the lock. All stay where
+    the file system has no locks.
+    """
+    for folder in folders:
+        with suppress(OSError):
+            if time.time() - folder.stat().st_mtime < YOUNG_S:
+                continue
+            fd = open_or_create(folder / lock_name, below=below)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(fd)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import runpy
@@ -280,7 +282,7 @@ def test_killed_at_every_step_it_leaves_no_folder_and_the_next_one_brings_all(he
         steps.append(at)
         assert not (parent / "run-1").exists()
         assert stored_names(uri)[0] == names
-        for claim in (folder / "claims").iterdir():
+        for claim in (*(folder / "claims").iterdir(), *parent.glob(".*")):
             os.utime(claim, (0, 0))  # nobody waits for the dead in a test
         assert bring_back(uri, parent).new
         assert [p.name for p in parent.iterdir()] == ["run-1"]
@@ -289,3 +291,22 @@ def test_killed_at_every_step_it_leaves_no_folder_and_the_next_one_brings_all(he
             os.utime(claim, (0, 0))
     assert len(steps) > 5, steps
     assert LEASE_S > 0
+
+
+@pytest.mark.parametrize("state", ["young", "held", "no locks", "left"])
+def test_a_folder_that_another_process_may_be_filling_stays(here, tmp_path, monkeypatch, state):
+    uri, parent = f"file://{tmp_path}/store/run-1", tmp_path / "b"
+    sent(here, uri)
+    other = parent / ".asys-bringing-other"
+    other.mkdir(parents=True)
+    (other / "run.json").write_text("half")
+    with (other / ".lock").open("w") as lock:
+        if state == "held":
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if state == "no locks":
+            refused = OSError(errno.ENOLCK, "No locks available")
+            monkeypatch.setattr(fcntl, "flock", lambda *_: (_ for _ in ()).throw(refused))
+        if state != "young":  # that one's process has not come to its lock yet
+            os.utime(other, (0, 0))
+        assert bring_back(uri, parent).new
+        assert (other / "run.json").exists() == (state != "left")
