@@ -294,7 +294,9 @@ class _Bringing:
 
         known = [name for name in shards if sidecar_of(name) in self._manifest.files]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            yield from pool.map(record, known)
+            for line in pool.map(record, known):
+                patiently(self._alive, PATIENCE_S)
+                yield line
 
     def _fetch(self, name: str, folder: Path) -> None:
         stored, path = self._manifest.files[name], folder / name
@@ -326,8 +328,11 @@ class _Bringing:
         return frozenset(left)
 
     def _commit(self, term: int) -> None:
-        """The manifest as it is, of this folder's term."""
+        """The manifest as it is, of this folder's term. Raises CopyInUseError: another folder has the copy
+        by now."""
         manifest = self._manifest
+        if (now := manifest_of(self._store)).term >= term:
+            raise CopyInUseError(f"the run goes on elsewhere (its copy is of term {now.term})")
         writer = f"bringing-{os.getpid()}"
         following = manifest.following(
             writer, manifest.files, term, False, manifest.links, manifest.covered

@@ -20,6 +20,7 @@ from asys_bench.monitors.upload.uploader import RunIsElsewhereError, Uploader
 from asys_bench.sinks.archive.deletions import read_deletions
 from asys_bench.sinks.archive.sidecar import Sidecar
 from asys_bench.store.claims import LEASE_S, claims_in, hold_of, write_claim
+from asys_bench.store.mirror import manifest_of
 from asys_bench.store.objects import ObjectStore
 from asys_bench.store.uri import parse_uri
 
@@ -310,3 +311,52 @@ def test_a_folder_that_another_process_may_be_filling_stays(here, tmp_path, monk
             os.utime(other, (0, 0))
         assert bring_back(uri, parent).new
         assert (other / "run.json").exists() == (state != "left")
+
+
+def test_the_claim_is_written_while_sidecars_come(here, tmp_path, monkeypatch):
+    uri = f"file://{tmp_path}/store/run-1"
+    sent(here, uri)
+    said = []
+    get, write = ObjectStore.get, bringing.write_claim
+
+    def watched_get(self, key, most_bytes):
+        if key.startswith("archive/"):
+            said.append("sidecar")
+        return get(self, key, most_bytes)
+
+    def watched_write(store, claim, *lease_s):
+        if "sidecar" in said and not lease_s:
+            said.append("claim")
+        write(store, claim, *lease_s)
+
+    monkeypatch.setattr(ObjectStore, "get", watched_get)
+    monkeypatch.setattr(bringing, "write_claim", watched_write)
+    monkeypatch.setattr(bringing, "BEAT_S", -1.0)  # the next one is always due
+    assert bring_back(uri, tmp_path / "b").shards == 2
+    assert (said.count("sidecar"), said.count("claim")) == (2, 2), "one a shard"
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_whoever_took_the_copy_over_meanwhile_keeps_it(here, tmp_path, monkeypatch, later):
+    """This process hung for longer than its lease, and wakes up before its manifest."""
+    uri = f"file://{tmp_path}/store/run-1"
+    sent(here, uri)
+    store = ObjectStore(parse_uri(uri))
+    write_hold = bringing.write_hold
+    theirs = []
+
+    def hung(folder, place, hold):
+        write_hold(folder, place, hold)
+        now = manifest_of(store)
+        files = {name: one for name, one in now.files.items() if name != "metrics.csv"}
+        newer = now.following("another", files, hold.claim.term + later, False)
+        theirs.append(newer.to_bytes())
+        store.put("manifest.json", theirs)
+
+    monkeypatch.setattr(bringing, "write_hold", hung)
+    with pytest.raises(BringError, match="goes on elsewhere") as error:
+        bring_back(uri, tmp_path / "b")
+    assert error.value.cause is Cause.IN_USE
+    assert store.get("manifest.json", 1 << 20) == theirs[0]
+    assert list((tmp_path / "b").iterdir()) == []
+    assert [claim.term for claim in claims_in(store)] == [1], "its own claim is withdrawn"
