@@ -48,10 +48,7 @@ class Lives:
 
 def lives_now(lives: FeatureLives, W_dec_FD: torch.Tensor) -> Lives:
     """What a trainer knows now; copies."""
-    lives.look_for_turned(W_dec_FD)
-    cosine_F = torch.nn.functional.cosine_similarity(
-        W_dec_FD.detach().to("cpu", torch.float32), lives.birth_FD.float(), dim=1
-    )
+    cosine_F = lives.look_for_turned(W_dec_FD)
     used = slice(0, lives.windows)
     return Lives(
         lives.generation_F.clone(),

@@ -95,13 +95,15 @@ class FeatureLives:
         self.steps_in_window = 0
 
     @torch.no_grad()
-    def look_for_turned(self, W_dec_FD: torch.Tensor) -> None:
-        """Mark the features whose decoder is past `TURNED_COSINE`."""
+    def look_for_turned(self, W_dec_FD: torch.Tensor) -> torch.Tensor:
+        """Mark the features whose decoder is past `TURNED_COSINE`; returns float32[F], the cosine of each
+        one's decoder with the direction that its life began with."""
         cosine_F = torch.nn.functional.cosine_similarity(
             W_dec_FD.to("cpu", torch.float32), self.birth_FD.float(), dim=1
         )
         turned_F = (cosine_F < TURNED_COSINE) & (self.turned_host_step_F == NOT_TURNED)
         self.turned_host_step_F[turned_F] = self.host_step
+        return cosine_F
 
     @property
     def begun(self) -> int:
