@@ -135,8 +135,12 @@ def _forecast(sae: PlannedSAE, d_in: int, d_out: int | None, limit: int | None) 
     except ValueError as error:
         return SaeForecast(sae.hook, sae.label, None, _first_line(error), sae.device)
     if sae.copies > 1:  # rows, held out or not, are with one of them
-        weights, optimizer = size.weights_bytes * sae.copies, size.optimizer_bytes * sae.copies
-        size = replace(size, weights_bytes=weights, optimizer_bytes=optimizer)
+        size = replace(
+            size,
+            weights_bytes=size.weights_bytes * sae.copies,
+            optimizer_bytes=size.optimizer_bytes * sae.copies,
+            host_lives_bytes=size.host_lives_bytes * sae.copies,
+        )
     takes = _memory(size, sae.device)
     if limit is not None and takes > limit:
         misfit = (

@@ -25,8 +25,9 @@ BLOCK_BYTES = 512 << 20
 """Pre-activations that exist at once on a GPU at most (`sparse_kernels.BLOCK_BYTES`)."""
 _VECTORS = {"jumprelu": 2, "gated": 3}
 """Parameters that have one entry per feature, where it is not only the encoder's bias."""
-LIFE_BYTES = 4 * WINDOWS + 40
-"""Of a feature's life (`training.lives`), besides the direction that it began with."""
+ENERGY_BYTES, COUNTS_BYTES = 4 * WINDOWS, 40
+"""Of a feature's life (`training.lives`), besides the direction that it began with: the energies are where
+the SAE is, counts and direction always in the machine's memory."""
 _PROBE_ROWS, _PROBE_FEATURES = 64, 4096
 
 
@@ -40,6 +41,8 @@ class Footprint:
     weights_bytes: int
     optimizer_bytes: int
     """Adam's moments, the gradients, the features' lives, and the copy of the last good state."""
+    host_lives_bytes: int
+    """Of `optimizer_bytes`: what of the lives a trainer on a GPU has in the machine's memory too."""
     buffer_bytes: int
     """The shuffle reservoir and the rows that wait for it."""
     held_out_bytes: int
@@ -62,12 +65,17 @@ class Footprint:
         """What a trainer on a GPU holds there while it trains: the weights, the decoder of the last
         checkpoint, and a step. The process's CUDA context (`CONTEXT_BYTES`) comes on top, once."""
         decoder = FLOAT * self.d_sae * self.d_out
-        return self.weights_bytes + self.optimizer_bytes + decoder + self.step_bytes
+        return self.weights_bytes + self.device_optimizer_bytes + decoder + self.step_bytes
+
+    @property
+    def device_optimizer_bytes(self) -> int:
+        """Of `device_bytes`: `optimizer_bytes` but for what stays in the machine's memory."""
+        return self.optimizer_bytes - self.host_lives_bytes
 
     @property
     def host_bytes(self) -> int:
         """What a trainer on a GPU holds in the machine's memory."""
-        return self.buffer_bytes + self.held_out_bytes + self.staging_bytes
+        return self.buffer_bytes + self.held_out_bytes + self.staging_bytes + self.host_lives_bytes
 
 
 def footprint(
@@ -91,7 +99,7 @@ def footprint(
         parameters += d_in * d_target  # W_skip
         steps += FLOAT * d_target
     weights = FLOAT * parameters
-    lives, born = d_sae * LIFE_BYTES, 2 * d_sae * d_target
+    lives, born = d_sae * (ENERGY_BYTES + COUNTS_BYTES), 2 * d_sae * d_target
     rough = 2 * d_sae * d_in if config.rough_products else 0
     buffer = config.buffer_rows * (FLOAT * width + ROW_EXTRA)
     held_out = config.held_out_rows * (FLOAT * width + FLOAT)
@@ -109,6 +117,7 @@ def footprint(
         # two moments, gradients, and a copy of weights and moments; steps, lives and a copy of both;
         # the directions that lives began with
         optimizer_bytes=6 * weights + 2 * (steps + lives) + born + rough,
+        host_lives_bytes=2 * d_sae * COUNTS_BYTES + born,
         buffer_bytes=buffer + BLOCK_ROWS * FLOAT * width,
         held_out_bytes=held_out,
         checkpoint_bytes=checkpoint,

@@ -113,7 +113,7 @@ class Gpu(TrainingDevice, ABC):
         return (
             f"{what}: {self.name} is out of memory: an SAE of d_in {size.d_in} and d_sae {size.d_sae} "
             f"takes about {_gib(size.device_bytes)} there (weights {_gib(size.weights_bytes)}, optimizer "
-            f"and last good state {_gib(size.optimizer_bytes)}, a step {_gib(size.step_bytes)}), and "
+            f"and last good state {_gib(size.device_optimizer_bytes)}, a step {_gib(size.step_bytes)}), and "
             f"{_gib(free)} of {_gib(total)} are free; lower d_sae, expansion_factor or batch_rows, name "
             "another GPU, or set device: cpu"
         )

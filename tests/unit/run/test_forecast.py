@@ -45,11 +45,15 @@ def test_each_sae_of_a_hook_is_forecast_with_its_sizes():
 
 def test_an_sae_on_a_gpu_is_forecast_with_what_it_takes_on_both_sides(monkeypatch):
     """Per feature and column a weight, two moments, a gradient and the last good state, twice, and the
-    last decoder; rows stay in the machine's memory."""
+    last decoder; rows stay in the machine's memory, and so do the decoder at birth and the counts of lives.
+
+    GPU: 8 decoders and 7 encoders of 4 x 4096 x 32768 bytes (512 MiB), six batches of 16 MiB, twice 128 MiB
+    of pre-activations, energies twice 8 MiB: 8,048 MiB and 1.7 of vectors are 7.86 GiB. Memory: rows 672.9
+    MiB, 256 in bfloat16, twice 1.25 of counts are 931.4 MiB."""
     (found,) = forecast_saes(config("sinks.trainer.options.device=auto"), {"a": 4096})
     assert str(found) == (
-        "a: d_in 4096, d_sae 32768, 8.11 GiB of a GPU (and 512 MiB for the context of each worker) and "
-        "673 MiB of memory, or on the CPU 7.90 GiB of memory, 4.82 GiB per checkpoint"
+        "a: d_in 4096, d_sae 32768, 7.86 GiB of a GPU (and 512 MiB for the context of each worker) and "
+        "931 MiB of memory, or on the CPU 7.90 GiB of memory, 4.82 GiB per checkpoint"
     )
     monkeypatch.setattr(forecast, "memory_limit_bytes", lambda: 4 << 30)
     monkeypatch.setattr("torch.version.cuda", "13.0")

@@ -195,9 +195,12 @@ def test_what_does_not_fit_is_said_with_sizes_before_memory_is_taken() -> None:
     config = _config("topk", d_sae=1 << 20)
     size = footprint(config, 4096)
     # In GiB: weights 2 x 16, as much for gradients, moments and the last good state 6 x 32, the decoder
-    # of the last checkpoint 16, a step, and of the features' lives the decoder at birth in bfloat16 8, their
-    # energies by window and a copy.
-    assert size.device_bytes / (1 << 30) == pytest.approx(32 + 192 + 16 + 1 + 8.6, abs=0.1)
+    # of the last checkpoint 16, a step, and of the features' lives their energies by window and a copy,
+    # 2 x 64 x 4 bytes x 2**20 = 0.5.
+    assert size.device_bytes / (1 << 30) == pytest.approx(32 + 192 + 16 + 1 + 0.6, abs=0.1)
+    # On the CPU are the rows, and of the lives the decoder at birth in bfloat16 and twice five counts.
+    rows = size.buffer_bytes + size.held_out_bytes + size.staging_bytes
+    assert size.host_bytes == rows + (4096 * 2 + 2 * 5 * 8) * 2**20
     with SimulatedGpu(free_gib=1.5) as gpu:
         trainer = SAETrainer(config, hook_name="layers.3", device=gpu)
         with pytest.raises(DeviceMemoryError) as raised:

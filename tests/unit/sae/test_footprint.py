@@ -1,10 +1,12 @@
 """The forecast of an SAE's size against what it really holds."""
 
 import pytest
+import torch
 
 from asys_bench.sae.architectures.by_name import ARCHITECTURES
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.footprint import footprint, step_seconds
+from asys_bench.sae.training.lives import FeatureLives
 from asys_bench.sae.training.trainer_parts import TrainerParts
 
 
@@ -51,6 +53,16 @@ def test_forecast_bytes_are_those_of_the_tensors(architecture):
     width = 20 + (d_out or 0)
     assert expected.buffer_bytes == buffer + 4096 * 4 * width
     assert expected.held_out_bytes == 64 * (4 * width + 4)
+
+
+def test_of_the_lives_a_gpu_has_the_energies_alone():
+    lives = FeatureLives(torch.empty(96, 20, device="meta"))
+    tensors = {n: one for n, one in vars(lives).items() if isinstance(one, torch.Tensor)}
+    assert [n for n, one in tensors.items() if one.device.type == "meta"] == ["energy_WF"]
+    size = footprint(SAEConfig(d_sae=96, k=4), 20)
+    # Five counts of 8 bytes a feature, again in the last good state; 20 columns in bfloat16.
+    assert size.host_lives_bytes == 96 * (2 * 5 * 8 + 20 * 2)
+    assert size.device_optimizer_bytes + size.host_lives_bytes == size.optimizer_bytes
 
 
 def test_an_sae_of_4096_by_32768_takes_seven_gib_and_a_quarter_of_weights_and_optimizer():
