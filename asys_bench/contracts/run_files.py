@@ -34,6 +34,7 @@ A run's folder is input: anybody may have written it. Every reader opens its fil
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -59,6 +60,7 @@ SHARD_SUFFIX, SIDECAR_SUFFIX, DELETED_SUFFIX = ".arrows", ".json", ".deleted.jso
 SAE_DIR = "sae"
 LATEST = "latest"
 """The link in a folder of checkpoints that names the newest."""
+_CHECKPOINT = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
 EVALUATION_DIR, EVALUATION_SCHEMA = "evaluation", "asys.evaluation/1"
 HOST_DIR, WEIGHTS_FILE, WEIGHTS_SCHEMA = "host", "weights.json", "asys.weights/1"
 STATE_DIR = "host-state"
@@ -119,6 +121,13 @@ def read_run_file(run_dir: Path) -> dict[str, Any]:
     if not all(isinstance(hook, str) for hook in document["hooks"]):
         raise RunFileError(f"{path}: hooks are not all names")
     return document
+
+
+def checkpoint_order(name: str) -> tuple[int, int] | None:
+    """(step, how often it was written again) of the folder of a checkpoint; None: no checkpoint is called
+    so."""
+    match = _CHECKPOINT.fullmatch(name)
+    return None if match is None else (int(match[1]), int(match[2] or 0))
 
 
 def share_coin(run_dir: Path, hooks: Collection[str]) -> bool:

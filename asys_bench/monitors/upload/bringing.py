@@ -51,12 +51,13 @@ from asys_bench.contracts.run_files import (
     RunFileError,
     attempts_in,
     began_unix_ns,
+    checkpoint_order,
     read_run_file,
 )
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.monitors.upload.covered import is_state, order_of
 from asys_bench.monitors.upload.deleting import RECORD_WORKER
-from asys_bench.monitors.upload.ready import CHECKPOINT, is_shard, sidecar_of
+from asys_bench.monitors.upload.ready import is_shard, sidecar_of
 from asys_bench.registry import PluginError, registry
 from asys_bench.sinks.archive.deletions import Deletion, Reason
 from asys_bench.sinks.archive.sidecar import Sidecar
@@ -322,8 +323,8 @@ class _Bringing:
         left = set()
         for name in manifest.files.keys() - brought - _shards(manifest):
             folder, _, rest = name.partition("/")
-            step = CHECKPOINT.fullmatch(rest.partition("/")[0]) if folder == HOST_DIR else None
-            if not is_state(name) and (step is None or last is None or int(step[1]) <= last):
+            order = checkpoint_order(rest.partition("/")[0]) if folder == HOST_DIR else None
+            if not is_state(name) and (order is None or last is None or order[0] <= last):
                 left.add(name)
         return frozenset(left)
 
@@ -373,9 +374,8 @@ def _checkpoints(manifest: Manifest) -> dict[str, list[tuple[int, int, str]]]:
     for name in manifest.files:
         parts = name.split("/")
         for at, part in enumerate(parts[1:-1], 1):
-            if match := CHECKPOINT.fullmatch(part):
-                entry = (int(match[1]), int(match[2] or 0), part)
-                found.setdefault("/".join(parts[:at]), set()).add(entry)
+            if (order := checkpoint_order(part)) is not None:
+                found.setdefault("/".join(parts[:at]), set()).add((*order, part))
                 break
     return {folder: sorted(entries, reverse=True) for folder, entries in found.items()}
 

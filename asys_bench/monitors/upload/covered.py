@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.contracts.bus import BusAccount
-from asys_bench.contracts.run_files import STATE_DIR
-from asys_bench.monitors.upload.ready import CHECKPOINT, Kind, Ready
+from asys_bench.contracts.run_files import STATE_DIR, checkpoint_order
+from asys_bench.monitors.upload.ready import Kind, Ready
 
 
 @dataclass
@@ -103,13 +103,12 @@ class Covered:
 def is_state(name: str) -> bool:
     """Whether it is, or is in, a checkpoint of the host."""
     parts = name.split("/")
-    return parts[0] == STATE_DIR and len(parts) > 1 and CHECKPOINT.fullmatch(parts[1]) is not None
+    return parts[0] == STATE_DIR and len(parts) > 1 and checkpoint_order(parts[1]) is not None
 
 
 def order_of(name: str) -> tuple[int, int]:
     """By which checkpoints of the host follow each other."""
-    match = CHECKPOINT.fullmatch(name.rpartition("/")[2])
-    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
+    return checkpoint_order(name.rpartition("/")[2]) or (-1, 0)
 
 
 def archivers_in(config: Mapping[str, Any]) -> list[str]:

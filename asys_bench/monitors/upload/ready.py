@@ -14,7 +14,6 @@ from __future__ import annotations
 import builtins
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,13 +30,13 @@ from asys_bench.contracts.run_files import (
     RUN_FILE,
     SHARD_SUFFIX,
     SIDECAR_SUFFIX,
+    checkpoint_order,
 )
 from asys_bench.system.files.below import EntryKind, scan, scan_if_there
 
 LINES = (".csv", ".log", ".jsonl")
 """Files that are appended to in whole lines."""
 TAIL_BYTES = 64 << 10
-CHECKPOINT = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
 _TEMPORARY = (".tmp", ".partial", ".part")
 _FIRST = (RUN_FILE, CONFIG_FILE)
 MAX_DEPTH = 15
@@ -136,7 +135,7 @@ class _Search:
         }  # fmt: skip
         for name, (path, kind) in entries.items():
             if kind is EntryKind.FOLDER:
-                if CHECKPOINT.fullmatch(name):
+                if checkpoint_order(name) is not None:
                     self._checkpoint(path)
                 elif name != READERS_DIR:
                     self._folder(path, depth + 1)

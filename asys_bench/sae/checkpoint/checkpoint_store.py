@@ -16,7 +16,6 @@ What else lies there is input (`system.files.below`): no link is followed, neith
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from asys_bench.contracts.run_files import LATEST
+from asys_bench.contracts.run_files import LATEST, checkpoint_order
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.system.files import file_crc32c, sync_folder, sync_tree
 from asys_bench.system.files.atomic import FOLDER_MODE
@@ -127,7 +126,6 @@ def check_seal(folder: Path) -> bool:
 
 
 TEMPORARY = ".tmp-"
-_NAME = re.compile(r"step_(\d{9,})(?:\.(\d+))?")
 
 
 class CheckpointStore:
@@ -252,7 +250,7 @@ class CheckpointStore:
         except OSError as error:
             raise CheckpointError(self.folder, error.strerror or str(error)) from error
         for entry in reversed(entries):
-            if _NAME.fullmatch(entry.path.name):
+            if checkpoint_order(entry.path.name) is not None:
                 raise CheckpointError(entry.path, f"is a {entry.kind}, not a folder")
         latest = self.latest()
         return sorted(found, key=lambda path: path != latest)
@@ -269,13 +267,10 @@ class CheckpointStore:
 
     def _ranked(self) -> list[tuple[int, int, Path]]:
         """(step, how often it was written again, folder), newest first."""
-        entries = scan_if_there(self.folder, below=self._below)
-        matches = ((_NAME.fullmatch(entry.path.name), entry) for entry in entries)
         ranked = [
-            (int(match[1]), int(match[2] or 0), entry.path)
-            for match, entry in matches
-            if match is not None and entry.kind is EntryKind.FOLDER
-        ]
+            (*order, path) for path, kind in scan_if_there(self.folder, below=self._below)
+            if kind is EntryKind.FOLDER and (order := checkpoint_order(path.name)) is not None
+        ]  # fmt: skip
         return sorted(ranked, reverse=True)
 
     def _free_name(self, step: int) -> Path:

@@ -14,6 +14,7 @@ from asys_bench.contracts import run_files
 from asys_bench.contracts.run_files import (
     RunFileError,
     attempts_in,
+    checkpoint_order,
     is_run,
     read_run_file,
     runs_in,
@@ -126,3 +127,19 @@ def test_hooks_share_a_coin_where_the_run_says_so(tmp_path, streams, hooks, expe
 
 def test_hooks_of_a_folder_that_is_no_run_share_no_coin(tmp_path):
     assert not share_coin(tmp_path, ("a",))
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        ("step_000000012", (12, 0)),
+        ("step_000000012.3", (12, 3)),
+        ("step_1234567890", (1234567890, 0)),
+        ("step_12", None),
+        ("step_000000012.", None),
+        ("latest", None),
+        (".tmp-step_000000012", None),
+    ],
+)
+def test_checkpoints_follow_each_other_by_step_and_by_how_often_it_was_written(name, order):
+    assert checkpoint_order(name) == order
