@@ -33,7 +33,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -56,11 +56,8 @@ from asys_bench.contracts.run_files import (
 )
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.monitors.upload.covered import is_state, order_of
-from asys_bench.monitors.upload.deleting import RECORD_WORKER
 from asys_bench.monitors.upload.ready import is_shard, sidecar_of
 from asys_bench.registry import PluginError, registry
-from asys_bench.sinks.archive.deletions import Deletion, Reason
-from asys_bench.sinks.archive.sidecar import Sidecar
 from asys_bench.store.claims import (
     BEAT_S,
     START_LEASE_S,
@@ -82,6 +79,9 @@ from asys_bench.store.uri import parse_uri, without_secrets
 from asys_bench.system.files.atomic import FOLDER_MODE, replace_file
 from asys_bench.system.files.below import MAX_MODEL_BYTES, open_or_create
 from asys_bench.system.files.locks import remove_unheld, take_lock
+
+if TYPE_CHECKING:
+    from asys_bench.sinks.archive.deletions import Deletion
 
 pause = time.sleep
 NEWEST = 2
@@ -191,6 +191,8 @@ class _Bringing:
         if os.path.lexists(target):
             return self._is_here(target, began)
         notes = tuple(self._lacking(config))
+        import asys_bench.sinks.archive  # noqa: F401 - seconds of torch, before the claim's lease begins
+
         parent.mkdir(parents=True, exist_ok=True)
         remove_unheld(parent.glob(f"{_PARTIAL}*"), _LOCK, below=parent)
         claim = next_claim(self._store, self._manifest.term)
@@ -260,6 +262,8 @@ class _Bringing:
 
     def _fill(self, folder: Path) -> int:
         """What an attempt needs; returns how many shards stay in the store."""
+        from asys_bench.monitors.upload.deleting import RECORD_WORKER
+
         manifest = self._manifest
         for name in sorted(_wanted(manifest)):
             path = folder / name
@@ -282,6 +286,8 @@ class _Bringing:
 
     def _records(self, shards: list[str], attempt: int) -> Iterator[Deletion]:
         """Of shards that this folder does not have, as its record says it."""
+        from asys_bench.sinks.archive.deletions import Deletion, Reason
+        from asys_bench.sinks.archive.sidecar import Sidecar
 
         def record(name: str) -> Deletion:
             stored = self._manifest.files[sidecar_of(name)].object

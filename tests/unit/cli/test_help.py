@@ -78,3 +78,14 @@ import asys_bench, asys_bench.config, asys_bench.monitors.live_view, asys_bench.
 print(*loaded("torch", "pyarrow"))
 """
     assert imported_by(code) == []
+
+
+def test_a_store_without_the_run_is_found_out_without_torch(tmp_path):
+    code = f"""
+from asys_bench.monitors.upload.bringing import BringError, bring_back
+try:
+    bring_back("file://{tmp_path}/run-1")
+except BringError as error:
+    print(error.cause, *loaded("torch"))
+"""
+    assert imported_by(code) == ["no_copy"]
