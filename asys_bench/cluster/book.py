@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
+from asys_bench.cluster.keys import is_key
 from asys_bench.store.objects import ObjectStore, Reason, StoreError
 from asys_bench.store.uri import is_uri, parse_uri
 from asys_bench.system.files.atomic import make_private_folder
@@ -38,8 +39,8 @@ TRIES = 5
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 RECEIVERS = "receivers"
 _KEY = re.compile(r"receivers/([^/]+)/(\d{20})\.(\d{20}|withdrawn)\.json")
-_ADDRESS = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
-_PUBLIC_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+ADDRESS = r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}"
+"""As a pattern; `is_address` looks at the port as well."""
 
 
 class BookError(RuntimeError):
@@ -96,7 +97,7 @@ class Entry:
     def __post_init__(self) -> None:
         _check_name(self.name)
         _check_address(self.address)
-        if self.public_key and not _PUBLIC_KEY.fullmatch(self.public_key):
+        if self.public_key and not is_key(self.public_key):
             raise EntryError(f"{self.name}: public_key is no CURVE key in Z85 (40 characters)")
         for what, text in (("run_dir", self.run_dir), ("node", self.node), ("job", self.job)):
             _check_text(f"{self.name}: {what}", text)
@@ -257,15 +258,7 @@ class Book:
         return entry
 
     def _put(self, key: str, document: dict[str, Any]) -> None:
-        location = self._store.location
-        try:
-            if location.scheme == "file":
-                make_private_folder(Path(location.path, key).parent)
-            self._store.put(key, [json.dumps(document, separators=(",", ":")).encode()])
-        except StoreError as error:
-            raise BookUnavailableError(error) from None
-        except OSError as error:
-            raise BookUnavailableError(StoreError.of(self.uri, error)) from None
+        put_private(self._store, key, json.dumps(document, separators=(",", ":")).encode())
 
     def _delete(self, keys: Iterable[str]) -> None:
         try:
@@ -273,6 +266,25 @@ class Book:
                 self._store.delete(key)
         except StoreError as error:
             raise BookUnavailableError(error) from None
+
+
+def put_private(store: ObjectStore, key: str, data: bytes) -> None:
+    """Write an object of a book; of one in a folder, its folder has mode 0700. Raises
+    BookUnavailableError."""
+    location = store.location
+    try:
+        if location.scheme == "file":
+            make_private_folder(Path(location.path, key).parent)
+        store.put(key, [data])
+    except StoreError as error:
+        raise BookUnavailableError(error) from None
+    except OSError as error:
+        raise BookUnavailableError(StoreError.of(str(location), error)) from None
+
+
+def is_address(text: str) -> bool:
+    """`tcp://host:port` of somebody who can be connected to."""
+    return re.fullmatch(ADDRESS, text) is not None and 0 < int(text.rpartition(":")[2]) < 1 << 16
 
 
 def _key(name: str, generation: int, last: str) -> str:
@@ -295,8 +307,7 @@ def _check_name(name: object) -> None:
 
 
 def _check_address(address: object) -> None:
-    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if match is None or not 0 < int(match[2]) < 1 << 16:
+    if not isinstance(address, str) or not is_address(address):
         raise EntryError(f"address {str(address)[:80]!r} is not tcp://host:port")
 
 

@@ -32,7 +32,7 @@ from pydantic import Field
 
 from asys_bench.cluster import wire
 from asys_bench.cluster.accounts import FORWARDER_SCHEMA
-from asys_bench.cluster.book import Book, BookError, Entry
+from asys_bench.cluster.book import ADDRESS, Book, BookError, Entry, is_address
 from asys_bench.cluster.keys import (
     CLIENT,
     PUBLIC,
@@ -42,6 +42,7 @@ from asys_bench.cluster.keys import (
     is_key,
     read_key,
     read_pair,
+    zmq_problem,
 )
 from asys_bench.cluster.ledger import FOLDER
 from asys_bench.cluster.outbox import Counts, Dropped, Outbox
@@ -68,14 +69,13 @@ FIN_S = 1.0
 _OF_A_BATCH = (Refusal.MALFORMED, Refusal.NAMES, Refusal.TOO_LARGE)
 """Refusals that a packet may be the reason for, each time that it is sent."""
 MOST_PACKETS = 1024
-_ADDRESS = r"^tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):\d{1,5}$"
 
 
 class ForwarderOptions(SinkOptions):
     """`sinks.<name>.options` of a forwarder."""
 
     to: str | None = Field(
-        None, pattern=_ADDRESS, description="Address of the receiver, `tcp://host:port`."
+        None, pattern=f"^{ADDRESS}$", description="Address of the receiver, `tcp://host:port`."
     )
     book: str | None = Field(
         None,
@@ -141,6 +141,8 @@ class ForwarderOptions(SinkOptions):
                 self.to,
                 "name the receiver",
             )
+        if self.to is not None and not is_address(self.to):
+            yield Misfit(("options", "to"), "has a port that is not 1 to 65535", self.to, "")
         if workers != 1:
             yield Misfit(
                 ("workers",),
@@ -666,14 +668,6 @@ def _build(options: SinkOptions) -> BaseSink:
     return ForwarderWorker(options)
 
 
-def _unavailable() -> str | None:
-    try:
-        import zmq  # noqa: F401
-    except ImportError:
-        return "pyzmq is not installed: pip install 'asys-i[cluster]'"
-    return None
-
-
 plugin = SinkPlugin(
     name="forwarder",
     summary="sends packets to a receiver on another node",
@@ -682,5 +676,5 @@ plugin = SinkPlugin(
     default_delivery=Delivery.AT_LEAST_ONCE,
     preload=("zmq",),
     takes_labels=True,
-    unavailable=_unavailable,
+    unavailable=zmq_problem,
 )

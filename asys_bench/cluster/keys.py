@@ -40,6 +40,15 @@ class KeyPair:
     secret: str
 
 
+def zmq_problem() -> str | None:
+    """Why nothing can be sent from node to node here."""
+    try:
+        import zmq  # noqa: F401
+    except ImportError:
+        return "pyzmq is not installed: pip install 'asys-i[cluster]'"
+    return None
+
+
 def make_keys(folder: Path, clients: Iterable[str] = (CLIENT,)) -> list[Path]:
     """The receiver's keys, if there are none, and those of new clients. Gives back what was written.
 

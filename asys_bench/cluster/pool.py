@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from asys_bench.cluster.pool_actors import COORDINATOR, REFUSED, Coordinator
-from asys_bench.cluster.ray_cluster import NAMESPACE, versions
+from asys_bench.cluster.ray_cluster import NAMESPACE, said, versions
 from asys_bench.cluster.receiver_process import State
 from asys_bench.config import MasterConfig, dump_yaml
 
@@ -167,10 +167,7 @@ def _call(ray: Any, reference: Any, within_s: float) -> Any:
     except ray.exceptions.GetTimeoutError:
         raise PoolError(f"the pool's coordinator gave no answer in {within_s:g} s") from None
     except ray.exceptions.RayError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise PoolError(
-            f"the pool's coordinator: {lines[-1].strip() if lines else error}"
-        ) from None
+        raise PoolError(f"the pool's coordinator: {said(error)}") from None
 
 
 def _statuses(found: Mapping[str, Mapping[str, Any]]) -> list[GroupStatus]:

@@ -17,13 +17,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE
 from asys_bench.cluster.ray_cluster import NAMESPACE, version_problem, versions
 from asys_bench.cluster.receiver_process import HUNG_S, ReceiverProcess, State, read_status
 from asys_bench.system.files.atomic import make_private_folder, replace_file
 
 COORDINATOR, RECEIVER, GANG = "asys-pool-{}", "asys-pool-{}/{}", "asys-pool-{}/{}/gpus"
 """Names of actors, and of the placement group of a receiver with several GPUs."""
-FOLDER, STATUS_FILE = "pool", "cluster/receiver.json"
+FOLDER, STATUS_FILE = "pool", f"{CLUSTER_DIR}/{RECEIVER_FILE}"
 """In `run.dir`: configurations and logs of the receivers. In a receiver's run: what it says of itself."""
 TICK_S, ANSWER_S, PLACEMENT_S = 2.0, 5.0, 60.0
 WAITING, REFUSED = "waiting", "refused"

@@ -103,6 +103,12 @@ def living_nodes(ray: Any) -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"]]
 
 
+def said(error: BaseException) -> str:
+    """The last line of what Ray says: the others are the trace of a process that is elsewhere."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
 def _module() -> Any:
     try:
         import ray

@@ -33,7 +33,7 @@ from pydantic import Field
 from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE, RECEIVER_SCHEMA
 from asys_bench.cluster.book import Book, BookError, Entry
 from asys_bench.cluster.intake import Connection, Intake, Limits
-from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair
+from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair, zmq_problem
 from asys_bench.cluster.ledger import Ledger, LedgerError, SenderKey
 from asys_bench.cluster.wire import Refusal
 from asys_bench.contracts.bus import BaseDataBus, BusProducer
@@ -568,19 +568,11 @@ def _build(options: HostOptions, seed: int) -> BaseHost:
     return ReceiverHost(options, seed)
 
 
-def _unavailable() -> str | None:
-    try:
-        import zmq  # noqa: F401
-    except ImportError:
-        return "pyzmq is not installed: pip install 'asys-i[cluster]'"
-    return None
-
-
 plugin = HostPlugin(
     name="receiver",
     summary="packets of models that run on other nodes",
     options=ReceiverOptions,
     build=_build,
     feeds=True,
-    unavailable=_unavailable,
+    unavailable=zmq_problem,
 )

@@ -17,7 +17,6 @@ import re
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import Field
 
@@ -29,13 +28,12 @@ from asys_bench.cluster.accounts import (
     ReceiverAccount,
     parse_receiver,
 )
-from asys_bench.cluster.book import Book, BookUnavailableError, Entry, EntryError
+from asys_bench.cluster.book import Book, BookUnavailableError, Entry, EntryError, put_private
 from asys_bench.cluster.identities import ClusterCheck, check_cluster
 from asys_bench.contracts.monitor import BaseMonitor, MonitorContext, MonitorOptions, MonitorPlugin
 from asys_bench.contracts.stats import RunState
 from asys_bench.store.objects import Backoff, ObjectStore, Reason, StoreError
 from asys_bench.store.uri import parse_uri
-from asys_bench.system.files.atomic import make_private_folder
 from asys_bench.system.files.below import read_file
 
 log = logging.getLogger(__name__)
@@ -87,16 +85,7 @@ class StatusBoard:
 
     def put(self, name: str, generation: int, document: bytes) -> None:
         """Say what the receiver of this name and generation counts."""
-        key = f"{STATUS}/{name}/{generation:020d}.json"
-        location = self._store.location
-        try:
-            if location.scheme == "file":
-                make_private_folder(Path(location.path, key).parent)
-            self._store.put(key, [document])
-        except StoreError as error:
-            raise BookUnavailableError(error) from None
-        except OSError as error:
-            raise BookUnavailableError(StoreError.of(self.book.uri, error)) from None
+        put_private(self._store, f"{STATUS}/{name}/{generation:020d}.json", document)
 
     def forget_earlier(self, name: str, generation: int, id: str) -> None:
         """Delete what earlier generations of this name said of the same ledger."""

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from asys_bench.cluster.ray_cluster import living_nodes, on_node, version_problem, versions
+from asys_bench.cluster.ray_cluster import living_nodes, on_node, said, version_problem, versions
 from asys_bench.contracts.run_files import ARCHIVE_DIR
 from asys_bench.offline.grid import Point, Task
 from asys_bench.offline.grid_results import FAILED, STOPPED, GridResult
@@ -118,7 +118,7 @@ class GridOnRay:
         try:
             values = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
-            return GridResult.without(task, FAILED, _said(error))
+            return GridResult.without(task, FAILED, said(error))
         return GridResult(**{**values, "hooks": tuple(values["hooks"])})
 
     def _probe(self) -> None:
@@ -144,7 +144,7 @@ class GridOnRay:
             try:
                 folder, problem = ray.get(one)
             except ray.exceptions.RayError as error:
-                folder, problem = "", f"node {names[asked[one]]}: {_said(error)}"
+                folder, problem = "", f"node {names[asked[one]]}: {said(error)}"
             self._folders[asked[one]] = folder
             problems += [problem] if problem else []
         if problems:
@@ -161,12 +161,6 @@ def _most_of(nodes: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def _threads(job: Job) -> int:
     return job.config.threads or 1
-
-
-def _said(error: BaseException) -> str:
-    """The last line of what Ray says: the others are the trace of a process that is elsewhere."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
 
 
 # What runs on the nodes.

@@ -35,14 +35,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """A line per file."""
-    from asys_bench.cluster.keys import CLIENT, KeyFileError, make_keys
+    from asys_bench.cluster.keys import CLIENT, KeyFileError, make_keys, zmq_problem
 
+    problem = zmq_problem()
+    if problem is not None:
+        return _fail(problem, EXIT_USAGE)
     try:
         written = make_keys(arguments.folder, arguments.client or [CLIENT])
     except KeyFileError as error:
         return _fail(str(error), EXIT_USAGE)
-    except ImportError:
-        return _fail("pyzmq is not installed: pip install 'asys-i[cluster]'", EXIT_USAGE)
     except OSError as error:
         return _fail(str(error), EXIT_FAILED)
     for path in written:
