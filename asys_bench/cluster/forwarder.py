@@ -22,7 +22,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +48,7 @@ from asys_bench.cluster.ledger import FOLDER
 from asys_bench.cluster.outbox import Counts, Dropped, Outbox
 from asys_bench.cluster.session import LinkState, Session, SessionOverError
 from asys_bench.cluster.wire import Refusal, WireError
+from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import LABELS, file_slug, matches
 from asys_bench.contracts.run_files import read_run_file
@@ -166,6 +167,19 @@ class ForwarderOptions(SinkOptions):
                 yield Misfit(("options", "keys"), str(error), str(self.keys), "")
 
 
+def usual_policy(
+    config: MasterConfig, group: str, hooks: Collection[str]
+) -> Literal["drop", "sample"]:
+    """`on_slow` where it is not given: what another sink keeps of all `hooks` need not be sent."""
+    for name, sink in config.enabled_sinks.items():
+        if name == group or sink.kind == plugin.name:
+            continue
+        takes_all = all(any(matches(hook, glob) for glob in sink.hooks) for hook in hooks)
+        if takes_all and sink.resolved_delivery() is Delivery.AT_LEAST_ONCE:
+            return "drop"
+    return "sample"
+
+
 class ForwarderWorker(BaseSink):
     """See the module docstring."""
 
@@ -193,8 +207,8 @@ class ForwarderWorker(BaseSink):
         self._file = self._folder / f"{file_slug(context.name)}.json"
         self._meters = _Meters(context)
         document = read_run_file(context.run_dir)
-        spec = context.config.get("sinks", {}).get(context.group, {})
-        globs = spec.get("hooks", ["*"])
+        config = MasterConfig.model_validate(context.config)
+        globs = config.sinks[context.group].hooks
         side = [str(name) for name in document.get("side_streams", ())]
         self._streams = [
             one
@@ -205,8 +219,11 @@ class ForwarderWorker(BaseSink):
         self._side = tuple(one["name"] for one in self._streams if one["name"] in side)
         self._mine = {str(one["name"]) for one in self._streams}
         self._document = document
-        self._drops = self._policy(context.config) == "drop"
-        self._job = options.job or _job(context.config)
+        policy = options.on_slow or usual_policy(
+            config, context.group, self._mine - set(self._side)
+        )
+        self._drops = policy == "drop"
+        self._job = options.job or (job_name() or config.run.id or config.run.name)[:256]
         self._keys: KeyPair | None = None
         if options.keys is not None:
             self._keys = read_pair(options.keys, options.client)
@@ -237,29 +254,6 @@ class ForwarderWorker(BaseSink):
                 self._elsewhere = int(self._receiver.get("elsewhere", 0))
         except (OSError, ValueError, TypeError) as error:
             log.warning("what the forwarder before had written is not known: %s", error)
-
-    def _policy(self, config: Any) -> str:
-        if self._options.on_slow is not None:
-            return self._options.on_slow
-        from asys_bench.registry import registry
-
-        for name, sink in config.get("sinks", {}).items():
-            if (
-                name == self._context.group
-                or not sink.get("enabled", True)
-                or sink["kind"] == "forwarder"
-            ):
-                continue
-            delivery = (
-                sink.get("delivery")
-                or registry("sink").get(sink["kind"], SinkPlugin).default_delivery
-            )
-            hooks = [h for h in self._mine if any(matches(h, glob) for glob in sink["hooks"])]
-            if Delivery(delivery) is Delivery.AT_LEAST_ONCE and set(hooks) >= self._mine - set(
-                self._side
-            ):
-                return "drop"
-        return "sample"
 
     # The worker's loop.
 
@@ -656,11 +650,6 @@ def _world() -> int:
     """Ranks of the whole job, where a launcher says it."""
     ranks = LocalRanks.from_environment()
     return min(ranks.world_size, wire.MAX_STREAMS) if ranks is not None else 1
-
-
-def _job(config: Any) -> str:
-    run = config.get("run", {})
-    return (job_name() or str(run.get("id") or run.get("name") or "run"))[:256]
 
 
 def _build(options: SinkOptions) -> BaseSink:

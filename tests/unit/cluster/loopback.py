@@ -32,6 +32,12 @@ from asys_bench.workers.shard_bus import interned_names
 U8 = 5
 HOOKS = ("layer.0", "layer.1")
 PATIENCE_S = 60.0
+CONFIG = {
+    "host": {"kind": "synthetic"},
+    "hooks": [{"match": "*"}],
+    "sinks": {"remote": {"kind": "forwarder", "options": {"to": "tcp://127.0.0.1:1"}}},
+}
+"""Of a host's run."""
 
 
 def make_bus(
@@ -100,7 +106,7 @@ class Origin:
                 slot=self.page.slot("remote-0"), wall_offset_ns=0, incarnation=self.incarnation,
                 name_of=self.bus.name_of, decode=lambda packet: packet.raw_tensor(), heartbeat=lambda: None,
                 time_left_s=lambda: self.time_left_s, names=lambda: interned_names(self.bus, known),
-                group="remote", account=self.bus.account, config={"sinks": {"remote": {"hooks": ["*"]}}},
+                group="remote", account=self.bus.account, config=CONFIG,
             )
         )  # fmt: skip
         self.incarnation += 1
