@@ -299,7 +299,7 @@ class StepClock:
             if getattr(self._threads, "frame", None) is not frame:
                 return
             self._threads.frame = None
-            if self.moments is not None:
+            if self.moments is not None and not (self.paused or self.constant):
                 self.moments.ended(Moment(frame.tags, frame.held))
             frame.held = None
             self._open -= 1

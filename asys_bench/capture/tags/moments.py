@@ -65,7 +65,9 @@ class Moments:
         step = moment.tags[0]
         self._by_step.setdefault(step, []).append(moment)
         self._count += 1
-        while self._count > MOST_MOMENTS or next(iter(self._by_step)) < step - self._horizon:
+        while self._by_step and (
+            self._count > MOST_MOMENTS or next(iter(self._by_step)) < step - self._horizon
+        ):
             self._count -= len(self._by_step.pop(next(iter(self._by_step))))
         return moment
 

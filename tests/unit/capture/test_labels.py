@@ -55,6 +55,44 @@ def test_a_label_has_the_tags_of_the_forward_call_that_came_last(rig):
     assert one.is_accounted_for(LABELS)
 
 
+@pytest.mark.parametrize("aside", ["constant", "paused"])
+def test_a_label_is_never_of_a_call_on_the_constant_batch_or_in_a_pause(rig, aside):
+    one = rig(policy := Policy(), {"match": "mid"}, labels=100)
+    one.clock.step(3)
+    policy(torch.randn(2, 4))
+    setattr(one.clock, aside, True)
+    policy(torch.randn(5, 4))
+    one.clock.label(loss=0.1)
+    setattr(one.clock, aside, False)
+    one.clock.label(loss=0.5)
+    assert sent(one) == [(("loss",), (3, 0, 0), [0.5])]
+
+
+def test_a_constant_batch_within_another_is_no_call_that_a_label_is_of(rig):
+    one = rig(policy := Policy(), {"match": "mid"}, labels=100)
+    policy(torch.randn(2, 4))
+    one.clock.constant = True
+    one.clock.paused = False  # as `observation.constant()` does when it begins
+    one.clock.constant = True
+    policy(torch.randn(5, 4))
+    one.clock.constant = False
+    one.clock.label(loss=0.5)
+    assert sent(one) == [(("loss",), (0, 0, 0), [0.5])]
+
+
+def test_a_step_of_more_calls_than_are_remembered_still_has_a_last_one(rig, monkeypatch):
+    monkeypatch.setattr("asys_bench.capture.tags.moments.MOST_MOMENTS", 3)
+    one = rig(policy := Policy(), {"match": "mid"}, labels=100)
+    for _ in range(5):
+        policy(torch.randn(2, 4))
+        one.clock.label(loss=0.5)
+    assert [key for _, key, _ in sent(one)] == [(0, 0, call) for call in range(5)]
+    one.clock.step()
+    policy(torch.randn(2, 4))
+    one.clock.label(step=0, microbatch=4, loss=0.5)
+    assert [key for _, key, _ in sent(one)] == [(0, 0, 4)]
+
+
 def test_values_of_one_shape_travel_in_one_packet_under_their_names(rig):
     one = rig(policy := Policy(), {"match": "mid"}, labels=100)
     policy(torch.randn(2, 4))
