@@ -82,7 +82,7 @@ class ReservoirRows:
 
     @property
     def row(self) -> npt.NDArray[np.int32]:
-        """Which row of its packet."""
+        """Which row of the captured tensor, as the column of an archive."""
         return self.about["row"]
 
     @property

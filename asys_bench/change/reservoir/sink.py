@@ -165,16 +165,17 @@ class ReservoirWorker(BaseSink):
         ends_P = np.cumsum(sizes_P)
         owner = np.searchsorted(ends_P, wanted, side="right")
         row = wanted - (ends_P - sizes_P)[owner]
-        values, sequences, there = [], [], np.ones(len(wanted), bool)
+        values, places, sequences, there = [], [], [], np.ones(len(wanted), bool)
         for index in np.unique(owner).tolist():
             own = slice(*np.searchsorted(owner, [index, index + 1]).tolist())
-            values_KD, sequence_K = self._decoded(packets[index], row[own])
+            values_KD, place_K, sequence_K = self._decoded(packets[index], row[own])
             values.append(values_KD)
+            places.append(place_K)
             sequences.append(sequence_K)
             there[own][len(values_KD) :] = False  # padding, left out by the decoder
         if not values:
             return _NO_ROWS
-        owner, row, rank = owner[there], row[there], rank_N[wanted[there]]
+        owner, rank = owner[there], rank_N[wanted[there]]
 
         about = np.empty(len(packets), ABOUT)
         for name in (
@@ -191,7 +192,8 @@ class ReservoirWorker(BaseSink):
         about["weight"] = [1.0 / one.sampling_rate for one in packets]
         about["attempt"] = self._context.attempt
         about = about[owner]
-        about["row"], about["rank"], about["sequence"] = row, rank, np.concatenate(sequences)
+        about["row"], about["sequence"] = np.concatenate(places), np.concatenate(sequences)
+        about["rank"] = rank
         joined_KD = torch.cat(values)
         rows = ReservoirRows(kept_values(joined_KD), about)
         if joined_KD.is_floating_point():
@@ -201,8 +203,9 @@ class ReservoirWorker(BaseSink):
 
     def _decoded(
         self, packet: ActivationPacket, row_K: npt.NDArray[np.int64]
-    ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-        """(values of these rows of a packet, which sequence each is of)."""
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(values of these rows of a packet, which row of the captured tensor each is, which sequence
+        it is of)."""
         context = self._context
         tensor = context.decode(packet)
         rows_ND = tensor.reshape(-1, tensor.shape[-1])
@@ -211,7 +214,7 @@ class ReservoirWorker(BaseSink):
         place_K = row_K if place is None or len(place) != len(rows_ND) else place[row_K]
         unknown = 0 if packet.text else NO_SEQUENCE  # a text's packet is one block at least
         sequence_K = place_K // max(1, grid[-1]) if len(grid) >= 2 else np.full(len(row_K), unknown)
-        return rows_ND[torch.from_numpy(row_K)], sequence_K
+        return rows_ND[torch.from_numpy(row_K)], place_K, sequence_K
 
     def _sample(self, hook: _Hook, packet: ActivationPacket, constant: bool) -> WindowedSample:
         context = self._context

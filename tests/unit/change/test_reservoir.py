@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from asys_bench.change.reservoir.windows import MOST_WINDOWS, WindowedSample, ro
 from asys_bench.contracts.packet import CONSTANT_MICROBATCH
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import StatsPage
+from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
+from asys_bench.sinks.decoding import Decoder
 
 RIG = runpy.run_path(str(Path(__file__).parents[1] / "sinks" / "sae" / "conftest.py"))
 FakeLease, packet, NAMES = RIG["FakeLease"], RIG["packet"], RIG["NAMES"]
@@ -184,6 +187,31 @@ def test_sequences_are_told_apart_and_other_rows_are_of_none(run):
     rows = run.rows()
     assert rows.sequence[rows.host_step == 1].tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert set(rows.sequence[rows.host_step == 2]) == {-1}
+
+
+def test_a_row_of_a_sample_of_tokens_says_which_row_of_the_captured_tensor_it_is(run):
+    kernel = TokenSamplePreprocessor(Rule(5, count=3))
+    names = ("identity", *NAMES[1:], kernel.encoding)
+    decoder = Decoder(names.__getitem__)
+    run.worker._context = replace(
+        run.worker._context, decode=decoder, rows=decoder.rows, grid=decoder.grid
+    )
+    captured_BTD = torch.arange(40.0).view(4, 5, 2)  # each row holds twice its number
+    memory = bytearray(kernel.encoded_bytes(captured_BTD))
+    encoded = kernel.encode(captured_BTD, memoryview(memory))
+    sampled = packet(
+        torch.zeros(1), 0, dtype=encoded.dtype, shape=tuple(encoded.shape),
+        params=encoded.params.ljust(16, b"\0"), encoding_id=names.index(kernel.encoding),
+        payload=memoryview(bytes(memory[: encoded.nbytes])),
+    )  # fmt: skip
+    lease = FakeLease([sampled])
+    run.worker.consume(lease)
+    lease.release()
+    rows = run.rows()
+    wanted = (rows.values[:, 0] / 2).int().tolist()
+    assert len(wanted) == 3
+    assert wanted != [0, 1, 2]
+    assert rows.row.tolist() == wanted
 
 
 def test_rows_that_are_no_numbers_are_left_out_and_outliers_are_kept_finite(run):
