@@ -56,9 +56,14 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         return _fail(str(error), EXIT_USAGE)
     from asys_bench.change.reservoir.read import ReservoirError
     from asys_bench.change.timeline.difference import differences_of
+    from asys_bench.rundir.live_run import ReadingError
     from asys_bench.rundir.open_run import open_run
+    from asys_bench.sae import CheckpointError
 
-    hooks = [name for name in open_run(folders[0]).hooks if matches(name, arguments.hook)]
+    try:
+        hooks = [name for name in open_run(folders[0]).hooks if matches(name, arguments.hook)]
+    except ReadingError as error:
+        return _said(str(error), EXIT_USAGE)
     compared = 0
     for hook in hooks:
         try:
@@ -68,7 +73,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
                 hook,
                 _names(folders, arguments),
             )
-        except (ReservoirError, ValueError, OSError) as error:
+        except (CheckpointError, ReservoirError, ValueError, OSError) as error:
             console.print(f"{printable(hook)}: {error}", markup=False, soft_wrap=True)
             continue
         if found is not None:
