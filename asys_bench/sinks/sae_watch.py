@@ -223,4 +223,5 @@ plugin = SinkPlugin(
     build=_build,
     default_delivery=Delivery.AT_MOST_ONCE,
     preload=("asys_bench.sae",),
+    partition=True,
 )

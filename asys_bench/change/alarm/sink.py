@@ -347,5 +347,6 @@ plugin = SinkPlugin(
     build=_build,
     default_delivery=Delivery.AT_MOST_ONCE,
     preload=("asys_bench.sae",),
+    partition=True,
     once=True,  # the budget of false alarms is the run's
 )
