@@ -133,6 +133,7 @@ class AlarmWorker(BaseSink):
         """Look at what came last, then write what was watched."""
         self._next_s = -math.inf
         self._tick()
+        self._next_s = math.inf
         self._values.flush()
         self._values.close()
         self._write()
@@ -297,6 +298,7 @@ class AlarmWorker(BaseSink):
         watchers = []
         for number, name in enumerate(self._names):
             self._context.heartbeat()
+            self._tick()  # a change is not found later because of the figures
             powers = self._bank.power(number)
             watchers.append({"watcher": name, "finds": [_plain(one) for one in powers]})
         document = {

@@ -172,6 +172,25 @@ def test_intervals_are_never_shorter_than_configured(start):
     worker.close()
 
 
+def test_values_are_taken_while_the_figures_of_what_would_be_found_are_made(start, monkeypatch):
+    worker, page, clock = start(watch=[{"metric": "x*"}])
+    for number in range(3):
+        page.slot("trainer-0").gauge(f"x{number}").set(1.0)
+    power = worker._bank.power
+
+    def slow(number):
+        clock.now += 1.01
+        return power(number)
+
+    monkeypatch.setattr(worker._bank, "power", slow)
+    intervals = page.slot("alarm-0").counter("alarm_intervals")
+    clock.now += 61  # figures are made after a minute
+    worker.idle()
+    assert intervals.value == 3  # before the figures, and before those of the second and the third
+    worker.close()
+    assert intervals.value == 4  # what came last
+
+
 def test_the_probe_of_an_earlier_run_is_watched_and_a_constant_batch_is_not(
     start, tmp_path, caplog
 ):
