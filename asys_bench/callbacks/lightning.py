@@ -70,6 +70,8 @@ class ObserveCallback(Callback):  # type: ignore[misc,unused-ignore]
         self._training.step_to(trainer, self._step, self._batch_of_step)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        if not self._training.wants_labels:
+            return
         rows = loss_rows_or_none(loss)
         if rows is not None:
             self._training.label(trainer, loss=rows)

@@ -109,6 +109,11 @@ class ObservedTraining:
             self.observation.label(step=step, **labels)
 
     @property
+    def wants_labels(self) -> bool:
+        """Whether some sink takes labels: without one, nothing is computed for them."""
+        return self.observation is not None and self.observation.wants_labels
+
+    @property
     def label_columns(self) -> Sequence[str]:
         """Columns of a batch that are labels (`labels.columns`)."""
         return self.observation.config.labels.columns if self.observation is not None else ()

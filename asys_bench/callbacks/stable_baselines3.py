@@ -65,9 +65,11 @@ class ObserveCallback(BaseCallback):
         self._training.start(self.model, self.model.policy, self.model.num_timesteps)
         self._training.enter(self.model, "training")
         self._step = self.model.num_timesteps
-        self._labels = RolloutLabels(
-            partial(self._training.label, self.model), self._training.label_columns
-        )
+        self._labels = None
+        if self._training.wants_labels:
+            self._labels = RolloutLabels(
+                partial(self._training.label, self.model), self._training.label_columns
+            )
         callbacks = self.locals.get("callback")
         if callbacks is self:
             return

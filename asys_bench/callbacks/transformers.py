@@ -79,7 +79,7 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         evaluates_first = getattr(args, "eval_on_start", False)
         self._training.enter(state, "validation" if evaluates_first else "training")
         self._unlabel()  # of a training that has failed
-        if isinstance(model, torch.nn.Module):
+        if isinstance(model, torch.nn.Module) and self._training.wants_labels:
             hook = _LabelHook(self._training, state)
             self._label_hook = model.register_forward_hook(hook, with_kwargs=True)
 

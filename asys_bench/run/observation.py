@@ -265,6 +265,12 @@ class Observation:
             clock.label(step=step, microbatch=microbatch, **labels)
 
     @property
+    def wants_labels(self) -> bool:
+        """Whether some sink takes labels; else `label` does nothing."""
+        clock = self._marked_clock()
+        return clock is not None and clock.labels is not None
+
+    @property
     def alarms(self) -> Alarms:
         """What `alarm` sinks have raised, read from shared memory without waiting:
         `if observation.alarms: ...`. Empty without such a sink; after `close` what there was at the end."""

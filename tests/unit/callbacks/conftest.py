@@ -25,7 +25,7 @@ from asys_bench.run.observation import Observation
 class Session:
     """Hooks and clock as an observation has them; packets are read as they come."""
 
-    def __init__(self, model, hooks, first_step):
+    def __init__(self, model, hooks, first_step, wants_labels=True):
         self.page = StatsPage.create(["host"])
         self.slot = self.page.slot("host")
         self.clock = StepClock(self.slot, first_step)
@@ -36,7 +36,7 @@ class Session:
         kernels = [build_preprocessor(point.config) for point in points]
         self.hooker = ActivationHooker(
             self.bus, points, kernels, self.slot, self.clock, coins=[1] * len(points),
-            label_horizon=10_000,
+            label_horizon=10_000 if wants_labels else None,
         )  # fmt: skip
         self.labels = []
         self.hooker.attach()
@@ -82,7 +82,8 @@ class Watched(Observation):
         self.options, self.first = options, first_step
         hooks = options["hooks"]
         self._life.hooks = (hooks,) if isinstance(hooks, str) else tuple(hooks)
-        self._life.session = Session(model, self.hooks, first_step)
+        archived = options.get("archive") is not False  # the sink that takes labels
+        self._life.session = Session(model, self.hooks, first_step, archived)
         self.seen, self.counted, self.reported = [], (), Counter()
         self.config = SimpleNamespace(labels=LabelsConfig(**options.get("labels", {})))
         self.labels = []

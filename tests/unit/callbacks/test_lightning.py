@@ -104,6 +104,15 @@ def test_what_is_left_out_is_counted_and_the_losses_are_the_same(observations):
     assert observations[0].counted == (8, 6, 2)  # calls, captured, skipped: one validation of two
 
 
+@pytest.mark.parametrize("archive", [True, False])
+def test_losses_are_read_where_some_sink_takes_labels_alone(observations, monkeypatch, archive):
+    asked = []
+    monkeypatch.setattr("asys_bench.callbacks.lightning.loss_rows_or_none", asked.append)
+    fit(Net(), [ObserveCallback(hooks="body", archive=archive)])
+    assert len(asked) == (6 if archive else 0)
+    assert len(observations[0].seen) == 6
+
+
 class Classifier(lightning.LightningModule):
     def __init__(self):
         super().__init__()

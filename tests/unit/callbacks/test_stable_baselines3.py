@@ -117,6 +117,19 @@ def test_rollouts_are_labelled_with_what_the_environments_said(observations):
     ]
 
 
+@pytest.mark.parametrize("archive", [True, False])
+def test_rollouts_are_read_where_some_sink_takes_labels_alone(observations, monkeypatch, archive):
+    read = []
+    for name in ("stepped", "ended"):
+        monkeypatch.setattr(
+            f"asys_bench.callbacks.stable_baselines3.RolloutLabels.{name}",
+            lambda *arguments, name=name: read.append(name),
+        )
+    ppo().learn(8, callback=ObserveCallback(hooks=HOOK, archive=archive))
+    assert read == (["stepped"] * 8 + ["ended"] if archive else [])
+    assert steps(observations[0]) == [*range(8), 8]
+
+
 def test_an_evaluation_is_captured_when_asked_for(observations):
     """And one observation of each kind leaves nothing behind in the callbacks that it shares."""
     watching = [ObserveCallback(hooks=HOOK, during=d) for d in ("training", "validation", "all")]

@@ -163,6 +163,17 @@ def test_each_token_is_labelled_with_its_loss_and_each_sample_with_the_columns_t
     assert not model._forward_hooks, "what labelled is gone with the training"
 
 
+@pytest.mark.parametrize("archive", [True, False])
+def test_losses_are_read_where_some_sink_takes_labels_alone(
+    observations, tmp_path, monkeypatch, archive
+):
+    asked = []
+    monkeypatch.setattr("asys_bench.callbacks.transformers.loss_rows_or_none", asked.append)
+    train(tmp_path, Net(), [ObserveCallback(hooks="body", archive=archive)])
+    assert len(asked) == (6 if archive else 0)
+    assert len(observations[0].seen) == 6
+
+
 def test_a_trainer_that_never_says_that_a_step_begins_is_captured_whole(observations):
     """As some of TRL's."""
     model, state = Net(), transformers.TrainerState()
