@@ -260,8 +260,8 @@ class ArchiveView:
             return dataset
         columns = [LABEL_PREFIX + name for name in self.labels]
         parts: dict[str, list[npt.NDArray[np.generic]]] = {name: [] for name in columns}
+        rows = dataset.with_format("numpy", columns=list(KEYS))
         for start in range(0, len(dataset), _ROWS_AT_A_TIME):
-            rows = dataset.with_format("numpy", columns=list(KEYS))
             keys = rows[start : start + _ROWS_AT_A_TIME]
             for name, values in self._labels.columns(self.labels, dict(keys)).items():
                 parts[name].append(values)

@@ -122,11 +122,11 @@ class LabelTable:
         places = {name: index for index, name in enumerate(names)}
         found_NK = np.full((len(row_N), len(names)), np.nan)
         seq_NK = np.full((len(row_N), len(names)), -1, dtype=np.int64)
+        per = self._rows_per_label([str(one) for one in spelled])
         for packets in self._packets:
             wanted = [(k, places[name]) for k, name in enumerate(packets.names) if name in places]
             if not wanted:
                 continue
-            per = self._rows_per_label([str(one) for one in spelled])
             for at_M, value_M, seq_M in self._matches(
                 packets, hash_N, moment_N5, row_N, text_N, grid_N.reshape(-1), per
             ):

@@ -157,10 +157,11 @@ def timeline_of(
     batch: ConstantBatch | None = None
     if constant is not None:
         batch = constant_batch(constant, firing(sae, constant.values).strong())
+    caused = with_causes(told, batch, first, last)
     edges = np.linspace(0, len(rows), min(CURVE_POINTS, len(rows)) + 1).round().astype(np.int64)
     listed = [
         _life(history, cause, shown, rows, found, edges)
-        for history, cause, shown in with_causes(told, batch, first, last)
+        for history, cause, shown in caused
         if history.verdict in (Verdict.BORN, Verdict.GRADUAL, Verdict.TURNED)
         or history.died_step is not None
         or history.late_by_steps is not None
@@ -168,7 +169,7 @@ def timeline_of(
     listed.sort(key=lambda one: (one.verdict != Verdict.BORN, one.born_p, one.feature))
     listed = without_twins(listed[:MOST_LIVES], sae, last - first)
     counts = {verdict.value: 0 for verdict in Verdict}
-    for history, *_ in with_causes(told, batch, first, last):
+    for history, *_ in caused:
         counts[history.verdict.value] += 1
     middles = np.minimum((edges[:-1] + edges[1:]) // 2, len(rows) - 1)
     return Timeline(
