@@ -240,15 +240,21 @@ def test_texts_are_classes_under_their_names(fed):
     assert probe.held_out_blocks > 60
 
 
-def test_rows_of_a_rare_class_are_kept_more_often_and_weigh_less(fed):
-    one, draw = fed(window_rows=512), torch.Generator().manual_seed(1)
-    for step in range(2000):
-        x = torch.randn(16, 8, generator=draw)
-        rare = (torch.rand(16, generator=draw) < 0.01).double()
+@pytest.mark.parametrize(("step_s", "pace"), [(0.0, 1.0), (0.01, 0.02133)])
+def test_rows_of_a_rare_class_are_kept_more_often_and_weigh_less(fed, monkeypatch, step_s, pace):
+    """However much time passes: after a second a full window slows the pace at which rows are let in."""
+    now = [100.0]
+    monkeypatch.setattr(sink_module.time, "monotonic", lambda: now[0])
+    one, draw = fed(window_rows=1024), torch.Generator().manual_seed(5)
+    for step in range(500):
+        now[0] += step_s
+        x = torch.randn(64, 8, generator=draw)
+        rare = (torch.rand(64, generator=draw) < 0.01).double()
         x[rare == 1, 0] += 2.0
         one.rows(step, x)
         one.label(step, done=rare)
     (hook,) = one.worker._known()
+    assert hook.pace == pytest.approx(pace, rel=0.01)
     probe = one.close()["done"]
     rows = hook.trained.settle()
     rare = rows.labels_NK[:, 0] == 1
