@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 
 Flat = np.ndarray[tuple[int], np.dtype[np.float64]]
 MOST_PASSES = 200
@@ -105,7 +104,6 @@ def fit_classes(
     classes: int,
     l2: float,
     start: Linear | None = None,
-    beat: Callable[[], None] = lambda: None,
 ) -> Linear:
     """Logistic regression: one row of weights for two classes (of the second), else one per class.
 
@@ -123,7 +121,7 @@ def fit_classes(
         log_NC = logits_NC.log_softmax(1)
         return -(log_NC * target_NC).sum(1), log_NC.exp() - target_NC
 
-    return _fit(features, weight_N, outputs, l2, start, loss_of, beat)
+    return _fit(features, weight_N, outputs, l2, start, loss_of)
 
 
 def fit_numbers(
@@ -132,7 +130,6 @@ def fit_numbers(
     weight_N: torch.Tensor,
     l2: float,
     start: Linear | None = None,
-    beat: Callable[[], None] = lambda: None,
 ) -> Linear:
     """Ridge regression; the loss of a row is half its squared error over the variance of the values."""
     share_N = weight_N / weight_N.sum()
@@ -146,7 +143,7 @@ def fit_numbers(
 
     if start is not None:
         start = Linear(start.weight / scale, (start.bias - mean) / scale)
-    found = _fit(features, weight_N, 1, l2, start, loss_of, beat)
+    found = _fit(features, weight_N, 1, l2, start, loss_of)
     return Linear(found.weight * scale, found.bias * scale + mean)
 
 
@@ -157,8 +154,9 @@ def _fit(
     l2: float,
     start: Linear | None,
     loss_of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
-    beat: Callable[[], None],
 ) -> Linear:
+    from scipy.optimize import minimize  # here: a host that starts up needs none of it
+
     mean_D, scale_D = features.moments(weight_N)
     silent_D = scale_D <= _LEAST_SCALE * mean_D.abs() + torch.finfo(torch.float32).tiny
     scale_D = torch.where(silent_D, torch.ones(()), scale_D)
@@ -169,7 +167,6 @@ def _fit(
         return raw_DC, bias_C - mean_D @ raw_DC
 
     def asked(flat: Flat) -> tuple[float, Flat]:
-        beat()
         theta = torch.from_numpy(flat).float().view(width + 1, outputs)
         beta_DC, bias_C = theta[:-1], theta[-1]
         raw_DC, raw_bias_C = raw_of(beta_DC, bias_C)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Window:
+class Side:
     """One side: rows and what each of them weighs."""
 
     rows: Rows
@@ -63,11 +63,10 @@ class Probe:
 def fitted(
     targets: Sequence[Target],
     columns: Mapping[str, int],
-    trained: Window,
-    held_out: Window,
+    trained: Side,
+    held_out: Side,
     before: Mapping[str, Probe],
     l2: float,
-    beat: Callable[[], None] = lambda: None,
 ) -> list[Probe]:
     """A probe for each target that has a kind and enough rows.
 
@@ -81,15 +80,15 @@ def fitted(
         values_N, score_values_N = _column(trained, place), _column(held_out, place)
         make = _classes if target.kind == "class" else _numbers
         old = before.get(target.name)
-        probe = make(target, values_N, score_values_N, trained, held_out, old, l2, beat)
+        probe = make(target, values_N, score_values_N, trained, held_out, old, l2)
         if probe is not None:
             probe.history = old.history if old is not None else []
             found.append(probe)
     return found
 
 
-def _column(window: Window, place: int) -> Floats:
-    labels_NK = window.rows.labels_NK
+def _column(side: Side, place: int) -> Floats:
+    labels_NK = side.rows.labels_NK
     if place < labels_NK.shape[1]:
         return labels_NK[:, place]
     return np.full(len(labels_NK), np.nan)
@@ -99,11 +98,10 @@ def _classes(
     target: Target,
     values_N: Floats,
     held_out_N: Floats,
-    trained: Window,
-    held_out: Window,
+    trained: Side,
+    held_out: Side,
     old: Probe | None,
     l2: float,
-    beat: Callable[[], None],
 ) -> Probe | None:
     classes = [c for c in target.classes if (values_N == c).sum() >= LEAST_OF_CLASS]
     total = sum(target.counts.values())
@@ -122,7 +120,6 @@ def _classes(
         len(classes),
         l2,
         start,
-        beat,
     )
     index_N = _indices(held_out_N, classes)
     there = np.flatnonzero(index_N >= 0)
@@ -143,11 +140,10 @@ def _numbers(
     target: Target,
     values_N: Floats,
     held_out_N: Floats,
-    trained: Window,
-    held_out: Window,
+    trained: Side,
+    held_out: Side,
     old: Probe | None,
     l2: float,
-    beat: Callable[[], None],
 ) -> Probe | None:
     probe = Probe(target.name, "number")
     there = np.flatnonzero(np.isfinite(values_N))
@@ -160,7 +156,6 @@ def _numbers(
         _normed(trained.weight_N[there]),
         l2,
         old.linear if old is not None and old.classes is None else None,
-        beat,
     )
     there = np.flatnonzero(np.isfinite(held_out_N))
     probe.held_out_rows = len(there)

@@ -14,7 +14,6 @@ from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from asys_bench.change.probe.blocks import Ids
 
@@ -130,4 +129,6 @@ def _expit(x: float) -> float:
 @cache
 def _quantile(freedom: int) -> float:
     """Of Student's distribution; `LEVEL` lies between it and its negative."""
+    from scipy import stats  # here: a host that starts up needs none of it
+
     return float(stats.t.ppf(0.5 + LEVEL / 2, max(1, min(freedom, 1000))))

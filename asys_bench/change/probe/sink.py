@@ -464,8 +464,8 @@ class ProbeWorker(BaseSink):
                 1, "probes", initializer=torch.set_num_threads, initargs=(1,)
             )
         both = (
-            probes.Window(trained, hook.trained.weights(trained)),
-            probes.Window(held_out, hook.held_out.weights(held_out)),
+            probes.Side(trained, hook.trained.weights(trained)),
+            probes.Side(held_out, hook.held_out.weights(held_out)),
         )
         targets = [hook.targets[name] for name in sorted(hook.targets)]
         columns, before = dict(hook.columns), dict(hook.probes)

@@ -89,3 +89,14 @@ except BringError as error:
     print(error.cause, *loaded("torch"))
 """
     assert imported_by(code) == ["no_copy"]
+
+
+@pytest.mark.rest
+def test_no_sink_brings_scipy_into_the_process_that_starts_a_run():
+    code = """
+from asys_bench.contracts.sink import SinkPlugin
+from asys_bench.registry import registry
+sinks = registry("sink")
+print(*(name for name in sinks.names() if sinks.get(name, SinkPlugin) and loaded("scipy")))
+"""
+    assert imported_by(code) == []
