@@ -63,7 +63,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     try:
         hooks = [name for name in open_run(folders[0]).hooks if matches(name, arguments.hook)]
     except ReadingError as error:
-        return _said(str(error), EXIT_USAGE)
+        return _fail(str(error), EXIT_USAGE)
     compared = 0
     for hook in hooks:
         try:
