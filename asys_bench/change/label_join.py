@@ -9,7 +9,7 @@ it came), when the horizon has passed, or when there is no room, the oldest firs
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -82,11 +82,6 @@ class LabelJoin(Generic[T]):
         self._known: dict[str, int] = {}
         """Name -> the host step that it came for last."""
         self.unjoined_rows = self.unjoined_labels = 0
-
-    @property
-    def known(self) -> Sequence[str]:
-        """Names of labels that came of late."""
-        return list(self._known)
 
     def offer_rows(
         self,

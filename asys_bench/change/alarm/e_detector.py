@@ -125,10 +125,10 @@ class EDetector(Streams):
         self._weights_N2B: Floats = np.empty((0, 2, BETS))
         self._sums_N2B: Floats = np.empty((0, 2, BETS))
 
-    def add(self, up: float, streams: int = 1) -> None:
-        """Streams more, whose upward half has the weight `up` in 0..1 and whose downward half the rest."""
-        self.grow(streams)
-        self._weights_N2B[-streams:] = np.array([up, 1 - up])[:, None] / BETS
+    def add(self, up: float) -> None:
+        """One stream more, whose upward half has the weight `up` in 0..1 and whose downward half the rest."""
+        self.grow(1)
+        self._weights_N2B[-1] = np.array([up, 1 - up])[:, None] / BETS
 
     def update(self, which_M: Indices, p_M: Floats) -> Floats:
         """Take p-values of streams; the e-detectors [M], to be compared with 1 / alpha."""

@@ -178,7 +178,6 @@ class PageWatchers:
         self._page, self._glob, self._most = page, glob, most
         self._watched: dict[str, _Watched] = {}
         self._next_scan_s = -math.inf
-        self.left_out = 0
 
     def values(self, now_s: float) -> Iterator[tuple[str, float]]:
         """Of metrics with something new since the last call. now_s: a monotonic time."""
@@ -191,7 +190,6 @@ class PageWatchers:
                 yield one.name, value
 
     def _scan(self) -> None:
-        left_out = 0
         for slot_name, slot in self._page.slots():
             for full, metric in slot.metrics().items():
                 bare = full.partition("{")[0]
@@ -199,8 +197,5 @@ class PageWatchers:
                 name = f"{slot_name} {full}"
                 if bare in _OWN or name in self._watched or not matches(wanted, self._glob):
                     continue
-                if len(self._watched) >= self._most:
-                    left_out += 1
-                    continue
-                self._watched[name] = _Watched(name, metric)
-        self.left_out = left_out
+                if len(self._watched) < self._most:
+                    self._watched[name] = _Watched(name, metric)

@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from asys_bench.change.reservoir.rows import ReservoirRows
-from asys_bench.change.reservoir.windows import windows_in
-from asys_bench.contracts.names import file_slug
-from asys_bench.contracts.run_files import RESERVOIR_DIR, attempts_in
+from asys_bench.change.reservoir.windows import reservoir_folder, windows_in
+from asys_bench.contracts.run_files import attempts_in
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
 
 
@@ -27,7 +26,7 @@ def read_reservoir(run_dir: Path, hook: str, *, constant: bool = False) -> Reser
         ReservoirError: a file is damaged.
         OSError: the folder is a link, or cannot be listed.
     """
-    folder = run_dir / RESERVOIR_DIR / file_slug(hook)
+    folder = reservoir_folder(run_dir, hook)
     parts: list[ReservoirRows] = []
     end = -1
     for first, width, path in windows_in(folder, "c" if constant else "w", run_dir):

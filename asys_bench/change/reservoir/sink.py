@@ -11,7 +11,6 @@ import logging
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +25,14 @@ from asys_bench.change.reservoir.rows import (
     moment_hash,
     ranks,
 )
-from asys_bench.change.reservoir.windows import CONSTANT_ROWS, WindowedSample, rows_per_window
+from asys_bench.change.reservoir.windows import (
+    CONSTANT_ROWS,
+    WindowedSample,
+    reservoir_folder,
+    rows_per_window,
+)
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.packet import ActivationPacket, PacketError
-from asys_bench.contracts.run_files import RESERVOIR_DIR
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import Counter, Gauge
 from asys_bench.system.allocator import keep_freed_memory
@@ -224,7 +226,7 @@ class ReservoirWorker(BaseSink):
         each = rows_per_window(item * max(1, packet.shape[-1]) + ROW_COLUMN_BYTES, share)
         if constant:
             each = min(CONSTANT_ROWS, each)
-        folder = context.run_dir / RESERVOIR_DIR / file_slug(hook.name)
+        folder = reservoir_folder(context.run_dir, hook.name)
         return WindowedSample(each, folder, context.run_dir, constant=constant)
 
     def idle(self) -> None:
@@ -254,11 +256,6 @@ class ReservoirWorker(BaseSink):
 
 
 _NO_ROWS = ReservoirRows(torch.zeros(0, 1), np.empty(0, ABOUT))
-
-
-def reservoir_folder(run_dir: Path, hook: str) -> Path:
-    """Where a hook's windows are."""
-    return run_dir / RESERVOIR_DIR / file_slug(hook)
 
 
 def _build(options: SinkOptions) -> BaseSink:

@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 
 from asys_bench.change.reservoir.rows import ReservoirRows
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.run_files import RESERVOIR_DIR
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import EntryKind, make_folders, remove, scan_if_there
@@ -40,6 +42,11 @@ WAITING_ROWS = 32
 MARGIN = 0.9
 """Of the bytes: a window that is joined is there twice for a moment, and files have headers."""
 _NAME = re.compile(r"([wc])-(\d{1,19})-(\d{1,19})\.safetensors")
+
+
+def reservoir_folder(run_dir: Path, hook: str) -> Path:
+    """Where the windows of a hook are."""
+    return run_dir / RESERVOIR_DIR / file_slug(hook)
 
 
 def rows_per_window(row_bytes: int, most_bytes: int) -> int:
@@ -134,7 +141,8 @@ class WindowedSample:
         for first in sorted(before):
             part = before[first]
             wide = self.first_of(first)
-            self._obsolete += self._files(part.first, self.width // 2)
+            if self._folder is not None:
+                self._obsolete.append(self._path(part.first, self.width // 2))
             there = self._windows.get(wide)
             if there is None:
                 rows = self._read(part)
@@ -197,9 +205,6 @@ class WindowedSample:
     def _path(self, first: int, width: int) -> Path:
         assert self._folder is not None
         return self._folder / f"{self._prefix}-{first}-{width}.safetensors"
-
-    def _files(self, first: int, width: int) -> list[Path]:
-        return [] if self._folder is None else [self._path(first, width)]
 
     def _adopt(self) -> None:
         """Go on with what an earlier worker has written."""

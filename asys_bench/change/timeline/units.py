@@ -29,11 +29,6 @@ class Units:
     of_row: npt.NDArray[np.int64]
     count: int
 
-    @property
-    def starts(self) -> npt.NDArray[np.int64]:
-        """The first row of each unit, and N."""
-        return np.searchsorted(self.of_row, np.arange(self.count + 1)).astype(np.int64)
-
 
 def blocks_of(rows: ReservoirRows) -> npt.NDArray[np.int64]:
     """The block of each row, numbered from 0 in the rows' order (that of time)."""

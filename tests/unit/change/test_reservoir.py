@@ -12,8 +12,13 @@ import torch
 
 from asys_bench.change.reservoir.read import ReservoirError, read_reservoir
 from asys_bench.change.reservoir.rows import ReservoirRows, moment_hash, ranks
-from asys_bench.change.reservoir.sink import ReservoirOptions, ReservoirWorker, reservoir_folder
-from asys_bench.change.reservoir.windows import MOST_WINDOWS, WindowedSample, rows_per_window
+from asys_bench.change.reservoir.sink import ReservoirOptions, ReservoirWorker
+from asys_bench.change.reservoir.windows import (
+    MOST_WINDOWS,
+    WindowedSample,
+    reservoir_folder,
+    rows_per_window,
+)
 from asys_bench.contracts.packet import CONSTANT_MICROBATCH
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import StatsPage

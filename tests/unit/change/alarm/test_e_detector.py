@@ -69,9 +69,14 @@ def test_a_full_reference_forgets_the_oldest():
     assert reference.counts.tolist() == [16]
 
 
+def detectors(streams, up):
+    one = EDetector()
+    one.add(up)
+    return one.copies(0, streams)
+
+
 def sums_of(p_TN, up):
-    detector = EDetector()
-    detector.add(up, p_TN.shape[1])
+    detector = detectors(p_TN.shape[1], up)
     everybody = np.arange(p_TN.shape[1])
     return np.array([detector.update(everybody, p) for p in p_TN])
 
@@ -91,8 +96,7 @@ def test_the_average_run_length_is_at_least_one_over_alpha(up, run_length):
     """Streams of Cauchy values, an alarm at 1 / alpha; after one a stream starts again."""
     shape = (1500, 200)
     p = ranks_of(np.random.default_rng(4).standard_cauchy(shape), window=1024)
-    detector, alarms = EDetector(), 0
-    detector.add(up, shape[1])
+    detector, alarms = detectors(shape[1], up), 0
     everybody = np.arange(shape[1])
     for row in p:
         raised = everybody[detector.update(everybody, row) >= run_length]
@@ -103,8 +107,7 @@ def test_the_average_run_length_is_at_least_one_over_alpha(up, run_length):
 
 
 def test_the_larger_half_says_which_way_it_went():
-    detector = EDetector()
-    detector.add(0.5, 2)
+    detector = detectors(2, 0.5)
     for _ in range(5):
         detector.update(np.array([0, 1]), np.array([0.001, 0.999]))
     assert [detector.went_up(0), detector.went_up(1)] == [True, False]
