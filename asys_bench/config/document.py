@@ -6,6 +6,7 @@ depth and alias expansion are bounded, so that no file can exhaust the process.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,15 @@ def run_config_data(run_dir: Path) -> dict[str, Any]:
     except ConfigError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def enabled_sinks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sinks of a configuration as plain data; none where that has no such section."""
+    sinks = config.get("sinks")
+    return {
+        name: sink for name, sink in (sinks.items() if isinstance(sinks, dict) else ())
+        if isinstance(sink, dict) and sink.get("enabled", True)
+    }  # fmt: skip
 
 
 def _mapping_of(raw: bytes, shown: str) -> Node:

@@ -11,7 +11,7 @@ from asys_bench.contracts.bus import BusPlugin
 from asys_bench.contracts.host import HostPlugin
 from asys_bench.contracts.monitor import MonitorPlugin
 from asys_bench.contracts.sink import SinkPlugin
-from asys_bench.registry import Registry
+from asys_bench.registry import PluginError, Registry, registry
 
 if TYPE_CHECKING:
     from asys_bench.contracts.preprocessor import KernelPlugin
@@ -33,6 +33,14 @@ def options_model(kind: str, name: str, registries: Registries) -> type[BaseMode
     """
     plugin: OptionPlugin = registries(kind).get(name, _type_of(kind))
     return plugin.options
+
+
+def trains_saes(kind: object) -> bool:
+    """Whether sinks of this kind train SAEs; one that is not installed here does not."""
+    try:
+        return registry("sink").get(str(kind), SinkPlugin).trains_saes
+    except PluginError:
+        return False
 
 
 def _type_of(kind: str) -> type[Any]:

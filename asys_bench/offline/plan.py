@@ -19,13 +19,12 @@ from asys_bench.config.diagnosis import diagnose
 from asys_bench.config.document import read_run_config
 from asys_bench.config.node import Node
 from asys_bench.config.overrides import apply_sets
+from asys_bench.config.plugin_access import trains_saes
 from asys_bench.config.problems import ConfigError, Origin
 from asys_bench.config.sections.run import Integer, Section, Text, as_list
 from asys_bench.config.sources import read_layers
 from asys_bench.contracts.names import SIDE_STREAMS, matches
 from asys_bench.contracts.run_files import CONFIG_FILE
-from asys_bench.contracts.sink import SinkPlugin
-from asys_bench.registry import PluginError, registry
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.archive import Repeats
 from asys_bench.sinks.sae.device_options import DEVICE_PATTERN
@@ -194,7 +193,7 @@ def _of_run(root: Node) -> Node:
     sinks = root.child("sinks")
     for sink in sinks.content.values() if sinks is not None and sinks.content else ():
         kind, enabled = sink.child("kind"), sink.child("enabled")
-        if kind is None or not _trains(kind.content) or (enabled and enabled.content is False):
+        if kind is None or not trains_saes(kind.content) or (enabled and enabled.content is False):
             continue
         options = sink.child("options")
         parts = {"hooks": sink.child("hooks")}
@@ -203,11 +202,3 @@ def _of_run(root: Node) -> Node:
         found |= {name: node for name, node in parts.items() if node is not None}
         break
     return Node(found, root.origin)
-
-
-def _trains(kind: object) -> bool:
-    """Sinks of this kind train SAEs; one that is not installed here does not."""
-    try:
-        return registry("sink").get(str(kind), SinkPlugin).trains_saes
-    except PluginError:
-        return False

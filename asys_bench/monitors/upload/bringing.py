@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from asys_bench.config import ConfigError
-from asys_bench.config.document import read_run_config
+from asys_bench.config.document import enabled_sinks, read_run_config
+from asys_bench.config.plugin_access import trains_saes
 from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
@@ -54,10 +55,8 @@ from asys_bench.contracts.run_files import (
     checkpoint_order,
     read_run_file,
 )
-from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.monitors.upload.covered import is_state, order_of
 from asys_bench.monitors.upload.ready import is_shard, sidecar_of
-from asys_bench.registry import PluginError, registry
 from asys_bench.store.claims import (
     BEAT_S,
     START_LEASE_S,
@@ -250,7 +249,8 @@ class _Bringing:
         found = []
         if every is not None and not any(name.startswith(f"{STATE_DIR}/") for name in files):
             found.append(f"checkpoint of the host (host.checkpoint_every_steps: {every})")
-        if _trains(config) and not any(name.startswith(f"{SAE_DIR}/") for name in files):
+        trains = any(trains_saes(sink.get("kind")) for sink in enabled_sinks(config).values())
+        if trains and not any(name.startswith(f"{SAE_DIR}/") for name in files):
             found.append("checkpoint of an SAE")
         for what in found:
             message = f"{place} has no {what}: none was whole and sent before the run was gone"
@@ -361,17 +361,6 @@ def _run_dir_of(config: Any) -> Path:
     run = config.get("run")
     found = run.get("dir") if isinstance(run, dict) else None
     return Path(found) if isinstance(found, str) else Path("runs")
-
-
-def _trains(config: Any) -> bool:
-    """Whether a sink of the run trains SAEs."""
-    sinks = config.get("sinks")
-    for sink in sinks.values() if isinstance(sinks, dict) else ():
-        if isinstance(sink, dict) and sink.get("enabled", True):
-            with suppress(PluginError):
-                if registry("sink").get(str(sink.get("kind")), SinkPlugin).trains_saes:
-                    return True
-    return False
 
 
 def _checkpoints(manifest: Manifest) -> dict[str, list[tuple[int, int, str]]]:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from asys_bench.config.document import enabled_sinks
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.run_files import STATE_DIR, checkpoint_order
 from asys_bench.monitors.upload.ready import Kind, Ready
@@ -113,9 +114,4 @@ def order_of(name: str) -> tuple[int, int]:
 
 def archivers_in(config: Mapping[str, Any]) -> list[str]:
     """Names of the sinks that archive, of a configuration as plain data."""
-    sinks = config.get("sinks")
-    found = sinks.items() if isinstance(sinks, dict) else ()
-    return [
-        str(name) for name, sink in found
-        if isinstance(sink, dict) and sink.get("enabled", True) and sink.get("kind") == "archiver"
-    ]  # fmt: skip
+    return [n for n, sink in enabled_sinks(config).items() if sink.get("kind") == "archiver"]
