@@ -30,7 +30,7 @@ from asys_bench.sinks.archive import Repeats
 from asys_bench.sinks.sae.device_options import DEVICE_PATTERN
 from asys_bench.sinks.sae.options import (
     CrosscoderOptions,
-    GroupOptions,
+    Group,
     SAETrainerOptions,
     TranscoderOptions,
 )
@@ -93,7 +93,7 @@ class OfflinePlan(Section):
         description="cpu; cuda:N, a GPU as torch counts them; cuda, the one with the most memory free; "
         "auto, that or the CPU where there is none",
     )
-    group: GroupOptions | None = Field(
+    group: Group | None = Field(
         default=None,
         description="processes that train each SAE together; of GPUs each takes one. null: one process",
     )
@@ -107,11 +107,6 @@ class OfflinePlan(Section):
     @model_validator(mode="after")
     def _overrides_fit(self) -> Self:
         self.trainer_options()
-        if self.group is not None and self.device.startswith("cuda:"):
-            raise ValueError(
-                f"device {self.device} is one GPU, and group.size asks for {self.group.size} processes, each "
-                "with its own; valid: cpu, cuda, auto"
-            )
         return self
 
     @property

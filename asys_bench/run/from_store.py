@@ -11,10 +11,10 @@ from pathlib import Path
 
 from asys_bench.config import MasterConfig
 from asys_bench.config.sections.run import Resume
+from asys_bench.monitors.upload.bringing import Cause
 from asys_bench.store.uri import place_of, without_secrets
 
 log = logging.getLogger(__name__)
-NO_COPY = "no_copy"
 
 
 class NotBroughtError(RuntimeError):
@@ -48,7 +48,7 @@ def bring(uri: str, parent: Path | None, *, strict: bool, id: str | None = None)
             f"{without_secrets(uri)} was not asked: {without_secrets(said)[-500:] or error}"
         ) from None
     if "error" in found:
-        raise NotBroughtError(found["error"], no_copy=found["cause"] == NO_COPY)
+        raise NotBroughtError(found["error"], no_copy=found["cause"] == Cause.NO_COPY)
     for note in found["notes"]:
         log.warning("%s", note)
     if found["new"]:

@@ -80,6 +80,10 @@ class Ranks:
         """(the ranks' values on end, where this rank's begin); of any length each."""
         return value_N, 0
 
+    def every_number(self, value: float) -> list[float]:
+        """The ranks' values, in their order."""
+        return [value]
+
     def sum_over_rows_(self, tensors: list[torch.Tensor]) -> None:
         """Each tensor becomes its sum over the ranks' rows."""
 
@@ -160,6 +164,9 @@ class Collectives(Ranks):
 
     def every_pair(self, value_N: torch.Tensor) -> tuple[torch.Tensor, int]:
         return self._on_end(value_N)
+
+    def every_number(self, value: float) -> list[float]:
+        return [float(one) for one in self.gather(torch.tensor([value], dtype=torch.float64))]
 
     def sum_over_rows_(self, tensors: list[torch.Tensor]) -> None:
         if not self.has_all_rows:

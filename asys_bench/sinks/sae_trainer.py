@@ -94,8 +94,9 @@ class SAETrainerWorker(BaseSink):
         context = self._context
         places = [dict(place) for place in context.ranks] or [{}] * (options.size - 1)
         for place in places:
-            if place.get("shared") and self._options.host_gpu_gib is not None:
-                place["most_bytes"] = int(self._options.host_gpu_gib * (1 << 30))
+            most = self._options.most_bytes(bool(place.get("shared")))
+            if most is not None:
+                place["most_bytes"] = most
         return GroupProcesses(
             options.split,
             places,

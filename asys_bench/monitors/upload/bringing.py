@@ -3,7 +3,7 @@
     python -m asys_bench.monitors.upload.bringing URI [--dir DIR] [--strict] [--id ID]
 
 in a process of its own, because a client of an object store starts threads, which a host's process must
-not have of us. It prints one line of JSON: `Brought`, or `error` with its `reason`.
+not have of us. It prints one line of JSON: `Brought`, or `error` with its `cause`.
 
 1. The copy is taken over (`store.claims`), so that nobody else sends to it or brings it back.
 2. Documents, logs, metrics and TensorBoard files, of each SAE the newest two checkpoints, and the host's
@@ -76,7 +76,7 @@ from asys_bench.store.objects import ObjectStore, StoreError, patiently
 from asys_bench.store.objects import Reason as StoreReason
 from asys_bench.store.uri import parse_uri, without_secrets
 from asys_bench.system.files.atomic import FOLDER_MODE, replace_file
-from asys_bench.system.files.below import MAX_MODEL_BYTES, open_or_create
+from asys_bench.system.files.below import MAX_MODEL_BYTES, make_folders, open_or_create
 from asys_bench.system.files.locks import remove_unheld, take_lock
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class _Bringing:
         manifest = self._manifest
         for name in sorted(_wanted(manifest)):
             path = folder / name
-            path.parent.mkdir(FOLDER_MODE, parents=True, exist_ok=True)
+            make_folders(path.parent, below=folder)
             self._fetch(name, folder)
         for name in _checkpoints(manifest):
             here = [path.name for path in (folder / name).glob("step_*")]

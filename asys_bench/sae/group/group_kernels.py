@@ -12,9 +12,12 @@ from collections.abc import Sequence
 import torch
 
 from asys_bench.sae.kernels import torch_kernels
-from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, SparseCodes
-from asys_bench.sae.kernels.sparse_kernels import Settings, SparseKernels
+from asys_bench.sae.kernels.sparse_codes import Reconstruction, SparseCodes
+from asys_bench.sae.kernels.sparse_kernels import SparseKernels, best_of_batch
 from asys_bench.sae.ranks import Ranks
+
+_OWN = ("group", "accumulate", "sum_by_feature", "affine", "project", "adam")
+"""Methods that concern a rank's features or rows alone."""
 
 
 class GroupKernels(SparseKernels):
@@ -24,6 +27,8 @@ class GroupKernels(SparseKernels):
         super().__init__(rough=own.rough)
         self.name, self.measured = own.name, own.measured
         self._own, self._ranks, self._k = own, ranks, k
+        for name in _OWN:
+            setattr(self, name, getattr(own, name))
 
     def top_k(
         self, x_BD: torch.Tensor, W_enc_FD: torch.Tensor, b_F: torch.Tensor, k: int
@@ -52,26 +57,10 @@ class GroupKernels(SparseKernels):
         count: int,
         guess: float,
     ) -> SparseCodes:
+        """Of the whole batch and SAE; `count` is of this rank's rows and features."""
         ranks = self._ranks
         rows = len(x_BD) if ranks.has_all_rows else ranks.count_in_batch(len(x_BD))
-        count, floor = self._k * rows, max(0.0, guess)
-        while True:
-            codes = self._own.above(x_BD, W_enc_FD, b_F, torch.full_like(b_F, floor))
-            assert codes is not None
-            found = ranks.count_in_batch(len(codes.feature_N))
-            if found >= count or floor == 0.0:
-                break
-            floor = 0.5 * floor if floor > 1e-3 else 0.0
-        if found <= count:
-            return codes
-        every_N, first = ranks.every_pair(codes.value_N)
-        least = torch.kthvalue(every_N, found - count + 1).values
-        keep_N = every_N >= least
-        surplus = int(keep_N.sum()) - count
-        if surplus > 0:  # several are equal to the smallest: the last ones go
-            equal = (every_N == least).nonzero().squeeze(1)
-            keep_N[equal[len(equal) - surplus :]] = False
-        return codes.kept(keep_N[first : first + len(codes.value_N)])
+        return best_of_batch(self._own, ranks, x_BD, W_enc_FD, b_F, self._k * rows, guess)
 
     def reconstruct(
         self,
@@ -133,48 +122,3 @@ class GroupKernels(SparseKernels):
             codes, nothing_N, W_dec_FD, gradient_BD.neg(), one_B, name=f"{name}_dots"
         )
         return found.code_gradient_N
-
-    # A rank's own.
-
-    def group(self, codes: SparseCodes) -> FeatureMajor:
-        return self._own.group(codes)
-
-    def accumulate(
-        self,
-        groups: FeatureMajor,
-        coefficient_N: torch.Tensor,
-        rows_BD: torch.Tensor,
-        out_FD: torch.Tensor,
-        shift_F: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        return self._own.accumulate(groups, coefficient_N, rows_BD, out_FD, shift_F)
-
-    def sum_by_feature(
-        self, codes: SparseCodes, groups: FeatureMajor, quantity_N: torch.Tensor
-    ) -> torch.Tensor:
-        return self._own.sum_by_feature(codes, groups, quantity_N)
-
-    def affine(
-        self, rows_BD: torch.Tensor, center_D: torch.Tensor, scale_D: torch.Tensor, *, name: str
-    ) -> torch.Tensor:
-        return self._own.affine(rows_BD, center_D, scale_D, name=name)
-
-    def project(self, gradient_FD: torch.Tensor, W_FD: torch.Tensor | None) -> torch.Tensor:
-        return self._own.project(gradient_FD, W_FD)
-
-    def adam(
-        self,
-        weight_FD: torch.Tensor,
-        gradient_FD: torch.Tensor,
-        mean_FD: torch.Tensor,
-        square_FD: torch.Tensor,
-        rate_F: torch.Tensor,
-        root_F: torch.Tensor,
-        settings: Settings,
-        *,
-        unit_rows: bool,
-    ) -> bool:
-        return self._own.adam(
-            weight_FD, gradient_FD, mean_FD, square_FD, rate_F, root_F, settings,
-            unit_rows=unit_rows,
-        )  # fmt: skip

@@ -89,6 +89,11 @@ class GroupLearner:
         assert found is not None
         return found
 
+    @property
+    def _is_whole(self) -> bool:
+        """This rank has every feature."""
+        return self._mine is None or self._group.ranks.has_all_latents
+
     # What every rank knows alike.
 
     @property
@@ -118,8 +123,7 @@ class GroupLearner:
     @property
     def lives(self) -> FeatureLives:
         """Where features are spread, as `whole_lives` found them last (at a checkpoint)."""
-        spread = self._mine is not None and not self._group.ranks.has_all_latents
-        return self._lives if spread else self._now.lives
+        return self._now.lives if self._is_whole else self._lives
 
     @property
     def controller(self) -> SparsityController:
@@ -217,7 +221,7 @@ class GroupLearner:
     @property
     def decoder(self) -> torch.Tensor:
         """W_dec_FD of the whole SAE, where it lies."""
-        if self._mine is None or self._group.ranks.has_all_latents:
+        if self._is_whole:
             return self._now.decoder
         found = self._gather()["sae.W_dec"]
         assert isinstance(found, torch.Tensor)
@@ -225,13 +229,13 @@ class GroupLearner:
 
     def whole_sae(self) -> SparseAutoencoder:
         """All of the SAE, on the CPU."""
-        if self._mine is None or self._group.ranks.has_all_latents:
+        if self._is_whole:
             return self._now.whole_sae()
-        return whole_of(self._mine.sae, self.config, self._gather())
+        return whole_of(self._now.sae, self.config, self._gather())
 
     def whole_lives(self) -> FeatureLives:
         """Of all features, as they are now."""
-        if self._mine is None or self._group.ranks.has_all_latents:
+        if self._is_whole:
             return self._now.lives
         lives = FeatureLives(self.decoder)
         lives.load_state_dict(pick(self._gather(), "lives"), self.decoder)
@@ -240,7 +244,7 @@ class GroupLearner:
 
     def state_dict(self) -> StateDict:
         """As one process would have it, on the CPU where it was gathered."""
-        if self._mine is None or self._group.ranks.has_all_latents:
+        if self._is_whole:
             return self._now.state_dict()
         return dict(self._gather())
 

@@ -21,6 +21,7 @@ import torch
 
 from asys_bench.sae.kernels import torch_kernels
 from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, SparseCodes
+from asys_bench.sae.ranks import ALONE, Ranks
 
 Settings = tuple[float, float, float, float]
 """Of an Adam step: beta1, beta2, epsilon, and the factor that clips the gradient."""
@@ -88,23 +89,7 @@ class SparseKernels:
         guess: a value that more than `count` of them probably exceed; it saves time and changes
         nothing.
         """
-        floor = max(0.0, guess)
-        while True:
-            codes = self.above(x_BD, W_enc_FD, b_F, torch.full_like(b_F, floor))
-            assert codes is not None
-            if len(codes.feature_N) >= count or floor == 0.0:
-                break
-            floor = 0.5 * floor if floor > 1e-3 else 0.0
-        found = len(codes.feature_N)
-        if found <= count:
-            return codes
-        least = torch.kthvalue(codes.value_N, found - count + 1).values
-        keep_N = codes.value_N >= least
-        surplus = int(keep_N.sum()) - count
-        if surplus > 0:  # several are equal to the smallest: the last ones go
-            equal = (codes.value_N == least).nonzero().squeeze(1)
-            keep_N[equal[len(equal) - surplus :]] = False
-        return codes.kept(keep_N)
+        return best_of_batch(self, ALONE, x_BD, W_enc_FD, b_F, count, guess)
 
     # Decoding and its gradients.
 
@@ -224,3 +209,33 @@ class SparseKernels:
 
 def _rows_at_once(b_F: torch.Tensor) -> int:
     return max(1, BLOCK_BYTES // (4 * len(b_F)))
+
+
+def best_of_batch(
+    kernels: SparseKernels,
+    ranks: Ranks,
+    x_BD: torch.Tensor,
+    W_enc_FD: torch.Tensor,
+    b_F: torch.Tensor,
+    count: int,
+    guess: float,
+) -> SparseCodes:
+    """This rank's part of `SparseKernels.batch_top_k`. count: of all ranks."""
+    floor = max(0.0, guess)
+    while True:
+        codes = kernels.above(x_BD, W_enc_FD, b_F, torch.full_like(b_F, floor))
+        assert codes is not None
+        found = ranks.count_in_batch(len(codes.feature_N))
+        if found >= count or floor == 0.0:
+            break
+        floor = 0.5 * floor if floor > 1e-3 else 0.0
+    if found <= count:
+        return codes
+    every_N, first = ranks.every_pair(codes.value_N)
+    least = torch.kthvalue(every_N, found - count + 1).values
+    keep_N = every_N >= least
+    surplus = int(keep_N.sum()) - count
+    if surplus > 0:  # several are equal to the smallest: the last ones go
+        equal = (every_N == least).nonzero().squeeze(1)
+        keep_N[equal[len(equal) - surplus :]] = False
+    return codes.kept(keep_N[first : first + len(codes.value_N)])

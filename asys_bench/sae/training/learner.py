@@ -258,8 +258,8 @@ class Learner:
             return replace(result, active=float(result.fired_F.sum()))
         least_active = 0.0
         if self.config.architecture in LEARN_A_THRESHOLD:
-            least = ranks.every_pair(torch.tensor([result.least_active]))[0]
-            least_active = float(least[least > 0].min()) if bool((least > 0).any()) else 0.0
+            every = ranks.every_number(result.least_active)
+            least_active = min((one for one in every if one > 0), default=0.0)
         if ranks.has_all_rows:
             active = ranks.number_over_latents(float(result.fired_F.sum()))
             return replace(result, active=active, least_active=least_active)

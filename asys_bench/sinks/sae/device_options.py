@@ -45,6 +45,12 @@ class DeviceOptions(SinkOptions):
     def device_wish(self) -> tuple[str, bool]:
         return self.device, self.host_gpu_gib is not None
 
+    def most_bytes(self, shared: bool) -> int | None:
+        """What a worker may take of its GPU; None: all. shared: the host uses that GPU too."""
+        if self.host_gpu_gib is None or not shared:
+            return None
+        return int(self.host_gpu_gib * (1 << 30))
+
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
         """A GPU that this torch cannot use."""
         if self.device.startswith("cuda") and torch.version.cuda is None:
@@ -62,10 +68,9 @@ def device_of(options: DeviceOptions, context: SinkContext) -> TrainingDevice:
     Raises:
         DeviceUnavailableError: it cannot be had, and `auto` was not asked for.
     """
-    most = options.host_gpu_gib if context.device_shared else None
     wish = context.device or options.device
     try:
-        device = open_device(wish, None if most is None else int(most * (1 << 30)))
+        device = open_device(wish, options.most_bytes(context.device_shared))
     except DeviceUnavailableError as error:
         if options.device != "auto":
             raise

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationInfo, model_validator
 
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.sink import Misfit, PlannedSAE
@@ -80,6 +80,20 @@ class GroupOptions(BaseModel, extra="forbid", frozen=True):
     )
 
 
+def _not_on_one_gpu(group: GroupOptions, of: ValidationInfo) -> GroupOptions:
+    device = of.data.get("device", "")
+    if device.startswith("cuda:"):
+        raise ValueError(
+            f"group.size asks for {group.size} processes, each with a GPU of its own, and device {device} "
+            "is one GPU; valid: cpu, cuda, auto"
+        )
+    return group
+
+
+Group = Annotated[GroupOptions, AfterValidator(_not_on_one_gpu)]
+"""A field of a model that has `device` above it."""
+
+
 class SAETrainerOptions(DeviceOptions):
     """Options of the `sae_trainer` sink."""
 
@@ -115,7 +129,7 @@ class SAETrainerOptions(DeviceOptions):
         default=True,
         description="train SAEs of the single hooks (false: transcoders and crosscoders only)",
     )
-    group: GroupOptions | None = Field(
+    group: Group | None = Field(
         default=None,
         description="several processes train each SAE of a worker together, for example `{size: 2, split: "
         "latents}` (torch.distributed: NCCL where each has a GPU of its own, gloo otherwise). They end and "
@@ -222,13 +236,6 @@ class SAETrainerOptions(DeviceOptions):
         """A GPU that cannot be used, SAEs of several hooks that may not meet, and SAEs to start from
         that do not fit."""
         yield from super().misfits(workers, hooks)
-        if self.group is not None and self.device.startswith("cuda:"):
-            yield Misfit(
-                ("options", "device"),
-                f"is one GPU, and group.size asks for {self.group.size} processes, each with its own",
-                self.device,
-                "set it to cuda, auto or cpu",
-            )
         for path, name in self._hooks_by_place():
             if not any(matches(name, glob) for glob in hooks):
                 yield Misfit(

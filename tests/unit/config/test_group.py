@@ -28,6 +28,11 @@ sinks:
             "c.yaml:6:31: sinks.trainer.options.group.split",
             "latents, rows",
         ),
+        (
+            "{size: 2}\n      device: cuda:0",
+            "c.yaml:6:14: sinks.trainer.options.group",
+            "one GPU; valid: cpu",
+        ),
         ("{size: 8, split: rows}", "c.yaml:5:7: sinks.trainer.options", "valid: 2..4"),
     ],
 )
