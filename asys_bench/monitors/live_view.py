@@ -16,7 +16,6 @@ from asys_bench.contracts.stats import RunState, WorkerState
 from asys_bench.monitors.figures import RunFigures, WorkerFigures
 from asys_bench.monitors.rates import per_second, quantiles, subtract
 from asys_bench.monitors.readable import (
-    UNKNOWN,
     age_text,
     bytes_text,
     count_text,
@@ -267,7 +266,7 @@ def _receiver(model: LiveModel) -> list[RenderableType]:
     line = Text.assemble(("receiver ", "bold"), f"{now.connections} connected  ")
     line.append(count_text(now.accepted), "bold").append(" accepted  ")
     line.append(f"{rate_text(rate)}/s  {bytes_text(flow)}/s", "cyan")
-    line.append("  lag ", "dim").append(age_text(now.lag_s) if now.lag_s == now.lag_s else UNKNOWN)
+    line.append("  lag ", "dim").append(age_text(now.lag_s))
     refused = reasons_text(now.refused)
     line.append("  refused ", "dim").append(refused or "0", "yellow" if refused else "")
     return [line]

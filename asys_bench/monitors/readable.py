@@ -105,7 +105,7 @@ def duration_text(seconds: float) -> str:
 
 
 def age_text(seconds: float) -> str:
-    """0.2 s, 12 s, 3:04; "never" for a slot that never beat."""
+    """0.2 s, 12 s, 3:04; "never" for a slot that never beat; UNKNOWN for NaN."""
     if math.isinf(seconds):
         return "never"
     if seconds < 9.95:

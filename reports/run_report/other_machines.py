@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asys_bench.cluster.identities import SenderCheck, Verdict, check_cluster
-from asys_bench.cluster.view import name_of
+from asys_bench.cluster.view import name_of, problems_of
 from asys_bench.monitors.readable import UNKNOWN, age_text, bytes_text, count_text, reasons_text
 from asys_bench.reports.page.markup import Child, Markup, name, table, tag
 from asys_bench.reports.run_report.curves import Line, chart
@@ -41,12 +41,7 @@ def other_machines(record: RunRecord) -> list[Markup]:
         check = check_cluster([record.receiver])
         parts.append(tag("p", *_receiver(record), class_="how"))
         parts.append(table(_CAME, [_came(one) for one in check.senders], left=3))
-        parts += [tag("p", problem, class_="how") for problem in check.problems]
-        parts += [
-            tag("p", f"{name_of(one)}: {problem}", class_="how")
-            for one in check.senders
-            for problem in one.problems
-        ]
+        parts += [tag("p", problem, class_="how") for problem in problems_of(check)]
     figures = [figure for figure in _curves(record) if figure is not None]
     return [*parts, tag("div", *figures, class_="figures spaced")] if figures and parts else parts
 
@@ -79,7 +74,7 @@ def _came(one: SenderCheck) -> list[Child]:
         count_text(one.duplicates),
         count_text(one.window),
         bytes_text(one.credit_bytes),
-        age_text(one.lag_s) if one.lag_s == one.lag_s else UNKNOWN,
+        age_text(one.lag_s),
     ]
 
 

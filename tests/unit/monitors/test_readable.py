@@ -25,6 +25,7 @@ from asys_bench.monitors import readable
         (readable.duration_text, 11045, "3:04:05"),
         (readable.age_text, float("inf"), "never"),
         (readable.age_text, 0.21, "0.2 s"),
+        (readable.age_text, float("nan"), "-"),
         (readable.significant, 0.00012, "1.2e-04"),
         (readable.significant, 12.34, "12.3"),
         (readable.significant, float("nan"), "-"),
