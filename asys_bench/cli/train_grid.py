@@ -29,9 +29,10 @@ from asys_bench.offline.grid_results import (
     GridResult,
     stand,
 )
-from asys_bench.offline.grid_training import prepare_process, train_task
+from asys_bench.offline.grid_training import train_task
 from asys_bench.offline.progress import TrainingProgress
 from asys_bench.run.process_state import SignalHandlers
+from asys_bench.sae.training.device import prepare_process
 from asys_bench.sinks.archive import Archive, ArchiveError, open_archive
 from asys_bench.system.files.atomic import make_private_folder
 

@@ -215,7 +215,8 @@ def _train(told: dict[str, Any]) -> dict[str, Any]:
     """One task."""
     import ray
 
-    from asys_bench.offline.grid_training import prepare_process, train_task
+    from asys_bench.offline.grid_training import train_task
+    from asys_bench.sae.training.device import prepare_process
     from asys_bench.sinks.archive import ArchiveError, open_archive
     from asys_bench.store.mirror import CopyError, local_folder, remount
 

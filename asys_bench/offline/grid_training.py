@@ -9,8 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from asys_bench.offline.grid import Task
 from asys_bench.offline.grid_results import FAILED, GridResult
 from asys_bench.offline.hook_training import HookTraining
@@ -18,17 +16,10 @@ from asys_bench.sae import CheckpointError, RunningMetrics
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sae.training.device import DeviceMemoryError, DeviceUnavailableError, open_device
 from asys_bench.sinks.archive import Archive, ArchiveError
-from asys_bench.system.allocator import keep_freed_memory
 
 FAILURES = (ArchiveError, CheckpointError, DeviceMemoryError, DeviceUnavailableError, ExchangeError,
             ValueError)  # fmt: skip
 """What a training may end with; every other error is a fault of ours."""
-
-
-def prepare_process() -> None:
-    """As the live trainer's worker does."""
-    keep_freed_memory()
-    torch.set_flush_denormal(True)
 
 
 def train_task(

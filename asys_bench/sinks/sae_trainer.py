@@ -26,6 +26,7 @@ from asys_bench.sae.training.device import (
     DeviceMemoryError,
     DeviceUnavailableError,
     TrainingDevice,
+    prepare_process,
 )
 from asys_bench.sae.training.pairing import HookRows, Moment, MomentMatcher
 from asys_bench.sinks.sae.device_options import device_of
@@ -33,7 +34,6 @@ from asys_bench.sinks.sae.live_evaluation import LiveEvaluations
 from asys_bench.sinks.sae.options import GroupOptions, SAETrainerOptions
 from asys_bench.sinks.sae.start import StartFrom
 from asys_bench.sinks.sae.training import Training
-from asys_bench.system.allocator import keep_freed_memory
 
 __all__ = ["SAETrainerOptions", "SAETrainerWorker", "plugin"]
 
@@ -77,8 +77,7 @@ class SAETrainerWorker(BaseSink):
     def open(self, context: SinkContext) -> None:
         self._context = context
         self._options.sae.apply_threads()
-        torch.set_flush_denormal(True)  # Adam's moments of silent features fade into denormals
-        keep_freed_memory()
+        prepare_process()
         try:
             self._device = device_of(self._options, context)
         except DeviceUnavailableError as error:

@@ -62,12 +62,10 @@ def _serve(channel: socket.socket, lines: Iterator[dict[str, Any]], about: dict[
 
     from asys_bench.sae.group.distributed import DistributedRanks
     from asys_bench.sae.group.serve import ServingRank
-    from asys_bench.sae.training.device import open_device
-    from asys_bench.system.allocator import keep_freed_memory
+    from asys_bench.sae.training.device import open_device, prepare_process
 
     torch.set_num_threads(int(about["threads"]))
-    torch.set_flush_denormal(True)  # as rank 0 does
-    keep_freed_memory()
+    prepare_process()
     device = open_device(place.device or "cpu", about["place"].get("most_bytes"))
     if place.device:
         log.info("computes on %s: %s", device.name, place.why)

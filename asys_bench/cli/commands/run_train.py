@@ -159,8 +159,6 @@ class _Command:
         self._signal: int | None = None
 
     def run(self, jobs: list[Job]) -> int:
-        import torch
-
         from asys_bench.sae import CheckpointError
         from asys_bench.sae.exchange import ExchangeError
         from asys_bench.sae.group.processes import GroupProcesses, devices_for
@@ -169,9 +167,9 @@ class _Command:
             DeviceMemoryError,
             DeviceUnavailableError,
             open_device,
+            prepare_process,
         )
         from asys_bench.sinks.archive import ArchiveError
-        from asys_bench.system.allocator import keep_freed_memory
 
         try:
             devices = devices_for(self._plan.device, self._plan.ranks)
@@ -180,8 +178,7 @@ class _Command:
             return _fail(self._console, str(error), EXIT_USAGE)
         if self._plan.device != "cpu":
             self._console.print(f"trains on {device.name} (device: {self._plan.device})")
-        keep_freed_memory()  # as the live trainer's worker does
-        torch.set_flush_denormal(True)
+        prepare_process()
         handlers = SignalHandlers((signal.SIGINT, signal.SIGTERM), self._on_signal)
         results: list[HookResult] = []
         group: GroupProcesses | None = None

@@ -156,10 +156,9 @@ def train_asys(spec: TrainerSpec, rows: Iterator[torch.Tensor], watch: Stopwatch
     """Ours with its defaults, told the number of steps."""
     from asys_bench.sae import SAEConfig, SAETrainer
     from asys_bench.sae.config import PENALISED
-    from asys_bench.system.allocator import keep_freed_memory
+    from asys_bench.sae.training.device import prepare_process
 
-    keep_freed_memory()  # as the trainer's worker does
-    torch.set_flush_denormal(True)
+    prepare_process()
     config = SAEConfig.model_validate(
         {
             "architecture": spec.architecture,

@@ -23,6 +23,7 @@ from asys_bench.sae.footprint import Footprint
 from asys_bench.sae.kernels.choice import faster_kernels
 from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
+from asys_bench.system.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
 USUAL_L0 = 64
@@ -37,6 +38,13 @@ class DeviceMemoryError(RuntimeError):
 
 class DeviceUnavailableError(RuntimeError):
     """The device cannot be used here; says why."""
+
+
+def prepare_process() -> None:
+    """Once in a process that trains: freed memory is kept, and numbers below 1.2e-38 are zero, into which
+    Adam's moments of silent features fade."""
+    torch.set_flush_denormal(True)
+    keep_freed_memory()
 
 
 class TrainingDevice:
