@@ -21,10 +21,12 @@ from asys_bench.contracts.packet import ActivationPacket, PacketMeta
 U8 = 5
 """The dtype code of uint8."""
 SETTLE_S = 5.0
+PATIENCE_S = 60.0
+"""On a machine that is busy with other things."""
 
 
-def eventually(check: Callable[[], bool], what: str, timeout_s: float = SETTLE_S) -> None:
-    """Wait for `check`; a bus may settle acknowledgements in the background."""
+def eventually(check: Callable[[], object], what: str, timeout_s: float = PATIENCE_S) -> None:
+    """Wait for `check`: for what happens in the background, in another thread or process."""
     deadline = time.monotonic() + timeout_s
     pause_s = 0.0002
     while not check():

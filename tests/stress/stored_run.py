@@ -27,6 +27,7 @@ from asys_bench.contracts.stats import SlotField
 from asys_bench.harness.judging.stats import ratio_span
 from asys_bench.rundir.live_run import LiveRun
 from asys_bench.rundir.verify import verify_run
+from asys_bench.system.process_usage import process_usage
 
 PORT = 5128
 S3 = {
@@ -82,9 +83,10 @@ class Host:
 
 
 def cpu_s(pid: int) -> float:
-    """Of a process, in user and kernel mode."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Of a process that is there, in user and kernel mode."""
+    usage = process_usage(pid)
+    assert usage is not None, f"process {pid} is gone"
+    return usage[0]
 
 
 def archived_gib(run_dir: Path) -> float:

@@ -28,6 +28,7 @@ from asys_bench.contracts.bus import (
     GroupSpec,
 )
 from asys_bench.contracts.packet import PacketMeta
+from tests.conformance.support import eventually
 
 TRAIN = GroupSpec("train")
 ARCHIVE = GroupSpec("archive", Delivery.AT_LEAST_ONCE)
@@ -58,13 +59,6 @@ def _read(subscription: BusSubscription, count: int) -> list[int]:
     return seen
 
 
-def _eventually(check: object) -> None:
-    deadline = time.monotonic() + 5
-    while not check():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def test_prefetch_delivers_the_same_packets_in_order() -> None:
     with PythonQueueBus(_request(options=MpQueueOptions(prefetch=True))) as bus:
         _push(bus, 40)
@@ -78,7 +72,7 @@ def test_prefetch_delivers_the_same_packets_in_order() -> None:
                 break
         assert seen == list(range(40))
         reader.close()
-        _eventually(lambda: bus.account().group("train").delivered == 40)
+        eventually(lambda: bus.account().group("train").delivered == 40, "40 packets")
         assert bus.account().group("train").lost_in_flight == 0
 
 
@@ -88,7 +82,7 @@ def test_a_prefetched_batch_that_was_never_opened_is_not_lost_when_its_member_le
         leaver = bus.subscribe("train", "leaver")
         with leaver.pull_batch(8, 1.0) as lease:
             assert len(lease) == 8
-        _eventually(lambda: bus.account().group("train").delivered == 8)
+        eventually(lambda: bus.account().group("train").delivered == 8, "8 packets")
         leaver.close()
         with bus.subscribe("train", "stayer") as stayer:
             assert _read(stayer, 8) == list(range(8, 16))
@@ -98,7 +92,7 @@ def test_a_late_group_that_left_holds_nothing_up(bus: PythonQueueBus) -> None:
     late = bus.subscribe("late", "a", GroupSpec("late", Delivery.AT_LEAST_ONCE))
     _push(bus, 3)
     late.close()
-    _eventually(lambda: bus.account().group("late").missed == 3)
+    eventually(lambda: bus.account().group("late").missed == 3, "3 missed packets")
     _push(bus, 5, first=3)
     account = bus.account().group("late")
     assert (account.ready, account.missed) == (0, 8)
@@ -189,7 +183,7 @@ def test_a_signal_handler_that_raises_leaves_the_subscription_usable(bus: Python
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    _eventually(lambda: bus.account().group("archive").delivered == 10)
+    eventually(lambda: bus.account().group("archive").delivered == 10, "10 packets")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # Python 3.12 and later

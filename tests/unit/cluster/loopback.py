@@ -60,13 +60,6 @@ def make_bus(
     return plugin.build(request)
 
 
-def wait_until(check: Callable[[], bool], what: str, timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not check():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.01)
-
-
 class Origin:
     """A host's run: a bus, and a forwarder as its worker, whose loop is `pump`."""
 

@@ -21,7 +21,7 @@ parser.add_argument("--name", default="stand-in")
 parser.add_argument("--lifeline-fd", type=int, required=True)
 arguments, _ = parser.parse_known_args()
 behaviour = os.environ.get("BEHAVIOUR", "listen")
-QUIET_S = 1.0
+QUIET_S = 0.5
 
 
 def write(**more: object) -> None:

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,16 +16,10 @@ from asys_bench.cluster import pool_actors
 from asys_bench.cluster.receiver_process import HUNG_S, ReceiverProcess, State
 from asys_bench.system.liveness import is_running
 from asys_bench.system.process import start_time
+from tests.conformance.support import eventually
 
 STAND_IN = Path(__file__).with_name("stand_in_receiver.py")
 ADDRESS = "tcp://127.0.0.1:7001"
-
-
-def wait_for(condition: Callable[[], object], what: str, within_s: float = 30.0) -> None:
-    until = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until, what
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
@@ -67,7 +59,7 @@ def listens(one: ReceiverProcess) -> bool:
 
 def test_it_listens_and_leaves_in_order_when_it_is_asked_to(keep, tmp_path):
     one = keep()
-    wait_for(lambda: listens(one), "it does not listen")
+    eventually(lambda: listens(one), "it listens")
     state = one.state()
     assert (state.address, state.starts, state.code) == (ADDRESS, 1, None)
     assert state.pid == status(tmp_path)["pid"]
@@ -80,17 +72,17 @@ def test_it_listens_and_leaves_in_order_when_it_is_asked_to(keep, tmp_path):
 def test_one_that_is_killed_is_started_again(keep, tmp_path):
     one = keep()
     for start in (1, 2, 3):
-        wait_for(lambda start=start: listens(one) and one.state().starts == start, "no new start")
-        wait_for(lambda: status(tmp_path)["pid"] == one.state().pid != 0, "an old file")
+        eventually(lambda start=start: listens(one) and one.state().starts == start, "a new start")
+        eventually(lambda: status(tmp_path)["pid"] == one.state().pid != 0, "its own file")
         os.kill(one.state().pid, signal.SIGKILL)
-    wait_for(lambda: listens(one) and one.state().starts == 4, "no new start")
+    eventually(lambda: listens(one) and one.state().starts == 4, "a new start")
     assert one.state().code == -signal.SIGKILL
 
 
 def test_one_that_cannot_start_is_tried_again_and_says_why(keep):
     one = keep("die")
-    wait_for(lambda: one.state().starts >= 3, "it was not tried again")
-    wait_for(lambda: one.state().said == "no such thing", "it does not say why")
+    eventually(lambda: one.state().starts >= 3, "a third start")
+    eventually(lambda: one.state().said == "no such thing", "the reason")
     assert one.state().code == 3
     assert one.state().address == ""
     assert one.stop(10.0)
@@ -98,7 +90,7 @@ def test_one_that_cannot_start_is_tried_again_and_says_why(keep):
 
 def test_one_that_left_of_its_own_accord_is_not_started_again(keep):
     one = keep("idle")
-    wait_for(lambda: one.state().state is State.ENDED, "it does not end")
+    eventually(lambda: one.state().state is State.ENDED, "its end")
     assert (one.state().starts, one.state().code) == (1, 0)
     assert one.stop(10.0)
     assert one.state().state is State.ENDED
@@ -106,15 +98,15 @@ def test_one_that_left_of_its_own_accord_is_not_started_again(keep):
 
 def test_one_that_hangs_is_killed_and_started_again(keep):
     one = keep("hang", hung_s=0.5)
-    wait_for(lambda: one.state().starts >= 2, "it was not killed")
+    eventually(lambda: one.state().starts >= 2, "a second start")
     assert one.state().code == -signal.SIGKILL
 
 
 def test_one_that_is_stopped_by_a_signal_hangs_too(keep, tmp_path):
     one = keep(hung_s=1.0)
-    wait_for(lambda: listens(one), "it does not listen")
+    eventually(lambda: listens(one), "it listens")
     os.kill(one.state().pid, signal.SIGSTOP)
-    wait_for(lambda: one.state().starts >= 2 and listens(one), "it was not replaced")
+    eventually(lambda: one.state().starts >= 2 and listens(one), "a second one listens")
 
 
 @pytest.mark.parametrize(("startup_s", "drain_s"), [(1000.0, 1.0), (1.0, 1000.0)])
@@ -139,7 +131,10 @@ def test_one_of_a_pool_that_starts_its_workers_or_drains_is_not_killed(
     }  # fmt: skip
     one = pool_actors._process_of(spec, "all", "p.all", tmp_path / "p.all")
     try:
-        wait_for(lambda: path.exists() and json.loads(path.read_text())["connections"], "not begun")
+        eventually(
+            lambda: path.exists() and json.loads(path.read_text())["connections"],
+            "a second account",
+        )
         assert one.stop(10.0)
     finally:
         one.stop(0.0)
@@ -150,11 +145,11 @@ def test_one_of_a_pool_that_starts_its_workers_or_drains_is_not_killed(
 
 def test_one_that_does_not_leave_is_killed(keep):
     one = keep()
-    wait_for(lambda: listens(one), "it does not listen")
+    eventually(lambda: listens(one), "it listens")
     pid = one.state().pid
     os.kill(pid, signal.SIGSTOP)
     assert not one.stop(0.3)
-    wait_for(lambda: not is_alive(pid), "it lives on")
+    eventually(lambda: not is_alive(pid), "its end")
     assert one.state().state is State.STOPPED
 
 
@@ -172,7 +167,7 @@ def test_it_drains_and_leaves_when_its_keeper_dies_with_all_of_its_children(tmp_
     )
     keeper = subprocess.Popen([sys.executable, "-c", text])
     try:
-        wait_for((tmp_path / "status.json").exists, "it does not start")
+        eventually((tmp_path / "status.json").exists, "its start")
         pid = status(tmp_path)["pid"]
         shell = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         assert shell != keeper.pid
@@ -180,5 +175,5 @@ def test_it_drains_and_leaves_when_its_keeper_dies_with_all_of_its_children(tmp_
         keeper.send_signal(number)
     os.kill(shell, signal.SIGKILL)
     keeper.wait(30)
-    wait_for(lambda: not is_alive(pid), "it lives on")
-    wait_for(lambda: status(tmp_path).get("left"), "it did not drain")
+    eventually(lambda: not is_alive(pid), "its end")
+    eventually(lambda: status(tmp_path).get("left"), "its last account")

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +29,7 @@ from asys_bench.cluster.view import ClusterFrame, cluster_view
 from asys_bench.contracts.bus import BusAccount
 from asys_bench.contracts.monitor import MonitorContext
 from asys_bench.contracts.stats import RunState, StatsPage
+from tests.conformance.support import eventually
 
 from .documents import forwarder, receiver, reported, sender
 
@@ -142,24 +142,19 @@ class Rig:
         self.page.close()
 
 
-def until(condition, patience_s=60.0):
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 def test_the_monitor_writes_while_the_run_goes_on_and_a_last_time_at_its_end(tmp_path):
     book = tmp_path / "book"
     rig = Rig(tmp_path / "run", book)
     rig.monitor.tick(RunState.RUNNING)
     rig.write(receiver(sender(50, 0, None)))
-    until(lambda: read_cluster(str(book)).statuses)
+    eventually(lambda: read_cluster(str(book)).statuses, "a status")
     rig.write(receiver(sender(97, 0, {**QUIET, "final": True}), final=True))
     rig.end()
     (status,) = read_cluster(str(book)).statuses
     assert (status.account.accepted, status.account.final) == (97, True)
-    until(lambda: "cluster-status" not in {thread.name for thread in threading.enumerate()})
+    eventually(
+        lambda: not {t for t in threading.enumerate() if t.name == "cluster-status"}, "its end"
+    )
 
 
 def test_a_book_that_cannot_be_written_holds_nobody_up(tmp_path, caplog):
@@ -168,7 +163,7 @@ def test_a_book_that_cannot_be_written_holds_nobody_up(tmp_path, caplog):
     rig = Rig(tmp_path / "run", blocked / "book")
     rig.left_s = 1.2
     rig.write(receiver(sender(50, 0, None)))
-    until(lambda: "address book" in caplog.text)
+    eventually(lambda: "address book" in caplog.text, "a warning")
     rig.end()
     assert rig.beats
     assert rig.left_s <= 0.7
@@ -191,7 +186,9 @@ def test_the_generation_is_that_of_the_entry_in_the_book(tmp_path):
     rig.monitor.tick(RunState.RUNNING)
     mine = dataclasses.replace(entry(generation=7), run_dir=str(run_dir))
     Book.open(book).announce(mine)
-    until(lambda: [one.generation for one in read_cluster(str(book)).statuses] == [7])
+    eventually(
+        lambda: [one.generation for one in read_cluster(str(book)).statuses] == [7], "a status"
+    )
     Book.open(book).withdraw("sae", 7)
     rig.write(receiver(sender(60, 0, None), final=True))
     rig.end()

@@ -25,6 +25,7 @@ from asys_bench.harness.plugins import metrics_of, scenario_plugin
 from asys_bench.harness.results.result import Subject
 from asys_bench.harness.results.result_run import CaseStatus, Verdict
 from asys_bench.system.liveness import is_stopped
+from tests.conformance.support import eventually
 
 SUITE = Path(__file__).parents[3] / "suites/chaos.yaml"
 needs_compiler = pytest.mark.skipif(
@@ -100,22 +101,15 @@ def test_a_frozen_run_stands_still_until_it_thaws_and_its_host_goes_on():
     child = int(victim.line)
     fault = Freeze(ChaosOptions(fault="freeze"), 0)
     fault.inject(victim)
-    wait_until(lambda: is_stopped(child))
+    eventually(lambda: is_stopped(child), "the child stands still")
     assert not is_stopped(victim.process.pid)
     fault.lift(victim)
-    wait_until(lambda: not is_stopped(child))
+    eventually(lambda: not is_stopped(child), "the child goes on")
     assert victim.sent == 2
     victim.process.kill()
     victim.process.wait()
     victim.wait_gone(0.0)
     victim.close()
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert condition()
 
 
 class Marked:

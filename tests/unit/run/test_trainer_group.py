@@ -20,6 +20,7 @@ from asys_bench.run.session import ObservationSession
 from asys_bench.sae import load_sae
 from asys_bench.system.liveness import is_running
 from asys_bench.system.process import start_time
+from tests.conformance.support import eventually
 
 PATIENCE_S = 240.0
 SOAK = [
@@ -59,13 +60,6 @@ def _feed_until(
         steps += 1
         time.sleep(0.01)
     return steps
-
-
-def _wait_until(done: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not done():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.01)
 
 
 def _steps(session: ObservationSession) -> float:
@@ -121,7 +115,7 @@ def test_a_struck_rank_restarts_the_group_from_its_checkpoint(
             lambda: slot.get(SlotField.PID) != worker and slot.state is WorkerState.READY,
             "a restart",
         )
-        _wait_until(lambda: not is_running(ranks[0], started), "the end of the old rank")
+        eventually(lambda: not is_running(ranks[0], started), "the end of the old rank")
         text = log_file(run_dir.path, "trainer-0").read_text()
         before = text.count("resumed at step")
         steps += _feed_until(

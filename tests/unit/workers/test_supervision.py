@@ -22,6 +22,7 @@ from asys_bench.run.session import ObservationSession
 from asys_bench.system.liveness import is_stopped
 from asys_bench.system.process import start_time
 from asys_bench.workers.supervisor import Supervisor
+from tests.conformance.support import eventually
 
 
 def open_session(tmp_path, module, **watchdog):
@@ -36,13 +37,6 @@ def open_session(tmp_path, module, **watchdog):
         }
     )
     return ObservationSession(config, module, RunDir.create(tmp_path, "watched"))
-
-
-def wait_for(condition, what, patience_s=60.0):
-    deadline = time.monotonic() + patience_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen"
-        time.sleep(0.02)
 
 
 def processes_of(session):
@@ -80,7 +74,7 @@ def test_whoever_dies_stops_or_is_outdated_is_replaced_until_the_budget_is_used_
         assert os.sched_getscheduler(worker) == os.SCHED_IDLE
         os.kill(server, signal.SIGSTOP)
         os.kill(first, signal.SIGSTOP)
-        wait_for(
+        eventually(
             lambda: watchdog.get(SlotField.PID) != first and watchdog.state is WorkerState.READY,
             "another watchdog",
         )
@@ -88,24 +82,24 @@ def test_whoever_dies_stops_or_is_outdated_is_replaced_until_the_budget_is_used_
         assert not start_time(server) or not is_stopped(server), "its fork server went with it"
         assert watchdog.get(SlotField.RESTARTS) == 1
 
-        wait_for(lambda: fork_server_of(session, {server}), "its own fork server")
+        eventually(lambda: fork_server_of(session, {server}), "its own fork server")
         second = fork_server_of(session, {server})
         os.kill(second, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
-        wait_for(
+        eventually(
             lambda: archive.get(SlotField.PID) != worker and archive.state is WorkerState.READY,
             "another worker",
         )
 
         worker = archive.get(SlotField.PID)
         archive.set(SlotField.LAUNCH, archive.get(SlotField.LAUNCH) + 1)  # given to somebody else
-        wait_for(lambda: archive.get(SlotField.PID) != worker, "the outdated worker's leaving")
+        eventually(lambda: archive.get(SlotField.PID) != worker, "the outdated worker's leaving")
         assert archive.get(SlotField.EXIT_CODE) == 76
-        wait_for(lambda: archive.state is WorkerState.READY, "its successor")
+        eventually(lambda: archive.state is WorkerState.READY, "its successor")
         for _ in range(50):
             module(torch.randn(4, 8))
             session.clock.step()
-        wait_for(lambda: session.bus.account().group("archive").delivered == 50, "delivery")
+        eventually(lambda: session.bus.account().group("archive").delivered == 50, "delivery")
         started = processes_of(session)
         for pid, command in started.items():
             if b"resource_tracker" in command:
@@ -118,7 +112,7 @@ def test_whoever_dies_stops_or_is_outdated_is_replaced_until_the_budget_is_used_
                 continue
             process.kill()
             deaths += 1
-            wait_for(
+            eventually(
                 lambda process=process: (
                     session._supervisor._watchdog is not process
                     or watchdog.state is WorkerState.QUARANTINED

@@ -15,6 +15,7 @@ from asys_bench.contracts.bus import BusAccount, GroupAccount
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.monitors.alarm_page import AlarmsOnPage
 from asys_bench.sinks.archive.pins import pin_of, stored_shards
+from tests.conformance.support import eventually
 
 ARCHIVE = runpy.run_path(str(Path(__file__).parents[2] / "sinks" / "archive" / "conftest.py"))
 CONTEXT_OF = runpy.run_path(str(Path(__file__).parent / "context.py"))["context_of"]
@@ -68,13 +69,6 @@ def pinned(archive):
     return {path.name for path in archive.shards() if pin_of(path).exists()}
 
 
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def write(archive, worker, seqs, ago_s):
     """A packet each, captured that long ago, in shards of about four."""
     for seq in seqs:
@@ -93,12 +87,12 @@ def test_what_was_captured_before_and_after_an_alarm_is_pinned_and_older_shards_
     bus.produced = 24
     one.record()
     before = {path.name for path in archive.shards()} - old
-    until(lambda: before <= pinned(archive))
+    eventually(lambda: before <= pinned(archive), "pins of what was before")
     write(archive, worker, range(24, 36), ago_s=0)
     worker.close()
     after = {path.name for path in archive.shards()} - old - before
     assert len(after) >= 2
-    until(lambda: after <= pinned(archive))
+    eventually(lambda: after <= pinned(archive), "pins of what came after")
     # The shard that spans both sides of the window is kept; those before it are not.
     closed_before = {
         shard.path.name
@@ -107,7 +101,7 @@ def test_what_was_captured_before_and_after_an_alarm_is_pinned_and_older_shards_
     }
     assert len(closed_before) >= 2
     assert not closed_before & pinned(archive)
-    until(lambda: one._window is None)
+    eventually(lambda: one._window is None, "the end of the window")
 
 
 def test_the_window_lasts_until_the_archiver_has_written_what_was_captured_in_it(
@@ -123,7 +117,7 @@ def test_the_window_lasts_until_the_archiver_has_written_what_was_captured_in_it
     write(archive, worker, range(4, 16), ago_s=0.2)
     bus.produced, bus.ready = 40, 24
     worker.close()
-    until(lambda: one._window is None)
+    eventually(lambda: one._window is None, "the end of the window")
     assert pinned(archive) == {path.name for path in archive.shards()}
 
 
@@ -142,7 +136,7 @@ def test_without_an_archive_the_rate_still_rises_and_it_is_said_once(archive, re
     one, _ = recording(before_s=10, after_s=5)
     one.record()
     assert one._until.value > time.monotonic_ns() + 4 * SECOND
-    until(lambda: "pins nothing" in caplog.text)
+    eventually(lambda: "pins nothing" in caplog.text, "a warning")
     time.sleep(0.1)
     assert caplog.text.count("pins nothing") == 1
     one.close(5)

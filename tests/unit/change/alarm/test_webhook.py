@@ -11,6 +11,7 @@ import pytest
 
 from asys_bench.change.alarm import webhook
 from asys_bench.contracts.stats import StatsPage
+from tests.conformance.support import eventually
 
 
 class Receiver:
@@ -60,13 +61,6 @@ def receiver(request):
     made.close()
 
 
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def hook_to(url, slot, timeout_s=5.0):
     return webhook.Webhook(url, timeout_s, slot.counter("sent"), slot.counter("failed"))
 
@@ -76,7 +70,7 @@ def test_answers_that_are_no_success_are_tried_again(receiver, slot, monkeypatch
     monkeypatch.setattr(webhook, "FIRST_PAUSE_S", 0.01)
     sender = hook_to(receiver.url, slot)
     sender.send({"text": "x", "value": 0.5})
-    until(lambda: slot.counter("sent").value == 1)
+    eventually(lambda: slot.counter("sent").value == 1, "a count")
     assert receiver.got == [{"text": "x", "value": 0.5}] * 4
     assert slot.counter("failed").value == 0
     sender.close(5)
@@ -87,9 +81,9 @@ def test_after_the_last_try_a_document_is_counted_as_failed(receiver, slot, monk
     monkeypatch.setattr(webhook, "FIRST_PAUSE_S", 0.01)
     sender = hook_to(receiver.url, slot)
     sender.send({"n": 1})
-    until(lambda: slot.counter("failed").value == 1)
+    eventually(lambda: slot.counter("failed").value == 1, "a count")
     sender.send({"n": 2})
-    until(lambda: slot.counter("sent").value == 1)
+    eventually(lambda: slot.counter("sent").value == 1, "a count")
     assert len(receiver.got) == webhook.TRIES + 1
     sender.close(5)
 
@@ -101,7 +95,7 @@ def test_a_receiver_that_hangs_holds_nobody_up_and_what_cannot_wait_is_counted(s
     try:
         sender = hook_to(receiver.url, slot, timeout_s=15)
         sender.send({"n": 0})
-        until(lambda: len(receiver.got) == 1)
+        eventually(lambda: len(receiver.got) == 1, "a document")
         began = time.thread_time()
         for n in range(1, 6):
             sender.send({"n": n})
@@ -119,5 +113,5 @@ def test_nobody_there_is_a_failure_like_another(slot, monkeypatch):
     monkeypatch.setattr(webhook, "FIRST_PAUSE_S", 0.001)
     sender = hook_to("http://127.0.0.1:9/", slot)
     sender.send({"n": 1})
-    until(lambda: slot.counter("failed").value == 1)
+    eventually(lambda: slot.counter("failed").value == 1, "a count")
     sender.close(5)
