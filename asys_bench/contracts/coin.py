@@ -50,6 +50,17 @@ def mix(z: Any) -> Any:
     return z ^ (z >> 31)
 
 
+def hashed(*columns: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """64 bits of each tuple of whole numbers: uint64[n]. A column is int64[n], or one number for all."""
+    import numpy as np  # here: a host that tosses needs none of it
+
+    parts = np.broadcast_arrays(*(np.atleast_1d(each).astype(np.int64) for each in columns))
+    found = np.zeros(parts[0].shape, dtype=np.uint64)
+    for numbers in parts:
+        found = mix(found + np.uint64(GOLDEN) + numbers.view(np.uint64))
+    return found
+
+
 def coin_key(seed: int, source: int, hook: str | None = None) -> int:
     """The key of the calls of one rank; hook: of a hook with a coin of its own."""
     key = mix((mix((seed + GOLDEN) & MASK) + (source + 1) * GOLDEN) & MASK)

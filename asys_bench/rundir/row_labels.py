@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.contracts.coin import GOLDEN, mix
+from asys_bench.contracts.coin import hashed
 from asys_bench.contracts.labels import LABEL_TEXT, label_names, rows_per_label, text_code, text_of
 from asys_bench.contracts.names import LABELS
 from asys_bench.rundir.archive_columns import LABEL_PREFIX, Columns, column_array
@@ -117,7 +117,7 @@ class LabelTable:
         row_N = keys["row"].astype(np.int64)
         text_N = keys["text"].astype(np.int64)
         moment_N5 = np.stack([keys[name].astype(np.int64) for name in _MOMENT], axis=1)
-        hash_N = _hashes(moment_N5)
+        hash_N = hashed(*moment_N5.T)
         spelled, grid_N = np.unique(keys["grid"], return_inverse=True)
         places = {name: index for index, name in enumerate(names)}
         found_NK = np.full((len(row_N), len(names)), np.nan)
@@ -209,7 +209,7 @@ class _Found:
             values_NK = np.concatenate(self._values[names])
             count_P = table[:, -1]
             start_P = np.cumsum(count_P) - count_P
-            hash_P = _hashes(table[:, :5])
+            hash_P = hashed(*table[:, :5].T)
             order = np.argsort(hash_P, kind="stable")
             moment_P5, (_, seq_P, text_P, grid_P, first_P) = table[order, :5], table[order, 5:10].T
             packets.append(
@@ -219,11 +219,3 @@ class _Found:
                 )
             )  # fmt: skip
         return packets
-
-
-def _hashes(moment_N5: Numbers) -> npt.NDArray[np.uint64]:
-    """64 bits of each moment; equal ones are compared in full where they are used."""
-    hash_N = np.zeros(len(moment_N5), dtype=np.uint64)
-    for column_N in moment_N5.T.astype(np.uint64):
-        hash_N = mix(hash_N + np.uint64(GOLDEN) + column_N)
-    return hash_N

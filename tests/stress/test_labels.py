@@ -19,8 +19,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import asys_bench
-from asys_bench.change.probe.blocks import hashed, is_held_out
+from asys_bench.change.probe.blocks import is_held_out
 from asys_bench.config import config_from_data
+from asys_bench.contracts.coin import hashed
 from asys_bench.contracts.stats import SlotField
 from asys_bench.hosts import rollout_labels
 from asys_bench.run.experiment import ExperimentPipeline

@@ -11,22 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.contracts.coin import GOLDEN, mix
+from asys_bench.contracts.coin import hashed
 
 BLOCK_LABELS = ("episode", "document", "sample")
 """Labels that are taken for the block where they come, the first of them; no probe learns them."""
 STEPS = 64
 HELD_OUT_SHARE = 0.25
 Ids = npt.NDArray[np.uint64]
-
-
-def hashed(*parts: npt.ArrayLike) -> Ids:
-    """64 bits of each tuple of whole numbers, uint64[n]."""
-    columns = np.broadcast_arrays(*(np.atleast_1d(part).astype(np.int64) for part in parts))
-    found = np.zeros(columns[0].shape, dtype=np.uint64)
-    for numbers in columns:
-        found = mix(found + np.uint64(GOLDEN) + numbers.view(np.uint64))
-    return found
 
 
 def is_held_out(ids_N: Ids, seed: int) -> npt.NDArray[np.bool_]:

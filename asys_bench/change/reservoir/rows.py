@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asys_bench.contracts.coin import GOLDEN, mix
+
 NO_SEQUENCE = -1
 COLUMNS: Mapping[str, type[np.generic]] = {
     "host_step": np.int64,
@@ -156,16 +158,12 @@ class ReservoirRows:
         return cls(values, about)
 
 
-_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
-_STEP = np.uint64(0x9E3779B97F4A7C15)
+_STEP = np.uint64(GOLDEN)
 
 
 def mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators": SplitMix64."""
-    x = x + _STEP
-    x = (x ^ (x >> np.uint64(30))) * _MIX[0]
-    x = (x ^ (x >> np.uint64(27))) * _MIX[1]
-    return x ^ (x >> np.uint64(31))
+    """The next number of SplitMix64 from each state."""
+    return mix(x + _STEP)
 
 
 def ranks(

@@ -7,8 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from asys_bench.change.probe.blocks import BlockRule, hashed, is_held_out
+from asys_bench.change.probe.blocks import BlockRule, is_held_out
 from asys_bench.change.probe.scores import auc, mean_auc, r_squared
+from asys_bench.contracts.coin import hashed
 
 
 def ids(numbers):

@@ -17,11 +17,12 @@ from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from asys_bench.change.probe import sink as sink_module
-from asys_bench.change.probe.blocks import hashed, is_held_out
+from asys_bench.change.probe.blocks import is_held_out
 from asys_bench.change.probe.fit import Dense
 from asys_bench.change.probe.sink import ProbeOptions, ProbeWorker
 from asys_bench.change.probe.targets import Target
 from asys_bench.change.probe.window import Rows, Window
+from asys_bench.contracts.coin import hashed
 from asys_bench.contracts.labels import label_encoding, text_bytes, text_code
 from asys_bench.contracts.names import LABELS
 from asys_bench.contracts.sink import SinkContext

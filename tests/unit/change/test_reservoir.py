@@ -145,6 +145,14 @@ def test_rows_that_stand_for_more_calls_are_likelier_to_stay():
     assert (weight[kept] == 4.0).mean() == pytest.approx(0.8, abs=0.03)
 
 
+def test_ranks_are_those_of_every_earlier_run():
+    """A worker that goes on with an earlier one's windows compares its rows with theirs."""
+    moments = moment_hash(np.array([3, -1]), np.array([0, 7]))
+    assert moments.tolist() == [13604808898340030615, 1869568459174662326]
+    found = ranks(moments, np.array([0, 5]), np.array([1.0, 2.0]))
+    assert found.tolist() == pytest.approx([1.1092023287458113, 0.9707176836380378], rel=1e-15)
+
+
 def test_hooks_of_one_moment_keep_the_same_rows(run):
     run.worker = run.start(max_mib=0.07)
     for hook in (1, 2):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asys_bench.contracts.coin import GOLDEN, MASK, coin_key, compiled_toss, mix, toss
+from asys_bench.contracts.coin import GOLDEN, MASK, coin_key, compiled_toss, hashed, mix, toss
 
 compiled = pytest.mark.skipif(compiled_toss is None, reason="it was not compiled")
 SIDE = 16
@@ -87,3 +87,10 @@ def test_the_compiled_one_is_the_same_bit_for_bit(key, call):
 def test_the_compiled_one_takes_numbers_only(arguments):
     with pytest.raises(TypeError):
         compiled_toss(*arguments)
+
+
+def test_tuples_are_hashed_as_in_every_earlier_run_and_one_number_stands_for_a_column():
+    rows = np.array([[0, -1, 3], [2**40, 7, 9]])
+    assert hashed(*rows.T).tolist() == [16879537477510255323, 13635241362717752983]
+    assert hashed(0, rows[:1, 1], 3).tolist() == [16879537477510255323]
+    assert hashed(*rows[:0].T).tolist() == []
