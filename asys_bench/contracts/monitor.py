@@ -35,7 +35,8 @@ class MonitorContext:
     """The resolved configuration, as plain data."""
     step_unit: str
     terminal: bool
-    """Standard output is a terminal: a live view may be drawn. Otherwise print plain lines."""
+    """Standard output is a terminal: a live view may be drawn. Otherwise print plain lines, which come out
+    on the run's standard error: its standard output is the host's."""
     attempt: int = 0
     """Which life of the run this is; files of the earlier ones are gone on with."""
     first_step: int = 0

@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 CHECK_S = 0.5
 """Time between two checks of the watchdog's heartbeat, at most."""
+STDERR = 2
 END_S = 5.0
 """`Supervisor.end` takes no longer, whatever cannot be ended."""
 
@@ -119,6 +120,8 @@ class Supervisor:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "asys_bench.workers.watchdog"],
                 stdin=launch,
+                # A script's own lines go to standard output, perhaps in pieces (python -u).
+                stdout=None if self._launch.terminal else STDERR,
                 stderr=errors,
                 pass_fds=self._passed,
                 cwd="/",  # the host's may be gone

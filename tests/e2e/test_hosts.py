@@ -67,9 +67,12 @@ def test_a_script_is_run_unchanged_and_computes_the_same(tmp_path):
     hooks = 'hooks: [{match: "0"}]\nhost: {kind: script}\n'
     config = write(tmp_path / "c.yaml", hooks + textwrap.dedent(SINKS))
     plain = python(script, "40", cwd=tmp_path)
-    observed = python("-m", "asys_bench", "run", "-c", config, "--", script, "40", cwd=tmp_path)
+    words = ("-m", "asys_bench", "run", "-c", config, "--", script, "40")
+    observed = python(*words, cwd=tmp_path, PYTHONUNBUFFERED="1")  # print writes a line in pieces
     assert observed.returncode == 0, observed.stderr + observed.stdout
     assert losses(observed) == losses(plain)
+    assert "workers 2/2" in observed.stderr
+    assert "workers 2/2" not in observed.stdout
     assert len(losses(plain)) == 40
     run = asys_bench.open_run(tmp_path / "runs")
     assert run.summary["bus"]["produced"] == 40
