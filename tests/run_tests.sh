@@ -5,6 +5,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 pytest=${PYTEST:-pytest}
+# Set, every process that a test starts would compile our modules anew.
+unset PYTHONDONTWRITEBYTECODE
 at_once=$1
 shift
 logs=$(mktemp -d)
