@@ -35,7 +35,7 @@ A run's folder is input: anybody may have written it. Every reader opens its fil
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,17 @@ def attempts_in(run_dir: Path) -> list[dict[str, Any]]:
     except RunFileError:
         return []
     return [one for one in attempts if is_attempt(one)] if isinstance(attempts, list) else []
+
+
+def first_steps_after(attempts: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Attempt -> the first step that a later attempt made again, for those of which one did."""
+    begun = {
+        one["attempt"]: one["first_step"] for one in attempts if one.get("first_step") is not None
+    }
+    later = {
+        attempt: [step for other, step in begun.items() if other > attempt] for attempt in begun
+    }
+    return {attempt: min(steps) for attempt, steps in later.items() if steps}
 
 
 def is_attempt(entry: Any) -> bool:

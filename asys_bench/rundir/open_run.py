@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import (
     ALARM_DIR,
     ALARM_SCHEMA,
     ALARMS_FILE,
     METRICS_FILE,
     RUN_FILE,
-    SAE_DIR,
     SUMMARY_FILE,
     RunFileError,
     attempts_in,
@@ -35,14 +33,13 @@ from asys_bench.rundir.live_run import ReadingError, goes_on
 from asys_bench.rundir.probes import FoundProbe, read_probes
 from asys_bench.rundir.timeline_document import Timeline, read_timeline
 from asys_bench.rundir.token_rows import Vocabulary
-from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
+from asys_bench.sae import SparseAutoencoder, latest_checkpoint, load_sae
 from asys_bench.sinks.archive import Repeats
 from asys_bench.store.mirror import CopyError, local_folder
 from asys_bench.system.files.below import (
     open_file,
     parse_json,
     read_json,
-    real_folder,
     text_lines,
 )
 
@@ -261,9 +258,7 @@ class Run:
 
     def _checkpoint(self, hook: str) -> Path | None:
         try:
-            return CheckpointStore(real_folder(self.path, SAE_DIR, file_slug(hook))).latest()
-        except FileNotFoundError:
-            return None
+            return latest_checkpoint(self.path, hook)
         except OSError as error:
             raise ReadingError(f"{self.path}: no SAE of {hook!r} can be read: {error}") from error
 

@@ -25,6 +25,8 @@ from asys_bench.rundir.live_run import ReadingError
 from asys_bench.system.files.below import read_file, read_json, scan_if_there
 
 MOST_BYTES = 1 << 30
+ACTIVATIONS = "activations"
+"""What `FoundProbe.features` says of a probe of raw rows; else it is the SAE's path."""
 
 
 @dataclass(frozen=True)

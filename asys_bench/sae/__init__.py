@@ -11,7 +11,7 @@ A new architecture is one file in `architectures/` with one subclass of `SparseA
 from asys_bench.sae.architectures.base import SparseAutoencoder, StepContext, StepResult
 from asys_bench.sae.architectures.by_name import ARCHITECTURES, AUTOENCODERS, build_sae
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
-from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
+from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore, latest_checkpoint
 from asys_bench.sae.checkpoint.native_format import load_sae, save_sae
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
@@ -33,6 +33,7 @@ __all__ = [
     "StepContext",
     "StepResult",
     "build_sae",
+    "latest_checkpoint",
     "load_sae",
     "save_sae",
 ]

@@ -26,11 +26,10 @@ from asys_bench.contracts.run_files import WATCH_DIR, WATCH_SCHEMA
 from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import Counter, Gauge
 from asys_bench.sae import CheckpointError, SparseAutoencoder
-from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.evaluation import ReconstructionMeter, ReconstructionReport
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.device_options import DeviceOptions, device_of
-from asys_bench.sinks.sae.start import StartFrom
+from asys_bench.sinks.sae.start import read_of_one_hook
 from asys_bench.system.files.atomic import replace_file
 
 log = logging.getLogger(__name__)
@@ -117,12 +116,9 @@ class SAEWatchWorker(BaseSink):
         if folder is None:
             return None
         try:
-            sae = StartFrom(path=folder).read(hook)
+            sae = read_of_one_hook(folder, hook)
         except (CheckpointError, ExchangeError) as error:
             log.error("%s is not watched: %s", hook, error)
-            return None
-        if sae.name in OF_SEVERAL_HOOKS:
-            log.error("%s is not watched: a %s needs the rows of other hooks too", hook, sae.name)
             return None
         slot = self._context.slot
         return _Watched(

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asys_bench.contracts.names import file_slug
-from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey, newest_rows
 from asys_bench.reports.run_report.coordinate_shifts import (
     CoordinateShift,
@@ -46,7 +44,7 @@ from asys_bench.reports.run_report.inputs import (
 from asys_bench.reports.run_report.token_levels import token_levels
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
-from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
+from asys_bench.sae.checkpoint.checkpoint_store import latest_checkpoint
 from asys_bench.sae.checkpoint.native_format import load_sae
 from asys_bench.sinks.archive.deletions import reason_text
 from asys_bench.sinks.archive.read import open_shard
@@ -128,12 +126,12 @@ def analyse(run_dir: Path, labels: Sequence[str]) -> list[HookAnalysis]:
     found, streams = [], read_streams(run_dir)
     names = read_observation_names(run_dir)
     for label in labels:
-        latest = CheckpointStore(run_dir / SAE_DIR / file_slug(label)).latest()
-        if latest is None:
-            continue
         try:
+            latest = latest_checkpoint(run_dir, label)
+            if latest is None:
+                continue
             sae, metadata = load_sae(latest)
-        except CheckpointError as error:
+        except (CheckpointError, OSError) as error:
             found.append(HookAnalysis(label, problem=str(error)))
             continue
         hook = str(metadata.get("hook_name") or label)

@@ -35,11 +35,10 @@ from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPl
 from asys_bench.contracts.stats import Counter, StatsPage
 from asys_bench.monitors.alarm_page import AlarmsOnPage
 from asys_bench.rundir.live_run import ReadingError
-from asys_bench.rundir.probes import read_probes
+from asys_bench.rundir.probes import ACTIVATIONS, read_probes
 from asys_bench.sae import CheckpointError, SparseAutoencoder
-from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.exchange import ExchangeError
-from asys_bench.sinks.sae.start import StartFrom
+from asys_bench.sinks.sae.start import read_of_one_hook
 from asys_bench.system.files.append_file import AppendFile
 from asys_bench.system.files.atomic import replace_file
 
@@ -47,8 +46,6 @@ log = logging.getLogger(__name__)
 POWER_EVERY_S = 600.0
 """The document's figures of what would be found are made anew this often; the first after `POWER_FIRST_S`."""
 POWER_FIRST_S = 60.0
-ACTIVATIONS = "activations"
-"""What `FoundProbe.features` says of a probe of raw rows; else it is the SAE's path."""
 _CLOSE_S = 2.0
 
 
@@ -179,14 +176,10 @@ class AlarmWorker(BaseSink):
 
     def _sae(self, hook: str, folder: str) -> SparseAutoencoder | None:
         try:
-            sae = StartFrom(path=folder).read(hook)
+            return read_of_one_hook(folder, hook)
         except (CheckpointError, ExchangeError) as error:
             log.error("%s is not watched: %s", hook, error)
             return None
-        if sae.name in OF_SEVERAL_HOOKS:
-            log.error("%s is not watched: a %s needs the rows of other hooks too", hook, sae.name)
-            return None
-        return sae
 
     def _sae_watch(self, hook: str, entry: Watch, number: int) -> SAEWatch | None:
         assert entry.sae is not None

@@ -38,6 +38,7 @@ from asys_bench.contracts.names import LABELS, SIDE_STREAMS, matches
 from asys_bench.contracts.packet import ActivationPacket, PacketError
 from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import StatsError
+from asys_bench.rundir.probes import ACTIVATIONS
 from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.exchange import ExchangeError
@@ -47,8 +48,6 @@ log = logging.getLogger(__name__)
 
 OF_RUN = "run"
 """In the place of a folder: the SAE that this run trains."""
-CONSTANT_MICROBATCH = 2**16 - 1
-"""Of the calls on a constant batch, which are no part of the training."""
 RENEWED_S = 60.0
 """A window that is full is renewed in this time at the fastest."""
 SHARE_OF_TIME = 1 / 40
@@ -212,7 +211,7 @@ class ProbeWorker(BaseSink):
 
     def consume(self, lease: Lease) -> None:
         for packet in lease:
-            if packet.microbatch == CONSTANT_MICROBATCH:
+            if packet.is_constant:  # no part of the training
                 continue
             if packet.hook_id not in self._hooks and packet.hook_id != self._labels_id:
                 self._meet(packet)
@@ -496,7 +495,7 @@ class ProbeWorker(BaseSink):
         context = self._context
         about = {
             "width": hook.width,
-            "features": "activations" if hook.folder is None else str(hook.sae_path),
+            "features": ACTIVATIONS if hook.folder is None else str(hook.sae_path),
             "block": hook.rule.kind,
             "worker": context.name,
             "attempt": context.attempt,

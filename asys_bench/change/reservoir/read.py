@@ -8,7 +8,7 @@ import numpy as np
 
 from asys_bench.change.reservoir.rows import ReservoirRows
 from asys_bench.change.reservoir.windows import reservoir_folder, windows_in
-from asys_bench.contracts.run_files import attempts_in
+from asys_bench.contracts.run_files import attempts_in, first_steps_after
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
 
 
@@ -52,8 +52,6 @@ def read_reservoir(run_dir: Path, hook: str, *, constant: bool = False) -> Reser
 def _not_made_again(run_dir: Path, rows: ReservoirRows) -> ReservoirRows:
     """Without rows of an attempt from a later one's first step on."""
     kept = np.ones(len(rows), bool)
-    for attempt in attempts_in(run_dir):
-        first = attempt.get("first_step")
-        if attempt["attempt"] and first is not None:
-            kept &= (rows.attempt >= attempt["attempt"]) | (rows.host_step < first)
+    for attempt, step in first_steps_after(attempts_in(run_dir)).items():
+        kept &= (rows.attempt != attempt) | (rows.host_step < step)
     return rows if kept.all() else rows[np.flatnonzero(kept)]

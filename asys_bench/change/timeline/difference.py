@@ -26,14 +26,11 @@ from asys_bench.change.statistics import (
 )
 from asys_bench.change.timeline.firing import Firing, firing
 from asys_bench.change.timeline.histories import LEAST_FIRED
+from asys_bench.change.timeline.timeline import SAME_COSINE
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
-from asys_bench.contracts.names import file_slug
-from asys_bench.contracts.run_files import SAE_DIR
-from asys_bench.sae import CheckpointStore, SparseAutoencoder, load_sae
-from asys_bench.system.files.below import real_folder
+from asys_bench.sae import SparseAutoencoder, latest_checkpoint, load_sae
 
 LEAST_RATIO = 2.0
-SAME_COSINE = 0.8
 
 
 @dataclass(frozen=True)
@@ -156,7 +153,7 @@ def differences_of(
 
 def _sae_of(run_dir: Path, hook: str) -> SparseAutoencoder | None:
     try:
-        latest = CheckpointStore(real_folder(run_dir, SAE_DIR, file_slug(hook))).latest()
+        latest = latest_checkpoint(run_dir, hook)
     except OSError:
         return None
     return load_sae(latest)[0] if latest is not None else None

@@ -21,8 +21,6 @@ from asys_bench.change.timeline.causes import Cause, ConstantBatch, constant_bat
 from asys_bench.change.timeline.firing import Firing, firing
 from asys_bench.change.timeline.histories import FOUND_AFTER_SHARE, History, Verdict, histories
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
-from asys_bench.contracts.names import file_slug
-from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.rundir.timeline_document import (
     CURVE_POINTS,
     MOST_LIVES,
@@ -30,10 +28,9 @@ from asys_bench.rundir.timeline_document import (
     RowAt,
     Timeline,
 )
-from asys_bench.sae import CheckpointError, CheckpointStore, SparseAutoencoder, load_sae
+from asys_bench.sae import CheckpointError, SparseAutoencoder, latest_checkpoint, load_sae
 from asys_bench.sae.checkpoint.lives import Lives, read_lives
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
-from asys_bench.system.files.below import real_folder
 
 SAME_COSINE = 0.8
 """Two decoder rows of two SAEs are of one feature above it."""
@@ -91,7 +88,7 @@ def _look(
     kept: dict[str, tuple[ReservoirRows | None, ReservoirRows | None]],
 ) -> _Looked | None:
     try:
-        latest = CheckpointStore(real_folder(run_dir, SAE_DIR, file_slug(label))).latest()
+        latest = latest_checkpoint(run_dir, label)
     except OSError:
         return None
     if latest is None:

@@ -24,7 +24,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from asys_bench.contracts.run_files import LATEST, checkpoint_order
+from asys_bench.contracts.names import file_slug
+from asys_bench.contracts.run_files import LATEST, SAE_DIR, checkpoint_order
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_json, write_json
 from asys_bench.system.files import file_crc32c, sync_folder, sync_tree
 from asys_bench.system.files.atomic import FOLDER_MODE
@@ -33,6 +34,7 @@ from asys_bench.system.files.below import (
     EntryKind,
     is_file,
     make_folders,
+    real_folder,
     remove,
     scan,
     scan_if_there,
@@ -123,6 +125,19 @@ def check_seal(folder: Path) -> bool:
         if checksum != sealed.crc32c:
             raise CheckpointError(file, "its bytes do not match the crc32c of the manifest")
     return True
+
+
+def latest_checkpoint(run_dir: Path, label: str) -> Path | None:
+    """The newest checkpoint of the SAE `label` (a hook, `<hook>#<variant>`, `<input>-><output>`) of a run;
+    None where it has none.
+
+    Raises:
+        OSError: it cannot be read, or a link is on the way.
+    """
+    try:
+        return CheckpointStore(real_folder(run_dir, SAE_DIR, file_slug(label))).latest()
+    except FileNotFoundError:
+        return None
 
 
 TEMPORARY = ".tmp-"

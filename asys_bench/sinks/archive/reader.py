@@ -7,7 +7,7 @@ for batch in archive.batches("policy.mlp"):
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from asys_bench.contracts.run_files import ARCHIVE_DIR, SHARD_SUFFIX, attempts_in
+from asys_bench.contracts.run_files import ARCHIVE_DIR, SHARD_SUFFIX, attempts_in, first_steps_after
 from asys_bench.sinks.archive.deletions import Deleted, Deletion, read_deletions
 from asys_bench.sinks.archive.encoded import is_encoded
 from asys_bench.sinks.archive.layout import KEY_COLUMNS, ShardName
@@ -82,17 +82,6 @@ __all__ = ["Archive", "ShardReport", "open_archive", "read_shard", "repair_shard
 
 Repeats = Literal["all", "last"]
 """Of a step that the host made again in a later attempt: every attempt's rows, or the last one's."""
-
-
-def _first_steps_after(attempts: Sequence[Mapping[str, Any]]) -> dict[int, int]:
-    """Attempt -> the first step that a later attempt made again, for those of which one did."""
-    begun = {
-        one["attempt"]: one["first_step"] for one in attempts if one.get("first_step") is not None
-    }
-    later = {
-        attempt: [step for other, step in begun.items() if other > attempt] for attempt in begun
-    }
-    return {attempt: min(steps) for attempt, steps in later.items() if steps}
 
 
 class Archive:
@@ -258,7 +247,7 @@ def open_archive(run_dir: Path | str, repeats: Repeats = "all") -> Archive:
             encoded.add(hook)
     root = Path(run_dir)
     attempts = attempts_in(root)
-    superseded = _first_steps_after(attempts) if repeats == "last" else {}
+    superseded = first_steps_after(attempts) if repeats == "last" else {}
     firsts = {one["attempt"]: one.get("first_packet") or 0 for one in attempts}
     return Archive(root, shards, deletions, superseded, firsts, encoded)
 

@@ -13,6 +13,7 @@ from asys_bench.contracts.names import file_slug, matches
 from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer, SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
+from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.exchange import (
     ExchangeError,
     adopt_when_filled,
@@ -68,6 +69,22 @@ class StartFrom(BaseModel, extra="forbid", frozen=True):
             ExchangeError, CheckpointError: it is not there, damaged, or cannot be taken over.
         """
         return import_sae(self.folder_for(label), self.format)[0]
+
+
+def read_of_one_hook(folder: str, hook: str) -> SparseAutoencoder:
+    """The SAE for `hook` in a folder, as `StartFrom.read`, for who has the rows of this hook alone.
+
+    Raises:
+        ExchangeError, CheckpointError: as `StartFrom.read`; or it takes the rows of several hooks.
+    """
+    sae = StartFrom(path=folder).read(hook)
+    if sae.name in OF_SEVERAL_HOOKS:
+        raise ExchangeError(
+            folder,
+            f"a {sae.name} needs the rows of other hooks too",
+            f"name an SAE of {hook} alone",
+        )
+    return sae
 
 
 def _by_hook(value: object) -> object:

@@ -532,6 +532,13 @@ def test_noise_has_no_words_and_a_feature_of_few_states_nothing() -> None:
     )
 
 
+def test_checkpoints_behind_a_link_are_said_to_be_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae" / "mid").symlink_to(tmp_path)
+    (only,) = analyse(tmp_path, ["mid", "other"])
+    assert "symbolic link" in only.problem
+
+
 def test_the_kolmogorov_smirnov_test_agrees_with_scipy() -> None:
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(2)

@@ -26,7 +26,7 @@ from asys_bench.sae.architectures.scaling import (
     PairScaling,
     RowScaling,
 )
-from asys_bench.sae.checkpoint.checkpoint_store import check_seal
+from asys_bench.sae.checkpoint.checkpoint_store import check_seal, latest_checkpoint
 
 
 def _scaling(sae: SparseAutoencoder, scale: float) -> InputScaling:
@@ -280,3 +280,16 @@ def test_a_history_that_begins_late_counts_what_is_there(tmp_path: Path) -> None
     assert steps == [9, 8, 5], (
         "3 is number 1, for it was the only one; 5 and 8 are the third and sixth"
     )
+
+
+def test_the_newest_checkpoint_of_a_run_is_found_by_real_folders_alone(tmp_path: Path) -> None:
+    run_dir, outside = tmp_path / "run", tmp_path / "outside"
+    assert latest_checkpoint(run_dir, "mid") is None
+    for folder in (run_dir / "sae" / "mid", outside):
+        for step in (5, 11):
+            CheckpointStore(folder).write(step, lambda path: (path / "cfg.json").write_text("{}"))
+    (run_dir / "sae" / "linked").symlink_to(outside)
+    latest = latest_checkpoint(run_dir, "mid")
+    assert latest == run_dir / "sae" / "mid" / "step_000000011"
+    with pytest.raises(OSError, match="symbolic link"):
+        latest_checkpoint(run_dir, "linked")

@@ -10,7 +10,7 @@ import torch
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.sae import SAEConfig, build_sae, save_sae
-from asys_bench.sae.architectures.scaling import InputScaling
+from asys_bench.sae.architectures.scaling import InputScaling, PairScaling
 from asys_bench.sinks.sae_watch import SAEWatchOptions, SAEWatchWorker
 
 RIG = runpy.run_path(str(Path(__file__).parent / "archive" / "conftest.py"))
@@ -95,6 +95,17 @@ def test_other_hooks_widths_and_broken_rows_are_passed_over(tmp_path, sae_folder
     assert value(slot, "sae_watch_refused_rows") == 4
     worker.close()
     assert [path.name for path in (tmp_path / "watch").iterdir()] == ["policy.mlp-0.json"]
+
+
+def test_an_sae_of_several_hooks_watches_none(tmp_path, watch, caplog):
+    known = tmp_path / "transcoder"
+    known.mkdir()
+    sae = build_sae(SAEConfig(architecture="skip_transcoder", d_sae=16, k=3), 5)
+    save_sae(known, sae, PairScaling(*2 * [InputScaling.identity(5)]), {"hook_name": "h"})
+    worker, slot = watch({"policy.*": str(known)})
+    feed(worker, RIG["packet"](torch.ones(3, 5), 0))
+    assert "a skip_transcoder needs the rows of other hooks too" in caplog.text
+    assert not slot.metrics()
 
 
 def test_the_last_matching_glob_wins():
