@@ -66,7 +66,10 @@ class LoggingCSVOptions(MonitorOptions):
     )
     refresh_hz: float = Field(2.0, gt=0, le=10, description="Frames per second of the live table.")
     plain_interval_s: float = Field(
-        5.0, ge=0, description="Seconds between plain lines on standard error when nothing live is drawn; 0: none."
+        5.0,
+        ge=0,
+        description="Seconds between plain lines on standard error when nothing live is drawn; "
+        "0: none.",
     )
 
 
