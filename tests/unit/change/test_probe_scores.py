@@ -46,13 +46,13 @@ def planted(draw, blocks, rows, effect):
 
 def covers(blocked):
     draw, hits = np.random.default_rng(1), 0
-    for _ in range(300):
+    for _ in range(150):
         score, positive, block = planted(draw, 60, 20, 1.0)
         truth = 0.5 * (1 + math.erf(1.0 / math.sqrt(2 * (1 + 0.04)) / math.sqrt(2)))
         block = block if blocked else ids(range(len(score)))
         found = auc(score, positive, ones(len(score)), block)
         hits += found.low <= truth <= found.high
-    return hits / 300
+    return hits / 150
 
 
 def test_intervals_over_blocks_hold_where_intervals_over_rows_do_not():

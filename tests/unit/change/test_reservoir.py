@@ -68,6 +68,13 @@ class Run:
 
 
 @pytest.fixture
+def few_windows(monkeypatch):
+    """32 of them, so that fewer steps fill them."""
+    monkeypatch.setattr("asys_bench.change.reservoir.windows.MOST_WINDOWS", 32)
+    return 32
+
+
+@pytest.fixture
 def run(tmp_path):
     made = Run(tmp_path)
     yield made
@@ -90,16 +97,16 @@ def test_a_short_run_is_kept_whole_with_every_row_where_it_was(run):
     assert rows.row.tolist() == [0, 1, 2, 3] * 200
 
 
-def test_every_part_of_a_long_run_has_as_many_rows_as_any_other(run):
-    run.worker = run.start(max_mib=0.07)  # a few rows a window
-    run.steps(0, 3000, rows=6)
+def test_every_part_of_a_long_run_has_as_many_rows_as_any_other(run, few_windows):
+    run.worker = run.start(max_mib=0.03)  # a few rows a window
+    run.steps(0, 768, rows=6)
     rows = run.rows()
-    counts = np.histogram(rows.host_step, bins=12, range=(0, 3000))[0]
+    counts = np.histogram(rows.host_step, bins=12, range=(0, 768))[0]
     assert counts.min() > 0.7 * counts.max()
-    assert len(list(reservoir_folder(run.folder, NAMES[1]).glob("w-*"))) <= MOST_WINDOWS
+    assert len(list(reservoir_folder(run.folder, NAMES[1]).glob("w-*"))) <= few_windows
     size = sum(path.stat().st_size for path in reservoir_folder(run.folder, NAMES[1]).iterdir())
     values = sum(len(rows) * bytes_ for bytes_ in (2 * 3, 64))
-    assert values <= 0.07 * (1 << 20) < size  # headers of 256 small files come on top
+    assert values <= 0.03 * (1 << 20) < size  # headers of 32 small files come on top
 
 
 def test_the_bound_holds_for_wide_rows_and_narrow_ones():
@@ -108,31 +115,33 @@ def test_the_bound_holds_for_wide_rows_and_narrow_ones():
         assert each * MOST_WINDOWS * (2 * width + 64) <= 256 << 20 or each == 1
 
 
-def test_a_worker_that_was_killed_goes_on_as_if_nothing_had_happened(run, tmp_path):
-    run.steps(0, 500)
+def test_a_worker_that_was_killed_goes_on_as_if_nothing_had_happened(run, few_windows, tmp_path):
+    run.steps(0, 70)
     run.worker.idle()
     run.worker._flush()
     run.worker = run.start()  # the killed one closed nothing
-    run.steps(490, 900)  # ten steps come a second time
+    run.steps(60, 130)  # ten steps come a second time
     whole = Run(tmp_path / "whole")
-    whole.steps(0, 900)
+    whole.steps(0, 130)
     assert same(run.rows(), whole.rows())
     whole.page.close()
 
 
-def test_a_kill_between_a_joined_window_and_the_removal_of_its_parts_doubles_no_row(run):
-    run.steps(0, 256)
+def test_a_kill_between_a_joined_window_and_the_removal_of_its_parts_doubles_no_row(
+    run, few_windows
+):
+    run.steps(0, 32)
     run.worker._flush()
     folder = reservoir_folder(run.folder, NAMES[1])
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    run.steps(256, 300)
+    run.steps(32, 40)
     wanted = run.rows()
     for name, data in before.items():
         (folder / name).write_bytes(data)
     assert same(read_reservoir(run.folder, NAMES[1]), wanted)
     again = run.start()
     run.worker = again
-    run.steps(290, 300)
+    run.steps(36, 40)
     assert same(run.rows(), wanted)
     assert not any((folder / name).exists() for name in before)
 
@@ -153,41 +162,41 @@ def test_ranks_are_those_of_every_earlier_run():
     assert found.tolist() == pytest.approx([1.1092023287458113, 0.9707176836380378], rel=1e-15)
 
 
-def test_hooks_of_one_moment_keep_the_same_rows(run):
-    run.worker = run.start(max_mib=0.07)
+def test_hooks_of_one_moment_keep_the_same_rows(run, few_windows):
+    run.worker = run.start(max_mib=0.01)
     for hook in (1, 2):
-        run.steps(0, 800, hook=hook, shard=hook, call_index=0)
+        run.steps(0, 100, hook=hook, shard=hook, call_index=0)
     run.worker.close()
     one, other = (read_reservoir(run.folder, NAMES[hook]) for hook in (1, 2))
-    assert len(one) == len(other) > 300
+    assert len(one) == len(other) > 40
     assert torch.equal(one.values, other.values)
 
 
 def test_the_constant_batch_is_kept_apart_with_the_same_rows_at_each_moment(run):
-    run.steps(0, 600, rows=1)
-    for step in range(0, 600, 10):
+    run.steps(0, 150, rows=1)
+    for step in range(0, 150, 10):
         values = torch.tensor([[step, row, 1.0] for row in range(400)])
         lease = FakeLease([packet(values, step, host_step=step, microbatch=CONSTANT_MICROBATCH)])
         run.worker.consume(lease)
         lease.release()
     rows = run.rows(constant=True)
     moments = sorted(set(rows.host_step.tolist()))
-    assert moments == list(range(0, 600, 10))
+    assert moments == list(range(0, 150, 10))
     chosen = [tuple(rows.row[rows.host_step == step].tolist()) for step in moments]
     assert len(chosen[0]) == 256
     assert len(set(chosen)) == 1
     assert (run.rows().values[:, 2] == 0.5).all()
 
 
-def test_many_constant_moments_are_thinned_and_none_is_half(run):
-    for step in range(1, 400):
+def test_many_constant_moments_are_thinned_and_none_is_half(run, few_windows):
+    for step in range(1, 50):
         values = torch.full((8, 3), float(step))
         lease = FakeLease([packet(values, step, host_step=step, microbatch=CONSTANT_MICROBATCH)])
         run.worker.consume(lease)
         lease.release()
     rows = run.rows(constant=True)
     moments, counts = np.unique(rows.host_step, return_counts=True)
-    assert 128 <= len(moments) <= MOST_WINDOWS
+    assert few_windows // 2 <= len(moments) <= few_windows
     assert set(counts) == {8}
 
 

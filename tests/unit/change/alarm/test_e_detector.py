@@ -11,10 +11,11 @@ from asys_bench.change.alarm.e_detector import BETS, EDetector, RankReference, i
 
 
 def test_each_bet_is_fair():
-    p = (np.arange(1_000_000) + 0.5) / 1_000_000
-    assert increments(p).shape == (1_000_000, BETS)
-    assert increments(p).mean(0) == pytest.approx(np.ones(BETS), abs=1e-9)
-    assert increments(p).min() > 0
+    p = (np.arange(10_000) + 0.5) / 10_000
+    found = increments(p)
+    assert found.shape == (10_000, BETS)
+    assert found.mean(0) == pytest.approx(np.ones(BETS), abs=1e-9)
+    assert found.min() > 0
 
 
 def ranks_of(values_TN, window=64, seed=0):

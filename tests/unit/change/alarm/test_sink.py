@@ -76,7 +76,7 @@ def intervals(worker, page, clock, values):
 def test_a_metric_that_jumps_raises_one_alarm_and_everything_is_said_of_it(start, tmp_path, caplog):
     worker, page, clock = start(watch=[{"metric": "sae_fvu", "side": "up"}])
     seen = Alarms(page)
-    clean = 0.2 + 0.01 * np.random.default_rng(0).standard_normal(400)
+    clean = 0.2 + 0.01 * np.random.default_rng(0).standard_normal(200)
     intervals(worker, page, clock, clean)
     assert not seen
     intervals(worker, page, clock, clean[:12] + 0.2)
@@ -107,9 +107,9 @@ def test_rows_in_which_a_known_feature_is_suddenly_frequent_raise_an_alarm(start
         watch=[{"sae": str(folder), "features": [1], "hooks": "policy.*"}], rows=64
     )
     random = torch.Generator().manual_seed(1)
-    for seq in range(260):
+    for seq in range(130):
         rows = torch.randn(64, 5, generator=random)
-        if seq >= 250:
+        if seq >= 120:
             rows = rows * torch.tensor([1, 1, 30.0, 1, 1])
         with RIG["FakeLease"](
             [RIG["packet"](rows, seq), RIG["packet"](rows, seq, hook=2)]
@@ -129,8 +129,8 @@ def test_a_baseline_takes_away_what_both_runs_learn(start, tmp_path):
     random = np.random.default_rng(2)
 
     def curve():
-        drop = np.clip((np.arange(360) - 300) / 40, 0, 1)
-        return 0.5 - 0.4 * drop + 0.01 * random.standard_normal(360)
+        drop = np.clip((np.arange(180) - 140) / 20, 0, 1)
+        return 0.5 - 0.4 * drop + 0.01 * random.standard_normal(180)
 
     clean = tmp_path / "clean"
     clean.mkdir()
