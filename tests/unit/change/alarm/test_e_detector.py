@@ -90,13 +90,17 @@ def test_before_a_change_the_expected_sum_is_the_number_of_values(up):
     assert sums_of(both, up).mean(1) == pytest.approx([1, 2])
 
 
+@pytest.fixture(scope="module")
+def cauchy_ranks():
+    return ranks_of(np.random.default_rng(4).standard_cauchy((1500, 200)), window=1024)
+
+
 @pytest.mark.rest
 @pytest.mark.parametrize("up", [1.0, 0.5])
 @pytest.mark.parametrize("run_length", [20, 200])
-def test_the_average_run_length_is_at_least_one_over_alpha(up, run_length):
+def test_the_average_run_length_is_at_least_one_over_alpha(cauchy_ranks, up, run_length):
     """Streams of Cauchy values, an alarm at 1 / alpha; after one a stream starts again."""
-    shape = (1500, 200)
-    p = ranks_of(np.random.default_rng(4).standard_cauchy(shape), window=1024)
+    p, shape = cauchy_ranks, cauchy_ranks.shape
     detector, alarms = detectors(shape[1], up), 0
     everybody = np.arange(shape[1])
     for row in p:
