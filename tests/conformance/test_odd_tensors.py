@@ -98,6 +98,7 @@ def test_a_storage_of_any_device_can_be_freed():
     assert memory_fault(tensor) == FREED
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("on_full", ["drop", "block"])
 def test_what_can_never_fit_is_refused_before_anything_is_made_of_it(backend, on_full):
     """A tensor that looks like 1 GiB and is 4 KiB; in a process of its own, for its peak of memory."""

@@ -88,6 +88,7 @@ def test_silent_hooks_and_saes_that_do_not_fit_are_in_the_log_the_terminal_and_t
     assert list(observation.run.archive.hooks) == ["linear1"]
 
 
+@pytest.mark.rest
 def test_quiet_says_nothing(tmp_path, capfd):
     with asys_bench.observe(
         Net(), hooks="layers.3", sinks={"trainer": None}, run__dir=str(tmp_path), quiet=True

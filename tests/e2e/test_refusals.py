@@ -84,6 +84,7 @@ def test_a_k_that_the_width_of_the_rows_shows_to_be_too_large_ends_the_run_in_it
     assert said in summary["warnings"][0]
 
 
+@pytest.mark.rest
 def test_a_glob_that_matches_no_module_is_told_with_its_line(tmp_path):
     pytest.importorskip("stable_baselines3")
     done = run(tmp_path, 'hooks:\n  - match: ["mlp_extractor.policy_net", "mlp_extractr.*"]')

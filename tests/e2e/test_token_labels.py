@@ -326,6 +326,7 @@ def test_lightning(tmp_path):
     assert callback.observation.steps == CALLS // 2
 
 
+@pytest.mark.rest
 def test_stable_baselines3(tmp_path):
     gymnasium = pytest.importorskip("gymnasium")
     stable_baselines3 = pytest.importorskip("stable_baselines3")

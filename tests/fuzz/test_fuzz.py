@@ -96,7 +96,9 @@ def test_no_run_directory_leads_a_reader_or_a_repair_astray(tmp_path):
     assert outcome["failures"] == []
 
 
-@pytest.mark.parametrize("backend", ["cpp_spmc", "numba_ring"])
+@pytest.mark.parametrize(
+    "backend", ["cpp_spmc", pytest.param("numba_ring", marks=pytest.mark.rest)]
+)
 def test_any_segment_is_used_or_a_bus_error(backend):
     reason = registry("backend").get(backend, BusPlugin).unavailable()
     if reason:

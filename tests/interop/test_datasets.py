@@ -11,7 +11,7 @@ import torch
 
 from asys_bench.sinks.archive import repair_shard
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.rest]
 RIG = Path(__file__).parent.parent / "unit" / "sinks" / "archive" / "conftest.py"
 
 

@@ -8,7 +8,7 @@ import torch
 from asys_bench.sae import AUTOENCODERS, load_sae
 from asys_bench.sae.exchange import FORMATS, export
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.rest]
 CLASSES = {
     "relu": "JumpReluAutoEncoder",
     "topk": "AutoEncoderTopK",

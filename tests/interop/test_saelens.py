@@ -9,7 +9,7 @@ import torch
 
 from asys_bench.sae import AUTOENCODERS, SAEConfig, SAETrainer, load_sae
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.rest]
 
 
 @pytest.fixture(scope="module")

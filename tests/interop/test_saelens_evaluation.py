@@ -11,7 +11,7 @@ from asys_bench.sae import SAEConfig, SAETrainer
 from asys_bench.sae.evaluation import Place, Subject, language_damage, language_rows
 from asys_bench.sae.exchange import import_saelens
 
-pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.interop, pytest.mark.rest, pytest.mark.filterwarnings("ignore")]
 WIDTH, WORDS, LENGTH, SEQUENCES = 32, 61, 24, 16
 HOOK = "transformer.h.1"
 

@@ -15,7 +15,7 @@ from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.saelens_provider import LiveRows, data_provider
 from asys_bench.sae.exchange import import_saelens
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.rest]
 OFFLINE = Path(__file__).parent.parent / "unit" / "offline" / "conftest.py"
 WIDTH, BATCH = 12, 256
 

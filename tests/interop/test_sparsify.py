@@ -9,7 +9,7 @@ import torch
 from asys_bench.sae import AUTOENCODERS, load_sae
 from asys_bench.sae.exchange import FORMATS, ExchangeError, export
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.rest]
 EXPRESSIBLE = ("relu", "topk")
 
 

@@ -135,7 +135,7 @@ configs = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=configs)
 def test_loading_a_dump_gives_an_equal_configuration(registries, tmp_path, data):

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,14 @@ def texts(path: Path) -> Iterator[str]:
             yield node.value
 
 
-def spelled() -> Iterator[tuple[str, str]]:
-    for folder in ("asys_bench", "reports"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            for text in texts(path):
-                yield path.relative_to(ROOT).as_posix(), text
+@cache
+def spelled() -> list[tuple[str, str]]:
+    return [
+        (path.relative_to(ROOT).as_posix(), text)
+        for folder in ("asys_bench", "reports")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for text in texts(path)
+    ]
 
 
 def test_each_files_name_is_spelled_once():

@@ -67,6 +67,7 @@ def test_a_training_that_fails_says_what_it_said(tmp_path):
         train_in_process(spec, 0.1)
 
 
+@pytest.mark.rest
 def test_a_scenario_passes_the_failure_on(tmp_path):
     with pytest.raises(ScenarioError, match="architecture"):
         round_of("sae_synthetic", {**SMALL, "architecture": "none"}, tmp_path)

@@ -124,6 +124,7 @@ def language_host():
     return host
 
 
+@pytest.mark.rest
 def test_a_language_model_goes_on_at_its_place_in_the_texts(tmp_path: Path) -> None:
     straight = language_host()
     live(straight, Clock())

@@ -42,6 +42,7 @@ def test_it_learns_and_writes_a_checkpoint_that_says_where_it_came_from(archive,
     assert metadata["held_out_fvu"] == pytest.approx(result.held_out.fvu)
 
 
+@pytest.mark.rest
 def test_a_training_stopped_anywhere_ends_with_the_weights_of_one_that_ran_through(
     archive, tmp_path
 ):
@@ -76,6 +77,7 @@ def test_more_epochs_go_on_and_the_same_number_changes_nothing(archive, tmp_path
     assert more.steps == train(archive, tmp_path / "two", epochs=2).steps > once.steps
 
 
+@pytest.mark.rest
 def test_it_can_go_on_from_a_known_sae(archive, tmp_path):
     good = train(archive, tmp_path / "good", epochs=3)
     assert good.checkpoint is not None

@@ -332,6 +332,7 @@ signal.pause()
 """
 
 
+@pytest.mark.rest
 def test_a_shard_is_being_written_for_as_long_as_its_process_lives(run, tmp_path):
     live = tmp_path / "live"
     live.mkdir()

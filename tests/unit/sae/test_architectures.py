@@ -90,6 +90,7 @@ def test_batchtopks_threshold_becomes_what_its_batches_need() -> None:
     assert float((sae.encode(fresh_BD) > 0).sum(1).float().mean()) == pytest.approx(5, rel=0.05)
 
 
+@pytest.mark.rest
 def test_a_narrower_matryoshka_level_is_an_sae_of_its_own() -> None:
     """Trained, its first level alone reconstructs better than that of an SAE that was not asked to."""
     generator = torch.Generator().manual_seed(0)

@@ -81,6 +81,7 @@ def _own_units(trainer: SAETrainer) -> Crosscoder:
     return sae
 
 
+@pytest.mark.rest
 def test_shared_and_private_features_are_both_found(trained: tuple[Planted, SAETrainer]) -> None:
     planted, trainer = trained
     sae = _own_units(trainer)

@@ -75,7 +75,7 @@ def _saved(trainer: SAETrainer, folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     "architecture",
     [
-        name if name in ("topk", "jumprelu") else pytest.param(name, marks=pytest.mark.rest)
+        name if name == "topk" else pytest.param(name, marks=pytest.mark.rest)
         for name in ARCHITECTURES
     ],
 )
@@ -93,6 +93,7 @@ def test_it_trains_as_the_same_kernels_do_on_the_cpu(architecture: str, tmp_path
         assert there.sae.W_enc.is_cpu
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("architecture", ["topk", pytest.param("jumprelu", marks=pytest.mark.rest)])
 def test_auxk_and_dense_steps_run_there_too(architecture: str, tmp_path: Path) -> None:
     config = _config(architecture, dead_policy="auxk", dead_after_rows=300, k=2)
@@ -146,6 +147,7 @@ def test_a_checkpoint_of_a_gpu_goes_on_on_the_cpu_and_back(tmp_path: Path) -> No
         assert back.steps == here.steps > there.steps
 
 
+@pytest.mark.rest
 def test_batches_are_brought_while_the_step_before_runs() -> None:
     with SimulatedGpu() as gpu:
         trainer = SAETrainer(_config("topk"), device=gpu)

@@ -87,6 +87,7 @@ print(json.dumps({"hits": hits, "at": found, "steps": [straight.steps, resumed.s
 OTHERS = ["jumprelu", "gated", "matryoshka"] if os.environ.get("ASYS_SOAK") else []
 
 
+@pytest.mark.rest
 @pytest.mark.stress
 @pytest.mark.parametrize("architecture", ["topk", *OTHERS])
 def test_a_trainer_killed_at_random_steps_ends_with_the_weights_of_one_that_was_not(

@@ -139,6 +139,7 @@ def test_zeros_and_a_single_row_have_no_limit() -> None:
 # Training
 
 
+@pytest.mark.rest
 def test_an_sae_learns_the_other_rows_as_if_the_sinks_were_not_there() -> None:
     x_ND, is_sink_N = with_sinks(15_000)
     trainer, alone = trained(x_ND), trained(x_ND[~is_sink_N])

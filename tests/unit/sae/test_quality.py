@@ -57,6 +57,7 @@ def test_topk_reconstructs_a_known_dictionary_and_finds_its_features() -> None:
     assert best.mean() > 0.85
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("k", [8, 16])
 def test_topk_explains_a_small_policys_tanh_units(k: int) -> None:
     _, measured = _train(SAEConfig(k=k), _policy_rows(100_000))
@@ -96,6 +97,7 @@ def _recovered(config: SAEConfig, rows: int) -> tuple[float, float]:
     return fvu, recovery(truth.directions_GD, sae.W_dec.detach()).mmcs
 
 
+@pytest.mark.rest
 def test_features_that_begin_at_rows_find_the_truth_sooner_than_random_ones() -> None:
     base = {"d_sae": 256, "k": 4, "passes": 1, "held_out_fraction": 0.0, "buffer_rows": 8192}
     found = {
@@ -106,6 +108,7 @@ def test_features_that_begin_at_rows_find_the_truth_sooner_than_random_ones() ->
     assert found["rows"][1] > max(0.8, found["random"][1])
 
 
+@pytest.mark.rest
 def test_relu_reaches_the_configured_l0_on_a_small_policys_tanh_units() -> None:
     config = SAEConfig(architecture="relu", target_l0=12)
     _, measured = _train(config, _policy_rows(100_000))

@@ -288,6 +288,7 @@ def send_and_die(run, copy, at, **options):
     return status, int(steps or 0)
 
 
+@pytest.mark.rest
 def test_killed_at_every_step_the_copy_is_whole_and_the_next_one_finishes_it(tmp_path):
     steps = 0
     for at in range(1, 400):
@@ -309,6 +310,7 @@ def test_killed_at_every_step_the_copy_is_whole_and_the_next_one_finishes_it(tmp
     assert steps == at - 1 > 50
 
 
+@pytest.mark.rest
 def test_killed_while_it_deletes_here_no_shard_is_lost_and_each_is_on_record_once(tmp_path):
     for at in range(1, 400):
         run, copy = write_run(tmp_path / f"{at}" / "run-1"), _RUNS["Copy"](tmp_path / f"s{at}")

@@ -277,6 +277,7 @@ def test_shards_of_rows_and_of_packets_lie_side_by_side(rig, names, start):
     assert [block.values[0, 0] for block in blocks] == [0, 1, 2]
 
 
+@pytest.mark.rest
 def test_a_large_batch_is_read_in_parts(rig, names, start):
     worker = start()
     rows, width = 64, 1024

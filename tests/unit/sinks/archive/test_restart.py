@@ -22,6 +22,7 @@ SOAK = os.environ.get("ASYS_SOAK") == "1"
 KILLS = 1000 if SOAK else 10
 
 
+@pytest.mark.rest
 @pytest.mark.stress
 @pytest.mark.parametrize("values", ["keep", pytest.param("encoded", marks=pytest.mark.rest)])
 def test_writers_killed_at_random_moments_lose_their_open_batch_at_most(tmp_path, values):

@@ -48,6 +48,7 @@ def fvu_at_once(rig, **options) -> float:
     return rig.figure("sae_fvu", "layer.0")
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_live_training_goes_on_from_what_our_export_wrote(rig, known, tmp_path, name):
     source = known / "sae" / "layer.0" / "latest"
@@ -59,6 +60,7 @@ def test_a_live_training_goes_on_from_what_our_export_wrote(rig, known, tmp_path
     assert begun < 0.1 < anew
 
 
+@pytest.mark.rest
 def test_each_hook_of_an_earlier_run_goes_on_from_its_own(rig, known, caplog):
     worker = rig.start(start_from=str(known))
     feed(rig, worker, 500, 510)
