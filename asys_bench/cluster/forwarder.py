@@ -259,7 +259,10 @@ class ForwarderWorker(BaseSink):
 
     @property
     def wants_packets(self) -> bool:  # type: ignore[override]
-        return self._drops or self._draining or self._outbox.room >= 2 * self._batch_bytes
+        most = int(self._options.max_mib_in_flight * (1 << 20))
+        return (
+            self._drops or self._draining or self._outbox.room >= min(2 * self._batch_bytes, most)
+        )
 
     @property
     def linger_s(self) -> float:  # type: ignore[override]
@@ -268,10 +271,14 @@ class ForwarderWorker(BaseSink):
 
     @property
     def max_packets(self) -> int:  # type: ignore[override]
-        """About two batches of packets as they were so far."""
+        """About two batches of packets as they were so far; under `sample` at most half of the room, because
+        what is pulled and finds none is dropped."""
         if not self._packet_bytes:
-            return 16
-        return max(1, min(MOST_PACKETS, int(2 * self._batch_bytes / self._packet_bytes)))
+            return 1
+        nbytes = 2 * self._batch_bytes
+        if not (self._drops or self._draining):
+            nbytes = min(nbytes, self._outbox.room // 2)
+        return max(1, min(MOST_PACKETS, int(nbytes / self._packet_bytes)))
 
     def consume(self, lease: Lease) -> None:
         """Copy the lease; it is acknowledged when the receiver has answered, or `hold_s` later."""

@@ -521,8 +521,7 @@ class Intake:
         self.reports[connection.sender] = report, time.time_ns()
         connection.owes = True
         if final:
-            if connection.waiting:
-                raise WireError(Refusal.MALFORMED, "FIN before everything was answered")
+            # What it has sent and has no answer to waits for room: its time is over, and it has dropped that.
             self._answer(connection, self._free(), self.outstanding)
             self._send(connection.peer, wire.message(Message.BYE))
             self.forget(connection)

@@ -84,7 +84,7 @@ class Origin:
         (folder / "run.json").write_text(json.dumps(document))
         self.page = StatsPage.create(["remote-0"])
         self.options = ForwarderOptions(**options)
-        self.time_left_s = float("inf")
+        self._gone_by = float("inf")
         self.incarnation = 0
         self.pushed = 0
         self.start()
@@ -98,7 +98,7 @@ class Origin:
                 name="remote-0", run_dir=self.folder, run_id=self.folder.name, seed=0,
                 slot=self.page.slot("remote-0"), wall_offset_ns=0, incarnation=self.incarnation,
                 name_of=self.bus.name_of, decode=lambda packet: packet.raw_tensor(), heartbeat=lambda: None,
-                time_left_s=lambda: self.time_left_s, names=lambda: interned_names(self.bus, known),
+                time_left_s=self.time_left_s, names=lambda: interned_names(self.bus, known),
                 group="remote", account=self.bus.account, config=CONFIG,
             )
         )  # fmt: skip
@@ -149,10 +149,14 @@ class Origin:
         self.worker._link.close()
         self.reader.close()
 
+    def time_left_s(self) -> float:
+        return self._gone_by - time.monotonic()
+
     def close(self, left_s: float = 10.0) -> None:
-        self.time_left_s = left_s
+        """The run ends; half of the time is for what is still on the bus."""
+        self._gone_by = time.monotonic() + left_s
         self.bus.finish()
-        while not self.reader.ended:
+        while not self.reader.ended and self.time_left_s() > left_s / 2:
             self.pump()
         self.worker.close()
         self.reader.close()

@@ -281,3 +281,20 @@ def test_an_answer_while_a_batch_is_half_on_the_bus_speaks_of_whole_batches_alon
     data = receiver.last()[1]
     ack = wire.parse_ack(wire.head(data)[1], data)
     assert (ack.batch, ack.accepted, ack.total) == (1, 4, 4)
+
+
+def test_a_forwarder_whose_time_is_over_leaves_with_batches_that_wait_for_room(
+    receiver: Receiver,
+) -> None:
+    receiver.hello()
+    receiver.bus.in_ring.append((1 << 20) - 500)  # room for two packets of 192 bytes
+    receiver.say(b"a", batch(1, [0, 1, 2, 3]))
+    last = wire.Report(taken=4, dropped={"closed": 4}, final=True)
+    receiver.say(b"a", wire.as_json(Message.FIN, 0, last))
+    assert receiver.last()[0] is Message.BYE
+    assert (receiver.intake.connections, receiver.intake.refused) == ({}, {})
+    ((told, _),) = receiver.intake.reports.values()
+    assert told == last
+    receiver.bus.in_ring.clear()
+    assert receiver.intake.push_waiting()
+    assert receiver.ledger.total().accepted == len(receiver.pushed) == 2

@@ -200,30 +200,32 @@ def test_a_killed_forwarder_loses_nothing_that_had_no_answer(
     assert counters["remote_taken"] == counters["remote_acked"] == 400
 
 
-@pytest.mark.rest
+@pytest.mark.parametrize(
+    ("policy", "batch_mib"), [("sample", 0.1), ("sample", 0.5), ("sample", 1), ("drop", 0.5)]
+)
 def test_a_slow_receiver_stops_the_pull_under_sample_and_drops_under_drop(
-    origin: Start, receiver: Start
+    origin: Start, receiver: Start, policy: str, batch_mib: float
 ) -> None:
-    small = {"capacity_bytes": 1 << 20}
-    there = receiver("a", bus=small, window_mib=1, memory_mib=2)
-    here = origin(to=there.address, max_mib_in_flight=8, batch_mib=0.5, on_slow="sample", hold_s=0)
-    here.push(3000, nbytes=5000)
-    for _ in range(200):
-        here.pump()
-        if not here.worker.wants_packets:
-            break
-    assert not here.worker.wants_packets
-    assert "remote_dropped{reason=slow}" not in here.counters()
-    other = receiver("b", bus=small, window_mib=1, memory_mib=2)
-    drops = origin(to=other.address, max_mib_in_flight=8, batch_mib=0.5, on_slow="drop", hold_s=0)
-    drops.push(3000, nbytes=5000)
-    drops.pump_until(lambda: drops.counters().get("remote_dropped{reason=slow}", 0) > 0, "drops")
-    drops.pump_until(lambda: drops.counters().get("remote_taken") == 3000, "the bus is let go")
-    for one in (here, drops):
-        one.close(1.0)
-        counters = one.counters()
-        dropped = sum(n for name, n in counters.items() if name.startswith("remote_dropped"))
-        assert counters["remote_taken"] == counters.get("remote_acked", 0) + dropped == 3000
+    """Nobody reads the receiver's bus, which has room for a fifth of the packets."""
+    there = receiver(bus={"capacity_bytes": 1 << 20}, window_mib=1, max_message_mib=1)
+    here = origin(
+        to=there.address, on_slow=policy, max_mib_in_flight=1, batch_mib=batch_mib, hold_s=0
+    )
+    here.push(1000, nbytes=5000)
+    slow = "remote_dropped{reason=slow}"
+    if policy == "sample":
+        here.pump_until(lambda: here.counters().get("remote_acked", 0) > 50, "the first answers")
+        here.pump_until(lambda: not here.worker.wants_packets, "a full outbox")
+        assert here.counters()["remote_taken"] < 700
+    else:
+        here.pump_until(lambda: here.counters().get("remote_taken") == 1000, "the bus is let go")
+    assert bool(here.counters().get(slow)) is (policy == "drop")
+    here.close(0.5)
+    counters = here.counters()
+    dropped = sum(n for name, n in counters.items() if name.startswith("remote_dropped"))
+    assert counters["remote_taken"] == counters["remote_acked"] + dropped
+    assert counters["remote_connections"] == 1
+    assert not [name for name in counters if name.startswith("remote_refused")]
 
 
 @pytest.mark.parametrize(
