@@ -350,11 +350,15 @@ class _Receiving:
         self._intake.receive(peer, data, time.monotonic_ns())
 
     def _give_memory_back(self) -> None:
-        log.warning(
-            "more than twice memory_mib is taken: every connection is closed and may come again"
-        )
+        count = self._intake.refused.get(Refusal.MEMORY, 0) + 1
+        self._intake.refused[Refusal.MEMORY] = count
+        if count & (count - 1) == 0:
+            log.warning(
+                "more than twice memory_mib is taken (%d times so far): every connection is closed and may "
+                "come again",
+                count,
+            )
         self._intake.forget_all()
-        self._intake.refused[Refusal.MEMORY] = self._intake.refused.get(Refusal.MEMORY, 0) + 1
         self._router.reset()
         return_freed_memory()
 
