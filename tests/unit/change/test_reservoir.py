@@ -89,12 +89,12 @@ def same(one: ReservoirRows, other: ReservoirRows) -> bool:
 
 
 def test_a_short_run_is_kept_whole_with_every_row_where_it_was(run):
-    run.steps(0, 200)
+    run.steps(0, 50)
     rows = run.rows()
-    assert len(rows) == 800
-    assert rows.values.tolist() == [[step, row, 0.5] for step in range(200) for row in range(4)]
-    assert rows.host_step.tolist() == [step for step in range(200) for _ in range(4)]
-    assert rows.row.tolist() == [0, 1, 2, 3] * 200
+    assert len(rows) == 200
+    assert rows.values.tolist() == [[step, row, 0.5] for step in range(50) for row in range(4)]
+    assert rows.host_step.tolist() == [step for step in range(50) for _ in range(4)]
+    assert rows.row.tolist() == [0, 1, 2, 3] * 50
 
 
 def test_every_part_of_a_long_run_has_as_many_rows_as_any_other(run, few_windows):
@@ -173,15 +173,15 @@ def test_hooks_of_one_moment_keep_the_same_rows(run, few_windows):
 
 
 def test_the_constant_batch_is_kept_apart_with_the_same_rows_at_each_moment(run):
-    run.steps(0, 150, rows=1)
-    for step in range(0, 150, 10):
+    run.steps(0, 50, rows=1)
+    for step in range(0, 50, 10):
         values = torch.tensor([[step, row, 1.0] for row in range(400)])
         lease = FakeLease([packet(values, step, host_step=step, microbatch=CONSTANT_MICROBATCH)])
         run.worker.consume(lease)
         lease.release()
     rows = run.rows(constant=True)
     moments = sorted(set(rows.host_step.tolist()))
-    assert moments == list(range(0, 150, 10))
+    assert moments == list(range(0, 50, 10))
     chosen = [tuple(rows.row[rows.host_step == step].tolist()) for step in moments]
     assert len(chosen[0]) == 256
     assert len(set(chosen)) == 1
@@ -262,19 +262,19 @@ def test_rows_of_another_width_are_counted_and_end_nothing(run):
 def test_steps_that_were_made_again_have_the_rows_of_the_last_attempt(run):
     import json
 
-    run.steps(0, 100)
+    run.steps(0, 25)
     run.worker.close()
     run.worker = run.start(attempt=1)
-    run.steps(60, 120)
+    run.steps(15, 30)
     (run.folder / "run.json").write_text(
         json.dumps({
             "schema": "asys.run/1", "run_id": "r", "hooks": [], "host_pid": 1,
-            "attempts": [{"attempt": 0, "first_step": 0}, {"attempt": 1, "first_step": 60}],
+            "attempts": [{"attempt": 0, "first_step": 0}, {"attempt": 1, "first_step": 15}],
         })
     )  # fmt: skip
     rows = run.rows()
-    assert [(rows.attempt[rows.host_step == s].tolist()) for s in (59, 60)] == [[0] * 4, [1] * 4]
-    assert len(rows) == 480
+    assert [(rows.attempt[rows.host_step == s].tolist()) for s in (14, 15)] == [[0] * 4, [1] * 4]
+    assert len(rows) == 120
 
 
 def test_a_damaged_window_is_refused_by_the_reader_and_passed_over_by_the_worker(run):

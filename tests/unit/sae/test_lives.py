@@ -67,19 +67,10 @@ def test_a_rollback_takes_back_the_lives_that_began_since() -> None:
     assert torch.equal(learner.lives.birth_FD[5], learner.sae.W_dec.detach()[5].to(torch.bfloat16))
 
 
-def trained(**fields: object) -> SAETrainer:
-    config = SAEConfig.model_validate(
-        {
-            "d_sae": 32,
-            "k": 2,
-            "batch_rows": 64,
-            "buffer_rows": 256,
-            "dead_after_rows": 500,
-            **fields,
-        }
-    )
+def trained(packets: int = 80) -> SAETrainer:
+    config = SAEConfig(d_sae=32, k=2, batch_rows=64, buffer_rows=256, dead_after_rows=500)
     trainer = SAETrainer(config, hook_name="a")
-    for packet in range(80):
+    for packet in range(packets):
         trainer.ingest(rows(64, packet), (0, 0, packet), host_step=10 * packet)
         trainer.train(wait_for_fill=False)
     return trainer
@@ -111,7 +102,7 @@ def test_a_checkpoint_keeps_lives_and_a_resumed_training_goes_on_with_them(tmp_p
 
 
 def test_a_checkpoint_without_lives_is_of_generation_0_and_says_so(tmp_path) -> None:
-    trainer = trained()
+    trainer = trained(packets=8)
     checkpoint = trainer.save(tmp_path, sync=False)
     (checkpoint / LIVES_FILE).unlink()
     assert read_lives(checkpoint) is None
@@ -121,7 +112,7 @@ def test_a_checkpoint_without_lives_is_of_generation_0_and_says_so(tmp_path) -> 
 
 
 def test_a_file_of_lives_that_is_none_is_refused(tmp_path) -> None:
-    checkpoint = trained().save(tmp_path, sync=False)
+    checkpoint = trained(packets=8).save(tmp_path, sync=False)
     good = vars(read_lives(checkpoint))
     from safetensors.torch import save_file
 

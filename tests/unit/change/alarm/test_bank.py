@@ -47,8 +47,8 @@ def test_the_budget_is_split_over_watchers_spans_and_cadence():
 )
 def test_false_alarms_stay_within_the_budget(kind):
     """28,800 values with one expected per 400 at most: 72. The soak test has longer ones."""
-    values = STREAMS["KINDS"][kind](np.random.default_rng(7), (900, 32))
-    bank = bank_of(32, 400)
+    values = STREAMS["KINDS"][kind](np.random.default_rng(7), (450, 64))
+    bank = bank_of(64, 400)
     alarms = sum(len(bank.update(row)) for row in values)
     assert alarms <= 72
 
