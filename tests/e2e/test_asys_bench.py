@@ -68,6 +68,11 @@ PLUGINS = """\
     quick, crash, sleepy = _plugin(quick), _plugin(crash), _plugin(sleepy)
 """
 
+SOAK = (
+    pytest.mark.stress,
+    pytest.mark.skipif(os.environ.get("ASYS_SOAK") != "1", reason="a minute: make soak"),
+)
+
 
 def _signals(sigchld):
     """What a parent ignores is inherited: SIGINT by background jobs, SIGCHLD from `trap '' CHLD`."""
@@ -170,7 +175,11 @@ def test_a_part_of_a_suite_is_measured_and_says_so(bench):
 
 @pytest.mark.rest
 @pytest.mark.parametrize(
-    ("process", "sigchld"), [("fresh", signal.SIG_DFL), ("forked", signal.SIG_IGN)]
+    ("process", "sigchld"),
+    [
+        ("forked", signal.SIG_IGN),
+        pytest.param("fresh", signal.SIG_DFL, marks=SOAK),
+    ],
 )
 def test_a_crashed_contender_is_reported_and_the_rest_goes_on(bench, process, sigchld):
     suite = bench.suite("crash", process=process)

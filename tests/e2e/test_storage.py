@@ -40,7 +40,8 @@ def test_a_run_whose_uploader_is_killed_has_a_whole_copy_at_its_end(
 
 def test_a_run_that_could_not_be_sent_says_so_loudly_and_keeps_everything(start_run, tmp_path):
     (tmp_path / "store").write_text("a file in the way")
-    run = start_run(STEPS, f"storage.uri=file://{tmp_path}/store/{{run_id}}")
+    steps = "host.options.ppo.total_timesteps=2048"
+    run = start_run(steps, f"storage.uri=file://{tmp_path}/store/{{run_id}}")
     assert run.finish() == 1, run.text()
     said = run.text()
     assert "they are kept here; go on with: asys-run upload" in said
