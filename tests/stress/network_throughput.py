@@ -27,7 +27,8 @@ import torch
 import zmq
 
 from asys_bench.cluster import forwarder as forwarder_module
-from asys_bench.cluster.forwarder import ForwarderOptions, ForwarderWorker
+from asys_bench.cluster.forwarder import ForwarderWorker
+from asys_bench.cluster.forwarder_options import ForwarderOptions
 from asys_bench.cluster.keys import make_keys, read_key
 from asys_bench.cluster.receiver import ReceiverHost, ReceiverOptions
 from asys_bench.contracts.bus import (

@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from asys_bench.cluster.forwarder import ForwarderOptions, ForwarderWorker
+from asys_bench.cluster.forwarder import ForwarderWorker
+from asys_bench.cluster.forwarder_options import ForwarderOptions
 from asys_bench.cluster.receiver import ReceiverHost, ReceiverOptions
 from asys_bench.contracts.bus import (
     BaseDataBus,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from asys_bench.cluster.forwarder import ForwarderOptions, usual_policy
+from asys_bench.cluster.forwarder import usual_policy
+from asys_bench.cluster.forwarder_options import ForwarderOptions
 from asys_bench.config.schema import MasterConfig
 
 HOOKS = {"layer.0", "layer.1"}
