@@ -22,7 +22,6 @@ import logging
 import os
 import select
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +29,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import Field
 
-from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE, RECEIVER_SCHEMA
+from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE
 from asys_bench.cluster.book import Book, BookError, Entry
-from asys_bench.cluster.intake import Connection, Intake, Limits
+from asys_bench.cluster.intake import Intake, Limits
 from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair, zmq_problem
-from asys_bench.cluster.ledger import Ledger, LedgerError, SenderKey
+from asys_bench.cluster.ledger import Ledger, LedgerError
+from asys_bench.cluster.receiver_account import ReceiverMeters, describe
 from asys_bench.cluster.wire import Refusal
 from asys_bench.contracts.bus import BaseDataBus, BusProducer
 from asys_bench.contracts.host import (
@@ -50,7 +50,6 @@ from asys_bench.contracts.host import (
 from asys_bench.contracts.origin import ORIGIN, ring_meta
 from asys_bench.contracts.run_files import accounts_of, attempts_in
 from asys_bench.contracts.sink import Misfit
-from asys_bench.contracts.stats import Slot
 from asys_bench.system.allocator import keep_freed_memory, return_freed_memory
 from asys_bench.system.files import replace_file
 
@@ -284,7 +283,7 @@ class _Receiving:
             self._ledger, self._bus, limits, router.send,
             name=options.name, hooks=options.hooks, job=options.job,
         )  # fmt: skip
-        self._meters: _Meters | None = None
+        self._meters: ReceiverMeters | None = None
         self._book: tuple[Book, Entry] | None = None
         self._lifeline = options.lifeline_fd
 
@@ -421,7 +420,7 @@ class _Receiving:
         if self._meters is None:
             if not self._intake.began:
                 return
-            self._meters = _Meters(self._clock.metrics())
+            self._meters = ReceiverMeters(self._clock.metrics())
         self._meters.count(self._ledger, self._intake, self._router.refused_keys)
 
     def _write(self, *, final: bool) -> None:
@@ -439,119 +438,6 @@ class _Receiving:
             replace_file(path, json.dumps(document).encode(), sync=False)
         except OSError as error:
             log.warning("%s is not written: %s", RECEIVER_FILE, error)
-
-
-class _Meters:
-    """The receiver's counters, in the host's slot."""
-
-    def __init__(self, slot: Slot) -> None:
-        self._slot = slot
-        self._counters = {
-            name: slot.counter(f"receiver_{name}") for name in ("accepted", "accepted_bytes", "duplicates",
-            "in_doubt", "expired", "connections_total")
-        }  # fmt: skip
-        self._refused = {
-            reason: slot.counter("receiver_refused", reason=reason) for reason in Refusal
-        }
-        self._gauges = {
-            name: slot.gauge(f"receiver_{name}")
-            for name in ("connections", "credit_bytes", "window", "lag_s")
-        }
-
-    def count(self, ledger: Ledger, intake: Intake, refused_keys: int) -> None:
-        total = ledger.total()
-        values = {
-            "accepted": total.accepted,
-            "accepted_bytes": intake.accepted_bytes,
-            "duplicates": total.duplicates,
-            "expired": total.expired,
-            "in_doubt": ledger.in_doubt,
-            "connections_total": intake.opened,
-        }
-        for name, value in values.items():
-            self._counters[name].set(value)
-        for reason, counter in self._refused.items():
-            counter.set(refused_keys if reason is Refusal.KEY else intake.refused.get(reason, 0))
-        self._gauges["connections"].set(len(intake.connections))
-        self._gauges["credit_bytes"].set(intake.outstanding)
-        windows = (_window(ledger, intake, sender) for sender in ledger.senders())
-        self._gauges["window"].set(sum(windows))
-        lags = [_lag_s(one) for one in intake.connections.values()]
-        self._gauges["lag_s"].set(max((lag for lag in lags if lag is not None), default=0.0))
-
-
-def _window(ledger: Ledger, intake: Intake, sender: SenderKey) -> int:
-    """Packets of a forwarder that are accepted, and that it has not reported as acknowledged."""
-    told = intake.reports.get(sender)
-    acked = told[0].acked if told is not None else 0
-    return max(0, ledger.accepted(sender) - acked)
-
-
-def _lag_s(connection: Connection) -> float | None:
-    return None if connection.lag_ns is None else connection.lag_ns / 1e9
-
-
-def describe(ledger: Ledger, intake: Intake) -> dict[str, Any]:
-    """The account as JSON, but for what the caller knows."""
-    live = {one.sender: one for one in intake.connections.values()}
-    senders = []
-    for sender in ledger.senders():
-        connection, told = live.get(sender), intake.reports.get(sender)
-        counted = ledger.total(sender)
-        report = told[0] if told is not None else None
-        senders.append(
-            {
-                "run_id": sender.run_id,
-                "attempt": sender.attempt,
-                "worker": sender.worker,
-                "node": connection.hello.node if connection is not None else None,
-                "hooks": sorted(connection.streams) if connection is not None else [],
-                "connected": connection is not None,
-                **counted._asdict(),
-                "window": _window(ledger, intake, sender),
-                "credit_bytes": connection.limit - connection.processed if connection else 0,
-                "lag_s": _lag_s(connection) if connection is not None else None,
-                "reported": None
-                if told is None or report is None
-                else {
-                    "taken": report.taken,
-                    "acked": report.acked,
-                    "dropped": report.dropped,
-                    "in_flight": report.in_flight,
-                    "final": report.final,
-                    "unix_ns": told[1],
-                },
-            }
-        )
-    accepted_of: Counter[int] = Counter()
-    for account in ledger.accounts:
-        accepted_of[account.stream.number] += account.accepted
-    streams = [
-        {
-            "run_id": one.key.run_id,
-            "attempt": one.key.attempt,
-            "source": one.key.source,
-            "shard": one.key.shard,
-            "accepted": accepted_of[one.number],
-        }
-        for one in ledger.streams
-    ]
-    total = ledger.total()
-    return {
-        "schema": RECEIVER_SCHEMA,
-        "id": ledger.id,
-        "job": intake.job,
-        "unix_ns": time.time_ns(),
-        "accepted": total.accepted,
-        "duplicates": total.duplicates,
-        "expired": total.expired,
-        "in_doubt": ledger.in_doubt,
-        "refused": {str(reason): count for reason, count in intake.refused.items()},
-        "window_bytes": intake.outstanding,
-        "connections": len(intake.connections),
-        "senders": senders,
-        "streams": streams,
-    }
 
 
 def _accepted_in(run_dir: Path, attempt: int) -> int | None:
