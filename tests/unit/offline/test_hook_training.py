@@ -52,7 +52,7 @@ def test_a_training_stopped_anywhere_ends_with_the_weights_of_one_that_ran_throu
     def stop_now_and_then():
         nonlocal calls
         calls += 1
-        return calls % 3 == 0
+        return calls % 5 == 0
 
     runs = 0
     while True:

@@ -68,7 +68,7 @@ def trained() -> tuple[Planted, SAETrainer]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # steps this small only wait for a second one
     try:
-        _feed(trainer, planted, range(80))
+        _feed(trainer, planted, range(40))
     finally:
         torch.set_num_threads(threads)
     return planted, trainer
@@ -143,11 +143,11 @@ def test_a_checkpoint_takes_the_hooks_raw_rows_side_by_side(
 def test_a_resumed_crosscoder_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
     planted = Planted()
     straight, first, second = (SAETrainer(_config()) for _ in range(3))
-    _feed(straight, planted, range(16))
-    _feed(first, planted, range(9))
+    _feed(straight, planted, range(8))
+    _feed(first, planted, range(5))
     first.save(tmp_path)
     assert second.load(tmp_path) is not None
-    _feed(second, planted, range(9, 16))
+    _feed(second, planted, range(5, 8))
     assert straight.sae is not None
     assert second.sae is not None
     assert straight.steps == second.steps > 0

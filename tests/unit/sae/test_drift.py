@@ -50,7 +50,7 @@ def test_the_reservoir_mixes_and_a_small_one_mixes_less() -> None:
 def test_rows_beyond_the_age_limit_are_never_trained_on() -> None:
     config = SAEConfig(
         d_sae=32, k=2, batch_rows=64, buffer_rows=4096, max_row_age_versions=3,
-        held_out_fraction=0.0, min_buffer_fill_ratio=0.0,
+        held_out_fraction=0.0, min_buffer_fill_ratio=0.0, passes=0.5,
     )  # fmt: skip
     trainer = SAETrainer(config)
     for seq in range(60):
@@ -94,8 +94,8 @@ def test_a_windows_fvu_is_that_of_its_rows_alone() -> None:
 
 def test_the_trainer_reports_windows_and_drift() -> None:
     config = SAEConfig(
-        d_sae=32, k=4, batch_rows=128, buffer_rows=1024, window_rows=2000, held_out_fraction=0.0,
-        normalizer_window_rows=8000,
+        d_sae=32, k=4, batch_rows=128, buffer_rows=1024, window_rows=800, held_out_fraction=0.0,
+        normalizer_window_rows=8000, passes=1,
     )  # fmt: skip
     trainer = SAETrainer(config)
     for seq in range(40):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from asys_bench.sae.config import PENALISED
 
-KILLS, PACKETS = 10, 90
+KILLS, PACKETS = (10, 90) if os.environ.get("ASYS_SOAK") else (6, 60)
 # One interpreter that forks the trainers: each is a process of its own, and torch is imported once.
 STORM = """
 import json, math, os, random, signal, sys, time
@@ -107,7 +107,7 @@ def test_a_trainer_killed_at_random_steps_ends_with_the_weights_of_one_that_was_
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["hits"] > 3, told
     assert len({at for at in told["at"] if at < PACKETS}) > 3, told  # killed in the middle
-    assert told["steps"][0] == told["steps"][1] > 100
+    assert told["steps"][0] == told["steps"][1] > PACKETS
     assert told["refused"] == [PACKETS // 5] * 2
     straight, killed = (load_file(tmp_path / f"{n}.safetensors") for n in ("straight", "killed"))
     for name, tensor in straight.items():

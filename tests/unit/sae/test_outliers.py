@@ -141,7 +141,7 @@ def test_zeros_and_a_single_row_have_no_limit() -> None:
 
 @pytest.mark.rest
 def test_an_sae_learns_the_other_rows_as_if_the_sinks_were_not_there() -> None:
-    x_ND, is_sink_N = with_sinks(15_000)
+    x_ND, is_sink_N = with_sinks(8_000)
     trainer, alone = trained(x_ND), trained(x_ND[~is_sink_N])
     found, wanted = trainer.evaluate(), alone.evaluate()
     assert found is not None
@@ -150,7 +150,7 @@ def test_an_sae_learns_the_other_rows_as_if_the_sinks_were_not_there() -> None:
     assert found.outlier_share == pytest.approx(0.01, abs=0.004)
     assert 0 < found.fvu_all < 0.01 * found.fvu
     left_out, held_out = trainer.metrics.rows_outlying, trainer.metrics.rows_held_out
-    assert left_out == pytest.approx(150 * (1 - held_out / 15_000), abs=8)
+    assert left_out == pytest.approx(80 * (1 - held_out / 8_000), abs=8)
     kept = trained(x_ND, outliers="keep").evaluate()
     assert kept is not None
     assert kept.fvu == kept.fvu_all < 0.01

@@ -44,7 +44,7 @@ def _policy_rows(count: int) -> torch.Tensor:
 
 
 def test_topk_reconstructs_a_known_dictionary_and_finds_its_features() -> None:
-    rows_ND, features_FD = _dictionary_rows(60_000)
+    rows_ND, features_FD = _dictionary_rows(40_000)
     config = SAEConfig(
         d_sae=128, k=4, batch_rows=512, buffer_rows=8192, passes=6, dead_after_rows=20_000
     )
@@ -60,7 +60,7 @@ def test_topk_reconstructs_a_known_dictionary_and_finds_its_features() -> None:
 @pytest.mark.rest
 @pytest.mark.parametrize("k", [8, 16])
 def test_topk_explains_a_small_policys_tanh_units(k: int) -> None:
-    _, measured = _train(SAEConfig(k=k), _policy_rows(100_000))
+    _, measured = _train(SAEConfig(k=k), _policy_rows(30_000))
     assert measured.fvu < 0.05
     assert measured.l0 <= k
     assert measured.cosine > 0.97
@@ -101,7 +101,7 @@ def _recovered(config: SAEConfig, rows: int) -> tuple[float, float]:
 def test_features_that_begin_at_rows_find_the_truth_sooner_than_random_ones() -> None:
     base = {"d_sae": 256, "k": 4, "passes": 1, "held_out_fraction": 0.0, "buffer_rows": 8192}
     found = {
-        start: _recovered(SAEConfig.model_validate({**base, "start": start}), 80_000)
+        start: _recovered(SAEConfig.model_validate({**base, "start": start}), 40_000)
         for start in ("rows", "random")
     }
     assert found["rows"][0] < found["random"][0]

@@ -68,12 +68,12 @@ def test_the_first_steps_know_the_linear_part_already() -> None:
 
 
 def test_a_resumed_transcoder_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
-    straight = _trained(_config(), 40)
-    first = _trained(_config(), 20)
+    straight = _trained(_config(), 24)
+    first = _trained(_config(), 16)
     first.save(tmp_path)
     second = SAETrainer(_config())
     assert second.load(tmp_path) is not None
-    for seq in range(20, 40):
+    for seq in range(16, 24):
         x, y = _map(seq, 300)
         second.ingest(x, (0, 0, seq), target_ND=y)
         second.train()

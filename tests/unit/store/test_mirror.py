@@ -107,6 +107,7 @@ def test_open_run_reads_a_copy_and_fetches_what_is_asked_for(small, tmp_path):
     ).readlink()
 
 
+@pytest.mark.rest
 def test_a_training_from_a_copy_ends_with_the_same_bits(archived, tmp_path, monkeypatch, capsys):
     uri = sent(archived, tmp_path / "copy")
     monkeypatch.chdir(tmp_path)

@@ -61,7 +61,7 @@ def here(run, tmp_path):
     return run
 
 
-@pytest.fixture(params=["file", "s3"])
+@pytest.fixture(params=["file", pytest.param("s3", marks=pytest.mark.rest)])
 def place(request, tmp_path):
     """Where the copy is: in a folder, or in moto's S3."""
     if request.param == "file":

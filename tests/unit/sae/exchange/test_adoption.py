@@ -24,7 +24,7 @@ def config(architecture: str = "topk", **more: object) -> SAEConfig:
     return SAEConfig.model_validate({**base, "buffer_rows": 1024, **more})
 
 
-def trained(architecture: str, rows: int = 20_000) -> SAETrainer:
+def trained(architecture: str, rows: int = 8_000) -> SAETrainer:
     trainer = SAETrainer(config(architecture), hook_name="h")
     for seq, chunk in enumerate(data(rows).split(500)):
         trainer.ingest(chunk, (0, 0, seq))

@@ -40,7 +40,7 @@ def shard(rig) -> Path:
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_every_prefix_of_a_shard_opens_up_to_its_last_whole_batch(rig, tmp_path, data):
@@ -97,7 +97,7 @@ def test_flipped_bytes_are_read_or_raise_archive_error_and_never_anything_else(r
     whole = path.read_bytes()
     draw = random.Random(3)
     refused = opened = 0
-    for _ in range(400):
+    for _ in range(150):
         broken = bytearray(whole)
         for _ in range(draw.randint(1, 4)):
             broken[draw.randrange(len(broken))] = draw.choice((0, 1, 0x7F, 0x80, 0xFF))
@@ -108,8 +108,8 @@ def test_flipped_bytes_are_read_or_raise_archive_error_and_never_anything_else(r
             refused += error.path == path
         else:
             opened += 1
-    assert refused + opened == 400
-    assert refused > 40
+    assert refused + opened == 150
+    assert refused > 15
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ KILLS = 1000 if SOAK else 10
 
 @pytest.mark.rest
 @pytest.mark.stress
-@pytest.mark.parametrize("values", ["keep", pytest.param("encoded", marks=pytest.mark.rest)])
+@pytest.mark.parametrize("values", ["keep", "encoded"])
 def test_writers_killed_at_random_moments_lose_their_open_batch_at_most(tmp_path, values):
     storm, rig = HERE / "kill_storm.py", HERE / "conftest.py"
     command = [sys.executable, storm, rig, tmp_path, KILLS, 1, values]

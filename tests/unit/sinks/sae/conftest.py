@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,11 +120,17 @@ class Rig:
         return {full.partition("=")[2][:-1] for full in metrics if full.startswith(name + "{")}
 
 
-@pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig(tmp_path)
+@contextmanager
+def rig_in(folder: Path) -> Iterator[Rig]:
+    made = Rig(folder)
     threads = torch.get_num_threads()
     yield made
     torch.set_num_threads(threads)
     torch.set_flush_denormal(False)
     made.page.close()
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with rig_in(tmp_path) as made:
+        yield made

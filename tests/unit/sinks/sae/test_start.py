@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch
 
 from asys_bench.config import ConfigError, load_config
 from asys_bench.sae.exchange import FORMATS, export
+
+from .conftest import rig_in
 
 WIDTH = 8
 
@@ -28,16 +31,21 @@ def feed(rig, worker, first, last, hook=1):
         worker.idle()
 
 
-@pytest.fixture
-def known(rig, tmp_path_factory) -> Path:
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory) -> Path:
     """A folder like a run's, with an SAE of layer.0 that was trained well."""
     folder = tmp_path_factory.mktemp("earlier")
-    rig.run_dir = folder
-    worker = rig.start()
-    feed(rig, worker, 0, 200)
-    worker.close()
-    rig.run_dir = tmp_path_factory.mktemp("later")
+    with rig_in(folder) as rig:
+        worker = rig.start()
+        feed(rig, worker, 0, 200)
+        worker.close()
     return folder
+
+
+@pytest.fixture
+def known(earlier, tmp_path) -> Path:
+    """A test's own copy of it."""
+    return shutil.copytree(earlier, tmp_path / "earlier", symlinks=True)
 
 
 def fvu_at_once(rig, **options) -> float:
