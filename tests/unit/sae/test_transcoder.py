@@ -39,6 +39,7 @@ def _trained(config: SAEConfig, packets: int = 60) -> SAETrainer:
     return trainer
 
 
+@pytest.mark.rest
 def test_a_transcoder_predicts_the_other_hook_better_than_the_best_affine_map() -> None:
     trainer = _trained(_config())
     measured = trainer.evaluate()

@@ -181,7 +181,7 @@ def test_values_are_those_that_a_trainer_saw_bit_by_bit(rig, names, start, chain
         assert torch.equal(seen.view(torch.int32), trained.view(torch.int32))
 
 
-@pytest.mark.parametrize("rows", [64, 512])
+@pytest.mark.parametrize("rows", [64, pytest.param(512, marks=pytest.mark.rest)])
 def test_int8_takes_a_quarter_of_float32(rig, names, start, rows):
     for width, most in ((384, 0.26), (576, 0.26), (4096, 0.26)):
         packet = sent(rig, names, ["int8"], torch.randn(rows, width), 0)
@@ -277,6 +277,7 @@ def test_shards_of_rows_and_of_packets_lie_side_by_side(rig, names, start):
     assert [block.values[0, 0] for block in blocks] == [0, 1, 2]
 
 
+@pytest.mark.rest
 @pytest.mark.rest
 def test_a_large_batch_is_read_in_parts(rig, names, start):
     worker = start()

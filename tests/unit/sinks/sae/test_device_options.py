@@ -102,6 +102,7 @@ def test_a_worker_without_its_gpu_trains_nothing_counts_its_packets_and_says_why
 
 
 @pytest.mark.rest
+@pytest.mark.rest
 def test_an_sae_that_its_gpu_has_no_memory_for_ends_and_the_others_go_on(
     context: SinkContext,
     rig: Any,
