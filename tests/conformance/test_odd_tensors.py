@@ -154,6 +154,7 @@ ARGUMENTS = (
 )  # fmt: skip
 
 
+@pytest.mark.rest
 @pytest.mark.parametrize("argument", ARGUMENTS)
 def test_no_odd_argument_of_a_text_model_is_read_or_ends_the_reading_of_text(argument):
     """A mask whose memory is gone ended the host, and another odd one the tokens of all later calls."""

@@ -163,7 +163,13 @@ def hooks():
         one.close()
 
 
-@pytest.mark.parametrize("kinds", [*([kind] for kind in KINDS), KINDS], ids=[*KINDS, "all"])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        *(pytest.param([kind], id=kind, marks=pytest.mark.rest) for kind in KINDS),
+        pytest.param(KINDS, id="all"),
+    ],
+)
 @pytest.mark.parametrize(
     "how",
     ["plain", *(pytest.param(how, marks=pytest.mark.rest) for how in ("checkpointed", "autocast"))],

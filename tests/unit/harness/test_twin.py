@@ -68,6 +68,7 @@ def test_not_a_number_is_compared_by_its_bits(tmp_path, outputs):
     assert changed_rows(run, sums(other)) == (1, ROWS)
 
 
+@pytest.mark.rest
 def test_the_twin_takes_the_steps_that_it_is_told_and_keeps_what_its_modules_made(tmp_path):
     config = load_config(str(PIPELINE), [], env={}).config
     twin = train_twin(config, 5, ["layers.0", "layers.0:gradient"])

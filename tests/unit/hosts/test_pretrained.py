@@ -138,6 +138,7 @@ def kept(cache):
     return sorted(path.name for path in cache.iterdir() if path.is_dir())
 
 
+@pytest.mark.rest
 @pytest.mark.filterwarnings("ignore")
 def test_a_gguf_file_becomes_dense_weights_once(packed, cache, monkeypatch):
     import gguf

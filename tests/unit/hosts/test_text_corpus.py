@@ -216,6 +216,7 @@ def test_shuffled_files_come_by_turns_in_an_order_of_the_seed_and_nothing_is_los
     assert sorted(twice[60:]) == sorted(first)
 
 
+@pytest.mark.rest
 def test_installed_packages_give_their_descriptions_licences_and_documents(tmp_path, monkeypatch):
     site = tmp_path / "site"
     files = {

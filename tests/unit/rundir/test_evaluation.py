@@ -43,6 +43,7 @@ def evaluate(capsys, *words):
     return code, " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.rest
 def test_a_runs_saes_are_put_back_into_its_model(tiny, tmp_path, capsys):
     run_dir = write_run(tmp_path, host(tiny, auto_class="AutoModelForCausalLM"))
     code, said = evaluate(capsys, run_dir, "--tokens", 400)

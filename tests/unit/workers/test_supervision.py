@@ -59,6 +59,7 @@ def fork_server_of(session, besides=()):
     return None
 
 
+@pytest.mark.rest
 def test_whoever_dies_stops_or_is_outdated_is_replaced_until_the_budget_is_used_up(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(8, 16))
     session = open_session(tmp_path, module, heartbeat_timeout_s=1.0, restart_limit=2)
