@@ -103,7 +103,9 @@ class ObservedTraining:
             if number is not None:
                 self.observation.report(name, number)
 
-    def label(self, training: Any, *, step: int | None = None, **labels: Any) -> None:
+    def label(
+        self, training: Any, *, step: int | Sequence[int] | None = None, **labels: Any
+    ) -> None:
         """See `Observation.label`."""
         if self.observation is not None and self.follows(training):
             self.observation.label(step=step, **labels)
@@ -112,6 +114,11 @@ class ObservedTraining:
     def wants_labels(self) -> bool:
         """Whether some sink takes labels: without one, nothing is computed for them."""
         return self.observation is not None and self.observation.wants_labels
+
+    @property
+    def label_horizon(self) -> int:
+        """Steps that a label may come late."""
+        return self.observation.config.labels.horizon if self.observation is not None else 0
 
     @property
     def label_columns(self) -> Sequence[str]:

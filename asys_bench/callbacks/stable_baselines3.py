@@ -57,18 +57,21 @@ class ObserveCallback(BaseCallback):
 
     def close(self) -> None:
         """End the observation now. Idempotent; `learn` does it when it ends by itself."""
+        self._flush_labels()
         self._training.close()
         self._unbracket()
 
     def _on_training_start(self) -> None:
         self._unbracket()  # of a `learn` that has failed
+        self._flush_labels()
         self._training.start(self.model, self.model.policy, self.model.num_timesteps)
         self._training.enter(self.model, "training")
         self._step = self.model.num_timesteps
-        self._labels = None
         if self._training.wants_labels:
             self._labels = RolloutLabels(
-                partial(self._training.label, self.model), self._training.label_columns
+                partial(self._training.label, self.model),
+                self._training.label_horizon,
+                self._training.label_columns,
             )
         callbacks = self.locals.get("callback")
         if callbacks is self:
@@ -96,9 +99,14 @@ class ObserveCallback(BaseCallback):
             self._training.report(self.model, {"reward_mean": sum(rewards) / len(rewards)})
 
     def _on_training_end(self) -> None:
-        self._labels = None
+        self._flush_labels()
         self._training.end(self.model)
         self._unbracket()
+
+    def _flush_labels(self) -> None:
+        labels, self._labels = self._labels, None
+        if labels is not None:
+            labels.flush()
 
     def _unbracket(self) -> None:
         leave, self._leave_bracket = self._leave_bracket, None

@@ -1,8 +1,9 @@
 """Labels from the host to the bus: `observation.label(reward=..., done=...)` (`contracts.labels`).
 
-The host pays for a copy of a few numbers and a push. A label goes out in the host's call of `label`, under
-the tags of the forward call that it is of; who joins it with the rows is the reader. Labels of a call that
-no hook has captured stay here: one sampling coin decides for both (`contracts.coin`).
+The host pays for a copy of a few numbers and a push, which is most of it: labels of several calls, said in
+one call of `label`, are one packet. A label goes out in the host's call of `label`, under the tags of the
+forward call that it is of; who joins it with the rows is the reader. Labels of a call that no hook has
+captured stay here: one sampling coin decides for both (`contracts.coin`).
 
 Nothing raises: what cannot be sent is counted in `labels_unsent`, and why is said once per kind. A tensor on
 a device is sent as a hook's is, without waiting for it.
@@ -11,7 +12,8 @@ a device is sent as a hook's is, without waiting for it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.bus import BusError
 from asys_bench.contracts.capture_port import STATE_CALL_INDEX, STATE_SEEN
 from asys_bench.contracts.labels import (
+    CALL_COLUMNS,
     LABEL_TEXT,
     MOST_ENCODING_BYTES,
     is_label_name,
@@ -53,6 +56,8 @@ from asys_bench.contracts.stats import Slot
 
 log = logging.getLogger(__name__)
 
+PACKET_BYTES = 1 << 16
+"""Of labels of several calls: a larger packet may find no room in a small bus."""
 MOST_ENCODINGS = 64
 """Different sets of names in one run: each has a place in the bus's table of names."""
 _MOST_TEXTS = 1 << 16
@@ -107,9 +112,17 @@ class LabelSender:
         self._captures.clear()
         self._by_names.clear()
 
-    def send(self, step: int | None, microbatch: int | None, labels: Mapping[str, Any]) -> None:
+    def send(
+        self,
+        step: int | Sequence[int] | None,
+        microbatch: int | None,
+        labels: Mapping[str, Any],
+    ) -> None:
         """See `StepClock.label`. Never raises."""
-        if self._failed_in_a_row >= FAILURES_IN_A_ROW or self._clock.paused:
+        clock = self._clock
+        if self._failed_in_a_row >= FAILURES_IN_A_ROW or clock.constant:
+            return
+        if clock.paused and step is None:  # a step that is named is the training's own
             return
         try:
             unwatched(self._send, step, microbatch, labels)
@@ -120,9 +133,29 @@ class LabelSender:
             if self._failed_in_a_row >= FAILURES_IN_A_ROW:
                 self._refuse("no labels are sent any more: all of late have failed")
 
-    def _send(self, step: int | None, microbatch: int | None, labels: Mapping[str, Any]) -> None:
+    def _send(
+        self,
+        step: int | Sequence[int] | None,
+        microbatch: int | None,
+        labels: Mapping[str, Any],
+    ) -> None:
         if is_graph_captured():
             return  # nothing of it would arrive (`Offload.submit`)
+        if step is not None and not isinstance(step, int):
+            if np.ndim(step):
+                _alone(self._send_calls, step, microbatch, labels)
+                return
+            step = int(np.asarray(step))
+        moment = self._known_moment(step, microbatch)
+        if moment is None or not labels:
+            return
+        if moment.rate:
+            _alone(self._send_columns, moment, labels)
+        else:
+            self._sampled_out()
+
+    def _known_moment(self, step: int | None, microbatch: int | None) -> Moment | None:
+        """The forward call that is meant, with its rate; None: it came too late, which is said."""
         moment = self._moment(step, microbatch)
         if moment is None:
             self._refuse(
@@ -130,17 +163,9 @@ class LabelSender:
                 f"{self._clock.host_step} now): raise labels.horizon, or send them earlier",
                 "late",
             )
-            return
-        if moment.rate is None:
+        elif moment.rate is None:
             moment.rate = self._rate(moment)
-        if not moment.rate:
-            self._sampled_out()
-            return
-        if is_bare():
-            self._send_columns(moment, labels)
-        else:
-            with undisturbed():
-                self._send_columns(moment, labels)
+        return moment
 
     def _moment(self, step: int | None, microbatch: int | None) -> Moment | None:
         """The forward call that is meant; None: it is not known any more."""
@@ -195,6 +220,73 @@ class LabelSender:
                 groups.setdefault((device, tuple(column.shape)), {})[name] = column
         for (device, shape), columns in groups.items():
             self._push(moment, device, shape, columns)
+
+    def _send_calls(
+        self, steps: Sequence[int], microbatch: int | None, labels: Mapping[str, Any]
+    ) -> None:
+        """Labels with one entry for each of `steps`, in the order of these."""
+        columns: dict[str, Column] = {}
+        for name, value in labels.items():
+            column = self._column(name, value)
+            if column is None:
+                continue
+            if not column.ndim or len(column) != len(steps):
+                self._refuse(
+                    f"label {name} of {len(steps)} steps has the shape {tuple(column.shape)}: its first "
+                    "dimension must be the steps",
+                    f"{name} of steps",
+                )
+                continue
+            columns[name] = column
+        found = [self._known_moment(int(step), microbatch) for step in steps]
+        kept = [(place, one) for place, one in enumerate(found) if one is not None and one.rate]
+        if not kept and any(one is not None for one in found):
+            self._sampled_out()
+        if any(one.has_text for _, one in kept) or any(
+            isinstance(column, torch.Tensor) for column in columns.values()
+        ):  # padding is left out of each text, and a device's values go out by themselves
+            for place, one in kept:
+                self._send_columns(one, {name: value[place] for name, value in columns.items()})
+            return
+        groups: dict[tuple[int, ...], dict[str, npt.NDArray[Any]]] = {}
+        for name, column in columns.items():
+            if isinstance(column, np.ndarray):
+                groups.setdefault(column.shape[1:], {})[name] = column
+        for shape, group in groups.items():
+            if kept:
+                self._push_calls(kept, shape, group)
+
+    def _push_calls(
+        self,
+        kept: Sequence[tuple[int, Moment]],
+        shape: tuple[int, ...],
+        columns: Mapping[str, npt.NDArray[Any]],
+    ) -> None:
+        """kept: (place in the columns, forward call). columns: [C, *shape] each."""
+        names = tuple(columns)
+        if (
+            len(label_encoding(names, several=True).encode()) > MOST_ENCODING_BYTES
+            and len(names) > 1
+        ):
+            half = len(names) // 2
+            for part in (names[:half], names[half:]):
+                self._push_calls(kept, shape, {name: columns[name] for name in part})
+            return
+        capture = self._capture(label_encoding(names, several=True))
+        if capture is None:
+            return
+        row_bytes = 8 * (CALL_COLUMNS + len(names))
+        each = max(1, PACKET_BYTES // (row_bytes * max(1, math.prod(shape))))
+        for begin in range(0, len(kept), each):
+            part_of = kept[begin : begin + each]
+            place_P, first = [place for place, _ in part_of], part_of[0][1]
+            tags_P3 = np.array([one.tags[:CALL_COLUMNS] for _, one in part_of])
+            off_P3 = tags_P3 - tags_P3[0]
+            exact = np.float32 if np.abs(off_P3).max() < 1 << 24 else np.float64
+            of_call = off_P3.astype(exact).T.reshape(CALL_COLUMNS, -1, *(1 for _ in shape))
+            spread = [np.broadcast_to(one, (len(part_of), *shape)) for one in of_call]
+            rows = _stacked([*spread, *(column[place_P] for column in columns.values())])
+            capture.send(rows, (first.tags, 0, first.rate or 1.0, None))
 
     def _column(self, name: str, value: Any) -> Column | None:
         """`value` as numbers; None: it has none, or cannot be read."""
@@ -360,6 +452,15 @@ class LabelSender:
                 self._notices.say(f"labels: {why}")
         except Exception as error:  # noqa: BLE001 - a closed stats page or a broken logging handler
             log.debug("labels: %s", error)
+
+
+def _alone(action: Callable[..., None], *arguments: Any) -> None:
+    """Whatever modes the host is in."""
+    if is_bare():
+        action(*arguments)
+    else:
+        with undisturbed():
+            action(*arguments)
 
 
 def _are_alike(labels: Mapping[str, Any]) -> bool:

@@ -83,6 +83,10 @@ class LabelJoin(Generic[T]):
         """Name -> the host step that it came for last."""
         self.unjoined_rows = self.unjoined_labels = 0
 
+    def has_rows(self, key: CallKey) -> bool:
+        """Whether rows of the call wait."""
+        return key in self._rows
+
     def offer_rows(
         self,
         key: CallKey,

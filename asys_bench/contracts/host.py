@@ -7,7 +7,7 @@ It knows nothing of hooks, buses or workers, so that it trains bit-identically w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,8 +54,16 @@ class HostClock(Protocol):
     def report(self, name: str, value: float) -> None:
         """A figure of the host itself (reward, loss) for monitors; not on a hot path."""
 
+    @property
+    def label_horizon(self) -> int:
+        """Host steps that a label may come late (`labels.horizon`); 0: nobody wants labels."""
+
     def label(
-        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+        self,
+        *,
+        step: int | Sequence[int] | None = None,
+        microbatch: int | None = None,
+        **labels: Any,
     ) -> None:
         """What is known of the rows of a forward call: numbers, booleans or texts (`contracts.labels`),
         one for the whole call, or one per row. They go to whoever wants labels; without such a sink this
@@ -63,7 +71,10 @@ class HostClock(Protocol):
 
         step, microbatch: of the call, where it is not the last one of the model; up to `labels.horizon`
             host steps back. A host whose model is called in parts alone labels a call before it marks
-            the next step.
+            the next step. Several steps: each label has one entry for each of them, in one packet for
+            all, which costs the host hardly more than one of a single call.
+        labels: none at all: it is noted whether the call is captured, while that is known, so that labels
+            that come later are not sent of a call that no hook has captured.
 
         Never raises. What cannot be sent is counted in `labels_unsent`, and the log says why.
         """

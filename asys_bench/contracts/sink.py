@@ -204,6 +204,22 @@ class BaseSink(ABC):
         """The stream ended or the run drains: write everything; mind `time_left_s`."""
 
 
+_WORTH_PACKETS, _WORTH_BYTES, _WORTH_SHARE = 32, 1 << 20, 8
+
+
+def worth_a_pull(lease: Lease, config: Mapping[str, Any]) -> int:
+    """Packets like those of `lease` that a sink in no hurry waits for (`BaseSink.min_packets`): a pull
+    takes as long as some small packets do. They take an eighth of the bus at most.
+
+    config: `SinkContext.config`.
+    """
+    bus = config.get("bus", {})
+    packets = min(_WORTH_PACKETS, int(bus.get("capacity_packets", 4096)) // _WORTH_SHARE)
+    nbytes = min(_WORTH_BYTES, int(bus.get("capacity_mib", 8) * (1 << 20)) // _WORTH_SHARE)
+    largest = max((packet.payload.nbytes for packet in lease), default=1)
+    return max(1, min(packets, nbytes // max(1, largest)))
+
+
 @dataclass(frozen=True)
 class SinkPlugin:
     """What a sink module exports as `plugin` (entry point group `asys.sink`)."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,16 @@ class _CountingClock:
     def report(self, name: str, value: float) -> None:
         self._clock.report(name, value)
 
+    @property
+    def label_horizon(self) -> int:
+        return self._clock.label_horizon
+
     def label(
-        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+        self,
+        *,
+        step: int | Sequence[int] | None = None,
+        microbatch: int | None = None,
+        **labels: Any,
     ) -> None:
         self._clock.label(step=step, microbatch=microbatch, **labels)
 

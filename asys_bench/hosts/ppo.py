@@ -127,7 +127,7 @@ class PPOHostProcess(BaseHost):
         self._options = options
         self._seed = seed
         self._model: PPO | None = None
-        self._labels = RolloutLabels(lambda **labels: None)
+        self._labels = RolloutLabels(lambda **labels: None, 0)
 
     def build(self) -> torch.nn.Module:
         """The policy network (`ActorCriticPolicy`); its submodules are what hooks match."""
@@ -175,7 +175,7 @@ class PPOHostProcess(BaseHost):
         def updated(*_: Any) -> None:
             clock.weights_updated()
 
-        self._labels.label = clock.label
+        self._labels.label, self._labels.horizon = clock.label, clock.label_horizon
         handle = model.policy.optimizer.register_step_post_hook(updated)
         started, first = time.monotonic(), model.num_timesteps
         left = self._options.total_timesteps - first
@@ -189,6 +189,7 @@ class PPOHostProcess(BaseHost):
             pass
         finally:
             handle.remove()
+            self._labels.flush()
         figures = {"reward_mean": _mean_reward(model)}
         return HostResult(
             steps=model.num_timesteps - first,

@@ -285,8 +285,16 @@ class LateStepClock:
         if self._clock is not None:
             self._clock.report(name, value)
 
+    @property
+    def label_horizon(self) -> int:
+        return self._clock.label_horizon if self._clock is not None else 0
+
     def label(
-        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+        self,
+        *,
+        step: int | Sequence[int] | None = None,
+        microbatch: int | None = None,
+        **labels: Any,
     ) -> None:
         if self._clock is not None:
             self._clock.label(step=step, microbatch=microbatch, **labels)

@@ -246,7 +246,11 @@ class Observation:
             log.warning("%s is not shown: %s", name, error)
 
     def label(
-        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+        self,
+        *,
+        step: int | Sequence[int] | None = None,
+        microbatch: int | None = None,
+        **labels: Any,
     ) -> None:
         """What is known of the rows of a forward call, such as `reward=`, `done=`, `loss=` or any other
         name: a number, boolean or text for the whole call, or one for each row.
@@ -256,7 +260,8 @@ class Observation:
         They are archived beside the rows (`run.archive`), and probes are trained on them (sink `probe`).
 
         step, microbatch: of the call, where it is not the model's last one; a label may come up to
-            `labels.horizon` steps later. Of two for one row the later one counts.
+            `labels.horizon` steps later. Of two for one row the later one counts. Several steps, such as
+            those of a rollout: each value has one entry for each of them, and they cost one packet.
 
         Never raises and never waits; what could not be sent is counted (`labels_unsent`).
         """

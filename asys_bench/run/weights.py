@@ -89,6 +89,10 @@ class KeepingClock:
     def should_stop(self) -> bool:
         return bool(self._clock.should_stop)
 
+    @property
+    def label_horizon(self) -> int:
+        return int(self._clock.label_horizon)
+
     def step(self, n: int = 1) -> None:
         self._clock.step(n)
         now = time.monotonic()

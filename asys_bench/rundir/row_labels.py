@@ -7,6 +7,7 @@ larger sequence number counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,13 +17,23 @@ import numpy as np
 import numpy.typing as npt
 
 from asys_bench.contracts.coin import hashed
-from asys_bench.contracts.labels import LABEL_TEXT, label_names, rows_per_label, text_code, text_of
+from asys_bench.contracts.labels import (
+    CALL_COLUMNS,
+    LABEL_TEXT,
+    is_of_several,
+    label_names,
+    rows_per_label,
+    text_code,
+    text_of,
+)
 from asys_bench.contracts.names import LABELS
 from asys_bench.rundir.archive_columns import LABEL_PREFIX, Columns, column_array
 from asys_bench.sinks.archive import Archive
 
 _MOMENT = ("attempt", "source", "host_step", "weights_version", "microbatch")
 _PACKET = ("shard", "seq", "text")
+_TAGS = slice(2, 2 + CALL_COLUMNS)
+"""Of `_MOMENT`: what a packet of several calls says of each."""
 KEYS = (*_MOMENT, "text", "row", "grid")
 """Columns of rows that their labels are found by."""
 Numbers = npt.NDArray[np.int64]
@@ -31,6 +42,13 @@ Numbers = npt.NDArray[np.int64]
 def grid_of(spelled: str) -> tuple[int, ...] | None:
     """The leading dimensions of a tensor as the column `grid` has them; None: not recorded."""
     return tuple(int(n) for n in spelled.split("x")) if spelled else None
+
+
+def _rows_of_a_call(grid_N: npt.NDArray[Any]) -> Numbers:
+    """Of packets of several calls, whose first dimension these are."""
+    spelled, inverse_N = np.unique(grid_N, return_inverse=True)
+    rows = [math.prod(grid_of(str(one).partition("x")[2]) or ()) for one in spelled]
+    return np.maximum(1, np.array(rows, dtype=np.int64))[inverse_N.reshape(-1)]
 
 
 @dataclass(frozen=True)
@@ -75,10 +93,15 @@ class LabelTable:
         keys_NK = np.stack(
             [column_array(batch, name).astype(np.int64) for name in (*_MOMENT, *_PACKET)], axis=1
         )
-        broken_N = np.ones(len(keys_NK), dtype=bool)
-        broken_N[1:] = (keys_NK[1:] != keys_NK[:-1]).any(axis=1)
         values_NK, row_N = column_array(batch, "values"), column_array(batch, "row")
         grid_N = column_array(batch, "grid")
+        several_N = np.array([is_of_several(str(one)) for one in encodings_N])
+        call_N = np.zeros(len(keys_NK), dtype=np.int64)
+        if several_N.any():  # rows are numbered through all calls of a packet
+            keys_NK[several_N, _TAGS] += values_NK[several_N, :CALL_COLUMNS].astype(np.int64)
+            call_N = np.where(several_N, row_N // _rows_of_a_call(grid_N), 0)
+        broken_N = np.ones(len(keys_NK), dtype=bool)
+        broken_N[1:] = (keys_NK[1:] != keys_NK[:-1]).any(axis=1) | (call_N[1:] != call_N[:-1])
         begins = np.flatnonzero(broken_N)
         for begin, end in zip(begins, np.append(begins[1:], len(keys_NK)), strict=True):
             encoding = str(encodings_N[begin])
@@ -88,11 +111,16 @@ class LabelTable:
                     self._texts[text_code(text)] = text
                 continue
             names = label_names(encoding)
-            if names is None or len(names) != values_NK.shape[1]:
+            skipped = CALL_COLUMNS if several_N[begin] else 0
+            if names is None or skipped + len(names) != values_NK.shape[1]:
                 continue
-            grid = self._grids.setdefault(str(grid_N[begin]), len(self._grids))
-            key = (*keys_NK[begin].tolist(), grid, int(row_N[begin]))
-            found.add(names, key, values_NK[begin:end])
+            spelled, row = str(grid_N[begin]), int(row_N[begin])
+            if several_N[begin]:
+                row %= int(_rows_of_a_call(grid_N[begin : begin + 1])[0])
+                spelled = spelled.partition("x")[2]
+            grid = self._grids.setdefault(spelled, len(self._grids))
+            key = (*keys_NK[begin].tolist(), grid, row)
+            found.add(names, key, values_NK[begin:end, skipped:])
 
     @cached_property
     def texts(self) -> dict[str, dict[int, str]]:
@@ -132,7 +160,7 @@ class LabelTable:
             ):
                 for column, place in wanted:
                     values_M = packets.values_NK[value_M, column]
-                    better_M = ~np.isnan(values_M) & (seq_M > seq_NK[at_M, place])
+                    better_M = ~np.isnan(values_M) & (seq_M >= seq_NK[at_M, place])
                     found_NK[at_M[better_M], place] = values_M[better_M]
                     seq_NK[at_M[better_M], place] = seq_M[better_M]
         return {

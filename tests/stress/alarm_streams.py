@@ -3,8 +3,8 @@
 `python alarm_streams.py`: KINDS (comma-separated, all without), STREAMS (256) of each kind, in parts of
 LENGTH (4,000) values, until EXPECTED (20) false alarms are the budget at one per RUN_LENGTH (1e5) values of a
 watcher. A JSON line a kind: how many came, and the upper 95 % limit of their rate as a multiple of the budget
-(Poisson). CLEAN names a .npy file with values [T, N] of clean runs (`alarm_exploit.py` writes one where KEEP
-says): they are replayed by a local block bootstrap.
+(Poisson). CLEAN names a .npy file with values [T, runs, watchers] of clean runs (`alarm_exploit.py` writes
+one where KEEP says): each watcher whose values change is replayed by a local block bootstrap of its runs.
 """
 
 from __future__ import annotations
@@ -59,8 +59,21 @@ def count(make, streams: int, length: int, run_length: float, expected: float, s
 
 
 def replayed(path: Path):
-    clean_TN = np.load(path)
-    return lambda random, shape: GIVEN["local_block_bootstrap"](random, clean_TN, shape)
+    clean_TRW = np.load(path)
+    alive = [
+        clean_TR for clean_TR in clean_TRW.transpose(2, 0, 1) if (np.ptp(clean_TR, 0) > 0).all()
+    ]
+    print(json.dumps({"runs": clean_TRW.shape, "watchers whose values change": len(alive)}))
+
+    def make(random, shape):
+        of_stream = np.arange(shape[1]) % len(alive)
+        made_TN = np.empty(shape)
+        for number, clean_TR in enumerate(alive):
+            own = np.flatnonzero(of_stream == number)
+            made_TN[:, own] = GIVEN["local_block_bootstrap"](random, clean_TR, (shape[0], len(own)))
+        return made_TN
+
+    return make
 
 
 def main() -> None:

@@ -127,31 +127,17 @@ class Stream:
             yield first // STEP_ROWS, (size * active) @ table_GD + noise
 
 
-def about(first_step: int, count: int, sample: WindowedSample) -> np.ndarray:
-    """The columns of a packet's rows."""
-    table = np.zeros(count, ABOUT)
-    table["host_step"] = first_step + np.arange(count) // STEP_ROWS
-    table["row"], table["weight"], table["sequence"] = np.arange(count) % STEP_ROWS, 1.0, -1
-    table["rank"] = ranks(
-        moment_hash(table["host_step"]), table["row"].astype(np.int64), np.ones(count)
-    )
-    return table
-
-
 def keep(sample: WindowedSample, first_step: int, rows_ND: torch.Tensor) -> None:
-    table = about(first_step, len(rows_ND), sample)
-    start = table["host_step"] - table["host_step"] % sample.width
-    limit = {int(one): sample.limit(int(one)) for one in np.unique(start)}
-    wanted = np.flatnonzero(table["rank"] < np.array([limit[int(one)] for one in start]))
-    width = -1
-    while len(wanted) and width != sample.width:
-        width = sample.width
-        kept = ReservoirRows(kept_values(rows_ND[torch.from_numpy(wanted)]), table[wanted])
-        begins = kept.host_step - kept.host_step % width
-        for begin in np.unique(begins).tolist():
-            sample.add(begin, kept[np.flatnonzero(begins == begin)])
-            if sample.width != width:
-                break
+    """As the sink `reservoir` does with the packets of a lease."""
+    step_P = first_step + np.arange(len(rows_ND) // STEP_ROWS)
+    step_N = np.repeat(step_P, STEP_ROWS)
+    row_N = np.tile(np.arange(STEP_ROWS), len(step_P))
+    rank_N = ranks(np.repeat(moment_hash(step_P), STEP_ROWS), row_N, np.ones(len(row_N)))
+    wanted = np.flatnonzero(rank_N < np.repeat(sample.limits(step_P), STEP_ROWS))
+    table = np.zeros(len(wanted), ABOUT)
+    table["host_step"], table["row"], table["rank"] = step_N[wanted], row_N[wanted], rank_N[wanted]
+    table["weight"], table["sequence"] = 1.0, -1
+    sample.extend(ReservoirRows(kept_values(rows_ND[torch.from_numpy(wanted)]), table))
 
 
 @dataclass

@@ -61,10 +61,9 @@ class Observer:
         about["row"] = np.arange(len(rows_ND))
         moment = moment_hash(np.full(len(rows_ND), 0 if by_place else step))
         about["rank"] = ranks(moment, about["row"].astype(np.int64), np.ones(len(rows_ND)))
-        wanted = np.flatnonzero(about["rank"] < sample.limit(sample.first_of(step)))
-        if len(wanted):
-            rows = ReservoirRows(kept_values(rows_ND[torch.from_numpy(wanted)]), about[wanted])
-            sample.add(sample.first_of(step), rows)
+        wanted = np.flatnonzero(about["rank"] < sample.limits(np.array([step])))
+        rows = ReservoirRows(kept_values(rows_ND[torch.from_numpy(wanted)]), about[wanted])
+        sample.extend(rows)
 
     def timeline(self) -> Timeline:
         rows, sae = self.sample.rows(), self.trainer.sae

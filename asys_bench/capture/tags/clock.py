@@ -14,7 +14,7 @@ import logging
 import struct
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -49,7 +49,12 @@ _MOST_CALLS = (1 << _CALLS_APART) - 1
 class Labels(Protocol):
     """The part of `capture.labels.LabelSender` that is used here."""
 
-    def send(self, step: int | None, microbatch: int | None, labels: Mapping[str, Any]) -> None: ...
+    def send(
+        self,
+        step: int | Sequence[int] | None,
+        microbatch: int | None,
+        labels: Mapping[str, Any],
+    ) -> None: ...
 
 
 class _Moment:
@@ -190,8 +195,17 @@ class StepClock:
     def report(self, name: str, value: float) -> None:
         self._slot.gauge(f"host_{name}").set(value)
 
+    @property
+    def label_horizon(self) -> int:
+        """See `contracts.host.HostClock.label_horizon`."""
+        return 0 if self.moments is None else max(1, self.moments.horizon)
+
     def label(
-        self, *, step: int | None = None, microbatch: int | None = None, **labels: Any
+        self,
+        *,
+        step: int | Sequence[int] | None = None,
+        microbatch: int | None = None,
+        **labels: Any,
     ) -> None:
         """See `contracts.host.HostClock.label`."""
         if self.labels is not None:

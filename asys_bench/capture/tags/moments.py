@@ -41,11 +41,11 @@ class Moment:
 class Moments:
     """Calls of the last `horizon` host steps.
 
-    last: the newest; None while no call of the model as a whole has ended.
+    horizon: as given. last: the newest; None while no call of the model as a whole has ended.
     """
 
     def __init__(self, horizon: int) -> None:
-        self._horizon = horizon
+        self.horizon = horizon
         self._by_step: dict[int, list[Moment]] = {}
         self._texts: deque[Moment] = deque()
         self._count = 0
@@ -66,7 +66,7 @@ class Moments:
         self._by_step.setdefault(step, []).append(moment)
         self._count += 1
         while self._by_step and (
-            self._count > MOST_MOMENTS or next(iter(self._by_step)) < step - self._horizon
+            self._count > MOST_MOMENTS or next(iter(self._by_step)) < step - self.horizon
         ):
             self._count -= len(self._by_step.pop(next(iter(self._by_step))))
         return moment

@@ -27,16 +27,33 @@ from asys_bench.change.probe import probes
 from asys_bench.change.probe.blocks import BLOCK_LABELS, BlockRule, is_held_out
 from asys_bench.change.probe.files import write_probes
 from asys_bench.change.probe.fit import Dense, Features, Sparse
+from asys_bench.change.probe.gate import Gate, may_be_in
 from asys_bench.change.probe.probes import Probe, fitted
 from asys_bench.change.probe.targets import Kind, Target
 from asys_bench.change.probe.window import Rows, Window
 from asys_bench.config.sections.hooks import LabelsConfig
 from asys_bench.config.sections.run import as_list
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.labels import LABEL_TEXT, label_names, text_code, text_of
+from asys_bench.contracts.coin import coin_key, toss
+from asys_bench.contracts.labels import (
+    CALL_COLUMNS,
+    LABEL_TEXT,
+    calls_of,
+    is_of_several,
+    label_names,
+    text_code,
+    text_of,
+)
 from asys_bench.contracts.names import LABELS, SIDE_STREAMS, matches
 from asys_bench.contracts.packet import ActivationPacket, PacketError
-from asys_bench.contracts.sink import BaseSink, Misfit, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.contracts.sink import (
+    BaseSink,
+    Misfit,
+    SinkContext,
+    SinkOptions,
+    SinkPlugin,
+    worth_a_pull,
+)
 from asys_bench.contracts.stats import StatsError
 from asys_bench.rundir.probes import ACTIVATIONS
 from asys_bench.sae import CheckpointError, SparseAutoencoder
@@ -48,14 +65,15 @@ log = logging.getLogger(__name__)
 
 OF_RUN = "run"
 """In the place of a folder: the SAE that this run trains."""
-RENEWED_S = 60.0
-"""A window that is full is renewed in this time at the fastest."""
 SHARE_OF_TIME = 1 / 40
+FIT_SHARE = 0.5
+"""A hook is fitted again when so much of its windows has changed, so that all fits on the way to full
+windows cost as much as the last few of them;"""
+FIT_S = 60.0
+"""or when something has, and so much time has passed."""
 SAE_RELOADED_S = 300.0
 MOST_FEATURES = 64
 """Of a row that are kept: its largest."""
-WHOLE_PACKET_ROWS = 64
-"""Packets of at most so many rows are taken whole or left."""
 BULK_ROWS = 2048
 HELD_OUT_PART = 3
 """The window of held-out rows is this part of the other."""
@@ -154,34 +172,29 @@ class _Hook:
         self.sae: SparseAutoencoder | None = None
         self.sae_at = -math.inf
         self.sae_path: Path | None = None
-        self.newest_step = self.offered = self.labelled_rows = 0
+        self.gate = Gate(self.capacity)
+        self.newest_step = 0
         self.due = 0.0
+        self.fitted_at = -math.inf
         self.changed = 0
-        self.pace = 1.0
-        """Share of rows that are let in so that full windows are renewed no faster than `RENEWED_S`."""
-        self.counted_from, self.counted = time.monotonic(), 0
+        """Rows that came into the windows since the last fit."""
         slot = context.slot
         self.rows = slot.counter("probe_rows", hook=name)
         self.labelled = slot.counter("probe_labelled_rows", hook=name)
 
-    def let_in(self) -> float:
-        """Draws below it may get into a window."""
+    def open_gate(self) -> None:
+        """As wide as the windows want it now."""
         share = max(self.trained.share, self.held_out.share)
         boost = max((target.most_boost for target in self.targets.values()), default=1.0)
-        return share * boost * self.pace
+        self.gate.want(share * boost)
 
-    def count(self, rows: int) -> None:
-        """So many rows were offered: keep the pace."""
-        self.counted += rows
-        now = time.monotonic()
-        passed = now - self.counted_from
-        if passed < 1.0:
-            return
-        if self.trained.is_full:
-            wanted = self.capacity / RENEWED_S
-            rate = self.counted / passed * self.trained.share
-            self.pace = min(1.0, wanted / max(rate, 1e-9))
-        self.counted_from, self.counted = now, 0
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be fitted."""
+        changed = self.changed + self.bulk.rows
+        if not changed or now < self.due:
+            return False
+        held = len(self.trained) + len(self.held_out) + self.bulk.rows
+        return changed >= FIT_SHARE * held or now - self.fitted_at >= FIT_S
 
 
 class ProbeWorker(BaseSink):
@@ -190,13 +203,15 @@ class ProbeWorker(BaseSink):
     def __init__(self, options: ProbeOptions) -> None:
         self._options = options
         self._hooks: dict[int, _Hook | None] = {}
-        self._names: dict[int, tuple[str, ...] | None] = {}
+        self._names: dict[int, tuple[tuple[str, ...] | None, bool]] = {}
         self._labels_id = -1
         self._texts: dict[int, str] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._running: tuple[_Hook, Future[tuple[list[Probe], float]]] | None = None
         self._not_before = 0.0
         self._failed = False
+        self._limit = 1.0
+        """Of all hooks the widest: labels of calls beyond it are left unread."""
 
     def open(self, context: SinkContext) -> None:
         self._context = context
@@ -204,12 +219,15 @@ class ProbeWorker(BaseSink):
         self._join: LabelJoin[_Payload] = LabelJoin(
             int(context.config.get("labels", {}).get("horizon", LabelsConfig().horizon))
         )
+        self._coin = coin_key(context.seed, 0, "probe")
         self._draw = np.random.default_rng([context.seed, context.attempt, context.incarnation])
         self._unjoined_rows = context.slot.counter("probe_unjoined_rows")
         self._unjoined_labels = context.slot.counter("probe_unjoined_labels")
         self._before = self._unjoined_rows.value, self._unjoined_labels.value
 
     def consume(self, lease: Lease) -> None:
+        self.min_packets = worth_a_pull(lease, self._context.config)
+        self._limit = max((hook.gate.limit for hook in self._known()), default=1.0)
         for packet in lease:
             if packet.is_constant:  # no part of the training
                 continue
@@ -238,7 +256,7 @@ class ProbeWorker(BaseSink):
             self._finish(hook, future)
         if now < self._not_before:
             return
-        due = [h for h in self._known() if (h.changed or h.bulk.rows) and h.due <= now]
+        due = [hook for hook in self._known() if hook.is_due(now)]
         if due:
             self._start(min(due, key=lambda hook: hook.due))
 
@@ -284,6 +302,7 @@ class ProbeWorker(BaseSink):
         if tensor is not None and tensor.ndim and tensor.numel() and not tensor.is_complex():
             hook = _Hook(name, self._options, self._context, tensor.shape[-1])
             self._hooks[packet.hook_id] = hook
+            self._limit = hook.gate.limit
         elif tensor is None:
             self._hooks[packet.hook_id] = None
         else:  # the next packet may have rows
@@ -291,16 +310,14 @@ class ProbeWorker(BaseSink):
             raise PacketError(f"{name}: a tensor of shape {tuple(tensor.shape)} has no rows")
 
     def _take_rows(self, packet: ActivationPacket, hook: _Hook) -> None:
-        limit, draw_N = hook.let_in(), None
         rows = math.prod(packet.shape[:-1]) if packet.shape else 0
         hook.rows.add(rows)
-        hook.count(rows)
+        hook.gate.count(rows, hook.trained.share, is_full=hook.trained.is_full)
         hook.newest_step = max(hook.newest_step, packet.host_step)
-        if rows <= WHOLE_PACKET_ROWS:
-            draw = self._draw.random()
-            if draw >= limit:
-                return
-            draw_N = np.full(rows, draw)
+        key = _key(packet)
+        draw_N = hook.gate.draws(self._number(key), rows, self._draw)
+        if draw_N is None:
+            return
         tensor = self._context.decode(packet)
         if not tensor.ndim or tensor.shape[-1] != hook.width or tensor.is_complex():
             raise PacketError(f"{hook.name}: rows of {tuple(tensor.shape)}, not of {hook.width}")
@@ -309,28 +326,39 @@ class ProbeWorker(BaseSink):
             return
         places = self._context.rows(packet)
         place_N = np.arange(len(x_ND)) if places is None else places
-        if draw_N is None or len(draw_N) != len(x_ND):
-            draw_N = self._draw.random(len(x_ND))
-        in_N = np.flatnonzero(draw_N < limit)
+        if len(draw_N) != len(x_ND):  # what is encoded has another shape
+            draw_N = hook.gate.draws(self._number(key), len(x_ND), self._draw)
+            if draw_N is None:
+                return
+        in_N = np.flatnonzero(draw_N < hook.gate.limit)
         if not len(in_N):
             return
         whole = len(in_N) == len(x_ND)
         x_ND = x_ND if whole else x_ND[torch.from_numpy(in_N)]
         x_ND = x_ND.to(torch.float32, copy=True)
         dims = self._context.grid(packet) or ((1,) if tensor.ndim == 1 else None)
-        payload = _Payload(hook, x_ND, draw_N[in_N] / hook.pace, dims, packet.text)
-        key = _key(packet)
+        payload = _Payload(hook, x_ND, draw_N[in_N] / hook.gate.pace, dims, packet.text)
         nbytes = 4 * x_ND.numel()
         for done in self._join.offer_rows(key, dims, packet.text, place_N[in_N], payload, nbytes):
             self._take(done)
 
+    def _number(self, key: CallKey) -> float:
+        """Of the call, as `gate` says."""
+        return toss(self._coin, key.host_step, key.weights_version, key.microbatch, key.source)
+
+    def _wants_labels_of(self, key: CallKey) -> bool:
+        """Rows of the call wait for them, or may still come."""
+        return may_be_in(self._number(key), self._limit) or self._join.has_rows(key)
+
     def _take_labels(self, packet: ActivationPacket) -> None:
-        names = self._names.get(packet.encoding_id)
         if packet.encoding_id not in self._names:
             encoding = self._context.name_of(packet.encoding_id)
-            names = () if encoding == LABEL_TEXT else label_names(encoding)
-            self._names[packet.encoding_id] = names
-        if names is None:
+            found = () if encoding == LABEL_TEXT else label_names(encoding)
+            several = found is not None and is_of_several(encoding)
+            self._names[packet.encoding_id] = found, several
+        names, of_several = self._names[packet.encoding_id]
+        key = _key(packet)
+        if names is None or (names and not of_several and not self._wants_labels_of(key)):
             return
         tensor = self._context.decode(packet)
         if not names:
@@ -338,11 +366,24 @@ class ProbeWorker(BaseSink):
             if len(self._texts) < 1 << 16:
                 self._texts[text_code(text)] = text
             return
-        if not tensor.ndim or tensor.shape[-1] != len(names):
+        width = len(names) + (CALL_COLUMNS if of_several else 0)
+        if tensor.ndim < 1 + of_several or tensor.shape[-1] != width:
             raise PacketError(f"{len(names)} labels in {tuple(tensor.shape)}")
-        values_NK = tensor.reshape(-1, len(names)).double().numpy().copy()
-        dims = tuple(tensor.shape[:-1])
-        for done in self._join.offer_labels(_key(packet), names, dims, packet.text, values_NK):
+        values = tensor.double().numpy().copy()  # float64 would be a view
+        if of_several:
+            for tags, of_call in calls_of(key[1:], values):
+                call = CallKey(key.source, *tags)
+                if self._wants_labels_of(call):
+                    self._offer_labels(call, names, of_call, packet.text)
+        else:
+            self._offer_labels(key, names, values, packet.text)
+
+    def _offer_labels(
+        self, key: CallKey, names: tuple[str, ...], values: Floats, text: int
+    ) -> None:
+        """values: [*rows, K]."""
+        dims, values_NK = values.shape[:-1], values.reshape(-1, len(names))
+        for done in self._join.offer_labels(key, names, dims, text, values_NK):
             self._take(done)
 
     def _take(self, done: Joined[_Payload]) -> None:
@@ -359,10 +400,7 @@ class ProbeWorker(BaseSink):
     def _settle(self, hook: _Hook) -> None:
         """Bring joined rows into the windows."""
         bulk, hook.bulk = hook.bulk, _Bulk()
-        if not bulk.parts:
-            return
-        features = self._features(hook, torch.cat([part.payload.x_ND for part in bulk.parts]))
-        if features is None:
+        if not bulk.parts or not self._has_features(hook):
             return
         labels_NK = self._labels_of(hook, bulk)
         draw_N = np.concatenate([part.payload.draw_N for part in bulk.parts])
@@ -380,12 +418,20 @@ class ProbeWorker(BaseSink):
             values_N = labels_NK[:, hook.columns[name]]
             target.saw(values_N)
             boost_N = np.maximum(boost_N, target.boost(values_N))
-        rows = Rows(features, labels_NK, draw_N, boost_N, block_N)
         out_N = is_held_out(block_N, self._context.seed)
-        hook.held_out.add(rows.some(out_N))
-        hook.trained.add(rows.some(~out_N))
-        hook.labelled.add(len(rows))
-        hook.changed += len(rows)
+        x_ND = torch.cat([part.payload.x_ND for part in bulk.parts])
+        for window, own_N in ((hook.held_out, out_N), (hook.trained, ~out_N)):
+            place_M = np.flatnonzero(own_N & (draw_N < boost_N * window.share))
+            if len(place_M):
+                features = self._features(hook, x_ND[torch.from_numpy(place_M)])
+                window.add(
+                    Rows(
+                        features, labels_NK[place_M], draw_N[place_M], boost_N[place_M], block_N[place_M]
+                    )
+                )  # fmt: skip
+                hook.changed += len(place_M)
+        hook.labelled.add(len(draw_N))
+        hook.open_gate()
 
     def _labels_of(self, hook: _Hook, bulk: _Bulk) -> Floats:
         for name in dict.fromkeys(name for part in bulk.parts for name in part.labels):
@@ -408,13 +454,16 @@ class ProbeWorker(BaseSink):
             return False
         return any(matches(name, glob) for glob in options.learn)
 
-    def _features(self, hook: _Hook, x_ND: torch.Tensor) -> Features | None:
-        """None while there is no SAE to make them."""
+    def _has_features(self, hook: _Hook) -> bool:
+        """Whether there is what makes them: not while an SAE is missing."""
         if hook.folder is None:
-            return Dense(x_ND)
+            return True
         self._load(hook)
+        return hook.sae is not None
+
+    def _features(self, hook: _Hook, x_ND: torch.Tensor) -> Features:
         if hook.sae is None:
-            return None
+            return Dense(x_ND)
         with torch.no_grad():
             acts_NF = hook.sae.encode(x_ND)
             value_NK, index_NK = acts_NF.topk(min(MOST_FEATURES, acts_NF.shape[1]), dim=1)
@@ -454,8 +503,10 @@ class ProbeWorker(BaseSink):
         """Fit the hook's probes in the thread."""
         self._settle(hook)
         trained, held_out = hook.trained.settle(), hook.held_out.settle()
-        hook.due = time.monotonic() + self._options.evaluate_interval_s
+        hook.fitted_at = time.monotonic()
+        hook.due = hook.fitted_at + self._options.evaluate_interval_s
         hook.changed = 0
+        hook.open_gate()
         if trained is None or held_out is None:
             return
         if self._thread is None:

@@ -8,6 +8,7 @@ loses what came since the last `FLUSH_S` seconds, and goes on with its files.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -33,7 +34,13 @@ from asys_bench.change.reservoir.windows import (
 )
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.packet import ActivationPacket, PacketError
-from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
+from asys_bench.contracts.sink import (
+    BaseSink,
+    SinkContext,
+    SinkOptions,
+    SinkPlugin,
+    worth_a_pull,
+)
 from asys_bench.contracts.stats import Counter, Gauge
 from asys_bench.system.allocator import keep_freed_memory
 from asys_bench.system.files.atomic import Fsync
@@ -86,6 +93,7 @@ class ReservoirWorker(BaseSink):
         keep_freed_memory()
 
     def consume(self, lease: Lease) -> None:
+        self.min_packets = worth_a_pull(lease, self._context.config)
         by_hook: dict[tuple[int, bool], list[ActivationPacket]] = defaultdict(list)
         for packet in lease:
             by_hook[packet.hook_id, packet.is_constant].append(packet)
@@ -115,7 +123,7 @@ class ReservoirWorker(BaseSink):
 
     def _take(self, hook: _Hook, packets: list[ActivationPacket], constant: bool) -> None:
         packets = [one for one in packets if one.shape and one.dtype != torch.complex64]
-        sizes_P = np.array([int(np.prod(one.shape[:-1], dtype=np.int64)) for one in packets])
+        sizes_P = np.array([math.prod(one.shape[:-1]) for one in packets])
         if not sizes_P.sum():
             return
         if not constant:
@@ -125,19 +133,8 @@ class ReservoirWorker(BaseSink):
             sample = hook.samples[constant] = self._sample(hook, packets[0], constant)
         rank_N = self._ranks(packets, sizes_P, constant)
         step_P = np.array([one.host_step for one in packets], np.int64)
-        limit_P = np.array([sample.limit(sample.first_of(step)) for step in step_P.tolist()])
-        wanted_N = rank_N < np.repeat(limit_P, sizes_P)
-        rows = self._rows(packets, sizes_P, wanted_N, rank_N)
-        if not len(rows):
-            return
-        width = -1
-        while width != sample.width:  # a window that is added may make all of them wider
-            width = sample.width
-            for first in np.unique(rows.host_step - rows.host_step % width).tolist():
-                inside = rows.host_step - rows.host_step % width == first
-                sample.add(first, rows[inside])
-                if sample.width != width:
-                    break
+        wanted_N = rank_N < np.repeat(sample.limits(step_P), sizes_P)
+        sample.extend(self._rows(packets, sizes_P, wanted_N, rank_N))
         self._context.heartbeat()
 
     def _ranks(

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from asys_bench.change.reservoir.rows import ReservoirRows
@@ -38,7 +40,9 @@ known to 1 % of the run (`statistics.place_of_rise`), one that fires in 1 % to 0
 cost twice as much, here and in each pass."""
 CONSTANT_ROWS = 256
 """Of the constant batch at each moment; fewer, because they are the same rows."""
-WAITING_ROWS = 32
+WAITING_ROWS, WAITING_SHARE = 32, 0.5
+"""Rows of a window that are not compared with those that it keeps: more take memory, fewer make it compare
+more often. At this share, a window of any length is sorted once for each half that it grows by."""
 MARGIN = 0.9
 """Of the bytes: a window that is joined is there twice for a moment, and files have headers."""
 _NAME = re.compile(r"([wc])-(\d{1,19})-(\d{1,19})\.safetensors")
@@ -101,10 +105,26 @@ class WindowedSample:
         """Where the window of a host step begins."""
         return step - step % self.width
 
-    def limit(self, first: int) -> float:
-        """Rows of the window that begins at step `first` are kept if their rank is below this."""
-        window = self._windows.get(first)
-        return float("inf") if window is None else window.limit
+    def limits(self, step_P: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """Rows of each of these host steps are kept if their rank is below."""
+        first_W, inverse_P = np.unique(step_P - step_P % self.width, return_inverse=True)
+        windows = [self._windows.get(first) for first in first_W.tolist()]
+        limit_W = np.array([np.inf if one is None else one.limit for one in windows])
+        return np.asarray(limit_W[inverse_P.reshape(-1)])
+
+    def extend(self, rows: ReservoirRows) -> None:
+        """Rows of any windows."""
+        width = -1
+        while (
+            len(rows) and width != self.width
+        ):  # a window that is added may make all of them wider
+            width = self.width
+            first_N = rows.host_step - rows.host_step % width
+            for first in np.unique(first_N).tolist():
+                inside = first_N == first
+                self.add(first, rows if inside.all() else rows[np.flatnonzero(inside)])
+                if self.width != width:
+                    break
 
     def add(self, first: int, rows: ReservoirRows) -> None:
         """Rows of the window that begins at step `first`, all of them within it."""
@@ -124,7 +144,7 @@ class WindowedSample:
         else:
             window.waiting.append(rows)
             window.changed = True
-            if sum(map(len, window.waiting)) >= max(WAITING_ROWS, self.rows_each // 4):
+            if sum(map(len, window.waiting)) >= max(WAITING_ROWS, WAITING_SHARE * self.rows_each):
                 self._read(window)
         while len(self._windows) > MOST_WINDOWS:
             self._join()

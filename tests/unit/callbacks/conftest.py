@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from asys_bench.callbacks import observed_training
 from asys_bench.capture.hooker import ActivationHooker
@@ -16,7 +17,7 @@ from asys_bench.config.assembly import build_preprocessor, create_data_bus
 from asys_bench.config.sections.bus import BusConfig
 from asys_bench.config.sections.hooks import HookConfig, LabelsConfig
 from asys_bench.contracts.bus import GroupSpec
-from asys_bench.contracts.labels import label_names
+from asys_bench.contracts.labels import calls_of, is_of_several, label_names
 from asys_bench.contracts.names import LABELS
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.run.observation import Observation
@@ -61,15 +62,23 @@ class Session:
         found = []
         with self.bus.pull_batch("g", 4096, timeout_s=0.1) as lease:
             for p in lease:
-                names = label_names(self.bus.name_of(p.encoding_id))
+                encoding = self.bus.name_of(p.encoding_id)
+                names = label_names(encoding)
                 if self.bus.name_of(p.hook_id) != LABELS:
                     found.append((p.host_step, p.microbatch, p.shape[0]))
                 elif names is not None:
-                    values = p.raw_tensor().clone()
-                    self.labels += [
-                        (p.host_step, p.microbatch, name, values[..., k])
-                        for k, name in enumerate(names)
-                    ]
+                    values, tags = (
+                        p.raw_tensor().numpy().copy(),
+                        (p.host_step, p.weights_version, p.microbatch),
+                    )
+                    several = is_of_several(encoding)
+                    for (step, _, microbatch), one in (
+                        calls_of(tags, values) if several else [(tags, values)]
+                    ):
+                        self.labels += [
+                            (step, microbatch, name, torch.from_numpy(one[..., k]))
+                            for k, name in enumerate(names)
+                        ]
         return found
 
 

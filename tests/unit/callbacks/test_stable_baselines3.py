@@ -99,9 +99,11 @@ def test_rows_of_an_evaluation_before_or_after_the_callback_are_left_out(observa
     assert skipped == calls - 9 > 5 * 8  # five and more episodes of eight steps and more
 
 
-def test_rollouts_are_labelled_with_what_the_environments_said(observations):
+@pytest.mark.parametrize("others", [[], [Evaluates()]], ids=["alone", "beside others"])
+def test_rollouts_are_labelled_with_what_the_environments_said(observations, others):
     model = ppo(n_steps=32, batch_size=32)
-    model.learn(32, callback=ObserveCallback(hooks=HOOK))
+    callback = ObserveCallback(hooks=HOOK)
+    model.learn(32, callback=[*others, callback] if others else callback)
     found = {}
     for step, _, name, values in observations[0].labels:
         found.setdefault(name, {})[step] = values.tolist()
@@ -120,13 +122,13 @@ def test_rollouts_are_labelled_with_what_the_environments_said(observations):
 @pytest.mark.parametrize("archive", [True, False])
 def test_rollouts_are_read_where_some_sink_takes_labels_alone(observations, monkeypatch, archive):
     read = []
-    for name in ("stepped", "ended"):
+    for name in ("stepped", "ended", "flush"):
         monkeypatch.setattr(
             f"asys_bench.callbacks.stable_baselines3.RolloutLabels.{name}",
             lambda *arguments, name=name: read.append(name),
         )
     ppo().learn(8, callback=ObserveCallback(hooks=HOOK, archive=archive))
-    assert read == (["stepped"] * 8 + ["ended"] if archive else [])
+    assert read == (["stepped"] * 8 + ["ended", "flush"] if archive else [])
     assert steps(observations[0]) == [*range(8), 8]
 
 

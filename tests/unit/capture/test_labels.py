@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from asys_bench.contracts.labels import label_names, text_code, text_of
+from asys_bench.contracts.labels import calls_of, label_names, text_code, text_of
 from asys_bench.contracts.names import LABELS
 
 
@@ -131,6 +131,115 @@ def test_a_label_names_the_microbatch_that_it_is_of(rig):
     one.clock.step()
     one.clock.label(step=0, microbatch=2, loss=2.0)
     assert [key for _, key, _ in sent(one)] == [(0, 0, 1), (0, 0, 2)]
+
+
+def by_call(packet):
+    """[(key, values)] of a packet of several calls."""
+    key = packet.step, packet.version, packet.microbatch
+    return [(tags, values.tolist()) for tags, values in calls_of(key, packet.tensor.numpy())]
+
+
+def test_labels_of_several_steps_are_one_packet_that_says_which_calls_they_are_of(rig):
+    one = rig(policy := Policy(), {"match": "mid"}, labels=100)
+    for step in range(4):
+        policy(torch.randn(2, 4))
+        one.clock.step(2)
+        if step == 2:
+            one.clock.weights_updated()
+    reward = np.arange(8, dtype=np.float32).reshape(4, 2)
+    one.clock.label(step=range(0, 8, 2), reward=reward, done=reward > 3, loss=[0.5, 1.5, 2.5, 3.5])
+    each, whole = [p for p in one.packets() if p.name == LABELS]
+    assert (each.encoding, whole.encoding) == ("labels(reward,done)", "labels(loss)")
+    assert (each.tensor.dtype, tuple(each.tensor.shape)) == (torch.float32, (4, 2, 5))
+    assert by_call(each) == [
+        ((0, 0, 0), [[0.0, 0.0], [1.0, 0.0]]),
+        ((2, 0, 0), [[2.0, 0.0], [3.0, 0.0]]),
+        ((4, 0, 0), [[4.0, 1.0], [5.0, 1.0]]),
+        ((6, 1, 0), [[6.0, 1.0], [7.0, 1.0]]),
+    ]
+    assert by_call(whole) == [
+        ((0, 0, 0), [0.5]), ((2, 0, 0), [1.5]), ((4, 0, 0), [2.5]), ((6, 1, 0), [3.5]),
+    ]  # fmt: skip
+    assert one.is_accounted_for(LABELS)
+
+
+def test_steps_that_are_far_apart_or_come_backwards_keep_their_numbers(rig):
+    one = rig(policy := Policy(), {"match": "mid"}, labels=1 << 40)
+    far = [0, 2**24 + 1, 2**33 + 1]
+    for step in far:
+        one.clock.step_to(step)
+        policy(torch.randn(2, 4))
+    one.clock.label(step=far[::-1], reward=np.ones((3, 2), np.float32))
+    (packet,) = [p for p in one.packets() if p.name == LABELS]
+    assert [key[0] for key, _ in by_call(packet)] == far[::-1]
+
+
+def test_of_several_steps_those_that_came_too_late_are_counted_and_the_others_sent(rig):
+    one = rig(policy := Policy(), {"match": "mid"}, labels=4)
+    for _ in range(10):
+        policy(torch.randn(2, 4))
+        one.clock.step()
+    one.clock.label(step=[2, 7, 8, 99], reward=[[1, 2], [3, 4], [5, 6], [7, 8]])
+    (packet,) = [p for p in one.packets() if p.name == LABELS]
+    assert by_call(packet) == [((7, 0, 0), [[3.0], [4.0]]), ((8, 0, 0), [[5.0], [6.0]])]
+    assert one.slot.metrics()["labels_unsent"].value == 2
+
+
+def test_a_label_that_has_not_one_entry_for_each_step_is_refused(rig, caplog):
+    one = rig(policy := Policy(), {"match": "mid"}, labels=100)
+    for _ in range(3):
+        policy(torch.randn(2, 4))
+        one.clock.step()
+    one.clock.label(step=[0, 1, 2], good=[1.0, 2.0, 3.0], short=[1.0, 2.0], single=4.0)
+    (packet,) = [p for p in one.packets() if p.name == LABELS]
+    assert packet.encoding == "labels(good)"
+    assert one.slot.metrics()["labels_unsent"].value == 2
+    assert any("label short of 3 steps has the shape (2,)" in line for line in caplog.messages)
+
+
+def test_labels_of_many_steps_are_shared_out_over_packets_of_a_bounded_size(rig, monkeypatch):
+    monkeypatch.setattr("asys_bench.capture.labels.PACKET_BYTES", 3 * 2 * 4 * 8)
+    one = rig(policy := Policy(), {"match": "mid"}, labels=100)
+    for _ in range(8):
+        policy(torch.randn(2, 4))
+        one.clock.step()
+    one.clock.label(step=range(8), reward=np.arange(16.0).reshape(8, 2))
+    packets = [p for p in one.packets() if p.name == LABELS]
+    assert [len(p.tensor) for p in packets] == [3, 3, 2]
+    assert [call for p in packets for call in by_call(p)] == [
+        ((step, 0, 0), [[2.0 * step], [2.0 * step + 1]]) for step in range(8)
+    ]
+
+
+def test_whether_a_call_is_captured_can_be_asked_before_its_labels_are_known(rig):
+    one = rig(
+        policy := Policy(),
+        {"match": "mid", "sampling": {"max_rate": 0.3, "min_rate": 0.3}},
+        labels=1000,
+    )
+    for _ in range(200):
+        policy(torch.randn(2, 4))
+        one.clock.label(step=one.clock.host_step)
+        one.clock.step()
+    one.clock.label(step=range(200), reward=np.ones((200, 2)))
+    packets = one.packets()
+    captured = {p.step for p in packets if p.name == "mid"}
+    labelled = [key[0] for p in packets if p.name == LABELS for key, _ in by_call(p)]
+    assert labelled == sorted(captured)
+    assert 30 < len(captured) < 100
+    assert one.is_accounted_for(LABELS)
+
+
+def test_labels_of_several_texts_are_those_of_their_tokens(watch):
+    one = watch(model := Reader(), "mid", labels=100)
+    mask_BT = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    for _ in range(2):
+        model(input_ids=torch.arange(6).view(2, 3), attention_mask=mask_BT)
+        one.clock.step()
+    one.clock.label(step=[0, 1], loss=torch.arange(12.0).view(2, 2, 3))
+    packets = [p for p in one.packets() if p.name == LABELS]
+    assert [(p.step, p.encoding) for p in packets] == [(0, "label(loss)"), (1, "label(loss)")]
+    assert [p.tensor.squeeze(1).tolist() for p in packets] == [[0, 1, 2, 4, 5], [6, 7, 8, 10, 11]]
 
 
 def test_what_comes_after_the_horizon_is_counted_and_said_once(rig, caplog):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from asys_bench.change.reservoir.read import ReservoirError, read_reservoir
-from asys_bench.change.reservoir.rows import ReservoirRows, moment_hash, ranks
+from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows, moment_hash, ranks
 from asys_bench.change.reservoir.sink import ReservoirOptions, ReservoirWorker
 from asys_bench.change.reservoir.windows import (
     MOST_WINDOWS,
@@ -160,6 +160,34 @@ def test_ranks_are_those_of_every_earlier_run():
     assert moments.tolist() == [13604808898340030615, 1869568459174662326]
     found = ranks(moments, np.array([0, 5]), np.array([1.0, 2.0]))
     assert found.tolist() == pytest.approx([1.1092023287458113, 0.9707176836380378], rel=1e-15)
+
+
+@pytest.mark.parametrize("share", [0.0, 4.0])
+def test_which_rows_stay_does_not_depend_on_how_often_they_are_compared(
+    few_windows, monkeypatch, share
+):
+    """The smallest ranks of each window, worked out with none in between."""
+    monkeypatch.setattr("asys_bench.change.reservoir.windows.WAITING_SHARE", share)
+    sample, steps, rows = WindowedSample(40, None), 1024, 6
+    rank_SR = ranks(
+        np.repeat(moment_hash(np.arange(steps)), rows), np.tile(np.arange(rows), steps),
+        np.ones(steps * rows),
+    ).reshape(steps, rows)  # fmt: skip
+    for first in range(0, steps, 16):
+        step_S = np.arange(first, first + 16)
+        table = np.zeros((16, rows), ABOUT)
+        table["host_step"], table["row"] = step_S[:, None], np.arange(rows)
+        table["rank"], table["weight"] = rank_SR[step_S], 1.0
+        wanted = table["rank"] < sample.limits(step_S)[:, None]
+        about = table[wanted]
+        sample.extend(ReservoirRows(torch.zeros(len(about), 1), about))
+    assert sample.width == 32
+    kept = [np.sort(rank_SR[first : first + 32].ravel())[:40] for first in range(0, steps, 32)]
+    found = sample.rows()
+    assert found is not None
+    for first, expected in zip(range(0, steps, 32), kept, strict=True):
+        inside = found.host_step // 32 * 32 == first
+        assert np.sort(found.rank[inside]).tolist() == expected.tolist()
 
 
 def test_hooks_of_one_moment_keep_the_same_rows(run, few_windows):

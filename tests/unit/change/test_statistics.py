@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,9 +21,13 @@ from asys_bench.change.statistics import (
     rises,
 )
 
+SOAK = os.environ.get("ASYS_SOAK") == "1"
+EXAMPLES, DRAWS, FEATURES = (1000, 20_000, 50_000) if SOAK else (60, 1500, 2000)
 
+
+@pytest.mark.stress
 @given(st.integers(2, 400), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 def test_the_lower_tail_is_scipys_where_x_is_at_most_at_the_mean(total, data):
     drawn = data.draw(st.integers(1, total - 1))
     marked = data.draw(st.integers(1, total - 1))
@@ -42,6 +48,7 @@ def scan(orders_DU: np.ndarray) -> np.ndarray:
     return best_D
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     ("marked", "hits_before", "before"), [(8, 0, 24), (12, 1, 22), (20, 3, 20)]
 )
@@ -55,20 +62,21 @@ def test_the_p_value_is_above_that_of_drawn_permutations_and_not_by_far(
     found = rises(order[:, None])
     (statistic,), draws = scan(order[None]), np.random.default_rng(1)
     assert float(found.llr_F[0]) == pytest.approx(statistic)
-    drawn = draws.permuted(np.tile(order, (1500, 1)), axis=1)
+    drawn = draws.permuted(np.tile(order, (DRAWS, 1)), axis=1)
     as_large = (scan(drawn) >= statistic - 1e-9).mean()
-    assert as_large - 3 * np.sqrt(as_large / 1500) <= found.p_F[0] or found.p_F[0] == 1.0
+    assert as_large - 3 * np.sqrt(as_large / DRAWS) <= found.p_F[0] or found.p_F[0] == 1.0
     if as_large > 1e-3:
         assert found.p_F[0] <= 12 * as_large or found.p_F[0] > FDR
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("rate", [0.004, 0.05, 0.5, 0.95])
 def test_without_a_change_p_values_below_alpha_are_as_rare_as_alpha_says(rate):
     draws = np.random.default_rng(int(1000 * rate))
-    present_UF = draws.random((300, 2000)) < rate
+    present_UF = draws.random((300, FEATURES)) < rate
     p_F = rises(present_UF).p_F
     for alpha in (1e-2, 3e-3, 1e-3):
-        assert (p_F <= alpha).sum() <= 2000 * alpha + 3 * np.sqrt(2000 * alpha)
+        assert (p_F <= alpha).sum() <= FEATURES * alpha + 3 * np.sqrt(FEATURES * alpha)
     assert not declared(p_F).any()
 
 

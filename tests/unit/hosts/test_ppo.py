@@ -13,9 +13,8 @@ from asys_bench.hosts.ppo import PPOHostProcess, PPOOptions
 class CallsPerStep:
     """A clock that notes how often the model was called before each step."""
 
-    should_stop = False
-
-    def __init__(self, model):
+    def __init__(self, model, label_horizon=16384, stop_after=None):
+        self.label_horizon, self.stop_after = label_horizon, stop_after
         self.calls, self.found, self.updates, self.labels = 0, [], 0, []
         model.register_forward_pre_hook(self._called)
 
@@ -32,8 +31,23 @@ class CallsPerStep:
     def report(self, name, value):
         return None
 
+    @property
+    def should_stop(self):
+        return self.stop_after is not None and len(self.found) >= self.stop_after
+
     def label(self, **labels):
-        self.labels.append(labels)
+        """Values are copied, as they are on their way to the bus."""
+        self.labels.append({n: np.array(v) if n != "step" else v for n, v in labels.items()})
+
+    def by_step(self):
+        """Step -> label -> values, in the order of the steps."""
+        found = {}
+        for one in self.labels:
+            for name, values_C in one.items():
+                if name != "step":
+                    for step, value in zip(one["step"], values_C, strict=True):
+                        found.setdefault(step, {})[name] = value
+        return dict(sorted(found.items()))
 
 
 def test_the_policy_is_called_once_per_step_as_the_host_says():
@@ -49,25 +63,55 @@ def test_the_policy_is_called_once_per_step_as_the_host_says():
     assert clock.calls == 0, "training does not call the policy as a whole"
 
 
-def test_each_step_is_labelled_and_its_advantage_follows_when_the_rollout_has_ended():
-    options = PPOOptions(total_timesteps=256, n_envs=2, n_steps=64, batch_size=128, n_epochs=1)
+@pytest.mark.parametrize(("n_steps", "horizon", "packets"), [
+    (64, 16384, [(64, True)] * 2),
+    (32, 16384, [(32, True)] * 4),
+    (128, 16384, [(64, False), (64, False), (128, True)]),
+    (64, 100, [(25, False)] * 2 + [(14, False), (64, True)] + [(25, False)] * 2 + [(14, False), (64, True)]),
+])  # fmt: skip
+def test_a_rollout_is_labelled_in_one_packet_if_it_is_no_longer_than_what_is_held(
+    n_steps, horizon, packets
+):
+    """(Steps of each, whether it has the advantages); longer ones send earlier, and never too late."""
+    options = PPOOptions(total_timesteps=256, n_envs=2, n_steps=n_steps, batch_size=64, n_epochs=1)
     host = PPOHostProcess(options, 0)
-    clock = CallsPerStep(host.build())
+    clock = CallsPerStep(host.build(), horizon)
     host.run(clock)
     buffer = host._model.rollout_buffer
-    at_once = [one for one in clock.labels if "reward" in one]
-    late = [one for one in clock.labels if "advantage" in one]
-    assert [one["step"] for one in at_once] == [one["step"] for one in late] == [*range(0, 256, 2)]
-    newest = at_once[64:]
+    sent = [one for one in clock.labels if len(one) > 1]
+    assert [(len(one["step"]), "advantage" in one) for one in sent] == packets
+    found = clock.by_step()
+    assert [*found] == [*range(0, 256, 2)]
+    newest = [found[step] for step in range(256 - 2 * n_steps, 256, 2)]
 
-    def flat(label, of):  # as the buffer is once its rows were drawn
-        return np.stack([one[label] for one in of]).swapaxes(0, 1).reshape(-1)
+    def flat(label):  # as the buffer is once its rows were drawn
+        return np.stack([one[label] for one in newest]).swapaxes(0, 1).reshape(-1)
 
     np.testing.assert_array_equal(np.stack([one["reward"] for one in newest]), buffer.rewards)
-    np.testing.assert_array_equal(flat("action", newest), buffer.actions.reshape(-1))
-    np.testing.assert_array_equal(flat("advantage", late[64:]), buffer.advantages.reshape(-1))
+    np.testing.assert_array_equal(flat("action"), buffer.actions.reshape(-1))
+    np.testing.assert_array_equal(flat("advantage"), buffer.advantages.reshape(-1))
     begins = np.stack([one["done"] for one in newest])[:-1]
     np.testing.assert_array_equal(begins, buffer.episode_starts[1:])
+    asked = [one["step"] for one in clock.labels if len(one) == 1]
+    assert asked == [*range(0, 256, 2)], "whether each call is captured, while that is known"
+    host.close()
+
+
+def test_labels_of_a_rollout_that_a_stop_ends_are_sent():
+    options = PPOOptions(total_timesteps=256, n_envs=2, n_steps=64, batch_size=64, n_epochs=1)
+    host = PPOHostProcess(options, 0)
+    clock = CallsPerStep(host.build(), stop_after=10)
+    host.run(clock)
+    assert [*clock.by_step()] == [*range(0, 20, 2)]
+    host.close()
+
+
+def test_nothing_is_held_where_nobody_wants_labels():
+    options = PPOOptions(total_timesteps=32, n_envs=2, n_steps=8, batch_size=8, n_epochs=1)
+    host = PPOHostProcess(options, 0)
+    clock = CallsPerStep(host.build(), 0)
+    host.run(clock)
+    assert clock.labels == []
     host.close()
 
 
@@ -82,9 +126,9 @@ def test_no_two_episodes_have_one_number_also_after_a_resume(tmp_path):
         if attempt:
             assert host.load(folder) == 256
         host.run(clock)
-        for one in clock.labels:
-            for env, episode in enumerate(one.get("episode", ())):
-                seen.setdefault(int(episode), []).append((one["step"], env))
+        for step, one in clock.by_step().items():
+            for env, episode in enumerate(one["episode"]):
+                seen.setdefault(int(episode), []).append((step, env))
         if not attempt:
             folder.mkdir()
             host.save(folder)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from asys_bench.contracts.labels import (
     LABEL_TEXT,
+    is_of_several,
     label_encoding,
     label_names,
     rows_per_label,
@@ -59,6 +60,21 @@ class Written:
             text=text, weights_version=version, source=source, microbatch=microbatch,
         )  # fmt: skip
 
+    def label_several(self, calls, *, step=0, version=0, **labels):
+        """labels: [C, *rows] each. calls: [(step, version, microbatch)], of which the packet has offsets."""
+        encoding = label_encoding(list(labels), several=True)
+        if encoding not in self.rig.names:
+            self.rig.names = (*self.rig.names, encoding)
+        columns = [torch.as_tensor(value, dtype=torch.float32) for value in labels.values()]
+        off_C3 = torch.tensor(calls) - torch.tensor([step, version, 0])
+        for number in (2, 1, 0):
+            one = off_C3[:, number].view(-1, *(1 for _ in columns[0].shape[1:]))
+            columns.insert(0, one.expand(columns[-1].shape).float())
+        self._add(
+            torch.stack(columns, -1), 3, host_step=step, weights_version=version, source=7,
+            encoding_id=self.rig.names.index(encoding),
+        )  # fmt: skip
+
     def close(self):
         self.worker.close()
         self.rig.page.close()
@@ -94,6 +110,35 @@ def test_labels_are_columns_of_the_rows_that_they_are_of(tmp_path):
     same(found["label.done"], [0, 0, nan, nan, 0, 1])
     same(found["label.advantage"], [0, 0, nan, nan, -2, 2])
     assert view.label_rows(HOOK) == {"advantage": 4, "done": 4, "reward": 4}
+
+
+def test_labels_of_several_calls_in_one_packet_are_columns_of_the_rows_that_they_are_of(tmp_path):
+    archive = Written(tmp_path)
+    for step, values in enumerate(steps(4)):
+        archive.rows(values, step, weights_version=int(step > 2))
+    calls = [(3, 1, 0), (0, 0, 0), (2, 0, 0), (1, 7, 0)]  # the last is of no row
+    archive.label_several(calls, step=3, version=1, reward=numbered(4, 2), done=numbered(4, 2) > 4)
+    archive.label_several(calls[:2], step=3, version=1, loss=[0.5, 0.25])
+    archive.label(0, loss=0.75)  # of two for one row the later counts
+    archive.label_several([(2, 0, 0), (2, 0, 0)], step=2, reward=[[9, 9], [8, math.nan]])
+    view = archive.close()
+    assert view.labels == ("done", "loss", "reward")
+    found = view.numpy(HOOK, ("label.reward", "label.done", "label.loss"))
+    nan = math.nan
+    same(found["label.reward"], [2, 3, nan, nan, 8, 9, 0, 1])
+    same(found["label.done"], [0, 0, nan, nan, 0, 1, 0, 0])
+    same(found["label.loss"], [0.75, 0.75, nan, nan, nan, nan, 0.5, 0.5])
+    assert view.label_rows(HOOK) == {"done": 6, "loss": 4, "reward": 6}
+
+
+@pytest.mark.parametrize("split", [1, 3, 5])
+def test_a_packet_of_several_calls_may_lie_in_several_record_batches(tmp_path, split):
+    archive = Written(tmp_path, rows_per_batch=split)
+    for step in range(3):
+        archive.rows(numbered(2, 2, 4), step)
+    archive.label_several([(step, 0, 0) for step in range(3)], loss=numbered(3, 2, 2))
+    view = archive.close()
+    same(view.numpy(HOOK, ("label.loss",))["label.loss"], range(12))
 
 
 def test_one_value_holds_for_all_rows_of_the_call_and_one_of_a_sequence_for_its_tokens(tmp_path):
@@ -230,6 +275,9 @@ def test_a_dataset_has_every_label_as_a_column(tmp_path, restarted):
 def test_names_and_texts_survive_their_way():
     assert label_names(label_encoding(["reward", "done"])) == ("reward", "done")
     assert label_names("padded+label(loss)") == ("loss",)
+    assert label_names(label_encoding(["reward", "done"], several=True)) == ("reward", "done")
+    assert is_of_several("labels(reward)")
+    assert not any(map(is_of_several, ("label(reward)", "padded+label(loss)", LABEL_TEXT)))
     assert [label_names(other) for other in ("identity", "label()", "label(a b)", "label(1a)")] == [
         None
     ] * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import runpy
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from asys_bench.change.alarm.bank import DAY_S, DetectorBank
 
+SOAK = os.environ.get("ASYS_SOAK") == "1"
 STREAMS = runpy.run_path(str(Path(__file__).parent / "streams.py"))
 
 
@@ -35,6 +37,7 @@ def test_the_budget_is_split_over_watchers_spans_and_cadence():
     assert total == pytest.approx(2.0)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize(
     "kind",
     [
@@ -46,11 +49,12 @@ def test_the_budget_is_split_over_watchers_spans_and_cadence():
     ],
 )
 def test_false_alarms_stay_within_the_budget(kind):
-    """28,800 values with one expected per 400 at most: 72. The soak test has longer ones."""
-    values = STREAMS["KINDS"][kind](np.random.default_rng(7), (450, 64))
+    """28,800 values with one expected per 400 at most: 72."""
+    length = 4500 if SOAK else 450
+    values = STREAMS["KINDS"][kind](np.random.default_rng(7), (length, 64))
     bank = bank_of(64, 400)
     alarms = sum(len(bank.update(row)) for row in values)
-    assert alarms <= 72
+    assert alarms <= 64 * length / 400
 
 
 @pytest.mark.parametrize(("side", "found"), [("up", True), ("both", True), ("down", False)])
@@ -79,6 +83,7 @@ def test_a_slow_rise_is_found_over_a_longer_span():
     assert 600 < findings[0][0] < 800
 
 
+@pytest.mark.stress
 def test_the_stated_power_is_what_shifted_streams_show():
     random = np.random.default_rng(10)
     clean = random.standard_normal((500, 1))
@@ -88,15 +93,15 @@ def test_the_stated_power_is_what_shifted_streams_show():
     power = bank.power(0, values=12)[0]
     assert power.span == 1
     assert 0 < power.shift < 6
-    found = {}
+    found, seeds = {}, 400 if SOAK else 20
     for factor in (0.3, 1.3):
         hits = 0
-        for seed in range(20):
+        for seed in range(seeds):
             one = copy.deepcopy(bank)
             one.restart([0])
             shifted = np.random.default_rng(seed).standard_normal((12, 1)) + factor * power.shift
             hits += any(finding.span == 1 for row in shifted for finding in one.update(row))
-        found[factor] = hits / 20
+        found[factor] = hits / seeds
     assert found[1.3] >= 0.75
     assert found[0.3] <= 0.25
 

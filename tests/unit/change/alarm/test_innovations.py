@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from asys_bench.change.alarm.innovations import CLIP, WARM_UP, Predictor
 
 STREAMS = runpy.run_path(str(Path(__file__).parent / "streams.py"))
+LONGER = 10 if os.environ.get("ASYS_SOAK") == "1" else 1
 
 
 def run(values_TN):
@@ -28,9 +30,10 @@ def test_nothing_is_said_while_a_stream_warms_up():
     assert np.isfinite(innovations[WARM_UP:]).all()
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_an_autoregressive_stream_is_predicted_nearly_as_well_as_by_its_own_law(share):
-    noise = np.random.default_rng(1).standard_normal((800, 32))
+    noise = np.random.default_rng(1).standard_normal((800 * LONGER, 32))
     values = STREAMS["autoregressive"](noise, share)
     _, _, expected = run(values)
     left = (values - expected)[300:]
@@ -44,9 +47,10 @@ def test_a_trend_is_expected():
     assert (rising - expected)[600:].mean(0) == pytest.approx(np.zeros(8), abs=0.25)
 
 
+@pytest.mark.stress
 @pytest.mark.parametrize("kind", ["Cauchy", "random walk of Student t3"])
 def test_a_wild_value_makes_one_extreme_and_not_two(kind):
-    _, innovations, _ = run(STREAMS["KINDS"][kind](np.random.default_rng(3), (500, 128)))
+    _, innovations, _ = run(STREAMS["KINDS"][kind](np.random.default_rng(3), (500 * LONGER, 128)))
     extreme = np.abs(innovations[100:]) > np.quantile(np.abs(innovations[100:]), 0.98)
     after = extreme[1:][extreme[:-1]].mean()
     assert after < 0.04  # 0.02 by chance
