@@ -265,6 +265,11 @@ PAGE: dict[str, MetricSpec] = {
     "alarm_intervals": _counter(
         "asys_alarm_intervals", "Intervals in which watchers were asked for a value.", "worker"
     ),
+    "alarm_full_leases": _counter(
+        "asys_alarm_full_leases",
+        "Full leases, of which the newest packets alone were looked at.",
+        "worker",
+    ),
     "alarm_refused_rows": _counter(
         "asys_alarm_refused_rows", "Rows that no watcher of the hook can take.", "hook", "worker"
     ),

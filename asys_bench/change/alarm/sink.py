@@ -63,6 +63,7 @@ class AlarmWorker(BaseSink):
         torch.set_num_threads(options.threads)
         self._page = AlarmsOnPage(slot)
         self._intervals = slot.counter("alarm_intervals")
+        self._behind = slot.counter("alarm_full_leases")
         self._latency = slot.histogram("alarm_latency_ns")
         self._watching = slot.gauge("alarm_watchers")
         self._bank = DetectorBank(
@@ -107,18 +108,29 @@ class AlarmWorker(BaseSink):
         self._power_s = time.monotonic() + POWER_FIRST_S
 
     def consume(self, lease: Lease) -> None:
-        for packet in lease:
+        """Of a full lease, behind which more packets wait, the newest alone: a value of what was long ago
+        would find a change as late, and each interval would begin further behind."""
+        newest = lease.packets[-1]
+        self._step, self._version = newest.host_step, newest.weights_version
+        is_behind = len(lease) >= self.max_packets
+        if is_behind:
+            self._behind.add()
+            for watchers in self._rows_of.values():
+                if watchers is not None:
+                    watchers.forget()
+        for packet in reversed(lease.packets) if is_behind else lease.packets:
             if packet.hook_id not in self._rows_of:
                 hook = self._context.name_of(packet.hook_id)
                 self._rows_of[packet.hook_id] = self._watchers_of(hook)
             if packet.is_constant:  # no part of the training
                 continue
             watchers = self._rows_of[packet.hook_id]
-            self._step, self._version = packet.host_step, packet.weights_version
             if watchers is not None and not watchers.is_full:
                 tensor = self._context.decode(packet)
                 watchers.take(tensor, packet.sampling_rate, packet.timestamp_ns)
-            self._tick()
+            if not is_behind:
+                self._tick()
+        self._tick()
 
     def idle(self) -> None:
         self._tick()

@@ -127,13 +127,17 @@ class RowWatchers:
         self._left -= len(rows_ND)
         self.newest_ns = max(self.newest_ns, time_ns)
 
+    def forget(self) -> None:
+        """Let go of the rows since the last `values`."""
+        self._rows, self._weights, self._left = [], [], self._most_rows
+
     @torch.no_grad()
     def values(self) -> Iterator[tuple[int, str, float]]:
         """(entry, watcher, value) of the rows since the last call, which are let go of."""
         if not self._rows:
             return
         rows_ND, weight_N = torch.cat(self._rows), torch.cat(self._weights)
-        self._rows, self._weights, self._left = [], [], self._most_rows
+        self.forget()
         for evaluation in self._evaluations if len(rows_ND) else ():
             if evaluation.width != rows_ND.shape[1]:
                 self._refused.add(len(rows_ND))

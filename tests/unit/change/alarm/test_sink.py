@@ -221,6 +221,41 @@ def test_the_probe_of_an_earlier_run_is_watched_and_a_constant_batch_is_not(
     assert json.loads(lines[-1]) == [77, 7.0]
 
 
+def test_of_a_full_lease_behind_which_more_waits_the_newest_rows_are_looked_at(start, folder):
+    """Else a worker that cannot keep up looks at ever older rows, and finds a change minutes late."""
+    worker, page, clock = start(
+        watch=[{"sae": str(folder), "features": [0], "hooks": "policy.*"}], rows=64
+    )
+    worker.max_packets = 8
+
+    def feed(first, count):
+        packets = [
+            RIG["packet"](
+                torch.full((32, 5), float(seq)), seq, timestamp_ns=1000 + seq, host_step=seq
+            )
+            for seq in range(first, first + count)
+        ]
+        with RIG["FakeLease"](packets) as lease:
+            worker.consume(lease)
+
+    def looked_at():
+        (watchers,) = (one for one in worker._rows_of.values() if one is not None)
+        return sorted({int(row) for rows in watchers._rows for row in rows[:, 0].tolist()})
+
+    feed(0, 3)
+    assert looked_at() == [0, 1], "as many as an interval takes"
+    feed(3, 8)
+    assert looked_at() == [9, 10]
+    assert worker._step == 10
+    feed(11, 8)
+    assert looked_at() == [17, 18]
+    assert page.slot("alarm-0").counter("alarm_full_leases").value == 2
+    clock.now += 1.01
+    feed(19, 8)
+    assert worker._newest_ns == 1026
+    worker.close()
+
+
 def test_an_sae_that_cannot_be_read_leaves_its_hook_unwatched_and_the_worker_lives(
     start, tmp_path, caplog
 ):
