@@ -49,6 +49,7 @@ COMMANDS = Commands(
             "export",
             "plan",
             "top",
+            "eye",
             "report",
             "timeline",
             "diff",

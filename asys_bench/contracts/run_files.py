@@ -22,10 +22,12 @@
     reservoir/          rows of the whole run, a folder per hook (`change.reservoir`)
     timeline/           which features were born when (`change.timeline`)
     tensorboard/        event files
+    eye.json            pins, names and notes of features, as viewers of `asys-run eye` wrote them
     .readers/           locks of subscribers from outside
     .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`);
                         archive/.lock: by whoever decides what of the archive is deleted;
-                        .upload.lock: by the process that sends the run to its store
+                        .upload.lock: by the process that sends the run to its store;
+                        .eye.lock: by whoever changes eye.json
     .copy.json          what this folder has of the run's copy (`store.claims`)
 
 A run's folder is input: anybody may have written it. Every reader opens its files through
@@ -53,6 +55,7 @@ EXPORTER_FILE = "prometheus.json"
 VOCABULARY_FILE, VOCABULARY_SCHEMA = "vocabulary.json", "asys.vocabulary/1"
 OBSERVATION_FILE, OBSERVATION_SCHEMA = "observation.json", "asys.observation/1"
 REPORT_FILE = "report.html"
+EYE_FILE, EYE_SCHEMA = "eye.json", "asys.eye/1"
 LOGS_DIR = "logs"
 ARCHIVE_DIR = "archive"
 SHARD_SUFFIX, SIDECAR_SUFFIX, DELETED_SUFFIX = ".arrows", ".json", ".deleted.jsonl"
@@ -73,10 +76,11 @@ TIMELINE_DIR, TIMELINE_SCHEMA = "timeline", "asys.timeline/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"
 HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK = ".host.lock", ".workers.lock", ".upload.lock"
+EYE_LOCK = ".eye.lock"
 ARCHIVE_LOCK_NAME = ".lock"
 ARCHIVE_LOCK = f"{ARCHIVE_DIR}/{ARCHIVE_LOCK_NAME}"
 COPY_FILE = ".copy.json"
-LOCKS = (HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK, ARCHIVE_LOCK)
+LOCKS = (HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK, ARCHIVE_LOCK, EYE_LOCK)
 
 DELETED_FOR = {
     "budget": "to keep max_gib",

@@ -217,14 +217,7 @@ def dequantised(source: str, gguf_file: str, revision: str | None = None) -> Pat
     if reason is not None:
         raise HostError(f"{OPTION}.gguf_file: {gguf_file!r}: {reason}; {GGUF_FIX}")
     path = _gguf_path(source, gguf_file, revision)
-    import transformers
-
-    try:
-        with path.open("rb") as packed:
-            digest = hashlib.file_digest(packed, "sha256").hexdigest()
-    except OSError as error:
-        raise HostError(f"{OPTION}.gguf_file: {path} cannot be read: {error}") from error
-    name = f"{path.stem}-{digest[:16]}-transformers-{transformers.__version__}"
+    name = _unpacked_name(path)
     root = _cache_folder()
     if root is None:
         _say_uncached(path, "HOME and XDG_CACHE_HOME name no folder")
@@ -241,6 +234,30 @@ def dequantised(source: str, gguf_file: str, revision: str | None = None) -> Pat
         _say_uncached(path, str(error))
         return None
     return folder
+
+
+def unpacked_gguf(source: Path, gguf_file: str) -> Path | None:
+    """The folder that `dequantised` made earlier of a file in the folder `source`; None: there is none.
+
+    Raises:
+        HostError: there is no such file.
+    """
+    root = _cache_folder()
+    if root is None or not source.is_dir():
+        return None
+    folder = root / _unpacked_name(_gguf_path(str(source), gguf_file, None))
+    return folder if folder.is_dir() else None
+
+
+def _unpacked_name(path: Path) -> str:
+    """Raises HostError: the file cannot be read."""
+    try:
+        with path.open("rb") as packed:
+            digest = hashlib.file_digest(packed, "sha256").hexdigest()
+    except OSError as error:
+        raise HostError(f"{OPTION}.gguf_file: {path} cannot be read: {error}") from error
+    version = importlib.metadata.version("transformers")
+    return f"{path.stem}-{digest[:16]}-transformers-{version}"
 
 
 def _unpack(path: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -159,25 +160,10 @@ def _look(
         outlier_norm=None if math.isinf(sae.outlier_norm) else sae.outlier_norm,
         left_out=names.left_out,
     )
-    if len(sae.parts) > 1:
-        return _with(basis, problem="its features are of several hooks: rows of one hook show none")
-    if archive is None or hook not in archive.hooks:
-        why = missing or _why_no_rows(archive, hook)
-        return _with(basis, problem=f"no activations to look at: {why}")
     try:
-        most = min(MOST_ROWS, max(1, MOST_BYTES // (8 * sae.d_in)))
-        every = EVERY if _more_rows_than(archive, hook, most) else 1
-        found = newest_rows(archive, hook, most * every, every)
-        blocks = [block for block in found if block.values.shape[1] == sae.d_in]
-        if not blocks:
-            return _with(basis, problem=f"the archive has no rows of {sae.d_in} values")
-        stats = feature_stats(sae, blocks)
-        told = next((stream for stream in names.streams if stream in archive.hooks), None)
-        source = told or input_hook(archive, hook, streams)
-        named = names if told is not None else ObservationNames()
-        cards = _cards(
-            archive, hook, source, sae, stats, blocks, stats.most_active(FEATURES), named
-        )
+        looked = _looked(hook, sae, archive, missing, streams, names, MOST_ROWS)
+        stats = looked.stats
+        cards = looked.cards(stats.most_active(FEATURES))
         # What can be told apart best comes first.
         cards = tuple(sorted(cards, key=lambda card: -_telling(card)))
         rare: tuple[FeatureCard, ...] = ()
@@ -185,7 +171,9 @@ def _look(
             shown = {card.feature for card in cards}
             others = stats.rare_and_strong(2 * FEATURES, EXAMPLES)
             chosen = [feature for feature in others if feature not in shown][:FEATURES]
-            rare = _cards(archive, hook, source, sae, stats, blocks, chosen, named)
+            rare = looked.cards(chosen)
+    except NothingToLookAtError as error:
+        return _with(basis, problem=str(error))
     except ArchiveError as error:
         return _with(basis, problem=f"the archive cannot be read: {error}")
     width = max((len(card.coordinate_shifts) for card in cards), default=0)
@@ -194,9 +182,103 @@ def _look(
         stats=stats,
         cards=cards,
         rare=rare,
-        look_range=_range(cards),
-        coordinates=tuple(named.of(width)),
+        look_range=look_range(cards),
+        coordinates=tuple(looked.names.of(width)),
     )
+
+
+class NothingToLookAtError(ValueError):
+    """No rows of an SAE's hook are archived that it can be applied to; says why."""
+
+
+@dataclass(frozen=True)
+class LookedRows:
+    """The newest archived rows of a hook with an SAE applied to them: what cards are made of.
+
+    source: the archived stream of what the model was given, if there is one; names: of its numbers.
+    """
+
+    archive: Archive
+    hook: str
+    source: str | None
+    sae: SparseAutoencoder
+    stats: FeatureStats
+    blocks: list[RowBlock]
+    names: ObservationNames
+
+    @property
+    def rows_beside(self) -> int:
+        """Rows to read of other streams: they are sampled apart, and may be denser."""
+        return 2 * EVERY * self.stats.rows
+
+    @cached_property
+    def inputs(self) -> list[RowBlock]:
+        """What the model was given."""
+        if self.source is None:
+            return []
+        return list(newest_rows(self.archive, self.source, self.rows_beside))
+
+    @cached_property
+    def joined(self) -> npt.NDArray[np.float32] | None:
+        """The input row of every row, as `beside` gives them."""
+        return beside(self.inputs, self.blocks)
+
+    def cards(
+        self,
+        features: Sequence[int],
+        examples: int = EXAMPLES,
+        among: Mapping[int, list[Candidate]] | None = None,
+    ) -> tuple[FeatureCard, ...]:
+        """What each of these features fires on.
+
+        among: rows of each feature to choose examples from; None: those that it fires on most.
+
+        Raises:
+            ArchiveError: the archive cannot be read.
+        """
+        return _cards(self, features, examples, among)
+
+
+def look_at(
+    run_dir: Path, hook: str, sae: SparseAutoencoder, most_rows: int = MOST_ROWS
+) -> LookedRows:
+    """An SAE over at most `most_rows` of the newest archived rows of its hook.
+
+    Raises:
+        NothingToLookAtError: there are no such rows. ArchiveError: the archive cannot be read.
+    """
+    try:
+        archive = open_archive(run_dir, "last")
+    except ArchiveError as error:
+        raise NothingToLookAtError(f"no activations to look at: {error}") from error
+    names, streams = read_observation_names(run_dir), read_streams(run_dir)
+    return _looked(hook, sae, archive, "", streams, names, most_rows)
+
+
+def _looked(
+    hook: str,
+    sae: SparseAutoencoder,
+    archive: Archive | None,
+    missing: str,
+    streams: Sequence[Mapping[str, Any]],
+    names: ObservationNames,
+    most_rows: int,
+) -> LookedRows:
+    if len(sae.parts) > 1:
+        raise NothingToLookAtError("its features are of several hooks: rows of one hook show none")
+    if archive is None or hook not in archive.hooks:
+        why = missing or _why_no_rows(archive, hook)
+        raise NothingToLookAtError(f"no activations to look at: {why}")
+    most = min(most_rows, max(1, MOST_BYTES // (8 * sae.d_in)))
+    every = EVERY if _more_rows_than(archive, hook, most) else 1
+    found = newest_rows(archive, hook, most * every, every)
+    blocks = [block for block in found if block.values.shape[1] == sae.d_in]
+    if not blocks:
+        raise NothingToLookAtError(f"the archive has no rows of {sae.d_in} values")
+    told = next((stream for stream in names.streams if stream in archive.hooks), None)
+    source = told or input_hook(archive, hook, streams)
+    named = names if told is not None else ObservationNames()
+    return LookedRows(archive, hook, source, sae, feature_stats(sae, blocks), blocks, named)
 
 
 def _why_no_rows(archive: Archive | None, hook: str) -> str:
@@ -227,36 +309,31 @@ def _with(basis: HookAnalysis, **changes: object) -> HookAnalysis:
 
 
 def _cards(
-    archive: Archive,
-    hook: str,
-    source: str | None,
-    sae: SparseAutoencoder,
-    stats: FeatureStats,
-    blocks: list[RowBlock],
+    looked: LookedRows,
     features: Sequence[int],
-    names: ObservationNames,
+    examples: int,
+    among: Mapping[int, list[Candidate]] | None,
 ) -> tuple[FeatureCard, ...]:
-    tops = candidates(stats, blocks, features)
+    sae, stats, blocks = looked.sae, looked.stats, looked.blocks
+    tops = candidates(stats, blocks, features) if among is None else among
     keys = {row.key for rows in tops.values() for row in rows}
-    rows_read = 2 * EVERY * stats.rows  # the streams are sampled apart: this one may be denser
-    inputs = list(newest_rows(archive, source, rows_read)) if source is not None else []
-    seen = observations(inputs, keys)
-    texts = tokens(archive, texts_of(blocks, keys), rows_read)
-    joined = beside(inputs, blocks)
+    seen = observations(looked.inputs, keys)
+    texts = tokens(looked.archive, texts_of(blocks, keys), looked.rows_beside)
+    joined = looked.joined
     fields: dict[int, Field] = {}
     sides: dict[int, tuple[CoordinateShift, ...]] = {}
     coordinates: Sequence[Coordinate] = ()
     if joined is not None and tops:
         fields, sides = _over_observations(sae, blocks, list(tops), joined)
-        coordinates = names.of(joined.shape[1])
+        coordinates = looked.names.of(joined.shape[1])
     chosen: dict[int, list[Candidate]] = {}
     for feature, rows in tops.items():
         known = [row for row in rows if row.key in texts or row.key in seen] or rows
         looks = [seen.get(row.key, row.values) for row in known]
         picked = (
-            _first_of_each_text(known, texts)
+            _first_of_each_text(known, texts, examples)
             if any(row.key in texts for row in known)
-            else spread_out(known, looks, EXAMPLES)
+            else spread_out(known, looks, examples)
         )
         chosen[feature] = [known[index] for index in picked]
     shown = _with_levels(sae, blocks, chosen, texts)
@@ -265,7 +342,7 @@ def _cards(
             feature,
             float(stats.density_F[feature]),
             float(stats.mean_F[feature]),
-            tops[feature][0].activation if tops[feature] else 0.0,
+            float(stats.top_KF[0, feature]),
             tuple(_example(row, seen, shown.get((feature, row.key))) for row in rows),
             fields.get(feature),
             sides.get(feature, ()),
@@ -315,13 +392,15 @@ def _over_observations(
     return fields, sides
 
 
-def _first_of_each_text(rows: list[Candidate], texts: Mapping[RowKey, Tokens]) -> list[int]:
+def _first_of_each_text(
+    rows: list[Candidate], texts: Mapping[RowKey, Tokens], wanted: int
+) -> list[int]:
     """The strongest rows whose contexts differ."""
     chosen: dict[object, int] = {}
     for index, row in enumerate(rows):
         context = texts.get(row.key)
         chosen.setdefault(context.ids if context else row.key, index)
-    return list(chosen.values())[:EXAMPLES]
+    return list(chosen.values())[:wanted]
 
 
 def _example(
@@ -332,7 +411,8 @@ def _example(
     return Example(row.activation, row.key[1], row.values, seen.get(row.key), tokens)
 
 
-def _range(cards: tuple[FeatureCard, ...]) -> tuple[float, float]:
+def look_range(cards: Sequence[FeatureCard]) -> tuple[float, float]:
+    """Smallest and largest value over everything that is drawn as an observation or a row."""
     looks = [
         example.values if example.observation is None else example.observation
         for card in cards

@@ -43,6 +43,8 @@ def test_it_holds_the_package_its_plugins_suites_and_configurations(wheel):
         "asys_bench/backends/cpp_spmc/bus.py",
         "asys_bench/kernels/int8/gpu.py",
         "asys_bench/reports/bench_html/plugin.py",
+        "asys_bench/eye/pages/index.html",
+        "asys_bench/eye/pages/main.js",
         "asys_bench/_data/suites/sla.yaml",
         "asys_bench/_data/suites/peers.yaml",
         "asys_bench/_data/configs/base.yaml",

@@ -13,7 +13,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -24,12 +24,11 @@ from rich.table import Table
 from rich.text import Text
 
 from asys_bench.cli.commands import fail
-from asys_bench.contracts.stats import RunState, WorkerState
-from asys_bench.monitors.figures import RunFigures, figures_of
-from asys_bench.monitors.live_view import LiveModel, live_view, name_columns, table
-from asys_bench.monitors.rates import Window, per_second
+from asys_bench.contracts.stats import WorkerState
+from asys_bench.monitors.live_view import live_view, name_columns, table
+from asys_bench.monitors.rates import Window
 from asys_bench.monitors.readable import bytes_text, percent_text, tail_text
-from asys_bench.monitors.snapshot import RunSnapshot, published_account, take_snapshot
+from asys_bench.monitors.snapshot import RunSnapshot
 from asys_bench.rundir.attach import (
     AttachedRun,
     RunGoneError,
@@ -37,14 +36,13 @@ from asys_bench.rundir.attach import (
     attach_run,
     find_run,
 )
-from asys_bench.system.process_usage import process_usage
+from asys_bench.rundir.live_reading import RunReader
 
 if TYPE_CHECKING:  # `asys-run top` of one run waits for none of it
     from asys_bench.cluster.identities import ClusterCheck
     from asys_bench.cluster.status import Cluster
 
 GONE = 2
-RATE_SPAN_S = 2.0
 CLUSTER_SPAN_S = 6.0
 """Receivers say what they count every two seconds."""
 FIRST_S = 1.0
@@ -144,64 +142,31 @@ class TopView:
     """One run's frames: the monitor's live view, what observing costs, and every process."""
 
     def __init__(self, run: AttachedRun) -> None:
-        self._run = run
-        self._window: Window[tuple[RunSnapshot, RunFigures, dict[str, float]]] = Window(RATE_SPAN_S)
-        bus = run.config.get("bus")
-        capacity = bus.get("capacity_packets") if isinstance(bus, dict) else None
-        self._capacity = capacity if isinstance(capacity, int) and capacity > 0 else None
+        self._reader = RunReader(run)
         self.ended = False
 
     def frame(self, width: int) -> RenderableType:
         """Read everything once and draw it for `width` columns."""
-        page = self._run.page
-        snapshot = take_snapshot(page, published_account(page))
-        figures = figures_of(snapshot)
-        usage = {name: process_usage(slot.pid) for name, slot in snapshot.slots.items()}
-        cpu = {name: found[0] for name, found in usage.items() if found is not None}
-        seconds, (_, before, cpu_before) = self._window.add(
-            snapshot.time_ns, (snapshot, figures, cpu)
-        )
-        nobody = usage.get("host") is None and usage.get("watchdog") is None
-        self.ended = nobody or snapshot.state is RunState.STOPPED
-        # On the run's own clock: what the wall clock was stepped since then is no time that passed.
-        began_ns = self._run.started_unix_ns - page.wall_offset_ns - page.clock_shift_ns
-        elapsed_s = max(0.0, (snapshot.time_ns - began_ns) / 1e9)
-        model = LiveModel(
-            self._run.run_id,
-            self._run.step_unit,
-            elapsed_s,
-            figures,
-            before,
-            seconds,
-            self._capacity,
-        )
-        memory = {name: found[1] for name, found in usage.items() if found is not None}
-        busy = {
-            name: per_second(now, cpu_before[name], seconds)
-            for name, now in cpu.items()
-            if name in cpu_before
-        }
+        found = self._reader.read()
+        self.ended = found.ended
         return Group(
-            live_view(model, width),
+            live_view(found.model, width),
             Text(),
-            _cost(figures, before, seconds),
+            _cost(found.hook_share),
             Text(),
-            _processes(snapshot, busy, memory),
+            _processes(found.snapshot, found.busy, found.memory),
         )
 
 
-def _cost(now: RunFigures, before: RunFigures, seconds: float) -> Text:
+def _cost(share: float) -> Text:
     """What share of the host's time hooks took: its slowdown, as far as our own clock can see it."""
-    spent = sum(h.latency_ns.total for h in now.hooks) / 1e9
-    earlier = sum(h.latency_ns.total for h in before.hooks) / 1e9
-    share = per_second(spent, earlier, seconds)
     text = Text.assemble(("cost   ", "bold"), "hooks take ")
     text.append(percent_text(share), "bold yellow" if share > SLOW_SHARE else "bold green")
     return text.append(" of the host's time", "")
 
 
 def _processes(
-    snapshot: RunSnapshot, busy: dict[str, float], memory: dict[str, int]
+    snapshot: RunSnapshot, busy: Mapping[str, float], memory: Mapping[str, int]
 ) -> RenderableType:
     names = [name for name, s in snapshot.slots.items() if s.state is not WorkerState.EMPTY]
     width = name_columns(names, 24)

@@ -1,0 +1,220 @@
+"""The server's addresses: five pages that are one document, their files, and what they ask for.
+
+    /  /run  /hook  /feature  /search  /timeline     `pages/index.html`; its script shows the view
+    /static/NAME                                     the files of `pages/`, by name; there are no others
+    /api/events                                      the run's figures, an event whenever they changed
+    /api/curves  /api/table  /api/map  /api/feature  /api/search  /api/births      JSON
+    POST /api/mark                                   a pin, a name or a note: the only change there is
+
+An answer is JSON. One that cannot be given has a `problem` that a page shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from asys_bench.eye.eye import Eye, NotThereError
+from asys_bench.eye.guard import Guard
+from asys_bench.eye.marks import Change, MarksError
+from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
+from asys_bench.reports.run_report.page import STYLE
+from asys_bench.sinks.archive.sidecar import ArchiveError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+VIEWS = ("/", "/run", "/hook", "/feature", "/search", "/timeline")
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+EVERY_S = 1.0
+"""The run is read this often while somebody looks."""
+SILENT_S = 15.0
+"""A line goes to a page at least this often, so that one that has left is noticed."""
+MOST_PAGES = 32
+MOST_BODY, MOST_TEXT, MOST_LABEL = 32 << 10, 200, 1000
+
+
+def build_app(eye: Eye, token: str) -> ASGIApp:
+    """The application for whoever knows `token`."""
+    return Guard(_Server(eye).app, token)
+
+
+def page_files() -> dict[str, tuple[bytes, str]]:
+    """Name -> (contents, type) of what pages are made of."""
+    found = {}
+    for entry in files("asys_bench.eye").joinpath("pages").iterdir():
+        suffix = entry.name[entry.name.rfind(".") :]
+        if suffix in TYPES:
+            found[entry.name] = entry.read_bytes(), TYPES[suffix]
+    own, kind = found["eye.css"]
+    # The look that all pages of a run share, then what this one adds.
+    found["eye.css"] = (PALETTE + LAYOUT + MARKS + STYLE).encode() + own, kind
+    return found
+
+
+class _Server:
+    def __init__(self, eye: Eye) -> None:
+        self._eye, self._files = eye, page_files()
+        self._figures = ThreadPoolExecutor(1, "eye-figures")
+        self._features = ThreadPoolExecutor(1, "eye-features")
+        self._stream = Stream(lambda: self._on(self._figures, eye.figures))
+        asked: dict[str, Callable[[Mapping[str, str]], Any]] = {
+            "/api/curves": lambda query: self._on(self._figures, eye.curves),
+            "/api/births": lambda query: self._on(self._figures, eye.births, _label(query)),
+            "/api/table": lambda query: self._on(self._features, eye.table, _label(query)),
+            "/api/map": lambda query: self._on(self._features, eye.decoder_map, _label(query)),
+            "/api/feature": lambda query: self._on(
+                self._features, eye.feature, _label(query), _number(query, "feature")
+            ),
+            "/api/search": lambda query: self._on(
+                self._features, eye.search, query.get("text", "")[:MOST_TEXT]
+            ),
+        }
+        self.app = Starlette(
+            routes=[
+                *(Route(path, self._page) for path in VIEWS),
+                Route("/static/{name}", self._file),
+                Route("/api/events", self._events),
+                *(Route(path, _answering(how)) for path, how in asked.items()),
+                Route("/api/mark", self._mark, methods=["POST"]),
+            ]
+        )
+
+    async def _on(self, threads: ThreadPoolExecutor, ask: Callable[..., T], *given: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(threads, ask, *given)
+
+    async def _page(self, request: Request) -> Response:
+        return self._of("index.html")
+
+    async def _file(self, request: Request) -> Response:
+        return self._of(request.path_params["name"])
+
+    def _of(self, name: str) -> Response:
+        if name not in self._files:
+            return Response("not here\n", 404, media_type="text/plain")
+        contents, kind = self._files[name]
+        return Response(contents, media_type=kind)
+
+    async def _events(self, request: Request) -> Response:
+        if self._stream.pages >= MOST_PAGES:
+            return _problem(f"{MOST_PAGES} pages are open already; close one", 503)
+        return StreamingResponse(self._stream.events(), media_type="text/event-stream")
+
+    async def _mark(self, request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            return _problem("not JSON", 415)
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MOST_BODY:
+                return _problem(f"more than {MOST_BODY:,} bytes", 413)
+        try:
+            change = Change.model_validate_json(body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            return _problem(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
+
+        return await _answer(lambda: self._on(self._features, self._eye.mark, change))
+
+
+class Stream:
+    """The run's figures for however many pages look; nothing is read while none does."""
+
+    def __init__(self, read: Callable[[], Any]) -> None:
+        self._read = read
+        self.pages = 0
+        self._text, self._version = "", 0
+        self._changed = asyncio.Condition()
+        self._reading: asyncio.Task[None] | None = None
+
+    async def events(self) -> AsyncIterator[bytes]:
+        """Server-sent events: the newest figures at once, then whenever they differ."""
+        self.pages += 1
+        seen = 0
+        try:
+            if self._reading is None or self._reading.done():
+                self._reading = asyncio.create_task(self._go_on())
+            while True:
+                try:
+                    async with asyncio.timeout(SILENT_S), self._changed:
+                        while self._version <= seen:
+                            await self._changed.wait()
+                except TimeoutError:
+                    yield b": still here\n\n"
+                    continue
+                seen = self._version
+                yield f"data: {self._text}\n\n".encode()
+        finally:
+            self.pages -= 1
+
+    async def _go_on(self) -> None:
+        while self.pages:
+            try:
+                document = await self._read()
+            except Exception as error:  # a damaged run is shown as such, and may mend
+                log.exception("the run cannot be read")
+                document = {"live": False, "problem": f"{type(error).__name__}: {error}"}
+            text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+            if text != self._text or not self._version:
+                async with self._changed:
+                    self._text, self._version = text, self._version + 1
+                    self._changed.notify_all()
+            await asyncio.sleep(EVERY_S)
+
+
+def _answering(how: Callable[[Mapping[str, str]], Any]) -> Callable[[Request], Any]:
+    async def answer(request: Request) -> Response:
+        return await _answer(lambda: how(request.query_params))
+
+    return answer
+
+
+async def _answer(ask: Callable[[], Any]) -> Response:
+    try:
+        return _json(await ask())
+    except NotThereError as error:
+        return _problem(str(error), 404)
+    except MarksError as error:
+        return _problem(str(error), 409)
+    except ArchiveError as error:
+        return _problem(f"the archive cannot be read: {error}", 409)
+    except Exception as error:  # what a run's folder holds is anybody's
+        log.exception("a question could not be answered")
+        return _problem(f"{type(error).__name__}; the command's terminal says more", 500)
+
+
+def _label(query: Mapping[str, str]) -> str:
+    return query.get("sae", "")[:MOST_LABEL]
+
+
+def _number(query: Mapping[str, str], name: str) -> int:
+    text = query.get(name, "")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise NotThereError(f"{name} is no number")
+    return int(text)
+
+
+def _problem(text: str, status: int) -> Response:
+    return _json({"problem": text}, status)
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    """In ASCII: a name of a run may hold half a character."""
+    text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    return Response(text, status, media_type="application/json")

@@ -1,0 +1,163 @@
+"""Features as a sink `feature_index` has kept them over the whole run (`rundir.feature_index`)."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from asys_bench.eye.features import Document, Floats
+from asys_bench.eye.watch import plain
+from asys_bench.rundir.live_run import ReadingError
+
+MOST_EXAMPLES = 24
+TOPS = 8
+
+
+class IndexExample(Protocol):
+    """One row that a feature fires on.
+
+    tokens, activations: of those around it, None where there are no tokens; position: of its own among them.
+    quantile_bin: which fifth of the feature's firings it is among.
+    """
+
+    source: int
+    host_step: int
+    row: int
+    activation: float
+    quantile_bin: int
+    tokens: Sequence[int] | None
+    activations: Sequence[float] | None
+    position: int
+
+
+class IndexReader(Protocol):
+    """`rundir.feature_index.FeatureIndex`."""
+
+    hook: str
+    d_sae: int
+    rows: int
+    weights_step: int
+    density_F: Floats
+    mean_F: Floats
+    max_F: Floats
+
+    def examples(self, feature: int, kind: str = "top") -> Sequence[IndexExample]: ...
+
+    def histogram(self, feature: int) -> tuple[Floats, npt.NDArray[Any]]: ...
+
+    def density_over_time(self, feature: int) -> tuple[npt.NDArray[Any], Floats]: ...
+
+    def cofiring(self, feature: int) -> list[tuple[int, float, float]]: ...
+
+
+def open_index(run_dir: Path, hook: str) -> IndexReader | None:
+    """The index of a hook's SAE; None where the run keeps none, or it cannot be read yet."""
+    try:
+        module = importlib.import_module("asys_bench.rundir.feature_index")
+        found: IndexReader = module.FeatureIndex.open(run_dir, hook)
+        return found
+    except (ModuleNotFoundError, ReadingError, OSError, ValueError, KeyError):
+        return None
+
+
+class IndexFeatures:
+    """`features.Features` of an index. vocabulary: token id -> text."""
+
+    kind = "index"
+
+    def __init__(self, index: IndexReader, vocabulary: Mapping[int, str]) -> None:
+        self._index, self._vocabulary = index, vocabulary
+        self._tops: list[list[str]] | None = None
+
+    def is_of(self, index: IndexReader) -> bool:
+        """Whether `index` was written at the same moment as this one's."""
+        mine = self._index
+        return (mine.rows, mine.weights_step) == (index.rows, index.weights_step)
+
+    @property
+    def d_sae(self) -> int:
+        return self._index.d_sae
+
+    @property
+    def rows(self) -> int:
+        return self._index.rows
+
+    @property
+    def about(self) -> str:
+        return (
+            f"{self.rows:,} rows of the whole run, by the sink feature_index; its newest weights are "
+            f"those of trainer step {self._index.weights_step:,}"
+        )
+
+    @property
+    def density_F(self) -> Floats:
+        return self._index.density_F
+
+    @property
+    def mean_F(self) -> Floats:
+        return self._index.mean_F
+
+    @property
+    def max_F(self) -> Floats:
+        return self._index.max_F
+
+    def words(self) -> Sequence[str]:
+        return [tokens[0] if tokens else "" for tokens in self.top_tokens()]
+
+    def top_tokens(self) -> Sequence[Sequence[str]]:
+        if self._tops is None:
+            silent_F = self.density_F <= 0
+            self._tops = [
+                [] if silent_F[feature] else self._tokens_of(feature)
+                for feature in range(self.d_sae)
+            ]
+        return self._tops
+
+    def _tokens_of(self, feature: int) -> list[str]:
+        """Most frequent among the strongest examples first; at equal counts the stronger one."""
+        strength: dict[str, float] = {}
+        for one in self._index.examples(feature, "top"):
+            if one.tokens is not None and 0 <= one.position < len(one.tokens):
+                token = self._text(one.tokens[one.position])
+                strength[token] = strength.get(token, 0.0) + float(one.activation)
+        return sorted(strength, key=lambda token: -strength[token])[:TOPS]
+
+    def _text(self, token: int) -> str:
+        return self._vocabulary.get(int(token), f"<{int(token)}>")
+
+    def examples(self, feature: int, kind: str) -> list[Document]:
+        found = list(self._index.examples(feature, kind))
+        every = (
+            max(1, len(found) // MOST_EXAMPLES) if kind == "random" else 1
+        )  # of each quantile some
+        return [self._example(one) for one in found[::every][:MOST_EXAMPLES]]
+
+    def _example(self, one: IndexExample) -> Document:
+        found: Document = {
+            "activation": plain(float(one.activation)),
+            "quantile": one.quantile_bin,
+            "step": int(one.host_step),
+            "source": int(one.source),
+            "row": int(one.row),
+        }
+        if one.tokens is not None and one.activations is not None:
+            found["tokens"] = [self._text(token) for token in one.tokens]
+            found["levels"] = [plain(float(level)) for level in one.activations]
+            found["at"] = int(one.position)
+        return found
+
+    def pictures(self, feature: int) -> list[Any]:
+        return []
+
+    def histogram(self, feature: int) -> tuple[Floats, npt.NDArray[Any]]:
+        return self._index.histogram(feature)
+
+    def density_over_time(self, feature: int) -> tuple[npt.NDArray[Any], Floats]:
+        return self._index.density_over_time(feature)
+
+    def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
+        return self._index.cofiring(feature)

@@ -1,0 +1,40 @@
+// The view Search: features by name, note, words or token.
+
+import { ask } from './api.js';
+import { count, h, link, name, share, show, visible } from './dom.js';
+
+const PAUSE_MS = 150;
+
+export async function search(place, { saes }) {
+  const query = new URLSearchParams(location.search);
+  const said = h('p', { class: 'how', role: 'status' }, 'The tokens that features fire on most, their words, your names and notes.');
+  const list = h('ul', { class: 'found' });
+  const field = h('input', { type: 'search', value: query.get('text') ?? '', 'aria-label': 'Search features', placeholder: 'a token, a name', maxlength: 200, oninput: () => soon() });
+  show(place, h('h1', { class: 'quiet' }, 'Search'), h('form', { role: 'search', class: 'tools', onsubmit: (event) => { event.preventDefault(); look(); } }, field, h('button', { type: 'submit' }, 'Search')), said, list);
+  field.focus();
+  let waiting = 0, newest = 0;
+  function soon() {
+    clearTimeout(waiting);
+    waiting = setTimeout(look, PAUSE_MS);
+  }
+  async function look() {
+    const text = field.value.trim();
+    history.replaceState(null, '', text ? `/search?${new URLSearchParams({ text })}` : '/search');
+    if (!text) { show(list); return; }
+    newest += 1;
+    const mine = newest;
+    if (!list.childElementCount) said.textContent = 'Searching; the first time the features are read ...';
+    try {
+      const found = await ask('/api/search', { text });
+      if (mine !== newest) return;
+      const left = found.left_out.length ? ` Not searched: ${found.left_out.join(', ')}; open its Hook view first.` : '';
+      said.textContent = `${count(found.found.length)} of ${count(found.features)} features, in ${found.took_ms} ms.${left} ${found.problem}`;
+      show(list, found.found.map((one) => h('li', { class: 'card' },
+        link('/feature', { sae: one.sae, feature: one.feature }, `feature ${one.feature}`, one.name ? `: ${one.name}` : ''),
+        h('span', { class: 'what' }, one.tokens.length ? one.tokens.map((token) => [h('code', {}, visible(token)), ' ']) : one.words),
+        h('span', { class: 'unit' }, `${share(one.density)} of rows, ${one.where}${saes.length > 1 ? ', ' : ''}`, saes.length > 1 ? name(one.sae) : null))));
+    } catch (error) { if (mine === newest) said.textContent = error.message; }
+  }
+  if (field.value) await look();
+  return null;
+}

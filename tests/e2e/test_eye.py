@@ -1,0 +1,54 @@
+"""`asys-run eye` as a person starts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from http.cookiejar import CookieJar
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.rest
+
+
+def test_the_address_that_it_prints_opens_the_run_and_nothing_else_does(tmp_path: Path) -> None:
+    run_dir = tmp_path / "a-run"
+    run_dir.mkdir()
+    document = {"schema": "asys.run/1", "run_id": "<i>a run</i>", "hooks": ["h"], "host_pid": 1}
+    (run_dir / "run.json").write_text(json.dumps(document))
+    command = [sys.executable, "-P", "-m", "asys_bench.cli.run", "eye", str(run_dir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            told = re.search(
+                rb"http://127\.0\.0\.1:\d+/\?token=[\w-]{43}", process.stdout.readline()
+            )
+            assert told
+            address = told[0].decode()
+            root = address[: address.index("/?")]
+            stranger = urllib.request.build_opener()
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                stranger.open(f"{root}/run", timeout=20)
+            cookies = urllib.request.HTTPCookieProcessor(CookieJar())
+            browser = urllib.request.build_opener(cookies)
+            browser.open(address, timeout=20).close()
+            with browser.open(f"{root}/run", timeout=20) as page:
+                assert b'<script type="module" src="/static/main.js">' in page.read()
+                assert "default-src 'none'" in page.headers["content-security-policy"]
+            with browser.open(f"{root}/api/events", timeout=20) as events:
+                figures = json.loads(events.readline().removeprefix(b"data: "))
+            assert (figures["run_id"], figures["live"]) == ("<i>a run</i>", False)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+            assert process.stderr is not None
+            assert process.stderr.read() == b""
+        finally:
+            process.kill()
+    assert sorted(os.listdir(run_dir)) == ["run.json"]
