@@ -45,6 +45,7 @@ ASK_AGAIN = "open the address that `asys-run eye` printed: it has the token that
 # in it; from a page of our own it is.
 _EXCHANGED = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>A-Sys-I</title>'
+    '<link rel="icon" href="/static/eye.svg" type="image/svg+xml">'
     '<meta http-equiv="refresh" content="0;url=/"><p><a href="/">Go on</a></p></html>'
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class SaeView:
     problem: str = ""
     _directions_FD: torch.Tensor | None = field(default=None, repr=False)
     _search: list[str] | None = field(default=None, repr=False)
+    _density: list[float] | None = field(default=None, repr=False)
 
     def table(self, marks: Mapping[int, Mark]) -> Document:
         """All features, a list per column; None in a list: not known."""
@@ -180,16 +182,17 @@ class SaeView:
         if not wanted:
             return []
         hits: list[tuple[int, float, int, str]] = []
+        densities = self._densities()
         for number, mark in marks.items():
             if number < self.sae.d_sae and wanted in f"{mark.name}\n{mark.note}".casefold():
-                hits.append((0, -self._density(number), number, "name or note"))
+                hits.append((0, -densities[number], number, "name or note"))
         named = {number for _, _, number, _ in hits}
         for number, told in enumerate(self._texts()):
             if wanted in told and number not in named:
                 exact = f"\n{wanted}\n" in told
                 where = "its very token" if exact else "among what it fires on most"
-                hits.append((1 if exact else 2, -self._density(number), number, where))
-        hits.sort()
+                hits.append((1 if exact else 2, -densities[number], number, where))
+        hits = heapq.nsmallest(FOUND, hits)
         words = self.features.words() if self.features is not None else []
         tokens = self.features.top_tokens() if self.features is not None else []
         return [
@@ -202,11 +205,14 @@ class SaeView:
                 "density": plain(-density),
                 "name": marks[number].name if number in marks else "",
             }
-            for _, density, number, where in hits[:FOUND]
+            for _, density, number, where in hits
         ]
 
-    def _density(self, number: int) -> float:
-        return float(self.features.density_F[number]) if self.features is not None else 0.0
+    def _densities(self) -> list[float]:
+        if self._density is None:
+            found_F = self.features.density_F if self.features is not None else None
+            self._density = [0.0] * self.sae.d_sae if found_F is None else found_F.tolist()
+        return self._density
 
     def _texts(self) -> Sequence[str]:
         """Of each feature its tokens and words, a line each, ready to be searched."""
