@@ -31,6 +31,7 @@ from asys_bench.eye.guard import Guard
 from asys_bench.eye.marks import Change, MarksError
 from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
 from asys_bench.reports.run_report.page import STYLE
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sinks.archive.sidecar import ArchiveError
 
 log = logging.getLogger(__name__)
@@ -194,6 +195,8 @@ async def _answer(ask: Callable[[], Any]) -> Response:
         return _problem(str(error), 409)
     except ArchiveError as error:
         return _problem(f"the archive cannot be read: {error}", 409)
+    except ReadingError as error:
+        return _problem(str(error), 409)
     except Exception as error:  # what a run's folder holds is anybody's
         log.exception("a question could not be answered")
         return _problem(f"{type(error).__name__}; the command's terminal says more", 500)

@@ -277,10 +277,12 @@ class ArchiveFeatures:
     def density_over_time(self, feature: int) -> tuple[npt.NDArray[Any], Floats]:
         fired_N = np.zeros(self.rows)
         fired_N[self._codes.of(feature)[0]] = 1.0
-        order = np.argsort(self._step_N, kind="stable")
-        parts = [part for part in np.array_split(order, MOMENTS) if len(part)]
-        steps = np.array([float(self._step_N[part].mean()) for part in parts])
-        return steps, np.array([float(fired_N[part].mean()) for part in parts])
+        different, inverse_N = np.unique(self._step_N, return_inverse=True)
+        moments = min(MOMENTS, len(different))
+        moment_N = inverse_N * moments // len(different)
+        rows = np.bincount(moment_N, minlength=moments)
+        steps = np.bincount(moment_N, self._step_N, moments) / rows
+        return steps, np.bincount(moment_N, fired_N, moments) / rows
 
     def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
         rows, _ = self._codes.of(feature)

@@ -47,6 +47,9 @@ class IndexReader(Protocol):
 
     def examples(self, feature: int, kind: str = "top") -> Sequence[IndexExample]: ...
 
+    def top_tokens(self) -> tuple[npt.NDArray[Any], Floats]:
+        """([F, T] tokens that each feature's top examples are of, [F, T] activations); -1 and 0: none."""
+
     def histogram(self, feature: int) -> tuple[Floats, npt.NDArray[Any]]: ...
 
     def density_over_time(self, feature: int) -> tuple[npt.NDArray[Any], Floats]: ...
@@ -110,21 +113,19 @@ class IndexFeatures:
 
     def top_tokens(self) -> Sequence[Sequence[str]]:
         if self._tops is None:
-            silent_F = self.density_F <= 0
-            self._tops = [
-                [] if silent_F[feature] else self._tokens_of(feature)
-                for feature in range(self.d_sae)
-            ]
+            tokens_FT, values_FT = self._index.top_tokens()
+            pairs = zip(tokens_FT.tolist(), values_FT.tolist(), strict=True)
+            self._tops = [self._strongest(tokens, values) for tokens, values in pairs]
         return self._tops
 
-    def _tokens_of(self, feature: int) -> list[str]:
-        """Most frequent among the strongest examples first; at equal counts the stronger one."""
-        strength: dict[str, float] = {}
-        for one in self._index.examples(feature, "top"):
-            if one.tokens is not None and 0 <= one.position < len(one.tokens):
-                token = self._text(one.tokens[one.position])
-                strength[token] = strength.get(token, 0.0) + float(one.activation)
-        return sorted(strength, key=lambda token: -strength[token])[:TOPS]
+    def _strongest(self, tokens: Sequence[int], values: Sequence[float]) -> list[str]:
+        """Of its top examples, the token with the largest sum of activations first."""
+        strength: dict[int, float] = {}
+        for token, value in zip(tokens, values, strict=True):
+            if token >= 0 and value > 0:
+                strength[token] = strength.get(token, 0.0) + value
+        best = sorted(strength, key=lambda token: -strength[token])[:TOPS]
+        return [self._text(token) for token in best]
 
     def _text(self, token: int) -> str:
         return self._vocabulary.get(int(token), f"<{int(token)}>")

@@ -132,7 +132,7 @@ def _named(config: Mapping[str, Any]) -> tuple[Path, str]:
     if folder is None or not folder.is_dir():
         raise NoLogitsError(f"the files of {model} are not on this machine")
     trained = " it began with" if told.get("task") == "train" else ""
-    return folder, f"{model}: the weights{trained}"
+    return folder, f"{Path(model).name}: the weights{trained}"
 
 
 def _files_of(folder: Path) -> Sequence[Path]:

@@ -51,6 +51,12 @@ class FakeIndex:
         strong = FakeExample(3.0, [1, feature, 2], [0.5, 3.0, float("nan")], 1)
         return [strong, strong, FakeExample(1.0, [40], [1.0], 0)]
 
+    def top_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        tokens_FT = np.stack([np.arange(self.d_sae)] * 2 + [np.full(self.d_sae, 40)], 1)
+        values_FT = np.tile(np.array([3.0, 3.0, 1.0]), (self.d_sae, 1))
+        tokens_FT[5:7], values_FT[5:7] = -1, 0.0
+        return tokens_FT, values_FT
+
     def histogram(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         return np.array([0.0, 1.0, 2.0]), np.array([5.0, 1.0])
 
