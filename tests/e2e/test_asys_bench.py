@@ -13,6 +13,7 @@ import time
 import jsonschema
 import pytest
 
+from asys_bench.cli.bench import main
 from asys_bench.harness.results.store import json_schema
 
 SUITE = """\
@@ -241,23 +242,34 @@ def _processes(module, parent):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("--set", "defaults.rounds=two"), "defaults.rounds"),
+        (("--set", "cases.0.targets=[speed.p99 <= 1]"), "unknown metric"),
+        (("--only", "nothing"), "--only 'nothing'"),
+    ],
+)
+def test_a_run_that_cannot_be_exits_2_and_says_why(bench, words, says):
+    code, output = bench("run", bench.suite(), *words)
+    assert code == 2, output
+    assert says in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
         (("run",), "give a SUITE"),
         (("run", "nowhere.yaml"), "no such suite"),
-        (("run", "SUITE", "--set", "defaults.rounds=two"), "defaults.rounds"),
-        (("run", "SUITE", "--set", "cases.0.targets=[speed.p99 <= 1]"), "unknown metric"),
-        (("run", "SUITE", "--only", "nothing"), "--only 'nothing'"),
         (("judge", "nowhere.json"), "cannot be read"),
         (("report", "nowhere.json"), "cannot be read"),
         (("explain", "nowhere.json", "x"), "cannot be read"),
         (("history", "."), "no result.json"),
     ],
 )
-def test_usage_errors_exit_2_and_say_why(bench, words, says):
-    suite = bench.suite()
-    code, output = bench(*(suite if word == "SUITE" else word for word in words))
-    assert code == 2, output
-    assert says in output
-    assert "Traceback" not in output
+def test_usage_errors_exit_2_and_say_why(words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(list(words)) == 2
+    said = capsys.readouterr()
+    assert says in said.out + said.err
 
 
 @pytest.mark.rest
