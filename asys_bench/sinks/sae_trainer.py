@@ -34,6 +34,7 @@ from asys_bench.sinks.sae.live_evaluation import LiveEvaluations
 from asys_bench.sinks.sae.options import GroupOptions, SAETrainerOptions
 from asys_bench.sinks.sae.start import StartFrom
 from asys_bench.sinks.sae.training import Training
+from asys_bench.system.allocator import return_freed_memory
 
 __all__ = ["SAETrainerOptions", "SAETrainerWorker", "plugin"]
 
@@ -242,6 +243,7 @@ class SAETrainerWorker(BaseSink):
                 training.evaluate()
             if now - training.saved_at > training.trainer.config.checkpoint_interval_s:
                 training.save()
+                return_freed_memory()  # what measuring and writing took lies between what is kept
             self._context.heartbeat()
         if self._evaluations is not None:
             self._evaluations.poll()
