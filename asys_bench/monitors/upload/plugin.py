@@ -20,6 +20,7 @@ from asys_bench.monitors.upload.lock import UploadBusyError, UploadLock
 from asys_bench.monitors.upload.uploader import RunIsElsewhereError, StoreTakenError, Uploader
 from asys_bench.store.objects import CALL_S, Backoff, ObjectStore, StoreError
 from asys_bench.store.uri import place_of
+from asys_bench.system.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
 INTERVAL_S = 5.0
@@ -57,6 +58,7 @@ class UploadMonitor(BaseMonitor):
     def open(self, context: MonitorContext) -> None:
         """Start sending. Nothing of the store is asked here: it may be away."""
         self._context = context
+        keep_freed_memory()
         self._moved_at = time.monotonic()
         self._thread = threading.Thread(target=self._send_for_ever, name="upload", daemon=True)
         self._thread.start()
