@@ -171,6 +171,7 @@ def test_probes_and_a_timeline_take_a_twentieth_of_the_trainers_time_per_row(
 ):
     """Without what the workers take to begin. A timeline is its reservoir and a look at the end."""
     run, cpu, rows = observed(tmp_path, steps, envs, pace_s)
+    timelines_of(run.path, ["trunk"])  # with what it imports
     began = time.process_time()
     (timeline,) = timelines_of(run.path, ["trunk"])
     look_s = time.process_time() - began

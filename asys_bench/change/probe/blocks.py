@@ -60,7 +60,7 @@ class BlockRule:
         if self.kind in labels:
             values_N = labels[self.kind]
             known_N = np.isfinite(values_N)
-            ids_N = hashed(3, attempt, call[0], np.where(known_N, values_N, 0).view(np.int64))
+            ids_N = self.of_label(attempt, call[0], np.where(known_N, values_N, 0))
             return np.where(known_N, ids_N, whole)
         if self.kind == f"{STEPS} steps":
             source = call[0]
@@ -71,6 +71,13 @@ class BlockRule:
                 len(rows_N), hashed(4, attempt, self._life, source, self._calls[source] // STEPS)
             )
         return np.full(len(rows_N), whole)
+
+    @staticmethod
+    def of_label(
+        attempt: int, source: int | npt.NDArray[np.int64], values_N: npt.NDArray[np.float64]
+    ) -> Ids:
+        """Of rows whose label, which is the block, has these values."""
+        return hashed(3, attempt, source, values_N.view(np.int64))
 
     def _label(self, labels: Mapping[str, object]) -> str | None:
         names: Sequence[str] = (self._named,) if self._named is not None else BLOCK_LABELS

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator, Field
 
 from asys_bench.change.label_join import CallKey, Joined, LabelJoin
 from asys_bench.change.probe import probes
-from asys_bench.change.probe.blocks import BLOCK_LABELS, BlockRule, is_held_out
+from asys_bench.change.probe.blocks import BLOCK_LABELS, BlockRule, Ids, is_held_out
 from asys_bench.change.probe.files import write_probes
 from asys_bench.change.probe.fit import Dense, Features, Sparse
 from asys_bench.change.probe.gate import Gate, may_be_in
@@ -74,10 +74,14 @@ FIT_S = 60.0
 SAE_RELOADED_S = 300.0
 MOST_FEATURES = 64
 """Of a row that are kept: its largest."""
-BULK_ROWS = 2048
+BULK_ROWS, BULK_BYTES = 2048, 4 << 20
+"""So many joined rows are brought into the windows together, and of narrow ones up to four times as many,
+while that is no more than half a window."""
 HELD_OUT_PART = 3
 """The window of held-out rows is this part of the other."""
 MOST_LABELS = 64
+LINGER_S = 0.25
+"""A pull waits so long for packets that are worth it: nothing here is in a hurry."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -172,6 +176,9 @@ class _Hook:
         self.sae: SparseAutoencoder | None = None
         self.sae_at = -math.inf
         self.sae_path: Path | None = None
+        self.bulk_rows = max(
+            BULK_ROWS, min(4 * BULK_ROWS, self.capacity // 2, BULK_BYTES // (4 * width))
+        )
         self.gate = Gate(self.capacity)
         self.newest_step = 0
         self.due = 0.0
@@ -210,6 +217,7 @@ class ProbeWorker(BaseSink):
         self._running: tuple[_Hook, Future[tuple[list[Probe], float]]] | None = None
         self._not_before = 0.0
         self._failed = False
+        self.linger_s = LINGER_S
         self._limit = 1.0
         """Of all hooks the widest: labels of calls beyond it are left unread."""
 
@@ -392,7 +400,7 @@ class ProbeWorker(BaseSink):
         hook = done.payload.hook
         hook.bulk.parts.append(done)
         hook.bulk.rows += len(done.rows_N)
-        if hook.bulk.rows >= BULK_ROWS:
+        if hook.bulk.rows >= hook.bulk_rows:
             self._settle(hook)
 
     # ---- into the windows
@@ -404,15 +412,7 @@ class ProbeWorker(BaseSink):
             return
         labels_NK = self._labels_of(hook, bulk)
         draw_N = np.concatenate([part.payload.draw_N for part in bulk.parts])
-        block_N = np.concatenate(
-            [
-                hook.rule.of(
-                    part.key, self._context.attempt, part.payload.dims, part.payload.text,
-                    part.rows_N, part.labels,
-                )
-                for part in bulk.parts
-            ]
-        )  # fmt: skip
+        block_N = self._blocks_of(hook, bulk)
         boost_N = np.ones(len(draw_N))
         for name, target in hook.targets.items():
             values_N = labels_NK[:, hook.columns[name]]
@@ -432,6 +432,30 @@ class ProbeWorker(BaseSink):
                 hook.changed += len(place_M)
         hook.labelled.add(len(draw_N))
         hook.open_gate()
+
+    def _blocks_of(self, hook: _Hook, bulk: _Bulk) -> Ids:
+        """The block of each row; of all parts at once where a label is the block, as `BlockRule.of`."""
+        rule, attempt, parts = hook.rule, self._context.attempt, bulk.parts
+        if rule.kind in parts[0].labels and all(rule.kind in part.labels for part in parts):
+            values_N = np.concatenate([part.labels[rule.kind] for part in parts])
+            if np.isfinite(values_N).all():
+                source_N = np.repeat(
+                    [part.key.source for part in parts], [len(part.rows_N) for part in parts]
+                )
+                return rule.of_label(attempt, source_N, values_N)
+        return np.concatenate(
+            [
+                rule.of(
+                    part.key,
+                    attempt,
+                    part.payload.dims,
+                    part.payload.text,
+                    part.rows_N,
+                    part.labels,
+                )
+                for part in parts
+            ]
+        )
 
     def _labels_of(self, hook: _Hook, bulk: _Bulk) -> Floats:
         for name in dict.fromkeys(name for part in bulk.parts for name in part.labels):

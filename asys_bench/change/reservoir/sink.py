@@ -48,6 +48,8 @@ from asys_bench.system.files.atomic import Fsync
 log = logging.getLogger(__name__)
 FLUSH_S = 10.0
 """Between two writes of the newest window: at most so much of a run is lost to a SIGKILL."""
+LINGER_S = 0.25
+"""A pull waits so long for packets that are worth it: a lease of one takes as long as one of many."""
 MOST_WAITING = 64 << 20
 """Bytes of changed windows in memory, above which they are written earlier."""
 ROW_COLUMN_BYTES = 64
@@ -84,6 +86,7 @@ class ReservoirWorker(BaseSink):
 
     def __init__(self, options: ReservoirOptions) -> None:
         self._options = options
+        self.linger_s = LINGER_S
         self._hooks: dict[int, _Hook] = {}
         self._flushed_at = time.monotonic()
 
