@@ -245,7 +245,9 @@ PAGE: dict[str, MetricSpec] = {
         "asys_probe_unjoined_rows", "Rows that no label came for.", "worker"
     ),
     "probe_unjoined_labels": _counter(
-        "asys_probe_unjoined_labels", "Labels of rows that never came, had left or were not let in.", "worker"
+        "asys_probe_unjoined_labels",
+        "Labels of rows that never came, had left or were not let in.",
+        "worker",
     ),
     "probe_auc": _gauge(
         "asys_probe_auc_ratio", "Held-out AUC of a label's probe.", "hook", "label", "worker"
