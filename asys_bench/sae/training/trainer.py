@@ -470,9 +470,10 @@ class SAETrainer:
 
         def fill(target: Path) -> None:
             save_sae(target, sae, hook.learner.scaling, about, hook.outliers.limit)
+            # Before the state, which then says as well which features have turned.
+            write_lives(target, lives_now(hook.learner.whole_lives(), W_dec_FD))
             state = TrainerState(self.config, hook.d_in, self._state(), hook.d_out, self.hook_name)
             write_state(target, state)
-            write_lives(target, lives_now(hook.learner.whole_lives(), W_dec_FD))
 
         store = CheckpointStore(
             folder,

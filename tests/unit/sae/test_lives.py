@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from asys_bench.sae import SAEConfig, SAETrainer
-from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
 from asys_bench.sae.checkpoint.lives import LIVES_FILE, read_lives
+from asys_bench.sae.checkpoint.trainer_state import STATE_TENSORS
 from asys_bench.sae.training.learner import Learner
 from asys_bench.sae.training.lives import NOT_TURNED, WINDOWS, FeatureLives
 
@@ -99,6 +100,19 @@ def test_a_checkpoint_keeps_lives_and_a_resumed_training_goes_on_with_them(tmp_p
         torch.equal(a, b)
         for a, b in zip(vars(again.lives).values(), vars(trainer.lives).values(), strict=True)
     )
+
+
+def test_a_state_says_which_features_had_turned_when_it_was_written(tmp_path) -> None:
+    trainer = trained(8)
+    assert trainer._hook is not None
+    learner = trainer._hook.learner
+    learner.lives.birth_FD[3] = -learner.decoder[3].to(torch.bfloat16)  # since the look before
+    checkpoint = trainer.save(tmp_path, sync=False)
+    assert checkpoint is not None
+    state = read_tensors(checkpoint / STATE_TENSORS)
+    turned_F = state["learner.lives.turned_host_step"]
+    assert int(turned_F[3]) == 70
+    assert torch.equal(turned_F, read_lives(checkpoint).turned_host_step)
 
 
 def test_a_checkpoint_without_lives_is_of_generation_0_and_says_so(tmp_path) -> None:
