@@ -21,6 +21,7 @@
     alarm/              what an `alarm` sink raised and watched
     reservoir/          rows of the whole run, a folder per hook (`change.reservoir`)
     timeline/           which features were born when (`change.timeline`)
+    feature_index/      what each feature fires on, a folder per hook (`rundir.feature_index_layout`)
     tensorboard/        event files
     eye.json            pins, names and notes of features, as viewers of `asys-run eye` wrote them
     .readers/           locks of subscribers from outside
@@ -73,6 +74,7 @@ ALARM_DIR, ALARM_SCHEMA = "alarm", "asys.alarm/1"
 ALARMS_FILE, ALARM_VALUES_SCHEMA = "alarms.jsonl", "asys.alarm_values/1"
 RESERVOIR_DIR = "reservoir"
 TIMELINE_DIR, TIMELINE_SCHEMA = "timeline", "asys.timeline/1"
+FEATURE_INDEX_DIR, FEATURE_INDEX_SCHEMA = "feature_index", "asys.feature_index/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"
 HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK = ".host.lock", ".workers.lock", ".upload.lock"

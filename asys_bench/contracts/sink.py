@@ -239,6 +239,8 @@ class SinkPlugin:
     `sae_trainer`, as far as it has such."""
     takes_labels: bool = False
     """Each of its workers gets the stream of labels (`contracts.labels`), whatever hooks it has."""
+    takes_tokens: bool = False
+    """Each of its workers gets the stream of tokens, whatever hooks it has."""
     once: bool = False
     """A run has one sink of this kind at the most."""
     unavailable: Callable[[], str | None] = lambda: None

@@ -215,6 +215,21 @@ PAGE: dict[str, MetricSpec] = {
     "reservoir_refused_packets": _counter(
         "asys_reservoir_refused_packets", "Packets that a reservoir cannot take.", "hook", "worker"
     ),
+    "feature_index_rows": _counter(
+        "asys_feature_index_rows", "Rows that a feature index has read.", "hook", "worker"
+    ),
+    "feature_index_left_out_rows": _counter(
+        "asys_feature_index_left_out_rows",
+        "Rows that a feature index leaves out: beyond its share of a core, or without an SAE.",
+        "hook",
+        "worker",
+    ),
+    "feature_index_refused_rows": _counter(
+        "asys_feature_index_refused_rows",
+        "Rows that a feature index cannot read: they are not finite.",
+        "hook",
+        "worker",
+    ),
     "sae_watch_rows": _counter(
         "asys_sae_watch_rows", "Rows that a watched SAE was applied to.", "hook", "worker"
     ),

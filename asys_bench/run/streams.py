@@ -17,7 +17,7 @@ from asys_bench.config.sections.sinks import SinkConfig
 from asys_bench.contracts.bus import GroupSpec
 from asys_bench.contracts.coin import coin_key
 from asys_bench.contracts.host import Feed
-from asys_bench.contracts.names import LABELS, matches
+from asys_bench.contracts.names import LABELS, TOKENS, matches
 from asys_bench.contracts.preprocessor import Preprocessor
 
 
@@ -27,7 +27,8 @@ class Streams:
 
     described: what run.json says of each stream. trained: names of the configured ones; a sink that trains
     one thing per hook gets only these. side: names of the side streams (`tokens`); every other sink that
-    takes all hooks gets them too. text: reads what the root is fed; None when it takes no text.
+    takes all hooks gets them too, and one that says `takes_tokens` the tokens. text: reads what the root is
+    fed; None when it takes no text.
     labels: some sink wants what the host says of its rows; those that do get it, and no other.
     """
 
@@ -64,7 +65,9 @@ class Streams:
         sink = _sink_of(config, group.name)
         plugin = sink.plugin()
         wanted = [LABELS] if plugin.takes_labels and self.labels else []
-        if not plugin.partition:
+        if plugin.takes_tokens:
+            wanted += [name for name in self.side if name == TOKENS]
+        elif not plugin.partition:
             wanted += [name for name in self.side if any(matches(name, g) for g in sink.hooks)]
         if group.hooks is None and len(wanted) == len(self.unhooked):
             return group
@@ -133,7 +136,8 @@ def coin_keys(config: MasterConfig, points: Sequence[HookPoint], rank: int = 0) 
 
 
 def _somebody_wants_side_streams(config: MasterConfig) -> bool:
-    return any(not sink.plugin().partition for sink in config.enabled_sinks.values())
+    plugins = [sink.plugin() for sink in config.enabled_sinks.values()]
+    return any(plugin.takes_tokens or not plugin.partition for plugin in plugins)
 
 
 def _sink_of(config: MasterConfig, group: str) -> SinkConfig:

@@ -29,6 +29,7 @@ from asys_bench.contracts.run_files import (
 )
 from asys_bench.monitors.metrics_csv import COLUMNS, OLD_COLUMNS
 from asys_bench.rundir.archive_view import ArchiveView
+from asys_bench.rundir.feature_index import FeatureIndex
 from asys_bench.rundir.live_run import ReadingError, goes_on
 from asys_bench.rundir.probes import FoundProbe, read_probes
 from asys_bench.rundir.timeline_document import Timeline, read_timeline
@@ -227,6 +228,15 @@ class Run:
             ReadingError: nobody has made it yet, or the file is damaged.
         """
         return read_timeline(self.path, label)
+
+    def features(self, hook: str) -> FeatureIndex:
+        """What a `feature_index` sink has written last of each feature of the hook's SAE: examples,
+        histograms, densities, partners.
+
+        Raises:
+            ReadingError: the hook has no index (yet), or it is damaged.
+        """
+        return FeatureIndex.open(self.path, hook)
 
     def probes(self, hook: str | None = None) -> dict[str, list[FoundProbe]]:
         """Hook -> its linear probes to labels, as a `probe` sink has written them last: what each is worth on

@@ -26,10 +26,12 @@ from asys_bench.contracts.run_files import (
     read_run_file,
 )
 from asys_bench.monitors.metrics_csv import COLUMNS, OLD_COLUMNS
+from asys_bench.rundir.feature_index import FeatureIndex
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.verify.finding import Finding, State
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
-from asys_bench.system.files import replace_file
-from asys_bench.system.files.below import open_file, parse_json, read_json
+from asys_bench.system.files import file_crc32c, replace_file
+from asys_bench.system.files.below import open_file, parse_json, read_json, scan_if_there
 
 MAX_LINE_BYTES = 1 << 20
 MAX_RECORD_BYTES = 64 << 20
@@ -185,6 +187,28 @@ def check_window(path: Path, name: str, *, live: bool) -> Finding:
             return Finding(name, "window", State.BEING_WRITTEN)
         return Finding(name, "window", State.DAMAGED, error.reason.splitlines()[0], lost_rows=None)
     return Finding(name, "window", State.OK, "", lengths.pop())
+
+
+def check_index(path: Path, name: str, run_dir: Path, *, live: bool) -> Finding | None:
+    """The columns of a feature index, by the document that names them; None where none does: a sink was
+    killed between the two."""
+    for entry in scan_if_there(path.parent, below=run_dir):
+        if entry.path.suffix != ".json":
+            continue
+        try:
+            document = read_json(entry.path, below=run_dir)
+            if not isinstance(document, dict) or document.get("columns") != path.name:
+                continue
+            index = FeatureIndex.of_file(entry.path, run_dir)
+            if file_crc32c(path) != document.get("crc32c"):
+                raise ReadingError("its bytes do not match the crc32c of its document")
+        except (OSError, ValueError, ReadingError) as error:
+            if live and not path.exists():
+                return Finding(name, "index", State.BEING_WRITTEN)
+            detail = str(error).splitlines()[0]
+            return Finding(name, "index", State.DAMAGED, detail, lost_rows=None)
+        return Finding(name, "index", State.OK, "", index.rows)
+    return None
 
 
 def _damaged(name: str, records: int, lost: int) -> Finding:

@@ -19,6 +19,7 @@ from asys_bench.cluster.ledger import LEDGER_DOCUMENT, LEDGER_FILE
 from asys_bench.contracts.run_files import (
     ARCHIVE_DIR,
     CONFIG_FILE,
+    FEATURE_INDEX_DIR,
     HOST_DIR,
     LATEST,
     LOCKS,
@@ -39,6 +40,7 @@ from asys_bench.rundir.verify.files import (
     REQUIRED,
     check_document,
     check_events,
+    check_index,
     check_lines,
     check_window,
 )
@@ -61,7 +63,9 @@ from asys_bench.system.files.below import (
 KEPT = "what an earlier repair cut off; kept until you delete it"
 TEXTS = (LOGS_DIR, READERS_DIR)
 """Folders of text and locks: nothing in them can be wrong."""
-FOLDERS = (ARCHIVE_DIR, SAE_DIR, CLUSTER_DIR, TENSORBOARD_DIR, RESERVOIR_DIR, *TEXTS)
+FOLDERS = (
+    ARCHIVE_DIR, SAE_DIR, CLUSTER_DIR, TENSORBOARD_DIR, RESERVOIR_DIR, FEATURE_INDEX_DIR, *TEXTS,
+)  # fmt: skip
 
 
 def verify_run(run_dir: Path, *, repair: bool = False, keep_torn: bool = True) -> Verification:
@@ -141,6 +145,9 @@ class _RunCheck:
                 yield self._events(path, name)
             elif folder.name == RESERVOIR_DIR and path.suffix == ".safetensors":
                 yield check_window(path, name, live=self.live)
+            elif folder.name == FEATURE_INDEX_DIR and path.suffix == ".safetensors":
+                found = check_index(path, name, self.path, live=self.live)
+                yield found if found is not None else self._unfinished(path)
             elif path.name.endswith(".tmp"):
                 yield self._unfinished(path)
             elif path.suffix == ".json":

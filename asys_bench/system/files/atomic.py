@@ -10,6 +10,7 @@ import errno
 import os
 import secrets
 import stat
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -58,8 +59,10 @@ def make_private_folder(path: Path) -> None:
             folder.chmod(FOLDER_MODE)  # a umask may have taken bits away
 
 
-def replace_file(path: Path, data: bytes, *, sync: bool, private: bool = True) -> None:
-    """Put `data` under `path`.
+def replace_file(
+    path: Path, data: bytes | Sequence[bytes | memoryview], *, sync: bool, private: bool = True
+) -> None:
+    """Put `data`, or buffers that follow each other, under `path`.
 
     sync: it also survives a power cut.
     private: mode 0600; otherwise what the umask leaves, for what holds no activations.
@@ -72,9 +75,10 @@ def replace_file(path: Path, data: bytes, *, sync: bool, private: bool = True) -
     fd = open_private(partial, flags) if private else os.open(partial, flags | os.O_CLOEXEC, 0o666)
     try:
         try:
-            left = memoryview(data)
-            while left:
-                left = left[os.write(fd, left) :]
+            for part in (data,) if isinstance(data, bytes) else data:
+                left = memoryview(part)
+                while left:
+                    left = left[os.write(fd, left) :]
             if sync:
                 os.fsync(fd)
         finally:

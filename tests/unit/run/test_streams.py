@@ -42,6 +42,17 @@ def test_tokens_are_captured_for_no_sink_that_reads_rows_of_hooks_alone(kind):
     assert plan_streams(config, Reader()).side == []
 
 
+def test_a_feature_index_gets_the_tokens_beside_its_hooks():
+    config = config_of(index={"kind": "feature_index"}, trainer={"kind": "sae_trainer"})
+    streams = plan_streams(config, Reader())
+    assert streams.side == [TOKENS]
+    groups = streams.with_side_streams(config, plan_workers(config, streams.trained)[0])
+    assert {group.name: group.hooks or tuple(streams.names) for group in groups} == {
+        "index": ("mid", TOKENS),
+        "trainer": ("mid",),
+    }
+
+
 @pytest.mark.parametrize("kind", SINKS)
 def test_tokens_for_an_archive_go_to_no_sink_that_reads_rows_of_hooks_alone(kind):
     config = config_of(archive={"kind": "archiver"}, one={"kind": kind, "options": SINKS[kind]})
