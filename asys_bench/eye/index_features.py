@@ -2,68 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy.typing as npt
 
 from asys_bench.eye.features import Document, Floats
 from asys_bench.eye.watch import plain
+from asys_bench.rundir.feature_index import Example, FeatureIndex
 from asys_bench.rundir.live_run import ReadingError
 
 MOST_EXAMPLES = 24
 TOPS = 8
 
 
-class IndexExample(Protocol):
-    """One row that a feature fires on.
-
-    tokens, activations: of those around it, None where there are no tokens; position: of its own among them.
-    quantile_bin: which fifth of the feature's firings it is among.
-    """
-
-    source: int
-    host_step: int
-    row: int
-    activation: float
-    quantile_bin: int
-    tokens: Sequence[int] | None
-    activations: Sequence[float] | None
-    position: int
-
-
-class IndexReader(Protocol):
-    """`rundir.feature_index.FeatureIndex`."""
-
-    hook: str
-    d_sae: int
-    rows: int
-    weights_step: int
-    density_F: Floats
-    mean_F: Floats
-    max_F: Floats
-
-    def examples(self, feature: int, kind: str = "top") -> Sequence[IndexExample]: ...
-
-    def top_tokens(self) -> tuple[npt.NDArray[Any], Floats]:
-        """([F, T] tokens that each feature's top examples are of, [F, T] activations); -1 and 0: none."""
-
-    def histogram(self, feature: int) -> tuple[Floats, npt.NDArray[Any]]: ...
-
-    def density_over_time(self, feature: int) -> tuple[npt.NDArray[Any], Floats]: ...
-
-    def cofiring(self, feature: int) -> list[tuple[int, float, float]]: ...
-
-
-def open_index(run_dir: Path, hook: str) -> IndexReader | None:
+def open_index(run_dir: Path, hook: str) -> FeatureIndex | None:
     """The index of a hook's SAE; None where the run keeps none, or it cannot be read yet."""
     try:
-        module = importlib.import_module("asys_bench.rundir.feature_index")
-        found: IndexReader = module.FeatureIndex.open(run_dir, hook)
-        return found
-    except (ModuleNotFoundError, ReadingError, OSError, ValueError, KeyError):
+        return FeatureIndex.open(run_dir, hook)
+    except (ReadingError, OSError, ValueError, KeyError):
         return None
 
 
@@ -72,11 +30,11 @@ class IndexFeatures:
 
     kind = "index"
 
-    def __init__(self, index: IndexReader, vocabulary: Mapping[int, str]) -> None:
+    def __init__(self, index: FeatureIndex, vocabulary: Mapping[int, str]) -> None:
         self._index, self._vocabulary = index, vocabulary
         self._tops: list[list[str]] | None = None
 
-    def is_of(self, index: IndexReader) -> bool:
+    def is_of(self, index: FeatureIndex) -> bool:
         """Whether `index` was written at the same moment as this one's."""
         mine = self._index
         return (mine.rows, mine.weights_step) == (index.rows, index.weights_step)
@@ -131,13 +89,14 @@ class IndexFeatures:
         return self._vocabulary.get(int(token), f"<{int(token)}>")
 
     def examples(self, feature: int, kind: str) -> list[Document]:
-        found = list(self._index.examples(feature, kind))
-        every = (
-            max(1, len(found) // MOST_EXAMPLES) if kind == "random" else 1
-        )  # of each quantile some
+        if kind == "random":
+            found = self._index.examples(feature, "random")
+            every = max(1, len(found) // MOST_EXAMPLES)  # of each quantile some
+        else:
+            found, every = self._index.examples(feature), 1
         return [self._example(one) for one in found[::every][:MOST_EXAMPLES]]
 
-    def _example(self, one: IndexExample) -> Document:
+    def _example(self, one: Example) -> Document:
         found: Document = {
             "activation": plain(float(one.activation)),
             "quantile": one.quantile_bin,

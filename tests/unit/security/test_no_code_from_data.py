@@ -32,7 +32,6 @@ ALLOWED = {
     ("asys_bench/harness/plugins.py", "import_module"): (
         "a suite's `plugins`, off unless the suite says allow_dotted_plugins"
     ),
-    ("asys_bench/eye/index_features.py", "import_module"): "one module of this package",
     ("kernels/simd/implementations.py", "import_module"): "a fixed table of numba twins",
 }
 """(file, what) -> why it is no way in."""

@@ -27,6 +27,7 @@ ALLOWED = {
         (f"asys_bench/rundir/verify/{name}.py", "walk"): "below's own"
         for name in ("archive", "verify_run")
     },
+    ("asys_bench/rundir/open_run.py", "FeatureIndex.open"): "a reader in the same folder",
     ("reports/run_summary/document.py", "walk"): "below's own",
     ("asys_bench/rundir/evaluation_documents.py", "walk"): "below's own",
 }
