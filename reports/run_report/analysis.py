@@ -56,7 +56,7 @@ MOST_ROWS = 60_000
 MOST_BYTES = 256 << 20
 """Rows of one hook that are looked at: at most these many and this much memory."""
 EVERY = 4
-"""Of a long archive one record batch in so many is looked at, over as many times the rows."""
+"""Of a long archive one record batch in up to so many is looked at, over as many times the rows."""
 FEATURES, EXAMPLES = 12, 6
 
 
@@ -270,7 +270,7 @@ def _looked(
         why = missing or _why_no_rows(archive, hook)
         raise NothingToLookAtError(f"no activations to look at: {why}")
     most = min(most_rows, max(1, MOST_BYTES // (8 * sae.d_in)))
-    every = EVERY if _more_rows_than(archive, hook, most) else 1
+    every = max(1, _rows_upto(archive, hook, EVERY * most) // most)
     found = newest_rows(archive, hook, most * every, every)
     blocks = [block for block in found if block.values.shape[1] == sae.d_in]
     if not blocks:
@@ -287,7 +287,8 @@ def _why_no_rows(archive: Archive | None, hook: str) -> str:
     return " and ".join(told) or "this hook was not archived"
 
 
-def _more_rows_than(archive: Archive, hook: str, most: int) -> bool:
+def _rows_upto(archive: Archive, hook: str, most: int) -> int:
+    """Archived rows of a hook, at most `most`."""
     rows = 0
     for path in archive.shards(hook):
         try:
@@ -295,9 +296,9 @@ def _more_rows_than(archive: Archive, hook: str, most: int) -> bool:
                 rows += frames.rows
         except ArchiveError:
             continue
-        if rows > most:
-            return True
-    return False
+        if rows >= most:
+            return most
+    return rows
 
 
 def _telling(card: FeatureCard) -> float:

@@ -25,7 +25,7 @@ from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import StatsPage, WorkerState
 from asys_bench.monitors.metrics_csv import MetricsCsv, rows_of
 from asys_bench.monitors.snapshot import histograms, take_snapshot
-from asys_bench.reports.run_report.analysis import EXAMPLES, analyse
+from asys_bench.reports.run_report.analysis import EXAMPLES, analyse, look_at
 from asys_bench.reports.run_report.archive_rows import newest_rows
 from asys_bench.reports.run_report.cards import sae_section
 from asys_bench.reports.run_report.coordinate_shifts import (
@@ -625,6 +625,17 @@ def test_each_token_around_has_the_features_own_activation(run_dir: Path) -> Non
     assert np.allclose(edge[:5], acts_NF[35:40, 4], atol=1e-6)
     assert np.isnan(edge[5:]).all()
     assert token_levels(sae, blocks, []) == []
+
+
+def test_an_archive_that_is_little_too_long_is_not_thinned_to_a_quarter(run_dir: Path) -> None:
+    sae = checkpoint(run_dir)
+    rows = torch.randn(1600, D_IN, generator=torch.Generator().manual_seed(1))
+    archive(run_dir, [packet(rows[i : i + 50], i // 50, 1) for i in range(0, 1600, 50)])
+    assert look_at(run_dir, HOOK, sae, 2000).stats.rows == 1600
+    # Whole record batches of 64 rows: all of the newest 24, a third of those, a quarter of the newest 7.
+    assert look_at(run_dir, HOOK, sae, 1500).stats.rows == 24 * 64
+    assert look_at(run_dir, HOOK, sae, 500).stats.rows == 8 * 64
+    assert look_at(run_dir, HOOK, sae, 100).stats.rows == 2 * 64
 
 
 def test_rare_features_are_ranked_by_their_strongest_row() -> None:
