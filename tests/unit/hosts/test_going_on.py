@@ -20,6 +20,8 @@ from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 class Clock:
     """Counts; asks to stop once `until` steps have passed."""
 
+    label_horizon = 0
+
     def __init__(self, until: int | None = None) -> None:
         self.host_step, self._until = 0, until
 
