@@ -36,7 +36,7 @@ announce-run:
 run: announce-run $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs on its activations
 	$(BIN)/asys-run --config $(CONFIG) $(ARGS)
 
-test: $(VENV)/.test ## set up everything, then what guards daily work: linter, types, quick tests; 6 minutes
+test: $(VENV)/.test ## set up everything, then what guards daily work: linter, types, quick tests; 6 to 7 minutes
 	$(MAKE) --no-print-directory -j3 lint types quick
 
 quick: $(VENV)/.test
