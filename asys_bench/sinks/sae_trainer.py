@@ -232,7 +232,7 @@ class SAETrainerWorker(BaseSink):
 
     def idle(self) -> None:
         now = time.monotonic()
-        slice_s = TRAIN_SLICE_S / max(1, len(self._options.variants))
+        slice_s, saved = TRAIN_SLICE_S / max(1, len(self._options.variants)), False
         for training in self._trainings.values():
             if training.rejected:
                 continue
@@ -243,8 +243,10 @@ class SAETrainerWorker(BaseSink):
                 training.evaluate()
             if now - training.saved_at > training.trainer.config.checkpoint_interval_s:
                 training.save()
-                return_freed_memory()  # what measuring and writing took lies between what is kept
+                saved = True
             self._context.heartbeat()
+        if saved:  # what measuring and writing took lies between what is kept
+            return_freed_memory()
         if self._evaluations is not None:
             self._evaluations.poll()
 

@@ -15,8 +15,9 @@ import torch
 from asys_bench.change.feature_index.batches import Batch, Pairs, Part
 from asys_bench.change.feature_index.files import IndexFiles
 from asys_bench.change.feature_index.index import WORKING_BYTES, Index, most_rows
-from asys_bench.change.feature_index.options import OF_RUN, FeatureIndexOptions
+from asys_bench.change.feature_index.options import FeatureIndexOptions
 from asys_bench.change.feature_index.slots import Ints
+from asys_bench.change.sae_choice import OF_RUN
 from asys_bench.change.timeline.firing import codes_of
 from asys_bench.contracts.run_files import checkpoint_order
 from asys_bench.contracts.sink import SinkContext

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from pydantic import Field
 
 from asys_bench.change.feature_index.index import WORKING_BYTES
-from asys_bench.contracts.names import matches
+from asys_bench.change.sae_choice import OF_RUN, missing_folders
 from asys_bench.contracts.sink import Misfit, SinkOptions
-
-OF_RUN = "run"
-"""In the place of a folder: the SAE that this run trains."""
 
 
 class FeatureIndexOptions(SinkOptions):
@@ -42,12 +38,4 @@ class FeatureIndexOptions(SinkOptions):
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
         """Folders that are not there."""
-        for glob, folder in self.saes.items():
-            if folder != OF_RUN and not Path(folder).expanduser().is_dir():
-                path = ("options", "saes", glob)
-                fix = f"name the folder of an SAE or of a run, or write {OF_RUN}"
-                yield Misfit(path, "no such folder", folder, fix)
-
-    def sae_of(self, hook: str) -> str | None:
-        found = [folder for glob, folder in self.saes.items() if matches(hook, glob)]
-        return found[-1] if found else None
+        return missing_folders(self.saes)

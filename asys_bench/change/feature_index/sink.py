@@ -21,6 +21,7 @@ from asys_bench.change.feature_index.hook_index import HookIndex
 from asys_bench.change.feature_index.options import FeatureIndexOptions
 from asys_bench.change.feature_index.pace import Pace, moment_of
 from asys_bench.change.feature_index.token_join import TextKey, TokenJoin, Tokens
+from asys_bench.change.sae_choice import sae_of
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.coin import MASK
 from asys_bench.contracts.names import SIDE_STREAMS, TOKENS
@@ -98,7 +99,7 @@ class FeatureIndexWorker(BaseSink):
             self._tokens_id = packet.hook_id
             self._take_tokens(packet)
             return
-        folder = None if name in SIDE_STREAMS else self._options.sae_of(name)
+        folder = None if name in SIDE_STREAMS else sae_of(self._options.saes, name)
         made = None if folder is None else HookIndex(name, folder, self._options, self._context)
         self._hooks[packet.hook_id] = made
 

@@ -31,6 +31,7 @@ from asys_bench.change.probe.gate import Gate, may_be_in
 from asys_bench.change.probe.probes import Probe, fitted
 from asys_bench.change.probe.targets import Kind, Target
 from asys_bench.change.probe.window import Rows, Window
+from asys_bench.change.sae_choice import OF_RUN, missing_folders, sae_of
 from asys_bench.config.sections.hooks import LabelsConfig
 from asys_bench.config.sections.run import as_list
 from asys_bench.contracts.bus import Delivery, Lease
@@ -63,8 +64,6 @@ from asys_bench.sinks.sae.start import StartFrom
 
 log = logging.getLogger(__name__)
 
-OF_RUN = "run"
-"""In the place of a folder: the SAE that this run trains."""
 SHARE_OF_TIME = 1 / 40
 FIT_SHARE = 0.5
 """A hook is fitted again when so much of its windows has changed, so that all fits on the way to full
@@ -126,15 +125,7 @@ class ProbeOptions(SinkOptions):
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterator[Misfit]:
         """Folders that are not there."""
-        for glob, folder in self.saes.items():
-            if folder != OF_RUN and not Path(folder).expanduser().is_dir():
-                path = ("options", "saes", glob)
-                fix = f"name the folder of an SAE or of a run, or write {OF_RUN}"
-                yield Misfit(path, "no such folder", folder, fix)
-
-    def sae_of(self, hook: str) -> str | None:
-        found = [folder for glob, folder in self.saes.items() if matches(hook, glob)]
-        return found[-1] if found else None
+        return missing_folders(self.saes)
 
 
 @dataclass(eq=False)
@@ -161,7 +152,7 @@ class _Hook:
 
     def __init__(self, name: str, options: ProbeOptions, context: SinkContext, width: int) -> None:
         self.name, self.width = name, width
-        self.folder = options.sae_of(name)
+        self.folder = sae_of(options.saes, name)
         life = (context.attempt << 32) + context.incarnation
         self.rule = BlockRule(options.block, life)
         kept = min(width, MOST_FEATURES) * 3 if self.folder is not None else width

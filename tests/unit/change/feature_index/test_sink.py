@@ -15,6 +15,7 @@ from asys_bench.change.feature_index import pace as pace_module
 from asys_bench.change.feature_index import token_join
 from asys_bench.change.feature_index.options import FeatureIndexOptions
 from asys_bench.change.feature_index.pace import Pace, moment_of
+from asys_bench.change.sae_choice import sae_of
 from asys_bench.contracts.packet import CONSTANT_MICROBATCH
 from asys_bench.rundir.feature_index import FeatureIndex, indexed_hooks
 from asys_bench.rundir.feature_index_layout import AFTER, BEFORE
@@ -313,4 +314,4 @@ def test_options_name_folders_that_are_there(tmp_path):
     options = FeatureIndexOptions(saes={"*": "run", "a": str(tmp_path / "nothing")})
     (misfit,) = options.misfits(1, ["a"])
     assert misfit.path == ("options", "saes", "a")
-    assert options.sae_of("b") == "run"
+    assert sae_of(options.saes, "b") == "run"
