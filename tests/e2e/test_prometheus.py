@@ -29,6 +29,7 @@ ELSEWHERE = (
     *("asys_device_", "asys_sae_watch_", "asys_sae_unpaired_"),
     *("asys_remote_", "asys_receiver_", "asys_storage_", "asys_archive_deleted_"),
     *("asys_alarm", "asys_sampling_raised", "asys_probe_", "asys_labels_", "asys_reservoir_"),
+    "asys_feature_index_",
     *(
         "asys_sae_ce_recovered_",
         "asys_sae_return_recovered_",
@@ -37,7 +38,8 @@ ELSEWHERE = (
     ),
 )
 """Only with a device, a watched SAE, a transcoder; with SAEs on another machine, a store, an archive at its
-limit; with alarms, probes, labels, reservoirs; with evaluations, and rows that are outliers."""
+limit; with alarms, probes, labels, reservoirs, an index of features; with evaluations, and rows that are
+outliers."""
 LATE = {
     "asys_sae_feature_survival_ratio",
     "asys_sae_input_drift_ratio",
