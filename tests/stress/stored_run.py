@@ -30,17 +30,12 @@ from asys_bench.rundir.verify import verify_run
 from asys_bench.system.process_usage import process_usage
 
 PORT = 5128
+SERVER = Path(__file__).with_name("light_s3.py")
 S3 = {
     "AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing",
     "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{PORT}",
 }  # fmt: skip
-SERVER = f"""
-import time
-from moto.server import ThreadedMotoServer
-ThreadedMotoServer(ip_address="127.0.0.1", port={PORT}).start()
-time.sleep(1e6)
-"""
 BUDGET_GIB = 0.5
 WIDTH, ROWS, RATE = 576, 64, 0.15
 CONFIG = f"""
@@ -108,7 +103,9 @@ def soak(minutes: float, folder: Path, block_s: float) -> list[dict[str, object]
     mine, others = cores[:1], cores[1:] or cores
     os.sched_setaffinity(0, others)  # what is started now is outside the host's core
     server = subprocess.Popen(
-        [sys.executable, "-P", "-c", SERVER], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-P", str(SERVER), str(PORT)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         _wait_for_bucket(fs)
@@ -122,7 +119,7 @@ def soak(minutes: float, folder: Path, block_s: float) -> list[dict[str, object]
             os.sched_setaffinity(0, mine)
             names = {live.page.slot(name).get(SlotField.PID): name for name, _ in live.page.slots()}
             uploader = next(pid for pid, name in names.items() if "upload" in name)
-            spent_before_s = cpu_s(uploader)
+            spent_before_s, served_before_s = cpu_s(uploader), cpu_s(server.pid)
             samples: dict[int, list[tuple[float, float, float, int]]] = {pid: [] for pid in names}
             rates: list[tuple[float, float]] = []
             most, order = 0.0, (True, False)
@@ -142,6 +139,7 @@ def soak(minutes: float, folder: Path, block_s: float) -> list[dict[str, object]
             restarts = sum(live.page.slot(n).get(SlotField.RESTARTS) for n in names.values())
             sent_bytes = live.page.slot(names[uploader]).metrics()["storage_bytes"].value
             spent_s, sent_gib = cpu_s(uploader) - spent_before_s, sent_bytes / 2**30
+            served_s = cpu_s(server.pid) - served_before_s
         without, with_uploads = np.array(rates).T
         # A step's time is the inverse of the rate.
         ratio = ratio_span(list(1 / with_uploads), list(1 / without), 0.05)
@@ -152,6 +150,7 @@ def soak(minutes: float, folder: Path, block_s: float) -> list[dict[str, object]
                 "minutes": minutes, "pairs": len(rates), "steps": host.steps, "restarts": restarts,
                 "sent_gib": round(sent_gib, 3), "uploader_cpu_s": round(spent_s, 2),
                 "uploader_cpu_s_per_gib": round(spent_s / max(sent_gib, 1e-9), 3),
+                "server_cpu_s_per_gib": round(served_s / max(sent_gib, 1e-9), 3),
                 "most_archived_gib": round(most, 3), "damaged": checked.damaged,
                 "step_ratio": ratio.estimate, "step_ratio_low": ratio.low, "step_ratio_high": ratio.high,
             }
