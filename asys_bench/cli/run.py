@@ -287,6 +287,9 @@ class _Command:
             terminal=sys.stdout.isatty(),
             provenance=self._loaded.provenance,
             announce=lambda path: print(f"run directory: {path_text(path)}", flush=True),
+            on_eye=lambda address: self._console.print(
+                f"eye: {address}", markup=False, soft_wrap=True
+            ),
         )
         try:
             try:

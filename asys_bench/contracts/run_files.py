@@ -11,7 +11,7 @@
     vocabulary.json     token texts of a text model
     observation.json    what the numbers of an environment's observation are
     report.html         the report, as `asys-run report` writes it
-    logs/               a log per worker and the watchdog's
+    logs/               a log per worker and the watchdog's; eye.log of an eyepiece that the run started
     archive/ sae/       activations; checkpoints of the SAEs
     evaluation/         what SAEs do to the model when they are put back into it
     host/               weights that a host kept of the model that it trained

@@ -53,7 +53,12 @@ MOST_BODY, MOST_TEXT, MOST_LABEL = 32 << 10, 200, 1000
 
 def build_app(eye: Eye, token: str) -> ASGIApp:
     """The application for whoever knows `token`."""
-    return Guard(_Server(eye).app, token)
+    return Guard(pages_app(eye), token)
+
+
+def pages_app(eye: Eye) -> ASGIApp:
+    """The same for everybody."""
+    return _Server(eye).app
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:

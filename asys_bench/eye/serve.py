@@ -1,63 +1,87 @@
-"""The process of the eyepiece: a socket on this machine, an address with a token, and the server on it.
-
-It is a nice process with one thread for torch: the host and its trainers come first.
-"""
+"""The process of the eyepiece: nice, with one thread for torch, as the host and its trainers come first."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-import secrets
 import socket
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asys_bench.eye.app import build_app
+from asys_bench.eye.address import Address
+from asys_bench.eye.app import pages_app
 from asys_bench.eye.eye import Eye
+from asys_bench.eye.guard import Guard
 
-ADDRESS = "127.0.0.1"
 NICE = 10
 LEAVE_S = 1
+ASK_S = 1.0
 
 
-def serve(run_dir: Path, port: int, announce: Callable[[str], None]) -> None:
+class Viewers:
+    """An ASGI application in front of `inner` that knows whether somebody who was let in looks."""
+
+    def __init__(self, inner: ASGIApp) -> None:
+        self._inner = inner
+        self.open = 0
+        """Answers that are under way; each open page has one, its stream of figures."""
+        self.left_at = -math.inf
+        """When the last answer ended, on the monotonic clock."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.open += 1
+        try:
+            await self._inner(scope, receive, send)
+        finally:
+            self.open -= 1
+            self.left_at = time.monotonic()
+
+
+def serve(
+    run_dir: Path, address: Address, is_over: Callable[[Viewers], bool] | None = None
+) -> None:
     """Serve the run in `run_dir` until SIGINT or SIGTERM.
 
-    port: 0 takes a free one. announce: gets the address, token included, once it can be opened.
-
-    Raises:
-        OSError: the port is taken.
+    is_over: asked every `ASK_S` in a thread; True ends it too.
     """
     os.nice(NICE)
     torch.set_num_threads(1)
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((ADDRESS, port))
-        listening.listen(64)
-        token = secrets.token_urlsafe(32)
-        eye = Eye(run_dir)
-        server = _Server(
-            uvicorn.Config(
-                build_app(eye, token),
-                lifespan="off",
-                ws="none",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                date_header=False,
-                proxy_headers=False,
-                limit_concurrency=256,
-                timeout_graceful_shutdown=LEAVE_S,
-            )
+    eye = Eye(run_dir)
+    viewers = Viewers(pages_app(eye))
+    server = _Server(
+        uvicorn.Config(
+            Guard(viewers, address.token),
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            limit_concurrency=256,
+            timeout_graceful_shutdown=LEAVE_S,
         )
-        announce(f"http://{ADDRESS}:{listening.getsockname()[1]}/?token={token}")
-        try:
-            server.run(sockets=[listening])
-        finally:
-            eye.close()
+    )
+    if is_over is not None:
+        told = (server, lambda: is_over(viewers))
+        threading.Thread(target=_end_when, args=told, name="eye-end", daemon=True).start()
+    try:
+        server.run(sockets=[address.listening])
+    finally:
+        eye.close()
+
+
+def _end_when(server: uvicorn.Server, is_over: Callable[[], bool]) -> None:
+    while not is_over():
+        time.sleep(ASK_S)
+    server.should_exit = True
 
 
 class _Server(uvicorn.Server):

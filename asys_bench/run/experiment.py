@@ -33,6 +33,7 @@ class ExperimentPipeline:
     terminal: a monitor may draw on standard output.
     provenance: origins of the configuration's values, for config.yaml; None leaves them out.
     announce: called with the new run directory before any worker starts.
+    on_eye: called with the address of the eyepiece (`run.eye`) in a thread; None: there is to be none.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class ExperimentPipeline:
         terminal: bool = False,
         provenance: Mapping[str, Origin] | None = None,
         announce: Callable[[Path], None] | None = None,
+        on_eye: Callable[[str], None] | None = None,
     ) -> None:
         self.config = config
         self.life = RunLifecycle(config, provenance, terminal=terminal)
-        self._announce = announce
+        self._announce, self._on_eye = announce, on_eye
         self._host: BaseHost | None = None
         self._result: HostResult | None = None
         self._late_clock: LateStepClock | None = None
@@ -122,6 +124,7 @@ class ExperimentPipeline:
             self._host.step_unit,
             one_call_per_step=self._host.one_call_per_step,
             on_misfit=self.request_stop,
+            on_eye=self._on_eye,
         )
         clock.should_stop = self._stop_requested
         if self._checkpoints is not None:
@@ -136,7 +139,13 @@ class ExperimentPipeline:
     def _start_fed(self, feed: Feed) -> tuple[StepClock, Fed, Slot]:
         # Its packets carry numbers of where they come from, which go on by themselves.
         self.life.go_on(self.life.steps, NOTHING_BEFORE)
-        clock = self.life.start(None, feed.step_unit, feed=feed, on_misfit=self.request_stop)
+        clock = self.life.start(
+            None,
+            feed.step_unit,
+            feed=feed,
+            on_misfit=self.request_stop,
+            on_eye=self._on_eye,
+        )
         clock.should_stop = self._stop_requested
         bus = self.session.bus
         if bus is None:

@@ -192,12 +192,13 @@ class RunLifecycle:
         on_misfit: Callable[[], None] | None = None,
         on_built: Callable[[Sequence[str]], None] | None = None,
         on_width: Callable[[str, int, Sequence[SaeForecast]], None] | None = None,
+        on_eye: Callable[[str], None] | None = None,
     ) -> StepClock:
         """Start the workers, wait until they consume, then attach the hooks to `model`.
 
         model: as its user calls it, perhaps in a wrapper (DistributedDataParallel); None: the host pushes
             the packets of `feed` itself.
-        one_call_per_step, on_misfit, on_width: see `ObservationSession`.
+        one_call_per_step, on_misfit, on_width, on_eye: see `ObservationSession`.
         on_built: given the names of the hooks before anything starts.
 
         Raises:
@@ -222,6 +223,7 @@ class RunLifecycle:
                 one_call_per_step=one_call_per_step,
                 on_misfit=on_misfit,
                 on_width=on_width,
+                on_eye=on_eye,
                 first_step=self._steps,
                 goes_on_from=self._before,
             )

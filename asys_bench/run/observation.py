@@ -45,6 +45,7 @@ def observe(
     hooks: HooksLike = None,
     sae: Mapping[str, Any] | bool | None = None,
     archive: Mapping[str, Any] | bool | None = None,
+    eye: bool | None = None,
     tokenizer: Any = None,
     step_unit: str = "step",
     start_step: int = 0,
@@ -67,6 +68,8 @@ def observe(
     sae: options of the SAEs, such as `{"k": 24, "architecture": "batchtopk"}`: the section
         `sinks.<name>.options.sae` of docs/config.md, in every SAE trainer. False: no SAEs.
     archive: False: nothing is archived. A mapping: options of the archiver.
+    eye: True: the run in a browser while it goes on (`run.eye`); its address is the line `eye: ...`, and
+        `Observation.eye`. Without the extra `eye` the run goes on, and says so. None: as `config` says.
     tokenizer: of a text model; kept as `vocabulary.json`, so that reports can show tokens.
     step_unit: what one step is, shown beside rates.
     start_step: number of the step that the training is in (resumed from a checkpoint): what is
@@ -88,7 +91,7 @@ def observe(
         AssemblyError, BusError, ResourceError, SupervisorError, RendezvousError, LiveRunError,
             ResumeError, NotBroughtError, OSError: it cannot start here (only with `required`).
     """
-    settings = {"hooks": hooks, "sae": sae, "archive": archive, **overrides}
+    settings = {"hooks": hooks, "sae": sae, "archive": archive, "eye": eye, **overrides}
     resolved = resolve_settings(config, settings, unwrap(model), optimizers)
     ranks = LocalRanks.from_environment() if distributed is not False else None
     observation = Observation(model, resolved, ranks, step_unit, start_step, terminal=terminal)
@@ -125,6 +128,8 @@ class Observation:
             terminal=terminal,
             first_step=checked_step(start_step),
         )
+        self.eye: str | None = None
+        """Address of the eyepiece (`run.eye`), token included, once it can be opened."""
         self._step_unit = step_unit
         self._called: torch.nn.Module | None = model
         self._model: torch.nn.Module | None = unwrap(model)
@@ -359,6 +364,7 @@ class Observation:
                 self._step_unit,
                 on_built=self._lines.expect,
                 on_width=self._lines.width_known,
+                on_eye=self._eye_opens,
             )
         except Exception as error:
             self.error = error
@@ -376,6 +382,10 @@ class Observation:
                 type(self._called).__name__,
             )
         atexit.register(self.close)
+
+    def _eye_opens(self, address: str) -> None:
+        self.eye = address
+        self._lines.write(f"eye: {address}")
 
     def _marked_clock(self) -> StepClock | None:
         """The clock, for a host that marks its own steps; None while nothing is observed."""

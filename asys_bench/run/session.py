@@ -40,8 +40,10 @@ from asys_bench.contracts.stats import (
 from asys_bench.monitors.figures import figures_of
 from asys_bench.monitors.snapshot import histograms, take_snapshot
 from asys_bench.placement.manager import ResourceManager
+from asys_bench.placement.plan import WATCHDOG
 from asys_bench.registry import registry
 from asys_bench.run.attempts import NOTHING_BEFORE, AttemptEnd, Continuation, new_entry, steps_of
+from asys_bench.run.eyepiece import start_eyepiece
 from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.run_dir import RunDir, environment
@@ -73,6 +75,7 @@ class ObservationSession:
     on_misfit: called in the host's hook when an SAE cannot be trained on what its module makes; what
         it raises goes to the host.
     on_width: called in the host's hook with a hook's width and SAEs when its first tensor comes.
+    on_eye: given the address of the eyepiece (`run.eye`) in a thread; None: there is to be none.
     first_step: number of the step that the host is in at the start.
     goes_on_from: what is counted on from the attempts before.
     """
@@ -93,6 +96,7 @@ class ObservationSession:
         one_call_per_step: bool = False,
         on_misfit: Callable[[], None] | None = None,
         on_width: Callable[[str, int, Sequence[SaeForecast]], None] | None = None,
+        on_eye: Callable[[str], None] | None = None,
         first_step: int = 0,
         goes_on_from: Continuation = NOTHING_BEFORE,
     ) -> None:
@@ -100,7 +104,7 @@ class ObservationSession:
         self.notices = Notices()
         self.misfits: list[str] = []
         """SAEs that cannot be trained on what their module makes; found at its first call."""
-        self._on_misfit, self._on_width = on_misfit, on_width
+        self._on_misfit, self._on_width, self._on_eye = on_misfit, on_width, on_eye
         self._short = False
         self._resources = resources
         self._ranks = ranks
@@ -245,6 +249,9 @@ class ObservationSession:
         slot.occupy()
         slot.state = WorkerState.READY
         self._write_run_json(None)
+        if self.config.run.eye and self._on_eye is not None and self.hooks:
+            cpus = self._resources.plan.placement(WATCHDOG).cpus if self._resources else ()
+            start_eyepiece(self.run_dir.path, cpus, self._on_eye, self.notices.say)
         if self._supervisor is not None:
             self._supervisor.start()
             self._supervisor.wait_ready(self.config.watchdog.startup_timeout_s)

@@ -39,10 +39,10 @@ _EXAMPLES = {
     "sae": 'sae={"k": 24, "architecture": "batchtopk"}',
     "archive": 'archive={"shard_rotate_mib": 64}',
 }
-_SUGAR = ("hooks", *SINKS_OF)
+_SUGAR = ("hooks", "eye", *SINKS_OF)
 ARGUMENTS = (
-    "config", "hooks", "sae", "archive", "tokenizer", "step_unit", "start_step", "optimizers", "terminal",
-    "distributed", "required", "quiet",
+    "config", "hooks", "sae", "archive", "eye", "tokenizer", "step_unit", "start_step", "optimizers",
+    "terminal", "distributed", "required", "quiet",
 )  # fmt: skip
 """What `observe` takes beside the fields of a configuration."""
 _CALL = "observe()"
@@ -60,7 +60,8 @@ def resolve_settings(
     `MasterConfig`, taken as it is; None, the consumer defaults.
     overrides: by field, nested (`bus={"backend": "cpp_spmc"}`), dotted (`**{"bus.backend": ...}`) or
     with two underscores per level (`bus__backend=...`). `hooks` may be a glob or a list of globs; `sae`
-    and `archive` are options of the sinks of their kind (`SINKS_OF`), True or False; None says nothing.
+    and `archive` are options of the sinks of their kind (`SINKS_OF`), True or False; `eye` is `run.eye`;
+    None says nothing.
     optimizers: see `default_hooks`.
 
     The host section says `observed`, the host's threads are left alone, and modules are chosen by
@@ -71,6 +72,8 @@ def resolve_settings(
         HookError: no hooks were given and the model suggests none.
     """
     overrides = {key: v for key, v in overrides.items() if v is not None or key not in _SUGAR}
+    if "eye" in overrides:
+        overrides["run.eye"] = overrides.pop("eye")
     sugar = {key: overrides.pop(key) for key in SINKS_OF if key in overrides}
     _check_sugar(sugar)
     if isinstance(config, MasterConfig):

@@ -68,7 +68,7 @@ class Supervisor:
         self._shared = [Descriptor.copy_of(fd) for fd in launch.fds]
         self._passed = launch.fds
         """Numbers of `_shared` when the last watchdog was started: it has them under these."""
-        self._python_path = _absolute_python_path()
+        self._python_path = absolute_python_path()
         self._working_dir = _working_dir()
         self._spawned_at = 0.0
         self._lock = threading.Lock()
@@ -367,7 +367,7 @@ def _working_dir() -> str:
         return ""
 
 
-def _absolute_python_path() -> dict[str, str]:
+def absolute_python_path() -> dict[str, str]:
     """PYTHONPATH for a child with another working directory; empty where it needs no change."""
     entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if all(os.path.isabs(entry) for entry in entries):

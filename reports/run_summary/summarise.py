@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
@@ -25,6 +27,7 @@ from asys_bench.monitors.figures import (
     figures_of,
 )
 from asys_bench.monitors.rates import quantiles
+from asys_bench.monitors.readable import path_text
 from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.reports.run_summary.summary import (
     ArchiveSummary,
@@ -44,6 +47,8 @@ from asys_bench.reports.run_summary.summary import (
 
 # What to type next, found from the files that are there. Every command can be pasted in a shell.
 
+NEEDS = ("starlette", "uvicorn")
+"""Of the eyepiece."""
 SAE_CONFIG, SAE_WEIGHTS = "cfg.json", "sae_weights.safetensors"
 """The two files of a folder that SAELens loads."""
 SHARD_SUFFIXES = (".arrow", ".arrows")
@@ -80,11 +85,22 @@ def next_steps(run_dir: Path, files: Sequence[FileEntry]) -> tuple[NextStep, ...
             "print(d[d.metric == 'sae_fvu'].pivot_table('value', 'time_s', 'hook'))"
         )
         steps.append(NextStep("read the metrics with pandas", _python(code)))
+    if _newest_sae(paths) is not None and all(_installed(name) for name in NEEDS):
+        command = f"{_own_program('asys-run')} eye {shlex.quote(str(run_dir))}"
+        steps.append(
+            NextStep("every feature in the browser: search, notes, what it fires on", command)
+        )
     return tuple(steps)
 
 
 def _installed(package: str) -> bool:
     return find_spec(package) is not None
+
+
+def _own_program(name: str) -> str:
+    """As a shell finds it: beside this Python, where that environment is not activated."""
+    beside = Path(sys.executable or name).with_name(name)
+    return name if shutil.which(name) or not beside.exists() else shlex.quote(path_text(beside))
 
 
 def _python(code: str) -> str:

@@ -58,15 +58,15 @@ def render_terminal(summary: RunSummary, width: int = 100) -> RenderableType:
             parts += [Text(), section]
     if summary.warnings:
         parts += [Text(), *(Text(f"! {w}", "bold yellow") for w in summary.warnings)]
+    if summary.report:
+        path = Text(f"  {summary.report}", "bold cyan", no_wrap=True, overflow="ignore")
+        parts += [Text(), Text("what the features fire on: open in a browser", "bold"), path]
     if summary.next_steps:
         parts += [Text(), Text("what to type next", "bold")]
         for step in summary.next_steps:
             # Not wrapped by us: a command must survive being copied from the screen.
             command = Text(f"  {step.command}", "cyan", no_wrap=True, overflow="ignore")
             parts += [Text(f"# {step.what}", "dim"), command]
-    if summary.report:
-        path = Text(f"  {summary.report}", "bold cyan", no_wrap=True, overflow="ignore")
-        parts += [Text(), Text("what the features fire on: open in a browser", "bold"), path]
     return Group(*parts)
 
 

@@ -37,7 +37,8 @@ def demo(tmp_path_factory):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     run = open_run(folder)
-    assert done.stdout.rstrip().endswith(str(run.path / "report.html"))
+    assert str(run.path / "report.html") in done.stdout
+    assert done.stdout.rstrip().endswith(f"eye {run.path}")
     return run
 
 

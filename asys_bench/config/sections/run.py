@@ -90,6 +90,12 @@ class RunConfig(Section):
         lt=1 << 32,
         description="seed of the host and, through it, of every worker and sampler",
     )
+    eye: bool = Field(
+        default=False,
+        description="show the run in a browser while it goes on: `asys-run eye` as a process beside it "
+        "(extra `eye`). Its address is one of the first lines. It ends with the run; where a page is open, "
+        "20 s after the last one was closed, and an hour after the run at the latest",
+    )
     fsync: Fsync = Field(
         default=Fsync.CHECKPOINT,
         description="what must survive a power cut (a killed process never needs it): `never`; "

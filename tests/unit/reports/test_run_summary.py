@@ -283,7 +283,9 @@ def test_the_reporter_renders_a_stored_summary(page: StatsPage) -> None:
 def test_commands_can_be_pasted_and_name_the_newest_whole_checkpoint() -> None:
     for folder in ("runs/a-run", "runs/it's $HOME"):
         steps = next_steps(Path(folder), FILES)
-        assert len(steps) == 4
+        assert len(steps) == 5
+        program, command, run = shlex.split(steps[-1].command)
+        assert (Path(program).name, command, run) == ("asys-run", "eye", folder)
         sae = next(step for step in steps if "SAELens" in step.what)
         program, flag, code = shlex.split(sae.command)
         assert (program, flag) == ("python", "-c")

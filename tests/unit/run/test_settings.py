@@ -160,6 +160,13 @@ def test_a_wrong_argument_is_named_as_it_was_passed(arguments, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("eye", [True, False, None])
+def test_eye_is_a_field_of_the_run(eye, tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: profile_consumer.yaml\nrun: {eye: true}\n")
+    assert settings(eye=eye).run.eye == bool(eye)
+    assert settings(tmp_path / "mine.yaml", eye=eye).run.eye == (eye is not False)
+
+
 def test_the_arguments_that_an_error_lists_are_those_of_observe():
     named = [p.name for p in signature(observe).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert sorted(ARGUMENTS) == sorted(["config", *named])
