@@ -21,7 +21,11 @@ import numpy.typing as npt
 from asys_bench.contracts.run_files import FEATURE_INDEX_DIR, FEATURE_INDEX_SCHEMA
 from asys_bench.rundir.feature_index_layout import (
     BINS_PER_OCTAVE,
+    BYTE_COUNTS,
     DOCUMENT,
+    HEAT_BELOW,
+    HEAT_OCTAVES,
+    HEAT_WINDOWS,
     HISTOGRAM_BINS,
     LEVELS,
     NO_BASE,
@@ -118,7 +122,9 @@ class FeatureIndex:
                 raise ReadingError(f"{path} cannot be read: {error}") from error
             try:
                 sizes, name = _told(document)
-                return cls(document, ColumnFile(path.with_name(name), sizes, run_dir), sizes)
+                return cls(
+                    document, ColumnFile(path.with_name(name), sizes.columns(), run_dir), sizes
+                )
             except FileNotFoundError as error:
                 if not last:
                     raise ReadingError(f"{path}: its columns are gone: {error}") from error
@@ -188,6 +194,20 @@ class FeatureIndex:
         fires_W = self._of("window_fires", feature)[:used].astype(np.float64)
         there = rows_W > 0
         return self._steps[there], np.minimum(1.0, fires_W[there] / rows_W[there])
+
+    def activations_over_time(
+        self, feature: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(host steps at which parts of the run begin [n], edges of octaves [m + 1], counts [n, m]): how
+        strongly it fired when. Counts are estimates, to 18 %; n is 0 before it fired. What is outside of
+        the octaves is in the first or the last."""
+        base, codes_WB = int(self._of("base", feature)), self._of("window_octaves", feature)
+        used = -(-len(self._steps) * HEAT_WINDOWS // WINDOWS)
+        if base == NO_BASE or not codes_WB.any():
+            return np.zeros(0, np.int64), np.zeros(1), np.zeros((0, 0))
+        edges = np.exp2(base + HEAT_BELOW + np.arange(HEAT_OCTAVES + 1.0))
+        steps = self._steps[:: WINDOWS // HEAT_WINDOWS]
+        return steps, edges, BYTE_COUNTS[codes_WB[:used]]
 
     def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
         """(other feature, rows in which both fired, lift), the most frequent first. Counts are estimates of a

@@ -3,6 +3,7 @@
     feature_index/<hook>/index.json               what the index is of; names its columns' file
     feature_index/<hook>/columns-<n>.safetensors  the columns; a new file at each write
     feature_index/<hook>/before-<n>.json          an index that was set aside, as its SAE had another size
+    feature_index/<hook>/.latest                  when each feature fired last, while the sink is at work
 
 The columns' file is written first, then index.json is replaced, then the columns before are removed: a
 reader that has opened one keeps it, and a kill between two of these loses nothing.
@@ -30,6 +31,7 @@ from asys_bench.contracts.run_files import FEATURE_INDEX_DIR
 from asys_bench.system.files.below import open_file, parse_json
 
 DOCUMENT = "index.json"
+LATEST_FILE = ".latest"
 QUANTILE_BINS = 5
 """Of a feature's activations: fifths of its firings, the weakest first."""
 MOST_PER_BIN = 4
@@ -38,6 +40,11 @@ TOKENS_AROUND = BEFORE + 1 + AFTER
 """T: an example's own token and its neighbours in the same sequence."""
 HISTOGRAM_BINS, BINS_PER_OCTAVE = 64, 4
 WINDOWS = 64
+HEAT_WINDOWS, HEAT_OCTAVES, HEAT_BELOW = 16, 7, 7
+"""A histogram of each feature over time: so many parts of the run, four windows each, times octaves of the
+histogram, from `HEAT_BELOW` octaves above its lower end on; what is outside is in the first or the last."""
+BYTE_COUNTS: npt.NDArray[np.float64] = 16.0 * (np.power(17 / 16, np.arange(256)) - 1)
+"""What a byte of that histogram stands for (`change.feature_index.byte_counts`)."""
 PARTNERS = 32
 """Other features that are counted beside each."""
 NO_BASE = -(1 << 15)
@@ -49,10 +56,19 @@ MAX_FEATURES = 1 << 24
 MAX_FILE_BYTES = 1 << 40
 
 Columns = dict[str, npt.NDArray[Any]]
+Column = tuple[np.dtype[Any], tuple[int, ...]]
+"""Its type and its shape."""
 _DTYPES = {
     "float64": "F64", "float32": "F32", "int64": "I64", "int32": "I32", "int16": "I16", "uint32": "U32",
     "uint16": "U16", "uint8": "U8",
 }  # fmt: skip
+LATEST: Mapping[str, tuple[str, tuple[int, ...]]] = {
+    "latest_step": ("int64", ()),
+    "latest_activation": ("float32", ()),
+    "latest_token": ("int32", ()),
+}
+"""The row in which each feature fired last; its token is -1 where it has
+none, its step where it never did."""
 _PER_FEATURE: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "fires": ("float64", ()),
     "rows": ("float64", ()),
@@ -62,6 +78,8 @@ _PER_FEATURE: Mapping[str, tuple[str, tuple[int, ...]]] = {
     "base": ("int16", ()),
     "histogram": ("float32", (HISTOGRAM_BINS,)),
     "window_fires": ("float32", (WINDOWS,)),
+    "window_octaves": ("uint8", (HEAT_WINDOWS, HEAT_OCTAVES)),
+    **LATEST,
     "partner": ("int32", (PARTNERS,)),
     "together": ("float32", (PARTNERS,)),
 }
@@ -107,7 +125,7 @@ class Sizes:
     def slots(self) -> int:
         return 2 * self.top
 
-    def columns(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    def columns(self) -> dict[str, Column]:
         """Name -> type and shape, those of eight bytes first."""
         F, S = self.d_sae, self.slots
         found = {name: (dtype, (F, *rest)) for name, (dtype, rest) in _PER_FEATURE.items()}
@@ -134,6 +152,8 @@ class Sizes:
         columns["random_key"].fill(-np.inf)
         columns["base"].fill(NO_BASE)
         columns["partner"].fill(-1)
+        columns["latest_step"].fill(-1)
+        columns["latest_token"].fill(-1)
         return columns
 
     @classmethod
@@ -178,10 +198,10 @@ class ColumnFile:
     """A columns' file, of which parts are read when they are asked for. It stays whole under its reader when
     the sink has replaced it; nothing is mapped, so that a file cut short is an error and no signal."""
 
-    def __init__(self, path: Path, sizes: Sizes, below: Path) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, Column], below: Path) -> None:
         """
         Raises:
-            OSError: it cannot be opened. ValueError: it does not have the columns of these sizes.
+            OSError: it cannot be opened. ValueError: it does not have these columns.
         """
         self.path = path
         self._fd = open_file(path, below=below)
@@ -192,7 +212,7 @@ class ColumnFile:
             raise ValueError(f"its header has {length} bytes")
         entries = parse_json(os.pread(self._fd, length, 8))
         self._where: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {}
-        for name, (dtype, shape) in sizes.columns().items():
+        for name, (dtype, shape) in columns.items():
             entry = entries.get(name) if isinstance(entries, dict) else None
             nbytes = dtype.itemsize * math.prod(shape)
             if not isinstance(entry, dict):

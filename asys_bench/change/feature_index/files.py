@@ -21,6 +21,8 @@ from asys_bench.rundir.feature_index_layout import (
     AFTER,
     BEFORE,
     DOCUMENT,
+    LATEST,
+    LATEST_FILE,
     TOKENS_AROUND,
     Sizes,
     file_parts,
@@ -95,6 +97,17 @@ class IndexFiles:
         raw = (json.dumps(document, indent=1, allow_nan=False) + "\n").encode()
         replace_file(self._folder / DOCUMENT, raw, sync=self._sync)
         self._clean()
+
+    def write_latest(self, index: Index) -> None:
+        """Replace the file that says when each feature fired last. Raises OSError."""
+        make_folders(self._folder, below=self._run_dir)
+        parts = file_parts({name: index.columns[name] for name in LATEST})
+        replace_file(self._folder / LATEST_FILE, parts, sync=False)
+
+    def end(self) -> None:
+        """The index says it from now on: it is not written any more. Raises OSError."""
+        if is_file(self._folder / LATEST_FILE, below=self._run_dir):
+            remove(self._folder / LATEST_FILE, below=self._run_dir)
 
     def _clean(self) -> None:
         """Columns that no document names."""

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 LOOKED_FOR_S, RELOADED_S = 1.0, 10.0
 """How often a checkpoint is looked for while there is none, and a newer one at the most."""
 RELOAD_SHARE = 1 / 20
+LATEST_S = 0.5
+"""How often is written when each feature fired last."""
 WRITTEN_S, WRITE_SHARE, WRITE_BYTES_PER_S = 1.0, 1 / 20, 4 << 20
 """The files are written this often, or as often as takes that share of the time, or so much of the disk."""
 BATCH_ROWS, BATCH_BYTES = 1024, 4 << 20
@@ -57,7 +60,9 @@ class HookIndex:
         self.batch_rows = self.batch_bytes = 0
         self.batch_since_s = 0.0
         self.changed = False
-        self.written_at_s = self.write_after_s = -math.inf
+        self.written_at_s = self.write_after_s = self.latest_at_s = -math.inf
+        self.fired = False
+        """Rows have come since that was written."""
         slot = context.slot
         self.rows = slot.counter("feature_index_rows", hook=name)
         self.left_out = slot.counter("feature_index_left_out_rows", hook=name)
@@ -225,7 +230,7 @@ class HookIndex:
         self.index.add(batch, pairs, self._sae_step)
         self._usual = max(1.0, len(pairs.feature_N) / len(batch), 0.5 * self._usual)
         self.rows.add(len(batch))
-        self.changed = True
+        self.changed = self.fired = True
         self._context.heartbeat()
 
     def _finite(self, part: Part) -> Part | None:
@@ -270,9 +275,19 @@ class HookIndex:
     # ---- files
 
     def write_if_due(self, now_s: float) -> None:
+        if self.fired and now_s >= self.latest_at_s + LATEST_S:
+            self._write_latest()
         if self.changed and now_s >= self.written_at_s + max(WRITTEN_S, self.write_after_s):
             self.settle()
             self.write()
+
+    def _write_latest(self) -> None:
+        assert self.index is not None
+        try:
+            self.files.write_latest(self.index)
+        except OSError as error:
+            self.say("when features fired last is not written (it is tried again): %s", str(error))
+        self.fired, self.latest_at_s = False, time.monotonic()
 
     def write(self) -> None:
         """Write what has changed; a disk that refuses is asked again later."""
@@ -296,3 +311,9 @@ class HookIndex:
         taken_s, nbytes = self.written_at_s - began_s, self.index.sizes.nbytes
         self.write_after_s = max(taken_s / WRITE_SHARE, nbytes / WRITE_BYTES_PER_S)
         context.heartbeat()
+
+    def end(self) -> None:
+        """Write everything; no more rows come."""
+        self.write()
+        with suppress(OSError):  # it is old, then, and the index newer
+            self.files.end()

@@ -13,10 +13,15 @@ import numpy.typing as npt
 import torch
 
 from asys_bench.change.feature_index.batches import Batch, Neighbours, Pairs
+from asys_bench.change.feature_index.byte_counts import add_counts, join_pairs
 from asys_bench.change.feature_index.cofiring import count_partners, forget
 from asys_bench.change.feature_index.slots import Floats, Ints, place, random_keys
 from asys_bench.rundir.feature_index import histogram_places, quantile_bins
 from asys_bench.rundir.feature_index_layout import (
+    BINS_PER_OCTAVE,
+    HEAT_BELOW,
+    HEAT_OCTAVES,
+    HEAT_WINDOWS,
     NO_BASE,
     QUANTILE_BINS,
     WINDOWS,
@@ -35,6 +40,7 @@ UNKNOWN_FADE = 0.5
 WORKING_BYTES = 32 << 20
 """What is in memory beside the columns, at most: rows that wait, tokens, a batch with its pairs."""
 MOST_PAIRS = 1 << 16
+_ZEROED = ("fires", "rows", "sum", "histogram", "window_fires", "window_octaves", "activation")
 _BLOCK = 1 << 12
 """Examples whose neighbours are looked up at once."""
 
@@ -64,7 +70,7 @@ class Index:
         self.rows += len(batch)
         self.host_step = max(self.host_step, int(batch.calls["host_step"].max()))
         columns["rows"] += batch.weight_R.sum()
-        window_R = self._windows(batch.calls["host_step"])
+        window_R = self._windows(batch.calls["host_step"], batch.moment_R[0])
         columns["window_rows"] += np.bincount(window_R, batch.weight_R, WINDOWS)
         if not len(pairs.feature_N):
             return
@@ -73,7 +79,9 @@ class Index:
         columns["fires"] += np.bincount(feature_N, weight_N, features)
         columns["sum"] += np.bincount(feature_N, weight_N * value_N, features)
         _add_to(columns["window_fires"], feature_N * WINDOWS + window_R[row_N], weight_N)
-        bin_N = self._histogram(feature_N, value_N, weight_N)
+        place_N, bin_N = self._histogram(feature_N, value_N, weight_N)
+        self._heat(feature_N, place_N, window_R[row_N], weight_N, batch.moment_R[0])
+        self._latest(batch, row_N, feature_N, value_N)
 
         top = place(columns["top_key"], self._top_least, feature_N, value_N)
         group_N = feature_N * QUANTILE_BINS + bin_N
@@ -90,7 +98,7 @@ class Index:
             batch.moment_R,
         )  # fmt: skip
 
-    def _windows(self, step_R: Ints) -> Ints:
+    def _windows(self, step_R: Ints, salt: np.uint64) -> Ints:
         """The window of each host step, joined in pairs until all are there."""
         if not self.used:
             self.first = int(step_R.min())
@@ -99,6 +107,7 @@ class Index:
                 column = self.columns[name]
                 column[..., : WINDOWS // 2] = column[..., ::2] + column[..., 1::2]
                 column[..., WINDOWS // 2 :] = 0
+            join_pairs(self.columns["window_octaves"], salt ^ np.uint64(self.width))
             self.width, self.used = 2 * self.width, (self.used + 1) // 2
         window_R = np.maximum(step_R - self.first, 0) // self.width
         self.used = max(self.used, int(window_R.max()) + 1)
@@ -106,8 +115,8 @@ class Index:
 
     def _histogram(
         self, feature_N: Ints, value_N: Floats, weight_N: npt.NDArray[np.float64]
-    ) -> Ints:
-        """Count the activations; the quantile bin of each."""
+    ) -> tuple[Ints, Ints]:
+        """Count the activations; (the bin of the histogram, the quantile bin) of each."""
         base_F, histogram = self.columns["base"], self.columns["histogram"]
         new = np.flatnonzero(base_F[feature_N] == NO_BASE)
         if len(new):
@@ -120,7 +129,32 @@ class Index:
         place_N, _ = histogram_places(base_N, value_N)
         _add_to(histogram, feature_N * histogram.shape[1] + place_N, weight_N)
         fired, owner_N = np.unique(feature_N, return_inverse=True)
-        return quantile_bins(histogram[fired], base_N, owner_N.reshape(-1), value_N)
+        bin_N = quantile_bins(histogram[fired], base_N, owner_N.reshape(-1), value_N)
+        return place_N, bin_N
+
+    def _heat(
+        self,
+        feature_N: Ints,
+        place_N: Ints,
+        window_N: Ints,
+        weight_N: npt.NDArray[np.float64],
+        salt: np.uint64,
+    ) -> None:
+        """Count the activations of each part of the run by octaves."""
+        octave_N = np.clip(place_N // BINS_PER_OCTAVE - HEAT_BELOW, 0, HEAT_OCTAVES - 1)
+        part_N = window_N // (WINDOWS // HEAT_WINDOWS)
+        cell_N = (feature_N * HEAT_WINDOWS + part_N) * HEAT_OCTAVES + octave_N
+        add_counts(self.columns["window_octaves"].reshape(-1), cell_N, weight_N, salt)
+
+    def _latest(self, batch: Batch, row_N: Ints, feature_N: Ints, value_N: Floats) -> None:
+        """Of a feature that comes several times, its last row counts."""
+        columns = self.columns
+        columns["latest_step"][feature_N] = batch.calls["host_step"][row_N]
+        columns["latest_activation"][feature_N] = value_N
+        token_R = np.full(len(batch), -1, np.int32)
+        if len(batch.token_U):
+            token_R = np.where(batch.at_R >= 0, batch.token_U[np.maximum(batch.at_R, 0)], -1)
+        columns["latest_token"][feature_N] = token_R[row_N]
 
     def _write(
         self,
@@ -178,11 +212,13 @@ class Index:
         columns = self.columns
         for name in ("top_key", "random_key"):
             columns[name][gone_F] = -np.inf
-        for name in ("fires", "rows", "sum", "histogram", "window_fires", "activation"):
+        for name in _ZEROED:
             columns[name][gone_F] = 0
         for name in ("tokens", "levels", "length") if self.sizes.text else ():
             columns[name][gone_F] = 0
         columns["base"][gone_F] = NO_BASE
+        for name in ("latest_step", "latest_token"):
+            columns[name][gone_F] = -1
         forget(columns["partner"], columns["together"], gone_F)
         self._least()
 

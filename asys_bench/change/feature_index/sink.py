@@ -88,7 +88,7 @@ class FeatureIndexWorker(BaseSink):
             hook.take(part)
         for hook in self._known():
             hook.settle()
-            hook.write()
+            hook.end()
 
     def _known(self) -> list[HookIndex]:
         return [hook for hook in self._hooks.values() if hook is not None]

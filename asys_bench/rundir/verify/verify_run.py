@@ -32,6 +32,7 @@ from asys_bench.contracts.run_files import (
     RunFileError,
     read_run_file,
 )
+from asys_bench.rundir.feature_index_layout import LATEST_FILE
 from asys_bench.rundir.live_run import goes_on
 from asys_bench.rundir.verify.archive import ArchiveCheck
 from asys_bench.rundir.verify.checkpoints import CheckpointCheck
@@ -145,6 +146,8 @@ class _RunCheck:
                 yield self._events(path, name)
             elif folder.name == RESERVOIR_DIR and path.suffix == ".safetensors":
                 yield check_window(path, name, live=self.live)
+            elif folder.name == FEATURE_INDEX_DIR and path.name == LATEST_FILE:
+                yield Finding(name, "index", State.OK, "rewritten while the sink is at work")
             elif folder.name == FEATURE_INDEX_DIR and path.suffix == ".safetensors":
                 found = check_index(path, name, self.path, live=self.live)
                 yield found if found is not None else self._unfinished(path)
