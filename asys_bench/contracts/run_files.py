@@ -11,6 +11,7 @@
     vocabulary.json     token texts of a text model
     observation.json    what the numbers of an environment's observation are
     report.html         the report, as `asys-run report` writes it
+    features.html       every feature, as `asys-run report --all-features` writes it
     logs/               a log per worker and the watchdog's; eye.log of an eyepiece that the run started
     archive/ sae/       activations; checkpoints of the SAEs
     evaluation/         what SAEs do to the model when they are put back into it
@@ -56,6 +57,7 @@ EXPORTER_FILE = "prometheus.json"
 VOCABULARY_FILE, VOCABULARY_SCHEMA = "vocabulary.json", "asys.vocabulary/1"
 OBSERVATION_FILE, OBSERVATION_SCHEMA = "observation.json", "asys.observation/1"
 REPORT_FILE = "report.html"
+FEATURES_FILE = "features.html"
 EYE_FILE, EYE_SCHEMA = "eye.json", "asys.eye/1"
 LOGS_DIR = "logs"
 ARCHIVE_DIR = "archive"

@@ -3,10 +3,11 @@
     /  /run  /hook  /feature  /search  /timeline     `pages/index.html`; its script shows the view
     /static/NAME                                     the files of `pages/`, by name; there are no others
     /api/events                                      the run's figures, an event whenever they changed
-    /api/curves  /api/table  /api/map  /api/feature  /api/search  /api/births      JSON
+    /api/curves  /api/table  /api/map  /api/feature  /api/latest  /api/search  /api/births     JSON
     POST /api/mark                                   a pin, a name or a note: the only change there is
 
-An answer is JSON. One that cannot be given has a `problem` that a page shows.
+An answer is JSON. One that cannot be given has a `problem` that a page shows; with `waiting` besides, the
+page asks again: the features of a large SAE are being read.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from importlib.resources import files
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -29,20 +29,14 @@ from starlette.types import ASGIApp
 from asys_bench.eye.eye import Eye, NotThereError
 from asys_bench.eye.guard import Guard
 from asys_bench.eye.marks import Change, MarksError
-from asys_bench.reports.page.style import LAYOUT, MARKS, PALETTE
-from asys_bench.reports.run_report.page import STYLE
+from asys_bench.eye.page_files import page_files
+from asys_bench.eye.views import NotYetError
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sinks.archive.sidecar import ArchiveError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 VIEWS = ("/", "/run", "/hook", "/feature", "/search", "/timeline")
-TYPES = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
 EVERY_S = 1.0
 """The run is read this often while somebody looks."""
 SILENT_S = 15.0
@@ -61,35 +55,26 @@ def pages_app(eye: Eye) -> ASGIApp:
     return _Server(eye).app
 
 
-def page_files() -> dict[str, tuple[bytes, str]]:
-    """Name -> (contents, type) of what pages are made of."""
-    found = {}
-    for entry in files("asys_bench.eye").joinpath("pages").iterdir():
-        suffix = entry.name[entry.name.rfind(".") :]
-        if suffix in TYPES:
-            found[entry.name] = entry.read_bytes(), TYPES[suffix]
-    own, kind = found["eye.css"]
-    # The look that all pages of a run share, then what this one adds.
-    found["eye.css"] = (PALETTE + LAYOUT + MARKS + STYLE).encode() + own, kind
-    return found
-
-
 class _Server:
     def __init__(self, eye: Eye) -> None:
         self._eye, self._files = eye, page_files()
         self._figures = ThreadPoolExecutor(1, "eye-figures")
-        self._features = ThreadPoolExecutor(1, "eye-features")
+        self._features = ThreadPoolExecutor(2, "eye-features")
+        self._searches = ThreadPoolExecutor(1, "eye-searches")
         self._stream = Stream(lambda: self._on(self._figures, eye.figures))
         asked: dict[str, Callable[[Mapping[str, str]], Any]] = {
             "/api/curves": lambda query: self._on(self._figures, eye.curves),
             "/api/births": lambda query: self._on(self._figures, eye.births, _label(query)),
-            "/api/table": lambda query: self._on(self._features, eye.table, _label(query)),
+            "/api/table": lambda query: self._on(self._features, eye.table_text, _label(query)),
             "/api/map": lambda query: self._on(self._features, eye.decoder_map, _label(query)),
             "/api/feature": lambda query: self._on(
                 self._features, eye.feature, _label(query), _number(query, "feature")
             ),
+            "/api/latest": lambda query: self._on(
+                self._searches, eye.latest, _label(query), _number(query, "feature")
+            ),
             "/api/search": lambda query: self._on(
-                self._features, eye.search, query.get("text", "")[:MOST_TEXT]
+                self._searches, eye.search, query.get("text", "")[:MOST_TEXT]
             ),
         }
         self.app = Starlette(
@@ -120,6 +105,7 @@ class _Server:
     async def _events(self, request: Request) -> Response:
         if self._stream.pages >= MOST_PAGES:
             return _problem(f"{MOST_PAGES} pages are open already; close one", 503)
+        self._features.submit(self._eye.begin)
         return StreamingResponse(self._stream.events(), media_type="text/event-stream")
 
     async def _mark(self, request: Request) -> Response:
@@ -193,7 +179,10 @@ def _answering(how: Callable[[Mapping[str, str]], Any]) -> Callable[[Request], A
 
 async def _answer(ask: Callable[[], Any]) -> Response:
     try:
-        return _json(await ask())
+        found = await ask()
+        return _text(found) if isinstance(found, str) else _json(found)
+    except NotYetError as error:
+        return _json({"problem": str(error), "waiting": True}, 202)
     except NotThereError as error:
         return _problem(str(error), 404)
     except MarksError as error:
@@ -224,5 +213,8 @@ def _problem(text: str, status: int) -> Response:
 
 def _json(document: Any, status: int = 200) -> Response:
     """In ASCII: a name of a run may hold half a character."""
-    text = json.dumps(document, allow_nan=False, separators=(",", ":"))
+    return _text(json.dumps(document, allow_nan=False, separators=(",", ":")), status)
+
+
+def _text(text: str, status: int = 200) -> Response:
     return Response(text, status, media_type="application/json")

@@ -1,21 +1,20 @@
 """Features by the newest checkpoint of an SAE, applied to the newest archived rows.
 
-Every row is encoded once; of the active features of each row (row, feature, activation) is kept, so that
-histograms, co-firing and densities over time of any feature are a look-up.
+Every row is encoded once (`codes`), so that histograms, co-firing and densities over time of any feature
+are a look-up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from asys_bench.eye.features import Document, Floats
+from asys_bench.eye.codes import Codes, codes_of
+from asys_bench.eye.features import MOST_EXAMPLES, Document, Floats
 from asys_bench.eye.pictures import tree
 from asys_bench.eye.watch import plain
 from asys_bench.reports.run_report.analysis import (
@@ -26,7 +25,7 @@ from asys_bench.reports.run_report.analysis import (
     look_range,
 )
 from asys_bench.reports.run_report.archive_rows import RowBlock, RowKey
-from asys_bench.reports.run_report.features import Candidate
+from asys_bench.reports.run_report.features import Candidate, FeatureStats
 from asys_bench.reports.run_report.input_pictures import field_map, observation, row, strips
 from asys_bench.reports.run_report.inputs import Tokens, texts_of, tokens
 from asys_bench.sae.architectures.base import SparseAutoencoder
@@ -35,58 +34,10 @@ MOST_ROWS = 20_000
 MOST_CODES = 1 << 27
 """Rows times features at most: 134 million activations are made, whatever the SAE's size."""
 LEAST_ROWS = 2_000
-CHUNK_ROWS = 1024
 EXAMPLES, TOPS, DESCRIBED = 12, 5, 64
 BINS, MOMENTS, COFIRING = 40, 32, 20
 LEAST_TOGETHER = 3
-MOST_ACTIVE = 256
-"""Of a row's active features so many are kept, the strongest."""
-
-
-@dataclass(frozen=True)
-class Codes:
-    """The active features of N rows, in the order of rows and, apart, in that of features."""
-
-    start_N: npt.NDArray[np.int64]
-    """[N + 1]: where each row's begin."""
-    feature: npt.NDArray[np.int32]
-    value: npt.NDArray[np.float32]
-    row_of: npt.NDArray[np.int32]
-    """The row of each, ordered by feature (`begin_F`, `order`)."""
-    order: npt.NDArray[np.int64]
-    begin_F: npt.NDArray[np.int64]
-
-    def of(self, feature: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """(rows, activations) of one feature, rows ascending."""
-        where = slice(self.begin_F[feature], self.begin_F[feature + 1])
-        return self.row_of[where], self.value[self.order[where]]
-
-
-@torch.no_grad()
-def codes_of(sae: SparseAutoencoder, blocks: Sequence[RowBlock]) -> Codes:
-    """Encode every row; those that are not finite have no active features."""
-    rows, features, values, first = [], [], [], 0
-    for block in blocks:
-        x_ND = torch.from_numpy(np.array(block.values, dtype=np.float32))
-        for x_BD in torch.split(x_ND, CHUNK_ROWS):
-            acts_BF = sae.encode(torch.nan_to_num(x_BD, 0.0, 0.0, 0.0)).float()
-            acts_BF[~torch.isfinite(x_BD).all(1)] = 0.0
-            best_BK, which_BK = acts_BF.topk(min(MOST_ACTIVE, acts_BF.shape[1]), dim=1)
-            active_BK = best_BK > 0
-            rows.append((active_BK.nonzero()[:, 0] + first).to(torch.int32).numpy())
-            features.append(which_BK[active_BK].to(torch.int32).numpy())
-            values.append(best_BK[active_BK].numpy())
-            first += len(x_BD)
-    row_M, feature_M = np.concatenate(rows), np.concatenate(features)
-    order = np.argsort(feature_M, kind="stable")
-    return Codes(
-        np.searchsorted(row_M, np.arange(first + 1)),
-        feature_M,
-        np.concatenate(values),
-        row_M[order],
-        order,
-        np.searchsorted(feature_M[order], np.arange(sae.d_sae + 1)),
-    )
+OCTAVES, PARTS = 7, 16
 
 
 class ArchiveFeatures:
@@ -95,12 +46,13 @@ class ArchiveFeatures:
     kind = "archive"
 
     def __init__(
-        self, looked: LookedRows, vocabulary: Mapping[int, str], environment_id: str
+        self, looked: LookedRows, codes: Codes, vocabulary: Mapping[int, str], environment_id: str
     ) -> None:
         self._looked, self._vocabulary = looked, vocabulary
         self._environment_id = environment_id
         self._newest: tuple[int, tuple[FeatureCard, ...]] = (-1, ())
-        self._codes = codes_of(looked.sae, looked.blocks)
+        self._ahead: dict[int, tuple[FeatureCard, FeatureCard | None]] = {}
+        self._codes = codes
         self._step_N = np.concatenate([block.keys["host_step"] for block in looked.blocks])
         self._contexts = self._read_contexts()
         self._tops = self._read_tops()
@@ -114,10 +66,24 @@ class ArchiveFeatures:
         sae: SparseAutoencoder,
         vocabulary: Mapping[int, str],
         environment_id: str = "",
+        told: Callable[[str], None] = lambda text: None,
     ) -> ArchiveFeatures:
-        """Of the SAE of a hook. Raises as `look_at`."""
-        rows = max(LEAST_ROWS, min(MOST_ROWS, MOST_CODES // max(1, sae.d_sae)))
-        return cls(look_at(run_dir, hook, sae, rows), vocabulary, environment_id)
+        """Of the SAE of a hook. told: gets how far it is. Raises as `look_at`."""
+        made: list[Codes] = []
+
+        def stats_of(sae: SparseAutoencoder, blocks: Sequence[RowBlock]) -> FeatureStats:
+            rows = sum(map(len, blocks))
+            made.append(
+                codes_of(
+                    sae, blocks, lambda n: told(f"{100 * n // rows} % of {rows:,} archived rows")
+                )
+            )
+            return made[0].stats()
+
+        most = max(LEAST_ROWS, min(MOST_ROWS, MOST_CODES // max(1, sae.d_sae)))
+        looked = look_at(run_dir, hook, sae, most, stats_of)
+        told("what was before and after the tokens that they fire on")
+        return cls(looked, made[0], vocabulary, environment_id)
 
     @property
     def sae(self) -> SparseAutoencoder:
@@ -204,20 +170,31 @@ class ArchiveFeatures:
     def _text(self, token: int) -> str:
         return self._vocabulary.get(token, f"<{token}>")
 
-    def examples(self, feature: int, kind: str) -> list[Document]:
-        if kind == "random":
-            among = {feature: self._some_rows(feature)}
-            cards = self._looked.cards([feature], EXAMPLES, among)
-        else:
-            cards = self._top_cards(feature)
-        shown = [example for card in cards for example in card.examples]
+    def examples(self, feature: int, kind: str, most: int = MOST_EXAMPLES) -> list[Document]:
+        cards = self._random_cards(feature) if kind == "random" else self._top_cards(feature)
+        shown = [example for card in cards for example in card.examples][:most]
         bounds = look_range(cards)
         return [self._example(one, bounds) for one in shown]
 
+    def look_ahead(self, features: Sequence[int]) -> None:
+        among = {feature: self._some_rows(feature) for feature in features}
+        tops = self._looked.cards(features, EXAMPLES)
+        random = {card.feature: card for card in self._looked.cards(list(among), EXAMPLES, among)}
+        self._ahead = {card.feature: (card, random.get(card.feature)) for card in tops}
+
+    def _random_cards(self, feature: int) -> tuple[FeatureCard, ...]:
+        ahead = self._ahead.get(feature)
+        if ahead is not None:
+            return () if ahead[1] is None else (ahead[1],)
+        return self._looked.cards([feature], EXAMPLES, {feature: self._some_rows(feature)})
+
     def _top_cards(self, feature: int) -> tuple[FeatureCard, ...]:
-        if self._newest[0] != feature:
-            self._newest = feature, self._looked.cards([feature], EXAMPLES)
-        return self._newest[1]
+        ahead, newest = self._ahead.get(feature), self._newest
+        if ahead is not None:
+            return (ahead[0],)
+        if newest[0] != feature:
+            newest = self._newest = feature, self._looked.cards([feature], EXAMPLES)
+        return newest[1]
 
     def _some_rows(self, feature: int) -> list[Candidate]:
         """Rows that it fires on, evenly over its activations, the strongest first."""
@@ -283,6 +260,22 @@ class ArchiveFeatures:
         rows = np.bincount(moment_N, minlength=moments)
         steps = np.bincount(moment_N, self._step_N, moments) / rows
         return steps, np.bincount(moment_N, fired_N, moments) / rows
+
+    def activations_over_time(
+        self, feature: int
+    ) -> tuple[npt.NDArray[Any], Floats, npt.NDArray[Any]]:
+        rows, values = self._codes.of(feature)
+        if not len(rows):
+            return np.zeros(0), np.zeros(1), np.zeros((0, 0))
+        first, last = float(self._step_N.min()), float(self._step_N.max())
+        parts = int(min(PARTS, last - first + 1))
+        begins = first + (last + 1 - first) * np.arange(parts) / parts
+        high = np.ceil(np.log2(values.max()))
+        octave_M = np.clip(np.floor(np.log2(values)) - high + OCTAVES, 0, OCTAVES - 1).astype(int)
+        part_M = np.searchsorted(begins, self._step_N[rows], side="right") - 1
+        counts = np.bincount(part_M * OCTAVES + octave_M, minlength=parts * OCTAVES)
+        edges = np.exp2(high + np.arange(-OCTAVES, 1.0))
+        return begins, edges, counts.reshape(parts, OCTAVES)
 
     def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
         rows, _ = self._codes.of(feature)

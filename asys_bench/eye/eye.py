@@ -1,13 +1,15 @@
 """`Eye`: what the pages can ask about one run. Everything here reads, but for `mark`.
 
-Two threads answer: one for figures of the run, one for features (torch), so that a table that takes seconds
-to make holds no figure up. Neither is the server's.
+One thread answers about the run, others about features, and none of them is the server's. What takes seconds,
+the reading of an SAE's features, has a thread of its own (`views`).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,27 +19,28 @@ from asys_bench.contracts.run_files import RunFileError, read_run_file
 from asys_bench.eye.archive_features import ArchiveFeatures
 from asys_bench.eye.births import births_document
 from asys_bench.eye.curves import Curves
-from asys_bench.eye.features import Document, Features
+from asys_bench.eye.features import Document
 from asys_bench.eye.index_features import IndexFeatures, open_index
 from asys_bench.eye.logits import NoLogitsError, Unembedding, read_unembedding
 from asys_bench.eye.marks import Change, Mark, Marks, MarksError
+from asys_bench.eye.probe_links import probe_links
 from asys_bench.eye.sae_view import SaeView, lives_in
+from asys_bench.eye.views import VIEWS, WAIT_S, NotYetError, Told, Views
 from asys_bench.eye.watch import RunWatch
 from asys_bench.reports.run_report.analysis import NothingToLookAtError
 from asys_bench.reports.run_report.inputs import read_vocabulary
+from asys_bench.rundir.feature_index import FeatureIndex, indexed_hooks
+from asys_bench.rundir.feature_latest import LatestFirings
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.checkpoint_store import latest_checkpoint
 from asys_bench.sae.checkpoint.lives import Lives
 from asys_bench.sae.checkpoint.native_format import load_sae
+from asys_bench.sae.exchange import ExchangeError, import_sae
 from asys_bench.sinks.archive.sidecar import ArchiveError
 from asys_bench.system.files.below import is_folder
 
-FRESH_S = {"index": 5.0, "archive": 30.0}
-"""A table is made anew for a newer checkpoint, or index, at most this often."""
-VIEWS = 2
-"""SAEs whose features are in memory."""
-FEATURE_S = 30.0
 TRIES = 4
 
 
@@ -46,16 +49,25 @@ class NotThereError(LookupError):
 
 
 class Eye:
-    """Of the run in `run_dir`. `figures`, `curves` and `births` in one thread, the others in another."""
+    """Of the run in `run_dir`. `figures`, `curves` and `births` in one thread, the others in any."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, wait_s: float = WAIT_S) -> None:
+        """wait_s: how long a question waits for features that are being read."""
         self.run_dir = run_dir
         self._watch, self._curves = RunWatch(run_dir), Curves(run_dir)
         self._marks = Marks(run_dir)
-        self._views: dict[str, tuple[float, SaeView]] = {}
+        self._views, self._wait_s = Views(self._read), wait_s
+        self._latest: dict[str, LatestFirings] = {}
 
     def close(self) -> None:
         self._watch.close()
+        self._views.close()
+
+    def begin(self) -> None:
+        """Somebody looks: read the features of the first SAE, if none are there."""
+        for label in list(self._checkpoints([]))[:1]:
+            with suppress(NotYetError, NotThereError):
+                self._view(label, 0.0)
 
     # ---- the run
 
@@ -73,8 +85,8 @@ class Eye:
         """The timeline of an SAE beside the host's curves and the alarms."""
         checkpoint = self._checkpoint(label)
         self._curves.read_on()
-        kept = self._views.get(label)
-        features = kept[1].features if kept is not None else None
+        view = self._views.there(label)
+        features = view.features if view is not None else None
         words = features.words() if features is not None else ()
         found = births_document(self.run_dir, label, lives_in(checkpoint), words)
         return {**found, "curves": self._curves.over_steps(), "alarms": self._watch.alarms()}
@@ -93,7 +105,18 @@ class Eye:
                 continue
             if checkpoint is not None:
                 found[label] = checkpoint.name
+        with suppress(ReadingError):
+            for hook in indexed_hooks(self.run_dir):
+                folder = self._indexed_sae(hook) if hook not in found else None
+                if folder is not None:
+                    found[hook] = folder.name
         return found
+
+    def _indexed_sae(self, label: str) -> Path | None:
+        """The folder of an SAE that this run did not train, and has an index of its features."""
+        index = open_index(self.run_dir, label)
+        folder = Path(index.sae) if index is not None else None
+        return folder if folder is not None and folder.is_absolute() and folder.is_dir() else None
 
     def _checkpoint(self, label: str) -> Path:
         """Raises NotThereError."""
@@ -101,6 +124,7 @@ class Eye:
             found = latest_checkpoint(self.run_dir, label)
         except (OSError, ValueError):
             found = None
+        found = found or self._indexed_sae(label)
         if found is None:
             raise NotThereError("this run has no SAE of that name, or no checkpoint of it yet")
         return found
@@ -112,32 +136,65 @@ class Eye:
         marks, problem = self._marks_of(label)
         return {**view.table(marks), "marks_problem": problem}
 
+    def table_text(self, label: str) -> str:
+        """The same as JSON."""
+        view = self._view(label)
+        return view.table_text(*self._marks_of(label))
+
     def decoder_map(self, label: str) -> Document:
-        """Raises NotThereError."""
-        return self._view(label, FEATURE_S).decoder_map()
+        """Raises NotThereError; NotYetError."""
+        return self._view(label, 0.0).decoder_map()
+
+    def view(self, label: str) -> SaeView:
+        """An SAE with its features. Raises NotThereError; NotYetError."""
+        return self._view(label)
+
+    def some_features(
+        self, view: SaeView, numbers: Sequence[int], most: tuple[int, int]
+    ) -> Iterator[Document]:
+        """`feature` of each of these, with so many top and random examples at the most."""
+        marks, problem = self._marks_of(view.label)
+        told = view.some_features(numbers, marks, self._unembedding, self._vocabulary, most)
+        return ({**one, "marks_problem": problem} for one in told)
+
+    def latest(self, label: str, number: int) -> Document:
+        """When a feature fired last, as the index says twice a second. Raises as `feature`."""
+        view = self._views.there(label) or self._view(label, 0.0)
+        self._must_have(view, number)
+        features = view.features
+        if not isinstance(features, IndexFeatures):
+            return {"latest": None}
+        firings = self._latest.setdefault(label, LatestFirings(self.run_dir, view.hook))
+        return {"latest": features.latest(firings, number)}
 
     def feature(self, label: str, number: int) -> Document:
         """Raises NotThereError; ArchiveError: the archive cannot be read any more."""
-        view = self._view(label, FEATURE_S)
-        if not 0 <= number < view.sae.d_sae:
-            raise NotThereError(f"this SAE has features 0 to {view.sae.d_sae - 1:,}")
+        view = self._view(label)
+        self._must_have(view, number)
         marks, problem = self._marks_of(label)
         mark = marks.get(number, Mark())
         found = view.feature(number, mark, self._unembedding, self._vocabulary)
         return {**found, "marks_problem": problem}
 
     def search(self, text: str) -> Document:
-        """Over the SAEs of the run whose features are in memory; of others the first `VIEWS`."""
+        """Over the SAEs of the run whose features are in memory; of others the first `VIEWS`. Those that are
+        being read are under `waiting`, and are searched when they are asked for again."""
         labels = list(self._checkpoints([]))
-        known = [label for label in labels if label in self._views]
+        known = [label for label in labels if self._views.there(label) is not None]
         chosen = [*known, *(label for label in labels if label not in known)][:VIEWS]
-        views = [self._view(label, FEATURE_S) for label in chosen]
+        views, waiting = [], []
+        for label in chosen:
+            try:
+                views.append(self._view(label, 0.0))
+            except NotYetError as error:
+                waiting.append(f"{label}: {error}")
         begun = time.perf_counter()
         found = [one for view in views for one in view.find(text, self._marks_of(view.label)[0])]
         return {
             "found": found,
             "features": sum(view.sae.d_sae for view in views),
             "saes": chosen,
+            "waiting": waiting,
             "left_out": [label for label in labels if label not in chosen],
             "took_ms": round(1e3 * (time.perf_counter() - begun), 1),
             "problem": "; ".join(view.problem for view in views if view.problem),
@@ -145,10 +202,13 @@ class Eye:
 
     def mark(self, change: Change) -> Document:
         """Raises NotThereError; MarksError: it is not kept."""
-        view = self._view(change.sae, FEATURE_S)
-        if change.feature >= view.sae.d_sae:
-            raise NotThereError(f"this SAE has features 0 to {view.sae.d_sae - 1:,}")
+        self._must_have(self._view(change.sae), change.feature)
         return self._marks.change(change).model_dump()
+
+    @staticmethod
+    def _must_have(view: SaeView, number: int) -> None:
+        if not 0 <= number < view.sae.d_sae:
+            raise NotThereError(f"this SAE has features 0 to {view.sae.d_sae - 1:,}")
 
     def _marks_of(self, label: str) -> tuple[Mapping[int, Mark], str]:
         try:
@@ -156,49 +216,45 @@ class Eye:
         except MarksError as error:
             return {}, str(error)
 
-    def _view(self, label: str, fresh_s: float = 0.0) -> SaeView:
-        """fresh_s: one that is no older will do. Raises NotThereError."""
+    def _view(self, label: str, wait_s: float | None = None) -> SaeView:
+        """The newest one that is read in time. Raises NotThereError; NotYetError."""
+        self._checkpoint(label)
+        return self._views.get(label, self._wait_s if wait_s is None else wait_s)
+
+    def _read(self, label: str, before: SaeView | None, told: Told) -> SaeView:
+        """The newest view of an SAE; `before`, where there is nothing new."""
+        told("its newest checkpoint")
         checkpoint = self._checkpoint(label)
-        known = self._views.get(label)
-        if known is not None:
-            made_at, view = known
-            kind = view.features.kind if view.features is not None else "archive"
-            age_s = time.monotonic() - made_at
-            if age_s < max(fresh_s, FRESH_S[kind]):
-                return view
-            if view.checkpoint == checkpoint and not self._has_more(view):
-                self._views[label] = (time.monotonic(), view)
-                return view
-        view = self._read_view(label, checkpoint)
-        self._views.pop(label, None)
-        self._views[label] = (time.monotonic(), view)
-        while len(self._views) > VIEWS:
-            del self._views[next(iter(self._views))]
+        index = open_index(self.run_dir, label)
+        if before is not None and before.checkpoint == checkpoint:
+            if not _has_more(before, index):
+                return before
+            view = replace(
+                before, features=None, problem="", _haystack=None, _density=None, _table=None
+            )
+        else:
+            checkpoint, sae, lives, metadata = self._load(label, checkpoint)
+            hook = str(metadata.get("hook_name") or label)
+            view = SaeView(label, checkpoint, sae, lives, None, hook=hook)
+        self._add_features(view, index, told)
+        told("what probes read in them")
+        if view.features is not None:
+            view.probes = probe_links(self.run_dir, view.hook, view.sae, view.features.mean_F)
+        view.prepare()
         return view
 
-    def _has_more(self, view: SaeView) -> bool:
-        """Whether there is more to see of the same checkpoint: the index was written anew, or rows came."""
-        index = open_index(self.run_dir, view.label)
-        if isinstance(view.features, IndexFeatures):
-            return index is not None and not view.features.is_of(index)
-        return index is not None or bool(view.problem)
-
-    def _read_view(self, label: str, checkpoint: Path) -> SaeView:
-        checkpoint, sae, lives, metadata = self._load(label, checkpoint)
-        features: Features | None = None
-        problem = ""
-        index = open_index(self.run_dir, label)
-        if index is not None and index.d_sae == sae.d_sae:
-            features = IndexFeatures(index, self._vocabulary)
-        else:
-            try:
-                hook = str(metadata.get("hook_name") or label)
-                features = ArchiveFeatures.open(
-                    self.run_dir, hook, sae, self._vocabulary, self._environment_id
-                )
-            except (NothingToLookAtError, ArchiveError, CheckpointError, OSError) as error:
-                problem = str(error)
-        return SaeView(label, checkpoint, sae, lives, features, problem)
+    def _add_features(self, view: SaeView, index: FeatureIndex | None, told: Told) -> None:
+        if index is not None and index.d_sae == view.sae.d_sae:
+            told("the feature index")
+            view.features = IndexFeatures(index, self._vocabulary)
+            return
+        told("archived rows")
+        try:
+            view.features = ArchiveFeatures.open(
+                self.run_dir, view.hook, view.sae, self._vocabulary, self._environment_id, told
+            )
+        except (NothingToLookAtError, ArchiveError, CheckpointError, OSError) as error:
+            view.problem = str(error)
 
     def _load(
         self, label: str, checkpoint: Path
@@ -206,14 +262,15 @@ class Eye:
         """A whole checkpoint: a trainer may remove one while it is read, as it has a newer one then."""
         for last in range(TRIES - 1, -1, -1):
             try:
-                sae, metadata = load_sae(checkpoint)
+                own = checkpoint.is_relative_to(self.run_dir)
+                sae, metadata = load_sae(checkpoint) if own else (import_sae(checkpoint)[0], {})
                 lives = lives_in(checkpoint)
-            except (CheckpointError, OSError) as error:
+            except (CheckpointError, ExchangeError, OSError) as error:
                 if not last:
                     message = f"its newest checkpoint cannot be read: {error}"
                     raise NotThereError(message) from error
             else:
-                if not last or is_folder(checkpoint, below=self.run_dir):
+                if not last or not own or is_folder(checkpoint, below=self.run_dir):
                     fits = lives is not None and lives.features == sae.d_sae
                     sae = sae.eval().requires_grad_(False)
                     return checkpoint, sae, lives if fits else None, metadata
@@ -242,3 +299,11 @@ class Eye:
             return read_unembedding(self.run_dir, self._config)
         except NoLogitsError as error:
             return str(error)
+
+
+def _has_more(view: SaeView, index: FeatureIndex | None) -> bool:
+    """Whether there is more to see of the same checkpoint: the index was written anew, or rows came."""
+    if isinstance(view.features, IndexFeatures):
+        return index is not None and not view.features.is_of(index)
+    fits = index is not None and index.d_sae == view.sae.d_sae
+    return fits or bool(view.problem)

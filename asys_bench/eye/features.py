@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 Document = dict[str, Any]
 Floats = npt.NDArray[np.floating[Any]]
+MOST_EXAMPLES = 24
 
 
 class Features(Protocol):
@@ -49,7 +50,7 @@ class Features(Protocol):
     def top_tokens(self) -> Sequence[Sequence[str]]:
         """Texts of the tokens that each feature fires on most, its strongest first; empty: no tokens."""
 
-    def examples(self, feature: int, kind: str) -> list[Document]:
+    def examples(self, feature: int, kind: str, most: int = MOST_EXAMPLES) -> list[Document]:
         """kind: "top" or "random". Of each row: activation, step, row, and tokens (`tokens`, `levels`,
         `at`) or a `picture`."""
 
@@ -61,6 +62,15 @@ class Features(Protocol):
 
     def density_over_time(self, feature: int) -> tuple[npt.NDArray[Any], Floats]:
         """(host steps, density)."""
+
+    def activations_over_time(
+        self, feature: int
+    ) -> tuple[npt.NDArray[Any], Floats, npt.NDArray[Any]]:
+        """(host steps at which parts of the run begin [n], edges of octaves of activations [m + 1],
+        counts [n, m])."""
+
+    def look_ahead(self, features: Sequence[int]) -> None:
+        """These are asked for next, one after another: what reads them together takes less."""
 
     def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
         """(other feature, rows of both, lift: how many times as often as by chance)."""

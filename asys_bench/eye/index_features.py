@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy.typing as npt
 
-from asys_bench.eye.features import Document, Floats
+from asys_bench.eye.features import MOST_EXAMPLES, Document, Floats
 from asys_bench.eye.watch import plain
 from asys_bench.rundir.feature_index import Example, FeatureIndex
+from asys_bench.rundir.feature_latest import LatestFirings
 from asys_bench.rundir.live_run import ReadingError
 
-MOST_EXAMPLES = 24
 TOPS = 8
 
 
@@ -88,13 +88,15 @@ class IndexFeatures:
     def _text(self, token: int) -> str:
         return self._vocabulary.get(int(token), f"<{int(token)}>")
 
-    def examples(self, feature: int, kind: str) -> list[Document]:
+    def examples(self, feature: int, kind: str, most: int = MOST_EXAMPLES) -> list[Document]:
+        if most < 1:
+            return []
         if kind == "random":
             found = self._index.examples(feature, "random")
-            every = max(1, len(found) // MOST_EXAMPLES)  # of each quantile some
+            every = max(1, -(-len(found) // most))  # of each quantile some
         else:
             found, every = self._index.examples(feature), 1
-        return [self._example(one) for one in found[::every][:MOST_EXAMPLES]]
+        return [self._example(one) for one in found[::every][:most]]
 
     def _example(self, one: Example) -> Document:
         found: Document = {
@@ -118,6 +120,22 @@ class IndexFeatures:
 
     def density_over_time(self, feature: int) -> tuple[npt.NDArray[Any], Floats]:
         return self._index.density_over_time(feature)
+
+    def activations_over_time(
+        self, feature: int
+    ) -> tuple[npt.NDArray[Any], Floats, npt.NDArray[Any]]:
+        return self._index.activations_over_time(feature)
+
+    def look_ahead(self, features: Sequence[int]) -> None:
+        pass
+
+    def latest(self, firings: LatestFirings, feature: int) -> Document | None:
+        """The row in which it fired last, of a run that goes on the newest."""
+        found = firings.of(self._index, feature)
+        if found is None:
+            return None
+        token = self._text(found.token) if found.token >= 0 else None
+        return {"step": found.host_step, "activation": plain(found.activation), "token": token}
 
     def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
         return self._index.cofiring(feature)

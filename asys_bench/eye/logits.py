@@ -49,13 +49,13 @@ class Unembedding:
     about: str
 
     def attribution(self, decoder_D: torch.Tensor) -> torch.Tensor:
-        """float32[V]. Raises NoLogitsError: another width."""
+        """float32[V] of a decoder row, [..., V] of several. Raises NoLogitsError: another width."""
         width = self.weight_VD.shape[1]
-        if len(decoder_D) != width:
+        if decoder_D.shape[-1] != width:
             raise NoLogitsError(
-                f"the hook's rows have {len(decoder_D)} values, the residual stream has {width}"
+                f"the hook's rows have {decoder_D.shape[-1]} values, the residual stream has {width}"
             )
-        return self.weight_VD @ (self.gain_D * decoder_D).to(self.weight_VD.dtype)
+        return (self.gain_D * decoder_D).to(self.weight_VD.dtype) @ self.weight_VD.T
 
 
 def read_unembedding(run_dir: Path, config: Mapping[str, Any]) -> Unembedding:

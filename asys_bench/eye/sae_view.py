@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import heapq
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from asys_bench.eye.features import Document, Features, Floats
+from asys_bench.eye.features import MOST_EXAMPLES, Document, Features, Floats
+from asys_bench.eye.haystack import Haystack, needle
 from asys_bench.eye.logits import NoLogitsError, Unembedding, promoted
 from asys_bench.eye.marks import Mark
+from asys_bench.eye.probe_links import ProbeLinks
 from asys_bench.eye.watch import plain
 from asys_bench.reports.run_report.feature_figures import decoder_map
 from asys_bench.sae.architectures.base import SparseAutoencoder
@@ -21,6 +24,7 @@ from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.lives import Lives, read_lives
 
 NEIGHBOURS, FOUND = 10, 200
+_POWERS = np.array([float(f"1e{n}") for n in range(301)])
 HOW_TO_INDEX = (
     "This run keeps no feature index: figures and examples are of the newest archived rows alone. A sink of "
     "kind `feature_index` (sinks.index.kind: feature_index) keeps them over the whole run."
@@ -31,7 +35,7 @@ HOW_TO_INDEX = (
 class SaeView:
     """features: None where nothing is archived; `problem` says why then.
 
-    sae, lives: of the newest checkpoint, `checkpoint`.
+    sae, lives: of the newest checkpoint, `checkpoint`. hook: whose rows it is of. probes: those of the hook.
     """
 
     label: str
@@ -40,9 +44,18 @@ class SaeView:
     lives: Lives | None
     features: Features | None
     problem: str = ""
+    hook: str = ""
+    probes: ProbeLinks | None = None
     _directions_FD: torch.Tensor | None = field(default=None, repr=False)
-    _search: list[str] | None = field(default=None, repr=False)
+    _haystack: Haystack | None = field(default=None, repr=False)
     _density: list[float] | None = field(default=None, repr=False)
+    _table: str | None = field(default=None, repr=False)
+
+    def prepare(self) -> None:
+        """Make what all questions need, so that none waits for it."""
+        self._texts()
+        self._densities()
+        self.table_text({}, "")
 
     def table(self, marks: Mapping[int, Mark]) -> Document:
         """All features, a list per column; None in a list: not known."""
@@ -57,9 +70,22 @@ class SaeView:
             "how": HOW_TO_INDEX,
             "columns": self._columns(),
             "words": list(self.features.words()) if self.features is not None else [],
+            "probes": self.probes.labels() if self.probes is not None else [],
             "marks": {str(feature): mark.model_dump() for feature, mark in marks.items()},
         }
         return found
+
+    def table_text(self, marks: Mapping[int, Mark], problem: str) -> str:
+        """`table` as JSON. What marks do not change is written once: it takes a while for 24,576 features."""
+        if self._table is None:
+            rest = self.table({})
+            del rest["marks"]
+            self._table = ",".join(_pieces(rest))
+        own = {
+            "marks": {str(n): mark.model_dump() for n, mark in marks.items()},
+            "marks_problem": problem,
+        }
+        return f"{{{self._table},{_text(own)[1:]}"
 
     def _columns(self) -> dict[str, list[float | None]]:
         found: dict[str, list[float | None]] = {}
@@ -70,6 +96,8 @@ class SaeView:
         if self.lives is not None:
             found["age"] = [int(step) for step in self._ages()]
             found["drift"] = numbers(1.0 - self.lives.birth_cosine.numpy().astype(np.float64))
+        if self.probes is not None:
+            found |= self.probes.columns()
         return found
 
     def _ages(self) -> Floats:
@@ -84,6 +112,36 @@ class SaeView:
         self, number: int, mark: Mark, unembedding: Unembedding | str, vocabulary: Mapping[int, str]
     ) -> Document:
         """All about one feature. unembedding: or why there is none."""
+        (found,) = self.some_features([number], {number: mark}, unembedding, vocabulary)
+        return found
+
+    def some_features(
+        self,
+        numbers_M: Sequence[int],
+        marks: Mapping[int, Mark],
+        unembedding: Unembedding | str,
+        vocabulary: Mapping[int, str],
+        most: tuple[int, int] = (MOST_EXAMPLES, MOST_EXAMPLES),
+    ) -> Iterator[Document]:
+        """`feature` of each of these; of many at once it takes less.
+
+        most: top and random examples of each.
+        """
+        if self.features is not None and len(numbers_M) > 1:
+            self.features.look_ahead(numbers_M)
+        neighbours = self._neighbours(numbers_M)
+        logits = self._logits(numbers_M, unembedding, vocabulary)
+        for number, near, told in zip(numbers_M, neighbours, logits, strict=True):
+            yield self._feature(number, marks.get(number, Mark()), near, told, most)
+
+    def _feature(
+        self,
+        number: int,
+        mark: Mark,
+        neighbours: list[Document],
+        logits: Document,
+        most: tuple[int, int],
+    ) -> Document:
         found: Document = {
             "sae": self.label,
             "feature": number,
@@ -91,8 +149,9 @@ class SaeView:
             "checkpoint": self.checkpoint.name,
             "mark": mark.model_dump(),
             "problem": self.problem,
-            "neighbours": self._neighbours(number),
-            "logits": self._logits(number, unembedding, vocabulary),
+            "neighbours": neighbours,
+            "logits": logits,
+            "probes": self.probes.of(number) if self.probes is not None else [],
         }
         if self.lives is not None:
             turned = int(self.lives.turned_host_step[number])
@@ -118,11 +177,12 @@ class SaeView:
             "density": plain(float(features.density_F[number])),
             "mean": plain(float(features.mean_F[number])),
             "max": plain(float(features.max_F[number])),
-            "top": features.examples(number, "top"),
-            "random": features.examples(number, "random"),
+            "top": features.examples(number, "top", most[0]),
+            "random": features.examples(number, "random", most[1]),
             "pictures": features.pictures(number),
             "histogram": {"edges": numbers(edges), "counts": numbers(counts, 7)},
             "over_time": {"x": numbers(steps, 7), "y": numbers(density)},
+            "heat": self._heat(features, number),
             "cofiring": [
                 {
                     "feature": other,
@@ -137,30 +197,49 @@ class SaeView:
             one["words"] = words[one["feature"]]
         return found
 
-    def _neighbours(self, number: int) -> list[Document]:
-        """The features whose decoder rows point most nearly the same way."""
+    @staticmethod
+    def _heat(features: Features, number: int) -> Document:
+        """How strongly it fired when: of each part of the run the counts by activation."""
+        begins, edges, counts_WB = features.activations_over_time(number)
+        counts = [numbers(counts_B, 3) for counts_B in counts_WB]
+        return {"x": numbers(begins, 7), "edges": numbers(edges), "counts": counts}
+
+    def _directions(self) -> torch.Tensor:
         if self._directions_FD is None:
             rows_FD = self.sae.W_dec.detach().float()
             self._directions_FD = torch.nn.functional.normalize(rows_FD, dim=1)
-        cosine_F = self._directions_FD @ self._directions_FD[number]
-        cosine_F[number] = -math.inf
-        values, others = cosine_F.topk(min(NEIGHBOURS, len(cosine_F) - 1))
+        return self._directions_FD
+
+    def _neighbours(self, numbers_M: Sequence[int]) -> list[list[Document]]:
+        """The features whose decoder rows point most nearly the same way."""
+        directions_FD = self._directions()
+        chosen = torch.tensor(numbers_M, dtype=torch.int64)
+        cosine_MF = directions_FD[chosen] @ directions_FD.T
+        cosine_MF[torch.arange(len(chosen)), chosen] = -math.inf
+        values_MK, others_MK = cosine_MF.topk(min(NEIGHBOURS, cosine_MF.shape[1] - 1))
         return [
-            {"feature": int(other), "cosine": plain(float(value))}
-            for value, other in zip(values, others, strict=True)
+            [
+                {"feature": other, "cosine": plain(value)}
+                for value, other in zip(values, others, strict=True)
+            ]
+            for values, others in zip(values_MK.tolist(), others_MK.tolist(), strict=True)
         ]
 
     def _logits(
-        self, number: int, unembedding: Unembedding | str, vocabulary: Mapping[int, str]
-    ) -> Document:
+        self,
+        numbers_M: Sequence[int],
+        unembedding: Unembedding | str,
+        vocabulary: Mapping[int, str],
+    ) -> list[Document]:
         if isinstance(unembedding, str):
-            return {"problem": unembedding}
+            return [{"problem": unembedding} for _ in numbers_M]
+        rows_MD = self.sae.W_dec[torch.tensor(numbers_M, dtype=torch.int64)].detach().float()
         try:
-            row_D = self.sae.W_dec[number].detach().float()
-            found = promoted(unembedding.attribution(row_D), vocabulary)
+            logits_MV = unembedding.attribution(rows_MD)
         except NoLogitsError as error:
-            return {"problem": str(error)}
-        return {**found, "about": unembedding.about}
+            return [{"problem": str(error)} for _ in numbers_M]
+        told = (promoted(logits_V, vocabulary) for logits_V in logits_MV)
+        return [{**one, "about": unembedding.about} for one in told]
 
     def decoder_map(self) -> Document:
         """Every feature's decoder row on the two principal axes of all of them."""
@@ -178,7 +257,7 @@ class SaeView:
 
         Names first, then features whose very token it is, then the others; the more often firing first.
         """
-        wanted = text.strip().casefold()
+        wanted = needle(text)
         if not wanted:
             return []
         hits: list[tuple[int, float, int, str]] = []
@@ -187,11 +266,11 @@ class SaeView:
             if number < self.sae.d_sae and wanted in f"{mark.name}\n{mark.note}".casefold():
                 hits.append((0, -densities[number], number, "name or note"))
         named = {number for _, _, number, _ in hits}
-        for number, told in enumerate(self._texts()):
-            if wanted in told and number not in named:
-                exact = f"\n{wanted}\n" in told
-                where = "its very token" if exact else "among what it fires on most"
-                hits.append((1 if exact else 2, -densities[number], number, where))
+        exact = set(self._texts().exactly(wanted))
+        for number in self._texts().features(wanted):
+            if number not in named:
+                where = "its very token" if number in exact else "among what it fires on most"
+                hits.append((1 if number in exact else 2, -densities[number], number, where))
         hits = heapq.nsmallest(FOUND, hits)
         words = self.features.words() if self.features is not None else []
         tokens = self.features.top_tokens() if self.features is not None else []
@@ -214,25 +293,43 @@ class SaeView:
             self._density = [0.0] * self.sae.d_sae if found_F is None else found_F.tolist()
         return self._density
 
-    def _texts(self) -> Sequence[str]:
-        """Of each feature its tokens and words, a line each, ready to be searched."""
-        if self._search is None:
-            if self.features is None:
-                self._search = []
-            else:
-                told = zip(self.features.top_tokens(), self.features.words(), strict=True)
-                self._search = [
-                    "\n" + "\n".join(one.strip().casefold() for one in (*tokens, words)) + "\n"
-                    if tokens or words
-                    else ""
-                    for tokens, words in told
-                ]
-        return self._search
+    def _texts(self) -> Haystack:
+        """Of each feature its tokens and words, ready to be searched."""
+        if self._haystack is None:
+            features = self.features
+            told = (
+                []
+                if features is None
+                else zip(features.top_tokens(), features.words(), strict=True)
+            )
+            self._haystack = Haystack([(*tokens, words) for tokens, words in told])
+        return self._haystack
 
 
 def numbers(values: Floats, digits: int = 4) -> list[float | None]:
-    """As JSON can say them."""
-    return [plain(float(value), digits) for value in values]
+    """As JSON can say them: so many significant digits, None for what is not known."""
+    told = np.asarray(values, dtype=np.float64)
+    known = np.isfinite(told)
+    size = np.where(known & (told != 0), np.abs(told), 1.0)
+    places = np.clip(digits - 1 - np.floor(np.log10(size)), -300, 300).astype(np.int64)
+    # Both divide or multiply by a power of ten that is exact where the result is the shortest decimal.
+    up, down = _POWERS[np.maximum(places, 0)], _POWERS[np.maximum(-places, 0)]
+    rounded = np.rint(np.where(known, told, 0.0) / down * up) / up * down
+    return [
+        value if is_known else None
+        for value, is_known in zip(rounded.tolist(), known.tolist(), strict=True)
+    ]
+
+
+def _pieces(document: Document) -> Iterator[str]:
+    """Its entries as JSON, one after another: other threads go on between them."""
+    for name, value in document.items():
+        inside = f"{{{','.join(_pieces(value))}}}" if isinstance(value, dict) else _text(value)
+        yield f"{json.dumps(name)}:{inside}"
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
 
 
 def lives_in(checkpoint: Path) -> Lives | None:

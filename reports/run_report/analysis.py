@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -240,9 +240,15 @@ class LookedRows:
 
 
 def look_at(
-    run_dir: Path, hook: str, sae: SparseAutoencoder, most_rows: int = MOST_ROWS
+    run_dir: Path,
+    hook: str,
+    sae: SparseAutoencoder,
+    most_rows: int = MOST_ROWS,
+    stats_of: Callable[[SparseAutoencoder, Sequence[RowBlock]], FeatureStats] = feature_stats,
 ) -> LookedRows:
     """An SAE over at most `most_rows` of the newest archived rows of its hook.
+
+    stats_of: what encodes them.
 
     Raises:
         NothingToLookAtError: there are no such rows. ArchiveError: the archive cannot be read.
@@ -252,7 +258,7 @@ def look_at(
     except ArchiveError as error:
         raise NothingToLookAtError(f"no activations to look at: {error}") from error
     names, streams = read_observation_names(run_dir), read_streams(run_dir)
-    return _looked(hook, sae, archive, "", streams, names, most_rows)
+    return _looked(hook, sae, archive, "", streams, names, most_rows, stats_of)
 
 
 def _looked(
@@ -263,6 +269,7 @@ def _looked(
     streams: Sequence[Mapping[str, Any]],
     names: ObservationNames,
     most_rows: int,
+    stats_of: Callable[[SparseAutoencoder, Sequence[RowBlock]], FeatureStats] = feature_stats,
 ) -> LookedRows:
     if len(sae.parts) > 1:
         raise NothingToLookAtError("its features are of several hooks: rows of one hook show none")
@@ -278,7 +285,7 @@ def _looked(
     told = next((stream for stream in names.streams if stream in archive.hooks), None)
     source = told or input_hook(archive, hook, streams)
     named = names if told is not None else ObservationNames()
-    return LookedRows(archive, hook, source, sae, feature_stats(sae, blocks), blocks, named)
+    return LookedRows(archive, hook, source, sae, stats_of(sae, blocks), blocks, named)
 
 
 def _why_no_rows(archive: Archive | None, hook: str) -> str:

@@ -89,8 +89,8 @@ h4{margin:0;font-size:.95rem}
 .hit{font-weight:600;box-shadow:inset 0 -2px 0 var(--heat5)}
 .rare{margin-top:22px}
 .h1{background:color-mix(in srgb,var(--heat4) 18%,transparent)}
-.h2{background:color-mix(in srgb,var(--heat4) 36%,transparent)}
-.h3{background:color-mix(in srgb,var(--heat4) 58%,transparent)}
+.h2{background:color-mix(in srgb,var(--heat4) 32%,transparent)}
+.h3{background:color-mix(in srgb,var(--heat4) 48%,transparent)}
 .h4{background:color-mix(in srgb,var(--heat4) 86%,transparent);color:#1a1206}
 .told h4{display:block;font-size:1.02rem;line-height:1.35;margin:0}
 .strips{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:8px 14px;margin-top:10px}

@@ -1,4 +1,8 @@
-"""`asys-run report`: a run as one HTML page that opens offline: what the SAEs found, curves, cost."""
+"""`asys-run report`: a run as one HTML page that opens offline: what the SAEs found, curves, cost.
+
+With `--all-features` another file: the pages of `asys-run eye` with every feature of every SAE, to search and
+to sort without a server.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from rich.console import Console
 from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.contracts.run_files import REPORT_FILE, RESERVOIR_DIR
+from asys_bench.contracts.run_files import FEATURES_FILE, REPORT_FILE, RESERVOIR_DIR
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 from asys_bench.store.uri import is_uri
 from asys_bench.system.files import replace_file
@@ -24,18 +28,24 @@ from asys_bench.system.files.below import is_folder
 
 if TYPE_CHECKING:
     from asys_bench.reports.run_report.births import Births
+    from asys_bench.reports.run_report.record import RunRecord
 
 TIMELINES_S = 20.0
 """Of the time that a run's end waits for its report; SAEs that are left are `asys-run timeline`'s."""
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """RUN and `--out`."""
+    """RUN, `--all-features` and `--out`."""
     add_run_argument(parser, copies=True)
+    parser.add_argument(
+        "--all-features",
+        action="store_true",
+        help=f"every feature of every SAE in {FEATURES_FILE} instead, at most 50 MB",
+    )
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help=f"default: {REPORT_FILE} in the run's directory, of a copy <run>-{REPORT_FILE} here",
+        help="default: in the run's directory, of a copy <run>-<file> here",
     )
 
 
@@ -83,9 +93,6 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     """0; 1 when the file cannot be written; 2 when there is no such run."""
     import torch
 
-    from asys_bench.reports.run_report.analysis import analyse
-    from asys_bench.reports.run_report.inputs import read_vocabulary
-    from asys_bench.reports.run_report.page import render_run
     from asys_bench.reports.run_report.record import read_run
 
     # Beside a live run, torch's team of threads would wait for the one that has no core.
@@ -95,22 +102,42 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         record = read_run(run_dir)
     except (RunGoneError, ReportError) as error:
         return fail("asys-run report", console, str(error), EXIT_USAGE)
-    analyses = analyse(run_dir, record.saes)
     copy = is_uri(arguments.run or "")
-    births = _births(run_dir, record.saes, keep=not copy)
-    document = render_run(record, analyses, read_vocabulary(run_dir), births)
-    own = run_dir / REPORT_FILE
+    name = FEATURES_FILE if arguments.all_features else REPORT_FILE
+    target = run_dir / name
     if copy:
         from asys_bench.store.mirror import beside_copy
 
-        own = beside_copy(run_dir, REPORT_FILE)
-    target = Path(arguments.out) if arguments.out else own
+        target = beside_copy(run_dir, name)
+    target = Path(arguments.out) if arguments.out else target
+    if arguments.all_features:
+        document, said = _features(run_dir, console)
+    else:
+        document, said = _report(run_dir, record, keep=not copy)
     try:
-        replace_file(target, document.encode(), sync=False)  # mode 0600: it shows activations
+        replace_file(target, document, sync=False)  # mode 0600: it shows activations
     except OSError as error:
         return fail("asys-run report", console, f"{target}: {error}", EXIT_FAILED)
-    console.print(f"{target}: {len(document) / 1e6:.1f} MB", markup=False, soft_wrap=True)
-    for found in analyses:
-        if found.problem:
-            console.print(f"{found.hook}: {found.problem}", markup=False, soft_wrap=True)
+    for line in (f"{target}: {len(document) / 1e6:.1f} MB", *said):
+        console.print(line, markup=False, soft_wrap=True)
     return EXIT_OK
+
+
+def _report(run_dir: Path, record: RunRecord, *, keep: bool) -> tuple[bytes, list[str]]:
+    """The page, and what is missing in it. keep: timelines that are made for it, in the run's folder."""
+    from asys_bench.reports.run_report.analysis import analyse
+    from asys_bench.reports.run_report.inputs import read_vocabulary
+    from asys_bench.reports.run_report.page import render_run
+
+    analyses = analyse(run_dir, record.saes)
+    births = _births(run_dir, record.saes, keep=keep)
+    document = render_run(record, analyses, read_vocabulary(run_dir), births)
+    return document.encode(), [f"{one.hook}: {one.problem}" for one in analyses if one.problem]
+
+
+def _features(run_dir: Path, console: Console) -> tuple[bytes, list[str]]:
+    """The file of all features, and what is in it."""
+    from asys_bench.eye.one_file.all_features import all_features
+
+    made = all_features(run_dir, lambda line: console.print(line, markup=False, soft_wrap=True))
+    return made.document, made.said

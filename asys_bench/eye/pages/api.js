@@ -1,13 +1,26 @@
 // What a page asks the server, and the stream of the run's figures.
 
-export async function ask(path, query = {}) {
+const AGAIN_MS = 700;
+
+// Whether pins, names and notes can be kept.
+export const keeps = true;
+
+// The answer. While the server is still reading what it takes, `waiting` gets how far it is, and it is asked again.
+export async function ask(path, query = {}, waiting = () => {}) {
   const told = new URLSearchParams(query).toString();
-  return answer(await fetch(told ? `${path}?${told}` : path));
+  for (;;) {
+    const found = await answer(await fetch(told ? `${path}?${told}` : path));
+    if (found.waiting !== true) return found;
+    waiting(found.problem);
+    await new Promise((go) => { setTimeout(go, AGAIN_MS); });
+  }
 }
 
 export async function mark(change) {
   const headers = { 'Content-Type': 'application/json' };
-  return answer(await fetch('/api/mark', { method: 'POST', headers, body: JSON.stringify(change) }));
+  const found = await answer(await fetch('/api/mark', { method: 'POST', headers, body: JSON.stringify(change) }));
+  if (found.waiting === true) throw new Error(found.problem);
+  return found;
 }
 
 async function answer(response) {

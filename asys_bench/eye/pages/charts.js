@@ -71,6 +71,27 @@ export function bars({ title, unit = '', edges, counts, told = figure, below = n
   return frame(title, unit, drawing, below);
 }
 
+// Cells: a column per part of the run, a line per octave of activations; the deeper the colour, the larger its share of the column.
+export function heat({ title, x: begins, edges, counts }) {
+  const sums = counts.map((column) => column.reduce((a, b) => a + b, 0));
+  if (!sums.some((sum) => sum > 0)) return null;
+  const rows = edges.length - 1, last = begins.at(-1) + (begins.length > 1 ? begins.at(-1) - begins.at(-2) : 1);
+  const x = scale(begins[0], last, LEFT, RIGHT), y = scale(0, rows, BOTTOM, TOP);
+  const drawn = counts.flatMap((column, at) => column.map((n, row) => {
+    if (!(n > 0)) return null;
+    const part = n / sums[at], to = begins[at + 1] ?? last;
+    return s('rect', { x: x(begins[at]), y: y(row + 1), width: Math.max(0.6, x(to) - x(begins[at]) - 0.5), height: y(row) - y(row + 1) - 0.5, class: `cell c${Math.min(6, 1 + Math.floor(6 * part))}` },
+      s('title', {}, `steps ${count(begins[at])} to ${count(to)}: ${share(part)} of its activations from ${figure(edges[row])} to ${figure(edges[row + 1])}`));
+  }));
+  const middle = (column) => edges[column.indexOf(Math.max(...column))];
+  const told = counts.filter((column, at) => sums[at] > 0);
+  const label = `${title}: most often from ${figure(middle(told[0]))} up at the beginning, from ${figure(middle(told.at(-1)))} up at the end`;
+  const drawing = s('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, class: 'chart', role: 'img', 'aria-label': label },
+    axes(x, (row) => y(row), ticks(begins[0], last), [], compact),
+    edges.map((edge, row) => s('text', { x: LEFT - 6, y: y(row) + 4, 'text-anchor': 'end' }, compact(edge))), drawn);
+  return frame(title, 'activation, by octaves', drawing);
+}
+
 // A small line without axes.
 export function strip(values, label) {
   const known = values.filter((value) => value !== null);

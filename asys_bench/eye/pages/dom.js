@@ -1,4 +1,6 @@
-// Pages are built node by node: text stays text. The server's policy forbids turning text into markup.
+// Pages are built node by node: text stays text. The page's policy forbids turning text into markup.
+
+import { address } from './address.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
 const SVG_NAMES = new Set(['svg', 'g', 'path', 'rect', 'circle', 'line', 'polyline', 'polygon', 'text', 'title']);
@@ -42,15 +44,13 @@ export function show(place, ...children) {
 
 export const link = (path, query, ...children) => h('a', { href: address(path, query) }, children);
 
-export function address(path, query) {
-  const told = new URLSearchParams(query).toString();
-  return told ? `${path}?${told}` : path;
-}
+// Numbers as people read them; '-' for what is not known. A format is made once: it takes a hundred times as long as its use.
+const whole = new Intl.NumberFormat('en', { maximumFractionDigits: 0 });
+const exact = new Intl.NumberFormat('en', { maximumFractionDigits: 8 });
 
-// Numbers as people read them; '-' for what is not known.
 export function count(n) {
   if (n === null || n === undefined) return '-';
-  if (Math.abs(n) < 1e7) return Math.round(n).toLocaleString('en');
+  if (Math.abs(n) < 1e7) return whole.format(Math.round(n));
   return Math.abs(n) < 1e9 ? `${(n / 1e6).toPrecision(3)}M` : `${(n / 1e9).toPrecision(3)}G`;
 }
 
@@ -59,7 +59,7 @@ export function figure(x) {
   if (x === 0) return '0';
   const size = Math.abs(x);
   if (size >= 1e6 || size < 1e-4) return x.toExponential(1);
-  return Number(x.toPrecision(3)).toLocaleString('en', { maximumFractionDigits: 8 });
+  return exact.format(Number(x.toPrecision(3)));
 }
 
 export function share(x) {
@@ -78,10 +78,10 @@ export function bytes(n) {
 
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return '-';
-  const whole = Math.floor(seconds);
+  const passed = Math.floor(seconds);
   const two = (n) => String(n).padStart(2, '0');
-  const hours = Math.floor(whole / 3600), minutes = Math.floor(whole / 60) % 60;
-  return hours ? `${hours}:${two(minutes)}:${two(whole % 60)}` : `${minutes}:${two(whole % 60)}`;
+  const hours = Math.floor(passed / 3600), minutes = Math.floor(passed / 60) % 60;
+  return hours ? `${hours}:${two(minutes)}:${two(passed % 60)}` : `${minutes}:${two(passed % 60)}`;
 }
 
 // A module's name may break after its dots.
@@ -105,7 +105,7 @@ export function section(title, how, ...children) {
 export function table(label, columns, rows) {
   const kind = (number) => (number ? 'right' : null);
   return h('div', { class: 'scroll card', tabindex: 0, role: 'region', 'aria-label': label },
-    h('table', {},
+    h('table', { 'aria-label': label },
       h('thead', {}, h('tr', {}, columns.map(([title, , number]) => h('th', { scope: 'col', class: kind(number) }, title)))),
       h('tbody', {}, rows.map((row) => h('tr', {}, columns.map(([, value, number]) => h('td', { class: kind(number) }, value(row))))))));
 }

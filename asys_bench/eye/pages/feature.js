@@ -1,7 +1,8 @@
 // The view Feature: what one feature fires on, how, since when, with which others, and what it writes.
 
-import { ask, mark } from './api.js';
-import { bars, lines } from './charts.js';
+import { address } from './address.js';
+import { ask, keeps, mark } from './api.js';
+import { bars, heat, lines } from './charts.js';
 import { called, count, figure, h, link, name, section, share, show, tree, visible } from './dom.js';
 import { nothing, saes } from './hook.js';
 
@@ -50,6 +51,7 @@ function logits(told) {
 }
 
 function marks(sae, number, found, changed) {
+  if (!keeps) return found.note ? h('p', { class: 'card' }, found.note) : null;
   const said = h('span', { class: 'how', role: 'status' });
   async function keep(change) {
     said.textContent = 'keeping ...';
@@ -70,10 +72,31 @@ function marks(sae, number, found, changed) {
     h('label', { class: 'wide' }, 'Notes', h('textarea', { maxlength: 4000, rows: 2, onchange: (event) => keep({ note: event.target.value }) }, found.note)), said);
 }
 
+// What linear probes of the hook read in it: labels, what each probe is worth, and how far the feature moves it.
+function probes(found) {
+  if (!found?.length) return null;
+  return h('section', { class: 'card' }, h('h3', {}, 'Probes'), h('p', { class: 'how' }, 'By how much it moves the logit (or number) of each linear probe when it fires.'), h('ol', { class: 'others' }, found.map((one) =>
+    h('li', {}, h('span', { class: 'what' }, one.label), h('span', { class: 'unit' }, `${one.effect > 0 ? '+' : ''}${figure(one.effect)}; ${one.metric === 'auc' ? 'AUC' : 'R2'} ${figure(one.value)}`)))));
+}
+
+// Of a run that goes on: when it fired last, asked for whenever the figures have changed.
+function follow(sae, number, last) {
+  let asking = false;
+  return async (figures) => {
+    if (!figures.live || asking || document.hidden) return;
+    asking = true;
+    try {
+      const { latest } = await ask('/api/latest', { sae, feature: number });
+      last.hidden = latest === null;
+      if (latest) last.textContent = `Fired last at host step ${count(latest.step)}${latest.token === null ? '' : `, on "${visible(latest.token)}"`}, with ${figure(latest.activation)}.`;
+    } catch { last.hidden = true; } finally { asking = false; }
+  };
+}
+
 export async function feature(place, { sae, feature: number, saes: all }) {
   if (!all.includes(sae)) { nothing(place, 'Feature', all); return null; }
   show(place, h('p', { class: 'how', role: 'status' }, `Reading feature ${number} ...`));
-  const found = await ask('/api/feature', { sae, feature: number });
+  const found = await ask('/api/feature', { sae, feature: number }, (told) => show(place, h('p', { class: 'how', role: 'status' }, `${told} ...`)));
   const title = h('h1', { class: 'quiet' });
   const head = (told) => show(title, h('span', {}, `Feature ${number}`), called(found.words, told) ? h('span', { class: 'what' }, called(found.words, told)) : null);
   head(found.mark);
@@ -83,25 +106,26 @@ export async function feature(place, { sae, feature: number, saes: all }) {
     life && [count(life.age), 'host steps old'], life && [figure(life.drift), life.turned_step === null ? 'drift of its decoder' : `drift; turned away at step ${count(life.turned_step)}`],
     life && life.generation > 0 && [count(life.generation), `times begun anew, last at step ${count(life.born_step)}`],
   ].filter(Boolean);
-  const over = found.over_time;
+  const over = found.over_time, last = h('p', { class: 'how', hidden: true });
   show(place,
     h('p', { class: 'ways' }, link('/hook', { sae }, name(sae)),
-      number > 0 ? h('a', { rel: 'prev', href: `/feature?${new URLSearchParams({ sae, feature: number - 1 })}` }, '‹ previous') : null,
-      number + 1 < found.d_sae ? h('a', { rel: 'next', href: `/feature?${new URLSearchParams({ sae, feature: number + 1 })}` }, 'next ›') : null),
+      number > 0 ? h('a', { rel: 'prev', href: address('/feature', { sae, feature: number - 1 }) }, '‹ previous') : null,
+      number + 1 < found.d_sae ? h('a', { rel: 'next', href: address('/feature', { sae, feature: number + 1 }) }, 'next ›') : null),
     title, saes(sae, all, '/hook'),
     h('ul', { class: 'tiles' }, tiles.map(([value, label]) => h('li', { class: 'tile' }, h('b', {}, value), h('span', {}, label)))),
     found.problem ? h('p', { class: 'callout' }, found.problem) : null,
     found.marks_problem ? h('p', { class: 'callout v-invalid' }, found.marks_problem) : null,
-    marks(sae, number, found.mark, head),
+    last, marks(sae, number, found.mark, head),
     found.pictures?.length ? section('Where it fires', 'A map over the two inputs that explain it best; per input all states in grey, those that it fires on most in colour.', h('div', { class: 'drawn card' }, found.pictures.map((one) => tree(one)))) : null,
     examples('Fires on most', found.about ? `${found.checkpoint}; ${found.about}.` : null, found.top),
     examples('Fires on, at random', 'Rows from weak to strong: what it is like besides its extremes.', found.random),
     h('div', { class: 'figures spaced' },
       found.histogram && bars({ title: 'Activations', unit: 'rows in which it is active', ...found.histogram }),
-      over && lines({ title: 'Density over host steps', lines: [{ name: `feature ${number}`, ...over }], over: 'steps', marks: life && life.born_step > 0 ? [{ at: life.born_step, text: 'its life began' }] : [] })),
+      over && lines({ title: 'Density over host steps', lines: [{ name: `feature ${number}`, ...over }], over: 'steps', marks: life && life.born_step > 0 ? [{ at: life.born_step, text: 'its life began' }] : [] }),
+      found.heat && heat({ title: 'Activations over host steps', ...found.heat })),
     h('div', { class: 'pair spaced' },
       others(sae, 'Fires together with', 'Lift: how many times as often as by chance.', found.cofiring, (one) => `${figure(one.lift)} x, ${count(one.count)} rows`),
-      others(sae, 'Writes nearly the same', 'Cosine of decoder rows.', found.neighbours, (one) => figure(one.cosine)), logits(found.logits)),
+      others(sae, 'Writes nearly the same', 'Cosine of decoder rows.', found.neighbours, (one) => figure(one.cosine)), logits(found.logits), probes(found.probes)),
     found.indexed || found.problem ? null : h('p', { class: 'how spaced' }, found.how));
-  return null;
+  return { update: follow(sae, number, last) };
 }

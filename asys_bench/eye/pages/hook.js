@@ -1,8 +1,9 @@
 // The view Hook: every feature of an SAE as a table to sort and filter, and how often features fire.
 
-import { ask, mark } from './api.js';
+import { address, here, keep } from './address.js';
+import { ask, keeps, mark } from './api.js';
 import { bars } from './charts.js';
-import { address, called, count, figure, h, link, name, share, show } from './dom.js';
+import { called, count, figure, h, link, name, share, show } from './dom.js';
 import { decoderMap } from './map.js';
 import { VirtualTable } from './virtual.js';
 
@@ -11,6 +12,7 @@ const HINTS = {
   feature: 'its number', words: 'its name, or the token or state that it fires on most', density: 'share of rows in which it is active',
   mean: 'mean activation while active', max: 'largest activation', age: 'host steps since its life began: at the SAE\'s start, or by resampling',
   drift: '1 - cosine of its decoder row now and when its life began',
+  probe: 'held-out AUC of the linear probe of this hook whose logit the feature moves most when it fires, by 0.1 or more; a sink of kind probe fits them',
 };
 
 export function saes(chosen, all, path) {
@@ -43,9 +45,10 @@ export async function hook(place, { sae, saes: all }) {
     nothing(place, 'Hook', all);
     return { update: (figures) => { if (Object.keys(figures.checkpoints ?? {}).length > all.length) location.reload(); } };
   }
-  show(place, h('h1', { class: 'quiet' }, name(sae)), h('p', { class: 'how', role: 'status' }, 'Reading the features; of a large SAE this takes some seconds ...'));
-  let found = await ask('/api/table', { sae });
-  const query = new URLSearchParams(location.search);
+  const reading = h('p', { class: 'how', role: 'status' }, 'Reading the features ...');
+  show(place, h('h1', { class: 'quiet' }, name(sae)), reading);
+  let found = await ask('/api/table', { sae }, (told) => { reading.textContent = `${told} ...`; });
+  const { query } = here();
   const state = {
     key: query.get('sort') ?? 'density', down: query.get('down') !== '0', text: query.get('text') ?? '',
     fired: query.get('fired') !== '0', pinned: query.get('pinned') === '1',
@@ -72,10 +75,15 @@ export async function hook(place, { sae, saes: all }) {
     { title: 'max', key: 'max', number: true, cell: text('max', figure) },
     { title: 'age', key: 'age', number: true, cell: text('age', count) },
     { title: 'drift', key: 'drift', number: true, cell: text('drift', figure) },
+    { title: 'probe AUC', key: 'probe', cell: (node, feature) => {
+      const auc = columnOf('probe')?.[feature] ?? null;
+      node.textContent = auc === null ? '-' : `${auc.toFixed(2)} ${found.probes[found.columns.probe_of[feature]]}`;
+      node.title = auc === null ? '' : `moves the logit of ${found.probes[found.columns.probe_of[feature]]} by ${figure(found.columns.probe_effect[feature])} when it fires`;
+    } },
   ].map((column) => ({ hint: HINTS[column.key], ...column }));
 
   function pin(node, feature) {
-    const button = node.firstChild ?? node.appendChild(h('button', { type: 'button', class: 'pin', onclick: () => toggle(Number(button.dataset.feature)) }));
+    const button = node.firstChild ?? node.appendChild(h('button', { type: 'button', class: 'pin', onclick: () => toggle(Number(button.dataset.feature)), disabled: !keeps }));
     const on = Boolean(found.marks[feature]?.pin);
     button.dataset.feature = feature;
     button.textContent = on ? '★' : '☆';
@@ -105,16 +113,16 @@ export async function hook(place, { sae, saes: all }) {
     if (wanted) rows = rows.filter((feature) => String(feature) === wanted || (words(feature) || '').toLowerCase().includes(wanted));
     const value = state.key === 'words' ? words : state.key === 'pin' ? (feature) => Number(Boolean(found.marks[feature]?.pin))
       : state.key === 'feature' ? (feature) => feature : (feature) => columnOf(state.key)?.[feature] ?? -Infinity;
-    const values = new Map(rows.map((feature) => [feature, value(feature)]));
-    const sign = state.down ? -1 : 1;
+    const values = new Array(found.d_sae), sign = state.down ? -1 : 1;
+    for (const feature of rows) values[feature] = value(feature);
     rows.sort((a, b) => {
-      const one = values.get(a), other = values.get(b);
+      const one = values[a], other = values[b];
       return (one < other ? -sign : one > other ? sign : 0) || a - b;
     });
     said.textContent = `${count(rows.length)} of ${count(found.d_sae)} features`;
     grid.show(rows, state.key, state.down);
     const told = { sae, sort: state.key, down: state.down ? '1' : '0', fired: state.fired ? '1' : '0', ...(state.pinned ? { pinned: '1' } : {}), ...(state.text ? { text: state.text } : {}) };
-    history.replaceState(null, '', address('/hook', told));
+    keep(address('/hook', told));
   }
 
   const check = (key, label) => h('label', {}, h('input', { type: 'checkbox', checked: state[key], onchange: (event) => { state[key] = event.target.checked; order(); } }), ` ${label}`);
@@ -143,7 +151,7 @@ export async function hook(place, { sae, saes: all }) {
   return {
     update(figures) {
       const now = figures.checkpoints?.[sae];
-      if (!now || now === newest) return;
+      if (!now || now === newest || now === found.checkpoint) return;
       newest = now;
       fresh.hidden = false;
       show(fresh, `A newer checkpoint is there (${now}). `, h('button', { type: 'button', onclick: again }, 'Read it'));
@@ -154,7 +162,8 @@ export async function hook(place, { sae, saes: all }) {
     show(fresh, 'Reading ...');
     try {
       found = await ask('/api/table', { sae });
-      fresh.hidden = true;
+      fresh.hidden = newest === found.checkpoint;
+      show(fresh, fresh.hidden ? '' : h('button', { type: 'button', onclick: again }, 'It is being read; look again'));
       order();
       draw();
     } catch (error) { show(fresh, error.message); }

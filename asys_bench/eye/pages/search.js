@@ -1,12 +1,13 @@
 // The view Search: features by name, note, words or token.
 
+import { address, here, keep } from './address.js';
 import { ask } from './api.js';
 import { count, h, link, name, share, show, visible } from './dom.js';
 
-const PAUSE_MS = 150;
+const PAUSE_MS = 150, AGAIN_MS = 1000;
 
 export async function search(place, { saes }) {
-  const query = new URLSearchParams(location.search);
+  const { query } = here();
   const said = h('p', { class: 'how', role: 'status' }, 'The tokens that features fire on most, their words, your names and notes.');
   const list = h('ul', { class: 'found' });
   const field = h('input', { type: 'search', value: query.get('text') ?? '', 'aria-label': 'Search features', placeholder: 'a token, a name', maxlength: 200, oninput: () => soon() });
@@ -19,16 +20,18 @@ export async function search(place, { saes }) {
   }
   async function look() {
     const text = field.value.trim();
-    history.replaceState(null, '', text ? `/search?${new URLSearchParams({ text })}` : '/search');
+    keep(address('/search', text ? { text } : {}));
     if (!text) { show(list); return; }
     newest += 1;
     const mine = newest;
-    if (!list.childElementCount) said.textContent = 'Searching; the first time the features are read ...';
+    if (!list.childElementCount) said.textContent = 'Searching ...';
     try {
       const found = await ask('/api/search', { text });
       if (mine !== newest) return;
+      if (found.waiting.length) setTimeout(() => { if (mine === newest) look(); }, AGAIN_MS);
       const left = found.left_out.length ? ` Not searched: ${found.left_out.join(', ')}; open its Hook view first.` : '';
-      said.textContent = `${count(found.found.length)} of ${count(found.features)} features, in ${found.took_ms} ms.${left} ${found.problem}`;
+      const reading = found.waiting.map((one) => ` ${one} ...`).join('');
+      said.textContent = `${count(found.found.length)} of ${count(found.features)} features, in ${found.took_ms} ms.${left} ${found.problem}${reading}`;
       show(list, found.found.map((one) => h('li', { class: 'card' },
         link('/feature', { sae: one.sae, feature: one.feature }, `feature ${one.feature}`, one.name ? `: ${one.name}` : ''),
         h('span', { class: 'what' }, one.tokens.length ? one.tokens.map((token) => [h('code', {}, visible(token)), ' ']) : one.words),

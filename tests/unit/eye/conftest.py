@@ -75,7 +75,8 @@ def own_run(text_run: Path, tmp_path: Path) -> Path:
 
 
 def browser(run_dir: Path) -> Iterator[TestClient]:
-    eye = Eye(run_dir)
+    eye = Eye(run_dir, wait_s=60.0)
+    eye.table(HOOK)
     client = TestClient(build_app(eye, TOKEN), base_url=ADDRESS)
     assert client.get("/", params={"token": TOKEN}).status_code == 200
     yield client

@@ -28,6 +28,7 @@ class FakeIndex:
     hook: str = "policy.net"
     rows: int = 1000
     weights_step: int = 10
+    sae: str = "sae/policy.net/step_000000010"
     asked: list[tuple[int, str]] = field(default_factory=list)
 
     @property
@@ -62,6 +63,9 @@ class FakeIndex:
 
     def density_over_time(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         return np.array([0, 100]), np.array([0.1, 0.2])
+
+    def activations_over_time(self, feature: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.array([0, 50]), np.array([1.0, 2.0, 4.0]), np.array([[1.0, 0.0], [2.0, 2.0]])
 
     def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
         return [(1, 9.0, 3.5)]

@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from asys_bench.eye import app as module
 from asys_bench.eye.app import VIEWS, Stream, page_files
+from asys_bench.eye.views import NotYetError, Views
 
 from .conftest import ADDRESS, D_SAE, HOOK, HOSTILE
 
@@ -111,6 +112,7 @@ def test_nothing_else_of_a_run_is_changed(own_client: TestClient, own_run: Path)
     before = files()
     for path, query in (
         ("/api/table", {"sae": HOOK}), ("/api/feature", {"sae": HOOK, "feature": "1"}), ("/api/curves", {}),
+        ("/api/latest", {"sae": HOOK, "feature": "1"}),
         ("/api/search", {"text": "w1"}), ("/api/births", {"sae": HOOK}),
     ):  # fmt: skip
         assert own_client.get(path, params=query).status_code == 200
@@ -172,3 +174,31 @@ def test_pages_get_the_newest_figures_at_once_and_then_what_changed(
     assert any("OSError: <disk>" in event for event in first)
     assert second[0] == 'data: {"n":5}\n\n' or second[0].startswith("data: ")
     assert ": still here\n\n" in second
+
+
+def test_a_question_for_features_that_are_being_read_is_asked_again(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def not_yet(self: object, label: str, wait_s: float) -> None:
+        raise NotYetError("reading the features: 40 % of 10 rows")
+
+    monkeypatch.setattr(Views, "get", not_yet)
+    for path, query in (
+        ("/api/table", {"sae": HOOK}),
+        ("/api/feature", {"sae": HOOK, "feature": "1"}),
+    ):
+        answer = client.get(path, params=query)
+        assert answer.status_code == 202
+        assert answer.json() == {
+            "problem": "reading the features: 40 % of 10 rows",
+            "waiting": True,
+        }
+    found = client.get("/api/search", params={"text": "w1"}).json()
+    assert found["waiting"] == [f"{HOOK}: reading the features: 40 % of 10 rows"]
+    assert found["found"] == []
+
+
+def test_of_archived_rows_nobody_knows_which_firing_is_the_last(client: TestClient) -> None:
+    assert client.get("/api/latest", params={"sae": HOOK, "feature": "1"}).json() == {
+        "latest": None
+    }

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from asys_bench.contracts.run_files import HOST_DIR
 from asys_bench.eye import eye as module
+from asys_bench.eye import views as views_module
 from asys_bench.eye.archive_features import ArchiveFeatures
 from asys_bench.eye.births import births_document
 from asys_bench.eye.eye import Eye, NotThereError
@@ -28,6 +29,7 @@ from ..reports import test_run_report as made
 from .conftest import D_IN, D_SAE, HOOK, HOSTILE, SILENT
 from .fake_index import FakeIndex
 
+WAIT_S = 60.0
 VOCABULARY = {n: f" w{n}" for n in range(64)}
 
 
@@ -69,6 +71,30 @@ def test_features_that_fire_together_are_counted_row_by_row(features, acts_NF) -
             assert lift > 1
             told += 1
     assert told > 0
+
+
+def test_activations_over_time_are_counted_by_octaves(features, acts_NF) -> None:
+    feature = int((acts_NF > 0).sum(0).argmax())
+    begins, edges, counts = features.activations_over_time(feature)
+    assert begins.tolist() == [0.0, 1.0, 2.0]
+    by_step = acts_NF[:, feature].reshape(3, 20)
+    assert counts.sum(1).tolist() == (by_step > 0).sum(1).tolist()
+    for step in range(3):
+        assert counts[step, 1:].tolist() == np.histogram(by_step[step], edges)[0][1:].tolist()
+
+
+def test_what_is_looked_at_ahead_is_the_same(features, acts_NF) -> None:
+    some = acts_NF.max(0).argsort()[-3:].tolist()
+    alone = [
+        (features.examples(f, "top"), features.examples(f, "random"), features.pictures(f))
+        for f in some
+    ]
+    features.look_ahead(some)
+    assert [
+        (features.examples(f, "top"), features.examples(f, "random"), features.pictures(f))
+        for f in some
+    ] == alone
+    features.look_ahead([])
 
 
 def test_density_over_time_is_over_host_steps(features, acts_NF) -> None:
@@ -132,12 +158,19 @@ def test_an_index_answers_everything_that_an_archive_answers() -> None:
     assert table["words"][4:8] == [" w4", "", "", " w7"]
     assert table["marks"] == {"3": {"pin": True, "name": "", "note": ""}}
     assert table["indexed"]
+    marks = {3: Mark(pin=True)}
+    assert json.loads(view(found).table_text(marks, "")) == table | {"marks_problem": ""}
     one = view(found).feature(7, Mark(), "no model", VOCABULARY)
     assert one["top"][0] == {
         "activation": 3.0, "quantile": 4, "step": 12, "source": 0, "row": 3,
         "tokens": [" w1", " w7", " w2"], "levels": [0.5, 3.0, None], "at": 1,
     }  # fmt: skip
     assert one["histogram"] == {"edges": [0.0, 1.0, 2.0], "counts": [5.0, 1.0]}
+    assert one["heat"] == {
+        "x": [0.0, 50.0],
+        "edges": [1.0, 2.0, 4.0],
+        "counts": [[1.0, 0.0], [2.0, 2.0]],
+    }
     assert one["cofiring"] == [{"feature": 1, "count": 9.0, "lift": 3.5, "words": " w1"}]
     assert one["logits"] == {"problem": "no model"}
     assert [hit["feature"] for hit in view(found).find("w9", {})] == [9]
@@ -283,7 +316,7 @@ def test_births_and_deaths_are_told_with_what_the_features_fire_on(tmp_path: Pat
 def test_of_an_sae_without_archive_the_checkpoint_is_shown_and_why_no_more(own_run: Path) -> None:
     for shard in own_run.glob("archive/*/*"):
         shard.unlink()
-    eye = Eye(own_run)
+    eye = Eye(own_run, WAIT_S)
     table = eye.table(HOOK)
     assert "no activations to look at" in table["problem"]
     assert (table["d_sae"], table["words"]) == (D_SAE, [])
@@ -296,31 +329,32 @@ def test_of_an_sae_without_archive_the_checkpoint_is_shown_and_why_no_more(own_r
 def test_a_newer_checkpoint_is_taken_but_not_too_often(
     own_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    eye = Eye(own_run)
+    eye = Eye(own_run, WAIT_S)
     assert eye.table(HOOK)["checkpoint"] == "step_000000010"
     sae = build_sae(SAEConfig(architecture="topk", d_sae=D_SAE, k=2, seed=4), D_IN)
     made.CheckpointStore(own_run / "sae" / HOOK).write(
         11, lambda folder: made.save_sae(folder, sae, made.InputScaling.identity(D_IN), {})
     )
     assert eye.table(HOOK)["checkpoint"] == "step_000000010"
-    monkeypatch.setattr(module, "FRESH_S", {"index": 0.0, "archive": 0.0})
+    monkeypatch.setattr(views_module, "FRESH_S", {"index": 0.0, "archive": 0.0})
     assert eye.table(HOOK)["checkpoint"] == "step_000000011"
-    view = eye._views[HOOK][1]
+    view = eye.view(HOOK)
     eye.table(HOOK)
-    assert eye._views[HOOK][1] is view, "nothing new, so nothing is read again"
+    assert eye.view(HOOK) is view, "nothing new, so nothing is read again"
+    eye.close()
 
 
 def test_an_index_is_preferred_and_one_of_another_sae_is_not(
     text_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "open_index", lambda run_dir, label: FakeIndex(D_SAE))
-    assert Eye(text_run).table(HOOK)["indexed"]
+    assert Eye(text_run, WAIT_S).table(HOOK)["indexed"]
     monkeypatch.setattr(module, "open_index", lambda run_dir, label: FakeIndex(D_SAE + 1))
-    assert not Eye(text_run).table(HOOK)["indexed"]
+    assert not Eye(text_run, WAIT_S).table(HOOK)["indexed"]
 
 
 def test_what_is_not_there_is_said(text_run: Path) -> None:
-    eye = Eye(text_run)
+    eye = Eye(text_run, WAIT_S)
     for label in ("nowhere", "../..", "", "\x00"):
         with pytest.raises(NotThereError):
             eye.table(label)
@@ -343,5 +377,5 @@ def test_a_checkpoint_that_is_removed_while_it_is_read_is_not_half_read(
             )
 
     monkeypatch.setattr(module, "lives_in", lives_in)
-    assert Eye(own_run).table(HOOK)["checkpoint"] == "step_000000011"
+    assert Eye(own_run, WAIT_S).table(HOOK)["checkpoint"] == "step_000000011"
     assert told == ["step_000000010", "step_000000011"]

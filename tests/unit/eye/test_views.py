@@ -1,0 +1,87 @@
+"""Features are read apart from the questions about them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from asys_bench.eye import eye as module
+from asys_bench.eye import views as views_module
+from asys_bench.eye.eye import Eye
+from asys_bench.eye.views import NotYetError, Views
+from asys_bench.sae import SAEConfig, build_sae
+
+from ..reports import test_run_report as made
+from .conftest import D_IN, D_SAE, HOOK
+from .fake_index import FakeIndex
+
+WAIT_S = 60.0
+
+
+def test_a_question_does_not_wait_for_a_large_sae_and_is_told_how_far_it_is() -> None:
+    go, begun = threading.Event(), threading.Event()
+
+    def read(label: str, before: object, told: views_module.Told) -> str:
+        told("40 % of 10 rows")
+        begun.set()
+        assert go.wait(30)
+        return f"view of {label}"
+
+    views = Views(read)
+    with pytest.raises(NotYetError):
+        views.get("a", 0.0)
+    assert begun.wait(30)
+    with pytest.raises(NotYetError, match="40 % of 10 rows"):
+        views.get("a", 0.01)
+    assert views.there("a") is None
+    go.set()
+    while views.there("a") is None:
+        time.sleep(0.001)
+    assert views.there("a") == "view of a"
+    views.close()
+
+
+def test_an_old_view_is_shown_while_a_newer_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views_module, "FRESH_S", {"index": 0.0})
+    made_of, go = [], threading.Event()
+
+    def read(label: str, before: object, told: views_module.Told) -> object:
+        made_of.append(before)
+        assert len(made_of) == 1 or go.wait(30)
+        return SimpleNamespace(features=None, number=len(made_of))
+
+    views = Views(read)
+    first = views.get("a", 30.0)
+    assert views.get("a", 0.0) is first
+    go.set()
+    assert views.get("a", 30.0).number == 2
+    assert made_of == [None, first]
+    views.close()
+
+
+def test_an_sae_that_the_run_did_not_train_is_shown_by_its_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = tmp_path / "known"
+    known.mkdir()
+    made.save_sae(
+        known, build_sae(SAEConfig(architecture="topk", d_sae=D_SAE, k=2), D_IN),
+        made.InputScaling.identity(D_IN), {},
+    )  # fmt: skip
+    run = tmp_path / "run"
+    run.mkdir()
+    index = FakeIndex(D_SAE, sae=str(known))
+    monkeypatch.setattr(
+        module, "open_index", lambda run_dir, label: index if label == HOOK else None
+    )
+    monkeypatch.setattr(module, "indexed_hooks", lambda run_dir: [HOOK])
+    eye = Eye(run, WAIT_S)
+    assert eye.figures()["checkpoints"] == {HOOK: "known"}
+    assert eye.table(HOOK)["indexed"]
+    index.sae = "sae/gone"
+    assert Eye(run).figures()["checkpoints"] == {}
+    eye.close()
