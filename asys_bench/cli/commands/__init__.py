@@ -1,5 +1,5 @@
 """What `asys-bench` and `asys-run` share: a command is a module, `run_<name>` of this folder or `<name>` of
-its folder `bench`, with `add(parser)` and `main(arguments, console) -> int`.
+its folder `bench`, with `EXAMPLES`, `add(parser)` and `main(arguments, console) -> int`.
 
 A module is imported when its command is named: `--help` reads the first lines of their sources, and
 a command that only prints a page does not wait for torch. Nothing heavy is imported here.
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDTH_WITHOUT_TERMINAL = 140
+_WIDEST_EXAMPLE = 100
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,12 @@ class Commands:
         return code
 
     def parser(self, name: str) -> argparse.ArgumentParser:
-        """The parser of one command, whose module is imported."""
+        """The parser of one command, whose module is imported; `--help` ends with its examples."""
+        module = self._module(name)
         parser = argparse.ArgumentParser(
             prog=f"{self.program} {name}",
-            description=self._module(name).__doc__,
+            description=module.__doc__,
+            epilog="\n".join(_examples(module.EXAMPLES)),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         self.add(name, parser)
@@ -68,15 +71,12 @@ class Commands:
     def page(self, examples: Sequence[tuple[str, str]]) -> str:
         """The end of `--help`: a line per command, and commands to copy with what they do."""
         commands = [f"  {name:<12} {self.summary(name)}" for name in self.names]
-        width = max(len(command) for command, _ in examples)
-        shown = [f"  {command:<{width}}   {what}" for command, what in examples]
         return "\n".join(
             [
                 f"commands ({self.program} COMMAND --help explains one):",
                 *commands,
                 "",
-                "examples:",
-                *shown,
+                *_examples(examples),
             ]
         )
 
@@ -100,6 +100,15 @@ class Commands:
 
     def _name(self, name: str) -> str:
         return f"{self.modules}{name.replace('-', '_')}"
+
+
+def _examples(examples: Sequence[tuple[str, str]]) -> list[str]:
+    """Commands to copy, each with what it does beside it, or below it where that would be too wide."""
+    width = max(len(command) for command, _ in examples)
+    lines = [f"  {command:<{width}}   {what}" for command, what in examples]
+    if max(map(len, lines)) > _WIDEST_EXAMPLE:
+        lines = [line for command, what in examples for line in (f"  {command}", f"      {what}")]
+    return ["examples:", *lines]
 
 
 def fail(command: str, console: Console | None, message: str, code: int) -> int:

@@ -1,9 +1,5 @@
 """`asys-run completion`: a script that lets bash, zsh or fish complete asys-run and asys-bench.
 
-  eval "$(asys-run completion bash)"            # in ~/.bashrc
-  eval "$(asys-run completion zsh)"             # in ~/.zshrc, after compinit
-  asys-run completion fish | source             # in ~/.config/fish/config.fish
-
 The script holds every command and option: nothing of ours runs when TAB is pressed. To keep shell
 start-up quick, write it to a file once and source that.
 """
@@ -15,8 +11,28 @@ import argparse
 from rich.console import Console
 
 SHELLS = ("bash", "zsh", "fish")
-_FILES = {"FILE": "FILE", "SUITE": "FILE", "BEFORE": "FILE", "AFTER": "FILE", "RESULT": "FILE"}
-_FOLDERS = {"DIR": "DIRECTORY", "RUN": "DIRECTORY", "FOLDER": "DIRECTORY"}
+_FILES = {
+    "FILE": "FILE",
+    "SUITE": "FILE",
+    "BEFORE": "FILE",
+    "AFTER": "FILE",
+    "RESULT": "FILE",
+    "SCRIPT": "FILE",
+}
+_FOLDERS = dict.fromkeys(
+    ("DIR", "FOLDER", "RUN", "RUN_A", "RUN_B", "RUN_OR_SAE_FOLDER", "BOOK"), "DIRECTORY"
+)
+_ALIASES = {
+    "bash": "complete -o bashdefault -F _shtab_{function} {alias}",
+    "zsh": "compdef {alias}={program}",
+    "fish": "complete -c {alias} -w {program}",
+}
+"""What gives a second name of a program the completion of the first."""
+EXAMPLES = (
+    ('eval "$(asys-run completion bash)"', "in ~/.bashrc"),
+    ('eval "$(asys-run completion zsh)"', "in ~/.zshrc, after compinit"),
+    ("asys-run completion fish | source", "in ~/.config/fish/config.fish"),
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +56,10 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
             _complete_paths(made)
         _complete_paths(parser)
         print(shtab.complete(parser, shell=arguments.shell))
+        program = parser.prog
+        alias, function = program.replace("asys-", "asys-i-"), program.replace("-", "_")
+        line = _ALIASES[arguments.shell]
+        print(line.format(program=program, alias=alias, function=function))
     return 0
 
 

@@ -1,8 +1,5 @@
 """`asys-run diff`: which features are more frequent in one run, or at one moment, than in another.
 
-    asys-run diff runs/a runs/b                       the whole of both runs
-    asys-run diff runs/a runs/a --a :5000 --b 5000:   two moments of one run
-
 The newest SAEs of both runs are run over the rows that their sinks of kind `reservoir` kept. A difference
 is a rate at least twice the other, declared with a false discovery rate of 1 % over the features of both
 SAEs; the one with the most evidence is first. Two models that began with other weights have other
@@ -32,6 +29,12 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 _fail = partial(fail, "asys-run diff", None)
+
+
+EXAMPLES = (
+    ("asys-run diff runs/a runs/b", "the whole of both runs"),
+    ("asys-run diff runs/a runs/a --a :5000 --b 5000:", "two moments of one run"),
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,5 @@
 """`asys-run evaluate`: put SAEs back into their model: CE recovered, KL, return, FVU; a table and JSON.
 
-  asys-run evaluate runs/<run>                         model, hooks and text from the run
-  asys-run evaluate runs/<run> --text 'docs/**/*.md'   other text
-  asys-run evaluate SAE --model gpt2 --hook transformer.h.5 --text notes/
-
 A language model's text goes through it as it is, and with the hook's rows replaced by the SAE's
 reconstruction, by zeros and by their mean:
 
@@ -43,6 +39,13 @@ if TYPE_CHECKING:
     from asys_bench.rundir.evaluation import TargetSAE, Weights
 
 _fail = partial(fail, "asys-run evaluate")
+
+
+EXAMPLES = (
+    ("asys-run evaluate runs/<run>", "model, hooks and text from the run"),
+    ("asys-run evaluate runs/<run> --text 'docs/**/*.md'", "other text"),
+    ("asys-run evaluate SAE --model gpt2 --hook transformer.h.5 --text notes/", "an SAE by itself"),
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,15 @@ FORMAT_NAMES = ("saelens", "sparsify", "dictionary_learning")
 """Of `sae.exchange.FORMATS`, which is not imported here: it would make `--help` wait for torch."""
 
 
+EXAMPLES = (
+    ("asys-run export runs/<run> --format sparsify --out DIR", "every SAE of a run"),
+    (
+        "asys-run export runs/<run>/sae/<hook>/latest --format dictionary_learning --out DIR",
+        "one of them",
+    ),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """SOURCE, `--format`, `--out`, `--overwrite`."""
     parser.add_argument(

@@ -35,6 +35,12 @@ OPENED = "eye-open.html"
 OPEN_S = 30.0
 
 
+EXAMPLES = (
+    ("asys-run eye", "the newest run under runs/"),
+    ("asys-run eye runs/<run> --port 8700", "at a port that ssh forwards"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN, `--port` and `--open`."""
     add_run_argument(parser)

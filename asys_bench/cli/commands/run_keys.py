@@ -21,6 +21,12 @@ from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 _fail = partial(fail, "asys-run keys", None)
 
 
+EXAMPLES = (
+    ("asys-run keys keys", "for one client"),
+    ("asys-run keys keys --client node-1 --client node-2", "for two, each with a name of its own"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """DIR, `--client`."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="where the keys are written")

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 _fail = partial(fail, "asys-run pin", None)
 
 
+EXAMPLES = (
+    ("asys-run pin runs/<run>", "list the shards"),
+    ("asys-run pin runs/<run> 'policy.mlp/*'", "keep those of one hook"),
+    ("asys-run pin runs/<run> 'policy.mlp/*' --off", "let them be deleted again"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN, SHARD..., `--off`."""
     add_run_argument(parser)

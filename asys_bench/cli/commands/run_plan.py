@@ -17,6 +17,15 @@ from asys_bench.config.sections.resources import CpuPriority, IoPriority
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.system.cpu_lists import HIGHEST_CPU
 
+EXAMPLES = (
+    ("asys-run plan --config profile_hpc.yaml", "what would run where"),
+    (
+        "asys-run plan --config profile_hpc.yaml --set resources.pinning=none",
+        "with another setting",
+    ),
+    ("asys-run plan --run runs/<run>", "what does run where"),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """`--config` with `--set` and `--machine`, or `--run`."""

@@ -1,9 +1,5 @@
 """`asys-run pool`: receivers on a Ray cluster, which train SAEs on what hosts elsewhere send.
 
-  asys-run pool --config trainers.yaml                start them (again: see that they are there)
-  asys-run pool --config trainers.yaml --status       where each one is and what it has taken
-  asys-run pool --config trainers.yaml --stop         have them drain, write and leave
-
 FILE is the receivers' configuration (as of asys-run receive) with a section `pool`: the address book, the
 folder of keys, and groups of hooks with the CPUs and GPUs of each. The command runs on a node of the
 cluster and leaves when all receivers listen; they stay. Ray starts those again whose node or process dies.
@@ -29,6 +25,13 @@ from asys_bench.contracts.names import printable
 
 RECEIVER_HOST = "host.kind=receiver"
 _fail = partial(fail, "asys-run pool")
+
+
+EXAMPLES = (
+    ("asys-run pool --config trainers.yaml", "start them (again: see that they are there)"),
+    ("asys-run pool --config trainers.yaml --status", "where each one is and what it has taken"),
+    ("asys-run pool --config trainers.yaml --stop", "have them drain, write and leave"),
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,14 @@ import argparse
 
 from rich.console import Console
 
+EXAMPLES = (
+    ("asys-run receive --config trainers.yaml", "for forwarders on this machine"),
+    (
+        "asys-run receive --config trainers.yaml --listen 0.0.0.0:0 --keys KEYS --book BOOK",
+        "for those of other machines, found by the address book",
+    ),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Each option but --config and --set is one of host.options.receiver."""

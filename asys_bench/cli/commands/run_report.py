@@ -34,6 +34,13 @@ TIMELINES_S = 20.0
 """Of the time that a run's end waits for its report; SAEs that are left are `asys-run timeline`'s."""
 
 
+EXAMPLES = (
+    ("asys-run report", "of the newest run under runs/"),
+    ("asys-run report runs/<run> --out page.html", "of one run, written elsewhere"),
+    ("asys-run report s3://bucket/runs/<run>", "of a run's copy, written here"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN, `--all-features` and `--out`."""
     add_run_argument(parser, copies=True)

@@ -36,6 +36,13 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _STEPS = re.compile(r"(\d*):(\d*)")
 
 
+EXAMPLES = (
+    ("asys-run timeline runs/<run>", "every birth"),
+    ("asys-run timeline runs/<run> --hook 'layers.3*' --feature 17", "all about one feature"),
+    ("asys-run timeline runs/<run> --born 12000:13000", "births of a moment"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN, `--hook`, `--feature`, `--born`."""
     add_run_argument(parser, copies=True)

@@ -51,6 +51,13 @@ SLOW_SHARE = 0.05
 KEYS_QUIT = b"qQ\x1b\x03"
 
 
+EXAMPLES = (
+    ("asys-run top", "the newest run under runs/"),
+    ("asys-run top runs/<run> --once", "one frame, for a script or a log"),
+    ("asys-run top --cluster BOOK", "the receivers of an address book"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN and how to draw it."""
     add_run_argument(parser)

@@ -1,9 +1,5 @@
 """`asys-run train`: train SAEs from a run's archive, with the trainer that trains them live.
 
-  asys-run train --archive runs/<run>/archive
-  asys-run train --archive runs/<run>/archive --set epochs=3 --set sae.k=32 --out runs/<run>/k32
-  asys-run train --archive runs/<run>/archive --grid sae.k=16,32,64 sae.expansion_factor=8,16 --ray auto
-
 Without --config the run's own trainer settings are used. FILE is another run's configuration, or a
 plan with the fields epochs, hooks, repeats, seed, device, group, sae, overrides, variants, transcoders,
 start_from; --set changes one of them. With --set group.size=2 two processes train each SAE together.
@@ -50,6 +46,13 @@ START_S = 120.0
 """For the other ranks of a group to import torch."""
 
 _fail = partial(fail, "asys-run train")
+
+
+EXAMPLES = (
+    ("asys-run train --archive runs/<run>/archive", "with the run's own trainer settings"),
+    ("asys-run train --archive runs/<run> --set epochs=3 --set sae.k=32 --out runs/k32", "others"),
+    ("asys-run train --archive runs/<run> --grid sae.k=16,32,64 --ray auto", "an SAE per value"),
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -1,8 +1,5 @@
 """`asys-run upload`: send what of a run is not in its store yet (`storage.uri`), and say what is missing.
 
-  asys-run upload runs/<run>                                  finish what the run did not have the time for
-  asys-run upload runs/<run> --uri s3://bucket/runs/<run>     a run that had no store
-
 It goes on where the run's own worker, or an earlier call, was ended. What is sent is read back and
 compared before the copy shows it. Nothing is deleted here.
 
@@ -33,6 +30,12 @@ PATIENCE_S = 60.0
 LOCK_S = 5.0
 
 _fail = partial(fail, "asys-run upload")
+
+
+EXAMPLES = (
+    ("asys-run upload runs/<run>", "finish what the run did not have the time for"),
+    ("asys-run upload runs/<run> --uri s3://bucket/runs/<run>", "a run that had no store"),
+)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -61,6 +61,14 @@ _STYLES = {"ok": "green", "torn": "yellow", "damaged": "red", "being written": "
 _fail = partial(fail, "asys-run verify", None)
 
 
+EXAMPLES = (
+    ("asys-run verify", "the newest run under runs/"),
+    ("asys-run verify runs/<run> --repair", "mend what a kill tore"),
+    ("asys-run verify s3://bucket/runs/<run> --json", "a run's copy, for a program to read"),
+    ("asys-run verify --cluster BOOK", "the accounts of a cluster"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """RUN, `--repair`, `--discard-torn`, `--all`, `--json`."""
     add_run_argument(parser, copies=True)

@@ -1,5 +1,6 @@
 """`asys-run completion`: what bash offers when TAB is pressed, asked of bash itself."""
 
+import argparse
 import io
 import shutil
 import subprocess
@@ -65,3 +66,41 @@ def test_every_shell_gets_a_script_that_knows_every_command_of_both_programs(she
     script = script_for(shell)
     for name in (*run.COMMANDS.names, *bench.COMMANDS.names):
         assert name in script
+
+
+ASK_ALL = """
+ask() {
+  COMP_WORDS=("$1" "$2" --); COMP_CWORD=2; COMPREPLY=()
+  "_shtab_${1//-/_}" "$1" --
+  echo "$1 $2 ${COMPREPLY[*]}"
+}
+while read -r program name; do ask "$program" "$name"; done
+"""
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_tab_offers_every_option_of_every_command():
+    parsers = {
+        (program.COMMANDS.program, name): program.COMMANDS.parser(name)
+        for program in (run, bench)
+        for name in program.COMMANDS.names
+    }
+    asked = "".join(f"{program} {name}\n" for program, name in parsers)
+    done = subprocess.run(
+        ["bash", "-c", script_for("bash") + ASK_ALL],
+        input=asked, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert not done.stderr
+    offered = {tuple(line.split()[:2]): set(line.split()[2:]) for line in done.stdout.splitlines()}
+    for command, parser in parsers.items():
+        actions = [action for action in parser._actions if action.help != argparse.SUPPRESS]
+        options = {option for action in actions for option in action.option_strings}
+        assert offered[command] == {option for option in options if option.startswith("--")}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_second_names_of_the_programs_are_completed_too(shell):
+    last_lines = [line for line in script_for(shell).splitlines() if "asys-i-" in line]
+    assert [line.split()[0] for line in last_lines] == [
+        "compdef" if shell == "zsh" else "complete"
+    ] * 2

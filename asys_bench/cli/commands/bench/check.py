@@ -7,6 +7,11 @@ import argparse
 from rich.console import Console
 from rich.table import Table
 
+EXAMPLES = (
+    ("asys-bench check suites/sla.yaml", "what it would run"),
+    ("asys-bench check sla.yaml --set defaults.rounds=12", "with an override"),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """The suite and `--set`."""

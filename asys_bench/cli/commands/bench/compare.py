@@ -16,6 +16,8 @@ from asys_bench.harness.results.store import (
     shown,
 )
 
+EXAMPLES = (("asys-bench compare runs/bench/<before> runs/bench/<after>", "case by case"),)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """BEFORE and AFTER."""

@@ -223,6 +223,9 @@ def print_report(console: Console) -> int:
     return 1 if any(check.level == "missing" for check in checks) else 0
 
 
+EXAMPLES = (("asys-bench doctor", "every check, with a fix where one is needed"),)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """No arguments."""
 

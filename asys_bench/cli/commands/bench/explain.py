@@ -11,6 +11,10 @@ from asys_bench.harness.results.result import Case, Result, TargetResult
 from asys_bench.harness.results.store import ResultError, read_result
 from asys_bench.reports.page.quantity import brief
 
+EXAMPLES = (
+    ("asys-bench explain runs/bench/<run> throughput", "the targets with this in case or name"),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RESULT and TARGET."""

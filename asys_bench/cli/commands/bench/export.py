@@ -11,6 +11,14 @@ from rich.console import Console
 from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.harness.results.store import ResultError, json_schema, read_result, to_asv, to_csv
 
+EXAMPLES = (
+    (
+        "asys-bench export runs/bench/<run> --format csv --out rounds.csv",
+        "a row per case, metric and statistic",
+    ),
+    ("asys-bench export --format schema", "the JSON Schema of result.json"),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RESULT, `--format`, `--out`."""

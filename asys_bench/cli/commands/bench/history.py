@@ -17,6 +17,11 @@ from asys_bench.harness.results.store import (
     shown,
 )
 
+EXAMPLES = (
+    ("asys-bench history runs/bench", "verdicts of every stored run"),
+    ("asys-bench history runs/bench --case bus.one_to_one --metric throughput", "one figure"),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """DIR, and what to show."""

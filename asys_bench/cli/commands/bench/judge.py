@@ -9,6 +9,11 @@ from rich.console import Console
 
 from asys_bench.contracts.exit_codes import EXIT_USAGE
 
+EXAMPLES = (
+    ("asys-bench judge runs/bench/<run>", "by its suite as it is today"),
+    ("asys-bench judge runs/bench/<run> --suite suites/sla.yaml --out judged.json", "by another"),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """RESULT, `--suite`, `--set` and `--out`."""

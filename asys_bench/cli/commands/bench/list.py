@@ -9,6 +9,11 @@ from rich.table import Table
 
 from asys_bench.registry import KINDS, Plugin, registry
 
+EXAMPLES = (
+    ("asys-bench list", "every plugin and suite"),
+    ("asys-bench list --metrics", "and what each scenario measures"),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """`--metrics` shows what each scenario measures."""

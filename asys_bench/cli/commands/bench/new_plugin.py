@@ -222,6 +222,12 @@ class _Filled(Template):
 _NAME = re.compile(r"[a-z][a-z0-9_]{1,40}")
 
 
+EXAMPLES = (
+    ("asys-bench new-plugin backend myring", "into ./asys-myring"),
+    ("asys-bench new-plugin backend myring --dir plugins/myring", "into a folder of your choice"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """KIND, NAME and `--dir`."""
     parser.add_argument("kind", choices=("backend",), help="what the plugin is")

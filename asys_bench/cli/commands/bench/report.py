@@ -17,6 +17,12 @@ from asys_bench.registry import PluginError
 SUMMARY = "GITHUB_STEP_SUMMARY"
 
 
+EXAMPLES = (
+    ("asys-bench report runs/bench/<run>", "in the terminal, worst first"),
+    ("asys-bench report runs/bench/<run> --format html --out report.html", "as a page"),
+)
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """RESULT, `--format` and `--out`."""
     parser.add_argument("result", metavar="RESULT", help="result.json, or the folder it is in")

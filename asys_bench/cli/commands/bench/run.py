@@ -14,6 +14,12 @@ from rich.console import Console
 from asys_bench.contracts.exit_codes import EXIT_USAGE
 from asys_bench.run.process_state import SignalHandlers
 
+EXAMPLES = (
+    ("asys-bench run suites/smoke.yaml", "does everything work; under a minute"),
+    ("asys-bench run suites/sla.yaml --only 'host.*'", "some cases and their references"),
+    ("asys-bench run smoke.yaml --set defaults.rounds=12 --out runs/bench", "more rounds"),
+)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """A suite (or `--config FILE` that names one), `--set`, `--only` and `--out`."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+EXAMPLES = (("asys-bench selftest", "what verdicts are worth on this machine"),)
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """`--set` and `--out`."""
