@@ -44,6 +44,7 @@ COMMANDS = Commands(
     "asys-run",
     (
         *(
+            "init",
             "train",
             "evaluate",
             "export",
