@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run test quick test-rest test-all test-interop test-triton test-ray lint types check model sanitize soak fuzz gpu bench-micro audit sbom docs clean
+.PHONY: help announce-run run test quick test-rest test-all test-interop test-triton test-ray lint types check model sanitize soak fuzz gpu bench-micro audit sbom site docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -113,6 +113,15 @@ audit: .venv-audit/.ready ## known vulnerabilities of the pinned versions; fails
 sbom: .venv-audit/.ready $(VENV)/.run ## what is installed, as CycloneDX JSON in sbom.json
 	.venv-audit/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(BIN)/python
 	@echo "sbom.json: $$(grep -c '"bom-ref"' sbom.json) components"
+
+# A tool of its own environment too; the pages that it makes are in build/site/html.
+.venv-site/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-site
+	.venv-site/bin/pip install --quiet -c constraints.txt zensical
+	@touch $@
+
+site: .venv-site/.ready ## the documents as pages that open offline; fails on a broken link
+	$(PYTHON) docs/site/build.py --zensical "$$PWD/.venv-site/bin/zensical"
 
 docs: $(VENV)/.test ## regenerate the configuration reference and the editor schema
 	$(BIN)/python -m asys_bench.config.reference

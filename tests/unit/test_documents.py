@@ -23,12 +23,14 @@ from asys_bench.config import load_config
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
     "README.md",
+    "README.zh-CN.md",
     "docs/quickstart.md",
     "docs/recipes.md",
     "docs/plugins.md",
     "docs/faq.md",
     "docs/hosts.md",
     "docs/cluster.md",
+    "docs/migration.md",
 )
 LANGUAGES = ("python", "yaml", "sh", "text")
 """`text` is what a program prints."""
