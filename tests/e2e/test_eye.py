@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from http.cookiejar import CookieJar
@@ -52,3 +53,39 @@ def test_the_address_that_it_prints_opens_the_run_and_nothing_else_does(tmp_path
         finally:
             process.kill()
     assert sorted(os.listdir(run_dir)) == ["run.json"]
+
+
+@pytest.mark.parametrize("display", ["", ":7"])
+def test_open_leads_the_browser_there_and_keeps_the_token_out_of_its_arguments(
+    tmp_path: Path, display: str
+) -> None:
+    run_dir, told = tmp_path / "a-run", tmp_path / "told"
+    run_dir.mkdir()
+    document = {"schema": "asys.run/1", "run_id": "r", "hooks": ["h"], "host_pid": 1}
+    (run_dir / "run.json").write_text(json.dumps(document))
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\n{{ echo "$1"; cat "${{1#file://}}"; }} > {told}.part\n'
+                       f"mv {told}.part {told}\n")  # fmt: skip
+    browser.chmod(0o700)
+    environment = {**os.environ, "BROWSER": f"{browser} %s", "DISPLAY": display}
+    environment.pop("WAYLAND_DISPLAY", None)
+    command = [sys.executable, "-P", "-m", "asys_bench.cli.run", "eye", str(run_dir), "--open"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().decode().removeprefix("open ").strip()
+            urllib.request.build_opener().open(address, timeout=60).close()
+            deadline = time.monotonic() + 30
+            while display and not told.exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+    assert told.exists() == bool(display)
+    if display:
+        argument, page = told.read_text().split("\n", 1)
+        assert argument == (run_dir / "eye-open.html").as_uri()
+        assert f'content="0;url={address}"' in page
+    assert os.listdir(run_dir) == ["run.json"]
