@@ -76,11 +76,11 @@ class HookIndex:
         """Features that fire in a row."""
         self._said: set[str] = set()
 
-    def say(self, what: str, *details: object) -> None:
+    def say(self, what: str, *details: object, level: int = logging.WARNING) -> None:
         """A line in the log, once of each kind."""
         if what not in self._said:
             self._said.add(what)
-            log.warning(f"%s: {what}", self.name, *details)
+            log.log(level, f"%s: {what}", self.name, *details)
 
     # ---- its SAE
 
@@ -108,7 +108,8 @@ class HookIndex:
         else:
             path = StartFrom(path=self._folder).folder_for(self.name).resolve()
         if path is None:
-            self.say("rows are not indexed before the run has a checkpoint of its SAE")
+            waits = "rows are not indexed before the run has a checkpoint of its SAE"
+            self.say(waits, level=logging.INFO)  # so begins every run with SAEs of its own
         if path is None or path == self._sae_path:
             return
         sae = load_sae(path)[0] if self._folder == OF_RUN else import_sae(path)[0]
