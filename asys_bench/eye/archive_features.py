@@ -117,6 +117,10 @@ class ArchiveFeatures:
         largest_F: Floats = self._looked.stats.top_KF[0]
         return largest_F
 
+    @property
+    def alike_F(self) -> None:
+        return None
+
     def _read_contexts(self) -> dict[int, Tokens]:
         """Row -> its token in context, for the rows that some feature fires on most."""
         stats, blocks = self._looked.stats, self._looked.blocks

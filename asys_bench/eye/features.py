@@ -50,6 +50,11 @@ class Features(Protocol):
     def top_tokens(self) -> Sequence[Sequence[str]]:
         """Texts of the tokens that each feature fires on most, its strongest first; empty: no tokens."""
 
+    @property
+    def alike_F(self) -> Floats | None:
+        """Share of its random examples that are of its strongest token, whatever the case and the spaces: of
+        its firings about as many. NaN: it has none; None: there are none at all."""
+
     def examples(self, feature: int, kind: str, most: int = MOST_EXAMPLES) -> list[Document]:
         """kind: "top" or "random". Of each row: activation, step, row, and tokens (`tokens`, `levels`,
         `at`) or a `picture`."""

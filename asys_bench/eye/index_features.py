@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from asys_bench.eye.features import MOST_EXAMPLES, Document, Floats
@@ -33,6 +35,7 @@ class IndexFeatures:
     def __init__(self, index: FeatureIndex, vocabulary: Mapping[int, str]) -> None:
         self._index, self._vocabulary = index, vocabulary
         self._tops: list[list[str]] | None = None
+        self._alike_F: Floats | None = None
 
     def is_of(self, index: FeatureIndex) -> bool:
         """Whether `index` was written at the same moment as this one's."""
@@ -75,6 +78,17 @@ class IndexFeatures:
             pairs = zip(tokens_FT.tolist(), values_FT.tolist(), strict=True)
             self._tops = [self._strongest(tokens, values) for tokens, values in pairs]
         return self._tops
+
+    @property
+    def alike_F(self) -> Floats:
+        if self._alike_F is None:
+            pairs = zip(self.top_tokens(), self._index.random_tokens().tolist(), strict=True)
+            self._alike_F = np.array([self._alike(tops, tokens) for tops, tokens in pairs])
+        return self._alike_F
+
+    def _alike(self, tops: Sequence[str], tokens: Sequence[int]) -> float:
+        shown = [_plain_text(self._text(token)) for token in tokens if token >= 0]
+        return shown.count(_plain_text(tops[0])) / len(shown) if tops and shown else math.nan
 
     def _strongest(self, tokens: Sequence[int], values: Sequence[float]) -> list[str]:
         """Of its top examples, the token with the largest sum of activations first."""
@@ -139,3 +153,7 @@ class IndexFeatures:
 
     def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
         return self._index.cofiring(feature)
+
+
+def _plain_text(token: str) -> str:
+    return token.strip().casefold()

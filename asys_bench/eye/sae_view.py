@@ -90,6 +90,8 @@ class SaeView:
     def _columns(self) -> dict[str, list[float | None]]:
         found: dict[str, list[float | None]] = {}
         if self.features is not None:
+            if (alike_F := self.features.alike_F) is not None:
+                found["alike"] = numbers(alike_F)
             found["density"] = numbers(self.features.density_F)
             found["mean"] = numbers(self.features.mean_F)
             found["max"] = numbers(self.features.max_F)

@@ -232,22 +232,32 @@ class FeatureIndex:
             ReadingError: the file was damaged.
         """
         top = self.sizes.top
-        activation_FT = self.column("activation")[:, :top]
-        token_FT = np.full(activation_FT.shape, -1, np.int32)
         there_FT = self.column("top_key") > -np.inf
+        token_FT = self._own_tokens(slice(None, top), there_FT)
+        activation_FT = np.where(there_FT, self.column("activation")[:, :top], np.float32(0))
+        order_FT = np.argsort(-activation_FT, axis=1, kind="stable")
+        ordered = np.take_along_axis(token_FT, order_FT, 1)
+        return ordered, np.take_along_axis(activation_FT, order_FT, 1)
+
+    def random_tokens(self) -> npt.NDArray[np.int32]:
+        """int32[d_sae, n]: the tokens that each feature's random examples are of, as many of each fifth of
+        its firings where it has them; -1 where there is none. Raises ReadingError: the file was damaged."""
+        there_FT = self.column("random_key").reshape(self.d_sae, -1) > -np.inf
+        return self._own_tokens(slice(self.sizes.top, None), there_FT)
+
+    def _own_tokens(self, slots: slice, there_FT: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+        """Of the examples in these slots, the token that each one is of."""
+        token_FT = np.full(there_FT.shape, -1, np.int32)
         if self.sizes.text:
-            at_FT, length_FT = self.column("at")[:, :top], self.column("length")[:, :top]
+            at_FT, length_FT = self.column("at")[:, slots], self.column("length")[:, slots]
             for first in range(0, self.d_sae, _FEATURES_AT_ONCE):
                 count = min(_FEATURES_AT_ONCE, self.d_sae - first)
-                tokens_BTN = self._some("tokens", first, count)[:, :top]
+                tokens_BTN = self._some("tokens", first, count)[:, slots]
                 at_BT1 = np.minimum(at_FT[first : first + count], TOKENS_AROUND - 1)[..., None]
                 own_BT1 = np.take_along_axis(tokens_BTN, at_BT1.astype(np.int64), 2)
                 token_FT[first : first + count] = own_BT1[..., 0]
             token_FT[~there_FT | (length_FT == 0)] = -1
-        activation_FT = np.where(there_FT, activation_FT, np.float32(0))
-        order_FT = np.argsort(-activation_FT, axis=1, kind="stable")
-        ordered = np.take_along_axis(token_FT, order_FT, 1)
-        return ordered, np.take_along_axis(activation_FT, order_FT, 1)
+        return token_FT
 
     # ---- the columns
 

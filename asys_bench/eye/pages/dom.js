@@ -84,6 +84,9 @@ export function duration(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(passed % 60)}` : `${minutes}:${two(passed % 60)}`;
 }
 
+// Several of a host's step unit.
+export const plural = (unit) => (/(s|x|z|ch|sh)$/.test(unit) ? `${unit}es` : `${unit}s`);
+
 // A module's name may break after its dots.
 export function name(text) {
   return text.split(/(?<=\.)/).flatMap((part, at) => (at ? [h('wbr'), part] : [part]));

@@ -9,7 +9,7 @@ import { nothing, saes } from './hook.js';
 const LEVELS = 4;
 
 // Tokens in their context: the deeper the colour, the stronger it fires; the row's own token is underlined.
-function sentence(example, most) {
+function sentence(example, most, random) {
   const parts = example.tokens.map((token, at) => {
     const level = example.levels[at], shown = token.replace(/\n/g, '↵');
     const hit = at === example.at;
@@ -17,21 +17,21 @@ function sentence(example, most) {
     const deep = most > 0 ? Math.min(LEVELS, 1 + Math.floor(LEVELS * (level ?? 0) / most)) : 1;
     return h('mark', { class: `fires h${deep}${hit ? ' hit' : ''}`, title: `activation ${figure(level)}` }, shown);
   });
-  return h('li', {}, h('p', { class: 'sentence' }, parts), h('p', { class: 'facts-line' }, facts(example)));
+  return h('li', {}, h('p', { class: 'sentence' }, parts), h('p', { class: 'facts-line' }, facts(example, random)));
 }
 
-const facts = (example) => [
+const facts = (example, random) => [
   h('span', {}, figure(example.activation)),
-  example.quantile !== undefined && example.quantile !== null ? h('span', {}, `fifth ${example.quantile + 1} of 5 of its firings`) : null,
+  random && example.quantile !== undefined && example.quantile !== null ? h('span', {}, `fifth ${example.quantile + 1} of 5 of its firings`) : null,
   h('span', {}, `host step ${count(example.step)}`),
 ];
 
-function examples(title, how, found) {
+function examples(title, how, found, random = false) {
   if (!found?.length) return null;
   const most = Math.max(...found.map((one) => one.activation ?? 0));
   const texts = found.filter((one) => one.tokens);
-  const body = texts.length ? h('ul', { class: 'sentences card' }, texts.map((one) => sentence(one, most)))
-    : h('ul', { class: 'looks card' }, found.map((one) => h('li', {}, one.picture ? tree(one.picture) : null, h('span', { class: 'facts-line' }, facts(one)))));
+  const body = texts.length ? h('ul', { class: 'sentences card' }, texts.map((one) => sentence(one, most, random)))
+    : h('ul', { class: 'looks card' }, found.map((one) => h('li', {}, one.picture ? tree(one.picture) : null, h('span', { class: 'facts-line' }, facts(one, random)))));
   return section(title, how, body);
 }
 
@@ -118,7 +118,7 @@ export async function feature(place, { sae, feature: number, saes: all }) {
     last, marks(sae, number, found.mark, head),
     found.pictures?.length ? section('Where it fires', 'A map over the two inputs that explain it best; per input all states in grey, those that it fires on most in colour.', h('div', { class: 'drawn card' }, found.pictures.map((one) => tree(one)))) : null,
     examples('Fires on most', found.about ? `${found.checkpoint}; ${found.about}.` : null, found.top),
-    examples('Fires on, at random', 'Rows from weak to strong: what it is like besides its extremes.', found.random),
+    examples('Fires on, at random', 'Rows from weak to strong: what it is like besides its extremes.', found.random, true),
     h('div', { class: 'figures spaced' },
       found.histogram && bars({ title: 'Activations', unit: 'rows in which it is active', ...found.histogram }),
       over && lines({ title: 'Density over host steps', lines: [{ name: `feature ${number}`, ...over }], over: 'steps', marks: life && life.born_step > 0 ? [{ at: life.born_step, text: 'its life began' }] : [] }),

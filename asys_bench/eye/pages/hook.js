@@ -10,6 +10,7 @@ import { VirtualTable } from './virtual.js';
 const BINS_PER_DECADE = 4;
 const HINTS = {
   feature: 'its number', words: 'its name, or the token or state that it fires on most', density: 'share of rows in which it is active',
+  alike: 'share of its random examples that are of this very token: about as many of its firings',
   mean: 'mean activation while active', max: 'largest activation', age: 'host steps since its life began: at the SAE\'s start, or by resampling',
   drift: '1 - cosine of its decoder row now and when its life began',
   probe: 'held-out AUC of the linear probe of this hook whose logit the feature moves most when it fires, by 0.1 or more; a sink of kind probe fits them',
@@ -50,7 +51,7 @@ export async function hook(place, { sae, saes: all }) {
   let found = await ask('/api/table', { sae }, (told) => { reading.textContent = `${told} ...`; });
   const { query } = here();
   const state = {
-    key: query.get('sort') ?? 'density', down: query.get('down') !== '0', text: query.get('text') ?? '',
+    key: query.get('sort') ?? (found.columns.alike ? 'alike' : 'density'), down: query.get('down') !== '0', text: query.get('text') ?? '',
     fired: query.get('fired') !== '0', pinned: query.get('pinned') === '1',
   };
   const said = h('p', { class: 'how', role: 'status' });
@@ -70,6 +71,7 @@ export async function hook(place, { sae, saes: all }) {
       node.title = found.marks[feature]?.note || node.textContent;
       node.classList.toggle('named', Boolean(found.marks[feature]?.name));
     } },
+    { title: 'on it', key: 'alike', number: true, cell: text('alike', share) },
     { title: 'density', key: 'density', number: true, cell: text('density', share) },
     { title: 'mean', key: 'mean', number: true, cell: text('mean', figure) },
     { title: 'max', key: 'max', number: true, cell: text('max', figure) },
@@ -117,7 +119,7 @@ export async function hook(place, { sae, saes: all }) {
     for (const feature of rows) values[feature] = value(feature);
     rows.sort((a, b) => {
       const one = values[a], other = values[b];
-      return (one < other ? -sign : one > other ? sign : 0) || a - b;
+      return (one < other ? -sign : one > other ? sign : 0) || (density ? density[b] - density[a] : 0) || a - b;
     });
     said.textContent = `${count(rows.length)} of ${count(found.d_sae)} features`;
     grid.show(rows, state.key, state.down);

@@ -57,8 +57,11 @@ look();
 ways([]);
 follow((told) => {
   figures = told;
+  const saes = Object.keys(figures.checkpoints ?? {});
+  // Of a run that is over one wants to see what it found.
+  if (shown === null && location.pathname === '/' && figures.state === 'finished' && saes.length) view = 'hook';
   state();
-  ways(Object.keys(figures.checkpoints ?? {}));
+  ways(saes);
   if (shown === null) open();
   else shown.update?.(figures);
 }, (closed) => {

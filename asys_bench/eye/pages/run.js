@@ -2,7 +2,7 @@
 
 import { ask } from './api.js';
 import { lines } from './charts.js';
-import { bytes, count, duration, figure, h, link, name, section, share, show, table } from './dom.js';
+import { bytes, count, duration, figure, h, link, name, plural, section, share, show, table } from './dom.js';
 
 const CURVES_MS = 10000;
 
@@ -11,7 +11,7 @@ function tiles(figures) {
   const dropped = Object.values(bus?.dropped ?? {}).reduce((a, b) => a + b, 0);
   const worst = Math.max(...(figures.saes ?? []).map((one) => one.fvu ?? -1));
   const told = [
-    [count(host.steps), `${figures.unit ?? 'step'}s${host.rate ? `, ${figure(host.rate)}/s` : ''}`],
+    [count(host.steps), `${plural(figures.unit ?? 'step')}${host.rate ? `, ${figure(host.rate)}/s` : ''}`],
     ...Object.entries(host.reported ?? {}).slice(0, 2).map(([key, value]) => [figure(value), key.replaceAll('_', ' ')]),
     bus && [count(bus.produced), `packets${bus.flow ? `, ${bytes(bus.flow)}/s` : `, ${bytes(bus.bytes)}`}`],
     bus && [share(dropped / (bus.produced || 1)), 'dropped'],

@@ -2,7 +2,7 @@
 
 import { ask } from './api.js';
 import { bars, lines, strip } from './charts.js';
-import { called, count, figure, h, link, name, section, share, show, table } from './dom.js';
+import { called, count, figure, h, link, name, plural, section, share, show, table } from './dom.js';
 import { nothing, saes } from './hook.js';
 
 export async function timeline(place, { sae, saes: all, figures }) {
@@ -22,7 +22,7 @@ export async function timeline(place, { sae, saes: all, figures }) {
   show(place,
     h('h1', { class: 'quiet' }, 'Timeline'), h('p', { class: 'how' }, name(sae), found.about ? `: ${found.about}` : ''), saes(sae, all, '/timeline'),
     found.problem ? h('p', { class: 'callout' }, found.problem) : null,
-    curves.length ? section("The host's curves", `Over ${figures.unit ?? 'host step'}s. Dashed: ${count(births.length)} births of features; red: ${count(deaths.length)} deaths and ${count(alarms.length)} alarms.`, h('div', { class: 'figures' }, curves)) : null,
+    curves.length ? section("The host's curves", `Over ${plural(figures.unit ?? 'host step')}. Dashed: ${count(births.length)} births of features; red: ${count(deaths.length)} deaths and ${count(alarms.length)} alarms.`, h('div', { class: 'figures' }, curves)) : null,
     alarms.length ? section('Alarms', null, h('ul', { class: 'alarms card' }, alarms.map((one) => h('li', {}, one.text)))) : null,
     found.lives.length ? section('Lives of features', Object.entries(found.counts).map(([verdict, n]) => `${count(n)} ${verdict}`).join(', '), table('Lives of features', [
       ['feature', (o) => link('/feature', { sae, feature: o.feature }, `${o.feature}`)], ['fires on', (o) => called(o.words) || '-'],

@@ -58,6 +58,12 @@ class FakeIndex:
         tokens_FT[5:7], values_FT[5:7] = -1, 0.0
         return tokens_FT, values_FT
 
+    def random_tokens(self) -> np.ndarray:
+        """One in four is another token."""
+        tokens_FT = np.stack([np.arange(self.d_sae)] * 3 + [np.full(self.d_sae, 40)], 1)
+        tokens_FT[5:7] = -1
+        return tokens_FT
+
     def histogram(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         return np.array([0.0, 1.0, 2.0]), np.array([5.0, 1.0])
 

@@ -155,6 +155,7 @@ def test_an_index_answers_everything_that_an_archive_answers() -> None:
     found = IndexFeatures(index, VOCABULARY)
     table = view(found).table({3: Mark(pin=True)})
     assert table["columns"]["density"][:2] == [0.25, 0.25]
+    assert table["columns"]["alike"][4:8] == [0.75, None, None, 0.75]
     assert table["words"][4:8] == [" w4", "", "", " w7"]
     assert table["marks"] == {"3": {"pin": True, "name": "", "note": ""}}
     assert table["indexed"]

@@ -49,6 +49,7 @@ def test_a_feature_that_never_fired_has_nothing(written):
     tokens, activations = index.top_tokens()
     assert (tokens == -1).all()
     assert not activations.any()
+    assert (index.random_tokens() == -1).all()
     with pytest.raises(IndexError, match="there are 6"):
         index.examples(6)
     with pytest.raises(ValueError, match="top or random"):

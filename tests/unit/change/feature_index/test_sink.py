@@ -96,6 +96,9 @@ def test_tokens_of_an_example_are_its_own_whichever_packet_comes_first(fed, tmp_
     for feature in range(WORDS):
         wanted = [example.activation for example in index.examples(feature)]
         assert activations[feature].tolist() == wanted
+        drawn = index.random_tokens()[feature]
+        assert (drawn == feature).sum() == len(index.examples(feature, "random")) > 0
+        assert set(drawn.tolist()) <= {feature, -1}
     assert check_tokens(index, steps) >= WORDS * 36
 
 
@@ -189,10 +192,14 @@ def test_a_worker_that_is_killed_goes_on_from_the_saved_point_bit_by_bit(fed, tm
 
 
 def test_without_an_sae_rows_are_left_out_and_it_says_so(fed, tmp_path, caplog):
+    caplog.set_level("INFO")
     one = fed()
     one.feed(torch.rand(5, WORDS))
     assert one.count("feature_index_left_out_rows") == 5
-    assert "before the run has a checkpoint" in caplog.text
+    (said,) = [
+        one for one in caplog.records if "before the run has a checkpoint" in one.getMessage()
+    ]
+    assert said.levelname == "INFO", "so begins every run with SAEs of its own"
     with pytest.raises(ReadingError, match="no feature index"):
         FeatureIndex.open(tmp_path, HOOK)
     checkpoint(tmp_path, 7, identity_sae(WORDS))
