@@ -91,7 +91,7 @@ def made(shape, dtype, layout, seed):
 
 
 @pytest.mark.parametrize("chain", MANY_INPUTS, ids="+".join)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     shape=st.lists(st.integers(0, 5), max_size=4),
     dtype=st.sampled_from(FLOATS),
@@ -135,7 +135,7 @@ def test_a_payload_of_the_wrong_size_is_a_typed_error(chain):
 
 
 @pytest.mark.parametrize("chain", MANY_INPUTS, ids="+".join)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     shape=st.lists(st.sampled_from([0, 1, 3, 80, 2**16 + 1, 2**32 - 1]), max_size=8),
     dtype=st.sampled_from([*FLOATS, torch.int8, torch.bool, torch.float8_e4m3fn]),

@@ -25,7 +25,7 @@ STREAMING = [(v, i) for v, i in FAST if v.name.startswith(("int8", "fp8", "cast"
 
 
 @pytest.mark.parametrize(("variant", "name"), FAST, ids=ids(FAST))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     shape=st.lists(st.integers(0, 4), max_size=3).flatmap(
         lambda leading: st.sampled_from(
@@ -45,7 +45,7 @@ def test_bytes_are_those_of_the_reference(variant, name, shape, dtype, layout, f
 
 
 @pytest.mark.parametrize(("variant", "name"), IN_CHAINS, ids=ids(IN_CHAINS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     rows=st.integers(1, 12),
     width=st.sampled_from([1, 5, 16, 64, 100]),
