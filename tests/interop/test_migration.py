@@ -88,6 +88,21 @@ def test_their_lines_fit_the_installed_library(title):
     assert checked >= 2
 
 
+def test_the_trainers_of_dictionary_learning_take_these_settings():
+    imported("dictionary_learning")
+    before = theirs("dictionary_learning").partition("buffer = ")[0]
+    settings = re.search(
+        r"^common = .*^trainers = .*?$", theirs("dictionary_learning"), re.M | re.S
+    )[0]
+    scope = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(compile(before + settings, "dictionary_learning", "exec"), scope)
+    for trainer in scope["trainers"]:
+        made = trainer.pop("trainer")
+        inspect.signature(made).bind(**trainer)
+
+
 def test_their_configurations_are_accepted(tmp_path, monkeypatch):
     """What is only a configuration is made as it stands."""
     monkeypatch.chdir(tmp_path)

@@ -170,6 +170,7 @@ def _of_parts(
         tuple(_described(hooks, star)),
         tuple(_described(others, star)),
         model_class,
+        finds_itself=library is not LIGHTNING,  # it calls neither the module nor its train()
     )
 
 

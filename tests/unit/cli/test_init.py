@@ -1,5 +1,6 @@
 """`asys-run init`: what a script shows without being run, and a configuration that works."""
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -265,15 +266,35 @@ def test_the_reader_of_scripts_says_why():
         read_script(Path("/nowhere/train.py"))
 
 
-@pytest.mark.rest
-@pytest.mark.parametrize("example", ["pytorch", "sb3", "transformers_trainer", "lightning_module"])
-def test_what_is_written_observes_the_script(here, example):
-    script = EXAMPLES / f"{example}.py"
-    assert init(str(script)) == 0
+def observed(*command):
     done = subprocess.run(
-        [sys.executable, "-m", "asys_bench.cli.run", "--config", "asys.yaml"],
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        [sys.executable, *command], capture_output=True, text=True, timeout=200, check=False
+    )
     assert done.returncode == 0, done.stderr
     (run_dir,) = Path("runs").iterdir()
-    assert len(list((run_dir / "sae").iterdir())) == len(find(read_script(script)).hooks)
+    return sorted(path.name for path in (run_dir / "sae").iterdir())
+
+
+@pytest.mark.rest
+@pytest.mark.parametrize("example", ["pytorch", "sb3", "transformers_trainer"])
+def test_what_is_written_observes_the_script_as_it_is(here, example):
+    script = EXAMPLES / f"{example}.py"
+    assert init(str(script)) == 0
+    hooks = [name.lstrip("*") for name in names(find(read_script(script)).hooks)]
+    assert observed("-m", "asys_bench.cli.run", "--config", "asys.yaml") == sorted(hooks)
+
+
+@pytest.mark.rest
+def test_lightning_gets_a_callback_since_it_hides_its_module_from_the_script_host(here, capsys):
+    script = EXAMPLES / "lightning_module.py"
+    assert init(str(script)) == 0
+    said = capsys.readouterr().out
+    assert "asys-run --config" not in said.replace("--check --config", "")
+    assert 'ObserveCallback("asys.yaml")' in said
+    with_callback = (EXAMPLES / "lightning_module_observed.py").read_text()
+    with_file = re.sub(
+        r"ObserveCallback\(hooks=.*?\)", 'ObserveCallback("asys.yaml")', with_callback
+    )
+    assert with_file != with_callback
+    Path("train.py").write_text(with_file)
+    assert observed("train.py") == ["decoder", "encoder.0"]
