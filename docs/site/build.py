@@ -1,4 +1,4 @@
-"""`make site`: the documents as pages that open from a disk and load nothing from elsewhere.
+"""`make site`: the documents as pages that open from a disk, with search, and load nothing from elsewhere.
 
 The pages are made from a copy of README*.md, CHANGELOG.md and docs/ in build/site: there README.md is the
 first page, folders that are linked to have a page that lists them, and files outside of docs/ are named
@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = "zensical.toml"
+SHIM, OWN_SHIM = "https://unpkg.com/iframe-worker/shim", "worker.js"
+"""What the theme fetches so that the search works from a disk, and what takes its place."""
 TOP = {
     "README.md": "index.md",
     "README.zh-CN.md": "README.zh-CN.md",
@@ -88,6 +90,14 @@ def _links(text: str, page: Path, pages: Path) -> str:
     return LINK.sub(link, IMAGE.sub(r"\1", text))
 
 
+def use_own_worker(site: Path, shim: Path) -> None:
+    """Put our file in the place of the one script that the theme would fetch."""
+    shutil.copy(shim, site / "assets" / OWN_SHIM)
+    for path in site.rglob("*.html"):
+        up = "../" * (len(path.relative_to(site).parts) - 1)
+        path.write_text(path.read_text().replace(SHIM, f"{up}assets/{OWN_SHIM}"))
+
+
 class _Loads(HTMLParser):
     """Addresses that a browser fetches when it opens a page; links to click are none."""
 
@@ -126,15 +136,18 @@ def external_loads(site: Path) -> Iterator[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python docs/site/build.py", description=__doc__)
     parser.add_argument("--zensical", default="zensical", metavar="FILE", help="the program")
-    zensical: str = parser.parse_args(arguments).zensical
-    folder = ROOT / "build/site"
+    parser.add_argument("--out", default=ROOT / "build/site", type=Path, metavar="DIR")
+    given = parser.parse_args(arguments)
+    folder: Path = given.out
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     stage(ROOT, folder / "pages")
     shutil.copy(Path(__file__).parent / CONFIG, folder)
-    command = [zensical, "build", "--strict", "--config-file", CONFIG]
+    command = [given.zensical, "build", "--strict", "--config-file", CONFIG]
     if (code := subprocess.run(command, cwd=folder, check=False).returncode) != 0:
         return code
+    (folder / "html/404.html").unlink()  # it takes the site to be at the root of a server
+    use_own_worker(folder / "html", Path(__file__).parent / OWN_SHIM)
     found = list(external_loads(folder / "html"))
     for line in found:
         print(f"would be fetched from elsewhere: {line}", file=sys.stderr)

@@ -113,3 +113,15 @@ def test_links_to_click_and_own_files_are_fine(build, tmp_path):
     own = '<a href="https://x.org">x</a><script src="a.js"></script><link rel="canonical" href="https://x.org">'
     (tmp_path / "a.html").write_text(own)
     assert list(build.external_loads(tmp_path)) == []
+
+
+def test_the_themes_one_script_from_elsewhere_is_ours(build, tmp_path):
+    for name in ("a.html", "deep/er/b.html"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'<script src="{build.SHIM}"></script>')
+    (tmp_path / "assets").mkdir()
+    build.use_own_worker(tmp_path, ROOT / "docs/site/worker.js")
+    assert list(build.external_loads(tmp_path)) == []
+    assert (tmp_path / "deep/er/../../assets/worker.js").is_file()
+    assert '"../../assets/worker.js"' in (tmp_path / "deep/er/b.html").read_text()
