@@ -51,6 +51,7 @@ COMMANDS = Commands(
             "plan",
             "top",
             "eye",
+            "names",
             "report",
             "timeline",
             "diff",

@@ -23,6 +23,7 @@
     reservoir/          rows of the whole run, a folder per hook (`change.reservoir`)
     timeline/           which features were born when (`change.timeline`)
     feature_index/      what each feature fires on, a folder per hook (`rundir.feature_index_layout`)
+    names/              names that a language model proposed for features (`rundir.feature_names`)
     tensorboard/        event files
     eye.json            pins, names and notes of features, as viewers of `asys-run eye` wrote them
     .readers/           locks of subscribers from outside
@@ -77,6 +78,7 @@ ALARMS_FILE, ALARM_VALUES_SCHEMA = "alarms.jsonl", "asys.alarm_values/1"
 RESERVOIR_DIR = "reservoir"
 TIMELINE_DIR, TIMELINE_SCHEMA = "timeline", "asys.timeline/1"
 FEATURE_INDEX_DIR, FEATURE_INDEX_SCHEMA = "feature_index", "asys.feature_index/1"
+NAMES_DIR, NAMES_SCHEMA = "names", "asys.names/1"
 TENSORBOARD_DIR = "tensorboard"
 READERS_DIR = ".readers"
 HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK = ".host.lock", ".workers.lock", ".upload.lock"

@@ -4,6 +4,8 @@
     /static/NAME                                     the files of `pages/`, by name; there are no others
     /api/events                                      the run's figures, an event whenever they changed
     /api/curves  /api/table  /api/map  /api/feature  /api/latest  /api/search  /api/births     JSON
+    /api/model                                       the model that typed texts go through, if there is one
+    POST /api/typed                                  which features fire on a text; nothing is kept
     POST /api/mark                                   a pin, a name or a note: the only change there is
 
 An answer is JSON. One that cannot be given has a `problem` that a page shows; with `waiting` besides, the
@@ -19,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -30,12 +32,15 @@ from asys_bench.eye.eye import Eye, NotThereError
 from asys_bench.eye.guard import Guard
 from asys_bench.eye.marks import Change, MarksError
 from asys_bench.eye.page_files import page_files
+from asys_bench.eye.typed.process import ModelProcess, Typing
+from asys_bench.eye.typed.reading import TypedError
 from asys_bench.eye.views import NotYetError
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sinks.archive.sidecar import ArchiveError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 VIEWS = ("/", "/run", "/hook", "/feature", "/search", "/timeline")
 EVERY_S = 1.0
 """The run is read this often while somebody looks."""
@@ -43,21 +48,37 @@ SILENT_S = 15.0
 """A line goes to a page at least this often, so that one that has left is noticed."""
 MOST_PAGES = 32
 MOST_BODY, MOST_TEXT, MOST_LABEL = 32 << 10, 200, 1000
+MOST_TYPED = 4000
+"""Characters of a text that goes through the model."""
+MOST_TYPINGS = 4
+"""Texts that wait for the model, the one that it reads included."""
+LOOK_S = 0.25
+"""Whoever has left is noticed so soon."""
+NO_MODEL = "start it with a model to type a text: asys-run eye RUN --model FOLDER"
 
 
-def build_app(eye: Eye, token: str) -> ASGIApp:
-    """The application for whoever knows `token`."""
-    return Guard(pages_app(eye), token)
+class Typed(BaseModel, extra="forbid", frozen=True):
+    """A text that somebody typed, for one SAE."""
+
+    sae: str = Field(max_length=MOST_LABEL)
+    text: str = Field(min_length=1, max_length=MOST_TYPED)
 
 
-def pages_app(eye: Eye) -> ASGIApp:
+def build_app(eye: Eye, token: str, model: ModelProcess | None = None) -> ASGIApp:
+    """The application for whoever knows `token`. model: of typed texts."""
+    return Guard(pages_app(eye, model), token)
+
+
+def pages_app(eye: Eye, model: ModelProcess | None = None) -> ASGIApp:
     """The same for everybody."""
-    return _Server(eye).app
+    return _Server(eye, model).app
 
 
 class _Server:
-    def __init__(self, eye: Eye) -> None:
-        self._eye, self._files = eye, page_files()
+    def __init__(self, eye: Eye, model: ModelProcess | None) -> None:
+        self._eye, self._files, self._model = eye, page_files(), model
+        self._waiting = 0
+        self._model_thread = ThreadPoolExecutor(1, "eye-model")
         self._figures = ThreadPoolExecutor(1, "eye-figures")
         self._features = ThreadPoolExecutor(2, "eye-features")
         self._searches = ThreadPoolExecutor(1, "eye-searches")
@@ -83,6 +104,8 @@ class _Server:
                 Route("/static/{name}", self._file),
                 Route("/api/events", self._events),
                 *(Route(path, _answering(how)) for path, how in asked.items()),
+                Route("/api/model", self._about_model),
+                Route("/api/typed", self._typed, methods=["POST"]),
                 Route("/api/mark", self._mark, methods=["POST"]),
             ]
         )
@@ -109,20 +132,37 @@ class _Server:
         return StreamingResponse(self._stream.events(), media_type="text/event-stream")
 
     async def _mark(self, request: Request) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return _problem("not JSON", 415)
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MOST_BODY:
-                return _problem(f"more than {MOST_BODY:,} bytes", 413)
-        try:
-            change = Change.model_validate_json(body)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            return _problem(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
-
+        change = await _given(request, Change)
+        if isinstance(change, Response):
+            return change
         return await _answer(lambda: self._on(self._features, self._eye.mark, change))
+
+    async def _about_model(self, request: Request) -> Response:
+        return _json(
+            {"there": False} if self._model is None else {"there": True, **self._model.document()}
+        )
+
+    async def _typed(self, request: Request) -> Response:
+        typed = await _given(request, Typed)
+        if isinstance(typed, Response):
+            return typed
+        if self._model is None:
+            return _problem(NO_MODEL, 404)
+        if self._waiting >= MOST_TYPINGS:
+            return _problem("other texts wait for the model already; try again", 503)
+        self._waiting += 1
+        try:
+            typing = Typing(typed.sae, typed.text)
+            asked = asyncio.create_task(self._on(self._model_thread, self._model.ask, typing))
+            while not (await asyncio.wait({asked}, timeout=LOOK_S))[0]:
+                if await request.is_disconnected():
+                    typing.cancel()
+            return await _answer(lambda: self._described(typed.sae, asked))
+        finally:
+            self._waiting -= 1
+
+    async def _described(self, label: str, asked: asyncio.Task[Any]) -> Any:
+        return await self._on(self._features, self._eye.typed, label, await asked)
 
 
 class Stream:
@@ -185,7 +225,7 @@ async def _answer(ask: Callable[[], Any]) -> Response:
         return _json({"problem": str(error), "waiting": True}, 202)
     except NotThereError as error:
         return _problem(str(error), 404)
-    except MarksError as error:
+    except (MarksError, TypedError) as error:
         return _problem(str(error), 409)
     except ArchiveError as error:
         return _problem(f"the archive cannot be read: {error}", 409)
@@ -194,6 +234,22 @@ async def _answer(ask: Callable[[], Any]) -> Response:
     except Exception as error:  # what a run's folder holds is anybody's
         log.exception("a question could not be answered")
         return _problem(f"{type(error).__name__}; the command's terminal says more", 500)
+
+
+async def _given(request: Request, kind: type[M]) -> M | Response:
+    """What a request's JSON says; or why it is refused."""
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        return _problem("not JSON", 415)
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MOST_BODY:
+            return _problem(f"more than {MOST_BODY:,} bytes", 413)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        return _problem(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 422)
 
 
 def _label(query: Mapping[str, str]) -> str:

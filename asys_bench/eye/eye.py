@@ -19,11 +19,12 @@ from asys_bench.contracts.run_files import RunFileError, read_run_file
 from asys_bench.eye.archive_features import ArchiveFeatures
 from asys_bench.eye.births import births_document
 from asys_bench.eye.curves import Curves
-from asys_bench.eye.features import Document
+from asys_bench.eye.features import MOST_EXAMPLES, Document
 from asys_bench.eye.index_features import IndexFeatures, open_index
 from asys_bench.eye.logits import NoLogitsError, Unembedding, read_unembedding
 from asys_bench.eye.marks import Change, Mark, Marks, MarksError
 from asys_bench.eye.probe_links import probe_links
+from asys_bench.eye.proposed import Names, ProposedNames
 from asys_bench.eye.sae_view import SaeView, lives_in
 from asys_bench.eye.views import VIEWS, WAIT_S, NotYetError, Told, Views
 from asys_bench.eye.watch import RunWatch
@@ -55,7 +56,7 @@ class Eye:
         """wait_s: how long a question waits for features that are being read."""
         self.run_dir = run_dir
         self._watch, self._curves = RunWatch(run_dir), Curves(run_dir)
-        self._marks = Marks(run_dir)
+        self._marks, self._names = Marks(run_dir), ProposedNames(run_dir)
         self._views, self._wait_s = Views(self._read), wait_s
         self._latest: dict[str, LatestFirings] = {}
 
@@ -133,13 +134,14 @@ class Eye:
 
     def table(self, label: str) -> Document:
         view = self._view(label)
-        marks, problem = self._marks_of(label)
-        return {**view.table(marks), "marks_problem": problem}
+        marks, names, problem = self._called(view)
+        return {**view.table(marks, names), "marks_problem": problem}
 
     def table_text(self, label: str) -> str:
         """The same as JSON."""
         view = self._view(label)
-        return view.table_text(*self._marks_of(label))
+        marks, names, problem = self._called(view)
+        return view.table_text(marks, problem, names)
 
     def decoder_map(self, label: str) -> Document:
         """Raises NotThereError; NotYetError."""
@@ -149,12 +151,21 @@ class Eye:
         """An SAE with its features. Raises NotThereError; NotYetError."""
         return self._view(label)
 
+    def marks(self, label: str) -> Mapping[int, Mark]:
+        """What people say of its features. Raises MarksError."""
+        return self._marks.of(label)
+
+    def labels(self) -> list[str]:
+        """SAEs that have a checkpoint; in the thread of `curves`."""
+        self._curves.read_on()
+        return list(self._checkpoints([]))
+
     def some_features(
         self, view: SaeView, numbers: Sequence[int], most: tuple[int, int]
     ) -> Iterator[Document]:
         """`feature` of each of these, with so many top and random examples at the most."""
-        marks, problem = self._marks_of(view.label)
-        told = view.some_features(numbers, marks, self._unembedding, self._vocabulary, most)
+        marks, names, problem = self._called(view)
+        told = view.some_features(numbers, marks, self._unembedding, self._vocabulary, most, names)
         return ({**one, "marks_problem": problem} for one in told)
 
     def latest(self, label: str, number: int) -> Document:
@@ -171,10 +182,9 @@ class Eye:
         """Raises NotThereError; ArchiveError: the archive cannot be read any more."""
         view = self._view(label)
         self._must_have(view, number)
-        marks, problem = self._marks_of(label)
-        mark = marks.get(number, Mark())
-        found = view.feature(number, mark, self._unembedding, self._vocabulary)
-        return {**found, "marks_problem": problem}
+        most = (MOST_EXAMPLES, MOST_EXAMPLES)
+        (found,) = self.some_features(view, [number], most)
+        return found
 
     def search(self, text: str) -> Document:
         """Over the SAEs of the run whose features are in memory; of others the first `VIEWS`. Those that are
@@ -189,7 +199,7 @@ class Eye:
             except NotYetError as error:
                 waiting.append(f"{label}: {error}")
         begun = time.perf_counter()
-        found = [one for view in views for one in view.find(text, self._marks_of(view.label)[0])]
+        found = [one for view in views for one in view.find(text, *self._called(view)[:2])]
         return {
             "found": found,
             "features": sum(view.sae.d_sae for view in views),
@@ -199,6 +209,13 @@ class Eye:
             "took_ms": round(1e3 * (time.perf_counter() - begun), 1),
             "problem": "; ".join(view.problem for view in views if view.problem),
         }
+
+    def typed(self, label: str, found: Document) -> Document:
+        """What `typed.process` says of a text, with what each feature is called. Raises NotThereError."""
+        view = self._view(label)
+        marks, names, problem = self._called(view)
+        features = [{**one, **view.told(one["feature"], marks, names)} for one in found["features"]]
+        return {**found, "sae": label, "features": features, "marks_problem": problem}
 
     def mark(self, change: Change) -> Document:
         """Raises NotThereError; MarksError: it is not kept."""
@@ -210,11 +227,13 @@ class Eye:
         if not 0 <= number < view.sae.d_sae:
             raise NotThereError(f"this SAE has features 0 to {view.sae.d_sae - 1:,}")
 
-    def _marks_of(self, label: str) -> tuple[Mapping[int, Mark], str]:
+    def _called(self, view: SaeView) -> tuple[Mapping[int, Mark], Names, str]:
+        """(marks, proposed names, what cannot be read of them)."""
+        names, problem = self._names.of(view.label, view.generation)
         try:
-            return self._marks.of(label), ""
+            return self._marks.of(view.label), names, problem
         except MarksError as error:
-            return {}, str(error)
+            return {}, names, "; ".join(filter(None, (str(error), problem)))
 
     def _view(self, label: str, wait_s: float | None = None) -> SaeView:
         """The newest one that is read in time. Raises NotThereError; NotYetError."""
@@ -230,7 +249,13 @@ class Eye:
             if not _has_more(before, index):
                 return before
             view = replace(
-                before, features=None, problem="", _haystack=None, _density=None, _table=None
+                before,
+                features=None,
+                problem="",
+                _haystack=None,
+                _density=None,
+                _words=None,
+                _table=None,
             )
         else:
             checkpoint, sae, lives, metadata = self._load(label, checkpoint)

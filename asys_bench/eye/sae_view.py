@@ -17,13 +17,16 @@ from asys_bench.eye.haystack import Haystack, needle
 from asys_bench.eye.logits import NoLogitsError, Unembedding, promoted
 from asys_bench.eye.marks import Mark
 from asys_bench.eye.probe_links import ProbeLinks
+from asys_bench.eye.proposed import NO_NAMES, Names, called, names_of, shown
 from asys_bench.eye.watch import plain
 from asys_bench.reports.run_report.feature_figures import decoder_map
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.lives import Lives, read_lives
 
-NEIGHBOURS, FOUND = 10, 200
+NEIGHBOURS, FOUND, MOST_WORDS = 10, 200, 20
+_Hit = tuple[int, float, int, str]
+"""(what is shown first, -density, feature, where it was found)."""
 _POWERS = np.array([float(f"1e{n}") for n in range(301)])
 HOW_TO_INDEX = (
     "This run keeps no feature index: figures and examples are of the newest archived rows alone. A sink of "
@@ -49,6 +52,7 @@ class SaeView:
     _directions_FD: torch.Tensor | None = field(default=None, repr=False)
     _haystack: Haystack | None = field(default=None, repr=False)
     _density: list[float] | None = field(default=None, repr=False)
+    _words: Sequence[str] | None = field(default=None, repr=False)
     _table: str | None = field(default=None, repr=False)
 
     def prepare(self) -> None:
@@ -57,7 +61,13 @@ class SaeView:
         self._densities()
         self.table_text({}, "")
 
-    def table(self, marks: Mapping[int, Mark]) -> Document:
+    def generation(self, number: int) -> int | None:
+        """Which life a feature is in; None: there is no such feature."""
+        if not 0 <= number < self.sae.d_sae:
+            return None
+        return 0 if self.lives is None else int(self.lives.generation[number])
+
+    def table(self, marks: Mapping[int, Mark], names: Names = NO_NAMES) -> Document:
         """All features, a list per column; None in a list: not known."""
         found: Document = {
             "sae": self.label,
@@ -72,17 +82,19 @@ class SaeView:
             "words": list(self.features.words()) if self.features is not None else [],
             "probes": self.probes.labels() if self.probes is not None else [],
             "marks": {str(feature): mark.model_dump() for feature, mark in marks.items()},
+            "names": {str(feature): shown(name) for feature, name in names.items()},
         }
         return found
 
-    def table_text(self, marks: Mapping[int, Mark], problem: str) -> str:
+    def table_text(self, marks: Mapping[int, Mark], problem: str, names: Names = NO_NAMES) -> str:
         """`table` as JSON. What marks do not change is written once: it takes a while for 24,576 features."""
         if self._table is None:
             rest = self.table({})
-            del rest["marks"]
+            del rest["marks"], rest["names"]
             self._table = ",".join(_pieces(rest))
         own = {
             "marks": {str(n): mark.model_dump() for n, mark in marks.items()},
+            "names": {str(n): shown(name) for n, name in names.items()},
             "marks_problem": problem,
         }
         return f"{{{self._table},{_text(own)[1:]}"
@@ -124,6 +136,7 @@ class SaeView:
         unembedding: Unembedding | str,
         vocabulary: Mapping[int, str],
         most: tuple[int, int] = (MOST_EXAMPLES, MOST_EXAMPLES),
+        names: Names = NO_NAMES,
     ) -> Iterator[Document]:
         """`feature` of each of these; of many at once it takes less.
 
@@ -134,12 +147,13 @@ class SaeView:
         neighbours = self._neighbours(numbers_M)
         logits = self._logits(numbers_M, unembedding, vocabulary)
         for number, near, told in zip(numbers_M, neighbours, logits, strict=True):
-            yield self._feature(number, marks.get(number, Mark()), near, told, most)
+            yield self._feature(number, marks, names, near, told, most)
 
     def _feature(
         self,
         number: int,
-        mark: Mark,
+        marks: Mapping[int, Mark],
+        names: Names,
         neighbours: list[Document],
         logits: Document,
         most: tuple[int, int],
@@ -149,7 +163,8 @@ class SaeView:
             "feature": number,
             "d_sae": self.sae.d_sae,
             "checkpoint": self.checkpoint.name,
-            "mark": mark.model_dump(),
+            "mark": marks.get(number, Mark()).model_dump(),
+            "proposed": shown(names.get(number)),
             "problem": self.problem,
             "neighbours": neighbours,
             "logits": logits,
@@ -191,12 +206,14 @@ class SaeView:
                     "count": plain(count, 7),
                     "lift": plain(lift),
                     "words": words[other],
+                    "name": called(other, marks, names),
                 }
                 for other, count, lift in features.cofiring(number)[:NEIGHBOURS]
             ],
         }
         for one in found["neighbours"]:
             one["words"] = words[one["feature"]]
+            one["name"] = called(one["feature"], marks, names)
         return found
 
     @staticmethod
@@ -254,40 +271,64 @@ class SaeView:
             "explained": numbers(np.array(found.explained)),
         }
 
-    def find(self, text: str, marks: Mapping[int, Mark]) -> list[Document]:
+    def find(self, text: str, marks: Mapping[int, Mark], names: Names = NO_NAMES) -> list[Document]:
         """Features whose name, note, words or strongest tokens hold `text`, whatever its case.
 
-        Names first, then features whose very token it is, then the others; the more often firing first.
+        Names first, then features whose very token it is, then the others; the more often firing first. Of a
+        text of several words that nothing holds, each word by itself.
         """
         wanted = needle(text)
         if not wanted:
             return []
-        hits: list[tuple[int, float, int, str]] = []
+        hits: list[_Hit] = []
         densities = self._densities()
         for number, mark in marks.items():
             if number < self.sae.d_sae and wanted in f"{mark.name}\n{mark.note}".casefold():
                 hits.append((0, -densities[number], number, "name or note"))
         named = {number for _, _, number, _ in hits}
+        for number, one in names.items():
+            unnamed = number not in named and not called(number, marks)
+            if unnamed and wanted in one.name.casefold():
+                hits.append((0, -densities[number], number, "its proposed name"))
+                named.add(number)
         exact = set(self._texts().exactly(wanted))
         for number in self._texts().features(wanted):
             if number not in named:
                 where = "its very token" if number in exact else "among what it fires on most"
                 hits.append((1 if number in exact else 2, -densities[number], number, where))
-        hits = heapq.nsmallest(FOUND, hits)
-        words = self.features.words() if self.features is not None else []
-        tokens = self.features.top_tokens() if self.features is not None else []
+        hits = heapq.nsmallest(FOUND, hits or self._by_words(wanted))
+        return [{**self.told(number, marks, names), "where": where} for _, _, number, where in hits]
+
+    def _by_words(self, wanted: str) -> list[_Hit]:
+        """Of a longer text: features whose very token is one of its words, those of more words first."""
+        words = list(dict.fromkeys(wanted.split()))[:MOST_WORDS]
+        found: dict[int, list[str]] = {}
+        for word in words if len(words) > 1 else ():
+            for number in self._texts().exactly(word):
+                found.setdefault(number, []).append(word)
         return [
-            {
-                "sae": self.label,
-                "feature": number,
-                "where": where,
-                "words": words[number] if words else "",
-                "tokens": list(tokens[number])[:6] if tokens else [],
-                "density": plain(-density),
-                "name": marks[number].name if number in marks else "",
-            }
-            for _, density, number, where in hits
+            (-len(held), -self._densities()[number], number, f"its very token: {', '.join(held)}")
+            for number, held in found.items()
         ]
+
+    def told(self, number: int, marks: Mapping[int, Mark], names: Names) -> Document:
+        """A feature in a list: what it is called, what it fires on, how often, how strongly at most."""
+        found: Document = {"sae": self.label, "feature": number, **names_of(number, marks, names)}
+        if self.features is None:
+            return {**found, "words": "", "tokens": [], "density": 0.0, "max": None}
+        tokens = self.features.top_tokens()
+        return {
+            **found,
+            "words": self._all_words()[number],
+            "tokens": list(tokens[number])[:6] if tokens else [],
+            "density": plain(self._densities()[number]),
+            "max": plain(float(self.features.max_F[number])),
+        }
+
+    def _all_words(self) -> Sequence[str]:
+        if self._words is None:
+            self._words = self.features.words() if self.features is not None else []
+        return self._words
 
     def _densities(self) -> list[float]:
         if self._density is None:

@@ -19,6 +19,7 @@ from asys_bench.eye.address import Address
 from asys_bench.eye.app import pages_app
 from asys_bench.eye.eye import Eye
 from asys_bench.eye.guard import Guard
+from asys_bench.eye.typed.process import ModelProcess
 
 NICE = 10
 LEAVE_S = 1
@@ -45,16 +46,21 @@ class Viewers:
 
 
 def serve(
-    run_dir: Path, address: Address, is_over: Callable[[Viewers], bool] | None = None
+    run_dir: Path,
+    address: Address,
+    is_over: Callable[[Viewers], bool] | None = None,
+    model: tuple[str, str | None] | None = None,
 ) -> None:
     """Serve the run in `run_dir` until SIGINT or SIGTERM.
 
-    is_over: asked every `ASK_S` in a thread; True ends it too.
+    is_over: asked every `ASK_S` in a thread; True ends it too. model: (model, GGUF file) that typed
+    texts go through, loaded by a process of its own.
     """
     os.nice(NICE)
     torch.set_num_threads(1)
     eye = Eye(run_dir)
-    viewers = Viewers(pages_app(eye))
+    reader = ModelProcess(run_dir, *model) if model is not None else None
+    viewers = Viewers(pages_app(eye, reader))
     server = _Server(
         uvicorn.Config(
             Guard(viewers, address.token),
@@ -75,6 +81,8 @@ def serve(
     try:
         server.run(sockets=[address.listening])
     finally:
+        if reader is not None:
+            reader.close()
         eye.close()
 
 

@@ -3,7 +3,9 @@
 The address that it prints has a token, which lets one in; it serves this machine alone. For a run on
 another machine, `ssh -L 8700:127.0.0.1:8700 HOST asys-run eye RUN --port 8700`, and open the address here.
 Pins, names and notes that you give to features are kept in the run's folder (eye.json); nothing else is
-changed. Needs `pip install 'asys-i[eye]'`. A run can start it by itself: `run.eye`, `observe(..., eye=True)`.
+changed. With --model the view Search runs a text that you type through that model, in a process of its own,
+and lists the features that fire on it; the page says whether these are the weights that the run observed.
+Needs `pip install 'asys-i[eye]'`. A run can start it by itself: `run.eye`, `observe(..., eye=True)`.
 
 Exit codes: 0 ended by Ctrl-C · 143 by SIGTERM · 1 the port is taken · 2 there is no such run, or the extra
 is missing.
@@ -38,16 +40,25 @@ OPEN_S = 30.0
 EXAMPLES = (
     ("asys-run eye", "the newest run under runs/"),
     ("asys-run eye runs/<run> --port 8700", "at a port that ssh forwards"),
+    (
+        "asys-run eye runs/<run> --model models/SmolLM2-135M",
+        "Search then takes a text that you type",
+    ),
 )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """RUN, `--port` and `--open`."""
+    """RUN, `--port`, `--open`, `--model` and `--gguf-file`."""
     add_run_argument(parser)
     parser.add_argument("--port", type=_port, default=0, metavar="N", help="default: a free one")
     parser.add_argument(
         "--open", action="store_true", help="open it in the browser, where there is a display"
     )
+    parser.add_argument(
+        "--model",
+        help="folder, package:<name> or name on the hub of the model that the run observed, for typed texts",
+    )
+    parser.add_argument("--gguf-file", metavar="FILE", help="GGUF file of --model")
 
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
@@ -57,9 +68,14 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         run_dir = find_run(arguments.run).resolve()
     except (NoEyepieceError, RunGoneError) as error:
         return fail("asys-run eye", console, str(error), EXIT_USAGE)
+    if arguments.gguf_file and not arguments.model:
+        return fail(
+            "asys-run eye", console, "--gguf-file is a file of --model: give both", EXIT_USAGE
+        )
     logging.basicConfig(format="asys-run eye: %(message)s", level=logging.WARNING)
     try:
-        _serve(run_dir, arguments.port, arguments.open)
+        model = (arguments.model, arguments.gguf_file) if arguments.model else None
+        _serve(run_dir, arguments.port, arguments.open, model)
     except OSError as error:
         return fail("asys-run eye", console, f"port {arguments.port}: {error}", EXIT_FAILED)
     except KeyboardInterrupt:
@@ -67,16 +83,18 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
     return EXIT_OK
 
 
-def _serve(run_dir: Path, port: int, in_browser: bool) -> None:
+def _serve(
+    run_dir: Path, port: int, in_browser: bool, model: tuple[str, str | None] | None
+) -> None:
     with listen(port) as address:
         print(f"open {address.url}\nCtrl-C ends it", flush=True)
         from asys_bench.eye.serve import serve  # torch takes seconds
 
         if in_browser and any(os.environ.get(name) for name in DISPLAYS):
             with _in_browser(address.url, run_dir / OPENED):
-                serve(run_dir, address)
+                serve(run_dir, address, model=model)
         else:
-            serve(run_dir, address)
+            serve(run_dir, address, model=model)
 
 
 @contextmanager

@@ -16,9 +16,12 @@ export async function ask(path, query = {}, waiting = () => {}) {
   }
 }
 
-export async function mark(change) {
+export const mark = (change) => send('/api/mark', change);
+
+// signal: of an AbortController; the server then stops working on it.
+export async function send(path, document, signal) {
   const headers = { 'Content-Type': 'application/json' };
-  const found = await answer(await fetch('/api/mark', { method: 'POST', headers, body: JSON.stringify(change) }));
+  const found = await answer(await fetch(path, { method: 'POST', headers, body: JSON.stringify(document), signal }));
   if (found.waiting === true) throw new Error(found.problem);
   return found;
 }

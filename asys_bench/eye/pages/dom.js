@@ -92,9 +92,15 @@ export function name(text) {
   return text.split(/(?<=\.)/).flatMap((part, at) => (at ? [h('wbr'), part] : [part]));
 }
 
-// What a feature is called: its name, or what it fires on, or its number alone.
-export function called(words, mark) {
-  return mark?.name || visible(words ?? '');
+// What a feature is called: the name that a person gave, a proposed one, what it fires on, or its number alone.
+export function called(words, mark, proposed) {
+  return mark?.name || proposed?.name || visible(words ?? '');
+}
+
+// How well a proposed name tells texts in which its feature fires from others; null where a person named it.
+export function trust(mark, proposed) {
+  if (!proposed || mark?.name) return null;
+  return `detection AUC ${figure(proposed.score)} on ${count(proposed.texts)} texts it was not made from; its top token alone ${figure(proposed.baseline)}; by ${proposed.model}, weights ${proposed.checkpoint}`;
 }
 
 // Spaces and line ends of a token, to be seen.

@@ -3,22 +3,23 @@
 import { address } from './address.js';
 import { ask, keeps, mark } from './api.js';
 import { bars, heat, lines } from './charts.js';
-import { called, count, figure, h, link, name, section, share, show, tree, visible } from './dom.js';
+import { called, count, figure, h, link, name, section, share, show, tree, trust, visible } from './dom.js';
 import { nothing, saes } from './hook.js';
 
 const LEVELS = 4;
 
 // Tokens in their context: the deeper the colour, the stronger it fires; the row's own token is underlined.
-function sentence(example, most, random) {
-  const parts = example.tokens.map((token, at) => {
+export function coloured(example, most) {
+  return example.tokens.map((token, at) => {
     const level = example.levels[at], shown = token.replace(/\n/g, '↵');
     const hit = at === example.at;
     if (!(level > 0) && !hit) return shown;
     const deep = most > 0 ? Math.min(LEVELS, 1 + Math.floor(LEVELS * (level ?? 0) / most)) : 1;
     return h('mark', { class: `fires h${deep}${hit ? ' hit' : ''}`, title: `activation ${figure(level)}` }, shown);
   });
-  return h('li', {}, h('p', { class: 'sentence' }, parts), h('p', { class: 'facts-line' }, facts(example, random)));
 }
+
+const sentence = (example, most, random) => h('li', {}, h('p', { class: 'sentence' }, coloured(example, most)), h('p', { class: 'facts-line' }, facts(example, random)));
 
 const facts = (example, random) => [
   h('span', {}, figure(example.activation)),
@@ -38,7 +39,7 @@ function examples(title, how, found, random = false) {
 function others(sae, title, how, found, fact) {
   if (!found?.length) return null;
   return h('section', { class: 'card' }, h('h3', {}, title), h('p', { class: 'how' }, how), h('ol', { class: 'others' }, found.map((one) =>
-    h('li', {}, link('/feature', { sae, feature: one.feature }, `${one.feature}`), h('span', { class: 'what' }, called(one.words)), h('span', { class: 'unit' }, fact(one))))));
+    h('li', {}, link('/feature', { sae, feature: one.feature }, `${one.feature}`), h('span', { class: 'what' }, called(one.words, one)), h('span', { class: 'unit' }, fact(one))))));
 }
 
 function logits(told) {
@@ -98,7 +99,13 @@ export async function feature(place, { sae, feature: number, saes: all }) {
   show(place, h('p', { class: 'how', role: 'status' }, `Reading feature ${number} ...`));
   const found = await ask('/api/feature', { sae, feature: number }, (told) => show(place, h('p', { class: 'how', role: 'status' }, `${told} ...`)));
   const title = h('h1', { class: 'quiet' });
-  const head = (told) => show(title, h('span', {}, `Feature ${number}`), called(found.words, told) ? h('span', { class: 'what' }, called(found.words, told)) : null);
+  const origin = h('p', { class: 'how' });
+  const head = (told) => {
+    const it = called(found.words, told, found.proposed), trusted = trust(told, found.proposed);
+    show(title, h('span', {}, `Feature ${number}`), it ? h('span', { class: 'what' }, it) : null);
+    origin.hidden = !trusted;
+    origin.textContent = trusted ? `Proposed name: ${trusted}. A name that you give comes first.` : '';
+  };
   head(found.mark);
   const life = found.life;
   const tiles = [
@@ -111,7 +118,7 @@ export async function feature(place, { sae, feature: number, saes: all }) {
     h('p', { class: 'ways' }, link('/hook', { sae }, name(sae)),
       number > 0 ? h('a', { rel: 'prev', href: address('/feature', { sae, feature: number - 1 }) }, '‹ previous') : null,
       number + 1 < found.d_sae ? h('a', { rel: 'next', href: address('/feature', { sae, feature: number + 1 }) }, 'next ›') : null),
-    title, saes(sae, all, '/hook'),
+    title, origin, saes(sae, all, '/hook'),
     h('ul', { class: 'tiles' }, tiles.map(([value, label]) => h('li', { class: 'tile' }, h('b', {}, value), h('span', {}, label)))),
     found.problem ? h('p', { class: 'callout' }, found.problem) : null,
     found.marks_problem ? h('p', { class: 'callout v-invalid' }, found.marks_problem) : null,

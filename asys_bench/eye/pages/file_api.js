@@ -51,15 +51,20 @@ export async function ask(path, query = {}) {
   return ANSWERS[path](query);
 }
 
-export async function mark() {
+export async function send() {
   throw new Error('this is a file: pins, names and notes are kept by asys-run eye');
 }
+
+export const mark = send;
 
 export function follow(see) {
   part('figures').then(see);
 }
 
 const plain = (text) => text.toLowerCase().replaceAll('\n', ' ').trim();
+
+const RANK = { name: 0, proposed: 1, exact: 2, holds: 3 };
+const WHERE = ['name or note', 'its proposed name', 'its very token', 'among what it fires on most'];
 
 // Names first, then features whose very token it is, then the others; the more often firing first.
 async function search({ text }) {
@@ -68,15 +73,15 @@ async function search({ text }) {
     const [table, { tokens }] = await Promise.all([part(`table-${number}`), part(`tokens-${number}`)]);
     const density = table.columns.density ?? [];
     for (let feature = 0; feature < table.d_sae; feature += 1) {
-      const kept = table.marks[feature], own = [...(tokens[feature] ?? []), table.words[feature] ?? ''].map(plain);
-      const rank = kept && plain(`${kept.name} ${kept.note}`).includes(wanted) ? 0 : own.includes(wanted) ? 1 : own.some((one) => one.includes(wanted)) ? 2 : 3;
-      if (rank < 3) found.push({ sae, feature, rank, density: density[feature] ?? 0, words: table.words[feature] ?? '', tokens: (tokens[feature] ?? []).slice(0, 6), name: kept?.name ?? '' });
+      const kept = table.marks[feature], proposed = kept?.name ? null : table.names[feature] ?? null, own = [...(tokens[feature] ?? []), table.words[feature] ?? ''].map(plain);
+      const rank = kept && plain(`${kept.name} ${kept.note}`).includes(wanted) ? RANK.name : proposed && plain(proposed.name).includes(wanted) ? RANK.proposed
+        : own.includes(wanted) ? RANK.exact : own.some((one) => one.includes(wanted)) ? RANK.holds : null;
+      if (rank !== null) found.push({ sae, feature, rank, density: density[feature] ?? 0, words: table.words[feature] ?? '', tokens: (tokens[feature] ?? []).slice(0, 6), name: kept?.name || proposed?.name || '', proposed });
     }
   }
   found.sort((a, b) => a.rank - b.rank || b.density - a.density || a.feature - b.feature);
-  const where = ['name or note', 'its very token', 'among what it fires on most'];
   return {
-    found: found.slice(0, FOUND).map((one) => ({ ...one, where: where[one.rank] })),
+    found: found.slice(0, FOUND).map((one) => ({ ...one, where: WHERE[one.rank] })),
     features: index.saes.reduce((sum, one) => sum + one.d_sae, 0), saes: index.saes.map((one) => one.sae), waiting: [],
     left_out: Object.keys(index.left_out), problem: '', took_ms: Math.round(performance.now() - begun),
   };

@@ -3,13 +3,13 @@
 import { address, here, keep } from './address.js';
 import { ask, keeps, mark } from './api.js';
 import { bars } from './charts.js';
-import { called, count, figure, h, link, name, share, show } from './dom.js';
+import { called, count, figure, h, link, name, share, show, trust } from './dom.js';
 import { decoderMap } from './map.js';
 import { VirtualTable } from './virtual.js';
 
 const BINS_PER_DECADE = 4;
 const HINTS = {
-  feature: 'its number', words: 'its name, or the token or state that it fires on most', density: 'share of rows in which it is active',
+  feature: 'its number', words: 'its name, a proposed one with its detection AUC, or the token or state that it fires on most', density: 'share of rows in which it is active',
   alike: 'share of its random examples that are of this very token: about as many of its firings',
   mean: 'mean activation while active', max: 'largest activation', age: 'host steps since its life began: at the SAE\'s start, or by resampling',
   drift: '1 - cosine of its decoder row now and when its life began',
@@ -56,7 +56,8 @@ export async function hook(place, { sae, saes: all }) {
   };
   const said = h('p', { class: 'how', role: 'status' });
   const columnOf = (key) => found.columns[key];
-  const words = (feature) => called(found.words[feature], found.marks[feature]);
+  const words = (feature) => called(found.words[feature], found.marks[feature], found.names[feature]);
+  const trusted = (feature) => trust(found.marks[feature], found.names[feature]);
 
   const text = (key, told) => (node, feature) => { node.textContent = columnOf(key) ? told(columnOf(key)[feature]) : '-'; };
   const columns = [
@@ -67,8 +68,10 @@ export async function hook(place, { sae, saes: all }) {
       there.href = address('/feature', { sae, feature });
     } },
     { title: 'fires on', key: 'words', cell: (node, feature) => {
-      node.textContent = words(feature) || '-';
-      node.title = found.marks[feature]?.note || node.textContent;
+      const proposed = trusted(feature);
+      node.textContent = proposed ? `${words(feature)} (${figure(found.names[feature].score)})` : words(feature) || '-';
+      node.title = found.marks[feature]?.note || proposed || node.textContent;
+      node.classList.toggle('proposed', Boolean(proposed));
       node.classList.toggle('named', Boolean(found.marks[feature]?.name));
     } },
     { title: 'on it', key: 'alike', number: true, cell: text('alike', share) },

@@ -150,6 +150,20 @@ def test_tokens_are_found_whatever_their_case_and_spaces_and_names_come_first(
     assert all(any(HOSTILE in token for token in tokens) for tokens in markup)
 
 
+def test_of_a_text_that_nothing_holds_each_word_is_looked_for(features) -> None:
+    tops = features.top_tokens()
+    words = [tokens[0].strip() for tokens in tops if tokens and tokens[0] != HOSTILE]
+    first, second = words[:2]
+    found = view(features).find(f"nowhere {first}  {second} ", {})
+    told = {hit["feature"]: hit["where"] for hit in found}
+    for feature, tokens in enumerate(tops):
+        held = [word for word in (first, second) if word in [token.strip() for token in tokens]]
+        assert told.get(feature, "") == (f"its very token: {', '.join(held)}" if held else "")
+    both = [len(hit["where"].split(",")) for hit in found]
+    assert both == sorted(both, reverse=True)
+    assert view(features).find("nowhere nothing", {}) == []
+
+
 def test_an_index_answers_everything_that_an_archive_answers() -> None:
     index = FakeIndex(D_SAE)
     found = IndexFeatures(index, VOCABULARY)
@@ -172,7 +186,9 @@ def test_an_index_answers_everything_that_an_archive_answers() -> None:
         "edges": [1.0, 2.0, 4.0],
         "counts": [[1.0, 0.0], [2.0, 2.0]],
     }
-    assert one["cofiring"] == [{"feature": 1, "count": 9.0, "lift": 3.5, "words": " w1"}]
+    assert one["cofiring"] == [
+        {"feature": 1, "count": 9.0, "lift": 3.5, "words": " w1", "name": ""}
+    ]
     assert one["logits"] == {"problem": "no model"}
     assert [hit["feature"] for hit in view(found).find("w9", {})] == [9]
     json.dumps([table, one], allow_nan=False)
