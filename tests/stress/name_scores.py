@@ -100,7 +100,7 @@ RULES: tuple[tuple[str, str], ...] = (
 
 
 def tokens_of(model: LocalModel, count: int) -> tuple[list[list[int]], list[str]]:
-    """(blocks of token ids, text of each token)."""
+    """(blocks of token ids, pieces of the vocabulary)."""
     pieces = [str(one) for one in vocabulary_document(model._tokenizer)["tokens"]]
     corpus = TextCorpus(("package:*",), model._tokenizer, block_tokens=BLOCK, shuffle_seed=1)
     blocks: list[list[int]] = []
@@ -109,7 +109,7 @@ def tokens_of(model: LocalModel, count: int) -> tuple[list[list[int]], list[str]
             blocks.append(ids[mask > 0].tolist())
         if sum(map(len, blocks)) >= count:
             break
-    return blocks, texts(pieces)
+    return blocks, pieces
 
 
 def rules_that_fire(blocks: list[list[int]], words: list[str]) -> list[tuple[str, str, np.ndarray]]:
@@ -124,14 +124,14 @@ def rules_that_fire(blocks: list[list[int]], words: list[str]) -> list[tuple[str
     return found[:FEATURES]
 
 
-def write_run(run_dir: Path, blocks: list[list[int]], words: list[str], rules: list[Any]) -> None:
+def write_run(run_dir: Path, blocks: list[list[int]], pieces: list[str], rules: list[Any]) -> None:
     """A run with the index of features that fire by the rules, more or less strongly by chance."""
     draw = np.random.default_rng(0)
     width = len(rules) + FILLERS
     fires_RV = np.stack([fires_V for _, _, fires_V in rules])
     document = {"schema": "asys.run/1", "run_id": "names", "hooks": [HOOK], "host_pid": 1 << 22}
     (run_dir / "run.json").write_text(json.dumps(document))
-    (run_dir / "vocabulary.json").write_text(json.dumps({"tokens": words}))
+    (run_dir / "vocabulary.json").write_text(json.dumps({"tokens": pieces}))
     RIG["checkpoint"](run_dir, 1, RIG["identity_sae"](width))
     fed = RIG["Fed"](run_dir)
     try:
@@ -210,9 +210,9 @@ def report(
 def run(folder: Path, model_name: str, gguf_file: str | None, tokens: int) -> dict[str, Any]:
     """The figures of one model."""
     model = LocalModel(model_name, gguf_file)
-    blocks, words = tokens_of(model, tokens)
-    rules = rules_that_fire(blocks, words)
-    write_run(folder, blocks, words, rules)
+    blocks, pieces = tokens_of(model, tokens)
+    rules = rules_that_fire(blocks, texts(pieces))
+    write_run(folder, blocks, pieces, rules)
     found, by_hand, seconds = measure(folder, model, rules)
     return report(found, by_hand, seconds, model.about)
 

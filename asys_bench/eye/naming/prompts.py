@@ -24,13 +24,13 @@ _LEAD = re.compile(
 _WORD = re.compile(r"[^\W\d_]+")
 
 NAMING = (
-    "A feature of a neural network fires on some tokens of a text. You see texts in which it fires, the "
-    "tokens between << and >>. Say in at most eight words what these tokens, in their context, have in "
-    "common. Answer with that phrase alone."
+    "A feature of a neural network fires on some tokens of a text. You see texts in which it fires, with "
+    "these tokens between << and >>, and the tokens themselves. Say in at most eight words what they have "
+    "in common. Answer with that phrase alone."
 )
 ASKING = (
-    "You see a phrase and a text, in which one token is between << and >>. Does the phrase describe that "
-    "token in its context? Answer with Yes or No alone."
+    "You see a text with one token between << and >>, that token, and a phrase. Does the phrase describe "
+    "the token, as it is used in the text? Answer with Yes or No alone."
 )
 _NAMED = (
     (
@@ -39,39 +39,54 @@ _NAMED = (
             "the keys are <<under>> the table in the hall",
             "a bird flew <<over>> our heads",
         ),
+        ("into", "under", "over"),
         "prepositions of place",
     ),
     (
         (
-            "it was founded in <<1>><<9>><<8>><<4>> by two brothers",
-            "the edition of <<2>><<0>><<0>><<7>> sold out",
-            "between <<1>><<7>><<8>><<9>> and today",
+            "it was founded in <<1984>> by two brothers",
+            "the edition of <<2007>> sold out",
+            "between <<1789>> and today",
         ),
-        "digits of years",
+        ("1984", "2007", "1789"),
+        "years",
+    ),
+    (
+        (
+            "we met <<Anna>> at the station",
+            "then <<Peter>> said that he was tired",
+            "a letter from <<Maria>> came in May",
+        ),
+        ("Anna", "Peter", "Maria"),
+        "first names of people",
     ),
 )
 _ASKED = (
-    ("prepositions of place", "the keys are <<under>> the table in the hall", "Yes"),
-    ("prepositions of place", "the keys are under the <<table>> in the hall", "No"),
-    ("digits of years", "a law of <<1>>884 about trade", "Yes"),
-    ("digits of years", "a law of 1884 <<about>> trade", "No"),
+    ("the keys are <<under>> the table in the hall", "under", "prepositions of place", "Yes"),
+    ("a letter from <<Maria>> came in May", "Maria", "years", "No"),
+    ("the keys are under the <<table>> in the hall", "table", "prepositions of place", "No"),
+    ("it was founded in <<1984>> by two brothers", "1984", "years", "Yes"),
+    ("then <<Peter>> said that he was tired", "Peter", "first names of people", "Yes"),
+    ("the edition of 2007 <<sold>> out", "sold", "first names of people", "No"),
 )
 
 
 def naming_chat(shown: Sequence[Window]) -> list[Message]:
     """What has to be answered with a name."""
     chat = [_message("system", NAMING)]
-    for texts, name in _NAMED:
-        chat += [_message("user", _listed(texts)), _message("assistant", name)]
-    return [*chat, _message("user", _listed([marked(one) for one in shown]))]
+    for texts, tokens, name in _NAMED:
+        chat += [_message("user", _listed(texts, tokens)), _message("assistant", name)]
+    texts, tokens = [marked(one) for one in shown], [_token(one) for one in shown]
+    return [*chat, _message("user", _listed(texts, list(dict.fromkeys(tokens))))]
 
 
 def asking_chat(name: str, window: Window) -> list[Message]:
     """What has to be answered with yes or no."""
     chat = [_message("system", ASKING)]
-    for phrase, text, answer in _ASKED:
-        chat += [_message("user", _question(phrase, text)), _message("assistant", answer)]
-    return [*chat, _message("user", _question(name, marked(window, alone=True)))]
+    for text, token, phrase, answer in _ASKED:
+        chat += [_message("user", _question(text, token, phrase)), _message("assistant", answer)]
+    question = _question(marked(window, alone=True), _token(window), name)
+    return [*chat, _message("user", question)]
 
 
 def marked(window: Window, *, alone: bool = False) -> str:
@@ -102,12 +117,16 @@ def yes_or_no(answer: str) -> float | None:
     return None if found is None else {"yes": 1.0, "no": 0.0}.get(found[0])
 
 
-def _listed(texts: Sequence[str]) -> str:
-    return "\n".join(f"{number}. {text}" for number, text in enumerate(texts, 1))
+def _listed(texts: Sequence[str], tokens: Sequence[str]) -> str:
+    return "\n".join(f"Text: {text}" for text in texts) + f"\nTokens: {', '.join(tokens)}"
 
 
-def _question(name: str, text: str) -> str:
-    return f"Phrase: {name}\nText: {text}\nDoes the phrase describe the token between << and >>?"
+def _question(text: str, token: str, phrase: str) -> str:
+    return f"Text: {text}\nToken: {token}\nPhrase: {phrase}"
+
+
+def _token(window: Window) -> str:
+    return _plain(window.token).strip(" ") or "·"
 
 
 def _marked(token: str) -> str:

@@ -43,7 +43,7 @@ def truth(body: dict[str, Any]) -> Any:
     text = body["messages"][-1]["content"]
     if "logprobs" not in body:
         return said(MARK.findall(text)[0])
-    yes = MARK.findall(text)[0] == text.split("\n")[0].removeprefix("Phrase: ")
+    yes = MARK.findall(text)[0] == text.split("Phrase: ")[-1]
     return said(
         "Yes" if yes else "No", [("Yes", -0.1 if yes else -3.0), ("No", -3.0 if yes else -0.1)]
     )

@@ -103,7 +103,7 @@ class Truthful:
         found: list[float | None] = []
         for chat in chats:
             said = chat[-1]["content"]
-            name = said.split("\n")[0].removeprefix("Phrase: ")
+            name = said.split("Phrase: ")[-1]
             found.append(0.9 if MARK.findall(said)[0] == name else 0.2)
         return found
 
