@@ -214,7 +214,10 @@ class Eye:
         """What `typed.process` says of a text, with what each feature is called. Raises NotThereError."""
         view = self._view(label)
         marks, names, problem = self._called(view)
-        features = [{**one, **view.told(one["feature"], marks, names)} for one in found["features"]]
+        finder = view.finder()
+        features = [
+            {**one, **finder.told(one["feature"], marks, names)} for one in found["features"]
+        ]
         return {**found, "sae": label, "features": features, "marks_problem": problem}
 
     def mark(self, change: Change) -> Document:
@@ -252,9 +255,7 @@ class Eye:
                 before,
                 features=None,
                 problem="",
-                _haystack=None,
-                _density=None,
-                _words=None,
+                _finder=None,
                 _table=None,
             )
         else:

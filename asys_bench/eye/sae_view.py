@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,20 +12,18 @@ import numpy as np
 import torch
 
 from asys_bench.eye.features import MOST_EXAMPLES, Document, Features, Floats
-from asys_bench.eye.haystack import Haystack, needle
 from asys_bench.eye.logits import NoLogitsError, Unembedding, promoted
 from asys_bench.eye.marks import Mark
 from asys_bench.eye.probe_links import ProbeLinks
-from asys_bench.eye.proposed import NO_NAMES, Names, called, names_of, shown
+from asys_bench.eye.proposed import NO_NAMES, Names, called, shown
+from asys_bench.eye.search import Finder
 from asys_bench.eye.watch import plain
 from asys_bench.reports.run_report.feature_figures import decoder_map
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.sae.checkpoint.lives import Lives, read_lives
 
-NEIGHBOURS, FOUND, MOST_WORDS = 10, 200, 20
-_Hit = tuple[int, float, int, str]
-"""(what is shown first, -density, feature, where it was found)."""
+NEIGHBOURS = 10
 _POWERS = np.array([float(f"1e{n}") for n in range(301)])
 HOW_TO_INDEX = (
     "This run keeps no feature index: figures and examples are of the newest archived rows alone. A sink of "
@@ -50,15 +47,12 @@ class SaeView:
     hook: str = ""
     probes: ProbeLinks | None = None
     _directions_FD: torch.Tensor | None = field(default=None, repr=False)
-    _haystack: Haystack | None = field(default=None, repr=False)
-    _density: list[float] | None = field(default=None, repr=False)
-    _words: Sequence[str] | None = field(default=None, repr=False)
+    _finder: Finder | None = field(default=None, repr=False)
     _table: str | None = field(default=None, repr=False)
 
     def prepare(self) -> None:
         """Make what all questions need, so that none waits for it."""
-        self._texts()
-        self._densities()
+        self.finder()
         self.table_text({}, "")
 
     def generation(self, number: int) -> int | None:
@@ -272,81 +266,14 @@ class SaeView:
         }
 
     def find(self, text: str, marks: Mapping[int, Mark], names: Names = NO_NAMES) -> list[Document]:
-        """Features whose name, note, words or strongest tokens hold `text`, whatever its case.
+        """As `search.Finder.find`."""
+        return self.finder().find(text, marks, names)
 
-        Names first, then features whose very token it is, then the others; the more often firing first. Of a
-        text of several words that nothing holds, each word by itself.
-        """
-        wanted = needle(text)
-        if not wanted:
-            return []
-        hits: list[_Hit] = []
-        densities = self._densities()
-        for number, mark in marks.items():
-            if number < self.sae.d_sae and wanted in f"{mark.name}\n{mark.note}".casefold():
-                hits.append((0, -densities[number], number, "name or note"))
-        named = {number for _, _, number, _ in hits}
-        for number, one in names.items():
-            unnamed = number not in named and not called(number, marks)
-            if unnamed and wanted in one.name.casefold():
-                hits.append((0, -densities[number], number, "its proposed name"))
-                named.add(number)
-        exact = set(self._texts().exactly(wanted))
-        for number in self._texts().features(wanted):
-            if number not in named:
-                where = "its very token" if number in exact else "among what it fires on most"
-                hits.append((1 if number in exact else 2, -densities[number], number, where))
-        hits = heapq.nsmallest(FOUND, hits or self._by_words(wanted))
-        return [{**self.told(number, marks, names), "where": where} for _, _, number, where in hits]
-
-    def _by_words(self, wanted: str) -> list[_Hit]:
-        """Of a longer text: features whose very token is one of its words, those of more words first."""
-        words = list(dict.fromkeys(wanted.split()))[:MOST_WORDS]
-        found: dict[int, list[str]] = {}
-        for word in words if len(words) > 1 else ():
-            for number in self._texts().exactly(word):
-                found.setdefault(number, []).append(word)
-        return [
-            (-len(held), -self._densities()[number], number, f"its very token: {', '.join(held)}")
-            for number, held in found.items()
-        ]
-
-    def told(self, number: int, marks: Mapping[int, Mark], names: Names) -> Document:
-        """A feature in a list: what it is called, what it fires on, how often, how strongly at most."""
-        found: Document = {"sae": self.label, "feature": number, **names_of(number, marks, names)}
-        if self.features is None:
-            return {**found, "words": "", "tokens": [], "density": 0.0, "max": None}
-        tokens = self.features.top_tokens()
-        return {
-            **found,
-            "words": self._all_words()[number],
-            "tokens": list(tokens[number])[:6] if tokens else [],
-            "density": plain(self._densities()[number]),
-            "max": plain(float(self.features.max_F[number])),
-        }
-
-    def _all_words(self) -> Sequence[str]:
-        if self._words is None:
-            self._words = self.features.words() if self.features is not None else []
-        return self._words
-
-    def _densities(self) -> list[float]:
-        if self._density is None:
-            found_F = self.features.density_F if self.features is not None else None
-            self._density = [0.0] * self.sae.d_sae if found_F is None else found_F.tolist()
-        return self._density
-
-    def _texts(self) -> Haystack:
-        """Of each feature its tokens and words, ready to be searched."""
-        if self._haystack is None:
-            features = self.features
-            told = (
-                []
-                if features is None
-                else zip(features.top_tokens(), features.words(), strict=True)
-            )
-            self._haystack = Haystack([(*tokens, words) for tokens, words in told])
-        return self._haystack
+    def finder(self) -> Finder:
+        """The search over its features."""
+        if self._finder is None:
+            self._finder = Finder(self.label, self.sae.d_sae, self.features)
+        return self._finder
 
 
 def numbers(values: Floats, digits: int = 4) -> list[float | None]:
