@@ -76,8 +76,8 @@ def naming_chat(shown: Sequence[Window]) -> list[Message]:
     chat = [_message("system", NAMING)]
     for texts, tokens, name in _NAMED:
         chat += [_message("user", _listed(texts, tokens)), _message("assistant", name)]
-    texts, tokens = [marked(one) for one in shown], [_token(one) for one in shown]
-    return [*chat, _message("user", _listed(texts, list(dict.fromkeys(tokens))))]
+    told = list(dict.fromkeys(_token(one) for one in shown))
+    return [*chat, _message("user", _listed([marked(one) for one in shown], told))]
 
 
 def asking_chat(name: str, window: Window) -> list[Message]:

@@ -23,7 +23,7 @@ def detection_auc(fires: Sequence[float], silent: Sequence[float]) -> float:
     """The chance that one of `fires` is above one of `silent`, ties half (Hanley and McNeil 1982)."""
     score_N = np.array([*fires, *silent], dtype=np.float64)
     positive_N = np.arange(len(score_N)) < len(fires)
-    alone_N = np.arange(len(score_N))
+    alone_N = np.arange(len(score_N), dtype=np.uint64)
     return auc(score_N, positive_N, np.ones(len(score_N)), alone_N).value
 
 

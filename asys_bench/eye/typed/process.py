@@ -98,7 +98,7 @@ class ModelProcess:
                 if typing.cancelled:
                     self._send({"cancel": number})
                 self._must_go_on(typing)
-                found = self._answer or {}
+                found: Document = self._answer or {}
             finally:
                 self._wanted = None
         if "problem" in found:
