@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from asys_bench.contracts.names import file_slug
 from asys_bench.eye.marks import Change, Marks
 from asys_bench.eye.one_file.all_features import all_features
+from asys_bench.rundir.feature_names import ProposedName, write_names
 from asys_bench.rundir.timeline_document import FeatureLife, Timeline, write_timeline
 from asys_bench.sae import SAEConfig, build_sae, save_sae
 from asys_bench.sae.architectures.scaling import InputScaling
@@ -88,6 +89,11 @@ def hostile_run(folder: Path) -> Path:
             first_step=0, last_step=600, counts={EVIL: 1}, curve_steps=(0.0, 300.0), lives=tuple(lives),
         ),
     )  # fmt: skip
+    name = ProposedName(
+        name=EVIL[:80], score=0.91, baseline=0.6, graded=True, model=EVIL, checkpoint=EVIL, generation=0,
+        shown=10, fires=10, silent=10, unix_ns=1,
+    )  # fmt: skip
+    write_names(folder, HOOK, dict.fromkeys(range(D_SAE), name))
     marks = Marks(folder)
     for feature in range(0, D_SAE, 3):
         marks.change(
@@ -127,6 +133,50 @@ def address(run_dir: Path) -> Iterator[str]:
             found = re.search(rb"http://\S+", process.stdout.readline())
             assert found
             yield found[0].decode()
+        finally:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(20)
+            finally:
+                process.kill()
+
+
+WITH_MODEL = """
+import sys
+from pathlib import Path
+from asys_bench.eye.address import listen
+from asys_bench.eye.serve import serve
+from asys_bench.eye.typed import process
+
+process.child_command = lambda *_: [sys.executable, "-S", sys.argv[2]]
+with listen(0) as address:
+    print(address.url, flush=True)
+    serve(Path(sys.argv[1]), address, model=("a-model", None))
+"""
+MODEL = f"""
+import json, sys
+EVIL = {EVIL!r}
+print(json.dumps({{"ready": {{"about": EVIL, "warning": "others: " + EVIL}}}}), flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    tokens = [EVIL, *asked["text"].split()]
+    levels = [0.0, *(float(n + 1) for n in range(len(tokens) - 1))]
+    features = [{{"feature": n, "activation": levels[-1], "levels": levels}} for n in (1, 3)]
+    answer = {{"tokens": tokens, "features": features, "cut": True, "checkpoint": EVIL}}
+    print(json.dumps({{"id": asked["id"], **answer}}), flush=True)
+"""
+
+
+@pytest.fixture
+def address_with_model(run_dir: Path, tmp_path: Path) -> Iterator[str]:
+    """Of an eyepiece whose model says what a hostile vocabulary would."""
+    (tmp_path / "serve.py").write_text(WITH_MODEL)
+    (tmp_path / "model.py").write_text(MODEL)
+    command = [sys.executable, str(tmp_path / "serve.py"), str(run_dir), str(tmp_path / "model.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().decode().strip()
         finally:
             process.send_signal(signal.SIGINT)
             try:
@@ -329,3 +379,57 @@ def test_the_file_asks_for_nothing(chromium: Chromium, written: Path) -> None:
     assert os.listdir(written.parent) == ["features.html"]
     asked = "fetch('https://example.com/').then(() => 'fetched', () => 'refused')"
     assert page.value(asked) == "refused"
+
+
+def test_a_proposed_name_is_shown_with_its_score_and_never_before_a_persons(
+    visit: Callable[[str], Page],
+) -> None:
+    """A person names feature 1 in a test above, after the file was written."""
+    page = visit("hook")
+    cells = page.value(
+        "[...document.querySelectorAll('.virtual .space .line:not([hidden])')].map((line) => "
+        "[Number(line.querySelector('a').textContent), line.querySelector('.proposed, .named')?.className])"
+    )
+    assert len(cells) > 10
+    told = [(feature, (kind or "").split()[-1]) for feature, kind in cells]
+    told = [one for one in told if one[0] != 1]
+    assert told == [(n, "proposed" if n % 3 else "named") for n, _ in told]
+    assert "(0.91)" in page.value("document.querySelector('.virtual .proposed').textContent")
+    assert "detection AUC 0.91" in page.value("document.querySelector('.virtual .proposed').title")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_typed_text_lists_features_with_its_tokens_coloured(
+    chromium: Chromium, address_with_model: str, scheme: str
+) -> None:
+    page = chromium.page()
+    page.scheme(scheme)
+    page.open(address_with_model)
+    page.wait("document.getElementById('views')?.children.length")
+    page.open(f"{address_with_model[: address_with_model.index('/?')]}/search")
+    page.wait("document.querySelector('.typed:not([hidden]) textarea')")
+    page.wait(
+        "document.querySelector('.callout:not([hidden])')?.textContent.startsWith('others: <img')"
+    )
+    page.value("document.querySelector('.typed textarea').focus()")
+    page.type("red green")
+    page.value("document.querySelector('.typed button').click()")
+    page.wait("document.querySelectorAll('.found .sentence mark').length === 4")
+    deep = (
+        "[...document.querySelectorAll('.found li:first-child mark')].map((one) => one.className)"
+    )
+    assert page.value(deep) == ["fires h3", "fires h4"]
+    assert page.value("document.querySelectorAll('.found li').length") == 2
+    text = page.value("document.body.innerText")
+    assert "the rest was left out" in text
+    found = looks(page)
+    assert (found["ran"], found["planted"], found["inline"], found["faint"]) == (
+        "undefined",
+        [],
+        [],
+        [],
+    )
+    page.size(390, 844, mobile=True)
+    page.wait("innerWidth === 390")
+    assert looks(page)["wide"] == 0
+    assert page.errors() == []
