@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray lint types check model sanitize soak fuzz gpu bench-micro audit sbom site docs clean
+.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers lint types check model sanitize soak fuzz gpu bench-micro audit sbom site docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -86,6 +86,14 @@ $(VENV)/.ray: $(VENV)/.test
 test-ray: $(VENV)/.ray ## grids and pools on a Ray cluster of two nodes on this machine; 3 minutes
 	$(BIN)/pytest -m "not stress" tests/ray $(ARGS)
 
+# trackio brings Gradio's client and MLflow a database's, so only who asks gets them; wandb is there.
+$(VENV)/.trackers: constraints-trackers.txt $(VENV)/.test
+	$(BIN)/pip install --quiet --no-deps -r constraints-trackers.txt
+	@touch $@
+
+test-trackers: $(VENV)/.trackers ## a run in wandb (offline), trackio and MLflow (SQLite), read back by their own tools; 2 minutes
+	$(BIN)/pytest tests/trackers tests/unit/monitors/tracker $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -141,4 +149,4 @@ docs: $(VENV)/.test ## regenerate the configuration reference and the editor sch
 	$(BIN)/python -m asys_bench.config.reference
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.demo $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.demo $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray $(VENV)/.trackers

@@ -10,7 +10,7 @@ unset PYTHONDONTWRITEBYTECODE
 at_once=$1
 shift
 logs=$(mktemp -d)
-named=(e2e stress fuzz gpu interop conformance ray)
+named=(e2e stress fuzz gpu interop conformance ray trackers)
 first_units=(backends capture callbacks)
 second_units=(sae kernels cli config contracts)
 third_units=(sinks monitors reports rundir)
@@ -22,7 +22,7 @@ done
 parts=(
   "tests/e2e/test_[a-g]*.py"
   "tests/e2e/test_[h-r]*.py"
-  "tests/e2e/test_[s-z]*.py tests/stress tests/fuzz tests/gpu tests/interop"
+  "tests/e2e/test_[s-z]*.py tests/stress tests/fuzz tests/gpu tests/interop tests/trackers"
   "tests/conformance"
   "${first_units[*]/#/tests/unit/}"
   "${second_units[*]/#/tests/unit/}"

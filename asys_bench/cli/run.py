@@ -58,7 +58,7 @@ COMMANDS = Commands(
             "verify",
             "pin",
         ),
-        *("upload", "receive", "pool", "keys", "completion"),
+        *("upload", "track", "push", "receive", "pool", "keys", "completion"),
     ),
     "run_",
 )
@@ -328,6 +328,8 @@ class _Command:
             preempted=self._signal == signal.SIGTERM, within_s=deadline.left_s
         )
         self._report(pipeline, outcome, time.monotonic() - started, failure)
+        if failure is None and self._signal is None:
+            self._track(outcome.run_dir.path)
         code = self._verdict(outcome, failure, self._send_rest(outcome.run_dir.path, deadline))
         return EXIT_USAGE if code == EXIT_OK and self._misfits(pipeline.session.misfits) else code
 
@@ -399,6 +401,14 @@ class _Command:
                 f"asys-run: {place}: {message}", style="red", markup=False, soft_wrap=True
             )
         return bool(messages)
+
+    def _track(self, run_dir: Path) -> None:
+        """Summary and report to the run's trackers; whatever becomes of it, the run has ended as it did."""
+        from asys_bench.run.trackers import send_ending
+
+        said = send_ending(self._loaded.config, run_dir)
+        if said is not None:
+            print(said, flush=True)
 
     def _send_rest(self, run_dir: Path, deadline: _Deadline) -> Sent | None:
         """What is written when the workers have left; after SIGTERM in the time that is left."""

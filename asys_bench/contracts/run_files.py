@@ -25,6 +25,7 @@
     feature_index/      what each feature fires on, a folder per hook (`rundir.feature_index_layout`)
     names/              names that a language model proposed for features (`rundir.feature_names`)
     tensorboard/        event files
+    trackers/           which runs of wandb, trackio and MLflow show this one (`monitors.tracker`)
     eye.json            pins, names and notes of features, as viewers of `asys-run eye` wrote them
     .readers/           locks of subscribers from outside
     .host.lock          held by the host; .workers.lock: by watchdog and workers (`workers.run_lock`);
@@ -80,6 +81,7 @@ TIMELINE_DIR, TIMELINE_SCHEMA = "timeline", "asys.timeline/1"
 FEATURE_INDEX_DIR, FEATURE_INDEX_SCHEMA = "feature_index", "asys.feature_index/1"
 NAMES_DIR, NAMES_SCHEMA = "names", "asys.names/1"
 TENSORBOARD_DIR = "tensorboard"
+TRACKERS_DIR, TRACKED_SCHEMA = "trackers", "asys.tracked/1"
 READERS_DIR = ".readers"
 HOST_LOCK, WORKERS_LOCK, UPLOAD_LOCK = ".host.lock", ".workers.lock", ".upload.lock"
 EYE_LOCK = ".eye.lock"

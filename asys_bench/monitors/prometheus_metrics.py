@@ -399,6 +399,19 @@ PAGE: dict[str, MetricSpec] = {
     "storage_missed_shards": _gauge(
         "asys_storage_missed_shards", "Shards deleted here before they were sent.", "worker"
     ),
+    # trackers of experiments
+    "tracker_points": _counter(
+        "asys_tracker_points", "Readings that the tracker has taken.", "tracker", "worker"
+    ),
+    "tracker_dropped_points": _counter(
+        "asys_tracker_dropped_points", "Readings given up: too many waited.", "tracker", "worker"
+    ),
+    "tracker_errors": _counter(
+        "asys_tracker_errors", "Calls of the tracker that failed.", "tracker", "worker"
+    ),
+    "tracker_waiting_points": _gauge(
+        "asys_tracker_waiting_points", "Readings that are not sent yet.", "tracker", "worker"
+    ),
     # past this machine: forwarders
     "remote_taken": _counter(
         "asys_remote_taken_packets", "Packets that the forwarder took off the bus.", "worker"

@@ -99,9 +99,9 @@ class OfflinePlan(Section):
     )
     start_from: dict[str, Text] = Field(
         default_factory=dict,
-        description="hook (or label) glob -> SAELens folder (ours or anyone's) whose weights "
-        "training goes on from; the last glob that matches wins. As for the live trainer, a transcoder "
-        "goes on from an entry under its own name alone, a crosscoder from none",
+        description="hook (or label) glob -> SAELens folder (ours or anyone's, `hf://org/name/folder` on the "
+        "hub) whose weights training goes on from; the last glob that matches wins. As for the live trainer, "
+        "a transcoder goes on from an entry under its own name alone, a crosscoder from none",
     )
 
     @model_validator(mode="after")
@@ -150,7 +150,7 @@ class OfflinePlan(Section):
         starts = {glob: StartFrom(path=path) for glob, path in self.start_from.items()}
         options = self.trainer_options().model_copy(update={"start_from": starts})
         start = options.start_of(label, label)
-        return Path(start.path) if start is not None else None
+        return start.place if start is not None else None
 
 
 def read_plan(

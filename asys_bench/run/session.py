@@ -28,7 +28,13 @@ from asys_bench.contracts.bus import BaseDataBus, BusAccount, GroupSpec
 from asys_bench.contracts.host import Feed
 from asys_bench.contracts.launch import LaunchSpec, WorkerSpec
 from asys_bench.contracts.packet import Kind
-from asys_bench.contracts.run_files import HISTOGRAMS_FILE, PLAN_FILE, RUN_FILE, RUN_SCHEMA
+from asys_bench.contracts.run_files import (
+    HISTOGRAMS_FILE,
+    PLAN_FILE,
+    RUN_FILE,
+    RUN_SCHEMA,
+    began_unix_ns,
+)
 from asys_bench.contracts.sink import SinkPlugin
 from asys_bench.contracts.stats import (
     SLOT_BYTES,
@@ -48,6 +54,7 @@ from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.run_dir import RunDir, environment
 from asys_bench.run.streams import Streams, coin_keys, fed_streams, plan_streams
+from asys_bench.run.trackers import host_trackers
 from asys_bench.rundir.live_run import descriptor_paths
 from asys_bench.system.launcher import LocalRanks
 from asys_bench.system.process import start_time
@@ -139,6 +146,7 @@ class ObservationSession:
         self._supervisor: Supervisor | None = None
         self._account: BusAccount | None = None
         self._started_unix_ns = time.time_ns()
+        self._host_trackers: dict[str, dict[str, Any]] = {}
         self._page_path = ""
         self._before = goes_on_from
         self.clock = StepClock(self.page.slot("host"), first_step)
@@ -248,6 +256,8 @@ class ObservationSession:
         slot = self.page.slot("host")
         slot.occupy()
         slot.state = WorkerState.READY
+        began = began_unix_ns({"attempts": self.attempts})
+        self._host_trackers = host_trackers(self.config, self.run_dir.run_id, began)
         self._write_run_json(None)
         if self.config.run.eye and self._on_eye is not None and self.hooks:
             cpus = self._resources.plan.placement(WATCHDOG).cpus if self._resources else ()
@@ -420,6 +430,7 @@ class ObservationSession:
                 "side_streams": list(self._side),
                 "devices": self.devices,
                 "environment": environment(),
+                "trackers": self._host_trackers,
                 "result": result,
             },
         )

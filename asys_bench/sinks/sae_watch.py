@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.evaluation import ReconstructionMeter, ReconstructionReport
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.device_options import DeviceOptions, device_of
-from asys_bench.sinks.sae.start import read_of_one_hook
+from asys_bench.sinks.sae.start import StartFrom, read_of_one_hook
 from asys_bench.system.files.atomic import replace_file
 
 log = logging.getLogger(__name__)
@@ -41,7 +40,8 @@ class SAEWatchOptions(DeviceOptions):
     saes: dict[str, str] = Field(
         min_length=1,
         description="fnmatch glob over hook names -> folder of the SAE to watch it with (SAELens, "
-        "sparsify or dictionary_learning), or a run, of which the hook's SAE is taken; "
+        "sparsify or dictionary_learning), or a run, of which the hook's SAE is taken; `hf://org/name` is "
+        "fetched from the Hugging Face hub; "
         "the last glob that matches wins, hooks without one are passed over",
     )
     window_rows: int = Field(
@@ -54,9 +54,13 @@ class SAEWatchOptions(DeviceOptions):
         its hook is known."""
         yield from super().misfits(workers, hooks)
         for glob, folder in self.saes.items():
-            if not Path(folder).expanduser().is_dir():
-                path = ("options", "saes", glob)
-                yield Misfit(path, "no such folder", folder, "name the folder of an SAE, or a run")
+            path = ("options", "saes", glob)
+            try:
+                if not StartFrom(path=folder).place.is_dir():
+                    fix = "name the folder of an SAE, or a run"
+                    yield Misfit(path, "no such folder", folder, fix)
+            except ExchangeError as error:
+                yield Misfit(path, str(error), folder, error.alternative)
 
     def folder_of(self, hook: str) -> str | None:
         """The SAE's folder for `hook`; None for a hook that is not watched."""

@@ -29,7 +29,7 @@ ELSEWHERE = (
     *("asys_device_", "asys_sae_watch_", "asys_sae_unpaired_"),
     *("asys_remote_", "asys_receiver_", "asys_storage_", "asys_archive_deleted_"),
     *("asys_alarm", "asys_sampling_raised", "asys_probe_", "asys_labels_", "asys_reservoir_"),
-    "asys_feature_index_",
+    *("asys_feature_index_", "asys_tracker_"),
     *(
         "asys_sae_ce_recovered_",
         "asys_sae_return_recovered_",

@@ -31,6 +31,8 @@ DOCUMENTS = (
     "docs/hosts.md",
     "docs/cluster.md",
     "docs/migration.md",
+    "docs/trackers.md",
+    "docs/hub.md",
 )
 LANGUAGES = ("python", "yaml", "sh", "text")
 """`text` is what a program prints."""

@@ -14,7 +14,7 @@ from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.checkpoint.native_format import CFG_FILE
 from asys_bench.sae.exchange.formats import Format
 from asys_bench.sae.exchange.saelens import read_saelens
-from asys_bench.sae.exchange.weights import ExchangeError
+from asys_bench.sae.exchange.weights import ExchangeError, SAEWeights
 from asys_bench.system.files import sync_folder, sync_tree
 from asys_bench.system.files.below import EntryKind, is_file, is_folder, scan_if_there
 
@@ -77,19 +77,24 @@ def find_saes(path: Path | str) -> list[Path]:
     return found
 
 
+def stored_name(source: Path, weights: SAEWeights) -> str:
+    """How the SAE in `source` is called: as the folder of its checkpoint store (a run's is named after the
+    hook), else after its hook, else as its folder."""
+    stored = source.name.startswith("step_") or source.name == LATEST
+    return source.parent.name if stored else file_slug(weights.hook_name or source.name)
+
+
 def export(source: Path, format_: Format, out: Path, *, overwrite: bool = False) -> ExportedSAE:
     """Write the SAE in `source` to `out/<name>/`, which appears complete or not at all.
 
-    name: the folder of its checkpoint store (a run's is named after the hook), else the hook of its
-        metadata, else the name of `source`.
+    name: `stored_name`.
 
     Raises:
         CheckpointError: the SAE cannot be read, or the disk refuses.
         ExchangeError: the format cannot express it, or the target exists and `overwrite` is False.
     """
     weights = read_saelens(source)
-    stored = source.name.startswith("step_") or source.name == LATEST
-    name = source.parent.name if stored else file_slug(weights.hook_name or source.name)
+    name = stored_name(source, weights)
     target = out / name
     if target.exists() and not overwrite:
         raise ExchangeError(str(target), "exists", "choose another --out, or add --overwrite")

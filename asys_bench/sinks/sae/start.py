@@ -22,6 +22,7 @@ from asys_bench.sae.exchange import (
     own_outliers,
 )
 from asys_bench.sae.exchange.export import shelf
+from asys_bench.sae.exchange.hub import from_hub, is_hub
 
 log = logging.getLogger(__name__)
 _BECOMES = {"jumprelu": ("jumprelu", "batchtopk", "matryoshka")}
@@ -29,16 +30,25 @@ _BECOMES = {"jumprelu": ("jumprelu", "batchtopk", "matryoshka")}
 
 
 class StartFrom(BaseModel, extra="forbid", frozen=True):
-    """An SAE on disk."""
+    """An SAE on disk, or on the Hugging Face hub."""
 
     path: str = Field(
         min_length=1,
         description="folder of an SAE; or a run, or a folder of SAEs, of which the one named after "
-        "the hook is taken",
+        "the hook is taken; `hf://org/name` and `hf://org/name/folder` are fetched from the Hugging Face hub",
     )
     format: Literal["auto", "saelens", "sparsify", "dictionary_learning"] = Field(
         "auto", description="who wrote it; auto tells by the files"
     )
+
+    @property
+    def place(self) -> Path:
+        """`path` as a folder of this machine; what is on the hub is fetched.
+
+        Raises:
+            ExchangeError: the hub does not give it.
+        """
+        return from_hub(self.path) if is_hub(self.path) else Path(self.path).expanduser()
 
     def folder_for(self, label: str) -> Path:
         """The folder of the SAE for `label` (a hook, `<hook>#<variant>` or `<input>-><output>`).
@@ -46,7 +56,7 @@ class StartFrom(BaseModel, extra="forbid", frozen=True):
         Raises:
             ExchangeError: there is none.
         """
-        path, slug = Path(self.path).expanduser(), file_slug(label)
+        path, slug = self.place, file_slug(label)
         for folder in (path / SAE_DIR / slug, path / slug, path):
             if folder.is_dir():
                 found = _sae_in(folder)
@@ -179,7 +189,10 @@ def _is_pattern(glob: str) -> bool:
 
 def _holds_many(start: StartFrom) -> bool:
     """It is a run or a folder of SAEs, not one of them."""
-    held = shelf(Path(start.path).expanduser())
+    try:
+        held = shelf(start.place)
+    except ExchangeError:
+        return False
     if not held.is_dir() or _sae_in(held) is not None:
         return False
     return any(entry.is_dir() and _sae_in(entry) is not None for entry in held.iterdir())

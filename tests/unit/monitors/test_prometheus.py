@@ -144,7 +144,7 @@ def test_names_end_in_their_base_unit() -> None:
         "asys_sae_l0_features", "asys_sae_watch_l0_features", "asys_sae_row_age_versions",
         "asys_sae_outlier_norm", "asys_sae_kl_nats", "asys_exporter_omitted_label_values",
         "asys_sae_turned_features", "asys_alarm_watchers", "asys_sampling_raised_now",
-        "asys_remote_connected", "asys_receiver_connected_forwarders",
+        "asys_remote_connected", "asys_receiver_connected_forwarders", "asys_tracker_waiting_points",
     }  # fmt: skip
     for spec in all_metrics():
         assert spec.exposed.endswith(endings) or spec.exposed in free
