@@ -82,8 +82,8 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
         saes, refused = read_saes(source, run_dir)
     except (ExchangeError, CheckpointError, CopyError) as error:
         return _fail(console, str(error), EXIT_USAGE)
-    for error in refused:
-        console.print(f"not sent: {error}", style="red", markup=False, soft_wrap=True)
+    for one in refused:
+        console.print(f"not sent: {one}", style="red", markup=False, soft_wrap=True)
     if not saes:
         return EXIT_FAILED
     try:

@@ -20,6 +20,15 @@ from asys_bench.monitors.tracker.plugin import TrackerOptions
 from asys_bench.system.files.below import is_file, read_json
 
 KIND = "tracker"
+_SECTIONS: dict[str, tuple[str, ...]] = {
+    "host": ("steps", "seconds", "steps_per_s", "weights_version"),
+    "bus": ("produced", "produced_bytes", "dropped_total"),
+}
+_LISTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "hooks": ("hook", ("captured", "dropped", "latency_p50_us", "latency_p99_us")),
+    "saes": ("sae", ("rows_trained", "fvu", "fvu_all", "l0", "dead_ratio")),
+}
+"""Section of summary.json -> what of it is sent; of lists also how an entry is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,17 +91,11 @@ def summary_of(run_dir: Path) -> dict[str, float | int | str | bool]:
         "balanced": document.get("balanced"),
     }
     found["elapsed_s"] = document.get("elapsed_s")
-    for part, names in (
-        ("host", ("steps", "seconds", "steps_per_s", "weights_version")),
-        ("bus", ("produced", "produced_bytes", "dropped_total")),
-    ):
+    for part, names in _SECTIONS.items():
         section = document.get(part)
         if isinstance(section, dict):
             found |= {f"{part}/{name}": section.get(name) for name in names}
-    for part, label, names in (
-        ("hooks", "hook", ("captured", "dropped", "latency_p50_us", "latency_p99_us")),
-        ("saes", "sae", ("rows_trained", "fvu", "fvu_all", "l0", "dead_ratio")),
-    ):
+    for part, (label, names) in _LISTS.items():
         for entry in _entries(document.get(part)):
             found |= {f"{label}/{entry['hook']}/{name}": entry.get(name) for name in names}
     return {name: value for name, value in found.items() if _is_figure(value)}

@@ -77,7 +77,7 @@ class WandbTracker(Tracker):
         offline = (self._options.mode or wandb.setup().settings.mode) in OFFLINE
         host, options = about.host, self._options
         settings = dict(_QUIET)
-        chosen = {
+        chosen: dict[str, Any] = {
             "id": _next_id(about) if offline else about.own_id,
             "project": options.project or (host.project if host else PROJECT),
             "entity": options.entity or (host.entity if host else None) or None,
