@@ -181,6 +181,8 @@ class Stream:
         seen = 0
         try:
             if self._reading is None or self._reading.done():
+                seen = self._version  # what was read when somebody looked last is old
+                self._text = ""
                 self._reading = asyncio.create_task(self._go_on())
             while True:
                 try:

@@ -95,7 +95,7 @@ function follow(sae, number, last) {
 }
 
 export async function feature(place, { sae, feature: number, saes: all }) {
-  if (!all.includes(sae)) { nothing(place, 'Feature', all); return null; }
+  if (!all.includes(sae)) return nothing(place, 'Feature', all);
   show(place, h('p', { class: 'how', role: 'status' }, `Reading feature ${number} ...`));
   const found = await ask('/api/feature', { sae, feature: number }, (told) => show(place, h('p', { class: 'how', role: 'status' }, `${told} ...`)));
   const title = h('h1', { class: 'quiet' });

@@ -26,6 +26,7 @@ export function nothing(place, title, all) {
   show(place, h('h1', { class: 'quiet' }, title), h('p', { class: 'callout' }, all.length
     ? 'Choose an SAE.' : 'No SAE of this run has a checkpoint yet. The first comes after sinks.<name>.options.checkpoint_every_s; this page fills itself then.'),
   all.length ? saes('', all, `/${title.toLowerCase()}`) : null);
+  return { update: (figures) => { if (Object.keys(figures.checkpoints ?? {}).length > all.length) location.reload(); } };
 }
 
 function densities(density) {
@@ -42,10 +43,7 @@ function densities(density) {
 }
 
 export async function hook(place, { sae, saes: all }) {
-  if (!all.includes(sae)) {
-    nothing(place, 'Hook', all);
-    return { update: (figures) => { if (Object.keys(figures.checkpoints ?? {}).length > all.length) location.reload(); } };
-  }
+  if (!all.includes(sae)) return nothing(place, 'Hook', all);
   const reading = h('p', { class: 'how', role: 'status' }, 'Reading the features ...');
   show(place, h('h1', { class: 'quiet' }, name(sae)), reading);
   let found = await ask('/api/table', { sae }, (told) => { reading.textContent = `${told} ...`; });

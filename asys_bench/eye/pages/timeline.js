@@ -6,7 +6,7 @@ import { called, count, figure, h, link, name, plural, section, share, show, tab
 import { nothing, saes } from './hook.js';
 
 export async function timeline(place, { sae, saes: all, figures }) {
-  if (!all.includes(sae)) { nothing(place, 'Timeline', all); return null; }
+  if (!all.includes(sae)) return nothing(place, 'Timeline', all);
   show(place, h('p', { class: 'how', role: 'status' }, 'Reading ...'));
   const found = await ask('/api/births', { sae });
   const births = found.lives.filter((one) => one.born !== null);

@@ -202,3 +202,29 @@ def test_of_archived_rows_nobody_knows_which_firing_is_the_last(client: TestClie
     assert client.get("/api/latest", params={"sae": HOOK, "feature": "1"}).json() == {
         "latest": None
     }
+
+
+def test_who_looks_again_is_not_shown_what_was_read_long_ago(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "EVERY_S", 0.01)
+    now = "then"
+
+    async def read() -> Any:
+        return {"it": now}
+
+    async def look() -> list[bytes]:
+        nonlocal now
+        stream = Stream(read)
+        page = stream.events()
+        first = await anext(page)
+        await page.aclose()
+        while not stream._reading.done():
+            await asyncio.sleep(0.01)
+        now = "now"
+        page = stream.events()
+        second = await anext(page)
+        await page.aclose()
+        return [first, second]
+
+    assert asyncio.run(look()) == [b'data: {"it":"then"}\n\n', b'data: {"it":"now"}\n\n']
