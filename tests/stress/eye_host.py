@@ -1,8 +1,8 @@
-"""A host with SAEs for the eyepiece's checks: `eye_host.py FOLDER FEATURES`. Ends at SIGTERM.
+"""A host with SAEs for the eyepiece's checks: `eye_host.py FOLDER FEATURES PAUSE_S`. Ends at SIGTERM.
 
-A small text model runs as fast as it can. An SAE of 1,152 features learns at `mid`; at `late` a frozen one of
-FEATURES features is indexed. Its feature `RARE` fires on one token alone, which the next step has after a
-SIGUSR1; `fired.jsonl` says at which step and when (CLOCK_MONOTONIC, before the forward pass).
+A small text model runs, with a pause after each step. An SAE of 1,152 features learns at `mid`; at `late` a
+frozen one of FEATURES features is indexed. Its feature `RARE` fires on one token alone, which the next step
+has after a SIGUSR1; `fired.jsonl` says at which step and when (CLOCK_MONOTONIC, before the forward pass).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import asys_bench
 from asys_bench.sae import SAEConfig, build_sae, save_sae
 from asys_bench.sae.architectures.scaling import InputScaling
 
-WIDTH, TOKENS, BATCH, LENGTH = 64, 4096, 8, 64
+WIDTH, TOKENS, BATCH, LENGTH = 64, 4096, 4, 50
 SPECIAL, RARE = TOKENS - 1, 7
 
 
@@ -46,7 +46,7 @@ class Text(torch.nn.Module):
 
 def write_known(folder: Path, features: int) -> None:
     """The frozen SAE."""
-    sae = build_sae(SAEConfig(architecture="topk", d_sae=features, k=32, seed=1), WIDTH)
+    sae = build_sae(SAEConfig(architecture="topk", d_sae=features, k=8, seed=1), WIDTH)
     with torch.no_grad():
         sae.W_enc[-1] = 0.0
         sae.W_enc[:, RARE] = 0.0
@@ -58,10 +58,11 @@ def write_known(folder: Path, features: int) -> None:
     save_sae(folder, sae, InputScaling.identity(WIDTH), {"hook_name": "late"})
 
 
-def main(folder: Path, features: int) -> None:
+def main(folder: Path, features: int, pause_s: float) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     known = folder / "known"
+    share = 1.0 if pause_s else 0.25  # a firing in a call that is left out is seen by nobody
     write_known(known, features)
     ending, rare = [], []
     signal.signal(signal.SIGTERM, lambda *_: ending.append(True))
@@ -79,7 +80,7 @@ def main(folder: Path, features: int) -> None:
             "archive": {"options": {"max_gib": 0.2}},
             "index": {
                 "kind": "feature_index",
-                "options": {"saes": {"*": "run", "late": str(known)}, "cpu_share": 0.25},
+                "options": {"saes": {"*": "run", "late": str(known)}, "cpu_share": share},
             },
         },
         quiet=True,
@@ -100,7 +101,9 @@ def main(folder: Path, features: int) -> None:
             model(ids)
             observation.step()
             step += 1
+            if pause_s:
+                time.sleep(pause_s)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

@@ -32,7 +32,7 @@ from eye_rig import Client, Eyepiece, Host, wait
 
 from asys_bench.rundir.attach import attach_run
 
-FEATURES, FIRINGS, SEARCHES = 24_576, 12, 200
+FEATURES, PAUSE_S, FIRINGS, SEARCHES = 24_576, 0.3, 12, 200
 TEXTS = ("word1", "word", "40", "9", "word4094", "nothing at all", "d2", " word77 ", "WORD12", "e")
 LONG_TASKS = """
 new PerformanceObserver((list) => (globalThis.tasks ??= []).push(...list.getEntries().map((e) => e.duration)))
@@ -165,7 +165,7 @@ def main(folder: Path) -> None:
         if CHROMIUM is not None:
             browser = stack.enter_context(Chromium(Path(tempfile.mkdtemp(dir=folder))))
             page = browser.page()
-        host = Host(folder, FEATURES)
+        host = Host(folder, FEATURES, PAUSE_S)
         stack.callback(host.process.kill)
         with Eyepiece(host.run_dir) as eyepiece:
             client = Client(eyepiece.address)

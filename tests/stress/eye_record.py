@@ -22,7 +22,7 @@ from eye_viewer import SESSION
 
 from asys_bench.rundir.feature_index import indexed_hooks
 
-FEATURES = 24_576
+FEATURES, PAUSE_S = 24_576, 0.1
 VISITS = (
     ("/run", 8),
     ("/hook?sae=late", 12),
@@ -54,7 +54,7 @@ def go_through(page: Page, root: str) -> float:
 
 def main(folder: Path) -> None:
     folder.mkdir(parents=True)
-    host = Host(folder, FEATURES)
+    host = Host(folder, FEATURES, PAUSE_S)
     try:
         wait(lambda: len(indexed_hooks(host.run_dir)) == 2, 0.5)
         with (

@@ -20,9 +20,10 @@ PATIENCE_S = 180.0
 class Host:
     """`eye_host.py`; its run's folder is `run_dir`."""
 
-    def __init__(self, folder: Path, features: int) -> None:
+    def __init__(self, folder: Path, features: int, pause_s: float) -> None:
         self.folder = folder
-        command = [sys.executable, "-P", str(HERE / "eye_host.py"), str(folder), str(features)]
+        script, told = str(HERE / "eye_host.py"), [str(folder), str(features), str(pause_s)]
+        command = [sys.executable, "-P", script, *told]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

@@ -129,7 +129,7 @@ def index_columns(run_dir: Path) -> dict[str, float]:
 def main(minutes: float, folder: Path) -> None:
     folder.mkdir(parents=True)
     with ExitStack() as stack:
-        host = Host(folder, FEATURES)
+        host = Host(folder, FEATURES, 0.0)
         stack.callback(host.end)
         run = stack.enter_context(attach_run(host.run_dir))
         meter = Meter(run.page)
