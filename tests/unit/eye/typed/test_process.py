@@ -119,10 +119,11 @@ def test_a_process_that_hangs_is_killed(start, monkeypatch) -> None:
 
 @pytest.mark.rest
 @pytest.mark.filterwarnings("ignore")
-def test_the_real_process_reads_a_text_and_ends_with_its_input(tmp_path) -> None:
+def test_the_real_process_reads_a_text_and_ends_with_its_input(tmp_path, monkeypatch) -> None:
     import runpy
 
     pytest.importorskip("transformers")
+    monkeypatch.setattr(module, "LEAVE_S", 60.0)
     tiny = runpy.run_path(str(Path(__file__).parents[2] / "rundir" / "tiny_lm.py"))
     tiny["write_model"](tmp_path)
     options = {"transformers": tiny["options"](tmp_path)}
