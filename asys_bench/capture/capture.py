@@ -37,6 +37,7 @@ from asys_bench.capture.host_state import (
     unwatched,
 )
 from asys_bench.capture.offload import Offload
+from asys_bench.capture.shards import local
 from asys_bench.capture.tags.clock import StepClock, Tags
 from asys_bench.capture.tags.text import RowTokens
 from asys_bench.contracts.bus import DropReason
@@ -94,7 +95,7 @@ class Capture:
     """
 
     __slots__ = (
-        "_acquire", "_adapts", "_block_timeout_s", "_budget", "_clock", "_count_call",
+        "_acquire", "_adapts", "_any_part", "_block_timeout_s", "_budget", "_clock", "_count_call",
         "_count_sampled_out", "_count_skipped", "_fill", "_is_identity", "_kept", "_kernel",
         "_max_bytes", "_next_rate", "_offload", "_own_port", "_patience_s", "_phase", "_port",
         "_producer", "_rate", "_release", "_rows", "_state", "_stream", "_toss", "_turned",
@@ -128,11 +129,13 @@ class Capture:
         self._next_rate: float | None = None  # chosen, and not yet in force
         stream.set_rate(self._rate)
         stream.rate_in_force(self._rate)
-        self._kept = 1.0  # share of a tensor's rows that the encoder leaves
+        self._kept = float(stream.kernel.rows_each)  # rows that the encoder makes of a tensor's row
         self._state[STATE_SEEN] = clock.serial - 1
         self._state[STATE_COUNTDOWN] = 0
         own_port = None
-        if self._is_identity and not self._block_timeout_s and not is_of_text:
+        self._any_part = stream.point.parameter is not None
+        is_plain_stream = not is_of_text and stream.part is None
+        if self._is_identity and not self._block_timeout_s and is_plain_stream:
             own_port = writer.producer.capture_port(stream.meta, stream.port_cells)
         self._own_port = own_port
         self._port = own_port if own_port is not None else _no_port
@@ -191,8 +194,8 @@ class Capture:
             if current_graph_task_id() != NO_GRAPH_TASK:  # activation checkpointing recomputes
                 self._stream.recomputed.add()
                 return
-            if self._turned is not None and tensor is not None:
-                tensor = self._turned.view(tensor)
+            if tensor is not None:
+                tensor = self._rows_last(tensor)
             ticket = self._decide(tensor, training, tokens)
             if ticket is None or tensor is None or self._deliver(tensor, ticket) != _AWAY:
                 return
@@ -213,8 +216,8 @@ class Capture:
         if not self._enter():
             return None
         try:
-            if self._turned is not None and tensor is not None:
-                tensor = self._turned.view(tensor)
+            if tensor is not None:
+                tensor = self._rows_last(tensor)
             return self._decide(tensor, training, tokens)
         except Exception as error:  # noqa: BLE001 - as above
             self._skip(error)
@@ -236,8 +239,7 @@ class Capture:
             if tensor is None:
                 self._skip("autograd passed no gradient")
                 return
-            if self._turned is not None:
-                tensor = self._turned.view(tensor)
+            tensor = self._rows_last(tensor)
             if self._deliver(tensor, ticket) != _AWAY:
                 return
         except Exception as error:  # noqa: BLE001 - as above
@@ -282,6 +284,12 @@ class Capture:
         return self._state[STATE_OFF] != OFF_NOTHING and (
             self._acquire(False) or self._acquire(True, self._patience_s)
         )
+
+    def _rows_last(self, tensor: torch.Tensor) -> torch.Tensor:
+        """This rank's part of it, with its rows in the last dimension."""
+        if type(tensor) is not torch.Tensor:
+            tensor = local(tensor, any_part=self._any_part)
+        return tensor if self._turned is None else self._turned.view(tensor)
 
     # ---- decide
 
@@ -468,22 +476,22 @@ class Capture:
             encoded = self._kernel.encode(tensor, out)
         else:
             encoded = self._kernel.encode_rows(tensor, out, tokens.kept)
-        self._kept = encoded.row_rate
+        self._kept = encoded.row_rate * self._kernel.rows_each
         return encoded
 
     def _header(
         self, encoded: Encoded, ticket: Ticket, began: int, is_padded: bool = False
     ) -> PacketMeta:
         (step, version, microbatch, position), index, rate, tokens = ticket
-        text = NO_TEXT
+        text, params = NO_TEXT, encoded.params
         if tokens is not None:
-            text = tokens.text
+            text, params = tokens.text, tokens.place or params
             position = tokens.position if tokens.position >= 0 else position
         stream = self._stream
         encoding = stream.padded_id if is_padded else stream.encoding_id
         return PacketMeta(
             stream.hook_id, stream.kind, DTYPE_CODE[encoded.dtype], encoded.shape, step, began,
-            version, encoding, encoded.params, rate * encoded.row_rate, index, microbatch,
+            version, encoding, params, rate * encoded.row_rate, index, microbatch,
             position, text,
         )  # fmt: skip
 

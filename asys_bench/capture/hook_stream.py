@@ -10,7 +10,7 @@ import torch
 
 from asys_bench.capture.hooks import graph_op
 from asys_bench.capture.notices import Notices
-from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.points.hookpoints import IN_ROUNDS, HookError, HookPoint
 from asys_bench.capture.points.selection import describe, parse_path
 from asys_bench.capture.sampling import Coin, FillController, RowBudget
 from asys_bench.contracts.bus import BaseDataBus
@@ -26,8 +26,9 @@ from asys_bench.contracts.capture_port import (
     STATE_RATE,
     PortCells,
 )
+from asys_bench.contracts.encodings.padding import PADDED
+from asys_bench.contracts.encodings.parts import part_name
 from asys_bench.contracts.packet import PacketMeta
-from asys_bench.contracts.padding import PADDED
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
 
@@ -59,6 +60,26 @@ class Writer:
         self.patience_s = _CONTENTION_S + self.block_timeout_s
 
 
+def encoding_of(point: HookPoint, kernel: Preprocessor) -> str:
+    """What the packets of a hook point are encoded as.
+
+    Raises:
+        HookError: rows are chosen of what is sent row by row.
+    """
+    if not kernel.samples:
+        return (
+            kernel.encoding
+            if point.part is None
+            else part_name(kernel.encoding, point.part.columns)
+        )
+    if point.kind in IN_ROUNDS:
+        raise HookError(
+            f"hook {point.name}: every row of a parameter is sent in its turn, so that none is left to "
+            "choose: take token_sample out of `preprocess`"
+        )
+    return kernel.encoding
+
+
 class HookStream:
     """One stream of packets.
 
@@ -71,6 +92,7 @@ class HookStream:
     on_first: told of that tensor once, in the host's hook.
     needs_no_gradient: a call's tensor had no gradient to wait for.
     rows: what a row of its tensors is; None: what the last dimension holds.
+    part: what this rank holds of a parameter, where packets say so.
     state: what its next call depends on (`contracts.capture_port.STATE_*`).
 
     Every call of the hook ends in exactly one of these counters, once it is over::
@@ -98,7 +120,8 @@ class HookStream:
         self.name = point.name
         self.number = graph_op.reserve_number()
         self.hook_id = writer.bus.intern(point.name)
-        self.encoding_id = self.padded_id = writer.bus.intern(kernel.encoding)
+        self.part = None if kernel.samples else point.part
+        self.encoding_id = self.padded_id = writer.bus.intern(encoding_of(point, kernel))
         if is_of_text:
             self.padded_id = writer.bus.intern(f"{PADDED}+{kernel.encoding}")
         sampling = point.config.sampling

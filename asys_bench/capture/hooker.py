@@ -32,10 +32,11 @@ from asys_bench.capture.hooks.module_hooks import (
 )
 from asys_bench.capture.hooks.own_hooks import LiveHook, keep_out, remove_hooks
 from asys_bench.capture.hooks.root_hook import ForwardCalls
+from asys_bench.capture.hooks.weight_rounds import WeightRounds, WeightStream
 from asys_bench.capture.labels import LabelSender
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.offload import Offload
-from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.points.hookpoints import OF_PARAMETERS, HookPoint
 from asys_bench.capture.points.out_of_reach import out_of_reach
 from asys_bench.capture.sampling import Coin
 from asys_bench.capture.silent_hooks import SilentHooks
@@ -109,6 +110,7 @@ class ActivationHooker:
         self._undo: list[Callable[[], None]] = []
         self._silent: SilentHooks | None = None
         self._hooks: list[LiveHook] = []
+        self._weights: list[WeightStream] = []
         _hookers.add(self)
         _watch_forks()
 
@@ -144,6 +146,7 @@ class ActivationHooker:
                 self._register(stream, capture)
             self._hooks += self._calls.attach_end()
             self._attach_labels()
+            self._begin_rounds()
         except BaseException:
             self.detach()
             raise
@@ -152,11 +155,41 @@ class ActivationHooker:
         watched = [
             stream
             for stream in self._streams
-            if stream.point.kind is not Kind.PARAMETER_GRADIENT and stream.point.model is not None
+            if stream.point.kind not in OF_PARAMETERS and stream.point.model is not None
         ]
         if model is not None:
             self._silent = SilentHooks(model, watched, self._clock.host_step, self.notices)
             self._clock.call_at(self._silent.first_check, self._silent.check)
+
+    def _begin_rounds(self) -> None:
+        """Of each rule that captures parameters or updates; the first one begins now."""
+        by_rule: dict[int, list[WeightStream]] = {}
+        for one in self._weights:
+            by_rule.setdefault(id(one.stream.point.config), []).append(one)
+        clock = self._clock
+        rounds = [
+            WeightRounds(
+                streams,
+                (rule := streams[0].stream.point.config).every,
+                int(rule.mib_per_step * (1 << 20)),
+                self._writer.producer.max_payload_bytes,
+                clock.host_step,
+            )
+            for streams in by_rule.values()
+        ]
+
+        def step(host_step: int) -> None:
+            for one in rounds:
+                one.step(host_step)
+
+        def end() -> None:
+            clock.rounds = None
+            self._weights.clear()
+
+        if rounds:
+            self._undo.append(end)
+            clock.rounds = step
+            step(clock.host_step)
 
     def _attach_labels(self) -> None:
         if self._label_horizon is None:
@@ -243,6 +276,8 @@ class ActivationHooker:
                 self._keep(both.after, module.register_forward_hook(both.after))
             case Kind.PARAMETER_GRADIENT:
                 self._register_on_parameter(stream, capture)
+            case Kind.PARAMETER | Kind.UPDATE:
+                self._weights.append(WeightStream(stream, capture))
 
     def _register_on_parameter(self, stream: HookStream, capture: Capture) -> None:
         parameter = stream.point.parameter

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from asys_bench.capture.shards import is_distributed, why_not_local
 from asys_bench.contracts.packet import DTYPE_CODE, MAX_DIM, MAX_NDIM
 from asys_bench.contracts.tensor_memory import memory_fault
 from asys_bench.contracts.torch_internals import (
@@ -119,7 +120,8 @@ def unreadable(tensor: torch.Tensor) -> str | None:
     """
     kind = type(tensor)
     if kind not in _PLAIN and kind.__torch_dispatch__ is not _PLAIN_DISPATCH:
-        return f"a {kind.__name__} holds no bytes of its own"
+        shared = why_not_local(tensor) if is_distributed(tensor) else None
+        return shared or f"a {kind.__name__} holds no bytes of its own"
     if is_transformed() or is_functorch_wrapped_tensor(tensor):
         return TRANSFORMED
     if tensor.layout is not torch.strided or tensor.is_nested:

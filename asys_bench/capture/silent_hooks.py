@@ -13,6 +13,7 @@ import torch
 
 from asys_bench.capture.hook_stream import HookStream
 from asys_bench.capture.notices import Notices
+from asys_bench.capture.points.hookpoints import IN_ROUNDS
 from asys_bench.contracts.packet import Kind
 from asys_bench.contracts.torch_internals import (
     has_compiled_anything,
@@ -104,6 +105,12 @@ def _cause(model: torch.nn.Module, stream: HookStream) -> str | None:
     point = stream.point
     if stream.failures.value:
         return None
+    if point.kind in IN_ROUNDS:
+        return (
+            None
+            if stream.calls.value
+            else f"its first capture of every {point.config.every} steps did not come"
+        )
     of_gradient = point.kind not in (Kind.ACTIVATION, Kind.INPUT)
     if stream.needs_no_gradient:
         if point.parameter is not None:

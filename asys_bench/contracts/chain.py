@@ -9,11 +9,15 @@ rows where they lie.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
 
+import numpy as np
 import torch
 
+from asys_bench.contracts.encodings.padding import PADDED, Padded
+from asys_bench.contracts.encodings.parts import part_decoder
 from asys_bench.contracts.packet import ActivationPacket, PacketError
-from asys_bench.contracts.padding import PADDED, Padded
 from asys_bench.contracts.preprocessor import (
     Encoded,
     Positions,
@@ -63,6 +67,11 @@ class Chain(Preprocessor):
         self.encoding = SEPARATOR.join(step.encoding for step in (*stages, last))
         steps = (*stages, last)
         self._sampler = next((step for step in steps if isinstance(step, RowSampler)), None)
+        self.samples = self._sampler is not None
+        self.rows_each = prod(step.rows_each for step in steps)
+        behind = steps[steps.index(self._sampler) + 1 :] if self._sampler is not None else ()
+        self._behind = prod(step.rows_each for step in behind)
+        """Rows that each row that the sampler keeps becomes."""
 
     def payload_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         for stage in self._stages:
@@ -103,10 +112,27 @@ class Chain(Preprocessor):
         return self._last.max_error(target)
 
     def rows(self, packet: ActivationPacket) -> Positions | None:
-        return None if self._sampler is None else self._sampler.rows(packet)
+        if self._sampler is None or (sampled := self._sampled(packet)) is None:
+            return None
+        rows = self._sampler.rows(sampled)
+        if rows is None or self._behind == 1:
+            return rows
+        return (rows[:, None] * self._behind + np.arange(self._behind)).reshape(-1)
 
     def grid(self, packet: ActivationPacket) -> tuple[int, ...]:
-        return packet.shape[:-1] if self._sampler is None else self._sampler.grid(packet)
+        if self._sampler is None or (sampled := self._sampled(packet)) is None:
+            return packet.shape[:-1]
+        grid = self._sampler.grid(sampled)
+        return (*grid, self._behind) if grid and self._behind > 1 else grid
+
+    def _sampled(self, packet: ActivationPacket) -> ActivationPacket | None:
+        """As the sampler has left it; None: it had no rows to choose from."""
+        if self._behind == 1:
+            return packet
+        shape = packet.shape
+        if len(shape) != 3 or shape[1] != self._behind:
+            return None
+        return replace(packet, shape=(shape[0], shape[2]))
 
 
 def link(steps: Sequence[Preprocessor]) -> Preprocessor:
@@ -133,6 +159,9 @@ def chain_decoder(encoding: str, find: Callable[[str], Preprocessor]) -> Preproc
     padded = PADDED + SEPARATOR
     if encoding.startswith(padded):
         return Padded(chain_decoder(encoding.removeprefix(padded), find))
+    decoder = part_decoder(encoding, lambda inner: chain_decoder(inner, find))
+    if decoder is not None:
+        return decoder
     try:
         return link([find(part) for part in encoding.split(SEPARATOR)])
     except TypeError as error:

@@ -71,6 +71,10 @@ class Kind(IntEnum):
     """d(loss)/d(input), through the module alone."""
     PARAMETER_GRADIENT = 4
     """d(loss)/d(parameter) as it stands in `.grad` after a backward pass: accumulated."""
+    PARAMETER = 5
+    """A parameter, or some rows of it."""
+    UPDATE = 6
+    """What has been added to a parameter since the round before."""
 
 
 DTYPES: tuple[torch.dtype, ...] = (

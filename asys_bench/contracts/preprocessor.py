@@ -65,6 +65,10 @@ class Preprocessor(ABC):
     """The interned name in packet headers; consumers find the decoder by it."""
     is_identity: bool = False
     """The payload is the tensor's own bytes: the hook may push them without a reservation."""
+    samples: bool = False
+    """Not every row of a tensor is sent; the header's parameters say which are."""
+    rows_each: int = 1
+    """Rows that each row of a captured tensor becomes; `rows` and `grid` count those."""
 
     @abstractmethod
     def payload_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -180,6 +184,8 @@ class Selection(NamedTuple):
 
 class RowSampler(Stage):
     """A stage that keeps some rows. Its parameters fill the header's, so a chain has one at most."""
+
+    samples = True
 
     @abstractmethod
     def select(self, shape: tuple[int, ...]) -> Selection:

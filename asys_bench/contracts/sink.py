@@ -145,6 +145,8 @@ class SinkContext:
     """Workers that share the packets of its group, this one included."""
     grid: Callable[[ActivationPacket], tuple[int, ...]] = lambda packet: packet.shape[:-1]
     """Leading dimensions of the captured tensor; () if not known."""
+    rows_each: Callable[[ActivationPacket], int] = lambda packet: 1
+    """Rows that each row of the captured tensor has become (its heads); `rows` and `grid` count those."""
     device: str = ""
     """What the run's plan has chosen for this worker to compute on, `cpu` or `cuda:N`; "" without."""
     device_why: str = ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -134,24 +134,65 @@ TORCHSCRIPT, SCRIPT_CONVERSION = _torchscript, "create_script_module"
 """Module and name of the function that converts a module to TorchScript (torch.jit._recursive).
 Missing: `torch.jit.script` of a hooked model fails on our hooks, as on any Python hook."""
 
-# ---- torch.compile
+# ---- wrappers of modules
 
-_COMPILED_INSIDE = "_orig_mod"
-"""Name under which a module of torch.compile (OptimizedModule) holds the user's module.
-Missing: hook names have one part more with torch.compile than without."""
+
+_INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Names under which a module holds the user's module: that of torch.compile (OptimizedModule), of
+FullyShardedDataParallel and of activation checkpointing (CheckpointWrapper).
+Missing: hook names have one part more with the wrapper than without."""
+
+
+def wrapped_inside(module: nn.Module) -> nn.Module | None:
+    """The module that `module` is a wrapper of torch's own around; None: it is none."""
+    return next((module._modules[name] for name in _INSIDE if name in module._modules), None)
+
+
+def name_unwrapped(name: str) -> str:
+    """The name that a module or a parameter had before torch.compile and those wrappers."""
+    return ".".join(part for part in name.split(".") if part not in _INSIDE)
+
+
+# ---- tensors of several ranks
+
+_DTENSOR, _COLLECTIVES = "torch.distributed.tensor", "torch.distributed._functional_collectives"
+
+
+def dtensor_type() -> type | None:
+    """DTensor; None while nobody in this process can have made one."""
+    return getattr(sys.modules.get(_DTENSOR), "DTensor", None)
+
+
+def arrived(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor`, or what it stands for once a collective has brought it
+    (torch.distributed._functional_collectives.AsyncCollectiveTensor): waits as its next reader would.
+    Missing: such outputs of tensor-parallel modules are not captured."""
+    kind = getattr(sys.modules.get(_COLLECTIVES), "AsyncCollectiveTensor", None)
+    if kind is None or type(tensor) is not kind:
+        return tensor
+    done: torch.Tensor = tensor.trigger_wait()  # type: ignore[attr-defined]
+    return done
+
+
+def shard_at(tensor: Any, coordinate: Sequence[int]) -> tuple[Sequence[int], Sequence[int]] | None:
+    """(shape, offset) of the part of a DTensor that the rank at `coordinate` of its mesh holds
+    (torch.distributed.tensor._utils._compute_local_shape_and_global_offset).
+    Missing: None, and nobody says where in the whole tensor a rank's part is."""
+    try:
+        from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset as place
+    except ImportError:
+        return None
+    mesh = tensor.device_mesh
+    found: tuple[Sequence[int], Sequence[int]] = place(
+        tuple(tensor.shape), tuple(mesh.shape), list(coordinate), tensor.placements
+    )
+    return found
+
+
+# ---- torch.compile
 
 DYNAMO = "torch._dynamo"
 """The package of torch.compile: a worker that compiles is forked from a process that has it."""
-
-
-def compiled_inside(module: nn.Module) -> nn.Module | None:
-    """The user's module, if `module` is what torch.compile made of it."""
-    return module._modules.get(_COMPILED_INSIDE)
-
-
-def name_before_compile(name: str) -> str:
-    """The name that a module or a parameter had before torch.compile."""
-    return ".".join(part for part in name.split(".") if part != _COMPILED_INSIDE)
 
 
 def is_compiled_in_place(module: nn.Module) -> bool:

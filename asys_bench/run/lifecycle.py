@@ -48,6 +48,7 @@ from asys_bench.run.rank_session import RankSession
 from asys_bench.run.rendezvous import RankListener, find_run
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
+from asys_bench.run.streams import Told, hooks_differ, tell
 from asys_bench.system.launcher import LocalRanks
 
 _serials = itertools.count()
@@ -133,12 +134,15 @@ class RunLifecycle:
             return self.session.bus.account()
         return self._account
 
-    def place(self) -> None:
+    def place(self, model: torch.nn.Module | None = None) -> None:
         """Confine this process to its CPUs. A model that is built afterwards lies beside them.
 
+        model: as its user calls it, where it is there already: of a rule with `missing: ok` this rank tells
+            the owner what it hooks.
+
         Raises:
-            ResourceError: `resources.pinning` is a map and cannot be had; RendezvousError: the ranks
-                of this node do not find each other.
+            ResourceError: `resources.pinning` is a map and cannot be had; HookError; RendezvousError: the
+                ranks of this node do not find each other.
         """
         ranks = self._ranks
         if ranks is None or ranks.is_owner:
@@ -147,10 +151,17 @@ class RunLifecycle:
                 self._listener = RankListener(ranks, next(_serials))
             self._resources = self._place.own(processes)
             return
-        patience_s = self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
-        path = find_run(ranks, next(_serials), patience_s)
+        patience_s = self._patience_s
+        told = None
+        if model is not None and hooks_differ(self.config):
+            told = tell(self.config, unwrap(model), model, ranks)
+        path = find_run(ranks, next(_serials), patience_s, told)
         self.run_dir = RunDir(path, path.name)
         self._place.join(path)
+
+    @property
+    def _patience_s(self) -> float:
+        return self.config.watchdog.startup_timeout_s + EXTRA_WAIT_S
 
     def create(self, documents: Mapping[str, Mapping[str, Any]] | None = None) -> RunDir:
         """The run's folder, new or of a run that goes on, with config.yaml and `documents`, by file name.
@@ -219,6 +230,7 @@ class RunLifecycle:
                 terminal=self._terminal,
                 resources=self._resources,
                 ranks=self._ranks,
+                told=self._told(),
                 root=model,
                 one_call_per_step=one_call_per_step,
                 on_misfit=on_misfit,
@@ -241,6 +253,12 @@ class RunLifecycle:
             self._listener.announce(run_dir.path)
         self._started = time.monotonic()
         return session.clock
+
+    def _told(self) -> Sequence[Told]:
+        """What the other ranks of the node hook, where that may differ."""
+        if self._listener is None or not hooks_differ(self.config):
+            return ()
+        return self._listener.collect(self._patience_s)
 
     def start_without_model(self, step_unit: str) -> None:
         """Start a run of nothing, for a host that ended before it had a model: no hooks, no workers."""
@@ -389,7 +407,7 @@ class RunLifecycle:
 def misfit(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> str | None:
     """Why `model` cannot be the one that `hooks` are meant for; None: every glob matches a module."""
     try:
-        resolve(unwrap(model), hooks)
+        points = resolve(unwrap(model), hooks)
     except HookError as error:
         return str(error)
-    return None
+    return None if points or not hooks else "no glob of `hooks` matches a module of it"

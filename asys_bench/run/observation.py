@@ -355,7 +355,7 @@ class Observation:
         if life.is_owner:
             self._lines = StderrLines(self.quiet)
         try:
-            life.place()
+            life.place(self._called)
             if life.is_owner and (problems := storage_problems(self._settings, ASK_S)):
                 raise ConfigError(problems)
             run_dir = life.create(_vocabulary(tokenizer) if life.is_owner else None).path

@@ -58,9 +58,9 @@ class RankSession:
             LiveRunError: the run is gone; BusError: the shard is taken, or the bus's producers live
             with its owner; HookError: a glob that matches no module.
         """
-        streams = plan_streams(config, model, root)
+        streams = plan_streams(config, model, root, ranks)
         self.points = streams.points
-        self.hooks = tuple(streams.trained)
+        self.hooks = tuple(one.name for one in streams.points if one.name not in streams.side)
         self._run = LiveRun.attach(run_dir)
         self.page = self._run.page
         self._bus: ShardOfBus | None = None

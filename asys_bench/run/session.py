@@ -19,7 +19,7 @@ import torch
 from asys_bench.capture.hook_stream import HookStream
 from asys_bench.capture.hooker import ActivationHooker
 from asys_bench.capture.notices import Notices
-from asys_bench.capture.points.hookpoints import HookPoint
+from asys_bench.capture.points.hookpoints import HookError, HookPoint
 from asys_bench.capture.raised_sampling import RaisedSampling
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config.assembly import AssemblyError, create_data_bus, plan_workers
@@ -53,7 +53,7 @@ from asys_bench.run.eyepiece import start_eyepiece
 from asys_bench.run.forecast import RunForecast, SaeForecast, shortage
 from asys_bench.run.rank_session import SessionEnd, wait_for_ranks
 from asys_bench.run.run_dir import RunDir, environment
-from asys_bench.run.streams import Streams, coin_keys, fed_streams, plan_streams
+from asys_bench.run.streams import Streams, Told, coin_keys, fed_streams, plan_streams
 from asys_bench.run.trackers import host_trackers
 from asys_bench.rundir.live_run import descriptor_paths
 from asys_bench.system.launcher import LocalRanks
@@ -76,6 +76,7 @@ class ObservationSession:
     terminal: a monitor may draw on standard output.
     resources: where the run's processes go; None leaves it to the scheduler.
     ranks: this process is local rank 0 of these, and the others push to the same bus.
+    told: what they hook, where that differs (`streams.hooks_differ`).
     model: None: the host pushes packets itself, those of `feed`.
     root: what the user calls, where that is a wrapper around `model` (DistributedDataParallel).
     one_call_per_step: as `BaseHost.one_call_per_step`.
@@ -99,6 +100,7 @@ class ObservationSession:
         terminal: bool = False,
         resources: ResourceManager | None = None,
         ranks: LocalRanks | None = None,
+        told: Sequence[Told] = (),
         root: torch.nn.Module | None = None,
         one_call_per_step: bool = False,
         on_misfit: Callable[[], None] | None = None,
@@ -120,7 +122,8 @@ class ObservationSession:
         self.step_unit = step_unit
         if model is not None:
             self._host_gpus |= gpus_of(model)
-            streams = plan_streams(config, model, root)
+            streams = plan_streams(config, model, root, ranks, told)
+            self._check(streams)
         else:
             assert feed is not None
             streams = fed_streams(feed)
@@ -170,6 +173,16 @@ class ObservationSession:
             self._release()
             raise
 
+    def _check(self, streams: Streams) -> None:
+        """Say which globs of rules with `missing: ok` match nowhere. Raises HookError: none does."""
+        if self.config.hooks and not streams.trained:
+            raise HookError(
+                "hooks: no glob matches a module on any rank: "
+                + ", ".join(pattern for rule in self.config.hooks for pattern in rule.match)
+            )
+        for pattern in streams.unmatched:
+            self.notices.say(f"hooks: match {pattern!r} matches no module on any rank of this node")
+
     def _create_bus(self, groups: Sequence[GroupSpec]) -> BaseDataBus:
         ranks, feed = self._ranks, self._feed
         shards = ranks.local_world_size if ranks is not None else 1
@@ -178,7 +191,11 @@ class ObservationSession:
                 self.config.bus,
                 groups,
                 profile=self.config.run_profile,
-                names=[*self._streams.names, *(feed.names if feed is not None else ())],
+                names=[
+                    *self._streams.names,
+                    *self._streams.encodings,
+                    *(feed.names if feed is not None else ()),
+                ],
                 shards=feed.shards if feed is not None else shards,
                 source=ranks.rank if ranks is not None else 0,
             )
@@ -336,7 +353,8 @@ class ObservationSession:
 
     @property
     def captures_gradients(self) -> bool:
-        return any(point.kind not in (Kind.ACTIVATION, Kind.INPUT) for point in self.points)
+        gradients = (Kind.GRADIENT, Kind.INPUT_GRADIENT, Kind.PARAMETER_GRADIENT)
+        return any(point.kind in gradients for point in self.points)
 
     @property
     def devices(self) -> dict[str, dict[str, str]]:

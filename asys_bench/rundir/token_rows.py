@@ -22,6 +22,7 @@ from asys_bench.contracts.run_files import VOCABULARY_FILE
 from asys_bench.rundir.archive_columns import TEXT_NOT_RECORDED
 from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.live_run import ReadingError
+from asys_bench.sinks.decoding import rows_each
 from asys_bench.system.files.below import read_json
 
 log = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ def token_rows(view: ArchiveView, hook: str) -> Iterator[TokenRows]:
     """The archived rows of `hook` with their tokens, call by call.
 
     Only rows that the capture says are tokens; calls whose tokens were not captured (sampled out) are
-    left out. An archive of before, which does not say, is joined by row numbers with a line in the log.
+    left out. A row of a head has the token that it is of. An archive of before, which does not say, is joined
+    by row numbers with a line in the log.
 
     Raises:
         ReadingError: the run archived no tokens; KeyError, ArchiveError: as `ArchiveView.batches`.
@@ -90,9 +92,10 @@ def token_rows(view: ArchiveView, hook: str) -> Iterator[TokenRows]:
         for call, text, row_N, values_N2 in _packets(view, TOKENS)
         if _is_whole(row_N)
     }
-    guessed = False
+    guessed, each = False, _rows_each(view, hook)
     for call, text, row_N, values_ND in _packets(view, hook):
         found_N2 = tokens.get((call, text)) if text != NO_TEXT else None
+        row_N = row_N // each
         if found_N2 is None or not len(row_N) or int(row_N.max()) >= len(found_N2):
             continue
         if text == TEXT_NOT_RECORDED and not guessed:
@@ -104,6 +107,14 @@ def token_rows(view: ArchiveView, hook: str) -> Iterator[TokenRows]:
             )
         mine_N2 = found_N2[row_N].astype(np.int32)
         yield TokenRows(call, values_ND, mine_N2[:, 0], mine_N2[:, 1])
+
+
+def _rows_each(view: ArchiveView, hook: str) -> int:
+    """Rows that each token has: its heads (the preprocessor `heads`)."""
+    for batch in view.batches(hook, ("encoding",)):
+        if len(batch["encoding"]):
+            return rows_each(str(batch["encoding"][0]))
+    return 1
 
 
 def _is_whole(row_N: npt.NDArray[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 
@@ -36,8 +37,12 @@ class Decoder:
         return self._kernel(packet).rows(packet)
 
     def grid(self, packet: ActivationPacket) -> tuple[int, ...]:
-        """Leading dimensions of the captured tensor; () if not known. Raises as `rows`."""
+        """Leading dimensions that `rows` counts through; () if not known. Raises as `rows`."""
         return self._kernel(packet).grid(packet)
+
+    def rows_each(self, packet: ActivationPacket) -> int:
+        """Rows that each row of the captured tensor has become. Raises as `rows`."""
+        return self._kernel(packet).rows_each
 
     def _kernel(self, packet: ActivationPacket) -> Preprocessor:
         kernel = self._by_id.get(packet.encoding_id)
@@ -54,6 +59,16 @@ def decoder_of(encoding: str) -> Preprocessor:
         PacketError: no loaded kernel decodes it.
     """
     return chain_decoder(encoding, _find)
+
+
+@lru_cache(maxsize=256)
+def rows_each(encoding: str) -> int:
+    """Rows that each row of a captured tensor has become under an interned name; 1 where no loaded kernel
+    knows it."""
+    try:
+        return decoder_of(encoding).rows_each
+    except PacketError:
+        return 1
 
 
 def _find(encoding: str) -> Preprocessor:

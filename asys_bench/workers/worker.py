@@ -168,6 +168,7 @@ class WorkerProcess:
         from asys_bench.contracts.sink import SinkContext, SinkPlugin
         from asys_bench.registry import registry
         from asys_bench.sinks.decoding import Decoder
+        from asys_bench.workers.same_rows import SameRows, watches
         from asys_bench.workers.shard_bus import attach_bus, interned_names
 
         spec = self._spec
@@ -195,6 +196,7 @@ class WorkerProcess:
                 decode=decoder,
                 rows=decoder.rows,
                 grid=decoder.grid,
+                rows_each=decoder.rows_each,
                 heartbeat=self.slot.beat,
                 time_left_s=self.time_left_s,
                 device=place.device,
@@ -218,6 +220,9 @@ class WorkerProcess:
         self.slot.state = WorkerState.READY
         reserve_s: float | None = None
         origin_id = interned_names(client, known).get(ORIGIN)
+        same_rows = None
+        if watches(spec, self._launch.workers, partition=plugin.partition):
+            same_rows = SameRows(client.name_of)
         while not subscription.ended:
             self._leave_if_replaced()
             self.slot.beat()
@@ -237,6 +242,8 @@ class WorkerProcess:
                 else:
                     with lease:
                         if len(lease):
+                            if same_rows is not None:
+                                same_rows.look(lease.packets)
                             sink.consume(lease)
                 del lease
             self.slot.beat()

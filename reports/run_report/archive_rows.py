@@ -18,6 +18,7 @@ from asys_bench.sinks.archive.layout import ShardName
 from asys_bench.sinks.archive.read import open_shard, read_rows, read_schema
 from asys_bench.sinks.archive.reader import Archive, rows_of
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError
+from asys_bench.sinks.decoding import rows_each
 
 ROW_KEY = ("source", "host_step", "weights_version", "microbatch", "call_index", "row")
 """Which row of which call it is: the same for every capture of one module."""
@@ -118,4 +119,11 @@ def _block(batch: Any) -> RowBlock:
     columns = {name: batch.column(name).to_numpy().astype(np.int64) for name in ROW_KEY}
     has_text = "text" in batch.schema.names
     text = batch.column("text").to_numpy().astype(np.int64) if has_text else None
+    if text is not None and batch.num_rows and _are_heads(batch):
+        text = np.zeros_like(text)
     return RowBlock(flat.reshape(-1, width), columns, text)
+
+
+def _are_heads(batch: Any) -> bool:
+    """Its rows are several of a token each: nothing is shown of their tokens."""
+    return rows_each(str(batch.column("encoding")[0].as_py())) > 1

@@ -18,6 +18,7 @@ from asys_bench.sinks.decoding import Decoder
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 KERNELS = registry("kernel").names()
+OF_ANY_DTYPE = ("identity", "heads", "token_sample")
 ENDS = [n for n in KERNELS if registry("kernel").get(n, KernelPlugin).role is Role.ENCODER]
 STAGES = [n for n in KERNELS if n not in ENDS]
 CHAINS = [
@@ -25,6 +26,7 @@ CHAINS = [
     *((stage, end) for stage in STAGES for end in ENDS),
     ("token_sample", "random_projection"),
     ("random_projection", "token_sample", "int8"),
+    ("heads", "token_sample", "int8"),
 ]
 MANY_INPUTS = [
     chain if len(chain) in (1, 3) else pytest.param(chain, marks=pytest.mark.rest)
@@ -193,7 +195,7 @@ def test_too_little_room_is_a_typed_error(chain):
         encoder.encode(tensor, memoryview(bytearray(3)))
 
 
-@pytest.mark.parametrize("name", [n for n in KERNELS if n not in ("identity", "token_sample")])
+@pytest.mark.parametrize("name", [n for n in KERNELS if n not in OF_ANY_DTYPE])
 def test_a_dtype_that_cannot_be_carried_is_a_typed_error(name):
     encoder = step(name)
     with pytest.raises(PacketError, match=r"float32.*identity"):
@@ -203,7 +205,7 @@ def test_a_dtype_that_cannot_be_carried_is_a_typed_error(name):
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
 def test_other_dtypes_travel_by_identity_and_sampling(name, dtype):
-    if name not in ("identity", "token_sample"):
+    if name not in OF_ANY_DTYPE:
         pytest.skip("computes with floating-point numbers")
     tensor = (torch.arange(60).reshape(3, 4, 5) % 2).to(dtype)
     encoder, encoded, decoded = round_trip((name,), tensor)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -194,5 +195,37 @@ def test_a_rank_is_told_why_there_is_no_run():
         listener.refuse("no memory")
         with pytest.raises(RendezvousError, match="could not start the run: no memory"):
             find_run(other, 0, 10)
+    finally:
+        listener.close()
+
+
+def test_ranks_say_what_they_hook_before_the_run_is_planned(tmp_path):
+    owner, *others = ranks_of("told", size=3)
+    listener = RankListener(owner, 0)
+    found = []
+    told = [{"streams": [rank.local_rank]} for rank in others]
+    threads = [
+        threading.Thread(target=lambda r=rank, t=one: found.append(find_run(r, 0, 10, t)))
+        for rank, one in zip(others, told, strict=True)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        heard = listener.collect(10)
+        assert sorted(one["streams"] for one in heard) == [[1], [2]]
+        assert not found, "the answer comes with the run"
+        listener.announce(tmp_path)
+        for thread in threads:
+            thread.join(10)
+        assert found == [tmp_path] * 2
+    finally:
+        listener.close()
+
+
+def test_a_rank_that_says_nothing_is_named_with_the_fix():
+    listener = RankListener(ranks_of("silent")[0], 0)
+    try:
+        with pytest.raises(RendezvousError, match=r"1 of the other ranks .* call observe"):
+            listener.collect(0.2)
     finally:
         listener.close()

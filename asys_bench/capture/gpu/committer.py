@@ -52,7 +52,7 @@ class Delivery:
         plan, kernel = packet.plan.encoded, packet.route.preprocessor
         captured = tensor_bytes(packet.target)
         tensor = tensor_view(captured, plan.dtype, plan.shape)
-        behind = captured[plan.nbytes :]  # `contracts.padding`
+        behind = captured[plan.nbytes :]  # `contracts.encodings.padding`
         size = kernel.encoded_bytes(tensor) + len(behind)
         if packet.timeout_s > 0:  # a reservation cannot wait for room
             scratch = torch.empty(size, dtype=torch.uint8)

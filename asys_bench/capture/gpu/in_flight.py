@@ -10,8 +10,8 @@ import torch
 from asys_bench.capture.gpu.route import Plan, Route, launch
 from asys_bench.capture.gpu.runtime import DeviceEvent, DeviceRuntime, copy_bytes
 from asys_bench.capture.gpu.side_stream import SideStream
+from asys_bench.contracts.encodings.padding import write_count
 from asys_bench.contracts.packet import PacketMeta
-from asys_bench.contracts.padding import write_count
 from asys_bench.contracts.preprocessor import Encoded
 
 MetaBuilder = Callable[[Encoded], PacketMeta]
@@ -33,7 +33,7 @@ class InFlight:
 
     meta: None when the committer encodes and so builds it. event: after it, the payload is in
     staging memory. real: bool, which of the tensor's rows are tokens, in host memory or on the device;
-    it travels behind the payload (`contracts.padding`). source, target: what the copy reads (device)
+    it travels behind the payload (`encodings.padding`). source, target: what the copy reads (device)
     and writes (staging memory); `target` ends with what is written from here. copy_issued: False while
     the copy waits for the committer (pageable memory). broken: issuing failed half-way; counted
     already, and there is nothing to deliver, only memory to wait for.

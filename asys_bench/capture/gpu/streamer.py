@@ -44,7 +44,7 @@ from asys_bench.capture.gpu.runtime import DeviceRuntime
 from asys_bench.capture.gpu.side_stream import SideStream
 from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.bus import BusProducer
-from asys_bench.contracts.padding import beside_bytes
+from asys_bench.contracts.encodings.padding import beside_bytes
 from asys_bench.contracts.preprocessor import Preprocessor
 from asys_bench.contracts.stats import Slot
 from asys_bench.registry import Registry

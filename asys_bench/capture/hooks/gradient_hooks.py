@@ -20,8 +20,11 @@ from asys_bench.capture.hooks.graph_op import capture_op, untraced
 from asys_bench.capture.hooks.own_hooks import LiveHook
 from asys_bench.capture.host_state import TRANSFORMED, is_transformed, unwatched
 from asys_bench.capture.points.selection import all_tensors, select_tensor
+from asys_bench.capture.shards import local
 from asys_bench.capture.tags.clock import StepClock
+from asys_bench.capture.tags.text import RowTokens
 from asys_bench.capture.tags.token_places import TokenPlaces
+from asys_bench.contracts.packet import NO_TEXT, NO_TOKEN_POSITION
 from asys_bench.contracts.tensor_memory import memory_fault
 from asys_bench.contracts.torch_internals import (
     NO_GRAPH_TASK,
@@ -93,12 +96,13 @@ class OutputGradientHook(LiveHook):
             self.leave_out(None)
             return
         tokens = None
+        here = None if tensor is None else local(tensor)
         if self.places is not None:
             args, *more = inputs
-            tokens = self.places.of_output(tensor, args, more[0] if more else {})
-        ticket = self.draw(tensor, getattr(module, "training", None), tokens)
+            tokens = self.places.of_output(here, args, more[0] if more else {})
+        ticket = self.draw(here, getattr(module, "training", None), tokens)
         if ticket is not None and tensor is not None:
-            base = _base_of_its_own(tensor, inputs)
+            base = _base_of_its_own(tensor, inputs) if here is tensor else None
             if base is None:
                 self.register(tensor, ticket)
             else:
@@ -217,6 +221,7 @@ class ParameterGradientHook(LiveHook):
 
     def __init__(self, stream: HookStream, capture: Capture) -> None:
         self.stream, self.module, self.number = stream, stream.point.module, stream.number
+        self.place = None if stream.part is None else rows_at(stream.part.place)
         self.draw, self.send, self.leave_out = capture.draw, capture.send, capture.leave_out
 
     @untraced
@@ -236,6 +241,11 @@ class ParameterGradientHook(LiveHook):
         gradient = parameter.grad
         if gradient is None:  # an optimizer that steps in backward has already taken it
             self.stream.explain("the gradient was gone before it could be captured")
-        ticket = self.draw(gradient, getattr(self.module, "training", None))
+        ticket = self.draw(gradient, getattr(self.module, "training", None), self.place)
         if ticket is not None and gradient is not None:
             self.send(gradient, ticket)
+
+
+def rows_at(place: bytes) -> RowTokens:
+    """What says of a packet which rows of a parameter it holds."""
+    return RowTokens(NO_TEXT, None, NO_TOKEN_POSITION, None, place)

@@ -22,6 +22,7 @@ from asys_bench.capture.hooks.graph_op import capture_op, untraced
 from asys_bench.capture.hooks.own_hooks import LiveHook
 from asys_bench.capture.host_state import unwatched
 from asys_bench.capture.points.selection import positions, select_input, select_tensor
+from asys_bench.capture.shards import local
 from asys_bench.capture.tags.text import RowTokens
 from asys_bench.capture.tags.token_places import TokenPlaces
 from asys_bench.contracts.capture_port import PORT_NOT_MINE, PORT_REFUSED
@@ -81,6 +82,8 @@ class ModuleHook(LiveHook):
             tensor = self.select(args, kwargs, output)
             if tensor is None:
                 unwatched(self.stream.nothing_at, self.searched(args, kwargs, output))
+            elif type(tensor) is not Tensor:
+                tensor = local(tensor)
             places = self.places
             tokens = None if places is None else self.tokens(places, tensor, args, kwargs)
             training = getattr(module, "training", None)

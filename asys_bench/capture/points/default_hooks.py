@@ -9,7 +9,6 @@ import torch
 
 from asys_bench.capture.points.hookpoints import HookError, modules_by_name
 from asys_bench.capture.points.untrained_networks import Untrained, untrained_networks, unwrap
-from asys_bench.contracts.torch_internals import compiled_inside
 
 log = logging.getLogger(__name__)
 
@@ -120,5 +119,5 @@ def _literal(name: str) -> str:
 
 
 def _inside(module: torch.nn.Module) -> torch.nn.Module:
-    """What torch.compile has wrapped."""
-    return module if compiled_inside(module) is None else unwrap(module)
+    """What torch.compile, FSDP or activation checkpointing has wrapped."""
+    return unwrap(module)

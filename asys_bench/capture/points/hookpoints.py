@@ -16,10 +16,12 @@ from difflib import get_close_matches
 import torch
 
 from asys_bench.capture.points.rows import RowFinder, Rows
-from asys_bench.config.sections.hooks import HookConfig
+from asys_bench.capture.shards import part_of
+from asys_bench.config.sections.hooks import HookConfig, Missing
+from asys_bench.contracts.encodings.parts import Part
 from asys_bench.contracts.names import SIDE_STREAMS, matches, printable, shortened
 from asys_bench.contracts.packet import Kind
-from asys_bench.contracts.torch_internals import name_before_compile
+from asys_bench.contracts.torch_internals import name_unwrapped
 
 _SUFFIX = {
     Kind.ACTIVATION: "",
@@ -27,7 +29,13 @@ _SUFFIX = {
     Kind.GRADIENT: ":gradient",
     Kind.INPUT_GRADIENT: ":input_gradient",
     Kind.PARAMETER_GRADIENT: ":grad",
+    Kind.PARAMETER: ":value",
+    Kind.UPDATE: ":update",
 }
+OF_PARAMETERS = frozenset({Kind.PARAMETER_GRADIENT, Kind.PARAMETER, Kind.UPDATE})
+"""Kinds that have a stream for each parameter."""
+IN_ROUNDS = frozenset({Kind.PARAMETER, Kind.UPDATE})
+"""Of these, what is captured every so many steps, some rows at a time."""
 MOST_HOOKS = 2048
 NAME_BYTES = 160
 """Longest name of a stream in UTF-8: what a bus's name table holds, less what others add to it."""
@@ -53,8 +61,9 @@ class HookPoint:
     name: of the stream, unique in the run. path: the module's name in the model (of a parameter, that of the
         module that holds it), empty for a stream that is not part of it.
     model: the whole model that is observed; None for a stream that is not part of it.
-    parameter: of `module` (or of a module in it), for Kind.PARAMETER_GRADIENT.
+    parameter: of `module` (or of a module in it), for kinds of `OF_PARAMETERS`.
     rows: what a row is; None: what the last dimension holds.
+    part: what this rank holds of a parameter that several ranks share; None: all of it.
     """
 
     name: str
@@ -65,6 +74,7 @@ class HookPoint:
     parameter: torch.nn.Parameter | None = None
     path: str = ""
     rows: Rows | None = None
+    part: Part | None = None
 
 
 def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoint]:
@@ -74,18 +84,20 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
     parameter that is shared. Names are those of the model before torch.compile.
 
     Raises:
-        HookError: a glob that matches no module (names close ones), or gradients of parameters
-            asked of modules that have none.
+        HookError: a glob of a rule without `missing: ok` matches no module (names close ones), or
+            parameters are asked of modules that have none.
     """
     modules = modules_by_name(model)
     order = {name: index for index, name in enumerate(modules)}
     points: dict[tuple[str, Kind, str], HookPoint] = {}
     places: dict[tuple[str, Kind, str], tuple[int, int, int]] = {}
-    shared: set[int] = set()
+    shared: set[tuple[int, Kind]] = set()
     most = (0, "")
     for config in hooks:
         for pattern in config.match:
             matched = [name for name in modules if matches(name, pattern)]
+            if not matched and config.missing is Missing.OK:
+                continue
             if not matched:
                 raise HookError(_no_match(pattern, list(modules), model), pattern)
             most = max(most, (len(matched), pattern))
@@ -96,6 +108,8 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
                     for name in matched
                     for point in _points(name, modules[name], kind, config, model)
                 ]
+                if not found and config.missing is Missing.OK:
+                    continue
                 if not found:
                     raise HookError(
                         f"hooks: match {pattern!r} captures {capture.value}, but none of the "
@@ -105,9 +119,9 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
                 for index, point in enumerate(found):
                     key = (point.path, kind, point.name)
                     if point.parameter is not None and key not in points:
-                        if id(point.parameter) in shared:
+                        if (id(point.parameter), kind) in shared:
                             continue
-                        shared.add(id(point.parameter))
+                        shared.add((id(point.parameter), kind))
                     points.setdefault(key, point)
                     place = order.get(point.path, len(order))
                     places.setdefault(key, (place, int(kind), index))
@@ -119,15 +133,34 @@ def resolve(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[HookPoi
         )
     finder = RowFinder(model)
     return [
-        replace(point, rows=_rows(point, finder))
+        _with_rows(point, finder)
         for point in _named(points[key] for key in sorted(points, key=lambda key: places[key]))
     ]
 
 
-def _rows(point: HookPoint, finder: RowFinder) -> Rows:
-    if point.parameter is not None:
-        return finder.of_parameter(point.parameter, point.module, point.config.rows)
-    return finder.of_module(point.module, point.config.rows)
+def _with_rows(point: HookPoint, finder: RowFinder) -> HookPoint:
+    parameter = point.parameter
+    if parameter is None:
+        return replace(point, rows=finder.of_module(point.module, point.config.rows))
+    rows = finder.of_parameter(parameter, point.module, point.config.rows)
+    axis = rows.axis_of(tuple(parameter.shape))
+    part = part_of(parameter, axis)
+    if part is None and point.kind in IN_ROUNDS:
+        sizes = list(parameter.shape)
+        part = Part(None, tuple(sizes[:axis] + sizes[axis + 1 :] if axis >= 0 else sizes[:-1]), 0)
+    return replace(point, rows=rows, part=part)
+
+
+def unmatched(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[str]:
+    """Globs of rules with `missing: ok` that match no module of `model`."""
+    names = list(modules_by_name(model))
+    return [
+        pattern
+        for config in hooks
+        if config.missing is Missing.OK
+        for pattern in config.match
+        if not any(matches(name, pattern) for name in names)
+    ]
 
 
 def _named(points: Iterable[HookPoint]) -> list[HookPoint]:
@@ -159,7 +192,7 @@ def modules_by_name(model: torch.nn.Module) -> dict[str, torch.nn.Module]:
     A compiled module is its wrapper, whose hooks run eagerly."""
     modules: dict[str, torch.nn.Module] = {}
     for name, module in model.named_modules():
-        modules.setdefault(name_before_compile(name), module)
+        modules.setdefault(name_unwrapped(name), module)
     modules.pop("", None)
     return modules
 
@@ -168,11 +201,11 @@ def _points(
     name: str, module: torch.nn.Module, kind: Kind, config: HookConfig, model: torch.nn.Module
 ) -> list[HookPoint]:
     suffix = _SUFFIX[kind]
-    if kind is not Kind.PARAMETER_GRADIENT:
+    if kind not in OF_PARAMETERS:
         return [HookPoint(name + suffix, module, kind, config, model, path=name)]
     points = []
     for inner, parameter in module.named_parameters():
-        parts = name_before_compile(inner).split(".")
+        parts = name_unwrapped(inner).split(".")
         full, owner = ".".join((name, *parts)) + suffix, ".".join((name, *parts[:-1]))
         points.append(HookPoint(full, module, kind, config, model, parameter, owner))
     return points

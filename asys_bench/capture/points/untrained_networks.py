@@ -24,24 +24,35 @@ from dataclasses import dataclass
 import torch
 from torch.optim.swa_utils import AveragedModel
 
-from asys_bench.contracts.torch_internals import compiled_inside, name_before_compile
+from asys_bench.contracts.torch_internals import name_unwrapped, wrapped_inside
+
+_WITH_MODULE = {
+    ("torch", "DistributedDataParallel"), ("torch", "DataParallel"), ("deepspeed", "DeepSpeedEngine"),
+}  # fmt: skip
+"""(package, class) of wrappers that hold the user's module as `module`; not all need be installed."""
 
 
 def unwrap(model: torch.nn.Module) -> torch.nn.Module:
-    """The user's own module inside DistributedDataParallel, DataParallel and torch.compile.
+    """The user's own module inside DistributedDataParallel, DataParallel, FullyShardedDataParallel,
+    activation checkpointing, DeepSpeed's engine and torch.compile, also of a model that Accelerate has
+    prepared.
 
     Hook names are then the same with and without the wrapper.
     """
     while True:
-        if isinstance(
-            model, torch.nn.parallel.DistributedDataParallel | torch.nn.parallel.DataParallel
-        ):
-            model = model.module
-        else:
-            inside = compiled_inside(model)
-            if inside is None:
-                return model
-            model = inside
+        inside: object = wrapped_inside(model)
+        if inside is None and _holds_module(model):
+            inside = model.module
+        if not isinstance(inside, torch.nn.Module):
+            return model
+        model = inside
+
+
+def _holds_module(model: torch.nn.Module) -> bool:
+    return any(
+        (base.__module__.partition(".")[0], base.__name__) in _WITH_MODULE
+        for base in type(model).__mro__
+    )
 
 
 _ALWAYS_COPIES = {
@@ -166,7 +177,7 @@ def _signature(module: torch.nn.Module) -> tuple[object, ...]:
     for name, part in module.named_modules():
         if unwrap(part) is part:
             own = ((key, p.shape) for key, p in part.named_parameters(recurse=False))
-            parts.append((name_before_compile(name), type(part), *own))
+            parts.append((name_unwrapped(name), type(part), *own))
     return tuple(parts)
 
 

@@ -155,6 +155,8 @@ class StepClock:
         self._alarm: Callable[[int], int | None] | None = None
         self.each_step: Callable[[], None] | None = None
         """Called after each step; it must return at once."""
+        self.rounds: Callable[[int], None] | None = None
+        """Called after each step with its number: captures of parameters."""
         self._slot = slot
         self._retag()
         self._steps = slot.counter("host_steps")
@@ -397,6 +399,12 @@ class StepClock:
             except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
                 self.each_step = None
                 log.debug("what was to happen at each step failed: %s", error)
+        if self.rounds is not None:
+            try:
+                self.rounds(self.host_step)
+            except Exception as error:  # noqa: BLE001 - as above
+                self.rounds = None
+                log.warning("parameters are no longer captured, after an error: %s", error)
 
     def _retag(self) -> None:
         self._serials += 1

@@ -133,9 +133,11 @@ class RowTokens(NamedTuple):
     text: number of the text. kept: rows that are tokens, the others are padding; None: all.
     position: of the first token in its sequence, or NO_TOKEN_POSITION.
     real: in place of `kept`, for a text on a device: which rows are tokens, bool.
+    place: in place of tokens, the header's parameters that say which rows these are (`encodings.parts`).
     """
 
     text: int
     kept: Positions | None
     position: int
     real: torch.Tensor | None = None
+    place: bytes = b""

@@ -23,7 +23,7 @@ that cannot be read carries no text, and the next one is read again.
 With a key-value cache T is the new tokens alone and S counts the cached ones; positions go on.
 
 A text on a device is read without asking for a value, which would stall the host: ids, positions and the
-mask travel as they are, and the reader of a packet leaves padding out (`contracts.padding`). What can only
+mask travel as they are, and the reader of a packet leaves padding out (`encodings.padding`). What can only
 be told by values is not told there: whether another tensor holds the same ids (it is the same if its memory
 is), whether integers beside a plain model's text are positions (those of one dimension are) and the
 position of a sequence's first token, which is in the token rows alone.

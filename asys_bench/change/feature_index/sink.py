@@ -46,6 +46,7 @@ class FeatureIndexWorker(BaseSink):
         self._hooks: dict[int, HookIndex | None] = {}
         self._join: TokenJoin[tuple[HookIndex, Part]] = TokenJoin()
         self._tokens_id, self._has_tokens = -1, False
+        self._split: set[str] = set()
         self._pace = Pace(options.cpu_share)
 
     def open(self, context: SinkContext) -> None:
@@ -117,7 +118,7 @@ class FeatureIndexWorker(BaseSink):
         if not packet.shape or packet.dtype == torch.complex64:
             return
         width, rows = packet.shape[-1], math.prod(packet.shape[:-1])
-        text = packet.text != NO_TEXT and self._tokens_come()
+        text = packet.text != NO_TEXT and self._tokens_come() and self._are_tokens(packet, hook)
         if not hook.is_ready(width, text):
             # Either there is no SAE yet, or it is of other rows.
             hook.left_out.add(rows)
@@ -145,6 +146,18 @@ class FeatureIndexWorker(BaseSink):
         """Whether the run has the stream of tokens."""
         self._has_tokens = self._has_tokens or TOKENS in self._context.names()
         return self._has_tokens
+
+    def _are_tokens(self, packet: ActivationPacket, hook: HookIndex) -> bool:
+        """A row is a token, and not one of its heads."""
+        if self._context.rows_each(packet) == 1:
+            return True
+        if hook.name not in self._split:
+            self._split.add(hook.name)
+            log.warning(
+                "%s: several rows a token (heads): its examples carry no tokens; keep one head for that",
+                hook.name,
+            )
+        return False
 
     def _part(self, packet: ActivationPacket, hook: HookIndex, moment: int) -> Part | None:
         context = self._context

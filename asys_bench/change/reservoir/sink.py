@@ -33,7 +33,7 @@ from asys_bench.change.reservoir.windows import (
     rows_per_window,
 )
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.packet import ActivationPacket, PacketError
+from asys_bench.contracts.packet import NO_TEXT, ActivationPacket, PacketError
 from asys_bench.contracts.sink import (
     BaseSink,
     SinkContext,
@@ -191,6 +191,11 @@ class ReservoirWorker(BaseSink):
         ):
             about[name] = [getattr(one, name) for one in packets]
         about["call"] = [one.call_index for one in packets]
+        if any(
+            self._context.rows_each(one) > 1 for one in packets
+        ):  # rows are heads, and no tokens
+            several = np.array([self._context.rows_each(one) > 1 for one in packets])
+            about["text"][several] = NO_TEXT
         about["weight"] = [1.0 / one.sampling_rate for one in packets]
         about["attempt"] = self._context.attempt
         about = about[owner]
@@ -214,8 +219,15 @@ class ReservoirWorker(BaseSink):
         row_K = row_K[row_K < len(rows_ND)]
         place, grid = context.rows(packet), context.grid(packet)
         place_K = row_K if place is None or len(place) != len(rows_ND) else place[row_K]
+        each = context.rows_each(packet)
+        if each > 1:  # heads: a sequence is one of tokens
+            place_of_token_K, grid = place_K // each, grid[:-1]
+        else:
+            place_of_token_K = place_K
         unknown = 0 if packet.text else NO_SEQUENCE  # a text's packet is one block at least
-        sequence_K = place_K // max(1, grid[-1]) if len(grid) >= 2 else np.full(len(row_K), unknown)
+        sequence_K = np.full(len(row_K), unknown)
+        if len(grid) >= 2:
+            sequence_K = place_of_token_K // max(1, grid[-1])
         return rows_ND[torch.from_numpy(row_K)], place_K, sequence_K
 
     def _sample(self, hook: _Hook, packet: ActivationPacket, constant: bool) -> WindowedSample:

@@ -99,6 +99,8 @@ class Capture(StrEnum):
     GRADIENT = "gradient"
     INPUT_GRADIENT = "input_gradient"
     PARAMETER_GRADIENT = "parameter_gradient"
+    PARAMETER = "parameter"
+    UPDATE = "update"
 
 
 class Phase(StrEnum):
@@ -115,6 +117,13 @@ class RowsOf(StrEnum):
     AUTO = "auto"
     LAST = "last"
     CHANNELS = "channels"
+
+
+class Missing(StrEnum):
+    """What it means that a glob matches no module of this rank's model."""
+
+    ERROR = "error"
+    OK = "ok"
 
 
 class PreprocessStep(Section):
@@ -178,6 +187,12 @@ def _refuse_float(value: object) -> object:
     return value
 
 
+def _one_or_more(value: object) -> object:
+    """One element may be written without the brackets of a list."""
+    alone = isinstance(value, int | str) and not isinstance(value, bool)
+    return [value] if alone else value
+
+
 class LabelsConfig(Section):
     """`labels`: what the host says of its rows (`observation.label`), as rewards and losses."""
 
@@ -215,7 +230,9 @@ class HookConfig(Section):
         min_length=1,
         description="what of the module is captured: its outputs (`activation`), its inputs, the "
         "loss's gradient with respect to its outputs (`gradient`) or inputs (`input_gradient`), or "
-        "the accumulated gradients of its parameters, one stream `<module>.<parameter>:grad` each",
+        "the accumulated gradients of its parameters, one stream `<module>.<parameter>:grad` each; every "
+        "so many steps the parameters themselves (`parameter`, streams `:value`) or what was added to them "
+        "since the capture before (`update`, streams `:update`)",
     )
     phase: Phase = Field(
         default=Phase.ANY,
@@ -238,6 +255,31 @@ class HookConfig(Section):
         default=(PreprocessStep(name="identity"),),
         min_length=1,
         description="chain of preprocessors, each `name` or `{name: {option: value}}`",
+    )
+    ranks: Annotated[tuple[Integer | Text, ...] | None, BeforeValidator(_one_or_more)] = Field(
+        default=None,
+        min_length=1,
+        description="which ranks capture: numbers of ranks of the job, or the name of a device mesh's "
+        "dimension (`tp`), along which its first rank does. For modules that give the same on several "
+        "ranks. null: every rank",
+    )
+    missing: Missing = Field(
+        default=Missing.ERROR,
+        description="a glob that matches no module of the model is an error, or `ok`: other ranks have the "
+        "modules (stages of a pipeline)",
+    )
+    every: Integer = Field(
+        default=100,
+        ge=1,
+        description="host steps from one capture of the parameters (`parameter`) or of their change "
+        "(`update`) to the next; more where they do not fit into so many steps of `mib_per_step`",
+    )
+    mib_per_step: Number = Field(
+        default=4.0,
+        gt=0,
+        le=65536,
+        description="most of the parameters that one host step copies, in MiB, and no less than one row: a "
+        "capture goes on over as many steps as it takes",
     )
     sampling: SamplingConfig = Field(
         default_factory=SamplingConfig, description="sampling rate and its limits"

@@ -9,8 +9,10 @@ import threading
 
 import pytest
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from asys_bench.capture.hooks.root_hook import ForwardCalls
+from asys_bench.capture.points.hookpoints import modules_by_name, resolve
 from asys_bench.capture.points.untrained_networks import unwrap
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
@@ -143,12 +145,39 @@ def test_copies_of_the_hooks_of_a_root_do_nothing(clock):
     assert clock.call is None
 
 
+def deepspeed_engine():
+    """A class that is called as DeepSpeed's, which is not installed."""
+
+    def forward(self, *inputs):
+        return self.module(*inputs)
+
+    def keep(self, module):
+        torch.nn.Module.__init__(self)
+        self.module = module
+
+    body = {"__module__": "deepspeed.runtime.engine", "__init__": keep, "forward": forward}
+    return type("DeepSpeedEngine", (torch.nn.Module,), body)
+
+
+def test_wrapped_blocks_keep_their_names():
+    net = torch.nn.Sequential(checkpoint_wrapper(torch.nn.Sequential(torch.nn.Linear(4, 4))))
+    assert list(modules_by_name(net)) == ["0", "0.0"]
+    points = resolve(
+        net, [HookConfig(match=("0.0",), capture=("activation", "parameter_gradient"))]
+    )
+    assert [point.name for point in points] == ["0.0", "0.0.weight:grad", "0.0.bias:grad"]
+
+
 def test_wrappers_are_looked_through():
     net = model()
     assert unwrap(net) is net
     assert unwrap(torch.nn.DataParallel(net)) is net
     assert unwrap(torch.compile(net, backend="eager")) is net
     assert unwrap(torch.nn.DataParallel(torch.compile(net, backend="eager"))) is net
+    assert unwrap(checkpoint_wrapper(net)) is net
+    engine = type("PipelineEngine", (deepspeed_engine(),), {})
+    assert unwrap(engine(net)) is net
+    assert unwrap(torch.compile(engine(torch.nn.DataParallel(net)), backend="eager")) is net
     assert not is_compiled_in_place(net)
     net.compile(backend="eager")
     assert is_compiled_in_place(net)

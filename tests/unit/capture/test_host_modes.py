@@ -28,6 +28,7 @@ KERNELS = {
     "fp8": "fp8",
     "topk": {"topk": {"k": 2}},
     "token_sample": {"token_sample": {"fraction": 0.5}},
+    "heads": {"heads": {"count": 2}},
     "random_projection": {"random_projection": {"d_out": 2}},
 }
 

@@ -22,6 +22,7 @@ from asys_bench.change.reservoir.windows import (
 from asys_bench.contracts.packet import CONSTANT_MICROBATCH
 from asys_bench.contracts.sink import SinkContext
 from asys_bench.contracts.stats import StatsPage
+from asys_bench.kernels.heads.kernel import HeadsPreprocessor
 from asys_bench.kernels.token_sample.kernel import Rule, TokenSamplePreprocessor
 from asys_bench.sinks.decoding import Decoder
 
@@ -321,3 +322,23 @@ def test_a_damaged_window_is_refused_by_the_reader_and_passed_over_by_the_worker
 def test_a_run_without_a_reservoir_has_no_rows(tmp_path):
     assert read_reservoir(tmp_path, "x") is None
     assert WindowedSample(4, None).rows() is None
+
+
+def test_rows_of_heads_are_of_their_tokens_sequence_and_carry_no_text(run):
+    kernel = HeadsPreprocessor(2)
+    names = ("identity", *NAMES[1:], kernel.encoding)
+    decoder = Decoder(names.__getitem__)
+    run.worker._context = replace(
+        run.worker._context, decode=decoder, rows=decoder.rows, grid=decoder.grid,
+        rows_each=decoder.rows_each,
+    )  # fmt: skip
+    heads = packet(
+        torch.zeros(3, 5, 2, 2), 0, encoding_id=names.index(kernel.encoding), host_step=1, text=1
+    )
+    lease = FakeLease([heads])
+    run.worker.consume(lease)
+    lease.release()
+    rows = run.rows()
+    assert rows.sequence.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    assert set(rows.about["text"].tolist()) == {0}
+    assert rows.row.tolist() == list(range(30))

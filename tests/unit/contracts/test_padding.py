@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asys_bench.contracts.chain import chain_decoder
+from asys_bench.contracts.encodings.padding import PADDED, beside_bytes, write_count
 from asys_bench.contracts.packet import ActivationPacket, Kind, PacketError, tensor_bytes
-from asys_bench.contracts.padding import PADDED, beside_bytes, write_count
 from asys_bench.kernels.identity.kernel import IdentityPreprocessor
 from asys_bench.kernels.token_sample.kernel import TokenSamplePreprocessor, rule_of_name
 

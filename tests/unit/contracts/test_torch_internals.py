@@ -128,10 +128,12 @@ def test_a_view_has_a_base_and_nothing_else_has_one():
     assert torch_internals.view_base(whole) is None
 
 
-def test_names_lose_the_part_that_torch_compile_adds():
-    assert torch_internals.name_before_compile("net._orig_mod.0.weight") == "net.0.weight"
-    assert torch_internals.name_before_compile("_orig_mod") == ""
-    assert torch_internals.name_before_compile("net.0") == "net.0"
+def test_names_lose_the_parts_that_wrappers_add():
+    assert torch_internals.name_unwrapped("net._orig_mod.0.weight") == "net.0.weight"
+    assert torch_internals.name_unwrapped("_orig_mod") == ""
+    assert torch_internals.name_unwrapped("net.0") == "net.0"
+    name = "0._fsdp_wrapped_module.1._checkpoint_wrapped_module.weight"
+    assert torch_internals.name_unwrapped(name) == "0.1.weight"
 
 
 def test_a_parameter_is_as_it_was_after_its_last_accumulate_hook():

@@ -5,7 +5,8 @@ The name of such an encoding is `padded+<encoding>`, and its payload::
 
     <payload of the encoding> | u8 real[n] (1: a token, 0: padding) | u32 n, little-endian
 
-with n the rows of the captured tensor. What a reader gets is what a host on the CPU would have sent:
+with n the rows of the captured tensor (each of which may have become several: `rows_each`). What a reader
+gets is what a host on the CPU would have sent:
 the rows of tokens [k, D] in order, or the whole tensor where nothing is padding.
 """
 
@@ -41,6 +42,7 @@ class Padded(Preprocessor):
     def __init__(self, inner: Preprocessor) -> None:
         self._inner = inner
         self.encoding = f"{PADDED}+{inner.encoding}"
+        self.rows_each = inner.rows_each
 
     def payload_bytes(self, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         return self._inner.payload_bytes(shape, dtype) + beside_bytes(rows_and_width(shape)[0])
@@ -77,10 +79,14 @@ class Padded(Preprocessor):
 
     def grid(self, packet: ActivationPacket) -> tuple[int, ...]:
         packet, real = self._split(packet)
-        return self._inner.grid(packet) if bool(real.all()) else (int(real.sum()),)
+        if bool(real.all()):
+            return self._inner.grid(packet)
+        each = self.rows_each
+        return (int(real.sum()),) if each == 1 else (int(real.sum()) // each, each)
 
     def _split(self, packet: ActivationPacket) -> tuple[ActivationPacket, npt.NDArray[np.bool_]]:
-        """The inner packet, and a copy of its mask. Raises PacketError: the sizes do not add up."""
+        """The inner packet, and its mask, bool for each row that `rows` counts. Raises PacketError: the sizes
+        do not add up."""
         payload = packet.payload
         if payload.nbytes < _COUNT.size:
             raise PacketError(f"{self.encoding}: {payload.nbytes} bytes hold no count of rows")
@@ -88,13 +94,14 @@ class Padded(Preprocessor):
         end = payload.nbytes - beside_bytes(rows)
         sampled = self._inner.rows(packet)
         if sampled is None:
-            fits = rows == rows_and_width(packet.shape)[0]
+            fits = rows * self.rows_each == rows_and_width(packet.shape)[0]
         else:
-            fits = not len(sampled) or int(sampled[-1]) < rows
+            fits = not len(sampled) or int(sampled[-1]) < rows * self.rows_each
         if end < 0 or not fits:
             raise PacketError(
                 f"{self.encoding}: a mask of {rows} rows behind {list(packet.shape)} in "
                 f"{payload.nbytes} bytes"
             )
         real = np.frombuffer(payload, np.uint8, rows, end) != 0
+        real = real if self.rows_each == 1 else np.repeat(real, self.rows_each)
         return replace(packet, payload=payload[:end]), real

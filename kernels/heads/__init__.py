@@ -1,0 +1,1 @@
+"""heads: a projection's rows split into those of its heads."""

@@ -1,0 +1,165 @@
+"""Trainings over two ranks under torchrun, on the CPU with gloo; run by test_observe_parallel.py.
+
+Each rank also trains the whole model by itself on the batches of both, and writes what it then saw
+(`reference-<rank>.pt`): hook name -> [steps, ...] of this rank's calls or of the gradients of both.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+import asys_bench
+
+case, runs, dtype, steps = (
+    sys.argv[1],
+    Path(sys.argv[2]),
+    getattr(torch, sys.argv[3]),
+    int(sys.argv[4]),
+)
+rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+SETTINGS = {"run": {"dir": str(runs)}, "bus": {"backend": "cpp_spmc", "on_full": "block"}}
+
+
+class Stages(torch.nn.Module):
+    """Some of the layers of the whole model, under its names."""
+
+    def __init__(self, kept):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = {
+            "0": torch.nn.Linear(8, 32), "1": torch.nn.ReLU(), "2": torch.nn.Linear(32, 7),
+            "3": torch.nn.Tanh(),
+        }  # fmt: skip
+        self.layers = torch.nn.ModuleDict({name: layers[name] for name in kept}).to(dtype)
+
+    def forward(self, x):
+        for layer in self.layers.values():
+            x = layer(x)
+        return x
+
+
+def batch(step, of_rank):
+    generator = torch.Generator().manual_seed(1000 * step + of_rank)
+    return torch.randn(6, 8, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def loss_of(output):
+    return output.square().mean()
+
+
+def reference(same_batch):
+    """What the unsharded model computes, trained on the mean loss of both ranks' batches."""
+    model = Stages("0123")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    seen = {f"layers.{name}": [] for name in "0123"}
+    seen |= {f"{name}:grad": [] for name, _ in model.named_parameters()}
+    for name, layer in model.layers.items():
+        layer.register_forward_hook(
+            lambda _, __, output, key=f"layers.{name}": seen[key].append(output.detach().clone())
+        )
+    for step in range(steps):
+        optimizer.zero_grad()
+        for other in [rank] if same_batch else range(size):
+            x = batch(step, 0 if same_batch else other)
+            (loss_of(model(x)) / (1 if same_batch else size)).backward()
+            if not same_batch and other != rank:
+                for name in "0123":
+                    seen[f"layers.{name}"].pop()
+        for name, parameter in model.named_parameters():
+            seen[f"{name}:grad"].append(parameter.grad.clone())
+        optimizer.step()
+    torch.save(
+        {name: torch.stack(found) for name, found in seen.items()}, runs / f"reference-{rank}.pt"
+    )
+
+
+def fsdp2():
+    from torch.distributed.fsdp import fully_shard
+
+    model = Stages("0123")
+    for name in "02":
+        fully_shard(model.layers[name])
+    fully_shard(model)
+    return model, [{"match": "layers.*", "capture": ["activation"]},
+                   {"match": "layers.[02]", "capture": ["parameter_gradient"]}]  # fmt: skip
+
+
+def fsdp1():
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    model = FullyShardedDataParallel(
+        Stages("0123"), auto_wrap_policy=ModuleWrapPolicy({torch.nn.Linear}),
+        device_id=torch.device("cpu"), use_orig_params=True,
+    )  # fmt: skip
+    return model, [{"match": "layers.*"}]
+
+
+def tensor_parallel():
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    model = Stages("0123")
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
+    plan = {"layers.0": ColwiseParallel(), "layers.2": RowwiseParallel()}
+    parallelize_module(model, mesh, plan)
+    return model, [
+        {"match": "layers.2", "capture": ["activation"], "ranks": "tp"},
+        {"match": ["layers.0", "layers.3"]},
+        {"match": "layers.[02]", "capture": ["parameter_gradient"]},
+    ]
+
+
+def train(model, rules, same_batch):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with asys_bench.observe(model, SETTINGS, hooks=rules, sae=False) as observation:
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss_of(model(batch(step, 0 if same_batch else rank))).backward()
+            optimizer.step()
+            observation.step()
+
+
+def pipeline():
+    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+
+    model = Stages("01" if rank == 0 else "23")
+    x, middle, y = (torch.empty(3, width, dtype=dtype) for width in (8, 32, 7))
+    middle.requires_grad_()
+    # Without them the stage is called once more, to learn its shapes.
+    given = {"input_args": (x,), "output_args": (middle,)}
+    if rank == 1:
+        given = {"input_args": (middle,), "output_args": (y.requires_grad_(),)}
+    stage = PipelineStage(model, rank, size, torch.device("cpu"), **given)
+    schedule = ScheduleGPipe(stage, 2, loss_fn=lambda output, _: loss_of(output), scale_grads=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    rules = [{"match": ["layers.0", "layers.2"], "missing": "ok"}]
+    rules.append({"match": "layers.[13]", "missing": "ok"})
+    with asys_bench.observe(model, SETTINGS, hooks=rules, sae=False) as observation:
+        for step in range(steps):
+            optimizer.zero_grad()
+            if rank == 0:
+                schedule.step(batch(step, 0))
+            else:
+                schedule.step(target=torch.zeros(6, 7, dtype=dtype))
+            optimizer.step()
+            observation.step()
+
+
+same = case in ("tensor_parallel", "pipeline")
+reference(same)
+dist.init_process_group("gloo")
+if case == "pipeline":
+    pipeline()
+else:
+    made, hooks = {"fsdp2": fsdp2, "fsdp1": fsdp1, "tensor_parallel": tensor_parallel}[case]()
+    train(made, hooks, same)
+dist.barrier()
+dist.destroy_process_group()

@@ -1,0 +1,189 @@
+"""FSDP, tensor parallelism and a pipeline on two gloo ranks: rows are those of the unsharded model."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import asys_bench
+from asys_bench.contracts.encodings.parts import part_decoder
+from asys_bench.sinks.decoding import decoder_of
+
+SCRIPT = Path(__file__).with_name("parallel_script.py")
+PATIENCE_S = 240.0
+STEPS = 6
+pytestmark = [pytest.mark.timeout(400), pytest.mark.rest]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def trained(tmp_path, case, dtype):
+    """The run of both ranks, and what each saw of the unsharded model."""
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *(str(SCRIPT), case, str(tmp_path), dtype, str(STEPS)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(folders) == 1, "one run for the node"
+    references = [torch.load(tmp_path / f"reference-{rank}.pt") for rank in range(2)]
+    return asys_bench.open_run(folders[0]), references
+
+
+def is_close(values_ND, expected_ND, dtype, whole_ND=None):
+    """float64: within 1e-12. float32: within 1e-5 of the row's norm.
+
+    whole_ND: gradients, of which some rows are sums that cancel: 1e-5 of their longest row's norm.
+    """
+    values_ND, expected_ND = np.float64(values_ND), np.float64(expected_ND)
+    tolerance = 1e-12
+    if dtype == "float32":
+        norm_N1 = np.linalg.norm(
+            expected_ND if whole_ND is None else whole_ND, axis=-1, keepdims=True
+        )
+        tolerance = 1e-5 * (norm_N1 if whole_ND is None else norm_N1.max())
+    return bool((np.abs(values_ND - expected_ND) <= tolerance).all())
+
+
+def rows_of(run, hook, source):
+    """Rows of one rank: (step, microbatch, row) -> values."""
+    found = {}
+    names = ("values", "row", "host_step", "source", "microbatch")
+    for batch in run.archive.batches(hook, names):
+        for at in np.flatnonzero(batch["source"] == source).tolist():
+            key = int(batch["host_step"][at]), int(batch["microbatch"][at]), int(batch["row"][at])
+            assert key not in found
+            found[key] = batch["values"][at]
+    return found
+
+
+def check_activations(run, hook, source, expected_SND, dtype="float64"):
+    """Every row of every step of one rank."""
+    found = rows_of(run, hook, source)
+    assert len(found) == expected_SND.shape[0] * expected_SND.shape[1]
+    values = np.stack([found[key] for key in sorted(found)])
+    assert is_close(values, expected_SND.reshape(values.shape).numpy(), dtype)
+
+
+def check_accounts(run, ranks=2):
+    """Per rank and hook: every call ended in one way; on the bus: every packet."""
+    produced = 0
+    for rank in range(ranks):
+        slot = "host" if rank == 0 else f"host-{rank}"
+        series = {
+            name: run.metrics(f"hook_{name}", slot=slot)
+            for name in ("calls", "captured", "sampled_out", "dropped", "skipped")
+        }
+        last = {
+            name: {
+                str(hook): float(value)
+                for hook, value in zip(found["hook"], found["value"], strict=True)
+            }
+            for name, found in series.items()
+        }
+        for hook, calls in last["calls"].items():
+            ended = sum(last[name].get(hook, 0) for name in last if name != "calls")
+            assert calls == ended, (slot, hook, last)
+        produced += sum(last["captured"].values())
+    bus = run.summary["bus"]
+    assert bus["produced"] == produced
+    for group in bus["groups"]:
+        assert (group["delivered"], group["ready"], group["imbalance"]) == (produced, 0, 0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_under_fully_shard_rows_and_gradients_are_the_unsharded_models(tmp_path, dtype):
+    run, references = trained(tmp_path, "fsdp2", dtype)
+    for rank in range(2):
+        for name in ("layers.0", "layers.1", "layers.2", "layers.3"):
+            check_activations(run, name, rank, references[rank][name], dtype)
+    for name in ("layers.0.weight:grad", "layers.2.weight:grad"):
+        whole_SND = references[0][name].numpy()
+        found = rows_of(run, name, 0) | rows_of(run, name, 1)
+        assert len(found) == whole_SND.shape[0] * whole_SND.shape[1], "each row from one rank"
+        for (step, _, row), values in found.items():
+            expected_1D = whole_SND[step, row][None]
+            assert is_close(values[None], expected_1D, dtype, whole_SND[step]), (name, step, row)
+        places = run.archive.places(name)
+        assert places[:, 0].max() == whole_SND.shape[1] - 1
+    bias_SD = references[0]["layers.2.bias:grad"].numpy()
+    seen = set()
+    for batch in run.archive.batches("layers.2.bias:grad", ("values", "encoding", "host_step")):
+        for encoding, step, values in zip(
+            batch["encoding"], batch["host_step"], batch["values"], strict=True
+        ):
+            first, end, width = part_decoder(str(encoding), decoder_of).columns
+            assert width == 7
+            expected_1D = bias_SD[int(step), None]
+            assert is_close(values[None], expected_1D[:, first:end], dtype, expected_1D)
+            seen.add((int(step), first, end))
+    assert seen == {(step, *part) for step in range(STEPS) for part in ((0, 4), (4, 7))}
+    check_accounts(run)
+
+
+def test_fsdp1_is_looked_through(tmp_path):
+    run, references = trained(tmp_path, "fsdp1", "float64")
+    for rank in range(2):
+        for name in ("layers.0", "layers.1", "layers.2", "layers.3"):
+            check_activations(run, name, rank, references[rank][name])
+    check_accounts(run)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_tensor_parallel_ranks_send_their_columns_and_what_is_the_same_once(tmp_path, dtype):
+    run, references = trained(tmp_path, "tensor_parallel", dtype)
+    for rank in range(2):
+        whole_SND = references[rank]["layers.0"]
+        mine = slice(16 * rank, 16 * rank + 16)
+        check_activations(run, "layers.0", rank, whole_SND[..., mine], dtype)
+    check_activations(run, "layers.2", 0, references[0]["layers.2"], dtype)
+    assert not rows_of(run, "layers.2", 1), "the second rank of the mesh's dimension sends nothing"
+    said = " ".join(run.summary["warnings"])
+    assert "layers.3: ranks 0, 1 send the same rows" in said
+    assert "layers.2: " not in said
+    assert "layers.0" not in said
+    weight_SND = references[0]["layers.0.weight:grad"].numpy()
+    found = rows_of(run, "layers.0.weight:grad", 0) | rows_of(run, "layers.0.weight:grad", 1)
+    assert len(found) == STEPS * 32
+    for (step, _, row), values in found.items():
+        assert is_close(values[None], weight_SND[step, row][None], dtype, weight_SND[step])
+    columns = set()
+    weight_SND = references[0]["layers.2.weight:grad"].numpy()
+    names = ("values", "encoding", "host_step", "row")
+    for batch in run.archive.batches("layers.2.weight:grad", names):
+        for encoding, step, row, values in zip(
+            batch["encoding"], batch["host_step"], batch["row"], batch["values"], strict=True
+        ):
+            first, end, _ = part_decoder(str(encoding), decoder_of).columns
+            whole_ND = weight_SND[int(step)]
+            assert is_close(values[None], whole_ND[int(row), None, first:end], dtype, whole_ND)
+            columns.add((first, end))
+    assert columns == {(0, 16), (16, 32)}
+    check_accounts(run)
+
+
+def test_each_rank_of_a_pipeline_has_the_hooks_of_its_stage(tmp_path):
+    run, references = trained(tmp_path, "pipeline", "float64")
+    assert run.archive.hooks == ["layers.0", "layers.1", "layers.2", "layers.3"]
+    for name in run.archive.hooks:
+        source = 0 if name in ("layers.0", "layers.1") else 1
+        expected_SND = references[source][name]
+        check_activations(run, name, source, expected_SND)
+        assert not rows_of(run, name, 1 - source)
+    check_accounts(run)
