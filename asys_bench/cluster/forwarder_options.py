@@ -45,7 +45,12 @@ class ForwarderOptions(SinkOptions):
     max_mib_in_flight: float = Field(
         64, gt=0, le=1 << 16, description="Most MiB of packets that wait for the receiver's answer."
     )
-    batch_mib: float = Field(4, gt=0, le=64, description="MiB of one message.")
+    batch_mib: float = Field(
+        4,
+        gt=0,
+        le=64,
+        description="MiB of payloads in one message; a 64th more is left for headers.",
+    )
     hold_s: float = Field(
         0.1,
         ge=0,

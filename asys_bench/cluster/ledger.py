@@ -8,23 +8,25 @@ has a bit for each of the last `WINDOW` sequence numbers, from `base` on; what i
 and a packet of there is *expired*: nobody can tell whether it came. An *account* counts what one forwarder
 sent of one stream.
 
-Putting a packet on the bus and writing it down are two steps, and a SIGKILL may come between them::
+Putting packets on the bus and writing them down are two steps, and a SIGKILL may come between them. A *run*
+is packets of one account with numbers in a row, which one call pushes::
 
-    1. intent: account, seq and the counts as they are before          `begin`
-    2. the packet is pushed                                            (the caller)
-    3. the bit, the count of the account, the count of pushes          `done`
+    1. intent: account, first seq, how many, and the counts as they are before      `begin`
+    2. they are pushed, all or the first few                                        (the caller)
+    3. how many it was, their bits, the count of the account, the count of pushes   `done`
     4. no intent
 
-Whoever opens the ledger afterwards finishes an intent: with the bit set, step 3 is done again (it sets what
-it set). Without it, the bus of the attempt before tells whether the packet was pushed: its count of accepted
-packets is that of the intent, or one more. Where nobody can tell (every worker was killed too), the packet
-counts as pushed and as `in_doubt`: one packet for each death at most, and never twice on a bus.
+Whoever opens the ledger afterwards finishes an intent: where step 3 has begun, it is done again (it sets what
+it set). Otherwise the bus of the attempt before tells how many were pushed: as many as its count of accepted
+packets is above that of the intent. Where nobody can tell (every worker was killed too), they all count as
+pushed and as `in_doubt`: `MOST_RUN` packets for each death at most, and never twice on a bus.
 
 File, little-endian u64 cells::
 
     0 magic | 1 in doubt | 2 intent: (account + 1) << 40 | seq, 0 for none | 3 count of the account before
-    4 pushes before | 5 attempt of the pushes | 6 pushes in that attempt | 64.. accounts, 8 cells each:
-    0 accepted, 1 duplicates, 2 expired, 3 unpushed | then streams: base, clean, 6 spare, bits
+    4 pushes before | 5 attempt of the pushes | 6 pushes in that attempt | 7 packets of the intent
+    8 of which pushed, 0 until then | 64.. accounts, 8 cells each: 0 accepted, 1 duplicates, 2 expired,
+    3 unpushed | then streams: base, clean, 6 spare, bits
 
 `clean` lags behind `base` while bits of numbers below `base` are cleared for those that take their place.
 """
@@ -48,12 +50,14 @@ LEDGER_FILE, LEDGER_DOCUMENT, LEDGER_SCHEMA = "ledger.bin", "ledger.json", "asys
 MAGIC = 0x3147_444C_5953_4121
 WINDOW = 1 << 20
 """Sequence numbers of a stream that are told apart; far more than a ring and a forwarder hold."""
+MOST_RUN = 256
+"""Packets of one intent."""
 MOST_ACCOUNTS, MOST_STREAMS = 4096, 1024
 _SEQ_BITS = 40
 _WORDS = WINDOW // 64
 _HEAD_CELLS, _ACCOUNT_CELLS, _STREAM_CELLS = 64, 8, 8 + _WORDS
 _STREAMS_AT = _HEAD_CELLS + MOST_ACCOUNTS * _ACCOUNT_CELLS
-_IN_DOUBT, _INTENT, _COUNT_BEFORE, _PUSHES_BEFORE, _ATTEMPT, _PUSHES = 1, 2, 3, 4, 5, 6
+_IN_DOUBT, _INTENT, _COUNT_BEFORE, _PUSHES_BEFORE, _ATTEMPT, _PUSHES, _RUN, _PUSHED = range(1, 9)
 
 
 class LedgerError(RuntimeError):
@@ -105,9 +109,28 @@ class Stream:
             self._advance((seq - WINDOW + 64) & ~63)
         return seq >= self.base
 
-    def set(self, seq: int) -> None:
-        """`seq` was admitted."""
-        self._cells[self._first + (seq >> 6) % _WORDS] |= 1 << (seq & 63)
+    def alike(self, seq: int, count: int) -> tuple[bool, int]:
+        """Whether `seq` was put on a bus, and for how many from it on, `count` at most, that is the same.
+
+        All of them were admitted.
+        """
+        known, end, at = self.has(seq), seq + count, seq
+        while at < end:
+            word = int(self._cells[self._first + (at >> 6) % _WORDS])
+            here = min(64 - (at & 63), end - at)
+            others = ((~word if known else word) >> (at & 63)) & ((1 << here) - 1)
+            if others:
+                return known, at - seq + (others & -others).bit_length() - 1
+            at += here
+        return known, count
+
+    def set(self, seq: int, count: int = 1) -> None:
+        """`count` numbers from `seq` on, which were admitted."""
+        at, end = seq, seq + count
+        while at < end:
+            here = min(64 - (at & 63), end - at)
+            self._cells[self._first + (at >> 6) % _WORDS] |= ((1 << here) - 1) << (at & 63)
+            at += here
 
     def _advance(self, base: int) -> None:
         before, self.base = self.base, base
@@ -147,14 +170,14 @@ class Account:
     def unpushed(self) -> int:
         return int(self._cells[self._first + 3])
 
-    def count_duplicate(self) -> None:
-        self._cells[self._first + 1] += 1
+    def count_duplicates(self, count: int) -> None:
+        self._cells[self._first + 1] += count
 
-    def count_expired(self) -> None:
-        self._cells[self._first + 2] += 1
+    def count_expired(self, count: int) -> None:
+        self._cells[self._first + 2] += count
 
-    def count_unpushed(self) -> None:
-        self._cells[self._first + 3] += 1
+    def count_unpushed(self, count: int) -> None:
+        self._cells[self._first + 3] += count
 
 
 class Totals(NamedTuple):
@@ -262,23 +285,26 @@ class Ledger:
             sum(one.unpushed for one in accounts),
         )
 
-    def begin(self, account: Account, seq: int) -> None:
-        """Step 1; the packet is pushed next, then `done` or `undone`."""
+    def begin(self, account: Account, seq: int, count: int = 1) -> None:
+        """Step 1 for `count` packets from `seq` on, `MOST_RUN` at most, none of which was put on a bus. They
+        are pushed next, then `done` or `undone`."""
         cells = self._cells
         cells[_COUNT_BEFORE] = cells[_HEAD_CELLS + account.number * _ACCOUNT_CELLS]
         cells[_PUSHES_BEFORE] = cells[_PUSHES]
+        cells[_RUN], cells[_PUSHED] = count, 0
         cells[_INTENT] = (account.number + 1) << _SEQ_BITS | seq
 
-    def done(self, account: Account, seq: int) -> None:
-        """Steps 3 and 4: the packet is on the bus."""
+    def done(self, account: Account, seq: int, count: int = 1) -> None:
+        """Steps 3 and 4: the first `count` of them are on the bus, one at least."""
         cells = self._cells
-        account.stream.set(seq)
-        cells[_HEAD_CELLS + account.number * _ACCOUNT_CELLS] = cells[_COUNT_BEFORE] + 1
-        cells[_PUSHES] = cells[_PUSHES_BEFORE] + 1
+        cells[_PUSHED] = count
+        account.stream.set(seq, count)
+        cells[_HEAD_CELLS + account.number * _ACCOUNT_CELLS] = cells[_COUNT_BEFORE] + count
+        cells[_PUSHES] = cells[_PUSHES_BEFORE] + count
         cells[_INTENT] = 0
 
     def undone(self) -> None:
-        """The bus refused the packet."""
+        """The bus refused all of them."""
         self._cells[_INTENT] = 0
 
     def close(self) -> None:
@@ -298,15 +324,20 @@ class Ledger:
         number, seq = (intent >> _SEQ_BITS) - 1, intent & ((1 << _SEQ_BITS) - 1)
         if number >= len(self.accounts):
             raise LedgerError(f"{self._folder / LEDGER_FILE}: an intent of account {number}")
-        account = self.accounts[number]
-        if not account.stream.has(seq):
+        account, count = self.accounts[number], int(self._cells[_PUSHED])
+        run = max(1, int(self._cells[_RUN]))  # an intent of an earlier version is of one packet
+        if not count:
+            before = int(self._cells[_PUSHES_BEFORE])
             pushed = accepted_before(int(self._cells[_ATTEMPT]))
-            if pushed == int(self._cells[_PUSHES_BEFORE]):
-                self.undone()
-                return
-            if pushed is None:
-                self._cells[_IN_DOUBT] += 1
-        self.done(account, seq)
+            if pushed is None or pushed < before:
+                self._cells[_IN_DOUBT] += run
+                count = run
+            else:
+                count = min(pushed - before, run)
+        if count:
+            self.done(account, seq, count)
+        else:
+            self.undone()
 
     def _map(self) -> bool:
         """Map the file; True: it is a new one."""

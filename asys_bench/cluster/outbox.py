@@ -24,24 +24,20 @@ No socket, no clock and no process here: tests drive it with a receiver that is 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from asys_bench.cluster import wire
 from asys_bench.contracts.bus import Lease
-from asys_bench.contracts.packet import (
-    DTYPE_CODE,
-    HEADER_BYTES,
-    ActivationPacket,
-    PacketMeta,
-    pack_header_into,
-)
+from asys_bench.contracts.packet import HEADER_BYTES
 
-Key = tuple[int, int, int]
-"""(source, shard, seq)"""
 MOST_REFUSALS = 3
 """Connections that may end with a refusal of the oldest batch before it is dropped."""
 
@@ -94,24 +90,20 @@ class _Held:
 
 
 class Batch:
-    """Packets as they travel. view: the whole message, or None once its memory was given back."""
+    """Packets as they travel. keys: `wire.KEYS` of each. entries: where each lies in the message. buffer:
+    None once its memory was given back."""
 
     __slots__ = (
         "born", "buffer", "entries", "held", "keys", "nbytes", "number", "refusals", "tracker",
     )  # fmt: skip
 
     def __init__(
-        self, buffer: bytearray, nbytes: int, keys: list[Key], entries: list[tuple[int, int]], held: _Held,
-        born: float
+        self, buffer: bytearray, nbytes: int, keys: npt.NDArray[np.void], entries: wire.Entries,
+        held: _Held, born: float,
     ) -> None:  # fmt: skip
         self.buffer: bytearray | None = buffer
-        self.nbytes, self.keys, self.entries, self.held, self.born = (
-            nbytes,
-            keys,
-            entries,
-            held,
-            born,
-        )
+        self.nbytes, self.keys, self.entries = nbytes, keys, entries
+        self.held, self.born = held, born
         self.number = self.refusals = 0
         self.tracker: Any = None
         """Says when the network has let go of the buffer."""
@@ -191,48 +183,58 @@ class Outbox:
         """Bytes for further packets."""
         return self._most - self.bytes
 
-    def offer(self, lease: Lease, now: float) -> None:
-        """Copy the lease's packets; it is acknowledged later, or now if there is no room for any."""
+    def offer(self, lease: Lease, headers: npt.NDArray[np.void], now: float) -> None:
+        """Copy the lease's packets; it is acknowledged later, or now if there is no room for any.
+
+        headers: of the lease, as `contracts.packet.HEADERS`.
+        """
         held = _Held(lease, now)
         held.pending = 1  # until all of it is sorted in
-        chosen: list[ActivationPacket] = []
-        size, most = wire.table_end(0), min(self._batch, self.max_message)
-        for packet in lease:
-            need = wire.aligned(HEADER_BYTES + packet.payload.nbytes) + wire.ENTRY_BYTES
-            alone = wire.batch_bytes((HEADER_BYTES + packet.payload.nbytes,))
-            if packet.hook_id in self.skip:
-                self._note(held, Dropped.ELSEWHERE)
-            elif alone > self.max_message or HEADER_BYTES + packet.payload.nbytes > self.max_packet:
-                self._note(held, Dropped.TOO_LARGE)
-            else:
-                if chosen and (
-                    size + need + wire.ALIGNMENT > most or len(chosen) == wire.MAX_PACKETS
-                ):
-                    self._add(held, chosen, now)
-                    chosen, size = [], wire.table_end(0)
-                chosen.append(packet)
-                size += need
-        if chosen:
-            self._add(held, chosen, now)
-        del chosen
+        sizes = headers["payload_bytes"].astype(np.int64) + HEADER_BYTES
+        chosen = self._choose(held, headers, sizes)
+        for start, stop in self._parts(sizes[chosen]):
+            self._add(held, headers, sizes, chosen[start:stop], now)
         self._held.append(held)
         self._settle(held)
 
-    def _add(self, held: _Held, packets: Sequence[ActivationPacket], now: float) -> None:
-        sizes = [HEADER_BYTES + packet.payload.nbytes for packet in packets]
-        nbytes = wire.batch_bytes(sizes)
+    def _choose(
+        self, held: _Held, headers: npt.NDArray[np.void], sizes: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        """Which packets of a lease are sent; the others are noted."""
+        elsewhere = np.isin(headers["hook_id"], list(self.skip))
+        alone = wire.table_end(1) + wire.aligned(sizes)
+        large = ~elsewhere & ((alone > self.max_message) | (sizes > self.max_packet))
+        self._note(held, Dropped.ELSEWHERE, int(elsewhere.sum()))
+        self._note(held, Dropped.TOO_LARGE, int(large.sum()))
+        return np.flatnonzero(~(elsewhere | large))
+
+    def _parts(self, sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Packets of these sizes as batches: (first, after the last) of each."""
+        ends = np.cumsum(wire.aligned(sizes) + wire.ENTRY_BYTES).tolist()
+        room = min(self._batch, self.max_message) - wire.table_end(0) - wire.ALIGNMENT
+        start = before = 0
+        while start < len(ends):
+            last = min(len(ends), start + wire.MAX_PACKETS)
+            stop = max(start + 1, bisect_right(ends, before + room, start, last))
+            yield start, stop
+            start, before = stop, ends[stop - 1]
+
+    def _add(
+        self, held: _Held, headers: npt.NDArray[np.void], sizes: npt.NDArray[np.int64],
+        packets: npt.NDArray[np.int64], now: float,
+    ) -> None:  # fmt: skip
+        """A batch of those `packets` of the lease."""
+        assert held.lease is not None
+        entries = wire.entries_of(sizes[packets])
+        nbytes = int(entries[-1, 0]) + wire.aligned(int(entries[-1, 1]))
         if self.bytes + nbytes > self._most and self.bytes:
             self._note(held, Dropped.SLOW, len(packets))
             return
         buffer = self._take(nbytes)
-        view = memoryview(buffer)
-        at = wire.table_end(len(packets))
-        entries, keys = [], []
-        for packet, size in zip(packets, sizes, strict=True):
-            _write(view, at, packet)
-            entries.append((at, size))
-            keys.append((packet.source, packet.shard, packet.seq))
-            at += wire.aligned(size)
+        held.lease.copy_frames(memoryview(buffer), np.stack([packets, entries[:, 0]], axis=1))
+        keys = np.empty(len(packets), wire.KEYS)
+        for name in ("source", "shard", "seq"):
+            keys[name] = headers[name][packets]
         held.pending += 1
         self.bytes += nbytes
         self._unsent.append(Batch(buffer, nbytes, keys, entries, held, now))
@@ -452,29 +454,3 @@ class Outbox:
         self.bytes -= batch.nbytes
         self._let_go(batch.buffer, batch)
         batch.buffer = None
-
-
-def _write(out: memoryview, at: int, packet: ActivationPacket) -> None:
-    """Header and payload of `packet` at `at`."""
-    meta = PacketMeta(
-        packet.hook_id,
-        packet.kind,
-        DTYPE_CODE[packet.dtype],
-        packet.shape,
-        packet.host_step,
-        packet.timestamp_ns,
-        packet.weights_version,
-        packet.encoding_id,
-        packet.params,
-        packet.sampling_rate,
-        packet.call_index,
-        packet.microbatch,
-        packet.token_position,
-        packet.text,
-    )
-    nbytes = packet.payload.nbytes
-    pack_header_into(
-        out, at, meta, seq=packet.seq, shard=packet.shard, source=packet.source,
-        payload_bytes=nbytes, crc=packet.crc,
-    )  # fmt: skip
-    out[at + HEADER_BYTES : at + HEADER_BYTES + nbytes] = packet.payload

@@ -30,11 +30,12 @@ import torch
 from pydantic import Field
 
 from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE
+from asys_bench.cluster.admission import Limits
 from asys_bench.cluster.book import Book, BookError, Entry
-from asys_bench.cluster.intake import Intake, Limits
+from asys_bench.cluster.intake import Intake
 from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair, zmq_problem
 from asys_bench.cluster.ledger import Ledger, LedgerError
-from asys_bench.cluster.receiver_account import ReceiverMeters, describe
+from asys_bench.cluster.meters import ReceiverMeters, describe
 from asys_bench.cluster.wire import Refusal
 from asys_bench.contracts.bus import BaseDataBus, BusProducer
 from asys_bench.contracts.host import (
@@ -48,6 +49,7 @@ from asys_bench.contracts.host import (
     LateClock,
 )
 from asys_bench.contracts.origin import ORIGIN, ring_meta
+from asys_bench.contracts.packet import Places
 from asys_bench.contracts.run_files import accounts_of, attempts_in
 from asys_bench.contracts.sink import Misfit
 from asys_bench.system.allocator import keep_freed_memory, return_freed_memory
@@ -161,7 +163,6 @@ class _OwnBus:
         self.max_packet = 1 << 62
         self._producers: list[BusProducer] = []
         self._ids: dict[str, int] = {}
-        self._origin = 0
         self._step = 0
 
     def begin(self, feed: dict[str, Any]) -> None:
@@ -172,7 +173,7 @@ class _OwnBus:
         fed = self._clock.feed(Feed(streams, feed["shards"], (ORIGIN,), feed["step_unit"]))
         self.bus = bus = fed.bus
         self._producers = [bus.producer(shard) for shard in range(feed["shards"])]
-        self._origin = bus.intern(ORIGIN)
+        self._meta = ring_meta(bus.intern(ORIGIN))
         self._bytes, self._packets = fed.capacity_bytes, fed.capacity_packets
         self.max_packet = min(self._bytes, *(p.max_payload_bytes for p in self._producers))
 
@@ -183,9 +184,8 @@ class _OwnBus:
             found = self._ids[name] = self.bus.intern(name)
         return found
 
-    def push(self, shard: int, hook_id: int, kind: int, frame: memoryview) -> bool:
-        meta = ring_meta(hook_id, kind, self._origin, frame.nbytes)
-        return self._producers[shard].try_push(meta, frame)
+    def push(self, shard: int, data: memoryview, places: Places) -> int:
+        return self._producers[shard].try_push_frames(self._meta, data, places)
 
     def room(self) -> tuple[int, int]:
         if self.bus is None:

@@ -27,8 +27,8 @@ ZAP = "inproc://zeromq.zap.01"
 HEARTBEAT_MS, SILENT_MS = 2_000, 10_000
 WAITING_MESSAGES = 32
 """Of one connection in libzmq, both ways; the credit is the bound for batches."""
-MOST_AT_ONCE = 64
-"""Messages between two looks at everything else."""
+MOST_AT_ONCE = 8
+"""Messages between two looks at everything else, answers too: a window must not run out meanwhile."""
 
 
 class RouterError(RuntimeError):

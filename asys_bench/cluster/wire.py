@@ -32,15 +32,19 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import IntEnum, StrEnum
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 PROTOCOL = 1
 MAGIC = 0x57595341  # b"ASYW" little-endian
 _HEAD = struct.Struct("<IHBBQ")
 HEAD_BYTES = _HEAD.size
 _BATCH = struct.Struct("<QII")
-_ENTRY = struct.Struct("<II")
-ENTRY_BYTES = _ENTRY.size
+ENTRY_BYTES = 8
 _ACK = struct.Struct("<6Q")
 KEY = struct.Struct("<IIQ")
+KEYS = np.dtype([("source", "<u4"), ("shard", "<u4"), ("seq", "<u8")])
+"""The same for numpy."""
 ALIGNMENT = 64
 MAX_JSON_BYTES = 2 << 20
 MAX_PACKETS = 1 << 16
@@ -217,6 +221,9 @@ def as_json(kind: Message, number: int, document: Any) -> bytes:
 
 
 T = TypeVar("T", Hello, Names, Welcome, Report)
+Size = TypeVar("Size", int, npt.NDArray[np.int64])
+Entries = npt.NDArray[np.int64]
+"""[n, 2]: offset and length of packets in a BATCH."""
 
 
 def parse(kind: type[T], data: memoryview) -> T:
@@ -282,9 +289,10 @@ def parse_ack(number: int, data: memoryview) -> Ack:
     return Ack(number, *_ACK.unpack_from(data, HEAD_BYTES))
 
 
-def batch_bytes(sizes: Sequence[int]) -> int:
+def batch_bytes(sizes: npt.ArrayLike) -> int:
     """Of a BATCH of packets of these sizes, headers included."""
-    return table_end(len(sizes)) + sum(map(aligned, sizes))
+    found = np.asarray(sizes, np.int64)
+    return table_end(len(found)) + int(aligned(found).sum())
 
 
 def table_end(packets: int) -> int:
@@ -292,23 +300,26 @@ def table_end(packets: int) -> int:
     return aligned(HEAD_BYTES + _BATCH.size + ENTRY_BYTES * packets)
 
 
-def aligned(nbytes: int) -> int:
+def aligned(nbytes: Size) -> Size:
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
 
 
-def write_batch_head(
-    out: memoryview, number: int, clock_ns: int, entries: Sequence[tuple[int, int]]
-) -> None:
-    """entries: (offset, length) of each packet, which are in place already."""
+def entries_of(sizes: npt.NDArray[np.int64]) -> Entries:
+    """Where packets of these sizes, headers included, lie in a BATCH."""
+    ends = table_end(len(sizes)) + np.cumsum(aligned(sizes))
+    return np.stack([ends - aligned(sizes), sizes], axis=1)
+
+
+def write_batch_head(out: memoryview, number: int, clock_ns: int, entries: npt.ArrayLike) -> None:
+    """entries: [n, 2], offset and length of each packet, which are in place already."""
+    table = np.asarray(entries, "<u4")
     _HEAD.pack_into(out, 0, MAGIC, PROTOCOL, Message.BATCH, 0, number)
-    _BATCH.pack_into(out, HEAD_BYTES, clock_ns, len(entries), 0)
+    _BATCH.pack_into(out, HEAD_BYTES, clock_ns, len(table), 0)
     at = HEAD_BYTES + _BATCH.size
-    for offset, length in entries:
-        _ENTRY.pack_into(out, at, offset, length)
-        at += ENTRY_BYTES
+    out[at : at + table.nbytes] = table.tobytes()
 
 
-def parse_batch(data: memoryview, least: int) -> tuple[int, list[tuple[int, int]]]:
+def parse_batch(data: memoryview, least: int) -> tuple[int, Entries]:
     """(the origin's clock in ns, offset and length of each packet), checked against the message's length.
 
     least: bytes of a packet, at least.
@@ -322,24 +333,24 @@ def parse_batch(data: memoryview, least: int) -> tuple[int, list[tuple[int, int]
     start = table_end(count) if count <= MAX_PACKETS else 0
     if zero or not 0 < count <= MAX_PACKETS or start > data.nbytes or clock_ns > _MOST:
         raise WireError(Refusal.MALFORMED, f"a BATCH of {count} packets in {data.nbytes} bytes")
-    begin = HEAD_BYTES + _BATCH.size
-    entries: list[tuple[int, int]] = list(
-        _ENTRY.iter_unpack(data[begin : begin + ENTRY_BYTES * count])
-    )
-    for offset, length in entries:
-        if offset != start or length < least:
-            raise WireError(Refusal.MALFORMED, f"a packet at {offset} of {length} bytes in a BATCH")
-        start += aligned(length)
-    if start != data.nbytes:
+    table = np.frombuffer(data, "<u4", 2 * count, HEAD_BYTES + _BATCH.size).astype(np.int64)
+    entries = table.reshape(count, 2)
+    expected = entries_of(entries[:, 1])
+    wrong = (expected != entries).any(axis=1) | (entries[:, 1] < least)
+    if wrong.any():
+        offset, length = entries[int(wrong.argmax())].tolist()
+        raise WireError(Refusal.MALFORMED, f"a packet at {offset} of {length} bytes in a BATCH")
+    end = int(expected[-1, 0]) + aligned(int(expected[-1, 1]))
+    if end != data.nbytes:
         raise WireError(
-            Refusal.MALFORMED, f"packets of a BATCH end at {start}, the message at {data.nbytes}"
+            Refusal.MALFORMED, f"packets of a BATCH end at {end}, the message at {data.nbytes}"
         )
     return clock_ns, entries
 
 
-def query(number: int, keys: Sequence[tuple[int, int, int]]) -> bytes:
-    """keys: (source, shard, seq)."""
-    return message(Message.QUERY, number, b"".join(KEY.pack(*key) for key in keys))
+def query(number: int, keys: npt.ArrayLike) -> bytes:
+    """keys: `KEYS`."""
+    return message(Message.QUERY, number, np.asarray(keys, KEYS).tobytes())
 
 
 def parse_query(data: memoryview) -> list[tuple[int, int, int]]:

@@ -36,6 +36,7 @@ from pydantic import BaseModel
 from asys_bench.contracts.capture_port import CapturePort, HookT, PortCells
 
 if TYPE_CHECKING:  # a reader of the stats page and `asys-run --help` do not wait for torch
+    import numpy as np
     import numpy.typing as npt
     import torch
 
@@ -231,6 +232,25 @@ class BusProducer(ABC):
                 return index
         return len(payloads)
 
+    def try_push_frames(
+        self, meta: PacketMeta, data: memoryview, places: npt.NDArray[np.int64]
+    ) -> int:
+        """Push parts of `data` as one packet each; returns how many were accepted.
+
+        Each part is a frame, the header of a packet and its payload (`contracts.origin`). Hook and kind are
+        those of its header, the shape is its size, all else is from `meta`. Stops as `try_push_many` does.
+        A bus may publish what it accepts at once: a producer that is killed in the call has published all of
+        it, a first part of it or nothing.
+
+        places: [n, 2], C-contiguous: where in `data` a frame begins, and its bytes.
+
+        Raises:
+            ValueError: a frame does not lie in `data`, or is shorter than a header.
+        """
+        from asys_bench.contracts.packet import push_frames
+
+        return push_frames(self.try_push, meta, data, places)
+
     def capture_port(self, meta: PacketMeta, cells: PortCells) -> CapturePort | None:
         """A shortcut for a hook whose packets have the hook, kind and encoding of `meta`, or None."""
         del meta, cells
@@ -283,6 +303,28 @@ class Lease(ABC):
         Raises:
             PacketError: the header of one of them is damaged; give the batch back.
         """
+
+    def headers(self) -> bytes:
+        """The headers of all of them, in order, 128 bytes each (`contracts.packet.HEADERS` reads them).
+
+        Raises:
+            PacketError: one of them is damaged; give the batch back.
+        """
+        from asys_bench.contracts.packet import headers_of
+
+        return headers_of(self.packets)
+
+    def copy_frames(self, out: memoryview, places: npt.NDArray[np.int64]) -> None:
+        """Copy packets, header and payload each.
+
+        places: [n, 2], C-contiguous: which packet of the lease, and where in `out` it begins.
+
+        Raises:
+            ValueError: no such packet, or `out` has no room for it there.
+        """
+        from asys_bench.contracts.packet import copy_frames
+
+        copy_frames(self.packets, out, places)
 
     def __len__(self) -> int:
         return len(self.packets)

@@ -27,12 +27,13 @@ PREFIX_BYTES = HEADER_BYTES
 _BYTES = DTYPE_CODE[torch.uint8]
 
 
-def ring_meta(hook_id: int, kind: int, origin_id: int, nbytes: int) -> PacketMeta:
-    """What the ring's own header says of a packet of `nbytes` bytes, prefix included.
+def ring_meta(origin_id: int) -> PacketMeta:
+    """What the ring's own headers say of such packets, but for hook, kind and size
+    (`BusProducer.try_push_frames`).
 
     origin_id: of the name `ORIGIN` on this bus.
     """
-    return PacketMeta(hook_id, kind, _BYTES, (nbytes,), encoding_id=origin_id)
+    return PacketMeta(0, 0, _BYTES, (0,), encoding_id=origin_id)
 
 
 def restored(packet: ActivationPacket) -> ActivationPacket:

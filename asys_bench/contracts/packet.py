@@ -26,12 +26,14 @@ tensor; the payload's own form is the encoding's business.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import crc32c as _crc32c
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from asys_bench.contracts.tensor_memory import memory_fault
@@ -52,6 +54,21 @@ MAX_TEXT = 254
 
 HEADER = struct.Struct("<IHHQQQQQIHHHBBBBHIfIi8I16s")
 assert HEADER.size == HEADER_BYTES
+HEADERS = np.dtype(
+    [
+        ("magic", "<u4"), ("version", "<u2"), ("flags", "<u2"), ("seq", "<u8"), ("host_step", "<u8"),
+        ("timestamp_ns", "<u8"), ("weights_version", "<u8"), ("payload_bytes", "<u8"), ("source", "<u4"),
+        ("shard", "<u2"), ("hook_id", "<u2"), ("encoding_id", "<u2"), ("kind", "u1"), ("dtype", "u1"),
+        ("ndim", "u1"), ("text", "u1"), ("microbatch", "<u2"), ("call_index", "<u4"),
+        ("sampling_rate", "<f4"), ("crc", "<u4"), ("token_position", "<i4"), ("shape", "<u4", (8,)),
+        ("params", "V16"),
+    ]
+)  # fmt: skip
+"""The same for numpy."""
+assert HEADERS.itemsize == HEADER_BYTES
+_HOOK, _KIND = struct.Struct("<H"), struct.Struct("<B")
+Places: TypeAlias = "npt.NDArray[np.int64]"
+"""[n, 2], C-contiguous: of frames in a batch."""
 
 
 class PacketError(ValueError):
@@ -331,3 +348,68 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     if tensor.dtype not in _NUMPY_KNOWS:
         tensor = tensor.reshape(-1).view(torch.uint8)
     return tensor.numpy().data.cast("B")
+
+
+def headers_of(packets: Sequence[ActivationPacket]) -> bytes:
+    """As `Lease.headers`."""
+    found = bytearray(HEADER_BYTES * len(packets))
+    for index, packet in enumerate(packets):
+        _write_header(found, HEADER_BYTES * index, packet)
+    return bytes(found)
+
+
+def copy_frames(packets: Sequence[ActivationPacket], out: memoryview, places: Places) -> None:
+    """As `Lease.copy_frames`."""
+    for index, at in places.tolist():
+        if not 0 <= index < len(packets):
+            raise ValueError(f"no packet {index}: the lease has {len(packets)}")
+        packet = packets[index]
+        end = at + HEADER_BYTES + packet.payload.nbytes
+        if not 0 <= at <= end <= out.nbytes:
+            raise ValueError(f"a frame from {at} to {end} in {out.nbytes} bytes")
+        _write_header(out, at, packet)
+        out[at + HEADER_BYTES : end] = packet.payload
+
+
+def push_frames(
+    try_push: Callable[[PacketMeta, memoryview], bool],
+    meta: PacketMeta,
+    data: memoryview,
+    places: Places,
+) -> int:
+    """As `BusProducer.try_push_frames`."""
+    if not (places[:, 1] >= HEADER_BYTES).all():
+        raise ValueError(
+            f"a frame has {HEADER_BYTES} bytes of header: {places[:, 1].min()} are too few"
+        )
+    if not ((places[:, 0] >= 0) & (places[:, 0] <= data.nbytes - places[:, 1])).all():
+        raise ValueError(f"a frame does not lie in {data.nbytes} bytes")
+    for index, (at, nbytes) in enumerate(places.tolist()):
+        (hook_id,), (kind,) = _HOOK.unpack_from(data, at + 54), _KIND.unpack_from(data, at + 58)
+        its = meta._replace(hook_id=hook_id, kind=kind, shape=(nbytes,))
+        if not try_push(its, data[at : at + nbytes]):
+            return index
+    return len(places)
+
+
+def _write_header(out: bytearray | memoryview, at: int, packet: ActivationPacket) -> None:
+    meta = PacketMeta(
+        packet.hook_id,
+        packet.kind,
+        DTYPE_CODE[packet.dtype],
+        packet.shape,
+        packet.host_step,
+        packet.timestamp_ns,
+        packet.weights_version,
+        packet.encoding_id,
+        packet.params,
+        packet.sampling_rate,
+        packet.call_index,
+        packet.microbatch,
+        packet.token_position,
+        packet.text,
+    )
+    pack_header_into(
+        out, at, meta, seq=packet.seq, shard=packet.shard, source=packet.source,
+        payload_bytes=packet.payload.nbytes, crc=packet.crc,
+    )  # fmt: skip

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -50,6 +51,7 @@ class CppSpmcProducer(ShardWriter):
         # The class's methods below document and type them; these are what callers reach.
         self.try_push = core.try_push  # type: ignore[method-assign]
         self.try_push_many = core.try_push_many  # type: ignore[method-assign]
+        self.try_push_frames = core.try_push_frames  # type: ignore[method-assign]
         self.reserve = core.reserve  # type: ignore[method-assign]
         self.fill_now = core.fill_ratio  # type: ignore[method-assign]
 
@@ -64,6 +66,11 @@ class CppSpmcProducer(ShardWriter):
 
     def try_push_many(self, meta: PacketMeta, payloads: npt.NDArray[Any] | torch.Tensor) -> int:
         return self.core.try_push_many(meta, payloads)
+
+    def try_push_frames(
+        self, meta: PacketMeta, data: memoryview, places: npt.NDArray[np.int64]
+    ) -> int:
+        return self.core.try_push_frames(meta, data, places)
 
     def capture_port(self, meta: PacketMeta, cells: PortCells) -> CapturePort | None:
         return self.core.capture_port(

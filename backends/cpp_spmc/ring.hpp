@@ -16,7 +16,8 @@
 // PROTOCOL
 //   1. The producer reclaims: the oldest slot may be reused once every group's word is final.
 //   2. It copies the payload, writes descriptor and group words (PENDING or MISSED), then stores
-//      wseq. That store is the only commit point: a producer killed before it published nothing.
+//      wseq, for one packet or for many. That store is the only commit point: a producer killed
+//      before it published nothing.
 //   3. It rings the doorbell if, after that store, anyone is marked as waiting.
 //   4. A consumer scans from the hint to wseq and claims with ONE compare-and-swap
 //      PENDING -> CLAIMED(owner). There is no ticket, so a kill leaves no ownerless packet.

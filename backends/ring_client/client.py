@@ -83,6 +83,7 @@ class ShardWriter(AttachedProducer):
             try_push=lambda meta, payload: False,
             push=lambda meta, payload, timeout_s: False,
             try_push_many=lambda meta, payloads: 0,
+            try_push_frames=lambda meta, data, places: 0,
             reserve=lambda nbytes: None,
             capture_port=lambda meta, cells: None,
         )

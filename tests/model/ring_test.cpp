@@ -10,8 +10,8 @@ namespace model {
 constexpr u64 kPackets = 4;
 constexpr unsigned kSlots = 2;
 
-template <bool AtLeastOnce, bool Wrap>
-struct RingTest : rl::test_suite<RingTest<AtLeastOnce, Wrap>, 4> {
+template <bool AtLeastOnce, bool Wrap, unsigned Batch = 1>
+struct RingTest : rl::test_suite<RingTest<AtLeastOnce, Wrap, Batch>, 4> {
   using Mem = Memory<kSlots, 1>;
   using R = spmc::Ring<Mem>;
   // Two packets before the 40-bit tag wraps, or the beginning.
@@ -34,19 +34,26 @@ struct RingTest : rl::test_suite<RingTest<AtLeastOnce, Wrap>, 4> {
     // its death has a test of its own below.
   }
 
+  // `Batch` packets are published by one store, fewer where what is queued keeps the ring full.
   void producer() {
-    u64 seq = kFirst;
+    u64 seq = kFirst, published = kFirst;
+    const auto publish = [&] {
+      published = seq;
+      R::commit(m, seq);
+    };
     for (unsigned tries = 0; seq != kFirst + kPackets && tries < 12; ++tries) {
-      if (seq - tail == kSlots) tail = R::reclaim(m, tail, seq, tally);
+      if (seq - tail == kSlots) tail = R::reclaim(m, tail, published, tally);
       if (seq - tail == kSlots) {
-        rl::yield(1, $);
+        if (seq != published) publish();
+        else rl::yield(1, $);
         continue;
       }
       m.write_payload(seq, seq * 3 + 1);
       R::fill(m, seq, seq, 1);
       ++seq;
-      R::commit(m, seq);
+      if (seq - published == Batch) publish();
     }
+    if (seq != published) publish();
   }
 
   void consumer(unsigned index) {
@@ -318,6 +325,8 @@ int main(int argc, char** argv) {
       run("at_least_once", [](auto& p) { return rl::simulate<RingTest<true, false>>(p); }) &&
       run("at_most_once", [](auto& p) { return rl::simulate<RingTest<false, false>>(p); }) &&
       run("at_least_once across a wrap", [](auto& p) { return rl::simulate<RingTest<true, true>>(p); }) &&
+      run("at_least_once, batches", [](auto& p) { return rl::simulate<RingTest<true, false, 2>>(p); }) &&
+      run("at_most_once, batches", [](auto& p) { return rl::simulate<RingTest<false, true, 2>>(p); }) &&
       run("death of a reaper", [](auto& p) { return rl::simulate<ReaperDeathTest>(p); }) &&
       run("rewind during a scan", [](auto& p) { return rl::simulate<RewindTest>(p); }) &&
       run("sleep and wake", [](auto& p) { return rl::simulate<WakeTest>(p); }) &&

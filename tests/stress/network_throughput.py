@@ -12,6 +12,7 @@ CURVE and without. Printed are GB/s, CPU seconds per GB of all processes togethe
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -26,7 +27,6 @@ from typing import Any
 import torch
 import zmq
 
-from asys_bench.cluster import forwarder as forwarder_module
 from asys_bench.cluster.forwarder import ForwarderWorker
 from asys_bench.cluster.forwarder_options import ForwarderOptions
 from asys_bench.cluster.keys import make_keys, read_key
@@ -59,6 +59,11 @@ CASES = [
 ]
 MESSAGE, IN_FLIGHT = 4 << 20, 4
 RING_MIB = 64
+CONFIG = {
+    "host": {"kind": "synthetic"},
+    "hooks": [{"match": "*"}],
+    "sinks": {"remote": {"kind": "forwarder", "options": {"to": "tcp://127.0.0.1:1"}}},
+}
 
 
 def make_bus(group: str, names: tuple[str, ...], mib: int, shards: int = 1) -> BaseDataBus:
@@ -261,10 +266,10 @@ def ours(size: int, keys: str | None, mib: int) -> tuple[float, float]:
             name="remote-0", run_dir=run, run_id="run", seed=0, slot=page.slot("remote-0"), wall_offset_ns=0,
             incarnation=0, name_of=bus.name_of, decode=lambda packet: packet.raw_tensor(),
             heartbeat=lambda: None, time_left_s=lambda: float("inf"),
-            names=lambda: interned_names(bus, known), group="remote", account=bus.account,
+            names=lambda: interned_names(bus, known), group="remote", account=bus.account, config=CONFIG,
         )
     )  # fmt: skip
-    while worker._connection is None or not worker._connection.session.welcomed:
+    while not worker._connector.is_welcomed:
         worker.idle()
         time.sleep(0.001)
     before, started = cpu_s(), time.perf_counter()
@@ -310,7 +315,7 @@ RUN = {"bare": bare, "ours": ours, "ring": ring}
 
 
 def main(rounds: int, mib: int) -> None:
-    forwarder_module.log.setLevel("ERROR")
+    logging.getLogger("asys_bench").setLevel("ERROR")
     place = Path(tempfile.mkdtemp(prefix="asys-keys-"))
     make_keys(place / "keys")
     found: dict[Any, list[tuple[float, float]]] = {}

@@ -39,6 +39,8 @@ struct Header {
 bool parse_meta(PyObject* meta, Header& header);
 // Complete and write the header of one packet in front of its payload.
 void write_header(const Header& header, u8* payload, u64 nbytes, const Producer& producer);
+// False: the header of a packet of `nbytes` payload bytes is damaged, and PacketError is set.
+bool check_header(const u8* header, u64 nbytes);
 // A new ActivationPacket, or nullptr with an error set. `header` is untrusted.
 PyObject* build_packet(const u8* header, u64 nbytes, PyObject* payload);
 

@@ -2,7 +2,7 @@
 #include <new>
 
 #include "copy.hpp"
-#include "py_bridge.hpp"
+#include "py_frames.hpp"
 
 namespace spmc::py {
 namespace {
@@ -108,9 +108,7 @@ bool build_packets(LeaseObject* self) {
   bool ok = packets != nullptr && views != nullptr;
   for (Py_ssize_t i = 0; ok && i < count; ++i) {
     const Claim& claim = self->claims[static_cast<std::size_t>(i)];
-    if (claim.frame == nullptr) {
-      PyErr_Format(contract.bus_error, "packet %llu of shard %u points outside its arena: the segment "
-                   "is damaged", static_cast<unsigned long long>(claim.seq), claim.shard);
+    if (!lies_in_arena(claim)) {
       ok = false;
       break;
     }
@@ -203,6 +201,16 @@ PyObject* lease_exit(PyObject* object, PyObject* const* args, Py_ssize_t count) 
 PyObject* lease_packets(PyObject* object, void*) {
   auto* self = reinterpret_cast<LeaseObject*>(object);
   return build_packets(self) ? Py_NewRef(self->packets) : nullptr;
+}
+
+PyObject* lease_headers(PyObject* object, PyObject*) {
+  auto* self = reinterpret_cast<LeaseObject*>(object);
+  return must_be_open(self) ? headers_of(self->claims) : nullptr;
+}
+
+PyObject* lease_copy_frames(PyObject* object, PyObject* args, PyObject* keywords) {
+  auto* self = reinterpret_cast<LeaseObject*>(object);
+  return must_be_open(self) ? copy_frames(self->claims, args, keywords) : nullptr;
 }
 
 PyObject* lease_iter(PyObject* object) {
@@ -330,6 +338,8 @@ PyType_Slot view_slots[] = {{Py_bf_getbuffer, reinterpret_cast<void*>(view_getbu
                             {0, nullptr}};
 PyMethodDef lease_methods[] = {{"release", lease_release, METH_NOARGS, nullptr},
                                {"give_back", lease_give_back, METH_NOARGS, nullptr},
+                               {"headers", lease_headers, METH_NOARGS, nullptr},
+                               {"copy_frames", as_c(lease_copy_frames), METH_VARARGS | METH_KEYWORDS, nullptr},
                                {"__enter__", lease_enter, METH_NOARGS, nullptr},
                                {"__exit__", as_c(lease_exit), METH_FASTCALL, nullptr},
                                {}};

@@ -262,7 +262,7 @@ void write_header(const Header& header, u8* payload, u64 nbytes, const Producer&
   put<u16>(h, 52, static_cast<u16>(producer.shard()));
 }
 
-PyObject* build_packet(const u8* h, u64 nbytes, PyObject* payload) {
+bool check_header(const u8* h, u64 nbytes) {
   const u8 ndim = get<u8>(h, 60), dtype = get<u8>(h, 59), kind = get<u8>(h, 58);
   if (get<u32>(h, 0) != kPacketMagic || get<u16>(h, 4) != 1 || ndim > 8 ||
       dtype >= PyTuple_GET_SIZE(contract.dtypes) || kind >= PyTuple_GET_SIZE(contract.kinds) ||
@@ -273,8 +273,14 @@ PyObject* build_packet(const u8* h, u64 nbytes, PyObject* payload) {
                  get<u32>(h, 0), get<u16>(h, 4), ndim, dtype, kind,
                  static_cast<unsigned long long>(get<u64>(h, 40)),
                  static_cast<unsigned long long>(nbytes));
-    return nullptr;
+    return false;
   }
+  return true;
+}
+
+PyObject* build_packet(const u8* h, u64 nbytes, PyObject* payload) {
+  if (!check_header(h, nbytes)) return nullptr;
+  const u8 ndim = get<u8>(h, 60), dtype = get<u8>(h, 59), kind = get<u8>(h, 58);
   PyObject* packet = contract.packet->tp_alloc(contract.packet, 0);
   if (packet == nullptr) return nullptr;
   unsigned field = 0;

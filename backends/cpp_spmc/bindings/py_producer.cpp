@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "py_producer.hpp"
+#include "py_frames.hpp"
 
 namespace spmc::py {
 namespace {
@@ -29,15 +29,6 @@ PyObject* outcome(ProducerObject* self, Refusal refusal) {
   if (refusal == Refusal::none) Py_RETURN_TRUE;
   self->core->count_refusal(refusal);
   Py_RETURN_FALSE;
-}
-
-bool ready(ProducerObject* self) {
-  if (!same_process(self->generation)) return false;
-  if (self->use == Use::idle) return true;
-  PyErr_SetString(contract.bus_error,
-                  "the producer is in use: by another thread (take one shard per thread), or by a "
-                  "reservation that was neither committed nor aborted");
-  return false;
 }
 
 void seal(const Producer& producer, u8* payload, u64 nbytes) {
@@ -349,6 +340,7 @@ PyMethodDef producer_methods[] = {
     {"try_push", as_c(try_push), METH_FASTCALL | METH_KEYWORDS, nullptr},
     {"push", as_c(push), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"try_push_many", as_c(try_push_many), METH_FASTCALL | METH_KEYWORDS, nullptr},
+    {"try_push_frames", as_c(try_push_frames), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"reserve", as_c(reserve), METH_VARARGS | METH_KEYWORDS, nullptr},
     {"fill_ratio", fill_ratio, METH_NOARGS, nullptr},
     {"capture_port", as_c(new_capture_port), METH_VARARGS | METH_KEYWORDS, nullptr},
@@ -380,6 +372,15 @@ PyType_Spec reservation_spec = {"asys_bench.backends.cpp_spmc._spmc.Reservation"
                                 reservation_slots};
 
 }  // namespace
+
+bool ready(ProducerObject* self) {
+  if (!same_process(self->generation)) return false;
+  if (self->use == Use::idle) return true;
+  PyErr_SetString(contract.bus_error,
+                  "the producer is in use: by another thread (take one shard per thread), or by a "
+                  "reservation that was neither committed nor aborted");
+  return false;
+}
 
 void place(Producer& producer, const Header& header, u8* to, const u8* from, u64 nbytes) {
   write_header(header, to, nbytes, producer);

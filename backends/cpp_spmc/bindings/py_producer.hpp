@@ -1,4 +1,4 @@
-// The Python object behind a producer, and what its shortcut (py_capture.cpp) shares with it.
+// The Python object behind a producer, and what py_capture.cpp and py_frames.cpp share with it.
 #pragma once
 
 #include "py_bridge.hpp"
@@ -16,6 +16,8 @@ struct ProducerObject {
   Use use;
 };
 
+// False: it belongs to another process, or is in use; BusError is set.
+bool ready(ProducerObject* self);
 // Header, checksum and payload into reserved memory; the caller commits.
 void place(Producer& producer, const Header& header, u8* to, const u8* from, u64 nbytes);
 // `Producer.capture_port`: a CapturePort for one hook.

@@ -147,7 +147,7 @@ class Origin:
 
     def kill(self) -> None:
         """As a SIGKILL: what the forwarder held is gone, the bus gives its claims to the next one."""
-        self.worker._link.close()
+        self.worker._connector.close()
         self.reader.close()
 
     def time_left_s(self) -> float:

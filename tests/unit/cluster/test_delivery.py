@@ -101,9 +101,17 @@ class Delivery(RuleBasedStateMachine):
     def the_receiver_is_killed(self) -> None:
         self.world.kill_receiver()
 
-    @rule(when=st.sampled_from(["before", "after", "before unknown", "after unknown", None]))
+    @rule(
+        when=st.sampled_from(
+            ["before", "within", "after", "before unknown", "within unknown", "after unknown", None]
+        )
+    )  # fmt: skip
     def the_receiver_will_die_in_a_push(self, when: str | None) -> None:
         self.world.bus.die = when
+
+    @rule(most=st.sampled_from([1, 3, 1 << 30]))
+    def the_receivers_ring_takes_so_many_at_once(self, most: int) -> None:
+        self.world.bus.most = most
 
     @invariant()
     def everything_holds(self) -> None:
@@ -219,17 +227,36 @@ def test_a_push_that_nobody_can_tell_of_counts_as_in_doubt_and_comes_once(world:
     world.bus.die = "after unknown"
     world.settle()
     world.check_quiet()
-    assert world.ledger.in_doubt == 1
+    assert world.ledger.in_doubt == 4
     assert len(world.pushed) == 4
 
 
-def test_a_push_that_did_not_happen_and_nobody_can_tell_of_is_the_one_packet_that_is_lost(
+def test_what_of_a_push_did_not_happen_and_nobody_can_tell_is_all_that_is_lost(
     world: World,
 ) -> None:
-    for _ in range(4):
+    for _ in range(6):
         world.produce((0, 0), 100)
-    world.bus.die = "before unknown"
+    world.bus.die = "within unknown"
     world.settle()
     world.check_quiet()
-    assert world.ledger.in_doubt == 1
+    assert world.ledger.in_doubt == 6
     assert len(world.pushed) == 3
+
+
+def test_a_push_that_was_killed_half_way_is_finished_by_the_next_receiver(world: World) -> None:
+    for _ in range(6):
+        world.produce((0, 0), 100)
+    world.bus.die = "within"
+    world.settle()
+    world.check_quiet()
+    assert world.ledger.in_doubt == 0
+    assert [key for key, _ in world.pushed] == [(0, 0, seq) for seq in range(6)]
+
+
+def test_a_ring_that_takes_fewer_than_it_has_room_for_is_offered_the_rest(world: World) -> None:
+    for _ in range(10):
+        world.produce((0, 0), 100)
+    world.bus.most = 3
+    world.settle()
+    world.check_quiet()
+    assert [key for key, _ in world.pushed] == [(0, 0, seq) for seq in range(10)]

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from asys_bench.cluster import wire
-from asys_bench.cluster.intake import SILENT_S, Intake, Limits
+from asys_bench.cluster.admission import Limits
+from asys_bench.cluster.intake import SILENT_S, Intake
 from asys_bench.cluster.ledger import Ledger
 from asys_bench.cluster.wire import Message, Refusal
 from tests.unit.cluster.delivery_world import ReceiverBus
@@ -90,9 +91,9 @@ def test_a_forwarder_is_welcomed_with_its_credit_and_its_packets_are_accepted(
 
 def test_times_are_those_of_this_nodes_clock_and_never_in_the_future(receiver: Receiver) -> None:
     stamps = []
-    receiver.bus.push = lambda shard, hook, kind, frame: stamps.append(  # type: ignore[method-assign]
-        struct.unpack_from("<Q", frame, 24)[0]
-    ) or True  # fmt: skip
+    receiver.bus.push = lambda shard, data, places: stamps.extend(  # type: ignore[method-assign]
+        struct.unpack_from("<Q", data, at + 24)[0] for at, _ in places.tolist()
+    ) or len(places)  # fmt: skip
     receiver.hello()
     receiver.say(b"a", batch(1, [0]), clock_ns=NS)  # stamped 900, sent at 1000 there
     receiver.say(b"a", batch(2, [1], t24=("<Q", 5000)), clock_ns=NS + 50)

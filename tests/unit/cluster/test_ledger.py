@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from asys_bench.cluster.ledger import (
     FOLDER,
@@ -42,19 +46,34 @@ class DyingCells:
         self.cells[at] = value
 
 
-def push(ledger: Ledger, bus: list[int], seq: int) -> None:
+def push(
+    ledger: Ledger, bus: list[int], seq: int, count: int = 1, taken: int | None = None
+) -> None:
+    """A run; the bus takes `taken` of it, or all."""
     account = ledger.account(SENDER, ledger.stream(STREAM))
-    if account.stream.has(seq) or not account.stream.admit(seq):
-        return
-    ledger.begin(account, seq)
-    bus.append(seq)
-    ledger.done(account, seq)
+    account.stream.admit(seq + count - 1)
+    while count:
+        known, alike = account.stream.alike(seq, count)
+        if not known:
+            ledger.begin(account, seq, alike)
+            took = alike if taken is None else min(alike, taken)
+            bus.extend(range(seq, seq + took))
+            if not took:
+                ledger.undone()
+                return
+            ledger.done(account, seq, took)
+            if took < alike:
+                return
+        seq, count = seq + alike, count - alike
 
 
-@pytest.mark.parametrize("stores", range(12))
-@pytest.mark.parametrize("seq", [5, WINDOW + 70])
-def test_killed_after_any_store_a_packet_is_on_the_bus_once_and_counted_once(
-    tmp_path: Path, stores: int, seq: int
+@pytest.mark.parametrize("stores", range(16))
+@pytest.mark.parametrize(
+    ("seq", "count", "taken"),
+    [(5, 1, 1), (WINDOW + 70, 1, 1), (5, 130, 130), (60, 200, 70), (5, 9, 0)],
+)
+def test_killed_after_any_store_packets_are_on_the_bus_once_and_counted_once(
+    tmp_path: Path, stores: int, seq: int, count: int, taken: int
 ) -> None:
     bus: list[int] = []
     ledger = Ledger(tmp_path, 0)
@@ -67,19 +86,56 @@ def test_killed_after_any_store_a_packet_is_on_the_bus_once_and_counted_once(
         one._cells = dying
     killed = False
     try:
-        push(ledger, bus, seq)
+        push(ledger, bus, seq, count, taken)
     except KilledError:
         killed = True
     ledger._cells = cells
     ledger.close()
     there = len(bus)
     ledger = Ledger(tmp_path, 1, lambda attempt: there if attempt == 0 else None)
-    push(ledger, bus, seq)
-    assert bus == [0, 1, 2, 3, 4, seq]
-    assert ledger.accepted(SENDER) == 6
+    assert ledger.accepted(SENDER) == there
+    push(ledger, bus, seq, count)
+    assert bus == [*range(5), *range(seq, seq + count)]
+    assert ledger.accepted(SENDER) == 5 + count
     assert ledger.in_doubt == 0
-    assert killed or stores >= 7
+    assert killed or stores >= (10 if taken else 6)
     ledger.close()
+
+
+@pytest.mark.parametrize("told", [None, 2])
+def test_a_run_that_no_account_tells_of_is_in_doubt_as_a_whole(
+    tmp_path: Path, told: int | None
+) -> None:
+    ledger = Ledger(tmp_path, 0)
+    for one in range(5):
+        push(ledger, [], one)
+    ledger.begin(ledger.accounts[0], 5, 40)
+    ledger.close()
+    ledger = Ledger(tmp_path, 1, lambda attempt: told)  # 2: of a worker that had left long before
+    assert (ledger.in_doubt, ledger.accepted(SENDER)) == (40, 45)
+    assert ledger.streams[0].alike(0, 50) == (True, 45)
+    ledger.close()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    numbers=st.sets(st.integers(WINDOW - 300, WINDOW + 300)),
+    first=st.integers(WINDOW - 300, WINDOW + 200),
+    count=st.integers(1, 200),
+)
+def test_how_many_numbers_are_alike_is_what_one_look_at_each_says(
+    numbers: set[int], first: int, count: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder), 0)
+        stream = ledger.stream(STREAM)
+        stream.admit(WINDOW + 300)
+        for seq in numbers:
+            stream.set(seq)
+        each = [stream.has(seq) for seq in range(first, first + count)]
+        alike = len(list(itertools.takewhile(lambda known: known == each[0], each)))
+        assert stream.alike(first, count) == (each[0], alike)
+        ledger.close()
 
 
 def test_numbers_that_left_the_window_are_expired_and_those_in_it_are_told_apart(

@@ -1,15 +1,23 @@
-"""What a forwarder holds on to: no buffer whose batch is settled, but for those that it uses again."""
+"""What a forwarder holds: batches of whole frames, and no buffer whose batch is settled but spare ones."""
 
 from __future__ import annotations
 
 import gc
 import weakref
 
+import numpy as np
+
 from asys_bench.cluster import wire
 from asys_bench.cluster.outbox import Outbox
+from asys_bench.contracts.bus import Lease
+from asys_bench.contracts.packet import HEADERS, ActivationPacket
 from tests.unit.cluster.delivery_world import Ring, packet
 
 BATCH, MOST = 4096, 16384
+
+
+def offer(outbox: Outbox, lease: Lease) -> None:
+    outbox.offer(lease, np.frombuffer(lease.headers(), HEADERS), 0.0)
 
 
 class Tracker:
@@ -28,7 +36,7 @@ class Sender:
     def send(self, nbytes: int) -> Tracker:
         self.ring.push(packet((0, 0, self.seq), nbytes))
         self.seq += 1
-        self.outbox.offer(self.ring.pull(1), 0.0)
+        offer(self.outbox, self.ring.pull(1))
         batch = self.outbox.next(MOST)
         assert batch is not None
         batch.message(self.seq, 0)
@@ -55,7 +63,43 @@ def test_of_large_ones_as_many_buffers_are_used_again_as_may_be_in_flight():
     assert len(sender.outbox._spare) == MOST // BATCH
     spare = {id(buffer) for buffer in sender.outbox._spare}
     sender.ring.push(packet((0, 0, sender.seq), 3000))
-    sender.outbox.offer(sender.ring.pull(1), 0.0)
+    offer(sender.outbox, sender.ring.pull(1))
     batch = sender.outbox.next(MOST)
     assert batch is not None
     assert id(batch.buffer) in spare
+
+
+def test_a_lease_is_cut_into_full_batches_that_hold_it_frame_by_frame():
+    ring, outbox = Ring(), Outbox(1 << 20, BATCH)
+    packets = [packet((seq % 2, 0, seq), 700 + seq, hook=1 + seq % 2) for seq in range(11)]
+    for one in packets:
+        ring.push(one)
+    offer(outbox, ring.pull(11))
+    found, sizes = [], []
+    while (batch := outbox.next(1 << 20)) is not None:
+        message = batch.message(len(sizes) + 1, 5)
+        sizes.append(message.nbytes)
+        _, entries = wire.parse_batch(message, 128)
+        frames = [message[at : at + size] for at, size in entries.tolist()]
+        found += [ActivationPacket.unpack(frame) for frame in frames]
+        keys = [tuple(key) for key in batch.keys.tolist()]
+        assert keys == [(one.source, one.shard, one.seq) for one in found[-len(frames) :]]
+    assert found == packets
+    assert len(sizes) == 3
+    assert max(sizes) <= BATCH
+
+
+def test_streams_of_others_and_packets_that_are_too_large_are_counted_and_left_out():
+    ring, outbox = Ring(), Outbox(1 << 20, BATCH)
+    outbox.skip, outbox.max_packet = {2}, 1000
+    for seq, (nbytes, hook) in enumerate([(10, 1), (10, 2), (2000, 1), (20, 1), (2000, 2)]):
+        ring.push(packet((0, 0, seq), nbytes, hook))
+    offer(outbox, ring.pull(5))
+    batch = outbox.next(1 << 20)
+    assert batch is not None
+    assert batch.keys["seq"].tolist() == [0, 3]
+    batch.message(1, 0)
+    outbox.acknowledge(wire.Ack(1, 2, 2, 0, 0, 0, 1 << 20))
+    assert outbox.counts.acked == 2
+    dropped = {reason: count for reason, count in outbox.counts.dropped.items() if count}
+    assert dropped == {"elsewhere": 2, "too_large": 1}

@@ -1,4 +1,4 @@
-"""What a receiver says of itself: its metrics, and its account in `cluster/receiver.json`."""
+"""What a forwarder and a receiver say of themselves: metrics in their slots, and `cluster/receiver.json`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,73 @@ from collections import Counter
 from typing import Any
 
 from asys_bench.cluster.accounts import RECEIVER_SCHEMA
-from asys_bench.cluster.intake import Connection, Intake
+from asys_bench.cluster.arrivals import Connection
+from asys_bench.cluster.intake import Intake
 from asys_bench.cluster.ledger import Ledger, SenderKey
+from asys_bench.cluster.outbox import Counts, Dropped, Outbox
 from asys_bench.cluster.wire import Refusal
 from asys_bench.contracts.stats import Slot
+
+
+class ForwarderMeters:
+    """A forwarder's counters in its slot. They outlive it."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._taken, self._acked = slot.counter("remote_taken"), slot.counter("remote_acked")
+        self._dropped = {
+            reason: slot.counter("remote_dropped", reason=reason) for reason in Dropped
+        }
+        self._sent, self._resent = slot.counter("remote_sent_bytes"), slot.counter("remote_resent")
+        self._connections = slot.counter("remote_connections")
+        self._refused = {
+            reason: slot.counter("remote_refused", reason=reason) for reason in Refusal
+        }
+        self._gauges = {
+            name: slot.gauge(f"remote_{name}")
+            for name in ("in_flight", "in_flight_bytes", "credit_bytes", "connected", "ack_s")
+        }
+        self._resent_before = self._resent.value
+
+    def counts(self) -> Counts:
+        """As the incarnation before has left them."""
+        return Counts(
+            self._taken.value,
+            self._acked.value,
+            {str(reason): counter.value for reason, counter in self._dropped.items()},
+        )
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """By reason, of this incarnation and those before."""
+        return {str(reason): counter.value for reason, counter in self._refused.items()}
+
+    def refuse(self, reason: Refusal) -> None:
+        self._refused[reason].add()
+
+    def connection(self) -> int:
+        """The number of the next connection."""
+        self._connections.add()
+        return self._connections.value
+
+    @property
+    def connections(self) -> int:
+        return self._connections.value
+
+    def sent_bytes(self, nbytes: int) -> None:
+        self._sent.add(nbytes)
+
+    def show(self, outbox: Outbox, *, credit: int, connected: bool, now: float) -> None:
+        counts, oldest = outbox.counts, outbox.oldest
+        self._taken.set(counts.taken)
+        self._acked.set(counts.acked)
+        for reason, counter in self._dropped.items():
+            counter.set(counts.dropped[reason])
+        self._resent.set(self._resent_before + outbox.resent)
+        self._gauges["in_flight"].set(counts.in_flight)
+        self._gauges["in_flight_bytes"].set(outbox.bytes)
+        self._gauges["credit_bytes"].set(credit)
+        self._gauges["connected"].set(int(connected))
+        self._gauges["ack_s"].set(now - oldest if oldest is not None else 0.0)
 
 
 class ReceiverMeters:
@@ -64,7 +127,7 @@ def _lag_s(connection: Connection) -> float | None:
 
 
 def describe(ledger: Ledger, intake: Intake) -> dict[str, Any]:
-    """The account as JSON, but for what the caller knows."""
+    """The receiver's account as JSON, but for what the caller knows."""
     live = {one.sender: one for one in intake.connections.values()}
     senders = []
     for sender in ledger.senders():
