@@ -4,8 +4,8 @@
 
 Each round measures every case once, in an order of its own, each in fresh processes: `bare` (a DEALER and a
 ROUTER, 4 MiB a message, four messages under way, the receiver copies into memory), `ours` (a forwarder that
-takes packets from a ring that was filled before, a receiver that pushes onto its ring, a process that only
-releases them) and `ring` (a push onto a local ring and such a process), packets of 64 KiB and 1 MiB, with
+takes packets from a ring that was filled before, with as much under way, a receiver that pushes onto its
+ring, a process that only releases them) and `ring` (a push onto a local ring and such a process), packets of 64 KiB and 1 MiB, with
 CURVE and without. Printed are GB/s, CPU seconds per GB of all processes together, and ratios within rounds.
 """
 
@@ -257,6 +257,7 @@ def ours(size: int, keys: str | None, mib: int) -> tuple[float, float]:
             on_slow="sample",
             wait_s=100,
             hold_s=0.1,
+            max_mib_in_flight=IN_FLIGHT * (MESSAGE >> 20) + 1,
         )
     )
     reader = bus.subscribe("remote", "remote-0")
