@@ -5,8 +5,9 @@
 Each round measures every case once, in an order of its own, each in fresh processes: `bare` (a DEALER and a
 ROUTER, 4 MiB a message, four messages under way, the receiver copies into memory), `ours` (a forwarder that
 takes packets from a ring that was filled before, with as much under way, a receiver that pushes onto its
-ring, a process that only releases them) and `ring` (a push onto a local ring and such a process), packets of 64 KiB and 1 MiB, with
-CURVE and without. Printed are GB/s, CPU seconds per GB of all processes together, and ratios within rounds.
+ring, a process that only releases them) and `ring` (a push onto a local ring and such a process), packets
+of 64 KiB and 1 MiB, with CURVE and without. Printed are GB/s, CPU seconds per GB of all processes together,
+and ratios within rounds.
 """
 
 from __future__ import annotations
