@@ -417,3 +417,18 @@ def test_memory_that_the_driver_does_not_pin_changes_no_row(observe):
     assert of_device == [
         (name, 0, 0, number, rows) for name, _, _, number, rows in on_cpu.arrived()
     ]
+
+
+def test_heads_are_split_in_host_memory_and_padding_is_left_out_of_each(observe, caplog):
+    ids, mask = random_batch(4, 12)
+    calls = [{"input_ids": ids, "attention_mask": form} for form in (mask, torch.zeros_like(mask))]
+    calls.append({"input_ids": ids})
+    rules = (
+        {"match": "first", "preprocess": {"heads": {"count": 3}}},
+        {"match": "second", "preprocess": [{"heads": {"count": 2, "keep": [1]}}, "int8"]},
+    )
+    on_cpu, on_device = both(observe, calls, rules)
+    assert on_cpu == on_device
+    assert len(on_device) == 3 * len(calls)
+    assert "heads.3 cannot be encoded on the device" in caplog.text
+    assert OnDevice.noted == []

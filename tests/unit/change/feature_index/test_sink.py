@@ -322,3 +322,18 @@ def test_options_name_folders_that_are_there(tmp_path):
     (misfit,) = options.misfits(1, ["a"])
     assert misfit.path == ("options", "saes", "a")
     assert sae_of(options.saes, "b") == "run"
+
+
+def test_rows_of_several_heads_a_token_are_indexed_without_tokens_and_that_is_said(
+    fed, tmp_path, caplog
+):
+    one = fed(saes=known(tmp_path))
+    one.worker._context = replace(
+        one.worker._context, rows_each=lambda packet: 2 if packet.hook_id == 1 else 1
+    )
+    ids, positions = texts(1)
+    one.text(ids, positions, 1)
+    one.feed(one_hot(ids).repeat_interleave(2, 0), host_step=1, text=1)
+    index = one.write()
+    assert index.rows == 2 * len(ids)
+    assert "several rows a token (heads)" in caplog.text
