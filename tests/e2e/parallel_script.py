@@ -57,6 +57,7 @@ def reference(same_batch):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     seen = {f"layers.{name}": [] for name in "0123"}
     seen |= {f"{name}:grad": [] for name, _ in model.named_parameters()}
+    seen |= {f"{name}:value": [one.detach().clone()] for name, one in model.named_parameters()}
     for name, layer in model.layers.items():
         layer.register_forward_hook(
             lambda _, __, output, key=f"layers.{name}": seen[key].append(output.detach().clone())
@@ -72,6 +73,8 @@ def reference(same_batch):
         for name, parameter in model.named_parameters():
             seen[f"{name}:grad"].append(parameter.grad.clone())
         optimizer.step()
+        for name, parameter in model.named_parameters():
+            seen[f"{name}:value"].append(parameter.detach().clone())
     torch.save(
         {name: torch.stack(found) for name, found in seen.items()}, runs / f"reference-{rank}.pt"
     )
@@ -85,7 +88,8 @@ def fsdp2():
         fully_shard(model.layers[name])
     fully_shard(model)
     return model, [{"match": "layers.*", "capture": ["activation"]},
-                   {"match": "layers.[02]", "capture": ["parameter_gradient"]}]  # fmt: skip
+                   {"match": "layers.[02]", "capture": ["parameter_gradient", "parameter"],
+                    "every": 2}]  # fmt: skip
 
 
 def fsdp1():
@@ -115,6 +119,25 @@ def tensor_parallel():
         {"match": ["layers.0", "layers.3"]},
         {"match": "layers.[02]", "capture": ["parameter_gradient"]},
     ]
+
+
+def distributed_outputs():
+    """Modules that return DTensors: of columns, and of rows."""
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    model = Stages("0123")
+    mesh = init_device_mesh("cpu", (size,), mesh_dim_names=("tp",))
+    plan = {
+        "layers.0": ColwiseParallel(use_local_output=False),
+        "layers.2": RowwiseParallel(output_layouts=Shard(0), use_local_output=False),
+    }
+    parallelize_module(model, mesh, plan)
+    return model, [{"match": "layers.0"}, {"match": "layers.[23]"}]
 
 
 def train(model, rules, same_batch):
@@ -153,13 +176,12 @@ def pipeline():
             observation.step()
 
 
-same = case in ("tensor_parallel", "pipeline")
+same = case not in ("fsdp2", "fsdp1")
 reference(same)
 dist.init_process_group("gloo")
 if case == "pipeline":
     pipeline()
 else:
-    made, hooks = {"fsdp2": fsdp2, "fsdp1": fsdp1, "tensor_parallel": tensor_parallel}[case]()
-    train(made, hooks, same)
+    train(*globals()[case](), same)
 dist.barrier()
 dist.destroy_process_group()

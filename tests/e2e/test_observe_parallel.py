@@ -122,6 +122,14 @@ def test_under_fully_shard_rows_and_gradients_are_the_unsharded_models(tmp_path,
             assert is_close(values[None], expected_1D, dtype, whole_SND[step]), (name, step, row)
         places = run.archive.places(name)
         assert places[:, 0].max() == whole_SND.shape[1] - 1
+    for name in ("layers.0.weight:value", "layers.2.weight:value"):
+        whole_SND = references[0][name].numpy()
+        found = rows_of(run, name, 0) | rows_of(run, name, 1)
+        assert {step for step, _, _ in found} == {0, 2, 4, 6}
+        assert len(found) == 4 * whole_SND.shape[1], "each row from one rank"
+        for (step, _, row), values in found.items():
+            expected_1D = whole_SND[step, row][None]
+            assert is_close(values[None], expected_1D, dtype), (name, step, row)
     bias_SD = references[0]["layers.2.bias:grad"].numpy()
     seen = set()
     for batch in run.archive.batches("layers.2.bias:grad", ("values", "encoding", "host_step")):
@@ -175,6 +183,19 @@ def test_tensor_parallel_ranks_send_their_columns_and_what_is_the_same_once(tmp_
             assert is_close(values[None], whole_ND[int(row), None, first:end], dtype, whole_ND)
             columns.add((first, end))
     assert columns == {(0, 16), (16, 32)}
+    check_accounts(run)
+
+
+def test_of_outputs_that_are_dtensors_each_rank_sends_its_own_rows(tmp_path):
+    run, references = trained(tmp_path, "distributed_outputs", "float64")
+    for rank in range(2):
+        mine = slice(3 * rank, 3 * rank + 3)
+        for name in ("layers.2", "layers.3"):
+            check_activations(run, name, rank, references[rank][name][:, mine])
+    assert "layers.0" not in run.archive.hooks, "no rank has a whole row"
+    said = " ".join(run.summary["warnings"])
+    assert "split along its last dimension" in said
+    assert "send the same rows" not in said
     check_accounts(run)
 
 
