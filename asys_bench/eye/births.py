@@ -29,7 +29,7 @@ def births_document(
     try:
         timeline = read_timeline(run_dir, label)
     except ReadingError as error:
-        return found | {"problem": str(error)}
+        return found | {"problem": str(error).removeprefix(f"{run_dir}: ")}
     return found | {
         "problem": timeline.problem,
         "about": _about(timeline),

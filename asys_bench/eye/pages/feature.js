@@ -110,7 +110,7 @@ export async function feature(place, { sae, feature: number, saes: all }) {
   const life = found.life;
   const tiles = [
     [share(found.density), found.rows ? `of ${count(found.rows)} rows` : 'density'], [figure(found.mean), 'mean while active'], [figure(found.max), 'largest activation'],
-    life && [count(life.age), 'host steps old'], life && [figure(life.drift), life.turned_step === null ? 'drift of its decoder' : `drift; turned away at step ${count(life.turned_step)}`],
+    life && [count(life.age), 'host steps old'], life && [figure(life.drift), !life.turned_step ? 'drift of its decoder' : `drift; turned away at step ${count(life.turned_step)}`],
     life && life.generation > 0 && [count(life.generation), `times begun anew, last at step ${count(life.born_step)}`],
   ].filter(Boolean);
   const over = found.over_time, last = h('p', { class: 'how', hidden: true });

@@ -78,11 +78,11 @@ export async function hook(place, { sae, saes: all }) {
     { title: 'max', key: 'max', number: true, cell: text('max', figure) },
     { title: 'age', key: 'age', number: true, cell: text('age', count) },
     { title: 'drift', key: 'drift', number: true, cell: text('drift', figure) },
-    { title: 'probe AUC', key: 'probe', cell: (node, feature) => {
+    ...(found.probes?.length ? [{ title: 'probe AUC', key: 'probe', cell: (node, feature) => {
       const auc = columnOf('probe')?.[feature] ?? null;
       node.textContent = auc === null ? '-' : `${auc.toFixed(2)} ${found.probes[found.columns.probe_of[feature]]}`;
       node.title = auc === null ? '' : `moves the logit of ${found.probes[found.columns.probe_of[feature]]} by ${figure(found.columns.probe_effect[feature])} when it fires`;
-    } },
+    } }] : []),
   ].map((column) => ({ hint: HINTS[column.key], ...column }));
 
   function pin(node, feature) {
