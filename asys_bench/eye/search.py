@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from asys_bench.eye.features import Document, Features
 from asys_bench.eye.haystack import Haystack, needle
@@ -23,9 +24,10 @@ class Finder:
         self._label, self._d_sae, self._features = label, d_sae, features
         self._tokens = features.top_tokens() if features is not None else []
         self._words = features.words() if features is not None else []
-        told = zip(self._tokens, self._words, strict=True)
-        self._haystack = Haystack([(*tokens, words) for tokens, words in told])
         self._density = [0.0] * d_sae if features is None else features.density_F.tolist()
+        # Those that fire more often stand first, so that a look for a common text ends early.
+        self._order = sorted(range(len(self._words)), key=lambda number: -self._density[number])
+        self._haystack = Haystack([(*self._tokens[n], self._words[n]) for n in self._order])
 
     def find(self, text: str, marks: Mapping[int, Mark], names: Names) -> list[Document]:
         """Features whose name, note, words or strongest tokens hold `text`, whatever its case.
@@ -38,13 +40,20 @@ class Finder:
             return []
         hits = self._by_name(wanted, marks, names)
         named = {number for _, _, number, _ in hits}
-        exact = set(self._haystack.exactly(wanted))
-        for number in self._haystack.features(wanted):
-            if number not in named:
-                where = "its very token" if number in exact else "among what it fires on most"
-                hits.append((2 if number in exact else 3, -self._density[number], number, where))
+        exact = self._first(self._haystack.exactly(wanted), named)
+        others = self._first(self._haystack.features(wanted), named | set(exact))
+        for rank, where, numbers in (
+            (2, "its very token", exact),
+            (3, "among what it fires on most", others),
+        ):
+            hits += [(rank, -self._density[number], number, where) for number in numbers]
         hits = heapq.nsmallest(FOUND, hits or self._by_words(wanted))
         return [{**self.told(number, marks, names), "where": where} for _, _, number, where in hits]
+
+    def _first(self, places: Iterator[int], without: set[int]) -> list[int]:
+        """The first `FOUND` features at these places of the order."""
+        numbers = (self._order[place] for place in places)
+        return list(islice((number for number in numbers if number not in without), FOUND))
 
     def _by_name(self, wanted: str, marks: Mapping[int, Mark], names: Names) -> list[_Hit]:
         own = [
@@ -67,7 +76,8 @@ class Finder:
         words = list(dict.fromkeys(wanted.split()))[:MOST_WORDS]
         found: dict[int, list[str]] = {}
         for word in words if len(words) > 1 else ():
-            for number in self._haystack.exactly(word):
+            for place in self._haystack.exactly(word):
+                number = self._order[place]
                 found.setdefault(number, []).append(word)
         return [
             (-len(held), -self._density[number], number, f"its very token: {', '.join(held)}")

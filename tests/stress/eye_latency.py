@@ -48,11 +48,11 @@ SCROLL = """
     const begun = performance.now();
     await frame();
     await frame();
-    globalThis.frames = Math.max(globalThis.frames ?? 0, performance.now() - begun);
+    globalThis.slowest = Math.max(globalThis.slowest ?? 0, performance.now() - begun);
   }
   await new Promise((go) => setTimeout(go, 300));
-  const { tasks, frames } = globalThis;
-  return { longest: Math.max(0, ...tasks), tasks: tasks.length, two_frames: frames };
+  const { tasks, slowest } = globalThis;
+  return { longest: Math.max(0, ...tasks), tasks: tasks.length, two_frames: slowest };
 })()
 """
 
@@ -161,6 +161,7 @@ def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     told: dict[str, object] = {}
     with ExitStack() as stack:
+        stack.callback(lambda: print(json.dumps(told), flush=True))
         page = None
         if CHROMIUM is not None:
             browser = stack.enter_context(Chromium(Path(tempfile.mkdtemp(dir=folder))))
@@ -186,7 +187,6 @@ def main(folder: Path) -> None:
             if page is not None:
                 told["scroll_ms"] = scrolling(page, eyepiece)
         told["search_unindexed"] = unindexed(host.run_dir, folder)
-    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

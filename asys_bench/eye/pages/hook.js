@@ -53,7 +53,7 @@ export async function hook(place, { sae, saes: all }) {
     fired: query.get('fired') !== '0', pinned: query.get('pinned') === '1',
   };
   const said = h('p', { class: 'how', role: 'status' });
-  const columnOf = (key) => found.columns[key];
+  const columnOf = (key) => found.columns[key], way = address('/feature', { sae });
   const words = (feature) => called(found.words[feature], found.marks[feature], found.names[feature]);
   const trusted = (feature) => trust(found.marks[feature], found.names[feature]);
 
@@ -63,7 +63,7 @@ export async function hook(place, { sae, saes: all }) {
     { title: 'feature', key: 'feature', number: true, cell: (node, feature) => {
       const there = node.firstChild ?? node.appendChild(h('a', {}));
       there.textContent = feature;
-      there.href = address('/feature', { sae, feature });
+      there.href = `${way}&feature=${feature}`;
     } },
     { title: 'fires on', key: 'words', cell: (node, feature) => {
       const proposed = trusted(feature);

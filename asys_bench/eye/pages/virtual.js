@@ -2,7 +2,7 @@
 
 import { h } from './dom.js';
 
-const ROW = 34, SPARE = 8;
+const ROW = 34, SPARE = 4;
 
 // columns: [{key, title, hint, cell(node, row), number}]; `cell` fills the node of a row that came into sight.
 export class VirtualTable {

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from asys_bench.eye import probe_links as module
+from asys_bench.eye import search as search_module
 from asys_bench.eye.haystack import Haystack, needle
 from asys_bench.eye.probe_links import probe_links
+from asys_bench.eye.proposed import NO_NAMES
 from asys_bench.eye.sae_view import numbers
 from asys_bench.rundir.probes import FoundProbe
 from asys_bench.sae import SAEConfig, build_sae
@@ -82,3 +85,24 @@ def test_a_feature_has_the_probe_whose_logit_it_moves_most(monkeypatch: pytest.M
     assert set(silent.columns()["probe"]) == {None}
     monkeypatch.setattr(module, "read_probes", lambda run_dir: {})
     assert probe_links(Path("."), HOOK, sae, mean_F) is None
+
+
+def test_the_first_hits_are_those_of_a_search_through_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(search_module, "FOUND", 7)
+    draw = np.random.default_rng(5)
+    tokens = [[f" w{n}" for n in draw.integers(0, 12, 3)] for _ in range(60)]
+    density = draw.integers(0, 6, 60) / 10
+    features = SimpleNamespace(
+        top_tokens=lambda: tokens,
+        words=lambda: [one[0] for one in tokens],
+        density_F=density,
+        max_F=density,
+    )
+    finder = search_module.Finder(HOOK, 60, features)
+    for text in ("w1", "w", "w7", "w11"):
+        held = [n for n in range(60) if any(text in one for one in tokens[n])]
+        rank = {n: (f" {text}" not in tokens[n], -density[n], n) for n in held}
+        found = [one["feature"] for one in finder.find(text, {}, NO_NAMES)]
+        assert found == sorted(held, key=rank.__getitem__)[:7], text
