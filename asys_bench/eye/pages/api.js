@@ -1,6 +1,7 @@
 // What a page asks the server, and the stream of the run's figures.
 
 const AGAIN_MS = 700;
+const pause = () => new Promise((go) => { setTimeout(go, AGAIN_MS); });
 
 // Whether pins, names and notes can be kept.
 export const keeps = true;
@@ -12,7 +13,7 @@ export async function ask(path, query = {}, waiting = () => {}) {
     const found = await answer(await fetch(told ? `${path}?${told}` : path));
     if (found.waiting !== true) return found;
     waiting(found.problem);
-    await new Promise((go) => { setTimeout(go, AGAIN_MS); });
+    await pause();
   }
 }
 
@@ -21,9 +22,11 @@ export const mark = (change) => send('/api/mark', change);
 // signal: of an AbortController; the server then stops working on it.
 export async function send(path, document, signal) {
   const headers = { 'Content-Type': 'application/json' };
-  const found = await answer(await fetch(path, { method: 'POST', headers, body: JSON.stringify(document), signal }));
-  if (found.waiting === true) throw new Error(found.problem);
-  return found;
+  for (;;) {
+    const found = await answer(await fetch(path, { method: 'POST', headers, body: JSON.stringify(document), signal }));
+    if (found.waiting !== true) return found;
+    await pause();
+  }
 }
 
 async function answer(response) {
