@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers lint types check model sanitize soak fuzz gpu bench-micro audit sbom site docs clean
+.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers test-trl lint types check model sanitize soak fuzz gpu bench-micro audit sbom site docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -94,6 +94,14 @@ $(VENV)/.trackers: constraints-trackers.txt $(VENV)/.test
 test-trackers: $(VENV)/.trackers ## a run in wandb (offline), trackio and MLflow (SQLite), read back by their own tools; 2 minutes
 	$(BIN)/pytest tests/trackers tests/unit/monitors/tracker $(ARGS)
 
+# TRL changes no version of the others.
+$(VENV)/.trl: $(VENV)/.test
+	$(BIN)/pip install --quiet --no-deps "$$(grep '^trl==' constraints.txt)"
+	@touch $@
+
+test-trl: $(VENV)/.trl ## GRPO, SFT and DPO trainings of a tiny model with and without the callback; 3 minutes
+	$(BIN)/pytest tests/trl $(ARGS)
+
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -130,7 +138,7 @@ bench-micro: $(VENV)/.test ## micro-benchmarks of encode, push, pull, hook and S
 	@touch $@
 
 audit: .venv-audit/.ready ## known vulnerabilities of the pinned versions; fails when one cannot be looked up
-	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt --progress-spinner off
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt --requirement constraints-trackers.txt --progress-spinner off
 
 sbom: .venv-audit/.ready $(VENV)/.run ## what is installed, as CycloneDX JSON in sbom.json
 	.venv-audit/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(BIN)/python
@@ -149,4 +157,4 @@ docs: $(VENV)/.test ## regenerate the configuration reference and the editor sch
 	$(BIN)/python -m asys_bench.config.reference
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.demo $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray $(VENV)/.trackers
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.demo $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray $(VENV)/.trackers $(VENV)/.trl

@@ -10,7 +10,7 @@ unset PYTHONDONTWRITEBYTECODE
 at_once=$1
 shift
 logs=$(mktemp -d)
-named=(e2e stress fuzz gpu interop conformance ray trackers)
+named=(e2e stress fuzz gpu interop conformance ray trackers trl)
 first_units=(backends capture callbacks)
 second_units=(sae kernels cli config contracts)
 third_units=(sinks monitors reports rundir)

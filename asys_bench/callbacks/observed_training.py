@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,7 +23,7 @@ from asys_bench.run.settings import ConfigLike
 
 log = logging.getLogger(__name__)
 
-Part = Literal["training", "validation"]
+Part = Literal["training", "validation", "generation"]
 During = Literal["training", "validation", "all"]
 
 
@@ -32,19 +33,27 @@ class ObservedTraining:
     Methods take the `training` that they are about: an object of the library that lives as long. Those
     of another training than the one that is observed do nothing.
 
-    during: which calls of the model are captured.
+    during: which calls of the model are captured; generates: "generation" is one of the words.
     options: as `observe`'s; model and step come with the training.
     """
 
     def __init__(
-        self, config: ConfigLike, step_unit: str, during: During, options: Mapping[str, Any]
+        self,
+        config: ConfigLike,
+        step_unit: str,
+        during: str,
+        options: Mapping[str, Any],
+        *,
+        generates: bool = False,
     ) -> None:
-        if during not in get_args(During):
-            raise ConfigError([_wrong_during(during)])
+        valid = (*get_args(During), *(("generation",) if generates else ()))
+        if during not in valid:
+            raise ConfigError([_wrong_during(during, valid)])
         for name in ("start_step", "optimizers"):
             if name in options:
                 raise TypeError(f"{name}: a callback takes the trainer's own")
         self.during = during
+        self._part: Part = "training"
         self._config = config
         self._step_unit, self._options = step_unit, dict(options)
         self._training: weakref.ref[Any] | None = None
@@ -92,7 +101,21 @@ class ObservedTraining:
     def enter(self, training: Any, part: Part) -> None:
         """The calls of the model that come now are of `part`."""
         if self.observation is not None and self.follows(training):
+            self._part = part
             self.observation.paused = self.during not in (part, "all")
+
+    @contextmanager
+    def generating(self, training: Any) -> Iterator[None]:
+        """Calls of the model are those of a generation meanwhile, where they would be the training's."""
+        before = self._part
+        if before != "training":
+            yield
+            return
+        self.enter(training, "generation")
+        try:
+            yield
+        finally:
+            self.enter(training, before)
 
     def report(self, training: Any, figures: Mapping[str, Any]) -> None:
         """Show the numbers among `figures`."""
@@ -143,8 +166,7 @@ class ObservedTraining:
             self.observation.close()
 
 
-def _wrong_during(value: object) -> Problem:
-    valid = get_args(During)
+def _wrong_during(value: object, valid: Sequence[str]) -> Problem:
     return Problem.at(
         Origin("ObserveCallback()"),
         "must be one of the valid words",

@@ -6,9 +6,10 @@ and token ids are archived beside the activations (on a CPU host; see `capture.t
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch.compiler import is_dynamo_compiling
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 
 from asys_bench.callbacks.loss_rows import loss_rows_or_none, rows_of_tokens
 from asys_bench.callbacks.observed_training import During, ObservedTraining
+from asys_bench.callbacks.rewards import CompletionRewards
 from asys_bench.capture.hooks.own_hooks import LiveHook
 from asys_bench.run.observation import Observation
 from asys_bench.run.settings import ConfigLike
@@ -33,18 +35,25 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     Tokens (or samples) are labelled with their loss, where the model makes it with torch's cross entropy, and
     with `labels.columns` of what the model is called with.
 
-    during: "training" is what happens within a step, in whatever mode the model is; "validation" is
-        what happens between two of them (`evaluate`, `predict`, a callback that generates text).
+    during: "training" is what happens within a step, in whatever mode the model is, but for what the model
+        generates there (TRL's GRPO and RLOO), which is "generation"; "validation" is what happens between two
+        steps (`evaluate`, `predict`, a callback that generates text).
 
     A training that raises does not tell its callbacks: then the observation ends when the callback's
     next one begins, by `close()`, or when the interpreter exits.
     """
 
     def __init__(
-        self, config: ConfigLike = None, *, during: During = "training", **options: Any
+        self,
+        config: ConfigLike = None,
+        *,
+        during: During | Literal["generation"] = "training",
+        **options: Any,
     ) -> None:
         super().__init__()
-        self._training = ObservedTraining(config, "optimizer step", during, options)
+        self._training = ObservedTraining(config, "optimizer step", during, options, generates=True)
+        self._rewards = CompletionRewards()
+        self._restore_generate: Callable[[], None] | None = None
         self._marks_steps = False
         self._label_hook: RemovableHandle | None = None
 
@@ -52,6 +61,17 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def observation(self) -> Observation | None:
         """Of the `train` that goes on, or of the last one."""
         return self._training.observation
+
+    def observe_rewards(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A reward function of TRL's GRPO or RLOO trainer, with its rewards as labels of the rows that the
+        training then makes of its completions: `reward_funcs=[callback.observe_rewards(function)]`.
+
+        The label is `reward_<name of the function>`, one per sequence; `completion` says of each token
+        whether it is the completion's. Both are joined by the completion's tokens.
+
+        Raises: TypeError: it is a reward model.
+        """
+        return self._rewards.observe(function)
 
     def close(self) -> None:
         """End the observation now. Idempotent."""
@@ -80,8 +100,9 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         self._training.enter(state, "validation" if evaluates_first else "training")
         self._unlabel()  # of a training that has failed
         if isinstance(model, torch.nn.Module) and self._training.wants_labels:
-            hook = _LabelHook(self._training, state)
+            hook = _LabelHook(self._training, state, self._rewards)
             self._label_hook = model.register_forward_hook(hook, with_kwargs=True)
+        self._restore_generate = _told_of_generation(self._training, state, model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._marks_steps = True
@@ -109,6 +130,9 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
         hook, self._label_hook = self._label_hook, None
         if hook is not None:
             hook.remove()
+        restore, self._restore_generate = self._restore_generate, None
+        if restore is not None:
+            restore()
 
     def _step_is_over(self, state: Any) -> None:
         """Some of TRL's trainers never say that a step begins: there, all calls are the training's."""
@@ -116,11 +140,38 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
             self._training.enter(state, "validation")
 
 
+def _told_of_generation(
+    training: ObservedTraining, state: Any, model: Any
+) -> Callable[[], None] | None:
+    """Let `model.generate` say while it runs that it does; returns what takes that back."""
+    generate = getattr(model, "generate", None)
+    if not isinstance(model, torch.nn.Module) or not callable(generate):
+        return None
+    own = vars(model).get("generate")
+
+    @functools.wraps(generate)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        with training.generating(state):
+            return generate(*args, **kwargs)
+
+    model.generate = told  # type: ignore[assignment]
+
+    def restore() -> None:
+        if vars(model).get("generate") is not told:
+            return  # somebody has put another one over it
+        if own is None:
+            del model.generate
+        else:
+            model.generate = own
+
+    return restore
+
+
 class _LabelHook(LiveHook):
     """The forward hook of the model that labels what the call itself tells; behind the observation's own."""
 
-    def __init__(self, training: ObservedTraining, state: Any) -> None:
-        self._training, self._state = training, state
+    def __init__(self, training: ObservedTraining, state: Any, rewards: CompletionRewards) -> None:
+        self._training, self._state, self._rewards = training, state, rewards
 
     def __call__(
         self, module: Any = None, args: Any = (), kwargs: Any = None, out: Any = None
@@ -134,6 +185,8 @@ class _LabelHook(LiveHook):
                 logits = out.get("logits")
                 shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
                 self._training.label(self._state, loss=rows_of_tokens(rows, shape))
+            if self._rewards and (found := self._rewards.labels_of(kwargs)):
+                self._training.label(self._state, **found)
             self._training.label_columns_of(self._state, kwargs)
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
             log.debug("a call is not labelled: %s", error)

@@ -8,6 +8,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from asys_bench.callbacks.transformers import ObserveCallback  # noqa: E402
+from asys_bench.config import ConfigError  # noqa: E402
 
 TRAIN_ROWS, EVAL_ROWS = 2, 3
 
@@ -237,3 +238,35 @@ def test_the_callbacks_tokenizer_goes_before_the_trainers(observations):
     callback.on_train_begin(None, state, control, model=Net(), processing_class="theirs")
     assert observations[0].options["tokenizer"] == "mine"
     assert observations[0].options["step_unit"] == "update"
+
+
+class Writer(Net):
+    """Generates in its own training steps, as TRL's GRPO trainer lets it."""
+
+    def generate(self):
+        return self.body(torch.ones(7, 2))
+
+
+class Generating(transformers.Trainer):
+    def training_step(self, model, *args, **kwargs):
+        with torch.no_grad():
+            model.generate()
+        return super().training_step(model, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("during", "sizes"),
+    [("training", {TRAIN_ROWS}), ("generation", {7}), ("all", {TRAIN_ROWS, 7, EVAL_ROWS})],
+)
+def test_what_is_generated_within_a_step_is_told_from_what_is_trained(
+    observations, tmp_path, monkeypatch, during, sizes
+):
+    monkeypatch.setattr(transformers, "Trainer", Generating)
+    model = Writer()
+    train(tmp_path, model, [ObserveCallback(hooks="body", during=during)])
+    (one,) = observations
+    assert {row[2] for row in one.seen} == sizes
+    assert {row[0] for row in one.seen} >= set(range(6))
+    assert "generate" not in vars(model)
+    with pytest.raises(ConfigError, match="generation"):
+        ObserveCallback(during="generations")
