@@ -80,7 +80,7 @@ def trainer_of(kind: str, folder: Path, steps: int, callback: ObserveCallback | 
         )
     data = Dataset.from_dict({"prompt": prompts, "chosen": answers, "rejected": answers[::-1]})
     arguments = trl.DPOConfig(**common, max_length=32)
-    return trl.DPOTrainer(args=arguments, train_dataset=data, **parts)
+    return trl.DPOTrainer(args=arguments, train_dataset=data, ref_model=model(), **parts)
 
 
 def main(kind: str, folder: Path, during: str, steps: int) -> None:
