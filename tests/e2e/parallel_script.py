@@ -137,7 +137,8 @@ def distributed_outputs():
         "layers.2": RowwiseParallel(output_layouts=Shard(0), use_local_output=False),
     }
     parallelize_module(model, mesh, plan)
-    return model, [{"match": "layers.0"}, {"match": "layers.[23]"}]
+    both = {"match": "layers.[23]", "capture": ["activation", "gradient"]}
+    return model, [{"match": "layers.0"}, both]
 
 
 def train(model, rules, same_batch):

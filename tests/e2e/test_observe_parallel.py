@@ -192,6 +192,8 @@ def test_of_outputs_that_are_dtensors_each_rank_sends_its_own_rows(tmp_path):
         mine = slice(3 * rank, 3 * rank + 3)
         for name in ("layers.2", "layers.3"):
             check_activations(run, name, rank, references[rank][name][:, mine])
+        gradient_SND = 2 / 42 * references[rank]["layers.3"]  # of the mean of 6 x 7 squares
+        check_activations(run, "layers.3:gradient", rank, gradient_SND[:, mine])
     assert "layers.0" not in run.archive.hooks, "no rank has a whole row"
     said = " ".join(run.summary["warnings"])
     assert "split along its last dimension" in said
