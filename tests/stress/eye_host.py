@@ -2,7 +2,8 @@
 
 A small text model runs, with a pause after each step. An SAE of 1,152 features learns at `mid`; at `late` a
 frozen one of FEATURES features is indexed. Its feature `RARE` fires on one token alone, which the next step
-has after a SIGUSR1; `fired.jsonl` says at which step and when (CLOCK_MONOTONIC, before the forward pass).
+has after a SIGUSR1; `fired.jsonl` says at which step and when (CLOCK_MONOTONIC, before the forward pass),
+`first` when the first pass began.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def main(folder: Path, features: int, pause_s: float) -> None:
             json.dumps({"tokens": [f"\u0120word{n}" for n in range(TOKENS)]})
         )
         step = 0
+        (folder / "first").write_text(str(time.monotonic()))
         while not ending:
             ids = torch.randint(0, SPECIAL, (BATCH, LENGTH))
             if rare:
