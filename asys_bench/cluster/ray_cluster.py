@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import platform
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,8 @@ NAMESPACE = "asys"
 """Of named actors."""
 INSTALL = "pip install 'asys-i[ray]'"
 _HANDLED = (signal.SIGINT, signal.SIGTERM)
+REACH_S = 10.0
+"""Where nobody listens, Ray itself tries for minutes."""
 
 
 class RayUnavailableError(RuntimeError):
@@ -45,6 +48,7 @@ def joined(address: str) -> Iterator[Any]:
             f"--ray {address}: clients (ray://) are not supported; run the command on a node of the "
             "cluster (`ray job submit` does), with --ray auto"
         )
+    _reach(address)
     before = _handlers()
     try:
         ray.init(
@@ -56,10 +60,7 @@ def joined(address: str) -> Iterator[Any]:
     except (ConnectionError, OSError, RuntimeError, ValueError, AssertionError) as error:
         with suppress(Exception):
             ray.shutdown()
-        raise RayUnavailableError(
-            f"--ray {address}: {_first_line(error)}; `ray status` says whether there is a cluster, "
-            "`ray start --head` makes one, and the command must run on one of its nodes"
-        ) from None
+        raise _no_cluster(address, error) from None
     finally:
         _put_back(before)
     try:
@@ -116,6 +117,24 @@ def _module() -> Any:
     except ImportError as error:
         raise RayUnavailableError(f"--ray needs Ray: {INSTALL} ({error})") from None
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raises RayUnavailableError: nobody listens at host:port; of `auto` Ray knows the address."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: BaseException) -> RayUnavailableError:
+    return RayUnavailableError(
+        f"--ray {address}: {_first_line(error)}; `ray status` says whether there is a cluster, "
+        "`ray start --head` makes one, and the command must run on a node of it"
+    )
 
 
 def _handlers() -> dict[int, Any]:
