@@ -50,7 +50,7 @@ demo: announce-demo $(VENV)/.demo ## set up everything, watch a language model r
 	$(BIN)/asys-run --config configs/pipelines/smollm2_features.yaml $(ARGS)
 	$(BIN)/asys-run eye --open
 
-test: $(VENV)/.test ## set up everything, then what guards daily work: linter, types, quick tests; 6 to 7 minutes
+test: $(VENV)/.test ## set up everything, then what guards daily work: linter, types, quick tests; 5 minutes
 	$(MAKE) --no-print-directory -j3 lint types quick
 
 quick: $(VENV)/.test

@@ -82,7 +82,7 @@ class Hooks:
     def __init__(self, model, kinds, preprocess="identity", on_full="sample"):
         rule = HookConfig.model_validate(
             {"match": ["layer", "layer.attention", "layer.up", "head"], "capture": kinds,
-             "preprocess": preprocess}
+             "preprocess": preprocess, "every": 2}
         )  # fmt: skip
         points = resolve(model, [rule])
         self.page = StatsPage.create(["host"])
@@ -247,7 +247,7 @@ def test_a_whole_session_changes_nothing_and_archives_every_kind(tmp_path):
         {
             "host": {"kind": "ppo"},
             "run": {"dir": str(tmp_path), "name": "invariance"},
-            "hooks": [{"match": ["layer.attention", "head"], "capture": KINDS}],
+            "hooks": [{"match": ["layer.attention", "head"], "capture": KINDS, "every": 2}],
             "sinks": {"archive": {"kind": "archiver"}},
         }
     )
