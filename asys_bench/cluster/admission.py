@@ -37,11 +37,6 @@ class Limits:
     connections: int = 256
     shards: int | None = None
 
-    @property
-    def largest(self) -> int:
-        """Of one message: what would never be granted would be waited for without an end."""
-        return min(self.message, self.window, self.memory)
-
 
 class Admission:
     """See the module's docstring.
@@ -107,7 +102,7 @@ class Admission:
         self.add_writers(connection, hello.ranks)
         self.add_names(connection, hello.names)
         return connection, wire.Welcome(
-            self.name, self._ledger.id, self._ledger.accepted(sender), self._limits.largest,
+            self.name, self._ledger.id, self._ledger.accepted(sender), self._limits.message,
             self._bus.max_packet, 0, tuple(sorted(side & taken)),
         )  # fmt: skip
 

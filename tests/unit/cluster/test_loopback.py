@@ -77,17 +77,6 @@ def test_packets_arrive_with_their_own_keys_in_order_and_the_two_accounts_agree(
     assert there.clock.steps_made == 39
 
 
-def test_a_message_is_no_larger_than_what_a_receiver_ever_grants(
-    origin: Start, receiver: Start
-) -> None:
-    """It would be waited for without an end."""
-    there = receiver(window_mib=1 / 16)
-    here = origin(to=there.address, batch_mib=1 / 4)
-    here.push(40, nbytes=4096)
-    here.pump_until(lambda: here.counters().get("remote_acked") == 40, "40 answers")
-    assert len(there.read_all(40)) == 40
-
-
 def test_with_keys_an_allowed_client_comes_in_and_another_is_refused_by_name(
     tmp_path: Path, origin: Start, receiver: Start
 ) -> None:
