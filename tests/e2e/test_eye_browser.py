@@ -33,6 +33,8 @@ from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from ..unit.reports import test_run_report as made
 from .browser import CHROMIUM, Chromium, Page
 
+SOAK = os.environ.get("ASYS_SOAK") == "1"
+"""The offline file in the same checks as the server: its pages are made by the same modules."""
 pytestmark = [
     pytest.mark.rest,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
@@ -221,7 +223,10 @@ def file_page(chromium: Chromium, written: Path) -> Page:
     return page
 
 
-@pytest.fixture(scope="module", params=["server", "file"])
+@pytest.fixture(
+    scope="module",
+    params=["server", pytest.param("file", marks=pytest.mark.skipif(not SOAK, reason="make soak"))],
+)
 def visit(
     request: pytest.FixtureRequest, address: str, written: Path, run_dir: Path
 ) -> Callable[[str], Page]:

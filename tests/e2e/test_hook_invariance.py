@@ -208,6 +208,10 @@ def compiler(tmp_path, monkeypatch):
 NEEDS_SOAK = pytest.mark.skipif(
     os.environ.get("ASYS_SOAK") != "1", reason="compiles for 2 to 5 minutes: make soak"
 )
+FURTHER_KIND = pytest.mark.skipif(
+    os.environ.get("ASYS_SOAK") != "1", reason="a further kind: make soak"
+)
+COMPILED_ALWAYS = ("activation", "input_gradient", "update")
 COMPILED_KINDS = [kind for kind in KINDS if kind != "input_gradient"]
 
 
@@ -215,7 +219,10 @@ COMPILED_KINDS = [kind for kind in KINDS if kind != "input_gradient"]
 @pytest.mark.timeout(900)  # a busy machine takes minutes over the C++ that inductor writes
 @pytest.mark.parametrize(
     ("backend", "kinds"),
-    [("aot_eager", [kind]) for kind in KINDS]
+    [
+        pytest.param("aot_eager", [kind], marks=[] if kind in COMPILED_ALWAYS else [FURTHER_KIND])
+        for kind in KINDS
+    ]
     + [pytest.param("inductor", COMPILED_KINDS, marks=[pytest.mark.stress, NEEDS_SOAK])],
     ids=[*KINDS, "inductor-all"],
 )

@@ -18,7 +18,15 @@ from asys_bench.sinks.decoding import decoder_of
 
 SCRIPT = Path(__file__).with_name("parallel_script.py")
 PATIENCE_S = 240.0
-STEPS = 6
+STEPS = 24
+"""So many that ranks whose packets come in leases of their own at first are still compared."""
+SOAK = os.environ.get("ASYS_SOAK") == "1"
+DTYPES = [
+    "float64",
+    pytest.param(
+        "float32", marks=pytest.mark.skipif(not SOAK, reason="a further dtype: make soak")
+    ),
+]
 pytestmark = [pytest.mark.timeout(400), pytest.mark.rest]
 
 
@@ -107,7 +115,7 @@ def check_accounts(run, ranks=2):
         assert (group["delivered"], group["ready"], group["imbalance"]) == (produced, 0, 0)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_under_fully_shard_rows_and_gradients_are_the_unsharded_models(tmp_path, dtype):
     run, references = trained(tmp_path, "fsdp2", dtype)
     for rank in range(2):
@@ -125,8 +133,8 @@ def test_under_fully_shard_rows_and_gradients_are_the_unsharded_models(tmp_path,
     for name in ("layers.0.weight:value", "layers.2.weight:value"):
         whole_SND = references[0][name].numpy()
         found = rows_of(run, name, 0) | rows_of(run, name, 1)
-        assert {step for step, _, _ in found} == {0, 2, 4, 6}
-        assert len(found) == 4 * whole_SND.shape[1], "each row from one rank"
+        assert {step for step, _, _ in found} == {*range(0, STEPS + 1, 2)}
+        assert len(found) == (STEPS // 2 + 1) * whole_SND.shape[1], "each row from one rank"
         for (step, _, row), values in found.items():
             expected_1D = whole_SND[step, row][None]
             assert is_close(values[None], expected_1D, dtype), (name, step, row)
@@ -153,7 +161,7 @@ def test_fsdp1_is_looked_through(tmp_path):
     check_accounts(run)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_tensor_parallel_ranks_send_their_columns_and_what_is_the_same_once(tmp_path, dtype):
     run, references = trained(tmp_path, "tensor_parallel", dtype)
     for rank in range(2):

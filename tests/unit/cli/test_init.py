@@ -1,5 +1,6 @@
 """`asys-run init`: what a script shows without being run, and a configuration that works."""
 
+import os
 import re
 import subprocess
 import sys
@@ -150,6 +151,9 @@ def test_what_other_scripts_are(tmp_path, lines, library, hooks):
     assert (finding.library.name, names(finding.hooks)) == (library, hooks)
 
 
+FURTHER = pytest.mark.skipif(os.environ.get("ASYS_SOAK") != "1", reason="half a minute: make soak")
+
+
 @pytest.mark.rest
 @pytest.mark.parametrize("algorithm", [name for name in SB3_HOOKS if name[0].isupper()] + ["PPO"])
 def test_stable_baselines3_calls_its_modules_so(algorithm):
@@ -276,7 +280,10 @@ def observed(*command):
 
 
 @pytest.mark.rest
-@pytest.mark.parametrize("example", ["pytorch", "sb3", "transformers_trainer"])
+@pytest.mark.parametrize(
+    "example",
+    ["pytorch", *(pytest.param(name, marks=FURTHER) for name in ("sb3", "transformers_trainer"))],
+)
 def test_what_is_written_observes_the_script_as_it_is(here, example):
     script = EXAMPLES / f"{example}.py"
     assert init(str(script)) == 0
