@@ -81,9 +81,16 @@ class Client:
         self._connection = connection
 
     def get(self, path: str, **query: Any) -> tuple[int, bytes]:
-        self._connection.request(
-            "GET", f"{path}?{urlencode(query)}" if query else path, headers=self.headers
-        )
+        asked = f"{path}?{urlencode(query)}" if query else path
+        try:
+            return self._get(asked)
+        except (ConnectionError, http.client.RemoteDisconnected):
+            # As a browser: the server closes a connection on which nothing was asked for some seconds.
+            self._connection.close()
+            return self._get(asked)
+
+    def _get(self, asked: str) -> tuple[int, bytes]:
+        self._connection.request("GET", asked, headers=self.headers)
         answer = self._connection.getresponse()
         return answer.status, answer.read()
 
