@@ -1,7 +1,7 @@
 """Batches that have come: checked as a whole, cut into runs, and put on the bus in the order of their coming.
 
 A *run* is packets of one writer with numbers in a row, which the bus takes in one call: the ledger has an
-intent for each (`ledger`). Of a batch nothing is looked at packet by packet in Python.
+intent for each (`ledger`). Headers are checked and rewritten as arrays.
 
 No socket and no bus here: `Bus` is what is needed of one, so that tests drive it with a list.
 """
@@ -92,12 +92,12 @@ class Arrival:
     ) -> None:
         self.number, self.data, self.places, self.runs = number, data, places, runs
         self.host_step = host_step
-        self.ends: list[int] = np.cumsum(places[:, 1]).tolist()
+        self.ends: list[int] = [0, *np.cumsum(places[:, 1]).tolist()]
         self.next = 0
 
     def bytes_of(self, start: int, stop: int) -> int:
         """Of packets from `start` to before `stop`."""
-        return self.ends[stop - 1] - (self.ends[start - 1] if start else 0)
+        return self.ends[stop] - self.ends[start]
 
 
 NOTHING = Ack(0, 0, 0, 0, 0, 0, 0)
@@ -229,12 +229,14 @@ class Pusher:
 
     def __init__(self, ledger: Ledger, bus: Bus) -> None:
         self._ledger, self._bus = ledger, bus
+        self._room = 0, 0
+        """(bytes, packets) that are left of what the bus had room for when it was asked last."""
         self.nbytes = 0
         """Of packets that were put on the bus."""
 
     def push(self, connection: Connection) -> bool:
         """Put what is waiting on the bus; True: all of it."""
-        waiting = connection.waiting
+        waiting, self._room = connection.waiting, (0, 0)
         while waiting:
             batch = waiting[0]
             while batch.runs:
@@ -278,18 +280,23 @@ class Pusher:
     def _put(self, writer: Writer, batch: Arrival, seq: int, count: int) -> int:
         """Put the next `count` packets on the bus; how many there was room for."""
         place = batch.next
-        # A refused offer is counted by the bus as a dropped packet: ask first.
-        free_bytes, free_packets = self._bus.room()
-        room = batch.ends[place] - batch.bytes_of(place, place + 1) + free_bytes
-        most = min(place + count, place + free_packets)
-        stop = bisect_right(batch.ends, room, place, max(place, most))
+        free_bytes, free_packets = self._room
+        if free_packets < 1 or free_bytes < batch.bytes_of(place, place + 1):
+            # A refused offer is counted by the bus as a dropped packet: ask first.
+            free_bytes, free_packets = self._bus.room()
+        most = place + max(0, min(count, free_packets))
+        stop = bisect_right(batch.ends, batch.ends[place] + free_bytes, place + 1, most + 1) - 1
+        self._room = 0, 0
         if stop == place:
             return 0
         self._ledger.begin(writer.account, seq, stop - place)
         pushed = self._bus.push(writer.shard, batch.data, batch.places[place:stop])
         if pushed:
             self._ledger.done(writer.account, seq, pushed)
-            self.nbytes += batch.bytes_of(place, place + pushed)
+            nbytes = batch.bytes_of(place, place + pushed)
+            self.nbytes += nbytes
+            if place + pushed == stop:
+                self._room = free_bytes - nbytes, free_packets - pushed
         else:
             self._ledger.undone()
         return pushed

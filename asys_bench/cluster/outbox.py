@@ -79,11 +79,11 @@ class Counts:
 class _Held:
     """A lease that is not acknowledged yet, and what became of its packets."""
 
-    __slots__ = ("acked", "dropped", "lease", "packets", "pending", "since")
+    __slots__ = ("acked", "dropped", "lease", "pending", "since")
 
     def __init__(self, lease: Lease, since: float) -> None:
         self.lease: Lease | None = lease
-        self.since, self.packets = since, len(lease)
+        self.since = since
         self.pending = 0
         self.acked = 0
         self.dropped: dict[str, int] = {}
@@ -146,7 +146,6 @@ class Outbox:
         self._ack = wire.Ack(0, 0, 0, 0, 0, 0, 0)
         self._elsewhere = 0
         """Accepted by receivers of other ledgers."""
-        self._orphans: int | None = None
 
     # What was before.
 
@@ -225,8 +224,7 @@ class Outbox:
     ) -> None:  # fmt: skip
         """A batch of those `packets` of the lease."""
         assert held.lease is not None
-        entries = wire.entries_of(sizes[packets])
-        nbytes = int(entries[-1, 0]) + wire.aligned(int(entries[-1, 1]))
+        entries, nbytes = wire.entries_of(sizes[packets]), wire.batch_bytes(sizes[packets])
         if self.bytes + nbytes > self._most and self.bytes:
             self._note(held, Dropped.SLOW, len(packets))
             return
@@ -280,8 +278,7 @@ class Outbox:
                 f"an answer for {sum(grew)} packets, of {packets} that were sent",
             )
         self._ack = ack
-        accepted, duplicates, expired, unpushed = grew
-        confirmed = accepted + duplicates
+        _, _, expired, unpushed = grew
         for batch in done:  # which packet it was makes no difference to a count
             left = len(batch.keys)
             for reason, count in ((Dropped.EXPIRED, expired), (Dropped.TOO_LARGE, unpushed)):
@@ -294,7 +291,6 @@ class Outbox:
                 else:
                     unpushed -= part
             batch.held.acked += left
-            confirmed -= left
             self._free(batch)
             self._settle(batch.held)
 

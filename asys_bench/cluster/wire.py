@@ -42,9 +42,8 @@ HEAD_BYTES = _HEAD.size
 _BATCH = struct.Struct("<QII")
 ENTRY_BYTES = 8
 _ACK = struct.Struct("<6Q")
-KEY = struct.Struct("<IIQ")
 KEYS = np.dtype([("source", "<u4"), ("shard", "<u4"), ("seq", "<u8")])
-"""The same for numpy."""
+"""A packet's name in a QUERY."""
 ALIGNMENT = 64
 MAX_JSON_BYTES = 2 << 20
 MAX_PACKETS = 1 << 16
@@ -340,7 +339,7 @@ def parse_batch(data: memoryview, least: int) -> tuple[int, Entries]:
     if wrong.any():
         offset, length = entries[int(wrong.argmax())].tolist()
         raise WireError(Refusal.MALFORMED, f"a packet at {offset} of {length} bytes in a BATCH")
-    end = int(expected[-1, 0]) + aligned(int(expected[-1, 1]))
+    end = batch_bytes(entries[:, 1])
     if end != data.nbytes:
         raise WireError(
             Refusal.MALFORMED, f"packets of a BATCH end at {end}, the message at {data.nbytes}"
@@ -356,9 +355,10 @@ def query(number: int, keys: npt.ArrayLike) -> bytes:
 def parse_query(data: memoryview) -> list[tuple[int, int, int]]:
     """Raises WireError."""
     size = data.nbytes - HEAD_BYTES
-    if size % KEY.size or not 0 < size <= MAX_PACKETS * KEY.size:
+    if size % KEYS.itemsize or not 0 < size <= MAX_PACKETS * KEYS.itemsize:
         raise WireError(Refusal.MALFORMED, f"a QUERY of {size} bytes")
-    return list(KEY.iter_unpack(data[HEAD_BYTES:]))
+    found: list[tuple[int, int, int]] = np.frombuffer(data, KEYS, offset=HEAD_BYTES).tolist()
+    return found
 
 
 def known(number: int, answers: Sequence[bool]) -> bytes:

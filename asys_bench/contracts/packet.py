@@ -66,7 +66,7 @@ HEADERS = np.dtype(
 )  # fmt: skip
 """The same for numpy."""
 assert HEADERS.itemsize == HEADER_BYTES
-_HOOK, _KIND = struct.Struct("<H"), struct.Struct("<B")
+_HOOK_AND_KIND = struct.Struct("<HxxB")
 Places: TypeAlias = "npt.NDArray[np.int64]"
 """[n, 2], C-contiguous: of frames in a batch."""
 
@@ -385,7 +385,7 @@ def push_frames(
     if not ((places[:, 0] >= 0) & (places[:, 0] <= data.nbytes - places[:, 1])).all():
         raise ValueError(f"a frame does not lie in {data.nbytes} bytes")
     for index, (at, nbytes) in enumerate(places.tolist()):
-        (hook_id,), (kind,) = _HOOK.unpack_from(data, at + 54), _KIND.unpack_from(data, at + 58)
+        hook_id, kind = _HOOK_AND_KIND.unpack_from(data, at + 54)
         its = meta._replace(hook_id=hook_id, kind=kind, shape=(nbytes,))
         if not try_push(its, data[at : at + nbytes]):
             return index
