@@ -59,6 +59,8 @@ class LaunchSpec:
     """Which life of the run this is; see `run.attempts`."""
     first_packet: int = 0
     """Packets that a shard had been offered before, in the earlier attempts."""
+    shards: int = 1
+    """Of the bus: its writers, each rank of the node or each one that a receiver takes packets of."""
     working_dir: str = ""
     """The host's at the start, to which relative paths in options refer; "" when it had none."""
 

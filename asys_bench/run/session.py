@@ -183,9 +183,15 @@ class ObservationSession:
         for pattern in streams.unmatched:
             self.notices.say(f"hooks: match {pattern!r} matches no module on any rank of this node")
 
+    @property
+    def _shards(self) -> int:
+        """Of the bus."""
+        if self._feed is not None:
+            return self._feed.shards
+        return self._ranks.local_world_size if self._ranks is not None else 1
+
     def _create_bus(self, groups: Sequence[GroupSpec]) -> BaseDataBus:
         ranks, feed = self._ranks, self._feed
-        shards = ranks.local_world_size if ranks is not None else 1
         with self._resources.bus_memory() if self._resources else nullcontext():
             return create_data_bus(
                 self.config.bus,
@@ -196,7 +202,7 @@ class ObservationSession:
                     *self._streams.encodings,
                     *(feed.names if feed is not None else ()),
                 ],
-                shards=feed.shards if feed is not None else shards,
+                shards=self._shards,
                 source=ranks.rank if ranks is not None else 0,
             )
 
@@ -248,6 +254,7 @@ class ObservationSession:
             first_step=self.clock.first_step,
             attempt=self.run_dir.attempt,
             first_packet=self._before.packets,
+            shards=self._shards,
         )
 
     @standard_fds_taken()

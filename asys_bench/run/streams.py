@@ -116,9 +116,8 @@ def plan_streams(
     if not trained:
         return Streams(points, trained, [], None, unmatched=missing)
     text = TextInputs.of(model, root)
-    wanted = bool(points) and _somebody_wants_side_streams(
-        config
-    )  # of rows that this rank captures
+    # Of rows that this rank captures.
+    wanted = bool(points) and _somebody_wants_side_streams(config)
     side = text.points if text is not None and wanted else []
     side = [point for point in side if point.name not in trained]
     points = [*points, *side]
@@ -174,10 +173,14 @@ def _encodings_of_others(
         return sorted(found)
     first = ranks.rank - ranks.local_rank
     for point in points:
+        in_columns = point.part is not None and point.part.columns is not None
+        captured = here.captures(point.config)
+        if captured and not in_columns:
+            continue  # a preprocessor may take long to build
         kernel = build_preprocessor(point.config)
-        if not here.captures(point.config):
+        if not captured:
             found |= {encoding_of(point, kernel), f"{PADDED}+{kernel.encoding}"}
-        if point.part is not None and point.part.columns is not None and not kernel.samples:
+        if in_columns and not kernel.samples:
             assert point.parameter is not None
             assert point.rows is not None
             axis = point.rows.axis_of(tuple(point.parameter.shape))

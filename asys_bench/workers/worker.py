@@ -221,7 +221,9 @@ class WorkerProcess:
         reserve_s: float | None = None
         origin_id = interned_names(client, known).get(ORIGIN)
         same_rows = None
-        if watches(spec, self._launch.workers, partition=plugin.partition):
+        if self._launch.shards > 1 and watches(
+            spec, self._launch.workers, partition=plugin.partition
+        ):
             same_rows = SameRows(client.name_of)
         while not subscription.ended:
             self._leave_if_replaced()

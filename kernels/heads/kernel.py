@@ -85,16 +85,13 @@ class HeadsPreprocessor(Stage):
 
     def apply(self, tensor: torch.Tensor) -> Staged:
         shape, _ = self.staged(tuple(tensor.shape), tensor.dtype)
-        tensor = tensor.detach()
-        if not tensor.ndim:
-            tensor = tensor.reshape(1)
-        heads = tensor.unflatten(-1, (self._count, shape[-1]))  # type: ignore[no-untyped-call]
-        if self.rows_each == 1:
-            return Staged(heads.select(-2, self._kept[0]))
+        heads = tensor.detach().reshape(*tensor.shape[:-1], self._count, shape[-1])
         first, last = self._kept[0], self._kept[-1]
         if last - first + 1 == self.rows_each:
-            return Staged(heads.narrow(-2, first, self.rows_each))
-        return Staged(heads.index_select(-2, torch.tensor(self._kept, device=tensor.device)))
+            kept = heads.narrow(-2, first, self.rows_each)
+        else:
+            kept = heads.index_select(-2, torch.tensor(self._kept, device=tensor.device))
+        return Staged(kept.reshape(shape))
 
     def target(self, tensor: torch.Tensor, encoded: Encoded) -> torch.Tensor:
         del encoded

@@ -11,15 +11,14 @@ unbiased. Rows are copied (or encoded, in a chain) from where they lie: nothing 
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import dataclass
-from math import prod
 from typing import Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 
+from asys_bench.contracts.encodings.leading import PARAMS, leading_of, pack_leading
 from asys_bench.contracts.packet import ActivationPacket, PacketError
 from asys_bench.contracts.preprocessor import (
     Encoded,
@@ -206,33 +205,6 @@ def rule_of_name(name: str) -> Rule | None:
     return rule if rule.name == name else None
 
 
-PARAMS = struct.Struct("<IIBxHHH")
-"""Rows of the captured tensor, number of the draw; how many leading dimensions follow the first, and
-these: three of 16 bits, or one of 32 bits in two words. With more or larger ones they are left out."""
-_NO_GRID = 255
-
-
-def pack_params(shape: tuple[int, ...], total: int, draw: int) -> bytes:
-    """For draw number `draw` from a tensor of `shape` with `total` rows (below 2^31)."""
-    inner = shape[1:-1]
-    if len(inner) == 1:
-        low, high = inner[0] & 0xFFFF, inner[0] >> 16
-        return PARAMS.pack(total, draw, 1, low, high, 0)
-    if len(inner) > 3 or max(inner, default=0) > 0xFFFF:
-        return PARAMS.pack(total, draw, _NO_GRID, 0, 0, 0)
-    return PARAMS.pack(total, draw, len(inner), *inner, *(0,) * (3 - len(inner)))
-
-
-def grid_of(params: bytes) -> tuple[int, ...]:
-    """The leading dimensions; () where they were left out or do not fit the number of rows."""
-    total, _, count, *words = PARAMS.unpack(params)
-    if count > 3:
-        return ()
-    inner = (words[0] | words[1] << 16,) if count == 1 else tuple(words[:count])
-    each = prod(inner)
-    return (total // each, *inner) if each and total % each == 0 else ()
-
-
 class TokenSamplePreprocessor(RowSampler):
     """Keeps the rows that `rule` chooses; `implementation` None takes the best one here."""
 
@@ -260,7 +232,9 @@ class TokenSamplePreprocessor(RowSampler):
             return self._same[1]
         rule, draw = self._rule, self._draw
         selection = Selection(
-            rule.positions(total, draw), pack_params(tuple(shape), total, draw), rule.rate(total)
+            rule.positions(total, draw),
+            pack_leading(tuple(shape[:-1]), total, draw),
+            rule.rate(total),
         )
         if rule.every is None:
             self._draw = (draw + 1) & 0xFFFFFFFF
@@ -299,7 +273,7 @@ class TokenSamplePreprocessor(RowSampler):
         )
 
     def grid(self, packet: ActivationPacket) -> tuple[int, ...]:
-        return packet.shape[:-1] if self.rows(packet) is None else grid_of(packet.params)
+        return packet.shape[:-1] if self.rows(packet) is None else leading_of(packet.params)
 
 
 def _build(options: TokenSampleOptions) -> Preprocessor:

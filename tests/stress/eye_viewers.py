@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from eye_rig import HERE, Client, Eyepiece, Host, wait
+from leaks import memory_mib
 
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.rundir.attach import attach_run
@@ -85,11 +85,6 @@ class Meter:
         return self._page.slot(slot).get(SlotField.PID)
 
 
-def private_mib(pid: int) -> float:
-    """Memory of the process alone (RssAnon)."""
-    return int(re.findall(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0]) / 1024
-
-
 def block(meter: Meter, viewers: Viewers, looked: bool) -> tuple[float, float]:
     """(host steps per second, trained rows per second)."""
     viewers.tell("go" if looked else "halt")
@@ -134,7 +129,7 @@ def main(minutes: float, folder: Path) -> None:
         run = stack.enter_context(attach_run(host.run_dir))
         meter = Meter(run.page)
         wait(lambda: meter.pid("index-0"))
-        base_mib = private_mib(meter.pid("index-0"))
+        base_mib = memory_mib(meter.pid("index-0"))[1]
         eyepiece = stack.enter_context(Eyepiece(host.run_dir))
         client = Client(eyepiece.address)
         wait(lambda: index_columns(host.run_dir).keys() == {"mid", "late"}, 0.5)
@@ -152,7 +147,7 @@ def main(minutes: float, folder: Path) -> None:
             quads.append([])
             for looked in ORDER:
                 quads[-1].append(block(meter, viewers, looked))
-                memory.append(private_mib(meter.pid("index-0")))
+                memory.append(memory_mib(meter.pid("index-0"))[1])
         eye_after = process_usage(eyepiece.process.pid)
         assert eye_s is not None
         assert eye_after is not None

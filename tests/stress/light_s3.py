@@ -35,8 +35,7 @@ class Stored:
 
     def read(self, start: int, stop: int) -> list[memoryview]:
         """Bytes `start` to `stop`; the last ones of a large object let go of it."""
-        if self.parts is None:
-            raise KeyError("its bytes were let go")
+        assert self.parts is not None
         found, at = [], 0
         for part in self.parts:
             low, high = max(start - at, 0), min(stop - at, len(part))
@@ -235,7 +234,7 @@ class Handler(BaseHTTPRequestHandler):
         body = text.encode()
         self.send_response(status)
         for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
         if text:
             self.send_header("Content-Type", "application/xml")

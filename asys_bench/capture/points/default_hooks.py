@@ -63,11 +63,11 @@ def _blocks(model: torch.nn.Module, modules: _Modules, linear: list[str]) -> lis
     best: list[str] = []
     largest = 0
     for module in (model, *modules.values()):
-        stack = _inside(module)
+        stack = unwrap(module)
         if not isinstance(stack, torch.nn.ModuleList | torch.nn.Sequential):
             continue
         blocks = [names[id(child)] for child in stack.children() if id(child) in names]
-        inside = [_inside(modules[block]) for block in blocks]
+        inside = [unwrap(modules[block]) for block in blocks]
         if len({type(block) for block in inside}) != 1 or not any(inside[0].children()):
             continue
         if len(stack) == 1 and not _holds_most(blocks[0], linear):
@@ -86,7 +86,7 @@ def _linear_layers(modules: _Modules) -> list[str]:
     return [
         name
         for name, module in modules.items()
-        if isinstance(layer := _inside(module), torch.nn.Linear)
+        if isinstance(layer := unwrap(module), torch.nn.Linear)
         and layer.out_features >= MIN_FEATURES
     ]
 
@@ -116,8 +116,3 @@ def _spread(names: list[str]) -> list[str]:
 def _literal(name: str) -> str:
     """A glob that matches exactly `name`."""
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _inside(module: torch.nn.Module) -> torch.nn.Module:
-    """What torch.compile, FSDP or activation checkpointing has wrapped."""
-    return unwrap(module)

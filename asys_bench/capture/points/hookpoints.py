@@ -153,14 +153,9 @@ def _with_rows(point: HookPoint, finder: RowFinder) -> HookPoint:
 
 def unmatched(model: torch.nn.Module, hooks: Sequence[HookConfig]) -> list[str]:
     """Globs of rules with `missing: ok` that match no module of `model`."""
-    names = list(modules_by_name(model))
-    return [
-        pattern
-        for config in hooks
-        if config.missing is Missing.OK
-        for pattern in config.match
-        if not any(matches(name, pattern) for name in names)
-    ]
+    patterns = [pattern for one in hooks if one.missing is Missing.OK for pattern in one.match]
+    names = list(modules_by_name(model)) if patterns else []
+    return [one for one in patterns if not any(matches(name, one) for name in names)]
 
 
 def _named(points: Iterable[HookPoint]) -> list[HookPoint]:

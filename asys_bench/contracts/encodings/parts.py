@@ -2,19 +2,14 @@
 
 The name of such an encoding is `part+<encoding>`, or `part(16:32/64)+<encoding>` where the rows themselves
 are parts: columns 16 to 32 of 64. The payload is that of the encoding. Which rows it holds is in the
-header's 16 bytes of encoding parameters, little-endian::
-
-    u32 rows of the whole tensor | u32 the first of them here | u8 n | u8 0 | u16[3] sizes
-
-sizes: of the leading dimensions of the whole tensor but the first, as `kernels.token_sample` has them: n of
-up to three, or one of 32 bits in two words. n 255: the place is not known. What a reader gets is rows of
-the whole tensor: `rows` and `grid` count through it.
+header's parameters, as `leading` has them: of the whole tensor, and the number of the first row here. Without
+leading dimensions the place is not known. What a reader gets is rows of the whole tensor: `rows` and `grid`
+count through it.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
@@ -22,14 +17,13 @@ from math import prod
 import numpy as np
 import torch
 
+from asys_bench.contracts.encodings.leading import PARAMS, UNKNOWN, leading_of, pack_leading
 from asys_bench.contracts.packet import ActivationPacket, PacketError
 from asys_bench.contracts.preprocessor import Encoded, Positions, Preprocessor, rows_and_width
 
 PART = "part"
-_PLACE = struct.Struct("<IIBxHHH")
-_UNKNOWN = 255
 _NAME = re.compile(rf"{PART}(?:\((\d{{1,10}}):(\d{{1,10}})/(\d{{1,10}})\))?\+(.+)", re.DOTALL)
-UNKNOWN_PLACE = _PLACE.pack(0, 0, _UNKNOWN, 0, 0, 0)
+UNKNOWN_PLACE = PARAMS.pack(0, 0, UNKNOWN, 0, 0, 0)
 """Parameters of a packet whose rows are not one run of rows of the whole tensor."""
 
 Columns = tuple[int, int, int]
@@ -44,14 +38,8 @@ def part_name(encoding: str, columns: Columns | None = None) -> str:
 
 def place_of(leading: tuple[int, ...], first: int) -> bytes:
     """The header's parameters of rows from `first` on of a tensor with these leading dimensions."""
-    total, inner = prod(leading), leading[1:]
-    if total > 0xFFFFFFFF:
-        return UNKNOWN_PLACE
-    if len(inner) == 1:
-        return _PLACE.pack(total, first, 1, inner[0] & 0xFFFF, inner[0] >> 16, 0)
-    if len(inner) > 3 or max(inner, default=0) > 0xFFFF:
-        return UNKNOWN_PLACE
-    return _PLACE.pack(total, first, len(inner), *inner, *(0,) * (3 - len(inner)))
+    total = prod(leading)
+    return UNKNOWN_PLACE if total > 0xFFFFFFFF else pack_leading(leading, total, first)
 
 
 @dataclass(frozen=True)
@@ -114,14 +102,15 @@ class PartDecoder(Preprocessor):
 
     def _place(self, packet: ActivationPacket) -> tuple[int, tuple[int, ...]] | None:
         """(first row, leading dimensions of the whole tensor)."""
-        total, first, count, *words = _PLACE.unpack(packet.params)
+        total, first, count, *_ = PARAMS.unpack(packet.params)
         if not total or count > 3 or not rows_and_width(packet.shape)[1]:
             return None
-        inner = (words[0] | words[1] << 16,) if count == 1 else tuple(words[:count])
-        each = prod(inner)
-        if not each or total % each:
-            raise PacketError(f"{self.encoding}: {total} rows do not fill {list(inner)}")
-        return first, (total // each, *inner)
+        leading = leading_of(packet.params)
+        if not leading:
+            raise PacketError(
+                f"{self.encoding}: {total} rows do not fill the dimensions of {packet.params.hex()}"
+            )
+        return first, leading
 
 
 def part_decoder(encoding: str, decoder: Callable[[str], Preprocessor]) -> PartDecoder | None:

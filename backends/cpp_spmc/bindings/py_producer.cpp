@@ -140,7 +140,7 @@ PyObject* try_push_many(PyObject* object, PyObject* const* args, Py_ssize_t coun
   Producer& core = *self->core;
   u64 done = 0;
   Refusal refusal = Refusal::none;
-  const auto push_rows = [&] {
+  const auto queue_rows = [&] {
     const u64 row = payload.rows == 0 ? 0 : payload.nbytes / payload.rows;
     u64 queued = 0;
     while (done < payload.rows) {
@@ -158,6 +158,14 @@ PyObject* try_push_many(PyObject* object, PyObject* const* args, Py_ssize_t coun
         core.commit();
         queued = 0;
       }
+    }
+  };
+  const auto push_rows = [&] {
+    try {
+      queue_rows();
+    } catch (...) {
+      core.commit();  // what is queued is whole, and the next commit would publish it unasked
+      throw;
     }
     core.commit();
   };

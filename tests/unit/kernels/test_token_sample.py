@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from asys_bench.contracts.encodings.leading import pack_leading
 from asys_bench.contracts.packet import ActivationPacket, Kind, PacketError
 from asys_bench.kernels.simd import native
 from asys_bench.kernels.simd.splitmix import draw_key, hash32, hashes32, mix
@@ -18,7 +19,6 @@ from asys_bench.kernels.token_sample.kernel import (
     Rule,
     TokenSampleOptions,
     TokenSamplePreprocessor,
-    pack_params,
     plugin,
     rule_of,
     rule_of_name,
@@ -142,7 +142,7 @@ def test_a_packet_says_the_leading_dimensions_that_its_rows_were_chosen_from(lea
 
 
 @pytest.mark.parametrize(
-    "params", [pack_params((7, 4), 7, 0), pack_params((7, 4), 2**31, 0), b"\xff" * 16]
+    "params", [pack_leading((7,), 7, 0), pack_leading((7,), 2**31, 0), b"\xff" * 16]
 )
 def test_parameters_that_do_not_fit_the_packet_are_refused(params):
     encoder = TokenSamplePreprocessor(Rule(0, count=9))
