@@ -174,6 +174,21 @@ def test_all_connections_together_have_no_more_than_the_memory(tmp_path: Path) -
     assert receiver.refusal(b"6") is Refusal.BUSY
 
 
+def test_the_room_of_the_bus_is_asked_for_again_when_it_is_used_up(receiver: Receiver) -> None:
+    """A forwarder of some of the hooks sends runs of one packet."""
+    receiver.hello()
+    room, asked = receiver.bus.room, []
+    receiver.bus.room = lambda: asked.append(1) or room()  # type: ignore[method-assign, func-returns-value]
+    receiver.say(b"a", batch(1, list(range(0, 40, 2))))
+    assert len(receiver.pushed) == 20
+    pushing = len(asked)
+    receiver.bus.most = 1  # it takes less than it has room for, of runs of two: it is asked anew
+    receiver.say(b"a", batch(2, [100, 101, 200, 201]))
+    assert [seq for (*_, seq), _ in receiver.pushed[20:]] == [100, 101, 200, 201]
+    assert pushing <= 2
+    assert len(asked) - pushing >= 3
+
+
 def test_one_turn_asks_the_bus_for_its_room_once_however_many_are_connected(
     tmp_path: Path,
 ) -> None:
