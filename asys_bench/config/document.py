@@ -129,6 +129,17 @@ def run_config_data(run_dir: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def host_options(config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """(kind of the host, its options of that kind) of a configuration as plain data; ("", {}) where it does
+    not say."""
+    host = config.get("host")
+    host = host if isinstance(host, Mapping) else {}
+    kind, options = host.get("kind"), host.get("options")
+    kind = kind if isinstance(kind, str) else ""
+    mine = options.get(kind) if isinstance(options, Mapping) else None
+    return kind, mine if isinstance(mine, Mapping) else {}
+
+
 def enabled_sinks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The sinks of a configuration as plain data; none where that has no such section."""
     sinks = config.get("sinks")

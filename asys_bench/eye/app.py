@@ -29,7 +29,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from asys_bench.eye.eye import Eye, NotThereError
-from asys_bench.eye.guard import Guard
+from asys_bench.eye.features import Document
 from asys_bench.eye.marks import Change, MarksError
 from asys_bench.eye.page_files import page_files
 from asys_bench.eye.typed.process import ModelProcess, Typing
@@ -64,13 +64,8 @@ class Typed(BaseModel, extra="forbid", frozen=True):
     text: str = Field(min_length=1, max_length=MOST_TYPED)
 
 
-def build_app(eye: Eye, token: str, model: ModelProcess | None = None) -> ASGIApp:
-    """The application for whoever knows `token`. model: of typed texts."""
-    return Guard(pages_app(eye, model), token)
-
-
 def pages_app(eye: Eye, model: ModelProcess | None = None) -> ASGIApp:
-    """The same for everybody."""
+    """The application, for everybody: a `Guard` is put around it. model: of typed texts."""
     return _Server(eye, model).app
 
 
@@ -151,18 +146,23 @@ class _Server:
         if self._waiting >= MOST_TYPINGS:
             return _problem("other texts wait for the model already; try again", 503)
         self._waiting += 1
+        ask = self._model.ask
         try:
-            typing = Typing(typed.sae, typed.text)
-            asked = asyncio.create_task(self._on(self._model_thread, self._model.ask, typing))
-            while not (await asyncio.wait({asked}, timeout=LOOK_S))[0]:
-                if await request.is_disconnected():
-                    typing.cancel()
-            return await _answer(lambda: self._described(typed.sae, asked))
+            return await _answer(lambda: self._fires(request, typed, ask))
         finally:
             self._waiting -= 1
 
-    async def _described(self, label: str, asked: asyncio.Task[Any]) -> Any:
-        return await self._on(self._features, self._eye.typed, label, await asked)
+    async def _fires(
+        self, request: Request, typed: Typed, ask: Callable[[Typing], Document]
+    ) -> Document:
+        """While the SAE's features are being read, the model has nothing to do."""
+        await self._on(self._features, self._eye.view, typed.sae)
+        typing = Typing(typed.sae, typed.text)
+        asked = asyncio.create_task(self._on(self._model_thread, ask, typing))
+        while not (await asyncio.wait({asked}, timeout=LOOK_S))[0]:
+            if await request.is_disconnected():
+                typing.cancel()
+        return await self._on(self._features, self._eye.typed, typed.sae, await asked)
 
 
 class Stream:

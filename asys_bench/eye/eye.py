@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from asys_bench.config.document import run_config_data
+from asys_bench.config.document import host_options, run_config_data
 from asys_bench.contracts.run_files import RunFileError, read_run_file
 from asys_bench.eye.archive_features import ArchiveFeatures
 from asys_bench.eye.births import births_document
@@ -31,7 +31,6 @@ from asys_bench.eye.watch import RunWatch
 from asys_bench.reports.run_report.analysis import NothingToLookAtError
 from asys_bench.reports.run_report.inputs import read_vocabulary
 from asys_bench.rundir.feature_index import FeatureIndex, indexed_hooks
-from asys_bench.rundir.feature_latest import LatestFirings
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sae.architectures.base import SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
@@ -58,7 +57,6 @@ class Eye:
         self._watch, self._curves = RunWatch(run_dir), Curves(run_dir)
         self._marks, self._names = Marks(run_dir), ProposedNames(run_dir)
         self._views, self._wait_s = Views(self._read), wait_s
-        self._latest: dict[str, LatestFirings] = {}
 
     def close(self) -> None:
         self._watch.close()
@@ -175,8 +173,7 @@ class Eye:
         features = view.features
         if not isinstance(features, IndexFeatures):
             return {"latest": None}
-        firings = self._latest.setdefault(label, LatestFirings(self.run_dir, view.hook))
-        return {"latest": features.latest(firings, number)}
+        return {"latest": features.latest(self.run_dir, number)}
 
     def feature(self, label: str, number: int) -> Document:
         """Raises NotThereError; ArchiveError: the archive cannot be read any more."""
@@ -314,10 +311,7 @@ class Eye:
     @property
     def _environment_id(self) -> str:
         """The gymnasium environment of an RL host, or an empty string."""
-        host = self._config.get("host")
-        options = host.get("options", {}) if isinstance(host, dict) else {}
-        mine = options.get(host.get("kind"), {}) if isinstance(host, dict) else {}
-        return str(mine.get("env_id", "")) if isinstance(mine, dict) else ""
+        return str(host_options(self._config)[1].get("env_id", ""))
 
     @cached_property
     def _unembedding(self) -> Unembedding | str:

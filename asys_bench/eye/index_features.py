@@ -13,7 +13,7 @@ import numpy.typing as npt
 from asys_bench.eye.features import MOST_EXAMPLES, Document, Floats
 from asys_bench.eye.watch import plain
 from asys_bench.rundir.feature_index import Example, FeatureIndex
-from asys_bench.rundir.feature_latest import LatestFirings
+from asys_bench.rundir.feature_latest import latest_firing
 from asys_bench.rundir.live_run import ReadingError
 
 TOPS = 8
@@ -143,9 +143,9 @@ class IndexFeatures:
     def look_ahead(self, features: Sequence[int]) -> None:
         pass
 
-    def latest(self, firings: LatestFirings, feature: int) -> Document | None:
+    def latest(self, run_dir: Path, feature: int) -> Document | None:
         """The row in which it fired last, of a run that goes on the newest."""
-        found = firings.of(self._index, feature)
+        found = latest_firing(run_dir, self._index, feature)
         if found is None:
             return None
         token = self._text(found.token) if found.token >= 0 else None

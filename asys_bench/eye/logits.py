@@ -8,7 +8,6 @@ model's own safetensors files, and nothing else of them: no model is loaded, not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from asys_bench.config.document import host_options
 from asys_bench.contracts.host import HostError
 from asys_bench.contracts.run_files import HOST_DIR, WEIGHTS_FILE
-from asys_bench.hosts.pretrained import model_source, unpacked_gguf
+from asys_bench.hosts.model_folder import SINGLE, model_folder, weight_files
 from asys_bench.system.files.below import EntryKind, is_file, read_json, scan_if_there
 
 UNEMBEDDINGS = ("lm_head.weight", "embed_out.weight", "output.weight")
@@ -33,7 +33,6 @@ NORMS = (
     *("gpt_neox.final_layer_norm.weight", "model.decoder.final_layer_norm.weight"),
 )
 SHOWN = 10
-MODEL_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 
 class NoLogitsError(ValueError):
@@ -65,7 +64,9 @@ def read_unembedding(run_dir: Path, config: Mapping[str, Any]) -> Unembedding:
         NoLogitsError: the host is no Hugging Face model, or its files are not here.
     """
     folder, about = _kept(run_dir) or _named(config)
-    files = _files_of(folder)
+    files = weight_files(folder)
+    if not files:
+        raise NoLogitsError(f"{folder} has no safetensors files")
     try:
         weight = _first(files, UNEMBEDDINGS)
         weight = _first(files, EMBEDDINGS) if weight is None else weight
@@ -104,7 +105,7 @@ def _kept(run_dir: Path) -> tuple[Path, str] | None:
     try:
         entries = scan_if_there(run_dir / HOST_DIR, below=run_dir)
         for path, kind in entries:
-            files = (path / WEIGHTS_FILE, path / MODEL_FILE)
+            files = (path / WEIGHTS_FILE, path / SINGLE)
             if kind is EntryKind.FOLDER and all(is_file(f, below=run_dir) for f in files):
                 step = int(read_json(path / WEIGHTS_FILE, below=run_dir)["host_step"])
                 newest = max(newest or (-1, path), (step, path))
@@ -114,40 +115,21 @@ def _kept(run_dir: Path) -> tuple[Path, str] | None:
 
 
 def _named(config: Mapping[str, Any]) -> tuple[Path, str]:
-    host = config.get("host")
-    host = host if isinstance(host, Mapping) else {}
-    options = host.get("options", {})
-    told = options.get("transformers") if isinstance(options, Mapping) else None
-    if host.get("kind") != "transformers" or not isinstance(told, Mapping):
+    kind, told = host_options(config)
+    if kind != "transformers" or not told:
         raise NoLogitsError(
-            f"the host is {host.get('kind') or 'not known'!s}; output tokens are shown of a host "
+            f"the host is {kind or 'not known'}; output tokens are shown of a host "
             "`transformers`, or of one that keeps its weights (host.keep_weights)"
         )
     model, packed = str(told.get("model", "")), told.get("gguf_file")
     try:
-        source = Path(model_source(model, packed)).expanduser()
-        folder = unpacked_gguf(source, str(packed)) if packed else source
+        folder = model_folder(model, str(packed) if packed else None)
     except (HostError, ImportError) as error:
         raise NoLogitsError(str(error)) from error
-    if folder is None or not folder.is_dir():
+    if folder is None:
         raise NoLogitsError(f"the files of {model} are not on this machine")
     trained = " it began with" if told.get("task") == "train" else ""
     return folder, f"{Path(model).name}: the weights{trained}"
-
-
-def _files_of(folder: Path) -> Sequence[Path]:
-    single = folder / MODEL_FILE
-    if single.is_file():
-        return [single]
-    try:
-        listed = json.loads((folder / INDEX_FILE).read_text())["weight_map"].values()
-        names = sorted({str(name) for name in listed if "/" not in str(name)})
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        names = []
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
-        raise NoLogitsError(f"{folder} has no safetensors files")
-    return found
 
 
 def _first(files: Sequence[Path], names: Sequence[str]) -> torch.Tensor | None:

@@ -10,7 +10,7 @@ from asys_bench.contracts.host import HostError
 from asys_bench.hosts.pretrained import OPTION, PACKAGE, model_source, unpacked_gguf
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-DIGITS = 12
+_DIGITS = 12
 """Of a digest that people read."""
 
 
@@ -59,6 +59,11 @@ def model_name(model: str, gguf_file: str | None) -> str:
     return named or model
 
 
+def digest_told(digest: str | None) -> str:
+    """Its beginning, as it follows a model's name; "" where there is none."""
+    return f" (sha256 {digest[:_DIGITS]})" if digest else ""
+
+
 def described(model: str, gguf_file: str | None) -> str:
     """Its name and, where its files are here, the beginning of their digest."""
     try:
@@ -66,8 +71,7 @@ def described(model: str, gguf_file: str | None) -> str:
     except HostError:
         folder = None
     digest = weights_digest(folder) if folder is not None else None
-    name = model_name(model, gguf_file)
-    return f"{name} (sha256 {digest[:DIGITS]})" if digest else name
+    return model_name(model, gguf_file) + digest_told(digest)
 
 
 def as_arguments(error: HostError) -> str:

@@ -15,7 +15,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +32,14 @@ log = logging.getLogger(__name__)
 PACKAGE = "package:"
 """What the name of a model, or of texts, begins with that lie in an installed Python package."""
 OPTION = "host.options.transformers"
+AUTO_CLASSES = {
+    "encode": "AutoModel",
+    "train": "AutoModelForCausalLM",
+    "generate": "AutoModelForCausalLM",
+}
+"""Task of the host -> the class that loads its model, unless its options name another."""
+_PREDICTS = ("ForCausalLM", "LMHeadModel")
+"""How architectures are called that predict the next token."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -80,6 +88,11 @@ def architectures(model: str, gguf_file: str | None, revision: str | None) -> tu
     except (OSError, ValueError) as error:
         raise HostError(f"{OPTION}.model: {model!r} cannot be loaded: {error}") from error
     return tuple(getattr(config, "architectures", None) or ())
+
+
+def predicts(classes: Iterable[str]) -> bool:
+    """Whether one of these `architectures` predicts the next token."""
+    return any(name.endswith(_PREDICTS) for name in classes)
 
 
 def _located(model: str, gguf_file: str | None, revision: str | None) -> tuple[str, str | None]:

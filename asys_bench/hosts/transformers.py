@@ -31,11 +31,13 @@ from asys_bench.contracts.sink import Misfit
 from asys_bench.hosts.dotted_name import device_misfits
 from asys_bench.hosts.host_state import load_state, save_state
 from asys_bench.hosts.pretrained import (
+    AUTO_CLASSES,
     GGUF_FIX,
     architectures,
     gguf_missing,
     load,
     model_misfit,
+    predicts,
 )
 from asys_bench.hosts.text_corpus import (
     TextBatch,
@@ -43,12 +45,6 @@ from asys_bench.hosts.text_corpus import (
     vocabulary_document,
 )
 from asys_bench.hosts.text_sources import OPTION, sources_of
-
-_AUTO = {
-    "encode": "AutoModel",
-    "train": "AutoModelForCausalLM",
-    "generate": "AutoModelForCausalLM",
-}
 
 
 class TransformersOptions(HostOptions):
@@ -168,7 +164,7 @@ class TransformersHost(BaseHost):
             raise HostError(f"host.options.transformers.{missing}: must be given")
         model, self._tokenizer = load(
             options.model,
-            auto_class=options.auto_class or _AUTO[options.task],
+            auto_class=options.auto_class or AUTO_CLASSES[options.task],
             gguf_file=options.gguf_file,
             tokenizer=options.tokenizer,
             revision=options.revision,
@@ -313,8 +309,6 @@ EVALUATION_SEED = 1
 EVALUATION_SEQUENCES = 4
 """Of one batch: log probabilities of a large vocabulary are held of the model as it is, and of one that
 is compared with it."""
-_PREDICTS = ("ForCausalLM", "LMHeadModel")
-"""How architectures are called that predict the next token."""
 
 
 def _evaluated(options: HostOptions, seed: int, weights: Path | None) -> EvaluatedText:
@@ -326,19 +320,18 @@ def _evaluated(options: HostOptions, seed: int, weights: Path | None) -> Evaluat
         "revision": options.revision,
         "dtype": options.dtype,
     }
-    asked = options.auto_class or _AUTO[options.task]
-    told = architectures(options.model, options.gguf_file, options.revision)
-    predicts = any(name.endswith(_PREDICTS) for name in told)
+    asked = options.auto_class or AUTO_CLASSES[options.task]
+    predicting = predicts(architectures(options.model, options.gguf_file, options.revision))
     whole, tokenizer = load(
         options.model,
-        auto_class="AutoModelForCausalLM" if predicts and asked == "AutoModel" else asked,
+        auto_class="AutoModelForCausalLM" if predicting and asked == "AutoModel" else asked,
         weights=weights,
         **read,
     )
     whole = whole.to(options.device)
     whole.eval()
     longest = getattr(whole.config, "max_position_embeddings", None) or options.block_tokens
-    model = whole.base_model if predicts and asked == "AutoModel" else whole
+    model = whole.base_model if predicting and asked == "AutoModel" else whole
 
     def run(ids_BT: torch.Tensor, mask_BT: torch.Tensor) -> Any:
         inputs = {
@@ -370,7 +363,7 @@ def _evaluated(options: HostOptions, seed: int, weights: Path | None) -> Evaluat
             if made >= tokens:
                 return
 
-    return EvaluatedText(model, run, logits if predicts else None, batches, about)
+    return EvaluatedText(model, run, logits if predicting else None, batches, about)
 
 
 plugin = HostPlugin(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from asys_bench.config.document import run_config_data
+from asys_bench.config.document import host_options, run_config_data
 from asys_bench.contracts.names import file_slug, printable
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.run_files import (
@@ -134,9 +134,9 @@ def read_facts(run_dir: Path) -> RunFacts:
 def model_of(config: Mapping[str, Any]) -> str:
     """How the observed model is called: its name on the hub, its package or its environment; "" where the
     configuration does not say."""
-    options = _host_options(config)
+    kind, options = host_options(config)
     if options.get("env_id"):
-        return f"{_section(config, 'host').get('kind')}/{public_name(str(options['env_id']))}"
+        return f"{kind}/{public_name(str(options['env_id']))}"
     return public_name(str(options.get("model") or options.get("entry") or ""))
 
 
@@ -154,17 +154,10 @@ def public_metadata(weights: SAEWeights, model: str) -> dict[str, Any]:
 
 
 def _trains(config: Mapping[str, Any]) -> bool | None:
-    kind, options = _section(config, "host").get("kind"), _host_options(config)
+    kind, options = host_options(config)
     if kind == "transformers":
         return bool(options.get("task") == "train")
     return True if kind == "ppo" else None
-
-
-def _host_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    host = _section(config, "host")
-    options = host.get("options")
-    mine = options.get(host.get("kind")) if isinstance(options, Mapping) else None
-    return mine if isinstance(mine, Mapping) else {}
 
 
 def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -108,6 +108,10 @@ class ArchiveView:
                 for name in columns
             }
 
+    def rows_each(self, hook: str) -> int:
+        """Rows that each row of a captured tensor has become: its heads. Raises as `batches`."""
+        return self._archive.rows_each(hook)
+
     def _check(self, columns: Sequence[str]) -> list[str]:
         """The labels among the columns. Raises ReadingError: there is no such column."""
         labels = labels_among(columns)

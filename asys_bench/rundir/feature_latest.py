@@ -8,9 +8,9 @@ index has the same columns as of its last writing.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +19,6 @@ from asys_bench.rundir.feature_index_layout import (
     LATEST,
     LATEST_FILE,
     ColumnFile,
-    Columns,
     index_folder,
 )
 from asys_bench.rundir.live_run import ReadingError
@@ -34,41 +33,31 @@ class Firing:
     token: int
 
 
-class LatestFirings:
-    """Of one hook; read anew when the file was replaced."""
+def latest_firing(run_dir: Path, index: FeatureIndex, feature: int) -> Firing | None:
+    """Of a feature of the run's `index`. None: it never fired since the sink began.
 
-    def __init__(self, run_dir: Path, hook: str) -> None:
-        self._run_dir, self._hook = run_dir, hook
-        self._path = index_folder(run_dir, hook) / LATEST_FILE
-        self._known: tuple[int, int] = (0, 0)
-        self._columns: Columns | None = None
+    Raises:
+        IndexError: no such feature. ReadingError: the file was damaged.
+    """
+    if not 0 <= feature < index.d_sae:
+        raise IndexError(f"feature {feature}; there are {index.d_sae}")
+    told = _read(run_dir, index, feature)
+    if told is None:
+        told = {name: index.column(name)[feature] for name in LATEST}
+    step = int(told["latest_step"])
+    if step < 0:
+        return None
+    return Firing(step, float(told["latest_activation"]), int(told["latest_token"]))
 
-    def of(self, index: FeatureIndex, feature: int) -> Firing | None:
-        """None: it never fired since the sink began.
 
-        Raises:
-            IndexError: no such feature. ReadingError: the file was damaged.
-        """
-        if not 0 <= feature < index.d_sae:
-            raise IndexError(f"feature {feature}; there are {index.d_sae}")
-        columns = self._read(index.d_sae)
-        told = columns if columns is not None else {name: index.column(name) for name in LATEST}
-        step = int(told["latest_step"][feature])
-        if step < 0:
-            return None
-        value = float(told["latest_activation"][feature])
-        return Firing(step, value, int(told["latest_token"][feature]))
-
-    def _read(self, features: int) -> Columns | None:
-        try:
-            status = os.lstat(self._path)
-            if (status.st_ino, status.st_mtime_ns) != self._known:
-                of_file = {n: (np.dtype(dtype), (features,)) for n, (dtype, _) in LATEST.items()}
-                file = ColumnFile(self._path, of_file, self._run_dir)
-                self._columns = {name: file.column(name) for name in LATEST}
-                self._known = status.st_ino, status.st_mtime_ns
-        except FileNotFoundError:
-            self._columns, self._known = None, (0, 0)
-        except (OSError, ValueError) as error:
-            raise ReadingError(f"{self._path} {error}") from error
-        return self._columns
+def _read(run_dir: Path, index: FeatureIndex, feature: int) -> dict[str, Any] | None:
+    """One entry of each column; None: there is no such file."""
+    path = index_folder(run_dir, index.hook) / LATEST_FILE
+    of_file = {n: (np.dtype(dtype), (index.d_sae,)) for n, (dtype, _) in LATEST.items()}
+    try:
+        file = ColumnFile(path, of_file, run_dir)
+        return {name: file.of_features(name, feature, 1)[0] for name in LATEST}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ReadingError(f"{path} {error}") from error

@@ -30,7 +30,6 @@ from asys_bench.rundir.archive_columns import TEXT_NOT_RECORDED, column_array
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.row_order import Rows
 from asys_bench.sinks.archive import Archive, SeenRows, ShardGoneError, ShardRows, counts
-from asys_bench.sinks.decoding import rows_each
 
 _PACKET = ("attempt", "source", "shard", "seq")
 _CALL = ("host_step", "weights_version", "microbatch", "call_index", "text")
@@ -116,7 +115,7 @@ def index_rows(
         raise ReadingError(
             f"{TOKENS!r} cannot be the first hook: rows of a hook are given their tokens"
         )
-    if TOKENS in hooks[1:] and (each := _rows_each(archive, hooks[0])) > 1:
+    if TOKENS in hooks[1:] and (each := archive.rows_each(hooks[0])) > 1:
         raise ReadingError(
             f"rows of {hooks[0]!r} are heads, {each} for each token, which {TOKENS!r} is not joined with "
             "here: capture one head (preprocess heads, keep), or use token_rows"
@@ -145,14 +144,6 @@ def index_rows(
     left_out = int(first.rows_R.sum() - runs[:, 0].sum())
     every = tuple(tuple(names[hook]) for hook in hooks)
     return RowIndex(tuple(hooks), every, runs, left_out, first.batch_rows)
-
-
-def _rows_each(archive: Archive, hook: str) -> int:
-    """Rows that each row of a captured tensor has become (heads); of the first archived one."""
-    for batch in archive.batches(hook):
-        if batch.num_rows:
-            return rows_each(str(batch.column("encoding")[0].as_py()))
-    return 1
 
 
 def _from_headers(

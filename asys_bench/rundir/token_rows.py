@@ -22,7 +22,6 @@ from asys_bench.contracts.run_files import VOCABULARY_FILE
 from asys_bench.rundir.archive_columns import TEXT_NOT_RECORDED
 from asys_bench.rundir.archive_view import ArchiveView
 from asys_bench.rundir.live_run import ReadingError
-from asys_bench.sinks.decoding import rows_each
 from asys_bench.system.files.below import read_json
 
 log = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ def token_rows(view: ArchiveView, hook: str) -> Iterator[TokenRows]:
         for call, text, row_N, values_N2 in _packets(view, TOKENS)
         if _is_whole(row_N)
     }
-    guessed, each = False, _rows_each(view, hook)
+    guessed, each = False, view.rows_each(hook)
     for call, text, row_N, values_ND in _packets(view, hook):
         found_N2 = tokens.get((call, text)) if text != NO_TEXT else None
         row_N = row_N // each
@@ -107,14 +106,6 @@ def token_rows(view: ArchiveView, hook: str) -> Iterator[TokenRows]:
             )
         mine_N2 = found_N2[row_N].astype(np.int32)
         yield TokenRows(call, values_ND, mine_N2[:, 0], mine_N2[:, 1])
-
-
-def _rows_each(view: ArchiveView, hook: str) -> int:
-    """Rows that each token has: its heads (the preprocessor `heads`)."""
-    for batch in view.batches(hook, ("encoding",)):
-        if len(batch["encoding"]):
-            return rows_each(str(batch["encoding"][0]))
-    return 1
 
 
 def _is_whole(row_N: npt.NDArray[Any]) -> bool:

@@ -15,7 +15,7 @@ from asys_bench.cluster.accounts import (
     read_forwarders,
     read_receiver,
 )
-from asys_bench.config.document import run_config_data
+from asys_bench.config.document import host_options, run_config_data
 from asys_bench.contracts.reporter import ReportError
 from asys_bench.contracts.run_files import (
     EVENTS_FILE,
@@ -99,10 +99,7 @@ class RunRecord:
     @property
     def environment_id(self) -> str:
         """The gymnasium environment of an RL host, or an empty string."""
-        host = self.config.get("host")
-        options = host.get("options", {}) if isinstance(host, dict) else {}
-        mine = options.get(host.get("kind"), {}) if isinstance(host, dict) else {}
-        return str(mine.get("env_id", "")) if isinstance(mine, dict) else ""
+        return str(host_options(self.config)[1].get("env_id", ""))
 
 
 def read_run(path: Path) -> RunRecord:

@@ -46,7 +46,6 @@ class FeatureIndexWorker(BaseSink):
         self._hooks: dict[int, HookIndex | None] = {}
         self._join: TokenJoin[tuple[HookIndex, Part]] = TokenJoin()
         self._tokens_id, self._has_tokens = -1, False
-        self._split: set[str] = set()
         self._pace = Pace(options.cpu_share)
 
     def open(self, context: SinkContext) -> None:
@@ -151,12 +150,9 @@ class FeatureIndexWorker(BaseSink):
         """A row is a token, and not one of its heads."""
         if self._context.rows_each(packet) == 1:
             return True
-        if hook.name not in self._split:
-            self._split.add(hook.name)
-            log.warning(
-                "%s: several rows a token (heads): its examples carry no tokens; keep one head for that",
-                hook.name,
-            )
+        hook.say(
+            "several rows a token (heads): its examples carry no tokens; keep one head for that"
+        )
         return False
 
     def _part(self, packet: ActivationPacket, hook: HookIndex, moment: int) -> Part | None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from asys_bench.config.document import run_config_data
+from asys_bench.config.document import host_options, run_config_data
 from asys_bench.contracts.host import HostError
 from asys_bench.eye.features import Document
 from asys_bench.eye.typed.same_weights import Known, compare
 from asys_bench.eye.watch import plain
 from asys_bench.hosts.model_folder import as_arguments
-from asys_bench.hosts.pretrained import architectures, load
+from asys_bench.hosts.pretrained import AUTO_CLASSES, architectures, load, predicts
 from asys_bench.hosts.text_corpus import vocabulary_document
 from asys_bench.reports.run_report.inputs import texts
 from asys_bench.rundir.evaluation import (
@@ -30,8 +30,6 @@ from asys_bench.sae.evaluation.splice import rows_at
 
 MOST_TOKENS = 256
 SHOWN = 40
-_BY_TASK = {"train": "AutoModelForCausalLM", "generate": "AutoModelForCausalLM"}
-_PREDICTS = ("ForCausalLM", "LMHeadModel")
 
 
 class TypedError(RuntimeError):
@@ -53,7 +51,8 @@ class TextReader:
         """Raises TypedError: the model cannot be loaded."""
         self._run_dir = run_dir
         config = run_config_data(run_dir)
-        told = _transformers_options(config)
+        kind, told = host_options(config)
+        told = told if kind == "transformers" else {}
         try:
             loaded, self._tokenizer = load(
                 model,
@@ -184,20 +183,11 @@ def _strongest(target: TargetSAE, rows_TD: torch.Tensor) -> list[Document]:
     ]
 
 
-def _transformers_options(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    host = config.get("host")
-    options = host.get("options") if isinstance(host, Mapping) else None
-    told = options.get("transformers") if isinstance(options, Mapping) else None
-    return told if isinstance(told, Mapping) else {}
-
-
 def _auto_class(told: Mapping[str, Any], model: str, gguf_file: str | None) -> str:
     """As the run's host loaded it; of another host, by what the weights are of."""
     if told.get("auto_class"):
         return str(told["auto_class"])
     if told:
-        return _BY_TASK.get(str(told.get("task")), "AutoModel")
+        return AUTO_CLASSES.get(str(told.get("task")), "AutoModel")
     classes = architectures(model, gguf_file, None)
-    return (
-        "AutoModelForCausalLM" if any(one.endswith(_PREDICTS) for one in classes) else "AutoModel"
-    )
+    return "AutoModelForCausalLM" if predicts(classes) else "AutoModel"

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asys_bench.config.document import host_options
 from asys_bench.contracts.host import HostError
 from asys_bench.contracts.run_files import HOST_DIR, WEIGHTS_FILE
-from asys_bench.hosts.model_folder import DIGITS, model_folder, model_name, weights_digest
+from asys_bench.hosts.model_folder import digest_told, model_folder, model_name, weights_digest
 from asys_bench.rundir.evaluation import kept_weights
 from asys_bench.system.files.below import read_json
 
@@ -27,7 +28,7 @@ def compare(run_dir: Path, config: Mapping[str, Any], model: str, gguf_file: str
     """Of the model that was loaded from `model`; files are read whole. config: the run's."""
     folder = _folder(model, gguf_file)
     digest = weights_digest(folder) if folder is not None else None
-    about = model_name(model, gguf_file) + (f" (sha256 {digest[:DIGITS]})" if digest else "")
+    about = model_name(model, gguf_file) + digest_told(digest)
     kept = kept_weights(run_dir)
     if kept is not None and kept.folder is not None:
         step = _kept_step(run_dir, folder)
@@ -35,21 +36,18 @@ def compare(run_dir: Path, config: Mapping[str, Any], model: str, gguf_file: str
             about = f"weights that the run kept at host step {step:,}, {about}"
         newest = f"the newest that the run kept (host step {int(kept.about.get('host_step', 0)):,})"
         return Known(about, _differ(folder, digest, kept.folder.resolve(), newest))
-    host = config.get("host")
-    host = host if isinstance(host, Mapping) else {}
-    options = host.get("options")
-    told = options.get("transformers") if isinstance(options, Mapping) else None
-    if host.get("kind") != "transformers" or not isinstance(told, Mapping):
+    kind, told = host_options(config)
+    if kind != "transformers" or not told:
         return Known(about, "the run does not say which weights it observed: these may be others")
     if told.get("task") == "train":
         why = "the run trained its model and kept no weights: these are not the ones that its SAEs saw last"
         return Known(about, why)
     packed = str(told["gguf_file"]) if told.get("gguf_file") else None
     named = str(told.get("model", ""))
+    if (named, packed) == (model, gguf_file):
+        return Known(about, "")
     observed = _folder(named, packed)
     if observed is None:
-        if folder is None and (named, packed) == (model, gguf_file):
-            return Known(about, "")  # one name on the hub
         why = f"the run observed {model_name(named, packed)}, which is not here to be compared"
         return Known(about, why)
     return Known(
@@ -64,8 +62,7 @@ def _differ(folder: Path | None, digest: str | None, observed: Path, called: str
     other = weights_digest(observed)
     if digest is not None and digest == other:
         return ""
-    told = f" (sha256 {other[:DIGITS]})" if other else ""
-    return f"these are not the weights of {called}{told}: features may fire otherwise"
+    return f"these are not the weights of {called}{digest_told(other)}: features may fire otherwise"
 
 
 def _folder(model: str, gguf_file: str | None) -> Path | None:

@@ -29,6 +29,7 @@ from asys_bench.sinks.archive.read import (
 )
 from asys_bench.sinks.archive.repair import repair_shard
 from asys_bench.sinks.archive.sidecar import ArchiveError, ShardGoneError, sidecar_of_stored
+from asys_bench.sinks.decoding import rows_each
 from asys_bench.store.mirror import remount
 from asys_bench.system.files.below import EntryKind, scan
 
@@ -210,6 +211,14 @@ class Archive:
                 return False
             writers.setdefault(name.attempt, set()).add((name.worker, name.incarnation))
         return all(len(each) == 1 for each in writers.values())
+
+    def rows_each(self, hook: str) -> int:
+        """Rows that each row of a captured tensor has become (heads); of the first archived one. Raises as
+        `batches`."""
+        for batch in self.batches(hook):
+            if batch.num_rows:
+                return rows_each(str(batch.column("encoding")[0].as_py()))
+        return 1
 
     def _batches_of(self, path: Path) -> Iterator[Any]:
         try:

@@ -7,6 +7,7 @@ import os
 import pytest
 
 from asys_bench.config import ConfigError, shipped_names
+from asys_bench.config.document import host_options
 
 
 def only_problem(load, path, **more):
@@ -101,3 +102,22 @@ def test_a_misspelt_shipped_name_is_guessed(load, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     found = only_problem(load, "configs/profile_consumr.yaml")
     assert found.fix == "did you mean `profile_consumer.yaml`?"
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"host": {"kind": "ppo", "options": {"ppo": {"env_id": "x"}, "script": {"entry": "y"}}}},
+         ("ppo", {"env_id": "x"})),
+        ({"host": {"kind": "ppo", "options": {"script": {"entry": "y"}}}}, ("ppo", {})),
+        ({"host": {"kind": "ppo", "options": {"ppo": 3}}}, ("ppo", {})),
+        ({"host": {"kind": "ppo", "options": 3}}, ("ppo", {})),
+        ({"host": {"kind": "ppo"}}, ("ppo", {})),
+        ({"host": {"kind": ["ppo"], "options": {"ppo": {}}}}, ("", {})),
+        ({"host": {"options": {"ppo": {"env_id": "x"}}}}, ("", {})),
+        ({"host": 3}, ("", {})),
+        ({}, ("", {})),
+    ],
+)  # fmt: skip
+def test_a_hosts_options_are_those_of_its_kind(config, found) -> None:
+    assert host_options(config) == found

@@ -12,8 +12,9 @@ import pytest
 import torch
 from starlette.testclient import TestClient
 
-from asys_bench.eye.app import build_app
+from asys_bench.eye.app import pages_app
 from asys_bench.eye.eye import Eye
+from asys_bench.eye.guard import Guard
 from asys_bench.sae import SAEConfig, build_sae, save_sae
 from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
@@ -77,7 +78,7 @@ def own_run(text_run: Path, tmp_path: Path) -> Path:
 def browser(run_dir: Path) -> Iterator[TestClient]:
     eye = Eye(run_dir, wait_s=60.0)
     eye.table(HOOK)
-    client = TestClient(build_app(eye, TOKEN), base_url=ADDRESS)
+    client = TestClient(Guard(pages_app(eye), TOKEN), base_url=ADDRESS)
     assert client.get("/", params={"token": TOKEN}).status_code == 200
     yield client
     client.close()

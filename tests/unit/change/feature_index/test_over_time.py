@@ -16,7 +16,7 @@ from asys_bench.rundir.feature_index_layout import (
     LATEST_FILE,
     Sizes,
 )
-from asys_bench.rundir.feature_latest import Firing, LatestFirings
+from asys_bench.rundir.feature_latest import Firing, latest_firing
 from asys_bench.rundir.live_run import ReadingError
 
 from .feature_rig import HOOK, Fed, identity_sae, write_sae
@@ -99,24 +99,23 @@ def test_the_last_firing_is_told_before_the_index_is_written(tmp_path) -> None:
     hook.settle()
     hook.write()
     index = FeatureIndex.open(tmp_path, HOOK)
-    latest = LatestFirings(tmp_path, HOOK)
-    assert latest.of(index, 2) == Firing(5, 0.25, 43)
-    assert latest.of(index, 3) is None
+    assert latest_firing(tmp_path, index, 2) == Firing(5, 0.25, 43)
+    assert latest_firing(tmp_path, index, 3) is None
     x[3, 2] = 8.0
     fed.text(ids, torch.arange(4), step=9)
     fed.feed(x, host_step=9, text=1)
     hook.settle()
     hook.write_after_s = float("inf")  # as a large index waits for its turn
     hook.write_if_due(hook.latest_at_s + 1e9)
-    assert latest.of(index, 2) == Firing(9, 8.0, 43)
+    assert latest_firing(tmp_path, index, 2) == Firing(9, 8.0, 43)
     assert FeatureIndex.open(tmp_path, HOOK).column("latest_step")[2] == 5
     path = tmp_path / "feature_index" / HOOK / LATEST_FILE
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ReadingError, match="latest"):
-        latest.of(index, 2)
+        latest_firing(tmp_path, index, 2)
     with pytest.raises(IndexError, match=f"there are {WIDTH}"):
-        latest.of(index, WIDTH)
+        latest_firing(tmp_path, index, WIDTH)
     fed.worker.close()
     fed.page.close()
     assert not path.exists()
-    assert latest.of(FeatureIndex.open(tmp_path, HOOK), 2) == Firing(9, 8.0, 43)
+    assert latest_firing(tmp_path, FeatureIndex.open(tmp_path, HOOK), 2) == Firing(9, 8.0, 43)

@@ -97,6 +97,16 @@ def test_features_are_those_of_the_whole_model(tiny, tmp_path, hook, more) -> No
         )
 
 
+def test_options_of_a_kind_that_the_runs_host_is_not_are_not_taken(tiny, tmp_path) -> None:
+    told = TINY["options"](tiny, auto_class="NoSuchClass", dtype="float16")
+    host = {"kind": "script", "options": {"transformers": told, "script": {}}}
+    run_dir = TINY["write_run"](tmp_path, host, "h.0")
+    checkpoint(run_dir, "h.0", 40)
+    made = reader(run_dir, tiny)
+    assert made._model.dtype == torch.float32
+    assert made.features("h.0", TEXT, never)["features"]
+
+
 def test_what_comes_after_the_hooked_module_is_not_computed_and_no_hook_is_left(
     tiny, tmp_path
 ) -> None:

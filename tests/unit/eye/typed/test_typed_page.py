@@ -14,8 +14,9 @@ import pytest
 from starlette.testclient import TestClient
 
 from asys_bench.eye import app as module
-from asys_bench.eye.app import build_app
+from asys_bench.eye.app import pages_app
 from asys_bench.eye.eye import Eye
+from asys_bench.eye.guard import Guard
 from asys_bench.eye.typed.process import Typing
 from asys_bench.eye.typed.reading import CancelledTypingError, TypedError
 from asys_bench.rundir.feature_names import ProposedName, write_names
@@ -68,7 +69,7 @@ def model() -> FakeModel:
 @pytest.fixture
 def client(own_run: Path, model: FakeModel) -> Iterator[TestClient]:
     eye = Eye(own_run)
-    made = TestClient(build_app(eye, TOKEN, model), base_url=ADDRESS)  # type: ignore[arg-type]
+    made = TestClient(Guard(pages_app(eye, model), TOKEN), base_url=ADDRESS)  # type: ignore[arg-type]
     assert made.get("/", params={"token": TOKEN}).status_code == 200
     yield made
     model.go_on.set()
@@ -122,7 +123,7 @@ def test_another_page_cannot_type(client) -> None:
 
 def test_without_a_model_it_says_how(text_run: Path) -> None:
     eye = Eye(text_run)
-    with TestClient(build_app(eye, TOKEN), base_url=ADDRESS) as client:
+    with TestClient(Guard(pages_app(eye), TOKEN), base_url=ADDRESS) as client:
         client.get("/", params={"token": TOKEN})
         assert client.get("/api/model").json() == {"there": False}
         answer = type_in(client)
@@ -176,6 +177,26 @@ def test_a_page_that_leaves_cancels_its_text(text_run: Path, model: FakeModel) -
 
     asyncio.run(leave())
     assert model.asked == ["long", "next"]
+    eye.close()
+
+
+def test_while_the_features_are_being_read_the_model_is_not_asked(
+    text_run: Path, model: FakeModel
+) -> None:
+    eye, app = app_of(text_run, model)
+    go_on, read = threading.Event(), eye._views.read
+
+    def held(*given: Any) -> Any:
+        go_on.wait(30)
+        return read(*given)
+
+    eye._views.read, eye._wait_s = held, 0.05
+    status, said = asyncio.run(post(app, "a text"))
+    assert (status, said["waiting"], model.asked) == (202, True, [])
+    eye._wait_s = 60.0
+    go_on.set()
+    status, _ = asyncio.run(post(app, "a text"))
+    assert (status, model.asked) == (200, ["a text"])
     eye.close()
 
 
