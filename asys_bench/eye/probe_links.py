@@ -62,8 +62,6 @@ class ProbeLinks:
                 "label": self.probes[number].label,
                 "metric": self.probes[number].metric,
                 "value": plain(self.probes[number].value),
-                "low": plain(self.probes[number].low),
-                "high": plain(self.probes[number].high),
                 "effect": plain(float(effect_P[number])),
             }
             for number in order

@@ -76,5 +76,5 @@ def called(feature: int, marks: Mapping[int, Mark], names: Names = NO_NAMES) -> 
 def names_of(feature: int, marks: Mapping[int, Mark], names: Names) -> Document:
     """`name`, and `proposed` where the name is one."""
     mine = called(feature, marks)
-    proposed = None if mine else shown(names.get(feature))
-    return {"name": called(feature, marks, names), "proposed": proposed}
+    proposed = None if mine else names.get(feature)
+    return {"name": mine or (proposed.name if proposed else ""), "proposed": shown(proposed)}

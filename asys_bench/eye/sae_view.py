@@ -63,7 +63,11 @@ class SaeView:
 
     def table(self, marks: Mapping[int, Mark], names: Names = NO_NAMES) -> Document:
         """All features, a list per column; None in a list: not known."""
-        found: Document = {
+        return {**self._fixed(), **_own(marks, names)}
+
+    def _fixed(self) -> Document:
+        """What marks and names do not change."""
+        return {
             "sae": self.label,
             "d_sae": self.sae.d_sae,
             "d_in": self.sae.d_in,
@@ -75,22 +79,13 @@ class SaeView:
             "columns": self._columns(),
             "words": list(self.features.words()) if self.features is not None else [],
             "probes": self.probes.labels() if self.probes is not None else [],
-            "marks": {str(feature): mark.model_dump() for feature, mark in marks.items()},
-            "names": {str(feature): shown(name) for feature, name in names.items()},
         }
-        return found
 
     def table_text(self, marks: Mapping[int, Mark], problem: str, names: Names = NO_NAMES) -> str:
         """`table` as JSON. What marks do not change is written once: it takes a while for 24,576 features."""
         if self._table is None:
-            rest = self.table({})
-            del rest["marks"], rest["names"]
-            self._table = ",".join(_pieces(rest))
-        own = {
-            "marks": {str(n): mark.model_dump() for n, mark in marks.items()},
-            "names": {str(n): shown(name) for n, name in names.items()},
-            "marks_problem": problem,
-        }
+            self._table = ",".join(_pieces(self._fixed()))
+        own = {**_own(marks, names), "marks_problem": problem}
         return f"{{{self._table},{_text(own)[1:]}"
 
     def _columns(self) -> dict[str, list[float | None]]:
@@ -116,13 +111,6 @@ class SaeView:
         newest = float(max([int(born_F.max(initial=0)), *steps_W.tolist()]))
         return newest - born_F
 
-    def feature(
-        self, number: int, mark: Mark, unembedding: Unembedding | str, vocabulary: Mapping[int, str]
-    ) -> Document:
-        """All about one feature. unembedding: or why there is none."""
-        (found,) = self.some_features([number], {number: mark}, unembedding, vocabulary)
-        return found
-
     def some_features(
         self,
         numbers_M: Sequence[int],
@@ -132,9 +120,9 @@ class SaeView:
         most: tuple[int, int] = (MOST_EXAMPLES, MOST_EXAMPLES),
         names: Names = NO_NAMES,
     ) -> Iterator[Document]:
-        """`feature` of each of these; of many at once it takes less.
+        """All about each of these; of many at once it takes less.
 
-        most: top and random examples of each.
+        unembedding: or why there is none. most: top and random examples of each.
         """
         if self.features is not None and len(numbers_M) > 1:
             self.features.look_ahead(numbers_M)
@@ -274,6 +262,14 @@ class SaeView:
         if self._finder is None:
             self._finder = Finder(self.label, self.sae.d_sae, self.features)
         return self._finder
+
+
+def _own(marks: Mapping[int, Mark], names: Names) -> Document:
+    """Of the table, what people and a model call its features."""
+    return {
+        "marks": {str(feature): mark.model_dump() for feature, mark in marks.items()},
+        "names": {str(feature): shown(name) for feature, name in names.items()},
+    }
 
 
 def numbers(values: Floats, digits: int = 4) -> list[float | None]:

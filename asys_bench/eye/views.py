@@ -48,7 +48,7 @@ class _Kept:
 
 @dataclass
 class _Reading:
-    future: Future[SaeView] | None = None
+    future: Future[SaeView] = field(init=False)
     told: str = "waiting for another SAE"
 
 
@@ -80,7 +80,7 @@ class Views:
         with self._lock:
             kept = self._kept.get(label)
             reading = self._begin(label, kept) if kept is None or kept.is_old else None
-        if reading is None or reading.future is None:
+        if reading is None:
             assert kept is not None
             return kept.view
         with suppress(NotInTimeError):

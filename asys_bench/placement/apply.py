@@ -130,6 +130,14 @@ def thread_environment(threads: int) -> dict[str, str]:
     return dict.fromkeys(_THREAD_VARIABLES, str(threads))
 
 
+def use_torch_threads(threads: int | None = None) -> None:
+    """torch's threads of this process; None: half as many as it has CPUs. Beside a live run a team of one a
+    CPU would wait for the thread that has no core."""
+    import torch
+
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
+
+
 def pin(cpus: Iterable[int]) -> list[str]:
     """Confine every thread of this process, those it has and those they start."""
     wanted = frozenset(cpus)

@@ -191,11 +191,8 @@ class ReservoirWorker(BaseSink):
         ):
             about[name] = [getattr(one, name) for one in packets]
         about["call"] = [one.call_index for one in packets]
-        if any(
-            self._context.rows_each(one) > 1 for one in packets
-        ):  # rows are heads, and no tokens
-            several = np.array([self._context.rows_each(one) > 1 for one in packets])
-            about["text"][several] = NO_TEXT
+        each = np.array([self._context.rows_each(one) for one in packets])
+        about["text"][each > 1] = NO_TEXT  # rows are heads, and no tokens
         about["weight"] = [1.0 / one.sampling_rate for one in packets]
         about["attempt"] = self._context.attempt
         about = about[owner]

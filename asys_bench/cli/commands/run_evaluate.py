@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -94,6 +93,7 @@ def _count(word: str) -> int:
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """A table per SAE, and the documents."""
     from asys_bench.contracts.host import HostError
+    from asys_bench.placement.apply import use_torch_threads
     from asys_bench.rundir.attach import RunGoneError
     from asys_bench.rundir.evaluation import (
         EPISODES,
@@ -110,7 +110,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 
     if arguments.live:
         _end_with_parent()
-    _use_threads(arguments.threads)
+    use_torch_threads(arguments.threads)
     weights: Weights | None
     try:
         source, run_dir = _source(arguments.source)
@@ -222,13 +222,6 @@ def _hook_of(folder: Path) -> str:
     from asys_bench.sae.exchange import import_sae
 
     return str(import_sae(folder)[1].get("hook_name") or "")
-
-
-def _use_threads(threads: int | None) -> None:
-    import torch
-
-    # Beside a live run, torch's team of threads would wait for the one that has no core.
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def _end_with_parent() -> None:

@@ -27,7 +27,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from asys_bench.cli.commands import fail
-from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.names import matches, printable
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 
@@ -47,7 +47,6 @@ EXAMPLES = (
         "by an endpoint; ASYS_NAMES_KEY is its key",
     ),
 )
-EXIT_INTERRUPTED = 130
 MOST = 100
 READ_S = 3600.0
 """The features of a large SAE are read for minutes."""
@@ -93,13 +92,11 @@ def _number(text: str) -> int:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """A table of names per SAE."""
-    import torch
-
     from asys_bench.eye.eye import Eye
     from asys_bench.eye.naming.models import NamingError
+    from asys_bench.placement.apply import use_torch_threads
 
-    # Beside a live run, torch's team of threads would wait for the one that has no core.
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    use_torch_threads()
     try:
         run_dir = find_run(arguments.run).resolve()
     except RunGoneError as error:

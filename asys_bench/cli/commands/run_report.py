@@ -7,7 +7,6 @@ to sort without a server.
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,13 @@ from rich.console import Console
 from asys_bench.cli.commands import fail
 from asys_bench.contracts.exit_codes import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 from asys_bench.contracts.reporter import ReportError
-from asys_bench.contracts.run_files import FEATURES_FILE, REPORT_FILE, RESERVOIR_DIR
+from asys_bench.contracts.run_files import (
+    FEATURES_FILE,
+    REPORT_FILE,
+    RESERVOIR_DIR,
+    RunFileError,
+    read_run_file,
+)
 from asys_bench.rundir.attach import RunGoneError, add_run_argument, find_run
 from asys_bench.store.uri import is_uri
 from asys_bench.system.files import replace_file
@@ -98,16 +103,16 @@ def _births(run_dir: Path, labels: Sequence[str], *, keep: bool) -> Births:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """0; 1 when the file cannot be written; 2 when there is no such run."""
-    import torch
-
+    from asys_bench.placement.apply import use_torch_threads
     from asys_bench.reports.run_report.record import read_run
 
-    # Beside a live run, torch's team of threads would wait for the one that has no core.
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    use_torch_threads()
     try:
         run_dir = find_run(arguments.run, copies=True)
-        record = read_run(run_dir)
-    except (RunGoneError, ReportError) as error:
+        read_run_file(run_dir)
+        # The file of all features takes nothing of the record; reading that is long.
+        record = None if arguments.all_features else read_run(run_dir)
+    except (RunGoneError, RunFileError, ReportError) as error:
         return fail("asys-run report", console, str(error), EXIT_USAGE)
     copy = is_uri(arguments.run or "")
     name = FEATURES_FILE if arguments.all_features else REPORT_FILE
@@ -117,7 +122,7 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 
         target = beside_copy(run_dir, name)
     target = Path(arguments.out) if arguments.out else target
-    if arguments.all_features:
+    if record is None:
         document, said = _features(run_dir, console)
     else:
         document, said = _report(run_dir, record, keep=not copy)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from asys_bench.eye.eye import Eye, NotThereError
@@ -34,14 +34,10 @@ Say = Callable[[str], None]
 
 @dataclass
 class AllFeatures:
-    """The file, piece by piece, and what a person is told of it."""
+    """The file, and what a person is told of it."""
 
-    pieces: list[str] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-
-    @property
-    def document(self) -> bytes:
-        return "".join(self.pieces).encode(errors="replace")
+    document: bytes
+    said: list[str]
 
 
 def all_features(run_dir: Path, say: Say) -> AllFeatures:
@@ -84,7 +80,8 @@ class _File:
                 self._add(view, (MOST_BYTES - FRAME_BYTES - self._bytes) // (len(labels) - number))
         title = f"{figures.get('run_id', self._eye.run_dir.name)}, A-Sys-I"
         index = {"block": BLOCK, "saes": self._saes, "left_out": self._left_out}
-        return AllFeatures(list(render(title, index, self._parts)), self._said)
+        document = "".join(render(title, index, self._parts)).encode(errors="replace")
+        return AllFeatures(document, self._said)
 
     @property
     def _bytes(self) -> int:

@@ -9,12 +9,7 @@ export const keeps = true;
 // The answer. While the server is still reading what it takes, `waiting` gets how far it is, and it is asked again.
 export async function ask(path, query = {}, waiting = () => {}) {
   const told = new URLSearchParams(query).toString();
-  for (;;) {
-    const found = await answer(await fetch(told ? `${path}?${told}` : path));
-    if (found.waiting !== true) return found;
-    waiting(found.problem);
-    await pause();
-  }
+  return again(() => fetch(told ? `${path}?${told}` : path), waiting);
 }
 
 export const mark = (change) => send('/api/mark', change);
@@ -22,9 +17,14 @@ export const mark = (change) => send('/api/mark', change);
 // signal: of an AbortController; the server then stops working on it.
 export async function send(path, document, signal) {
   const headers = { 'Content-Type': 'application/json' };
+  return again(() => fetch(path, { method: 'POST', headers, body: JSON.stringify(document), signal }), () => {});
+}
+
+async function again(asked, waiting) {
   for (;;) {
-    const found = await answer(await fetch(path, { method: 'POST', headers, body: JSON.stringify(document), signal }));
+    const found = await answer(await asked());
     if (found.waiting !== true) return found;
+    waiting(found.problem);
     await pause();
   }
 }

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from asys_bench.eye.typed.reading import TextReader, TypedError
+from asys_bench.placement.apply import use_torch_threads
 from asys_bench.system.liveness import signal_on_parent_death
 
 
@@ -78,9 +79,7 @@ def main(argv: list[str]) -> int:
     """RUN, MODEL, GGUF_FILE or an empty word."""
     signal_on_parent_death(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's; it closes our input
-    import torch
-
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // 2))
+    use_torch_threads()
     out = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints is no answer
     run_dir, model, gguf_file = argv

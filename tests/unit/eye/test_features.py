@@ -175,7 +175,7 @@ def test_an_index_answers_everything_that_an_archive_answers() -> None:
     assert table["indexed"]
     marks = {3: Mark(pin=True)}
     assert json.loads(view(found).table_text(marks, "")) == table | {"marks_problem": ""}
-    one = view(found).feature(7, Mark(), "no model", VOCABULARY)
+    (one,) = view(found).some_features([7], {}, "no model", VOCABULARY)
     assert one["top"][0] == {
         "activation": 3.0, "quantile": 4, "step": 12, "source": 0, "row": 3,
         "tokens": [" w1", " w7", " w2"], "levels": [0.5, 3.0, None], "at": 1,
@@ -197,7 +197,7 @@ def test_an_index_answers_everything_that_an_archive_answers() -> None:
 def test_decoder_neighbours_are_by_cosine(features) -> None:
     one = view(features)
     rows = torch.nn.functional.normalize(one.sae.W_dec, dim=1)
-    told = one.feature(2, Mark(), "", {})["neighbours"]
+    told = next(one.some_features([2], {}, "", {}))["neighbours"]
     cosine = rows @ rows[2]
     cosine[2] = -2
     best = cosine.argsort(descending=True)[:10].tolist()
@@ -220,7 +220,7 @@ def test_age_is_in_host_steps_since_a_life_began(features) -> None:
     table = found.table({})["columns"]
     assert table["age"][3:6] == [100, 60, 100]
     assert table["drift"][0] == 0.25
-    life = found.feature(4, Mark(), "", {})["life"]
+    life = next(found.some_features([4], {}, "", {}))["life"]
     assert life == {"generation": 1, "born_step": 40, "age": 60, "drift": 0.25, "turned_step": None}
 
 

@@ -127,3 +127,16 @@ def test_the_command_writes_it_beside_the_report_and_says_how_large_it_is(own_ru
     assert f"{HOOK}: {D_SAE} features" in said
     assert (own_run / "features.html").stat().st_mode & 0o777 == 0o600
     assert not (own_run / "report.html").exists()
+
+
+@pytest.mark.parametrize("argument", [[], ["--all-features"]])
+def test_a_damaged_run_is_said_by_either_file_alike(own_run: Path, argument: list[str]) -> None:
+    import argparse
+
+    console = Console(width=400, record=True)
+    parser = argparse.ArgumentParser()
+    run_report.add(parser)
+    (own_run / "run.json").write_text("{")
+    assert run_report.main(parser.parse_args([str(own_run), *argument]), console) == 2
+    assert re.search(r"run\.json cannot be read: ", console.export_text())
+    assert not (own_run / "features.html").exists()
