@@ -30,9 +30,6 @@ class CompletionRewards:
         self._kept: dict[str, deque[dict[tuple[int, ...], float]]] = {}
         self._lock = threading.Lock()
 
-    def __bool__(self) -> bool:
-        return bool(self._kept)
-
     def observe(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function` with its results kept; it is called and answers as before.
 
@@ -71,7 +68,7 @@ class CompletionRewards:
         target_BT = batch.get("labels") if isinstance(batch, Mapping) else None
         if not isinstance(ids_BT, torch.Tensor) or not isinstance(target_BT, torch.Tensor):
             return {}
-        if ids_BT.ndim != 2 or ids_BT.shape != target_BT.shape or not self:
+        if ids_BT.ndim != 2 or ids_BT.shape != target_BT.shape or not self._kept:
             return {}
         own_BT = (target_BT != IGNORED).cpu()
         ids_BT = ids_BT.cpu()

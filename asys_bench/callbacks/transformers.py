@@ -7,6 +7,7 @@ and token ids are archived beside the activations (on a CPU host; see `capture.t
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from transformers import TrainerCallback
 from asys_bench.callbacks.loss_rows import loss_rows_or_none, rows_of_tokens
 from asys_bench.callbacks.observed_training import During, ObservedTraining
 from asys_bench.callbacks.rewards import CompletionRewards
-from asys_bench.capture.hooks.own_hooks import LiveHook
+from asys_bench.capture.hooks.own_hooks import LiveHook, StandIn, replace
 from asys_bench.run.observation import Observation
 from asys_bench.run.settings import ConfigLike
 
@@ -143,28 +144,50 @@ class ObserveCallback(TrainerCallback):  # type: ignore[misc,unused-ignore]
 def _told_of_generation(
     training: ObservedTraining, state: Any, model: Any
 ) -> Callable[[], None] | None:
-    """Let `model.generate` say while it runs that it does; returns what takes that back."""
-    generate = getattr(model, "generate", None)
-    if not isinstance(model, torch.nn.Module) or not callable(generate):
-        return None
-    own = vars(model).get("generate")
+    """Let `model.generate` say while it runs that it does; returns what takes that back.
 
-    @functools.wraps(generate)
+    It is replaced in the model's class, so that copies and pickles of the model have nothing of ours, and
+    those of other models do what they did. One that the model alone has is replaced there (`StandIn`).
+    """
+    if not isinstance(model, torch.nn.Module) or not callable(getattr(model, "generate", None)):
+        return None
+    if "generate" in vars(model) or not _is_method(type(model), "generate"):
+        return replace(model, "generate", lambda own: _own_told(training, state, model, own))
+    meant: list[torch.nn.Module] = [model]
+
+    def make(generate: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(generate)
+        def told(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not any(self is one for one in meant):
+                return generate(self, *args, **kwargs)
+            with training.generating(state):
+                return generate(self, *args, **kwargs)
+
+        return told
+
+    restore = replace(type(model), "generate", make)
+
+    def undo() -> None:
+        meant.clear()  # somebody may have put another one over it, which goes on calling it
+        restore()
+
+    return undo
+
+
+def _is_method(owner: type, name: str) -> bool:
+    """A plain function of the class, which is called with the object."""
+    return inspect.isfunction(inspect.getattr_static(owner, name, None))
+
+
+def _own_told(
+    training: ObservedTraining, state: Any, model: torch.nn.Module, own: Callable[..., Any]
+) -> StandIn:
+    @functools.wraps(own)
     def told(*args: Any, **kwargs: Any) -> Any:
         with training.generating(state):
-            return generate(*args, **kwargs)
+            return own(*args, **kwargs)
 
-    model.generate = told  # type: ignore[assignment]
-
-    def restore() -> None:
-        if vars(model).get("generate") is not told:
-            return  # somebody has put another one over it
-        if own is None:
-            del model.generate
-        else:
-            model.generate = own
-
-    return restore
+    return StandIn(model, "generate", told)
 
 
 class _LabelHook(LiveHook):
@@ -185,7 +208,7 @@ class _LabelHook(LiveHook):
                 logits = out.get("logits")
                 shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else ()
                 self._training.label(self._state, loss=rows_of_tokens(rows, shape))
-            if self._rewards and (found := self._rewards.labels_of(kwargs)):
+            if found := self._rewards.labels_of(kwargs):
                 self._training.label(self._state, **found)
             self._training.label_columns_of(self._state, kwargs)
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host

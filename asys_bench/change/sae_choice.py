@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.sink import Misfit
+from asys_bench.sinks.sae.start import missing
 
 OF_RUN = "run"
 """In the place of a folder: the SAE that this run trains."""
@@ -14,11 +14,8 @@ OF_RUN = "run"
 
 def missing_folders(saes: Mapping[str, str]) -> Iterator[Misfit]:
     """Folders that are not there."""
-    for glob, folder in saes.items():
-        if folder != OF_RUN and not Path(folder).expanduser().is_dir():
-            path = ("options", "saes", glob)
-            fix = f"name the folder of an SAE or of a run, or write {OF_RUN}"
-            yield Misfit(path, "no such folder", folder, fix)
+    named = {glob: folder for glob, folder in saes.items() if folder != OF_RUN}
+    return missing(named, f"name the folder of an SAE or of a run, or write {OF_RUN}")
 
 
 def sae_of(saes: Mapping[str, str], hook: str) -> str | None:

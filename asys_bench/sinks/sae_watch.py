@@ -28,7 +28,7 @@ from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.evaluation import ReconstructionMeter, ReconstructionReport
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.device_options import DeviceOptions, device_of
-from asys_bench.sinks.sae.start import StartFrom, read_of_one_hook
+from asys_bench.sinks.sae.start import missing, read_of_one_hook
 from asys_bench.system.files.atomic import replace_file
 
 log = logging.getLogger(__name__)
@@ -53,14 +53,7 @@ class SAEWatchOptions(DeviceOptions):
         """A GPU that cannot be used, and folders that are not there; one of several SAEs is read when
         its hook is known."""
         yield from super().misfits(workers, hooks)
-        for glob, folder in self.saes.items():
-            path = ("options", "saes", glob)
-            try:
-                if not StartFrom(path=folder).place.is_dir():
-                    fix = "name the folder of an SAE, or a run"
-                    yield Misfit(path, "no such folder", folder, fix)
-            except ExchangeError as error:
-                yield Misfit(path, str(error), folder, error.alternative)
+        yield from missing(self.saes, "name the folder of an SAE, or a run")
 
     def folder_of(self, hook: str) -> str | None:
         """The SAE's folder for `hook`; None for a hook that is not watched."""

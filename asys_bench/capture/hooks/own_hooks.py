@@ -8,6 +8,8 @@ ours. So while hooks are attached (`KeepOut`)
 - `torch.nn.Module.__getstate__` leaves our hooks out of what `copy` and `pickle` take;
 - a TorchScript conversion finds the modules without them.
 
+The same holds for a method that we put on one module alone (`StandIn`).
+
 A class that copies its dictionaries by itself (FX graph modules, parametrised modules) takes our hooks
 along. In such a copy they do nothing (`InertHook`), and a pickled one needs nothing of this package to be
 loaded.
@@ -15,6 +17,7 @@ loaded.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -60,6 +63,25 @@ class LiveHook:
         return INERT.__reduce__()
 
 
+class StandIn:
+    """A method of ours in a module's own dictionary; copies of the module have what was there before."""
+
+    def __init__(self, module: torch.nn.Module, name: str, call: Callable[..., Any]) -> None:
+        """`call` is what it does in the place of `module.name`."""
+        self._before, self._call = vars(module).get(name), call
+        functools.update_wrapper(self, call)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
+
+    def leave(self, state: dict[str, Any], name: str) -> None:
+        """Put into `state` what stood under `name` before."""
+        if self._before is None:
+            del state[name]
+        else:
+            state[name] = self._before
+
+
 def is_ours(hook: object) -> bool:
     """Whether a hook is one of ours, alive or in a copy."""
     return isinstance(hook, LiveHook | InertHook)
@@ -91,8 +113,8 @@ class KeepOut:
             self._users += 1
             if self._users == 1:
                 self._undo = [
-                    _replace(torch.nn.Module, "__getstate__", _state_without),
-                    _replace(TORCHSCRIPT, SCRIPT_CONVERSION, _convert_without),
+                    replace(torch.nn.Module, "__getstate__", _state_without),
+                    replace(TORCHSCRIPT, SCRIPT_CONVERSION, _convert_without),
                 ]
 
     def end(self) -> None:
@@ -103,9 +125,7 @@ class KeepOut:
                 self._undo.pop()()
 
 
-def _replace(
-    owner: Any, name: str, make: Callable[[Callable[..., Any]], Any]
-) -> Callable[[], None]:
+def replace(owner: Any, name: str, make: Callable[[Callable[..., Any]], Any]) -> Callable[[], None]:
     """Put `make(what is there)` in the place of `owner.name`; returns what undoes it."""
     had_its_own = name in vars(owner)
     original = getattr(owner, name, None)
@@ -141,6 +161,9 @@ def _state_without(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _without_ours(state: dict[str, Any]) -> dict[str, Any]:
     """`state` itself when nothing of ours is in it."""
+    for name in [name for name, value in state.items() if isinstance(value, StandIn)]:
+        state = dict(state)
+        state[name].leave(state, name)
     for name in HOOK_DICTIONARIES:
         numbers = _numbers_of(state.get(name), is_ours)
         if not numbers:

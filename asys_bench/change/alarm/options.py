@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from asys_bench.change.alarm.bank import Side
 from asys_bench.contracts.run_files import ALARM_DIR, PROBES_DIR
 from asys_bench.contracts.sink import Misfit, SinkOptions
+from asys_bench.sinks.sae.start import missing_at
 
 MOST_WATCHERS = 256
 
@@ -125,13 +126,11 @@ class AlarmOptions(SinkOptions):
                 "set it to 1",
             )
         for number, one in enumerate(self.watch):
-            if one.sae is not None and not Path(one.sae).expanduser().is_dir():
-                yield Misfit(
-                    ("options", "watch", number, "sae"),
-                    "no such folder",
-                    one.sae,
-                    "name the folder of an SAE, or a run",
-                )
+            if one.sae is not None:
+                path = ("options", "watch", number, "sae")
+                fix = "name the folder of an SAE, or a run"
+                if (found := missing_at(path, one.sae, fix)) is not None:
+                    yield found
             if one.probe is not None and not (Path(one.probe).expanduser() / PROBES_DIR).is_dir():
                 yield Misfit(
                     ("options", "watch", number, "probe"),

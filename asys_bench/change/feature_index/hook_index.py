@@ -27,6 +27,7 @@ from asys_bench.sae import CheckpointError, SparseAutoencoder, latest_checkpoint
 from asys_bench.sae.checkpoint.lives import read_lives
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.exchange import ExchangeError, import_sae
+from asys_bench.sae.exchange.hub import is_hub
 from asys_bench.sae.kernels.native import kernels
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 from asys_bench.sae.training.device import CPU
@@ -92,7 +93,11 @@ class HookIndex:
             try:
                 self._look(text)
             except (CheckpointError, ExchangeError, OSError) as error:
-                self.say("its SAE cannot be read (it is tried again): %s", str(error))
+                if is_hub(self._folder):  # was there when the run began; not asked again and again
+                    self._look_at_s = math.inf
+                    self.say("has no index, its SAE cannot be read: %s", str(error))
+                else:
+                    self.say("its SAE cannot be read (it is tried again): %s", str(error))
         if self._sae is None or self.index is None:
             return False
         if self._sae.d_in != width:

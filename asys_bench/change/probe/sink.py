@@ -60,6 +60,7 @@ from asys_bench.rundir.probes import ACTIVATIONS
 from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
 from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sae.exchange.hub import is_hub
 from asys_bench.sinks.sae.start import StartFrom
 
 log = logging.getLogger(__name__)
@@ -503,6 +504,8 @@ class ProbeWorker(BaseSink):
             if hook.folder != OF_RUN and not self._failed:
                 self._failed = True
                 log.error("%s has no probes: %s", hook.name, str(error))
+            if is_hub(hook.folder):  # was there when the run began; not asked again and again
+                hook.sae_at = math.inf
             return
         if sae.name in OF_SEVERAL_HOOKS or sae.d_in != hook.width:
             log.error("%s has no probes: an SAE of other rows is in %s", hook.name, path)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from asys_bench.contracts.names import file_slug, matches
 from asys_bench.contracts.run_files import SAE_DIR
+from asys_bench.contracts.sink import Misfit
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer, SparseAutoencoder
 from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
@@ -29,6 +30,33 @@ _BECOMES = {"jumprelu": ("jumprelu", "batchtopk", "matryoshka")}
 """Architecture of a checkpoint -> those that can go on from it, where it is not only itself."""
 
 
+def place_of(path: str) -> Path:
+    """A folder of this machine; what is on the hub is fetched.
+
+    Raises:
+        ExchangeError: the hub does not give it.
+    """
+    return from_hub(path) if is_hub(path) else Path(path).expanduser()
+
+
+def missing(saes: Mapping[str, str], fix: str) -> Iterator[Misfit]:
+    """The entries of an option `saes` (glob -> folder, or place on the hub) whose folder is not there."""
+    for glob, folder in saes.items():
+        found = missing_at(("options", "saes", glob), folder, fix)
+        if found is not None:
+            yield found
+
+
+def missing_at(path: tuple[str | int, ...], folder: str, fix: str) -> Misfit | None:
+    """What is wrong with `folder`, which stands at `path` of a sink's section; None: it is there."""
+    try:
+        if folder and place_of(folder).is_dir():
+            return None
+    except ExchangeError as error:
+        return Misfit(path, error.reason, folder, error.alternative)
+    return Misfit(path, "no such folder", folder, fix)
+
+
 class StartFrom(BaseModel, extra="forbid", frozen=True):
     """An SAE on disk, or on the Hugging Face hub."""
 
@@ -43,12 +71,8 @@ class StartFrom(BaseModel, extra="forbid", frozen=True):
 
     @property
     def place(self) -> Path:
-        """`path` as a folder of this machine; what is on the hub is fetched.
-
-        Raises:
-            ExchangeError: the hub does not give it.
-        """
-        return from_hub(self.path) if is_hub(self.path) else Path(self.path).expanduser()
+        """`place_of` the path."""
+        return place_of(self.path)
 
     def folder_for(self, label: str) -> Path:
         """The folder of the SAE for `label` (a hook, `<hook>#<variant>` or `<input>-><output>`).
@@ -173,11 +197,13 @@ def unusable(
     configs: glob of an entry -> label -> configuration of the SAEs that it may be for.
     """
     for glob, start in starts.items():
+        place: Path | None = None  # looked for once: a hub that does not answer is waited for
         for label, config in configs[glob].items():
             try:
+                place = place or start.place
                 fitted(config, start.read(label), start.path)
             except (ExchangeError, CheckpointError) as error:
-                if _is_pattern(glob) and _holds_many(start):
+                if place is not None and _is_pattern(glob) and _holds_many(place):
                     continue  # which of them is for which hook is known when the model is there
                 yield glob, start, error
                 break
@@ -187,12 +213,9 @@ def _is_pattern(glob: str) -> bool:
     return any(letter in glob for letter in "*?[")
 
 
-def _holds_many(start: StartFrom) -> bool:
+def _holds_many(place: Path) -> bool:
     """It is a run or a folder of SAEs, not one of them."""
-    try:
-        held = shelf(start.place)
-    except ExchangeError:
-        return False
+    held = shelf(place)
     if not held.is_dir() or _sae_in(held) is not None:
         return False
     return any(entry.is_dir() and _sae_in(entry) is not None for entry in held.iterdir())

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import io
+import pickle
+
 import pytest
 import torch
 
@@ -270,3 +275,105 @@ def test_what_is_generated_within_a_step_is_told_from_what_is_trained(
     assert "generate" not in vars(model)
     with pytest.raises(ConfigError, match="generation"):
         ObserveCallback(during="generations")
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    return torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": saved,
+}
+
+
+class Copying(transformers.TrainerCallback):
+    """Copies the model in the first step of its training."""
+
+    def __init__(self, make):
+        self.make, self.copies = make, []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if not self.copies:
+            self.copies.append(self.make(model))
+
+
+def seven(model):
+    return model.body(torch.ones(7, 2))
+
+
+class Wrapper(Net):
+    """Hands on what it has not itself, as PEFT's models do."""
+
+    def __getattr__(self, name):
+        if name == "generate":
+            return functools.partial(seven, self)
+        return super().__getattr__(name)
+
+
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("kind", [Writer, Wrapper])
+def test_a_copy_made_during_a_training_generates_with_its_own_weights(
+    observations, tmp_path, monkeypatch, kind, make
+):
+    monkeypatch.setattr(transformers, "Trainer", Generating)
+    before = dict(vars(kind))
+    model, copying = kind(), Copying(make)
+    train(tmp_path, model, [ObserveCallback(hooks="body", during="generation"), copying])
+    (one,) = observations
+    assert {row[2] for row in one.seen} == {7}
+    (made,) = copying.copies
+    assert "generate" not in vars(made)
+    with torch.no_grad():
+        made.body.weight.zero_()
+        made.body.bias.fill_(3.0)
+    assert torch.equal(made.generate(), torch.full((7, 8), 3.0))
+    assert not torch.equal(model.generate(), made.generate())
+    assert dict(vars(kind)) == before
+    assert "generate" not in vars(model)
+
+
+@pytest.mark.parametrize("make", COPIES.values(), ids=COPIES)
+def test_a_copy_has_the_generate_that_the_model_alone_has(
+    observations, tmp_path, monkeypatch, make
+):
+    monkeypatch.setattr(transformers, "Trainer", Generating)
+    model, copying = Net(), Copying(make)
+    model.generate = own = rows_of_seven
+    monkeypatch.setitem(globals(), "generating_model", model)
+    train(tmp_path, model, [ObserveCallback(hooks="body", during="generation"), copying])
+    (one,) = observations
+    assert {row[2] for row in one.seen} == {7}
+    assert copying.copies[0].generate is own
+    assert model.generate is own
+
+
+generating_model = None
+
+
+def rows_of_seven():
+    return generating_model.body(torch.ones(7, 2))
+
+
+def test_a_copys_generation_during_a_training_is_not_taken_for_the_models(
+    observations, tmp_path, monkeypatch
+):
+    class Trainer(transformers.Trainer):
+        def training_step(self, model, *args, **kwargs):
+            with torch.no_grad():
+                other.generate(model.body)
+            return super().training_step(model, *args, **kwargs)
+
+    class Other(Writer):
+        def generate(self, body):
+            return body(torch.ones(5, 2))
+
+    monkeypatch.setattr(transformers, "Trainer", Trainer)
+    model, other = Other(), Other()
+    train(tmp_path, model, [ObserveCallback(hooks="body", during="training")])
+    (one,) = observations
+    assert {row[2] for row in one.seen} == {TRAIN_ROWS, 5}
+    assert not hasattr(Other.generate, "__wrapped__")

@@ -36,6 +36,8 @@ from asys_bench.rundir.open_run import open_run
 from asys_bench.rundir.probes import read_probes
 from asys_bench.sae import SAEConfig, build_sae, save_sae
 from asys_bench.sae.architectures.scaling import InputScaling
+from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sinks.sae import start
 
 RIG = runpy.run_path(str(Path(__file__).parent.parent / "sinks" / "archive" / "conftest.py"))
 HOOK = "policy.mlp"
@@ -93,6 +95,25 @@ class Fed:
         (found,) = read_probes(self.run_dir).values()
         self.page.close()
         return {probe.label: probe for probe in found}
+
+
+def test_an_sae_that_the_hub_does_not_give_is_asked_for_once(tmp_path, monkeypatch, caplog):
+    asked = []
+
+    def from_hub(place):
+        asked.append(place)
+        raise ExchangeError(place, "cannot be had", "check the name")
+
+    monkeypatch.setattr(start, "from_hub", from_hub)
+    worker = Fed(tmp_path, saes={"*": "hf://org/none"})
+    clock = itertools.count(1000.0, 5.0)
+    monkeypatch.setattr(sink_module.time, "monotonic", lambda: next(clock))
+    hook = sink_module._Hook(HOOK, worker.worker._options, worker.worker._context, 8)
+    for _ in range(3):
+        worker.worker._load(hook)
+    worker.page.close()
+    assert asked == ["hf://org/none"]
+    assert "has no probes: hf://org/none: cannot be had" in caplog.text
 
 
 @pytest.fixture

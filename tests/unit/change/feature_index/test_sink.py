@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from asys_bench.change.feature_index import pace as pace_module
-from asys_bench.change.feature_index import token_join
+from asys_bench.change.feature_index import hook_index, token_join
 from asys_bench.change.feature_index.options import FeatureIndexOptions
 from asys_bench.change.feature_index.pace import Pace, moment_of
 from asys_bench.change.sae_choice import sae_of
@@ -21,6 +21,8 @@ from asys_bench.rundir.feature_index import FeatureIndex, indexed_hooks
 from asys_bench.rundir.feature_index_layout import AFTER, BEFORE
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.sae import SAEConfig, build_sae
+from asys_bench.sae.exchange import ExchangeError
+from asys_bench.sinks.sae import start
 
 from .feature_rig import HOOK, Fed, checkpoint, identity_sae, write_sae
 
@@ -43,6 +45,22 @@ def fed(tmp_path):
 def known(tmp_path, width=WORDS):
     write_sae(tmp_path / "known", identity_sae(width))
     return {"*": str(tmp_path / "known")}
+
+
+def test_an_sae_that_the_hub_does_not_give_is_asked_for_once(fed, monkeypatch, caplog):
+    asked = []
+
+    def from_hub(place):
+        asked.append(place)
+        raise ExchangeError(place, "cannot be had", "check the name")
+
+    monkeypatch.setattr(start, "from_hub", from_hub)
+    monkeypatch.setattr(hook_index, "LOOKED_FOR_S", -1.0)
+    worker = fed(saes={"*": "hf://org/none"})
+    for _ in range(3):
+        worker.feed(torch.ones(4, WORDS))
+    assert asked == ["hf://org/none"]
+    assert "has no index, its SAE cannot be read: hf://org/none: cannot be had" in caplog.text
 
 
 def one_hot(ids):

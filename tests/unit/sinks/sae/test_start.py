@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from asys_bench.config import ConfigError, load_config
-from asys_bench.sae.exchange import FORMATS, export
+from asys_bench.sae.exchange import FORMATS, ExchangeError, export
+from asys_bench.sinks.sae import start as start_module
 
 from .conftest import rig_in
 
@@ -104,8 +105,8 @@ def test_rows_of_another_width_stop_that_sae_alone(rig, known, caplog):
     assert rig.figure("sae_steps", "layer.0") == 0
 
 
-def checked(tmp_path, options, sink="kind: sae_trainer", hooks="'*'"):
-    """The problems of a configuration with this sink, as text."""
+def written(tmp_path, options, sink, hooks="'*'"):
+    """A configuration with this sink: its path and its text."""
     text = f"""\
         extends: profile_consumer.yaml
         hooks: [{{match: layer.*}}]
@@ -119,8 +120,14 @@ def checked(tmp_path, options, sink="kind: sae_trainer", hooks="'*'"):
         "\n".join(sink.split(", ")) + "\noptions:\n" + textwrap.indent(options, "  "), " " * 4
     )
     (tmp_path / "c.yaml").write_text(body)
+    return tmp_path / "c.yaml", body
+
+
+def checked(tmp_path, options, sink="kind: sae_trainer", hooks="'*'"):
+    """The problems of a configuration with this sink, as text."""
+    path, body = written(tmp_path, options, sink, hooks)
     with pytest.raises(ConfigError) as caught:
-        load_config(tmp_path / "c.yaml")
+        load_config(path)
     lines = body.splitlines()
     return [(lines[(problem.line or 1) - 1].strip(), problem) for problem in caught.value.problems]
 
@@ -204,6 +211,69 @@ def test_a_crosscoders_hook_that_the_sink_does_not_get_is_refused_at_its_place(t
 def test_a_watched_sae_that_is_not_there_is_refused_with_its_line(tmp_path):
     ((found, problem),) = checked(tmp_path, "saes:\n  '*': nowhere", sink="kind: sae_watch")
     assert found == "'*': nowhere"
+    assert "no such folder" in str(problem)
+
+
+SINKS = {
+    "sae_watch": "saes:\n  '*': 'PLACE'",
+    "probe": "saes:\n  '*': 'PLACE'",
+    "feature_index": "saes:\n  '*': 'PLACE'",
+    "alarm": "watch:\n- sae: 'PLACE'",
+    "sae_trainer": "start_from:\n  '*': 'PLACE'",
+}
+"""Each that takes an SAE's place, with the options that name one."""
+
+
+class Hub:
+    """In the place of the hub: `asked` is what it was asked for."""
+
+    def __init__(self, folder):
+        self.folder, self.asked = folder, []
+
+    def __call__(self, place):
+        self.asked.append(place)
+        if place.endswith("/none"):
+            raise ExchangeError(place, "cannot be had: Timeout", "check the name")
+        return self.folder
+
+
+@pytest.fixture
+def hub(known, monkeypatch):
+    made = Hub(known)
+    monkeypatch.setattr(start_module, "from_hub", made)
+    return made
+
+
+def placed(options, place):
+    return options.replace("PLACE", place)
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_each_sink_takes_a_place_on_the_hub(hub, tmp_path, kind):
+    path, _ = written(tmp_path, placed(SINKS[kind], "hf://org/saes"), f"kind: {kind}")
+    assert load_config(path).config.sinks["mine"].kind == kind
+    assert set(hub.asked) == {"hf://org/saes"}
+
+
+@pytest.mark.parametrize("kind", SINKS)
+def test_a_place_that_the_hub_does_not_give_is_asked_for_once_and_refused_with_its_line(
+    hub, tmp_path, kind
+):
+    options = placed(SINKS[kind], "hf://org/none")
+    ((found, problem),) = checked(tmp_path, options, sink=f"kind: {kind}")
+    assert "hf://org/none" in found
+    assert "cannot be had: Timeout" in str(problem)
+    assert problem.fix == "check the name"
+    assert hub.asked == ["hf://org/none"]
+    if kind != "sae_trainer":
+        assert str(problem).count("hf://org/none") == 1
+        assert str(problem).count("check the name") == 1
+
+
+@pytest.mark.parametrize("kind", ["sae_watch", "probe", "feature_index"])
+def test_a_place_without_letters_is_no_folder(tmp_path, kind):
+    ((found, problem),) = checked(tmp_path, placed(SINKS[kind], ""), sink=f"kind: {kind}")
+    assert found == "'*': ''"
     assert "no such folder" in str(problem)
 
 
