@@ -30,7 +30,13 @@ from asys_bench.cluster.accounts import (
 )
 from asys_bench.cluster.book import Book, BookUnavailableError, Entry, EntryError, put_private
 from asys_bench.cluster.identities import ClusterCheck, check_cluster
-from asys_bench.contracts.monitor import BaseMonitor, MonitorContext, MonitorOptions, MonitorPlugin
+from asys_bench.contracts.monitor import (
+    LEAVE_S,
+    BaseMonitor,
+    MonitorContext,
+    MonitorOptions,
+    MonitorPlugin,
+)
 from asys_bench.contracts.stats import RunState
 from asys_bench.store.objects import Backoff, ObjectStore, Reason, StoreError
 from asys_bench.store.uri import parse_uri
@@ -40,8 +46,6 @@ log = logging.getLogger(__name__)
 STATUS = "status"
 MOST = 10_000
 _KEY = re.compile(r"status/([A-Za-z0-9][A-Za-z0-9._-]{0,127})/(\d{20})\.json")
-LEAVE_S = 0.7
-"""The monitor leaves that long before the run's deadline."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,10 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from asys_bench.contracts.bus import BusAccount
-from asys_bench.contracts.stats import RunState, Slot, StatsPage
+from asys_bench.contracts.stats import Counter, RunState, Slot, StatsPage
+
+LEAVE_S = 0.7
+"""A monitor that waits for a network leaves that long before the run's deadline, sent or not."""
 
 
 class MonitorOptions(BaseModel, extra="forbid", frozen=True):
@@ -69,6 +72,18 @@ class BaseMonitor(ABC):
         return heartbeats(self._context.page)
 
     _context: MonitorContext
+
+
+class Totals:
+    """Totals of this process, added to counters that an earlier process of the same worker has counted in."""
+
+    def __init__(self) -> None:
+        self._added: dict[Counter, int] = {}
+
+    def count(self, counter: Counter, total: int) -> None:
+        """Add what `total` has grown by since the last call for this counter."""
+        counter.add(total - self._added.get(counter, 0))
+        self._added[counter] = total
 
 
 def heartbeats(page: StatsPage) -> dict[str, float]:

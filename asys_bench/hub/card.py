@@ -82,13 +82,13 @@ def _sae_table(saes: Sequence[HubSAE]) -> str:
     shown = [name for name in DEFINITIONS if any(name in sae.metrics for sae in saes)]
     heads = ["folder", "hook", "architecture", "d_in", "d_sae", "k"]
     heads += [DEFINITIONS[name][0] for name in shown]
-    rows = [heads, ["---"] * len(heads)]
+    rows = []
     for sae in saes:
         weights = sae.weights
         own = [f"`{sae.folder}`", f"`{_cell(sae.hook)}`", weights.trained_as]
         own += [str(weights.d_in), str(weights.d_sae), str(weights.k or "")]
         rows.append(own + [_figure(name, sae.metrics.get(name)) for name in shown])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return _table(heads, rows)
 
 
 def _definitions(saes: Sequence[HubSAE]) -> Iterator[str]:
@@ -115,9 +115,8 @@ def _data(facts: RunFacts) -> Iterator[str]:
         "activations themselves are not in this repository."
     )
     if facts.costs:
-        rows = [["hook", "calls", "captured"], ["---"] * 3]
-        rows += [[f"`{_cell(c.hook)}`", f"{c.calls:,}", f"{c.captured:,}"] for c in facts.costs]
-        yield "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        rows = [[f"`{_cell(c.hook)}`", f"{c.calls:,}", f"{c.captured:,}"] for c in facts.costs]
+        yield _table(["hook", "calls", "captured"], rows)
 
 
 def _cost(facts: RunFacts) -> Iterator[str]:
@@ -132,8 +131,7 @@ def _cost(facts: RunFacts) -> Iterator[str]:
             "hooks over wall time; what the trainers took from it by sharing its processors is not in it."
         )
     heads = ["hook", "p50 of a captured call, us", "p99, us", "share of the host's time, %"]
-    rows = [heads, ["---"] * len(heads), *map(_cost_row, facts.costs)]
-    yield "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    yield _table(heads, [_cost_row(cost) for cost in facts.costs])
 
 
 def _cost_row(cost: HookCost) -> list[str]:
@@ -153,6 +151,11 @@ def _loading(repo: str, saes: Sequence[HubSAE]) -> Iterator[str]:
         yield f"### `{sae.folder}` ({sae.weights.architecture})"
         for what, code in blocks_of(sae, repo):
             yield f"{what}:\n\n```python\n{code}```"
+
+
+def _table(heads: list[str], rows: Sequence[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cell(text: str) -> str:

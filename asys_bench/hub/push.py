@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from asys_bench.sae.exchange.hub import MISSING
+from asys_bench.sae.exchange.hub import MISSING, said
 
 
 class HubError(RuntimeError):
@@ -32,6 +32,5 @@ def push_folder(
         api.create_repo(repo, private=not public, exist_ok=True)
         done = api.create_commit(repo, operations=additions, commit_message=message)
     except Exception as error:  # noqa: BLE001 - HTTP, connections, missing tokens: of many kinds
-        lines = str(error).strip().splitlines()
-        raise HubError(f"{type(error).__name__}: {lines[0] if lines else ''}") from None
+        raise HubError(said(error)) from None
     return str(done.commit_url)

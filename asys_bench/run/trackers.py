@@ -17,10 +17,9 @@ from typing import Any
 
 from asys_bench.config import MasterConfig
 from asys_bench.contracts.exit_codes import EXIT_OK
-from asys_bench.monitors.tracker.tracker import HostRun, own_id
+from asys_bench.monitors.tracker.tracker import KIND, HostRun, own_id
 
 log = logging.getLogger(__name__)
-KIND = "tracker"
 LINK = "asys/run"
 """Entry of the summary of the host's wandb run."""
 ENDING_S = 30.0

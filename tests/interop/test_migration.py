@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.test_documents import SETTING, blocks_of
+
 pytestmark = [pytest.mark.interop, pytest.mark.rest]
 PAGE = (Path(__file__).parents[2] / "docs/migration.md").read_text()
 SECTIONS = dict(re.findall(r"^## From (\S+)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -118,24 +120,8 @@ def test_their_configurations_are_accepted(tmp_path, monkeypatch):
         assert "k=32" in repr(scope["config"])
 
 
-SETTING = """\
-import torch
-torch.manual_seed(0)
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layers = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(16, 16)) for _ in range(8))
-    def forward(self, x):
-        for layer in self.layers:
-            x = layer(x)
-        return x
-model = Net()
-data = [torch.randn(64, 16) for _ in range(40)]
-"""
-
-
 def test_our_lines_run(tmp_path):
-    ours = re.findall(r"^<!-- runs -->\n```python\n(.*?)^```$", PAGE, re.M | re.S)
+    ours = [block.text for block in blocks_of(PAGE, "migration") if block.mark == "runs"]
     assert len(ours) == 2
     after = 'assert gradients.shape[1] == 16 and len(gradients) > 0\nprint("all ran")\n'
     (tmp_path / "ours.py").write_text("\n".join([SETTING, *ours, after]))

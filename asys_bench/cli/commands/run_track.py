@@ -36,19 +36,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace, console: Console) -> int:
     """One line per tracker."""
-    from asys_bench.config.document import run_config_data
     from asys_bench.contracts.run_files import RunFileError
-    from asys_bench.monitors.tracker.ending import send_ending, tracker_options
+    from asys_bench.monitors.tracker.ending import send_ending
     from asys_bench.rundir.attach import RunGoneError, find_run
 
     logging.basicConfig(level=logging.WARNING)
     try:
         run_dir = find_run(arguments.run).resolve()
-        if not tracker_options(run_config_data(run_dir)):
-            return _fail(console, f"{run_dir} has no monitor of kind tracker", EXIT_USAGE)
         ended = list(send_ending(run_dir))
     except (RunGoneError, RunFileError) as error:
         return _fail(console, str(error), EXIT_USAGE)
+    if not ended:
+        return _fail(console, f"{run_dir} has no monitor of kind tracker", EXIT_USAGE)
     for one in ended:
         if not one.problem:
             where = f" {one.url}" if one.url else ""

@@ -24,14 +24,20 @@ extends: profile_consumer.yaml   # profile_hpc.yaml: many cores, the compiled bu
 run:
   name: {name}
 """
-_PPO = """\
+_SAMPLING = """\
+    # sampling: {max_rows_per_s: 20000}      # at most what the trainers use
+    # preprocess: [int8]                     # a quarter of the size on the bus
+"""
+_PPO = f"""\
 host:
   kind: ppo                      # script: a training script as it is; transformers: a model over text
   options:
     ppo:
       env_id: CartPole-v1        # any environment of gymnasium
       total_timesteps: 60000
-"""
+hooks:                           # globs over model.named_modules()
+  - match: ["mlp_extractor.policy_net", "mlp_extractor.value_net"]
+{_SAMPLING}"""
 _SCRIPT = """\
 host:
   kind: script                   # run as it is; observe() and callbacks put themselves in its place
@@ -54,10 +60,6 @@ sinks:
     options:
       max_gib: 1                 # the oldest rows go first; null: unlimited
 """
-_SAMPLING = """\
-    # sampling: {max_rows_per_s: 20000}      # at most what the trainers use
-    # preprocess: [int8]                     # a quarter of the size on the bus
-"""
 _RESOURCES = """\
 resources:
   host_threads: null             # torch's threads stay as the script has them
@@ -74,8 +76,7 @@ def render(finding: Finding | None, script: str, file: str, schema: str) -> str:
     head = {"schema": schema, "file": file, "name": json.dumps(run_name(script))}
     if finding is None:
         about = "A first configuration: an agent learns, and SAEs on its policy."
-        hooks = "\n".join(_ppo_hooks())
-        return _HEAD.format(**head, about=about) + _PPO + f"{hooks}\n" + _SINKS
+        return _HEAD.format(**head, about=about) + _PPO + _SINKS
     parts = [
         _HEAD.format(**head, about=f"A first configuration for {script}: {finding.seen}."),
         _SCRIPT.format(path=json.dumps(script), model_class=_model_class(finding)),
@@ -161,9 +162,3 @@ def _listed(modules: Sequence[tuple[str, str]], lead: str) -> Iterator[str]:
             if not lead.lstrip().startswith("#")
             else f"{shown}  {what}"
         )
-
-
-def _ppo_hooks() -> Iterator[str]:
-    yield "hooks:                           # globs over model.named_modules()"
-    yield '  - match: ["mlp_extractor.policy_net", "mlp_extractor.value_net"]'
-    yield _SAMPLING.rstrip("\n")

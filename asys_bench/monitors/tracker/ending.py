@@ -17,9 +17,9 @@ from asys_bench.config.document import run_config_data
 from asys_bench.contracts.run_files import REPORT_FILE, SUMMARY_FILE, read_run_file
 from asys_bench.monitors.tracker.about import about_run
 from asys_bench.monitors.tracker.plugin import TrackerOptions
+from asys_bench.monitors.tracker.tracker import KIND
 from asys_bench.system.files.below import is_file, read_json
 
-KIND = "tracker"
 _SECTIONS: dict[str, tuple[str, ...]] = {
     "host": ("steps", "seconds", "steps_per_s", "weights_version"),
     "bus": ("produced", "produced_bytes", "dropped_total"),
@@ -56,26 +56,28 @@ def tracker_options(config: Mapping[str, Any]) -> list[TrackerOptions]:
 
 
 def send_ending(run_dir: Path) -> Iterator[Ended]:
-    """Send summary and report of the run to each of its trackers.
+    """Send summary and report of the run to each of its trackers; nothing comes where it has none.
 
     Raises:
         RunFileError: there is no run.
     """
     config = run_config_data(run_dir)
-    unit = str(read_run_file(run_dir).get("step_unit", "step"))
+    trackers = [tracker for options in tracker_options(config) for tracker in options.trackers()]
+    if not trackers:
+        return
+    document = read_run_file(run_dir)
     summary, files = summary_of(run_dir), []
     if is_file(run_dir / REPORT_FILE, below=run_dir):
         files.append(run_dir / REPORT_FILE)
-    for options in tracker_options(config):
-        for tracker in options.trackers():
-            try:
-                tracked = tracker.open(about_run(run_dir, tracker.service, config, unit))
-                tracker.attach(summary, files)
-                tracker.finish()
-            except Exception as error:  # noqa: BLE001 - each package has errors of its own
-                yield Ended(tracker.service, problem=f"{type(error).__name__}: {error}")
-            else:
-                yield Ended(tracker.service, tracked.url)
+    for tracker in trackers:
+        try:
+            tracked = tracker.open(about_run(run_dir, document, tracker.service, config))
+            tracker.attach(summary, files)
+            tracker.finish()
+        except Exception as error:  # noqa: BLE001 - each package has errors of its own
+            yield Ended(tracker.service, problem=f"{type(error).__name__}: {error}")
+        else:
+            yield Ended(tracker.service, tracked.url)
 
 
 def summary_of(run_dir: Path) -> dict[str, float | int | str | bool]:

@@ -120,8 +120,9 @@ def metric_key(name: str) -> str:
     key = re.sub(r"[^\w\-./ :]", "_", name)
     if posixpath.normpath(key) != key or key.startswith(("/", "..")):
         key = "/".join(part if part.strip(".") else f"_{part}" for part in key.split("/"))
-    key = key if key == name and len(name) <= MOST_NAME else key[: MOST_NAME - 9]
-    return key if key == name else f"{key}.{zlib.crc32(name.encode()):08x}"
+    if key == name and len(name) <= MOST_NAME:
+        return name
+    return f"{key[: MOST_NAME - 9]}.{zlib.crc32(name.encode()):08x}"
 
 
 def _log_params(client: Any, run_id: str, config: Mapping[str, Any]) -> None:

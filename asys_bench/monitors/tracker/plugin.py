@@ -15,22 +15,28 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from asys_bench.contracts.monitor import BaseMonitor, MonitorContext, MonitorOptions, MonitorPlugin
-from asys_bench.contracts.stats import Counter, RunState
+from asys_bench.contracts.monitor import (
+    LEAVE_S,
+    BaseMonitor,
+    MonitorContext,
+    MonitorOptions,
+    MonitorPlugin,
+    Totals,
+)
+from asys_bench.contracts.run_files import read_run_file
+from asys_bench.contracts.stats import RunState
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.monitors.tensorboard_files import scalars_of
 from asys_bench.monitors.tracker.about import about_run
 from asys_bench.monitors.tracker.feed import Feed
 from asys_bench.monitors.tracker.mlflow_runs import MLflowOptions, MLflowTracker
-from asys_bench.monitors.tracker.tracker import Point, TrackedRun, Tracker, write_tracked
+from asys_bench.monitors.tracker.tracker import KIND, Point, TrackedRun, Tracker, write_tracked
 from asys_bench.monitors.tracker.trackio_runs import TrackioOptions, TrackioTracker
 from asys_bench.monitors.tracker.wandb_runs import WandbOptions, WandbTracker
 from asys_bench.system.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
-LEAVE_S = 0.7
-"""The monitor leaves that long before the run's deadline, sent or not."""
 REFUSED_S = 2.0
 """A tracker whose last answer was an error is waited for no longer than this."""
 PACKAGES = ("wandb", "trackio", "mlflow")
@@ -75,14 +81,15 @@ class TrackerMonitor(BaseMonitor):
         self.interval_s = options.interval_s
         self._feeds: list[Feed] = []
         self._before: RunFigures | None = None
-        self._counted: dict[Counter, int] = {}
+        self._totals = Totals()
 
     def open(self, context: MonitorContext) -> None:
         """Start the feeds. No network is waited for, and none need be there."""
         self._context = context
         keep_freed_memory()
+        document = read_run_file(context.run_dir)
         for tracker in self._options.trackers():
-            about = about_run(context.run_dir, tracker.service, context.config, context.step_unit)
+            about = about_run(context.run_dir, document, tracker.service, context.config)
             feed = Feed(tracker, about, self._opened)
             feed.start()
             self._feeds.append(feed)
@@ -136,15 +143,10 @@ class TrackerMonitor(BaseMonitor):
             return
         for feed in self._feeds:
             label = {"tracker": feed.service}
-            self._count(slot.counter("tracker_points", **label), feed.points)
-            self._count(slot.counter("tracker_dropped_points", **label), feed.dropped)
-            self._count(slot.counter("tracker_errors", **label), feed.errors)
+            self._totals.count(slot.counter("tracker_points", **label), feed.points)
+            self._totals.count(slot.counter("tracker_dropped_points", **label), feed.dropped)
+            self._totals.count(slot.counter("tracker_errors", **label), feed.errors)
             slot.gauge("tracker_waiting_points", **label).set(feed.waiting)
-
-    def _count(self, counter: Counter, value: int) -> None:
-        """An earlier process of this worker has counted as well."""
-        counter.add(value - self._counted.get(counter, 0))
-        self._counted[counter] = value
 
 
 def _unavailable() -> str | None:
@@ -159,7 +161,7 @@ def _build(options: MonitorOptions) -> TrackerMonitor:
 
 
 plugin = MonitorPlugin(
-    name="tracker",
+    name=KIND,
     summary="the run in wandb, trackio or MLflow: series, configuration, summary and report",
     options=TrackerOptions,
     build=_build,

@@ -41,11 +41,6 @@ def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def public_text(text: str) -> str:
-    """The same of one text."""
-    return _text(text, _values_of_variables())
-
-
 def _values_of_variables() -> list[str]:
     values = [
         value for name, value in os.environ.items()

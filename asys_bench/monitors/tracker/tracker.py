@@ -16,18 +16,34 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast, get_type_hints
 
 from asys_bench.contracts.run_files import TRACKED_SCHEMA, TRACKERS_DIR
 from asys_bench.system.files import make_private_folder, replace_file
 from asys_bench.system.files.below import read_json
 
+KIND = "tracker"
+"""The monitor's."""
 STEP = "host_step"
 """The host's step, logged with every point."""
 PROJECT = "asys-i"
 """Of runs whose configuration and host name none."""
+
+
+_Plain = TypeVar("_Plain")
+
+
+def _from_plain(cls: type[_Plain], data: object) -> _Plain | None:
+    """A dataclass from its fields; None where others are there, one is missing or of another type."""
+    types = get_type_hints(cls)
+    fits = (
+        isinstance(data, dict)
+        and data.keys() == types.keys()
+        and all(isinstance(data[name], kind) for name, kind in types.items())
+    )
+    return cls(**cast("dict[str, Any]", data)) if fits else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +85,7 @@ class HostRun:
     @classmethod
     def from_plain(cls, data: object) -> HostRun | None:
         """From run.json; None where that names none."""
-        if not isinstance(data, dict) or data.keys() != {field.name for field in fields(cls)}:
-            return None
-        texts = all(isinstance(data[name], str) for name in data if name != "shared")
-        return cls(**data) if texts and isinstance(data["shared"], bool) else None
+        return _from_plain(cls, data)
 
 
 @dataclass(frozen=True)
@@ -123,10 +136,8 @@ def read_tracked(run_dir: Path, service: str) -> TrackedRun | None:
         return None
     if not isinstance(data, dict) or data.pop("schema", None) != TRACKED_SCHEMA:
         return None
-    names = {field.name for field in fields(TrackedRun)}
-    if data.keys() != names or not all(isinstance(value, str) for value in data.values()):
-        return None
-    return TrackedRun(**data) if data["service"] == service else None
+    found = _from_plain(TrackedRun, data)
+    return found if found is not None and found.service == service else None
 
 
 def write_tracked(run_dir: Path, tracked: TrackedRun) -> None:

@@ -1,12 +1,12 @@
 """trackio: on this machine (TRACKIO_DIR), shown by `trackio show`. A point's own step is the host's: trackio
-drops none that is older."""
+drops none that is older. What it prints goes to standard error: a run's standard output is the host's."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class TrackioTracker(Tracker):
 
     def open(self, about: About) -> TrackedRun:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        with _on_stderr():
+        with redirect_stdout(sys.stderr):
             import trackio
 
             self._run = trackio.init(
@@ -56,17 +56,10 @@ class TrackioTracker(Tracker):
     def attach(self, summary: Mapping[str, Any], files: Sequence[Path]) -> None:
         import trackio
 
-        with _on_stderr():
+        with redirect_stdout(sys.stderr):
             for file in files:
                 trackio.save(str(file), project=self._options.project)
 
     def finish(self) -> None:
-        with _on_stderr():
+        with redirect_stdout(sys.stderr):
             self._run.finish()
-
-
-@contextlib.contextmanager
-def _on_stderr() -> Iterator[None]:
-    """It prints; a run's standard output is the host's."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield

@@ -13,9 +13,16 @@ import time
 
 from pydantic import Field
 
-from asys_bench.contracts.monitor import BaseMonitor, MonitorContext, MonitorOptions, MonitorPlugin
+from asys_bench.contracts.monitor import (
+    LEAVE_S,
+    BaseMonitor,
+    MonitorContext,
+    MonitorOptions,
+    MonitorPlugin,
+    Totals,
+)
 from asys_bench.contracts.run_files import RunFileError
-from asys_bench.contracts.stats import Counter, RunState
+from asys_bench.contracts.stats import RunState
 from asys_bench.monitors.upload.lock import UploadBusyError, UploadLock
 from asys_bench.monitors.upload.uploader import RunIsElsewhereError, StoreTakenError, Uploader
 from asys_bench.store.objects import CALL_S, Backoff, ObjectStore, StoreError
@@ -29,8 +36,6 @@ LAST_INTERVAL_S = 0.3
 """The same when its workers write what they have."""
 STUCK_S = CALL_S + 60.0
 """Without any movement for so long the thread hangs, and the watchdog may restart this worker."""
-LEAVE_S = 0.7
-"""The worker leaves that long before the run's deadline."""
 
 
 class UploadOptions(MonitorOptions):
@@ -49,7 +54,7 @@ class UploadMonitor(BaseMonitor):
         self._options = options
         self._uploader: Uploader | None = None
         self._lock: UploadLock | None = None
-        self._counted: dict[Counter, int] = {}
+        self._totals = Totals()
         self._thread: threading.Thread | None = None
         self._moved_at = time.monotonic()
         self._stopped = False
@@ -89,20 +94,14 @@ class UploadMonitor(BaseMonitor):
         if self._uploader is None or slot is None:
             return
         told = self._uploader.progress
-        self._count(slot.counter("storage_files"), told.files)
-        self._count(slot.counter("storage_bytes"), told.bytes)
-        self._count(slot.counter("storage_deleted_shards"), told.deleted_shards)
+        self._totals.count(slot.counter("storage_files"), told.files)
+        self._totals.count(slot.counter("storage_bytes"), told.bytes)
+        self._totals.count(slot.counter("storage_deleted_shards"), told.deleted_shards)
         for reason, errors in list(told.errors.items()):
-            self._count(slot.counter("storage_errors", reason=reason), errors)
+            self._totals.count(slot.counter("storage_errors", reason=reason), errors)
         slot.gauge("storage_pending_files").set(told.pending_files)
         slot.gauge("storage_pending_bytes").set(told.pending_bytes)
         slot.gauge("storage_missed_shards").set(told.missed_shards)
-
-    def _count(self, counter: Counter, value: int) -> None:
-        """An earlier process of this worker has counted as well."""
-        before = self._counted.setdefault(counter, 0)
-        counter.add(value - before)
-        self._counted[counter] = value
 
     def _moved(self) -> None:
         self._moved_at = time.monotonic()

@@ -44,11 +44,17 @@ def is_repo(name: str) -> bool:
     return _REPO.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
+def said(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
 def parse_place(place: str) -> HubPlace:
     """Raises ExchangeError: it is none, or leads upwards."""
     head, _, inside = place.removeprefix(SCHEME).partition("@")
     repo, revision = head, None
-    if inside or "@" in place:
+    if "@" in place:
         revision, _, inside = inside.partition("/")
     else:
         parts = head.split("/")
@@ -90,10 +96,9 @@ def from_hub(place: str) -> Path:
         )
         assets = cached_assets_path("asys-i", wanted.repo, snapshot.name)
     except Exception as error:  # noqa: BLE001 - of many kinds: HTTP, offline, cache, validation
-        reason = str(error).strip().splitlines()
         raise ExchangeError(
             place,
-            f"cannot be had: {type(error).__name__}: {reason[0] if reason else ''}",
+            f"cannot be had: {said(error)}",
             "check the name and HF_TOKEN; with HF_HUB_OFFLINE only what the cache has is there",
         ) from None
     try:

@@ -285,7 +285,7 @@ def saved(model):
 
 COPIES = {
     "deepcopy": copy.deepcopy,
-    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),  # noqa: S301
     "torch.save": saved,
 }
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from asys_bench.change.feature_index import pace as pace_module
 from asys_bench.change.feature_index import hook_index, token_join
+from asys_bench.change.feature_index import pace as pace_module
 from asys_bench.change.feature_index.options import FeatureIndexOptions
 from asys_bench.change.feature_index.pace import Pace, moment_of
 from asys_bench.change.sae_choice import sae_of
