@@ -103,11 +103,10 @@ class Stream:
             return False
         return bool(self._cells[self._first + (seq >> 6) % _WORDS] >> (seq & 63) & 1)
 
-    def admit(self, seq: int) -> bool:
-        """Make room for `seq`; False: it is below `base`."""
+    def admit(self, seq: int) -> None:
+        """Make room for `seq`, unless it is below `base`."""
         if seq >= self.base + WINDOW:
             self._advance((seq - WINDOW + 64) & ~63)
-        return seq >= self.base
 
     def alike(self, seq: int, count: int) -> tuple[bool, int]:
         """Whether `seq` was put on a bus, and for how many from it on, `count` at most, that is the same.
@@ -285,7 +284,7 @@ class Ledger:
             sum(one.unpushed for one in accounts),
         )
 
-    def begin(self, account: Account, seq: int, count: int = 1) -> None:
+    def begin(self, account: Account, seq: int, count: int) -> None:
         """Step 1 for `count` packets from `seq` on, `MOST_RUN` at most, none of which was put on a bus. They
         are pushed next, then `done` or `undone`."""
         cells = self._cells
@@ -294,7 +293,7 @@ class Ledger:
         cells[_RUN], cells[_PUSHED] = count, 0
         cells[_INTENT] = (account.number + 1) << _SEQ_BITS | seq
 
-    def done(self, account: Account, seq: int, count: int = 1) -> None:
+    def done(self, account: Account, seq: int, count: int) -> None:
         """Steps 3 and 4: the first `count` of them are on the bus, one at least."""
         cells = self._cells
         cells[_PUSHED] = count

@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <cstring>
 #include <memory>
 
 #include "consumer.hpp"
@@ -30,7 +31,19 @@ bool set_contract(PyObject* args);  // false: a Python error is set
 extern int fork_generation;
 bool same_process(int generation);  // false: BusError is set
 
+constexpr u64 kUnlockBytes = 64 << 10;  // copies of at least this many bytes release the GIL
+
 // ---- packets (py_packet.cpp) --------------------------------------------------------------------
+template <class T>
+void put(u8* header, u64 offset, T value) {
+  std::memcpy(header + offset, &value, sizeof value);
+}
+template <class T>
+T get(const u8* header, u64 offset) {
+  T value;
+  std::memcpy(&value, header + offset, sizeof value);
+  return value;
+}
 struct Header {
   alignas(64) u8 bytes[kPacketHeaderBytes];
   u64 hook_id;

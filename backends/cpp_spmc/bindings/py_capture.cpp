@@ -36,11 +36,6 @@ void record(std::int64_t* histogram, u64 value) {
   histogram[3 + bucket_of(value)] += 1;
 }
 
-template <class T>
-void put(u8* header, u64 offset, T value) {
-  std::memcpy(header + offset, &value, sizeof value);
-}
-
 // (tensor, host_step, weights_version, call_index, microbatch, token_position, sampling_rate)
 PyObject* capture(PyObject* object, PyObject* const* args, std::size_t flags, PyObject* names) {
   auto* self = reinterpret_cast<PortObject*>(object);

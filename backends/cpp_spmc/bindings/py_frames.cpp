@@ -5,9 +5,6 @@
 namespace spmc::py {
 namespace {
 
-// Copies of at least this many bytes release the GIL.
-constexpr u64 kUnlockBytes = 64 << 10;
-
 // A buffer that Python holds, for as long as this lives.
 struct Held {
   Py_buffer view{};
@@ -49,13 +46,11 @@ bool fits(std::int64_t at, u64 bytes, u64 room) {
 
 // The ring's header of a packet whose payload is `frame`.
 void describe(Header& header, const u8* frame, u64 nbytes) {
-  const u32 length = static_cast<u32>(nbytes);
-  u16 hook = 0;
-  std::memcpy(&hook, frame + 54, 2);
+  const u16 hook = get<u16>(frame, 54);
   header.hook_id = hook;
-  std::memcpy(header.bytes + 54, &hook, 2);
-  header.bytes[58] = frame[58];
-  std::memcpy(header.bytes + 80, &length, 4);
+  put<u16>(header.bytes, 54, hook);
+  put<u8>(header.bytes, 58, frame[58]);
+  put<u32>(header.bytes, 80, static_cast<u32>(nbytes));
 }
 
 bool all_fit(const Places& places, const Payload& data) {
@@ -70,27 +65,6 @@ bool all_fit(const Places& places, const Payload& data) {
     if (!fits(place.first, static_cast<u64>(place.second), data.nbytes)) return false;
   }
   return true;
-}
-
-// Queues frames until one is refused, then publishes them with one store; how many.
-u64 push_all(Producer& core, Header& header, const Payload& data, const Places& places,
-             Refusal& refusal) {
-  u64 done = 0;
-  try {
-    for (; done < places.size(); ++done) {
-      const u8* frame = data.data + places[done].first;
-      const u64 nbytes = static_cast<u64>(places[done].second);
-      u8* to = core.reserve(nbytes, refusal);
-      if (to == nullptr) break;
-      describe(header, frame, nbytes);
-      place(core, header, to, frame, nbytes);
-    }
-  } catch (...) {
-    core.commit();  // what is queued is whole, and the next commit would publish it unasked
-    throw;
-  }
-  core.commit();
-  return done;
 }
 
 }  // namespace
@@ -173,9 +147,15 @@ PyObject* try_push_frames(PyObject* object, PyObject* args, PyObject* keywords) 
   std::memset(header.bytes + 80, 0, 32);
   u64 done = 0;
   Refusal refusal = Refusal::none;
+  const auto frame = [&](u64 i) {
+    const Span found{data.data + places[i].first, static_cast<u64>(places[i].second)};
+    describe(header, found.data, found.nbytes);
+    return found;
+  };
   self->use = Use::pushing;
-  const bool good =
-      unlocked([&] { done = push_all(*self->core, header, data, places, refusal); });
+  const bool good = unlocked([&] {
+    done = push_each(*self->core, header, places.size(), kOnePiece, refusal, frame);
+  });
   self->use = Use::idle;
   if (!good) return nullptr;
   self->refusal = static_cast<unsigned>(refusal);

@@ -21,17 +21,6 @@ constexpr unsigned kPacketFields = 19;
 constexpr u32 kPacketMagic = 0x50595341;
 Py_ssize_t slot_offsets[kPacketFields];  // of ActivationPacket, in field order
 
-template <class T>
-void put(u8* header, u64 offset, T value) {
-  std::memcpy(header + offset, &value, sizeof value);
-}
-template <class T>
-T get(const u8* header, u64 offset) {
-  T value;
-  std::memcpy(&value, header + offset, sizeof value);
-  return value;
-}
-
 bool to_u64(PyObject* object, u64 most, u64& value) {
   if (PyLong_Check(object)) {
     value = PyLong_AsUnsignedLongLong(object);

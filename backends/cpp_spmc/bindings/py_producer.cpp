@@ -8,8 +8,7 @@
 namespace spmc::py {
 namespace {
 
-constexpr u64 kUnlockBytes = 64 << 10;    // copies of at least this many bytes release the GIL
-constexpr u64 kCommitBytes = 64 << 10;    // a batch is published in pieces, so that readers overlap
+constexpr u64 kCommitBytes = 64 << 10;  // a batch is published in pieces, so that readers overlap
 constexpr long kRoomPollNs = 50'000;
 
 struct ReservationObject {
@@ -140,34 +139,10 @@ PyObject* try_push_many(PyObject* object, PyObject* const* args, Py_ssize_t coun
   Producer& core = *self->core;
   u64 done = 0;
   Refusal refusal = Refusal::none;
-  const auto queue_rows = [&] {
-    const u64 row = payload.rows == 0 ? 0 : payload.nbytes / payload.rows;
-    u64 queued = 0;
-    while (done < payload.rows) {
-      u8* to = core.reserve(row, refusal);
-      if (to == nullptr && queued != 0) {  // what is queued may be what keeps the ring full
-        core.commit();
-        queued = 0;
-        to = core.reserve(row, refusal);
-      }
-      if (to == nullptr) break;
-      place(core, header, to, payload.data + done * row, row);
-      ++done;
-      queued += row + kPacketHeaderBytes;
-      if (queued >= kCommitBytes) {
-        core.commit();
-        queued = 0;
-      }
-    }
-  };
+  const u64 row_bytes = payload.rows == 0 ? 0 : payload.nbytes / payload.rows;
+  const auto row = [&](u64 i) { return Span{payload.data + i * row_bytes, row_bytes}; };
   const auto push_rows = [&] {
-    try {
-      queue_rows();
-    } catch (...) {
-      core.commit();  // what is queued is whole, and the next commit would publish it unasked
-      throw;
-    }
-    core.commit();
+    done = push_each(core, header, payload.rows, kCommitBytes, refusal, row);
   };
   self->use = Use::pushing;
   bool good = true;
