@@ -97,12 +97,13 @@ class Admission:
                 f"{self.name} began its run with hooks {sorted(self._trained | self._side)[:50]}, without "
                 f"{unknown[:20]}: its bus cannot take up others; start another receiver for them",
             )
-        sender = SenderKey(hello.run_id, hello.attempt, hello.worker)
+        sender, limits = SenderKey(hello.run_id, hello.attempt, hello.worker), self._limits
+        largest = min(limits.message, limits.window, limits.memory)
         connection = Connection(peer, sender, hello, generation, now, streams=frozenset(streams))
         self.add_writers(connection, hello.ranks)
         self.add_names(connection, hello.names)
         return connection, wire.Welcome(
-            self.name, self._ledger.id, self._ledger.accepted(sender), self._limits.message,
+            self.name, self._ledger.id, self._ledger.accepted(sender), largest,
             self._bus.max_packet, 0, tuple(sorted(side & taken)),
         )  # fmt: skip
 

@@ -36,7 +36,7 @@ from asys_bench.cluster.outbox import Dropped, Outbox
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import LABELS, file_slug, matches
-from asys_bench.contracts.packet import HEADER_BYTES, HEADERS
+from asys_bench.contracts.packet import HEADERS
 from asys_bench.contracts.run_files import read_run_file
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.system.allocator import keep_freed_memory
@@ -79,7 +79,6 @@ class ForwarderWorker(BaseSink):
         self._batch_bytes = int(options.batch_mib * mib * (1 + HEADERS_SHARE))
         self._outbox = Outbox(self._most_bytes, self._batch_bytes)
         self._draining = False
-        self._packet_bytes = 0.0
         self.names: dict[int, str] = {}
         self.writers: set[tuple[int, int]] = set()
 
@@ -156,13 +155,13 @@ class ForwarderWorker(BaseSink):
     def max_packets(self) -> int:  # type: ignore[override]
         """Two full batches of packets as they were so far; under `sample` half of the room at most,
         because what is pulled and finds none is dropped."""
-        if not self._packet_bytes:
+        outbox = self._outbox
+        if not outbox.packet_bytes:
             return 1
-        room = self._batch_bytes - 2 * wire.ALIGNMENT
-        batch = max(1, int(room / self._packet_bytes))
+        batch = max(1, int(outbox.batch_room / outbox.packet_bytes))
         most = 2 * batch
         if not (self._drops or self._draining):
-            most = min(most, int(self._outbox.room / 2 / self._packet_bytes))
+            most = min(most, int(outbox.room / 2 / outbox.packet_bytes))
             most -= most % batch if most > batch else 0
         return max(1, min(MOST_PACKETS, most))
 
@@ -174,11 +173,6 @@ class ForwarderWorker(BaseSink):
         for number in used - self.names.keys():
             self.names[number] = self._context.name_of(number)
         self.writers.update(zip(headers["source"].tolist(), headers["shard"].tolist(), strict=True))
-        sizes = headers["payload_bytes"].astype(np.int64) + HEADER_BYTES
-        mean = float(wire.aligned(sizes).mean()) + wire.ENTRY_BYTES
-        if self._packet_bytes:
-            mean = 0.8 * self._packet_bytes + 0.2 * mean
-        self._packet_bytes = mean
         self._outbox.offer(lease, headers, now)
         self._work(now)
 

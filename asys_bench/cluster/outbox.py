@@ -5,7 +5,8 @@ batches is settled, but `hold_s` at most: the ring frees memory in order, so a l
 answer would hold up every group. A batch is *unsent*, *sent* in this connection, or *doubtful*: sent in an
 earlier one that left no answer. A new connection asks about those (QUERY), so that nothing is sent twice
 for want of an answer; what the receiver does not know is sent again. Memory is bounded by `most_bytes`:
-packets that find no room are dropped as `slow`.
+packets that find no room are dropped as `slow`. Batches are cut smaller where the receiver will never grant
+as many bytes: those from before its WELCOME, and all while it shares its memory among many connections.
 
 The account (`Counts`), at every moment::
 
@@ -98,10 +99,10 @@ class Batch:
     )  # fmt: skip
 
     def __init__(
-        self, buffer: bytearray, nbytes: int, keys: npt.NDArray[np.void], entries: wire.Entries,
+        self, buffer: memoryview, nbytes: int, keys: npt.NDArray[np.void], entries: wire.Entries,
         held: _Held, born: float,
     ) -> None:  # fmt: skip
-        self.buffer: bytearray | None = buffer
+        self.buffer: memoryview | None = buffer
         self.nbytes, self.keys, self.entries = nbytes, keys, entries
         self.held, self.born = held, born
         self.number = self.refusals = 0
@@ -112,7 +113,7 @@ class Batch:
         """The message, as batch `number` of a connection."""
         assert self.buffer is not None
         self.number = number
-        view = memoryview(self.buffer)[: self.nbytes]
+        view = self.buffer[: self.nbytes]
         wire.write_batch_head(view, number, clock_ns, self.entries)
         return view
 
@@ -135,14 +136,16 @@ class Outbox:
         """What the receiver takes; from its WELCOME."""
         self.skip: Collection[int] = ()
         """Ids of streams that another forwarder sends."""
+        self.packet_bytes = 0.0
+        """Of a packet in a batch, with its entry in the table: the mean of late; 0 before the first."""
         self.resent = 0
         self._most, self._batch = most_bytes, batch_bytes
         self._held: deque[_Held] = deque()
         self._unsent: deque[Batch] = deque()
         self._sent: deque[Batch] = deque()
         self._doubtful: deque[Batch] = deque()
-        self._spare: list[bytearray] = []
-        self._leaving: list[tuple[bytearray, Any]] = []
+        self._spare: list[memoryview] = []
+        self._leaving: list[tuple[memoryview, Any]] = []
         self._ack = wire.Ack(0, 0, 0, 0, 0, 0, 0)
         self._elsewhere = 0
         """Accepted by receivers of other ledgers."""
@@ -182,6 +185,11 @@ class Outbox:
         """Bytes for further packets."""
         return self._most - self.bytes
 
+    @property
+    def batch_room(self) -> int:
+        """Bytes of a batch for packets, each with its entry in the table."""
+        return _room_of(min(self._batch, self.max_message))
+
     def offer(self, lease: Lease, headers: npt.NDArray[np.void], now: float) -> None:
         """Copy the lease's packets; it is acknowledged later, or now if there is no room for any.
 
@@ -190,8 +198,10 @@ class Outbox:
         held = _Held(lease, now)
         held.pending = 1  # until all of it is sorted in
         sizes = headers["payload_bytes"].astype(np.int64) + HEADER_BYTES
+        mean = float(wire.aligned(sizes).mean()) + wire.ENTRY_BYTES
+        self.packet_bytes = 0.8 * self.packet_bytes + 0.2 * mean if self.packet_bytes else mean
         chosen = self._choose(held, headers, sizes)
-        for start, stop in self._parts(sizes[chosen]):
+        for start, stop in _parts(sizes[chosen], self.batch_room):
             self._add(held, headers, sizes, chosen[start:stop], now)
         self._held.append(held)
         self._settle(held)
@@ -200,23 +210,15 @@ class Outbox:
         self, held: _Held, headers: npt.NDArray[np.void], sizes: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int64]:
         """Which packets of a lease are sent; the others are noted."""
-        elsewhere = np.isin(headers["hook_id"], list(self.skip))
         alone = wire.table_end(1) + wire.aligned(sizes)
-        large = ~elsewhere & ((alone > self.max_message) | (sizes > self.max_packet))
-        self._note(held, Dropped.ELSEWHERE, int(elsewhere.sum()))
-        self._note(held, Dropped.TOO_LARGE, int(large.sum()))
-        return np.flatnonzero(~(elsewhere | large))
-
-    def _parts(self, sizes: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-        """Packets of these sizes as batches: (first, after the last) of each."""
-        ends = np.cumsum(wire.aligned(sizes) + wire.ENTRY_BYTES).tolist()
-        room = min(self._batch, self.max_message) - wire.table_end(0) - wire.ALIGNMENT
-        start = before = 0
-        while start < len(ends):
-            last = min(len(ends), start + wire.MAX_PACKETS)
-            stop = max(start + 1, bisect_right(ends, before + room, start, last))
-            yield start, stop
-            start, before = stop, ends[stop - 1]
+        fits = (alone <= self.max_message) & (sizes <= self.max_packet)
+        if self.skip:
+            elsewhere = np.isin(headers["hook_id"], list(self.skip))
+            self._note(held, Dropped.ELSEWHERE, int(elsewhere.sum()))
+            self._note(held, Dropped.TOO_LARGE, int((~(elsewhere | fits)).sum()))
+            return np.flatnonzero(fits & ~elsewhere)
+        self._note(held, Dropped.TOO_LARGE, len(fits) - int(fits.sum()))
+        return np.flatnonzero(fits)
 
     def _add(
         self, held: _Held, headers: npt.NDArray[np.void], sizes: npt.NDArray[np.int64],
@@ -224,12 +226,13 @@ class Outbox:
     ) -> None:  # fmt: skip
         """A batch of those `packets` of the lease."""
         assert held.lease is not None
-        entries, nbytes = wire.entries_of(sizes[packets]), wire.batch_bytes(sizes[packets])
+        entries = wire.entries_of(sizes[packets])
+        nbytes = wire.batch_end(entries)
         if self.bytes + nbytes > self._most and self.bytes:
             self._note(held, Dropped.SLOW, len(packets))
             return
         buffer = self._take(nbytes)
-        held.lease.copy_frames(memoryview(buffer), np.stack([packets, entries[:, 0]], axis=1))
+        held.lease.copy_frames(buffer, np.stack([packets, entries[:, 0]], axis=1))
         keys = np.empty(len(packets), wire.KEYS)
         for name in ("source", "shard", "seq"):
             keys[name] = headers[name][packets]
@@ -241,18 +244,62 @@ class Outbox:
 
     def next(self, granted: int) -> Batch | None:
         """The next batch to send, if it fits into `granted` bytes."""
-        if not self._unsent or self._doubtful or self._unsent[0].nbytes > granted:
-            return None
-        batch = self._unsent.popleft()
+        while self._unsent and not self._doubtful:
+            batch = self._unsent[0]
+            if batch.nbytes <= min(granted, self.max_message):
+                self._unsent.popleft()
+                self._to_be_sent(batch)
+                return batch
+            if not self._make_fit(batch, granted):
+                break
+        return None
+
+    def _make_fit(self, batch: Batch, granted: int) -> bool:
+        """Cut the first batch, which has no room as it is, or drop it; False: it waits for credit."""
+        large = batch.nbytes > self.max_message
+        if self._sent and not large:
+            return False  # their answers bring credit
+        if len(batch.keys) == 1:
+            if large:
+                self._give_up(self._unsent.popleft(), Dropped.TOO_LARGE)
+            return large
+        first = wire.batch_end(wire.entries_of(batch.entries[:1, 1]))
+        if first > granted and not large:
+            return False
+        self._cut(batch, self.max_message if large else granted)
+        return True
+
+    def _cut(self, batch: Batch, most: int) -> None:
+        """The first batch as several of at most `most` bytes, but for those of a single larger packet."""
+        assert batch.buffer is not None
+        self._unsent.popleft()
+        source, sizes, parts = batch.buffer, batch.entries[:, 1], []
+        for start, stop in _parts(sizes, _room_of(most)):
+            entries = wire.entries_of(sizes[start:stop])
+            nbytes = wire.batch_end(entries)
+            buffer = self._take(nbytes)
+            first, last = batch.entries[start, 0], batch.entries[stop - 1]
+            frames = source[first : last.sum()]
+            buffer[entries[0, 0] : entries[0, 0] + len(frames)] = frames
+            keys = batch.keys[start:stop]
+            part = Batch(buffer, nbytes, keys, entries, batch.held, batch.born)
+            part.number, part.refusals = batch.number, batch.refusals
+            self.bytes += nbytes
+            parts.append(part)
+        batch.held.pending += len(parts) - 1
+        self._free(batch)
+        self._unsent.extendleft(reversed(parts))
+
+    def _to_be_sent(self, batch: Batch) -> None:
+        """Write into its buffer only where nobody reads it any more."""
         if not batch.is_free:
             # The last connection's socket still has it, and its number is written anew.
             assert batch.buffer is not None
             old = batch.buffer
             batch.buffer = self._take(batch.nbytes)
-            batch.buffer[: batch.nbytes] = memoryview(old)[: batch.nbytes]
+            batch.buffer[: batch.nbytes] = old[: batch.nbytes]
             self._let_go(old, batch)
         self._sent.append(batch)
-        return batch
 
     def not_sent(self, batch: Batch) -> None:
         """`next` gave it, and the network had no room."""
@@ -418,7 +465,7 @@ class Outbox:
 
     # Memory.
 
-    def _take(self, nbytes: int) -> bytearray:
+    def _take(self, nbytes: int) -> memoryview:
         """A buffer of a batch; full-sized ones are used again, because fresh memory costs page faults."""
         if self._leaving:
             leaving, self._leaving = self._leaving, []
@@ -428,14 +475,14 @@ class Outbox:
                 else:
                     self._leaving.append((buffer, tracker))
         if 2 * nbytes < self._batch or nbytes > self._batch:
-            return bytearray(nbytes)
-        return self._spare.pop() if self._spare else bytearray(self._batch)
+            return _aligned(nbytes)
+        return self._spare.pop() if self._spare else _aligned(self._batch)
 
-    def _keep_spare(self, buffer: bytearray) -> None:
+    def _keep_spare(self, buffer: memoryview) -> None:
         if len(self._spare) * self._batch < self._most:
             self._spare.append(buffer)
 
-    def _let_go(self, buffer: bytearray, batch: Batch) -> None:
+    def _let_go(self, buffer: memoryview, batch: Batch) -> None:
         """A full-sized buffer is used again, once the network has let go of it as well."""
         if len(buffer) != self._batch:
             return
@@ -450,3 +497,26 @@ class Outbox:
         self.bytes -= batch.nbytes
         self._let_go(batch.buffer, batch)
         batch.buffer = None
+
+
+def _room_of(message_bytes: int) -> int:
+    """Bytes of a message for packets, each with its entry in the table."""
+    return message_bytes - wire.table_end(0) - wire.ALIGNMENT
+
+
+def _parts(sizes: npt.NDArray[np.int64], room: int) -> Iterator[tuple[int, int]]:
+    """Packets of these sizes as batches with `room`: (first, after the last) of each."""
+    ends = np.cumsum(wire.aligned(sizes) + wire.ENTRY_BYTES).tolist()
+    start = before = 0
+    while start < len(ends):
+        last = min(len(ends), start + wire.MAX_PACKETS)
+        stop = max(start + 1, bisect_right(ends, before + room, start, last))
+        yield start, stop
+        start, before = stop, ends[stop - 1]
+
+
+def _aligned(nbytes: int) -> memoryview:
+    """New memory, zeroed, from a multiple of 64 on: frames of 64 KiB are copied faster to there."""
+    memory = np.zeros(nbytes + wire.ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % wire.ALIGNMENT
+    return memory[start : start + nbytes].data

@@ -162,7 +162,8 @@ class Welcome:
     """What a receiver answers.
 
     id: of its ledger. accepted: packets of this forwarder that it has ever accepted. max_message,
-    max_packet: bytes. limit: see `Ack`. skip: streams that another forwarder of this run sends already.
+    max_packet: bytes; no more than it ever grants. limit: see `Ack`. skip: streams that another forwarder
+    of this run sends already.
     """
 
     name: str
@@ -305,8 +306,14 @@ def aligned(nbytes: Size) -> Size:
 
 def entries_of(sizes: npt.NDArray[np.int64]) -> Entries:
     """Where packets of these sizes, headers included, lie in a BATCH."""
-    ends = table_end(len(sizes)) + np.cumsum(aligned(sizes))
-    return np.stack([ends - aligned(sizes), sizes], axis=1)
+    taken = aligned(sizes)
+    ends = table_end(len(sizes)) + np.cumsum(taken)
+    return np.stack([ends - taken, sizes], axis=1)
+
+
+def batch_end(entries: Entries) -> int:
+    """Bytes of a BATCH with these packets, one at least."""
+    return aligned(int(entries[-1].sum()))
 
 
 def write_batch_head(out: memoryview, number: int, clock_ns: int, entries: npt.ArrayLike) -> None:
@@ -339,7 +346,7 @@ def parse_batch(data: memoryview, least: int) -> tuple[int, Entries]:
     if wrong.any():
         offset, length = entries[int(wrong.argmax())].tolist()
         raise WireError(Refusal.MALFORMED, f"a packet at {offset} of {length} bytes in a BATCH")
-    end = batch_bytes(entries[:, 1])
+    end = batch_end(entries)
     if end != data.nbytes:
         raise WireError(
             Refusal.MALFORMED, f"packets of a BATCH end at {end}, the message at {data.nbytes}"

@@ -152,7 +152,12 @@ class Tracker:
 class World:
     """See the module's docstring. Time stands still but for `pass_time`."""
 
-    def __init__(self, folder: Path, streams: Sequence[tuple[int, int]] = ((0, 0), (1, 1))) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        streams: Sequence[tuple[int, int]] = ((0, 0), (1, 1)),
+        window: int = 2 * MOST,
+    ) -> None:
         self.folder, self.streams = folder, streams
         self.ring = Ring()
         self.now = 100.0
@@ -174,9 +179,7 @@ class World:
         self.never_pushed: set[Key] = set()
         """Packets that count as pushed because nobody could tell, and were not."""
         self.in_doubt_and_pushed = 0
-        self.limits = Limits(
-            window=2 * MOST, memory=3 * MOST, message=MOST, connections=4, shards=4
-        )
+        self.limits = Limits(window, memory=3 * MOST, message=MOST, connections=4, shards=4)
         self.told: dict[int, str] = {}
         self.writers: set[tuple[int, int]] = set()
         self.start_receiver()

@@ -26,10 +26,11 @@ STEPS = int(os.environ.get("ASYS_DELIVERY_STEPS", "1500"))
 
 
 class Delivery(RuleBasedStateMachine):
-    @initialize()
-    def begin(self) -> None:
+    @initialize(window=st.sampled_from([2 * MOST, MOST // 4, MOST // 5]))
+    def begin(self, window: int) -> None:
+        """Windows of several batches, of one, and of less than one."""
         self.folder = Path(tempfile.mkdtemp(prefix="asys-delivery-"))
-        self.world = World(self.folder)
+        self.world = World(self.folder, window=window)
 
     def teardown(self) -> None:
         if not hasattr(self, "world"):

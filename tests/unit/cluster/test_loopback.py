@@ -230,6 +230,22 @@ def test_a_slow_receiver_stops_the_pull_under_sample_and_drops_under_drop(
     assert not [name for name in counters if name.startswith("remote_refused")]
 
 
+def test_a_window_that_is_smaller_than_a_batch_takes_batches_of_several_packets(
+    origin: Start, receiver: Start
+) -> None:
+    there = receiver(window_mib=1 / 16)
+    here = origin(to=there.address, batch_mib=1 / 16)
+    here.push(
+        200, nbytes=4096 - 128
+    )  # sixteen fill a batch, and with the table a window is too small
+    here.pump_until(lambda: here.counters().get("remote_acked") == 200, "answers")
+    assert [p.seq for p in there.read_all(200)] == list(range(200))
+    connection = here.worker._connector._connection
+    assert connection is not None
+    assert connection.session.answers <= 40
+    here.close()
+
+
 @pytest.mark.parametrize(
     "backend", [pytest.param("numba_ring", marks=pytest.mark.rest), "mp_queue"]
 )

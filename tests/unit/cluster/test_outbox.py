@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 
 from asys_bench.cluster import wire
-from asys_bench.cluster.outbox import Outbox
+from asys_bench.cluster.outbox import Batch, Dropped, Outbox
 from asys_bench.contracts.bus import Lease
 from asys_bench.contracts.packet import HEADERS, ActivationPacket
 from tests.unit.cluster.delivery_world import Ring, packet
@@ -103,3 +103,47 @@ def test_streams_of_others_and_packets_that_are_too_large_are_counted_and_left_o
     assert outbox.counts.acked == 2
     dropped = {reason: count for reason, count in outbox.counts.dropped.items() if count}
     assert dropped == {"elsewhere": 2, "too_large": 1}
+
+
+def frames_in(batch: Batch, number: int) -> list[ActivationPacket]:
+    message = batch.message(number, 5)
+    _, entries = wire.parse_batch(message, 128)
+    return [ActivationPacket.unpack(message[at : at + size]) for at, size in entries.tolist()]
+
+
+def test_a_batch_of_more_than_the_receiver_ever_grants_is_cut_once_no_answer_is_due():
+    ring, outbox = Ring(), Outbox(1 << 20, BATCH)
+    packets = [packet((0, 0, seq), 700) for seq in range(4)]
+    for one in packets:
+        ring.push(one)
+    offer(outbox, ring.pull(4))
+    assert outbox.next(800) is None  # not one packet: it stays whole
+    first = outbox.next(2000)
+    assert first is not None
+    assert frames_in(first, 1) == packets[:2]
+    assert outbox.next(1000) is None  # its answer brings credit
+    outbox.acknowledge(wire.Ack(1, 2, 2, 0, 0, 0, 4000))
+    second = outbox.next(2000)
+    assert second is not None
+    assert frames_in(second, 2) == packets[2:]
+    outbox.acknowledge(wire.Ack(2, 4, 4, 0, 0, 0, 6000))
+    assert (outbox.bytes, outbox.counts.acked, outbox.counts.in_flight) == (0, 4, 0)
+    assert ring.delivered == {(0, 0, seq) for seq in range(4)}
+
+
+def test_batches_from_before_the_welcome_are_cut_to_what_it_says_and_larger_packets_dropped():
+    ring, outbox = Ring(), Outbox(1 << 20, BATCH)
+    packets = [packet((0, 0, seq), nbytes) for seq, nbytes in enumerate((100, 1500, 100, 100))]
+    for one in packets:
+        ring.push(one)
+    offer(outbox, ring.pull(4))
+    outbox.max_message = 1024
+    found, number = [], 0
+    while (batch := outbox.next(1 << 20)) is not None:
+        number += 1
+        assert batch.nbytes <= 1024
+        found += frames_in(batch, number)
+    assert found == [packets[0], *packets[2:]]
+    outbox.acknowledge(wire.Ack(number, 3, 3, 0, 0, 0, 1 << 20))
+    assert outbox.counts.dropped[Dropped.TOO_LARGE] == 1
+    assert (outbox.bytes, outbox.counts.taken, outbox.counts.in_flight) == (0, 4, 0)
