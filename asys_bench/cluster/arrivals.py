@@ -1,7 +1,8 @@
 """Batches that have come: checked as a whole, cut into runs, and put on the bus in the order of their coming.
 
 A *run* is packets of one writer with numbers in a row, which the bus takes in one call: the ledger has an
-intent for each (`ledger`). Headers are checked and rewritten as arrays.
+intent for each (`ledger`). A batch is checked and rewritten by compiled code (`native`), which declines
+what does not fit; then, and where it was not compiled, arrays do the same and say what is wrong.
 
 No socket and no bus here: `Bus` is what is needed of one, so that tests drive it with a list.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +31,13 @@ from asys_bench.contracts.packet import (
     Kind,
     Places,
 )
+
+compiled: Callable[..., Any] | None
+"""`native._arrivals.take`; None: it was not compiled."""
+try:
+    from asys_bench.cluster.native._arrivals import take as compiled
+except ImportError:
+    compiled = None
 
 _LINE = np.dtype("V64")
 """Packets of a message begin at multiples of 64: a header is two lines."""
@@ -83,16 +92,17 @@ class Run(NamedTuple):
 
 
 class Arrival:
-    """A checked batch. next: the first of its packets that is not on the bus yet."""
+    """A checked batch. ends: sums of its packets' bytes, from 0 on. next: the first of them that is not on
+    the bus yet."""
 
     __slots__ = ("data", "ends", "host_step", "next", "number", "places", "runs")
 
     def __init__(
-        self, number: int, data: memoryview, places: Places, runs: deque[Run], host_step: int
-    ) -> None:
+        self, number: int, data: memoryview, places: Places, ends: list[int], runs: deque[Run],
+        host_step: int,
+    ) -> None:  # fmt: skip
         self.number, self.data, self.places, self.runs = number, data, places, runs
-        self.host_step = host_step
-        self.ends: list[int] = [0, *np.cumsum(places[:, 1]).tolist()]
+        self.ends, self.host_step = ends, host_step
         self.next = 0
 
     def bytes_of(self, start: int, stop: int) -> int:
@@ -149,6 +159,23 @@ def checked(
     Raises:
         WireError: something does not fit; `data` is as it was.
     """
+    found = compiled and compiled(
+        data, connection.hooks, connection.encodings, connection.writers, max_packet, clock_ns,
+        connection.clock_offset_ns, len(DTYPES), len(Kind),
+    )  # fmt: skip
+    if found is None:
+        return _checked(connection, number, data, max_packet, clock_ns)
+    connection.clock_offset_ns, places, ends, runs, host_step, lag_ns = found
+    if lag_ns is not None:
+        connection.lag_ns = lag_ns
+    where = np.frombuffer(places, np.int64).reshape(-1, 2)
+    return Arrival(number, data, where, ends, deque(map(Run._make, runs)), host_step)
+
+
+def _checked(
+    connection: Connection, number: int, data: memoryview, max_packet: int, clock_ns: int
+) -> Arrival:
+    """As `checked`, with arrays."""
     sent_ns, places = wire.parse_batch(data, HEADER_BYTES)
     offset = clock_ns - sent_ns
     if connection.clock_offset_ns is not None:
@@ -167,7 +194,8 @@ def checked(
     headers["seq"] += np.array([one.shift for one in writers], np.uint64)
     headers["hook_id"], headers["encoding_id"] = hooks, encodings
     lines[rows] = headers.view(_LINE).reshape(-1, _LINES)
-    return Arrival(number, data, places, runs, int(headers["host_step"].max()))
+    ends = [0, *np.cumsum(places[:, 1]).tolist()]
+    return Arrival(number, data, places, ends, runs, int(headers["host_step"].max()))
 
 
 def _check_headers(headers: _Headers, places: Places) -> None:

@@ -1,0 +1,1 @@
+"""Compiled code of the cluster: `_arrivals`, which arrivals.py uses where it is there."""
