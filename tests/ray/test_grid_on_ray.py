@@ -20,6 +20,8 @@ from asys_bench.store.uri import parse_uri
 
 SETS = ["sae.d_sae=24", "sae.buffer_rows=2048", "epochs=1"]
 WEIGHTS = "latest/sae_weights.safetensors"
+ROWS = int(os.environ.get("ASYS_GRID_ROWS", "3000"))
+"""Of a hook of the archive of the first test, which prints how long both ways took."""
 
 
 def train(archive: str | Path, out: Path, *more: str) -> list[str]:
@@ -43,12 +45,16 @@ def weights(out: Path) -> dict[str, bytes]:
 def test_six_saes_over_two_nodes_are_bit_for_bit_those_of_one_process(
     two_nodes, make_run, tmp_path
 ):
-    archive = make_run(rows=3_000, hooks=(1, 3))
+    archive = make_run(rows=ROWS, hooks=(1, 3))
     grid = ["--grid", "sae.k=2,3,4", "--set", "sae.threads=1"]
+    began = time.monotonic()
     alone = run(train(archive, tmp_path / "alone", *grid))
+    alone_s = time.monotonic() - began
     assert alone.returncode == 0, alone.stdout + alone.stderr
     ours = run(train(archive, tmp_path / "ray", *grid, "--ray", two_nodes.address))
+    ours_s = time.monotonic() - began - alone_s
     assert ours.returncode == 0, ours.stdout + ours.stderr
+    print(f"{ROWS} rows a hook: {alone_s:.1f} s alone, {ours_s:.1f} s on two nodes of one CPU each")
     assert len(weights(tmp_path / "ray")) == 6
     assert weights(tmp_path / "ray") == weights(tmp_path / "alone")
     told = [[one[name] for name in ("folder", "fvu", "l0", "steps", "best", "front")]
