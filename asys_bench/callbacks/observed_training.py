@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from asys_bench.capture.tags.clock import StepClock
 from asys_bench.config import ConfigError
 from asys_bench.config.problems import Origin, Problem, did_you_mean
 from asys_bench.run.observation import Observation, observe
@@ -34,6 +35,7 @@ class ObservedTraining:
     of another training than the one that is observed do nothing.
 
     during: which calls of the model are captured; generates: "generation" is one of the words.
+    one_call_per_step: as `observe`'s, unless the options say something else.
     options: as `observe`'s; model and step come with the training.
     """
 
@@ -45,6 +47,7 @@ class ObservedTraining:
         options: Mapping[str, Any],
         *,
         generates: bool = False,
+        one_call_per_step: bool = False,
     ) -> None:
         valid = (*get_args(During), *(("generation",) if generates else ()))
         if during not in valid:
@@ -55,7 +58,8 @@ class ObservedTraining:
         self.during = during
         self._part: Part = "training"
         self._config = config
-        self._step_unit, self._options = step_unit, dict(options)
+        self._step_unit = step_unit
+        self._options = {"one_call_per_step": one_call_per_step, **options}
         self._training: weakref.ref[Any] | None = None
         self._lock = threading.Lock()
         self.observation: Observation | None = None
@@ -93,6 +97,12 @@ class ObservedTraining:
     def follows(self, training: Any) -> bool:
         """Whether `training` is the one that is observed."""
         return self._training is not None and self._training() is training
+
+    def clock_of(self, training: Any) -> StepClock | None:
+        """The clock of the observation, for a trainer of very short steps; None: `training` has none."""
+        if self.observation is None or not self.follows(training):
+            return None
+        return self.observation.clock
 
     def step_to(self, training: Any, step: int, microbatch: int | None = None) -> None:
         if self.observation is not None and self.follows(training):

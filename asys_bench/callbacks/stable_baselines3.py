@@ -14,6 +14,7 @@ from typing import Any
 from stable_baselines3.common.callbacks import BaseCallback
 
 from asys_bench.callbacks.observed_training import During, ObservedTraining, Part
+from asys_bench.capture.tags.clock import StepClock
 from asys_bench.hosts.rollout_labels import RolloutLabels
 from asys_bench.run.observation import Observation
 from asys_bench.run.settings import ConfigLike
@@ -45,9 +46,12 @@ class ObserveCallback(BaseCallback):
         self, config: ConfigLike = None, *, during: During = "training", **options: Any
     ) -> None:
         super().__init__()
-        self._training = ObservedTraining(config, "env step", during, options)
+        self._training = ObservedTraining(
+            config, "env step", during, options, one_call_per_step=True
+        )
         self._leave_bracket: Callable[[], None] | None = None
         self._labels: RolloutLabels | None = None
+        self._clock: StepClock | None = None
         self._step = 0
 
     @property
@@ -67,9 +71,10 @@ class ObserveCallback(BaseCallback):
         self._training.start(self.model, self.model.policy, self.model.num_timesteps)
         self._training.enter(self.model, "training")
         self._step = self.model.num_timesteps
-        if self._training.wants_labels:
+        self._clock = self._training.clock_of(self.model)
+        if self._clock is not None and self._training.wants_labels:
             self._labels = RolloutLabels(
-                partial(self._training.label, self.model),
+                self._clock.label,
                 self._training.label_horizon,
                 self._training.label_columns,
             )
@@ -86,9 +91,14 @@ class ObserveCallback(BaseCallback):
     def _on_step(self) -> bool:
         if self._labels is not None:
             self._labels.stepped(self._step, self.locals)
-        self._step = self.model.num_timesteps
-        self._training.step_to(self.model, self._step)
+        self._step = step = self.num_timesteps
+        if self._clock is not None:
+            self._clock.step_to(step)
         return True
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        """SB3 calls it before each step."""
+        self.locals = locals_
 
     def _on_rollout_end(self) -> None:
         if self._labels is not None:
@@ -104,6 +114,7 @@ class ObserveCallback(BaseCallback):
         self._unbracket()
 
     def _flush_labels(self) -> None:
+        self._clock = None
         labels, self._labels = self._labels, None
         if labels is not None:
             labels.flush()

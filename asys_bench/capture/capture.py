@@ -299,11 +299,11 @@ class Capture:
         """Whether to capture, and with which tags. A call that gets no ticket is counted here."""
         phase, state = self._phase, self._state
         out_of_phase = phase is not None and phase is not training
-        if tensor is None or out_of_phase or (state[STATE_OFF] and self._stream.paused):
+        clock = self._clock
+        if tensor is None or out_of_phase or clock.paused:
             self._count_call()
             self._count_skipped()
             return None
-        clock = self._clock
         tags, serial = clock.tags, clock.serial
         here = clock.here()  # asked last: whose they were
         if here is not None:

@@ -87,13 +87,12 @@ class HookStream:
     is_of_text: its packets may say which of their rows are padding (`padded_id`).
     coin: decides which calls are kept; one object for all streams that share it.
     off: captures nothing any more: not attached, failed, or in a forked child.
-    paused: on, but every call is skipped for now (`ActivationHooker.paused`).
     shape, dtype: of the first tensor that came; None before it.
     on_first: told of that tensor once, in the host's hook.
     needs_no_gradient: a call's tensor had no gradient to wait for.
     rows: what a row of its tensors is; None: what the last dimension holds.
     part: what this rank holds of a parameter, where packets say so.
-    state: what its next call depends on (`contracts.capture_port.STATE_*`).
+    state, floats: what its next call depends on (`contracts.capture_port.STATE_*`), as integers and floats.
 
     Every call of the hook ends in exactly one of these counters, once it is over::
 
@@ -133,10 +132,9 @@ class HookStream:
         self.path = parse_path(point.config.select)
         state = bytearray(8 * STATE_CELLS)
         self.state = memoryview(state).cast("q")
-        self._floats = memoryview(state).cast("d")
+        self.floats = memoryview(state).cast("d")
         self.rows = point.rows
         self._waits_for_rows = self.rows is not None and not self.rows.always_last
-        self._paused = False
         self.off = True
         hook = point.name
         self.cells = slot.cells
@@ -181,17 +179,7 @@ class HookStream:
 
     @off.setter
     def off(self, value: bool) -> None:
-        aside = self._waits_for_rows or self._paused
-        self.state[STATE_OFF] = OFF_NOTHING if value else OFF_DIRECT if aside else 0
-
-    @property
-    def paused(self) -> bool:
-        return self._paused
-
-    @paused.setter
-    def paused(self, value: bool) -> None:
-        self._paused = value
-        self.off = self.off
+        self.state[STATE_OFF] = OFF_NOTHING if value else OFF_DIRECT if self._waits_for_rows else 0
 
     def check_rows(self, tensor: torch.Tensor) -> None:
         """Of a tensor as it is captured: warn where they are ambiguous, and let the compiled path take
@@ -209,21 +197,21 @@ class HookStream:
 
     def set_rate(self, rate: float) -> None:
         """The sampling rate of the calls to come; from which on is said in `state`."""
-        self._floats[STATE_NEXT_RATE] = rate
+        self.floats[STATE_NEXT_RATE] = rate
         self._rate.set(rate)
 
     @property
     def rate(self) -> float:
         """The sampling rate of the call that was made last."""
-        return float(self._floats[STATE_RATE])
+        return float(self.floats[STATE_RATE])
 
     def rate_in_force(self, rate: float) -> None:
         """The sampling rate of the call that is made."""
-        self._floats[STATE_RATE] = rate
+        self.floats[STATE_RATE] = rate
 
     def set_calm(self, fill: float, checks: int) -> None:
         """Let the compiled path check the bus by itself (`capture_port.STATE_CALM`)."""
-        self._floats[STATE_CALM] = fill
+        self.floats[STATE_CALM] = fill
         self.state[STATE_CALM_CHECKS] = checks
 
     def raise_rate(self, raised: bool) -> None:

@@ -196,16 +196,11 @@ class ActivationHooker:
             return
         labels = LabelSender(
             self._writer, self._slot, self._clock, self._offload, self._streams,
-            self._label_horizon, is_of_text=self._text is not None, notices=self.notices,
+            self._label_horizon, is_of_text=self._text is not None,
+            one_call_per_step=not self._calls.counts_forwards and self._text is None,
+            notices=self.notices,
         )  # fmt: skip
         self._undo.append(labels.close)
-
-    def pause(self, paused: bool) -> None:
-        """Skip every call from now on, or no longer; skipped ones are counted in hook_skipped.
-
-        Gradients of calls that were made before still come."""
-        for stream in self._streams:
-            stream.paused = paused
 
     def raise_rates(self, raised: bool) -> None:
         """Sample at the highest rate that bus and row budgets allow, or as configured again; nothing where

@@ -40,7 +40,7 @@ from asys_bench.capture.tags.text import RowTokens
 from asys_bench.config.assembly import build_preprocessor
 from asys_bench.config.sections.hooks import HookConfig
 from asys_bench.contracts.bus import BusError
-from asys_bench.contracts.capture_port import STATE_CALL_INDEX, STATE_SEEN
+from asys_bench.contracts.capture_port import STATE_CALL_INDEX, STATE_RATE, STATE_SEEN
 from asys_bench.contracts.labels import (
     CALL_COLUMNS,
     LABEL_TEXT,
@@ -77,6 +77,7 @@ class LabelSender:
 
     streams: of the hooks, whose coins tell which calls are captured.
     horizon: host steps after which a label is too late.
+    one_call_per_step: no call of the model opens a frame, for there is one in each step.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class LabelSender:
         horizon: int,
         *,
         is_of_text: bool,
+        one_call_per_step: bool,
         notices: Notices,
     ) -> None:
         self._writer, self._slot, self._clock, self._offload = writer, slot, clock, offload
@@ -102,7 +104,10 @@ class LabelSender:
         self._said: set[str] = set()
         self._failed_in_a_row = 0
         self._unsent = slot.counter("labels_unsent")
+        self._one_call_per_step = one_call_per_step
+        self._rates = tuple(stream.floats for stream in streams)
         clock.moments, clock.labels = Moments(horizon), self
+        clock.moments.updated(clock.first_step, clock.weights_version)
 
     def close(self) -> None:
         """Send nothing from now on. Idempotent."""
@@ -119,13 +124,20 @@ class LabelSender:
         labels: Mapping[str, Any],
     ) -> None:
         """See `StepClock.label`. Never raises."""
+        if not labels and self._one_call_per_step:
+            for rates in self._rates:
+                if rates[STATE_RATE] >= 1.0:
+                    return  # its label will be sent, and of which call it is can be told from its step
         clock = self._clock
         if self._failed_in_a_row >= FAILURES_IN_A_ROW or clock.constant:
             return
         if clock.paused and step is None:  # a step that is named is the training's own
             return
         try:
-            unwatched(self._send, step, microbatch, labels)
+            if labels or not (step is None or isinstance(step, int)):
+                unwatched(self._send, step, microbatch, labels)
+            else:
+                self._known_moment(step, microbatch)  # remembered, and sampled as it was now
             self._failed_in_a_row = 0
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
             self._failed_in_a_row += 1
@@ -180,12 +192,29 @@ class LabelSender:
                     return moments.last
             asked = clock.host_step if step is None else step
             found = moments.find(asked, microbatch)
-            if found is not None or asked != clock.host_step:
+            if found is not None:
                 return found
+            if asked != clock.host_step:
+                return self._only_call(moments, asked) if not microbatch else None
             tags = clock.own_tags
             if microbatch is not None and microbatch != tags[2]:
                 return None
             return moments.note(Moment(tags))
+
+    def _only_call(self, moments: Moments, step: int) -> Moment | None:
+        """The call of a host that makes one in each step, of which nobody took note."""
+        clock = self._clock
+        if (
+            not self._one_call_per_step
+            or not clock.host_step - moments.horizon <= step < clock.host_step
+        ):
+            return None
+        version = moments.version_at(step)
+        if version is None:
+            return None
+        moment = Moment((step, version, 0, NO_TOKEN_POSITION))
+        moment.rate = 1.0  # what was in force is not known any more
+        return moment
 
     def _rate(self, moment: Moment) -> float:
         """See `Moment.rate`."""

@@ -108,11 +108,12 @@ CALLS_BETWEEN_CHECKS = 16
 
 (
     CLOCK_SERIAL, CLOCK_STEP, CLOCK_VERSION, CLOCK_MICROBATCH, CLOCK_POSITION, CLOCK_OWNER,
-    CLOCK_TOSSED, CLOCK_CELLS,
-) = range(8)  # fmt: skip
+    CLOCK_TOSSED, CLOCK_PAUSED, CLOCK_CELLS,
+) = range(9)  # fmt: skip
 """Cells of `Decision.clock`. SERIAL: another number for every change of the tags behind it. OWNER:
 `threading.get_ident()` of the thread that the tags are of; calls in another one are PORT_NOT_MINE.
-TOSSED: one more than the highest call index with these tags that any hook has tossed the coin for."""
+TOSSED: one more than the highest call index with these tags that any hook has tossed the coin for.
+PAUSED: not 0 while nothing is captured; every call is PORT_NOT_MINE."""
 
 BUDGET_DUE_NS, BUDGET_OFFERED, BUDGET_DEBT, BUDGET_TOP, BUDGET_CELLS = range(5)
 """Cells of `Decision.budget`. DUE_NS: time (CLOCK_MONOTONIC) from which a call must make it up anew.

@@ -315,6 +315,13 @@ class Slot:
         self._cells[SlotField.HEARTBEAT_NS] = time.monotonic_ns() + ahead_ns
         self._cells[SlotField.AHEAD_NS] = ahead_ns
 
+    def tick(self, cell: int, value: int) -> None:
+        """Set a counter and beat; each step of a host pays for it."""
+        cells = self._cells
+        cells[cell] = value
+        cells[SlotField.HEARTBEAT_NS] = time.monotonic_ns()
+        cells[SlotField.AHEAD_NS] = 0
+
     def occupy(self) -> None:
         """Say that the slot is this process's from now on, and give its first heartbeat."""
         self._cells[SlotField.PID] = os.getpid()

@@ -243,7 +243,13 @@ class RunLifecycle:
             assert self._ranks is not None
             assert inner is not None
             session = RankSession(
-                self.config, inner, run_dir.path, self._ranks, root=model, first_step=self._steps
+                self.config,
+                inner,
+                run_dir.path,
+                self._ranks,
+                root=model,
+                first_step=self._steps,
+                one_call_per_step=one_call_per_step,
             )
         if on_built is not None:
             on_built(session.hooks)
@@ -364,7 +370,7 @@ class RunLifecycle:
         )
 
     def pause(self, paused: bool) -> None:
-        """Calls of hooked modules are not captured meanwhile; see `ActivationHooker.pause`."""
+        """Calls of hooked modules are not captured meanwhile; see `StepClock.paused`."""
         if self.session is not None:
             self.session.pause(paused)
 

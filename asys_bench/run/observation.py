@@ -50,6 +50,7 @@ def observe(
     step_unit: str = "step",
     start_step: int = 0,
     optimizers: Iterable[torch.optim.Optimizer] = (),
+    one_call_per_step: bool = False,
     terminal: bool = False,
     distributed: bool | None = None,
     required: bool = True,
@@ -76,6 +77,9 @@ def observe(
         captured is archived from there on.
     optimizers: of the training; they tell which of two equal networks is trained, where `hooks` says
         nothing.
+    one_call_per_step: the loop marks its steps (`step`, `step_to`) and calls the model once in each at
+        most: calls need not be counted then, which costs a small model microseconds each. Packets are of
+        microbatch 0, and a loop that marks no step stays in its first. A model of text is not affected.
     terminal: a monitor may draw a live table on standard output.
     distributed: all ranks of a node share one run, which local rank 0 owns; every rank must call this.
         False: a run of this process alone. None: as the variables of torchrun, verl, Open MPI or Slurm say
@@ -97,7 +101,7 @@ def observe(
     observation = Observation(model, resolved, ranks, step_unit, start_step, terminal=terminal)
     observation.quiet = quiet
     try:
-        observation.start(tokenizer)
+        observation.start(tokenizer, one_call_per_step=one_call_per_step)
     except (RuntimeError, ValueError, LookupError, OSError) as error:
         if required or isinstance(error, HookError):
             raise
@@ -175,9 +179,15 @@ class Observation:
         """Every packet so far, by group; after `close` the final account."""
         return self._life.account
 
+    @property
+    def clock(self) -> StepClock | None:
+        """Where the host is in its loop; None while nothing is observed."""
+        session = self._life.session
+        return None if session is None or self._closed else session.clock
+
     def step(self, n: int = 1) -> None:
         """`n` host steps have passed. From the first call on, forward calls no longer count."""
-        clock = self._marked_clock()
+        clock = self.clock
         if clock is not None:
             clock.step(n)
 
@@ -186,7 +196,7 @@ class Observation:
 
         From the first call on, forward calls no longer count as steps; nor as microbatches, where
         the host tells them."""
-        clock = self._marked_clock()
+        clock = self.clock
         if clock is None:
             return
         clock.step_to(step)
@@ -236,13 +246,13 @@ class Observation:
 
     def weights_updated(self) -> None:
         """The weights changed without a step of a torch optimizer (those are counted by themselves)."""
-        clock = self._marked_clock()
+        clock = self.clock
         if clock is not None:
             clock.weights_updated()
 
     def report(self, name: str, value: float) -> None:
         """A figure of the training itself (loss, reward) for the monitors."""
-        clock = self._marked_clock()
+        clock = self.clock
         if clock is None:
             return
         try:
@@ -270,14 +280,14 @@ class Observation:
 
         Never raises and never waits; what could not be sent is counted (`labels_unsent`).
         """
-        clock = self._marked_clock()
+        clock = self.clock
         if clock is not None:
             clock.label(step=step, microbatch=microbatch, **labels)
 
     @property
     def wants_labels(self) -> bool:
         """Whether some sink takes labels; else `label` does nothing."""
-        clock = self._marked_clock()
+        clock = self.clock
         return clock is not None and clock.labels is not None
 
     @property
@@ -348,7 +358,9 @@ class Observation:
         state = "closed" if self._closed else f"{self.steps} {self._step_unit}s"
         return f"<observation of {name} ({', '.join(self.hooks)}): {self._run_dir}, {state}>"
 
-    def start(self, tokenizer: Any = None, *, called: bool = False) -> None:
+    def start(
+        self, tokenizer: Any = None, *, called: bool = False, one_call_per_step: bool = False
+    ) -> None:
         """What `observe` does. called: the model's first forward call is under way already."""
         life = self._life
         assert self._called is not None
@@ -362,6 +374,7 @@ class Observation:
             life.start(
                 self._called,
                 self._step_unit,
+                one_call_per_step=one_call_per_step,
                 on_built=self._lines.expect,
                 on_width=self._lines.width_known,
                 on_eye=self._eye_opens,
@@ -386,11 +399,6 @@ class Observation:
     def _eye_opens(self, address: str) -> None:
         self.eye = address
         self._lines.write(f"eye: {address}")
-
-    def _marked_clock(self) -> StepClock | None:
-        """The clock, for a host that marks its own steps; None while nothing is observed."""
-        session = self._life.session
-        return None if session is None or self._closed else session.clock
 
     def _stop(self) -> None:
         life = self._life

@@ -51,6 +51,7 @@ class RankSession:
         ranks: LocalRanks,
         root: torch.nn.Module | None = None,
         first_step: int = 0,
+        one_call_per_step: bool = False,
     ) -> None:
         """Take this rank's shard.
 
@@ -78,6 +79,7 @@ class RankSession:
                 block_timeout_s=config.bus.block_timeout_s,
                 coins=coin_keys(config, self.points, ranks.rank),
                 device=config.device,
+                count_forwards=not one_call_per_step,
                 called=root,
                 text=streams.text,
                 label_horizon=config.labels.horizon if streams.labels else None,
@@ -100,7 +102,6 @@ class RankSession:
     def pause(self, paused: bool) -> None:
         """As `ObservationSession.pause`, on this rank."""
         self.clock.paused = paused
-        self._hooker.pause(paused)
 
     def stop(
         self,

@@ -306,10 +306,8 @@ class ObservationSession:
         self._write_run_json(None)
 
     def pause(self, paused: bool) -> None:
-        """The host is aside from its own work, or back at it; see `ActivationHooker.pause`."""
+        """The host is aside from its own work, or back at it; see `StepClock.paused`."""
         self.clock.paused = paused
-        if self.hooker is not None:
-            self.hooker.pause(paused)
 
     def stop(
         self,

@@ -167,7 +167,7 @@ class ForwardCalls:
         text: TextInputs | None = None,
     ) -> None:
         self.clock, self.text = clock, text
-        self._counts_forwards = counts_forwards
+        self.counts_forwards = counts_forwards
         inside = text.readers if text is not None else {}
         modules = list(dict.fromkeys([*roots, *inside]))  # by identity: modules are hashed so
         if text is None and not counts_forwards:
@@ -230,7 +230,7 @@ class ForwardCalls:
                 self.clock.end_call(frame)
                 frame = None
             if frame is None:
-                frame = self.clock.begin_call(counts_forwards=self._counts_forwards)
+                frame = self.clock.begin_call(counts_forwards=self.counts_forwards)
             frame.modules.append((root.module, frame.text, frame.offered))
             if self.text is not None and root.reader is not None:
                 if is_transformed() or not is_readable:
@@ -253,7 +253,7 @@ class ForwardCalls:
             return
         try:
             frame = self.clock.call
-            if frame is None or all(entered is not module for entered, *_ in frame.modules):
+            if frame is None or not frame.is_in(module):
                 return  # hooked while it was under way
             while frame.modules:
                 entered, frame.text, frame.offered = frame.modules.pop()
@@ -269,9 +269,7 @@ class ForwardCalls:
     def _is_left_over(self, frame: CallFrame, module: torch.nn.Module) -> bool:
         """Whether the frame's call is over though its forward hook never came (an interrupt, or a
         host that clears hooks): the same module is entered again, and not by its own forward."""
-        if all(entered is not module for entered, *_ in frame.modules):
-            return False
-        return len(_calls_under_way(module)) < 2
+        return frame.is_in(module) and len(_calls_under_way(module)) < 2
 
     def _join_call_under_way(self) -> None:
         """Hooks that are registered while the root is called (the script host found its model so)

@@ -22,7 +22,7 @@ import torch
 
 from asys_bench.capture.tags.moments import Moment, Moments
 from asys_bench.capture.tags.text import Text
-from asys_bench.contracts.capture_port import CLOCK_CELLS, CLOCK_TOSSED
+from asys_bench.contracts.capture_port import CLOCK_CELLS, CLOCK_OWNER, CLOCK_PAUSED, CLOCK_TOSSED
 from asys_bench.contracts.packet import (
     CONSTANT_MICROBATCH,
     MAX_TEXT,
@@ -38,7 +38,7 @@ Tags = tuple[int, int, int, int]
 
 _MAX_MICROBATCH = CONSTANT_MICROBATCH - 1
 _MAX_POSITION = 2**31 - 1
-_SHOWN = struct.Struct(f"{CLOCK_TOSSED}q")  # the cells up to that one
+_SHOWN = struct.Struct(f"{CLOCK_TOSSED + 1}q")  # the cells up to and with that one
 _NOBODY = 0
 _OUTSIDE = 1 << 31
 _CALLS_APART = 16
@@ -60,10 +60,7 @@ class Labels(Protocol):
 class _Moment:
     """A (host step, microbatch) of the clock; texts and calls are numbered within it."""
 
-    __slots__ = ("calls", "texts")
-
-    def __init__(self) -> None:
-        self.calls = self.texts = 0
+    calls = texts = 0  # and no __init__, which each step of the host would pay for
 
 
 class CallFrame:
@@ -100,6 +97,10 @@ class CallFrame:
         self.sent = 0
         self.modules: list[tuple[torch.nn.Module, Text | None, Text | None]] = []
 
+    def is_in(self, module: torch.nn.Module) -> bool:
+        """Whether `module` is a root that is under way."""
+        return any(entered is module for entered, _, _ in self.modules)
+
     def next_index(self, stream: int, seen: int, counted: int) -> int:
         """Which call of `stream` this is. seen, counted: serial and index of its last counted call."""
         index = self.indices.get(stream)
@@ -118,15 +119,12 @@ class StepClock:
     cells: serial, tags and owner for compiled readers, and what was tossed for
         (`contracts.capture_port.CLOCK_*`).
     first_step: number of the step that the host is in when the clock starts (a resumed training).
-    paused: the host is aside from its own work (a validation): its calls of the model count neither
-    as steps nor as microbatches.
     labels, moments: while somebody wants labels: who sends them, and the calls that they may be of.
     lock: held for a few assignments; a signal handler may come in.
     """
 
     def __init__(self, slot: Slot, first_step: int = 0) -> None:
         self.first_step = self.host_step = first_step
-        self.paused = False
         self.weights_version = 0
         self.should_stop = False
         self.serial = 0
@@ -136,6 +134,7 @@ class StepClock:
         self._begun = False
         self._buffer = bytearray(8 * CLOCK_CELLS)
         self.cells = memoryview(self._buffer).cast("q")
+        self._paused = False
         self._microbatch = 0
         self._aside: tuple[int, _Moment] | None = None
         self._token_position = NO_TOKEN_POSITION
@@ -171,7 +170,9 @@ class StepClock:
     def step(self, n: int = 1) -> None:
         """Mark `n` steps; from now on calls are not counted as steps."""
         with self.lock:
-            self._mark(self.host_step + n)
+            self.counting = False
+            self._home = get_ident()
+            self._advance(self.host_step + n)
         self._stepped()
 
     def step_to(self, host_step: int) -> None:
@@ -180,18 +181,16 @@ class StepClock:
             self.counting = False
             if host_step == self.host_step:
                 return
-            self._mark(host_step)
+            self._home = get_ident()
+            self._advance(host_step)
         self._stepped()
-
-    def _mark(self, host_step: int) -> None:
-        self.counting = False
-        self._home = get_ident()
-        self._advance(host_step)
 
     def weights_updated(self) -> None:
         with self.lock:
             self.weights_version += 1
             self._retag()
+            if self.moments is not None:
+                self.moments.updated(self.host_step, self.weights_version)
         self._versions.set(self.weights_version)
 
     def report(self, name: str, value: float) -> None:
@@ -245,6 +244,23 @@ class StepClock:
             self._retag()
 
     @property
+    def paused(self) -> bool:
+        """The host is aside from its own work (a validation): its calls of the model are not captured, are
+        counted in hook_skipped, and count neither as steps nor as microbatches. Gradients of calls that
+        were made before still come."""
+        return self._paused
+
+    @paused.setter
+    def paused(self, value: bool) -> None:
+        self._paused = value
+        self.cells[CLOCK_PAUSED] = value
+
+    @property
+    def counts(self) -> bool:
+        """Whether calls of the model are the host's own work."""
+        return not (self._paused or self._aside is not None)
+
+    @property
     def constant(self) -> bool:
         """The host is at its constant evaluation batch: packets say so (`CONSTANT_MICROBATCH`), and
         calls count neither as steps nor as microbatches."""
@@ -255,7 +271,6 @@ class StepClock:
         with self.lock:
             if value == self.constant:
                 return
-            self.paused = value
             if self._aside is None:
                 self._aside = self._microbatch, self._moment
                 self._microbatch, self._moment = CONSTANT_MICROBATCH, _Moment()
@@ -288,7 +303,7 @@ class StepClock:
         microbatch, then the tags that the call keeps."""
         stepped = False
         with self.lock:
-            if self.counting and not self.paused:
+            if self.counting and self.counts:
                 if self._begun:
                     self._advance(self.host_step + 1)
                     stepped = True
@@ -315,7 +330,7 @@ class StepClock:
             if getattr(self._threads, "frame", None) is not frame:
                 return
             self._threads.frame = None
-            if self.moments is not None and not (self.paused or self.constant):
+            if self.moments is not None and self.counts:
                 self.moments.ended(Moment(frame.tags, frame.held))
             frame.held = None
             self._open -= 1
@@ -379,7 +394,7 @@ class StepClock:
         self._retag()
 
     def _count_forward(self) -> None:
-        if self._host_counts_microbatches or self.paused:
+        if self._host_counts_microbatches or not self.counts:
             return
         self._forwards += 1
         microbatch = min(self._forwards - 1, _MAX_MICROBATCH)
@@ -389,8 +404,10 @@ class StepClock:
             self._retag()
 
     def _stepped(self) -> None:
-        self._steps.set(self.host_step)
-        self._slot.beat()
+        try:
+            self._slot.tick(self._steps.cell, self.host_step)
+        except ValueError:
+            return  # the run has ended, and its page with it
         if self.host_step >= self._alarm_step:
             self._ring()
         if self.each_step is not None:
@@ -407,29 +424,27 @@ class StepClock:
                 log.warning("parameters are no longer captured, after an error: %s", error)
 
     def _retag(self) -> None:
-        self._serials += 1
-        self._now_serial = self._serials
-        self._now = (
-            self.host_step,
-            self.weights_version,
-            self._microbatch,
-            self._token_position,
-        )
+        self._serials = self._now_serial = serial = self._serials + 1
+        now = self.host_step, self.weights_version, self._microbatch, self._token_position
+        self._now = now
+        if not self._open:
+            self._show(now, serial, self._home)
+            return
         frame = getattr(self._threads, "frame", None)
         if frame is not None:  # its own call has changed them
             frame.tags, frame.serial, frame.moment = self._now, self._now_serial, self._moment
             frame.indices.clear()
-        if not self._open:
-            self._show(self._now, self._now_serial, self._home)
-        elif frame is not None and self.owner == get_ident():
-            self._show(self._now, self._now_serial, self.owner)
+            if self.owner == get_ident():
+                self._show(self._now, self._now_serial, self.owner)
 
     def _show(self, tags: Tags, serial: int, owner: int) -> None:
-        if serial != self.serial:
-            self.cells[CLOCK_TOSSED] = 0
+        if serial == self.serial:
+            if owner != self.owner:
+                self.owner = self.cells[CLOCK_OWNER] = owner
+            return
         self.owner = owner  # first: a reader takes the tags, then asks whose they are
         self.tags, self.serial = tags, serial
-        _SHOWN.pack_into(self._buffer, 0, serial, *tags, owner)
+        _SHOWN.pack_into(self._buffer, 0, serial, *tags, owner, 0)
 
     def _without_call(self) -> CallFrame:
         """Captures outside of any forward call in a thread that does not own the clock's tags."""

@@ -6,6 +6,7 @@ holds the clock's lock.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 
 from asys_bench.capture.tags.text import RowTokens, Text
@@ -13,6 +14,7 @@ from asys_bench.capture.tags.text import RowTokens, Text
 MOST_MOMENTS = 1 << 16
 """Calls that are remembered at most; about 250 bytes each."""
 _TEXTS_REMEMBERED = 32
+_MOST_UPDATES = 1 << 12
 
 
 class Moment:
@@ -49,6 +51,8 @@ class Moments:
         self._by_step: dict[int, list[Moment]] = {}
         self._texts: deque[Moment] = deque()
         self._count = 0
+        self._updated_at: list[int] = []
+        self._versions: list[int] = []
         self.last: Moment | None = None
 
     def ended(self, moment: Moment) -> None:
@@ -70,6 +74,22 @@ class Moments:
         ):
             self._count -= len(self._by_step.pop(next(iter(self._by_step))))
         return moment
+
+    def updated(self, step: int, version: int) -> None:
+        """The weights are of `version` from here on, in the host's step `step`."""
+        steps, versions = self._updated_at, self._versions
+        if steps and steps[-1] == step:
+            versions[-1] = version
+            return
+        steps.append(step)
+        versions.append(version)
+        if len(steps) > 2 * _MOST_UPDATES:
+            del steps[:_MOST_UPDATES], versions[:_MOST_UPDATES]
+
+    def version_at(self, step: int) -> int | None:
+        """The version of the weights at the end of `step`; None: not known any more."""
+        place = bisect_right(self._updated_at, step)
+        return self._versions[place - 1] if place else None
 
     def find(self, step: int, microbatch: int | None) -> Moment | None:
         """The last call of that host step, or of this microbatch in it."""

@@ -21,7 +21,9 @@ enum State {
   kOff, kSeen, kCallIndex, kCountdown, kRate, kNextRate, kNextSerial, kNextIndex,
   kCalm, kCalmLooks, kStateCells
 };
-enum Clock { kSerial, kStep, kVersion, kMicrobatch, kPosition, kOwner, kTossed, kClockCells };
+enum Clock {
+  kSerial, kStep, kVersion, kMicrobatch, kPosition, kOwner, kTossed, kPaused, kClockCells
+};
 enum Budget { kDueNs, kOffered, kDebt, kTop, kBudgetCells };
 constexpr long kNoBackward = -1;
 constexpr std::int64_t kCallsBetweenLooks = 16;  // contracts/capture_port.py
@@ -56,10 +58,10 @@ bool in_backward(const DirectObject& self) {
   return !outside;
 }
 
-// Whether the hook is on and nobody else is at work for it. May leave an error set.
+// Whether the hook is on, the host not paused, and nobody else at work. May leave an error set.
 bool is_ready(const DirectObject& self) {
-  return self.port->producer != nullptr && self.state[kOff] == 0 && !in_backward(self) &&
-         !is_locked(self) && is_free(*self.port);
+  return self.port->producer != nullptr && self.state[kOff] == 0 && self.clock[kPaused] == 0 &&
+         !in_backward(self) && !is_locked(self) && is_free(*self.port);
 }
 
 double rows_of(const TensorView& tensor) {

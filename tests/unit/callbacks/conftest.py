@@ -26,7 +26,7 @@ from asys_bench.run.observation import Observation
 class Session:
     """Hooks and clock as an observation has them; packets are read as they come."""
 
-    def __init__(self, model, hooks, first_step, wants_labels=True):
+    def __init__(self, model, hooks, first_step, wants_labels=True, one_call=False):
         self.page = StatsPage.create(["host"])
         self.slot = self.page.slot("host")
         self.clock = StepClock(self.slot, first_step)
@@ -37,7 +37,7 @@ class Session:
         kernels = [build_preprocessor(point.config) for point in points]
         self.hooker = ActivationHooker(
             self.bus, points, kernels, self.slot, self.clock, coins=[1] * len(points),
-            label_horizon=10_000 if wants_labels else None,
+            label_horizon=10_000 if wants_labels else None, count_forwards=not one_call,
         )  # fmt: skip
         self.labels = []
         self.hooker.attach()
@@ -45,7 +45,6 @@ class Session:
 
     def pause(self, paused):
         self.clock.paused = paused
-        self.hooker.pause(paused)
 
     def close(self):
         self.hooker.detach()
@@ -92,7 +91,8 @@ class Watched(Observation):
         hooks = options["hooks"]
         self._life.hooks = (hooks,) if isinstance(hooks, str) else tuple(hooks)
         archived = options.get("archive") is not False  # the sink that takes labels
-        self._life.session = Session(model, self.hooks, first_step, archived)
+        one_call = options.get("one_call_per_step", False)
+        self._life.session = Session(model, self.hooks, first_step, archived, one_call)
         self.seen, self.counted, self.reported = [], (), Counter()
         self.config = SimpleNamespace(labels=LabelsConfig(**options.get("labels", {})))
         self.labels = []

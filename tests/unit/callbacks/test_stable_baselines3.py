@@ -209,3 +209,17 @@ def test_a_learn_within_a_learn_takes_the_callback_with_it(observations, caplog)
     assert inside._model is inner.policy
     assert steps(inside) == [*range(8), 8]
     assert "now observes another training" in caplog.text
+
+
+def test_an_observation_that_somebody_closes_ends_alone(observations):
+    class Closes(BaseCallback):
+        def _on_step(self):
+            if self.n_calls == 5:
+                callback.observation.close()
+            return True
+
+    callback = ObserveCallback(hooks=HOOK)
+    model = ppo()
+    model.learn(16, callback=[callback, Closes()])
+    assert model.num_timesteps == 16
+    assert steps(observations[0]) == [*range(5)]

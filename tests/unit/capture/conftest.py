@@ -50,7 +50,18 @@ class Captured(NamedTuple):
 class Rig:
     """Hooks on `model`, attached unless told otherwise."""
 
-    def __init__(self, model, hooks, *, attach=True, called=None, text=None, labels=None, **bus):
+    def __init__(
+        self,
+        model,
+        hooks,
+        *,
+        attach=True,
+        called=None,
+        text=None,
+        labels=None,
+        one_call=False,
+        **bus,
+    ):
         config = BusConfig(**{"capacity_packets": 256, "capacity_mib": 8, **bus})
         self.points = resolve(model, hooks)
         if text is not None:
@@ -72,6 +83,7 @@ class Rig:
             called=called,
             text=text,
             label_horizon=labels,
+            count_forwards=not one_call,
         )
         if attach:
             self.hooker.attach()

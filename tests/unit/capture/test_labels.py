@@ -409,3 +409,60 @@ def test_without_anybody_who_wants_labels_there_are_none(rig):
     one.clock.label(reward=math.pi)
     assert [p.name for p in one.packets()] == ["mid"]
     assert not any(LABELS in name for name in one.slot.metrics())
+
+
+def one_call_per_step(rig, policy, **hook):
+    return rig(policy, {"match": "mid", **hook}, labels=100, one_call=True)
+
+
+def test_a_host_of_one_call_per_step_labels_calls_of_which_nobody_took_note(rig):
+    one = one_call_per_step(rig, policy := Policy())
+    assert not policy._forward_pre_hooks
+    for step in range(6):
+        one.clock.step_to(step)
+        if step in (2, 3, 5):
+            one.clock.weights_updated()  # before the call of that step, as SB3's training does
+        policy(torch.randn(2, 4))
+        one.clock.label(step=step)
+    one.clock.step_to(6)
+    one.clock.weights_updated()  # of the step that nobody asks for
+    one.clock.label(step=list(range(6)), reward=np.arange(12.0).reshape(6, 2))
+    (packet,) = [p for p in one.packets() if p.name == LABELS]
+    key = packet.step, packet.version, packet.microbatch
+    found = list(calls_of(key, packet.tensor.numpy()))
+    assert [key for key, _ in found] == [(s, v, 0) for s, v in enumerate((0, 0, 1, 2, 2, 3))]
+    assert [values[..., 0].tolist() for _, values in found] == [
+        [2 * s, 2 * s + 1] for s in range(6)
+    ]
+
+
+def test_such_a_host_cannot_label_what_was_no_call_of_it_or_too_long_ago(rig):
+    one = one_call_per_step(rig, Policy())
+    one.clock.step_to(500)
+    for step, microbatch in ((399, None), (501, None), (450, 1)):
+        one.clock.label(step=step, microbatch=microbatch, loss=0.5)
+    assert sent(one) == []
+    assert one.slot.metrics()["labels_unsent"].value == 3
+    one.clock.label(step=400, loss=0.5)
+    assert sent(one) == [(("loss",), (400, 0, 0), [0.5])]
+
+
+def test_such_a_host_sends_no_label_of_a_call_that_was_left_out(rig):
+    one = one_call_per_step(rig, policy := Policy(), sampling={"max_rate": 0.3})
+    captured = set()
+    for step in range(200):
+        one.clock.step_to(step)
+        policy(torch.randn(1, 4))
+        one.clock.label(step=step)
+        if step % 50 == 49:
+            one.clock.step_to(step + 1)
+            one.clock.label(step=list(range(step - 49, step + 1)), reward=np.ones((50, 1)))
+    labelled = set()
+    for packet in one.packets():
+        if packet.name == LABELS:
+            tags = packet.step, packet.version, packet.microbatch
+            labelled |= {key[0] for key, _ in calls_of(tags, packet.tensor.numpy())}
+        else:
+            captured.add(packet.step)
+    assert 30 < len(captured) < 90
+    assert labelled == captured

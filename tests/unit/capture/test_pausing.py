@@ -18,7 +18,7 @@ def test_every_kind_of_hook_skips_and_counts_the_calls_of_a_pause(rig, backend, 
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     observed = rig(model, {"match": "1", "capture": capture, "phase": phase}, backend=backend)
     for step, paused in enumerate((False, True, True, False)):
-        observed.hooker.pause(paused)
+        observed.clock.paused = paused
         model(torch.full((step + 1, 3), 1.0)).sum().backward()
     name = observed.points[0].name
     assert [p.tensor.shape[0] for p in observed.packets()] == [1, 4]
@@ -30,7 +30,7 @@ def test_a_gradient_comes_though_its_backward_pass_is_in_a_pause(rig):
     model = torch.nn.Sequential(torch.nn.Linear(3, 4))
     observed = rig(model, {"match": "0", "capture": "gradient"})
     loss = model(torch.ones(2, 3)).sum()
-    observed.hooker.pause(True)
+    observed.clock.paused = True
     loss.backward()
     assert [p.tensor.shape[0] for p in observed.packets()] == [2]
 
@@ -40,8 +40,8 @@ def test_a_pause_switches_nothing_on(rig):
     observed = rig(model, {"match": "0"})
     (stream,) = observed.hooker._streams
     stream.fail(RuntimeError("broken"))
-    observed.hooker.pause(True)
-    observed.hooker.pause(False)
+    observed.clock.paused = True
+    observed.clock.paused = False
     model(torch.ones(2, 3))
     assert stream.off
     assert observed.value("calls", "0") == 0
@@ -116,3 +116,27 @@ def test_the_constant_batch_begins_no_step_and_no_microbatch(clock):
         net(torch.ones(1, 3))
     assert clock.host_step == 41
     assert not clock.paused
+
+
+@pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc"])
+@pytest.mark.parametrize("phase", ["any", "train"])
+def test_the_compiled_path_pauses_as_the_general_one_does(rig, backend, phase):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    observed = rig(model, {"match": "0", "phase": phase}, backend=backend)
+    clock = observed.clock
+    for rows in range(1, 9):
+        clock.paused = rows % 2 == 0
+        clock.step_to(rows)
+        model(torch.ones(rows, 3))
+    assert [(p.step, len(p.tensor)) for p in observed.packets()] == [(n, n) for n in (1, 3, 5, 7)]
+    assert observed.value("skipped", "0") == 4
+    assert observed.is_accounted_for("0")
+
+
+def test_a_clock_outlives_its_run():
+    page = StatsPage.create(["host"])
+    clock = StepClock(page.slot("host"), 40)
+    page.close()
+    clock.step_to(41)
+    clock.step()
+    assert clock.host_step == 42

@@ -170,6 +170,7 @@ def test_gradients_of_offloaded_parameters_are_said_not_to_come(rig):
 
 def test_what_accelerate_prepares_is_read_as_it_was(watch):
     accelerate = pytest.importorskip("accelerate")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # of another test
     accelerator = accelerate.Accelerator(mixed_precision="bf16", cpu=True)
     model = accelerator.prepare(text_model().train())
     observed = watch(model, LAYER)
