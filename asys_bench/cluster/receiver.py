@@ -118,7 +118,11 @@ class ReceiverOptions(HostOptions):
         "taken twice that",
     )
     max_message_mib: float = Field(
-        default=64, gt=0, le=1024, description="largest message, and so the largest packet, in MiB"
+        default=64,
+        gt=0,
+        le=1024,
+        description="largest message, and so the largest packet, in MiB; never more than `window_mib` or "
+        "`memory_mib`",
     )
     max_connections: int = Field(
         default=256, ge=1, le=4096, description="forwarders at a time; more are refused"
