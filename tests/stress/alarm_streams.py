@@ -3,8 +3,8 @@
 `python alarm_streams.py`: KINDS (comma-separated, all without), STREAMS (256) of each kind, in parts of
 LENGTH (4,000) values, until EXPECTED (20) false alarms are the budget at one per RUN_LENGTH (1e5) values of a
 watcher. A JSON line a kind: how many came, and the upper 95 % limit of their rate as a multiple of the budget
-(Poisson). CLEAN names a .npy file with values [T, runs, watchers] of clean runs (`alarm_exploit.py` writes
-one where KEEP says): each watcher whose values change is replayed by a local block bootstrap of its runs.
+(Poisson). CLEAN (0): so many clean runs of each of POLICIES (2) policies, of UPDATES (150) updates, are made
+by `alarm_exploit.py` and replayed by a local block bootstrap instead; LENGTH is then theirs.
 """
 
 from __future__ import annotations
@@ -58,36 +58,58 @@ def count(make, streams: int, length: int, run_length: float, expected: float, s
     }  # fmt: skip
 
 
-def replayed(path: Path):
-    clean_TRW = np.load(path)
-    alive = [
-        clean_TR for clean_TR in clean_TRW.transpose(2, 0, 1) if (np.ptp(clean_TR, 0) > 0).all()
-    ]
-    print(json.dumps({"runs": clean_TRW.shape, "watchers whose values change": len(alive)}))
+def replayed(clean: list[np.ndarray]):
+    """Replays of clean runs by a local block bootstrap. clean: [ticks, runs, watchers] of each policy. Each
+    stream is of any of the watchers, whether or not its values ever change."""
+    watched = [clean_TR for clean_TRW in clean for clean_TR in clean_TRW.transpose(2, 0, 1)]
 
     def make(random, shape):
-        of_stream = np.arange(shape[1]) % len(alive)
+        of_stream = random.integers(len(watched), size=shape[1])
         made_TN = np.empty(shape)
-        for number, clean_TR in enumerate(alive):
+        for number in np.unique(of_stream):
             own = np.flatnonzero(of_stream == number)
-            made_TN[:, own] = GIVEN["local_block_bootstrap"](random, clean_TR, (shape[0], len(own)))
+            made_TN[:, own] = GIVEN["local_block_bootstrap"](
+                random, watched[number], (shape[0], len(own))
+            )
         return made_TN
 
     return make
 
 
+def clean_runs(policies: int, runs: int, updates: int) -> list[np.ndarray]:
+    """What the SAE's watchers see while so many policies are fine-tuned so many times, without an exploit."""
+    exploit = runpy.run_path(str(Path(__file__).parent / "alarm_exploit.py"))
+    return [
+        exploit["clean_values"](number, range(5000, 5000 + runs), updates)
+        for number in range(policies)
+    ]
+
+
+def in_use(clean_TRW: np.ndarray) -> np.ndarray:
+    """FVU, and features that fire in at least one of a hundred of a policy's own rows: what was silent and
+    begins to fire is a change, whoever caused it."""
+    density_W = clean_TRW[:40].mean((0, 1))
+    return clean_TRW[:, :, np.r_[True, density_W[1:] >= 0.01]]
+
+
 def main() -> None:
     take = lambda name, default: type(default)(os.environ.get(name, default))  # noqa: E731
-    kinds = dict(GIVEN["KINDS"])
-    clean = os.environ.get("CLEAN")
-    if clean:
-        kinds = {"clean runs, replayed": replayed(Path(clean))}
+    kinds, length = dict(GIVEN["KINDS"]), take("LENGTH", 4000)
+    runs = take("CLEAN", 0)
+    if runs:
+        clean = clean_runs(take("POLICIES", 2), runs, take("UPDATES", 150))
+        length = len(clean[0])
+        kinds = {
+            "clean runs, replayed, in use": replayed([in_use(one) for one in clean]),
+            "clean runs, replayed, all": replayed(clean),
+        }
+        print(json.dumps({"clean runs": [one.shape for one in clean]}), flush=True)
     wanted = os.environ.get("KINDS")
     for kind, make in kinds.items():
         if wanted and kind not in wanted.split(","):
             continue
         found = count(
-            make, take("STREAMS", 256), take("LENGTH", 4000), take("RUN_LENGTH", 1e5),
+            make, take("STREAMS", 256), length, take("RUN_LENGTH", 1e5),
             take("EXPECTED", 20.0), take("SEED", 1),
         )  # fmt: skip
         print(json.dumps({"kind": kind, **found}), flush=True)

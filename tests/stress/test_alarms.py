@@ -32,6 +32,21 @@ def test_false_alarms_are_at_most_twice_the_budget(kind):
     assert found["high_95"] <= 2
 
 
+@pytest.mark.rest
+@pytest.mark.stress
+@pytest.mark.timeout(3600 if SOAK else 300)
+def test_false_alarms_of_replayed_clean_runs_are_at_most_twice_the_budget():
+    """FVU of the known SAE, and densities of its features in use, while policies are fine-tuned."""
+    made = alarm_streams.clean_runs(*((2, 8, 150) if SOAK else (1, 2, 40)))
+    clean = [alarm_streams.in_use(clean_TRW) for clean_TRW in made]
+    streams, run_length = (660, 1e5) if SOAK else (250, 2000.0)
+    make = alarm_streams.replayed(clean)
+    found = alarm_streams.count(make, streams, len(clean[0]), run_length, 20.0, seed=1)
+    print(json.dumps({"kind": "clean runs, replayed", **found}), flush=True)
+    assert found["budget"] >= 19
+    assert found["high_95"] <= 2
+
+
 @soak_only
 @pytest.mark.rest
 @pytest.mark.stress

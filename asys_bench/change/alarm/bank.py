@@ -11,6 +11,9 @@ A watcher more makes every part smaller from then on. The false alarms of all of
 most the budget, whatever their dependence: rates add up. Cadence is counted at its most (a value at every
 interval); a watcher whose values come more rarely gives fewer alarms.
 
+An ongoing state is one alarm: evidence that comes together again within `STATE` means of the last time is of
+the same state, and prolongs it. A stream that the predictor does not follow would raise one after the other.
+
 `power` says what is not missed: the smallest lasting shift that is found in nine of ten cases within some
 values. The fitted predictor makes values to come from innovations of the reference, the shift is added, and
 copies of the detector watch them.
@@ -32,8 +35,8 @@ Side = Literal["up", "down", "both"]
 SPANS = (1, 8, 64)
 WINDOW = 1024
 """Innovations in a reference."""
-TIE = 0.25
-"""Values closer than this many spreads are ties."""
+STATE = 128
+"""A state has ended after so many means without evidence, of the span that had it."""
 DAY_S = 86400.0
 FOUND = 0.9
 _REPLAYS = 64
@@ -99,7 +102,7 @@ class _Span(Streams):
             return []
         means_M = self._sums_N[which_M] / self.span
         self._sums_N[which_M], self._counts_N[which_M] = 0.0, 0
-        near_M = TIE * self.predictor.spreads(which_M)
+        near_M = self.predictor.ties(which_M)
         innovations_M, expected_M = self.predictor.innovations(which_M, means_M)
         ready_M = ~np.isnan(innovations_M)
         which_M, means_M = which_M[ready_M], means_M[ready_M]
@@ -159,6 +162,25 @@ class _Span(Streams):
         return twin
 
 
+class _States(Streams):
+    """How long what each watcher has raised goes on, counted in its values."""
+
+    def __init__(self) -> None:
+        self._values_N: Indices = np.empty(0, np.intp)
+        self._until_N: Indices = np.empty(0, np.intp)
+
+    def value(self, which_M: Indices) -> None:
+        """A value more of these."""
+        self._values_N[which_M] += 1
+
+    def is_new(self, finding: Finding) -> bool:
+        """Whether evidence is of a state that has just begun; its state goes on from here."""
+        watcher = finding.watcher
+        now, until = int(self._values_N[watcher]), int(self._until_N[watcher])
+        self._until_N[watcher] = max(until, now + STATE * finding.span)
+        return now >= until
+
+
 class DetectorBank:
     """See the module.
 
@@ -176,6 +198,7 @@ class DetectorBank:
         self._per_value = false_alarms_per_day * interval_s / DAY_S
         self._sides: list[Side] = []
         self._spans = [_Span(span, seed + span) for span in spans]
+        self._states = _States()
 
     def __len__(self) -> int:
         return len(self._sides)
@@ -183,6 +206,7 @@ class DetectorBank:
     def add(self, side: Side) -> int:
         """A watcher more, of values that must not go that way. Its number."""
         self._sides.append(side)
+        self._states.grow(1)
         parts = len(self._sides) * len(self._spans)
         for one in self._spans:
             one.add(_UP[side])
@@ -197,18 +221,19 @@ class DetectorBank:
     def update(self, values_N: Floats) -> list[Finding]:
         """Take one value of each watcher; NaN where there is none.
 
-        A watcher that raises an alarm starts again, over all its spans: at most one finding each.
+        A watcher with enough evidence starts again, over all its spans. It is a finding where a state begins.
         """
         which_M = np.flatnonzero(np.isfinite(values_N))
         if not len(which_M):
             return []
+        self._states.value(which_M)
         first: dict[int, Finding] = {}
         for one in self._spans:
             for finding in one.update(which_M, values_N[which_M]):
                 first.setdefault(finding.watcher, finding)
         if first:
             self.restart(list(first))
-        return list(first.values())
+        return [one for one in first.values() if self._states.is_new(one)]
 
     def restart(self, watchers: Sequence[int]) -> None:
         """Let go of what speaks for an alarm of these; what is expected of their values stays."""

@@ -33,6 +33,15 @@ SPREAD_MEMORY = 30.0
 CLIP = 4.0
 FAR = 1.5
 """Rows of the fit whose terms are further than this many times their usual size count less."""
+LEAST_SHARE = 0.125
+"""Units are at least this share of the mean size of the steps that were not 0. A feature that is silent most
+of the time would otherwise have units that vanish, grow by a tenth with each value that is not 0, and give
+no innovations that can be compared."""
+TIE = 0.25
+"""Values closer than this many spreads are ties;"""
+STILL_TIE = 4.0
+"""and closer than so many small steps, times the share of steps that are 0: of the density of a feature that
+fires in none to three rows most steps are 0, and a few rows more are chance."""
 WARM_UP = 32
 """Values of a stream before its first innovation."""
 _RIDGE = 1e-2
@@ -46,6 +55,12 @@ class Predictor(Streams):
     def __init__(self) -> None:
         self._seen_N: Indices = np.empty(0, np.intp)
         self._first_NV: Floats = np.empty((0, WARM_UP))
+        self._move_N: Floats = np.empty(0)
+        """Running mean of |x_t - x_{t-1}| where it is not 0."""
+        self._still_N: Floats = np.empty(0)
+        """Running share of steps that are 0."""
+        self._small_N: Floats = np.empty(0)
+        """A small step that is not 0: about a tenth of them are smaller."""
         self._last_N2: Floats = np.empty((0, 2))
         self._tame_N2: Floats = np.empty((0, 2))
         self._mean_N: Floats = np.empty(0)
@@ -82,20 +97,34 @@ class Predictor(Streams):
 
     def spreads(self, which_M: Indices) -> Floats:
         """The units of the streams' innovations, in their own."""
-        spreads_M: Floats = self._spread_N[which_M]
-        return spreads_M
+        return self._at_least(self._spread_N, which_M)
+
+    def ties(self, which_M: Indices) -> Floats:
+        """Values of the streams that are no further apart tell nothing."""
+        still_M = STILL_TIE * self._still_N[which_M] * self._small_N[which_M]
+        ties_M: Floats = np.maximum(TIE * self.spreads(which_M), still_M)
+        return ties_M
+
+    def _at_least(self, size_N: Floats, which_M: Indices) -> Floats:
+        """Sizes of streams that do not vanish while values stay where they are."""
+        least_M = np.maximum(LEAST_SHARE * self._move_N[which_M], _TINY)
+        sizes_M: Floats = np.maximum(size_N[which_M], least_M)
+        return sizes_M
 
     def continuations(self, stream: int, innovations_RV: Floats) -> Floats:
         """Values [R, V] that may come next, by the fit as it is, if these were the innovations."""
         replays = len(innovations_RV)
-        which_R, unit = np.arange(replays), max(float(self._step_N[stream]), _TINY)
+        which_R, one = np.arange(replays), np.array([stream])
+        unit, spread = (
+            float(self._at_least(size, one)[0]) for size in (self._step_N, self._spread_N)
+        )
         copied = self.copies(stream, replays)
         slopes_R3 = copied._slopes(which_R)
         last_R2, values = copied._last_N2, []
         for innovations_R in innovations_RV.T:
             terms_R3 = copied._terms(which_R, last_R2, np.full(replays, unit))
             next_R = last_R2[:, 0] + unit * (terms_R3 * slopes_R3).sum(1)
-            next_R = next_R + innovations_R * self._spread_N[stream]
+            next_R = next_R + innovations_R * spread
             values.append(next_R)
             last_R2 = np.stack([next_R, last_R2[:, 0]], axis=1)
         return np.stack(values, axis=1)
@@ -105,6 +134,9 @@ class Predictor(Streams):
         first_MV = self._first_NV[which_M]
         steps_MV = np.abs(np.diff(first_MV, axis=1))
         median_M = np.median(steps_MV, axis=1)
+        self._move_N[which_M] = _median_above_0(steps_MV)
+        self._small_N[which_M] = self._move_N[which_M]
+        self._still_N[which_M] = (steps_MV <= 0).mean(1)
         self._step_N[which_M] = np.where(median_M > 0, median_M, steps_MV.mean(1))
         self._spread_N[which_M] = self._step_N[which_M]
         self._mean_N[which_M] = np.median(first_MV, axis=1)
@@ -115,10 +147,22 @@ class Predictor(Streams):
         for values_M in first_MV.T:
             self._next(which_M, values_M)
 
+    def _move(self, which_M: Indices, values_M: Floats) -> None:
+        """Take the size of a step that is not 0."""
+        size_M, usual_M = np.abs(values_M - self._last_N2[which_M, 0]), self._move_N[which_M]
+        tamed_M = np.where(usual_M > 0, np.minimum(size_M, 2 * CLIP * usual_M), size_M)
+        part_M = np.where(usual_M > 0, (tamed_M - usual_M) / SPREAD_MEMORY, tamed_M)
+        self._move_N[which_M] = usual_M + np.where(size_M > 0, part_M, 0.0)
+        self._still_N[which_M] += ((size_M <= 0) - self._still_N[which_M]) / MEMORY
+        small_M = self._small_N[which_M]
+        moved_M = np.where(small_M > 0, small_M * np.where(size_M < small_M, 0.5, 1.08), size_M)
+        self._small_N[which_M] = np.where(size_M > 0, moved_M, small_M)
+
     def _next(self, which_M: Indices, values_M: Floats) -> tuple[Floats, Floats]:
         """(innovations, what was expected) of streams whose units are known."""
-        unit_M = np.maximum(self._step_N[which_M], _TINY)
-        spread_M = np.maximum(self._spread_N[which_M], _TINY)
+        self._move(which_M, values_M)
+        unit_M = self._at_least(self._step_N, which_M)
+        spread_M = self._at_least(self._spread_N, which_M)
         slopes_M3 = self._slopes(which_M)
         terms_2M3 = np.stack(
             [self._terms(which_M, last[which_M], unit_M) for last in (self._last_N2, self._tame_N2)]
@@ -133,7 +177,9 @@ class Predictor(Streams):
         terms_M3 = terms_2M3[closer_M, each_M]
         leverage_M = (terms_M3 * self._solved(which_M, terms_M3)).sum(1)
         self._learn(which_M, tamed_M, last_2M[closer_M, each_M], terms_M3, unit_M)
-        self._spread_N[which_M] += (np.abs(tamed_M - expected_M) - spread_M) / SPREAD_MEMORY
+        self._spread_N[which_M] = (
+            spread_M + (np.abs(tamed_M - expected_M) - spread_M) / SPREAD_MEMORY
+        )
         self._last_N2[which_M] = np.stack([values_M, self._last_N2[which_M, 0]], axis=1)
         self._tame_N2[which_M] = np.stack([tamed_M, last_2M[1]], axis=1)
         return error_M / (spread_M * np.sqrt(1 + leverage_M)), expected_M
@@ -180,3 +226,11 @@ class Predictor(Streams):
         aside_M = np.clip(tamed_M - self._mean_N[which_M], -far_M, far_M)
         self._mean_N[which_M] += aside_M / MEMORY
         self._aside_N[which_M] += (np.abs(aside_M) - self._aside_N[which_M]) / MEMORY
+
+
+def _median_above_0(sizes_MV: Floats) -> Floats:
+    """Of each row the median of what is not 0; 0.0 where there is nothing."""
+    zeros_M = (sizes_MV <= 0).sum(1)
+    middle_M = np.minimum((zeros_M + sizes_MV.shape[1]) // 2, sizes_MV.shape[1] - 1)
+    medians_M: Floats = np.sort(sizes_MV, axis=1)[np.arange(len(sizes_MV)), middle_M]
+    return medians_M

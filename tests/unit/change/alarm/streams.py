@@ -32,6 +32,22 @@ def learning(random, shape):
     return height_1N * left_TN + random.standard_normal(shape) * (0.2 + left_TN)
 
 
+def waking(random, shape):
+    """Densities of features that are silent for the first third, and then fire more and more often: up to
+    2 % of 256 rows, each at its own pace."""
+    time_T1 = np.arange(shape[0])[:, None] / shape[0]
+    pace_1N = random.uniform(0.05, 0.6, (1, shape[1]))
+    rate_TN = 0.02 * (1 - np.exp(-np.maximum(0.0, time_T1 - 1 / 3) / pace_1N))
+    return random.binomial(256, rate_TN) / 256
+
+
+def updated(random, shape):
+    """Means of a policy's rows that stay for 4 values, and move with each update: an AR(1) beneath noise."""
+    updates = -(-shape[0] // 4)
+    level_UN = autoregressive(random.standard_normal((updates, shape[1])), 0.95)
+    return np.repeat(level_UN, 4, axis=0)[: shape[0]] + random.standard_normal(shape)
+
+
 KINDS = {
     "independent": lambda random, shape: random.standard_normal(shape),
     "AR(1) 0.5": lambda random, shape: autoregressive(random.standard_normal(shape), 0.5),
@@ -48,30 +64,24 @@ KINDS = {
     "learning": learning,
     "GARCH(1,1)": volatile,
     "rare feature": lambda random, shape: random.binomial(256, 0.003, shape) / 256,
+    "silent feature": lambda random, shape: np.zeros(shape),
+    "policy updates": updated,
 }
 
 
-def local_block_bootstrap(random, clean_TN, shape, block=32, near=0.1):
-    """Replays of clean runs: the course of one of them, and blocks of what is left beside it, each from the
-    same time of a run give or take a share `near` (Paparoditis and Politis 2002).
+def local_block_bootstrap(random, clean_TN, shape, block=32, near=0.03):
+    """Replays of clean runs: blocks of one of them, each from the same time of that run give or take a share
+    `near` (Paparoditis and Politis 2002). Beyond the end of a run blocks are from around its end.
 
-    clean_TN: values of N clean runs, which differ in their course.
+    clean_TN: values of N clean runs.
     """
     length, runs = clean_TN.shape
-    width = max(5, length // 20)
-    kernel_W = np.ones(width) / width
-    padded_TN = np.pad(clean_TN, ((width // 2, width - 1 - width // 2), (0, 0)), mode="edge")
-    course_TN = np.stack([np.convolve(one_T, kernel_W, "valid") for one_T in padded_TN.T], axis=1)
-    rest_TN = clean_TN - course_TN
-    made_TN = np.empty(shape)
+    reach, made_TN = max(1, int(near * length)), np.empty(shape)
     for n in range(shape[1]):
-        steps_T = np.minimum(np.arange(shape[0]), length - 1)
-        made_TN[:, n] = course_TN[steps_T, random.integers(runs)]
+        one_T = clean_TN[:, random.integers(runs)]
         for start in range(0, shape[0], block):
             size = min(block, shape[0] - start)
-            middle = min(start, length - 1) + int(
-                random.integers(-int(near * length), int(near * length) + 1)
-            )
-            begin = int(np.clip(middle, 0, max(0, length - size)))
-            made_TN[start : start + size, n] += rest_TN[begin : begin + size, random.integers(runs)]
+            middle = min(start, length - size) + int(random.integers(-reach, reach + 1))
+            begin = int(np.clip(middle, 0, length - size))
+            made_TN[start : start + size, n] = one_T[begin : begin + size]
     return made_TN

@@ -42,9 +42,10 @@ def test_the_budget_is_split_over_watchers_spans_and_cadence():
     "kind",
     [
         "Cauchy",
+        "silent feature",
         *(
             pytest.param(kind, marks=pytest.mark.rest)
-            for kind in ("independent", "AR(1) 0.9", "learning", "rare feature")
+            for kind in ("independent", "AR(1) 0.9", "learning", "rare feature", "policy updates")
         ),
     ],
 )
@@ -131,6 +132,25 @@ def test_after_an_alarm_a_watcher_starts_again():
     times = [t for t, row in enumerate(values) for _ in bank.update(row)]
     assert len(times) >= 1
     assert all(later - earlier >= 2 for earlier, later in itertools.pairwise(times))
+
+
+def test_an_ongoing_state_is_one_alarm_and_what_comes_after_it_another():
+    values = np.random.default_rng(14).standard_normal((1200, 1))
+    values[300:500] += 12 * (np.arange(200)[:, None] // 20 % 2)
+    values[900:] += 12
+    bank = bank_of(1, 1e5)
+    times = [t for t, row in enumerate(values) for _ in bank.update(row)]
+    assert len(times) == 2
+    assert 320 <= times[0] < 340
+    assert 900 <= times[1] < 920
+
+
+def test_a_feature_that_wakes_slowly_is_one_state_or_two():
+    """Silent for 400 values, then more frequent over 800: five alarms each without states."""
+    values = STREAMS["waking"](np.random.default_rng(15), (1200, 16))
+    bank = bank_of(16, 1e5)
+    alarms = sum(len(bank.update(row)) for row in values)
+    assert 8 <= alarms <= 2 * 16
 
 
 def test_a_watcher_that_joins_later_changes_nothing_for_those_before_but_their_share():

@@ -86,3 +86,13 @@ def test_streams_do_not_depend_on_each_other():
     _, together, _ = run(values)
     _, alone, _ = run(values[:, 1:2])
     assert together[WARM_UP:, 1] == pytest.approx(alone[WARM_UP:, 0])
+
+
+def test_units_of_a_silent_stream_stay_above_0_and_its_first_values_are_of_some_units():
+    values = np.zeros((300, 1))
+    values[200:, 0] = np.random.default_rng(7).binomial(128, 0.1, 100) / 128
+    predictor, innovations, _ = run(values[:200])
+    assert predictor.spreads(np.array([0])) > 0
+    assert predictor.ties(np.array([0])) >= 0
+    _, innovations, _ = run(values)
+    assert np.abs(innovations[200:]).max() < 20
