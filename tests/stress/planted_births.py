@@ -288,8 +288,17 @@ def merge(
     births: list[Birth], sae: SparseAutoencoder, told: list[History], found: Firing, steps: int
 ) -> int:
     """Add the births of a look, without twins, whose number is returned. One that has the direction and the
-    time of an earlier one is that one, with the estimate of now."""
+    time of an earlier one is that one, with the estimate of now; one of a life that this look, of more rows,
+    calls gradual or turned is none."""
     W_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+    for birth in list(births):
+        now = told[birth.history.feature]
+        if (
+            now.verdict in (Verdict.GRADUAL, Verdict.TURNED)
+            and now.generation == birth.history.generation
+            and float(birth.direction_D @ W_FD[now.feature]) >= TWIN_COSINE
+        ):
+            births.remove(birth)
     listed = [
         FeatureLife(
             h.feature, "born", born_step=h.born_step, usefulness=found.usefulness_of(h.feature)

@@ -13,6 +13,7 @@ and *gradual* if not: what it reads moved there from other lives, or came slowly
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -36,8 +37,12 @@ LEAST_FIRED = 5
 """Rows: of a life that fired in fewer nothing is said."""
 FOLLOWED_SHARE = 0.5
 """A life whose energy before its birth, with its weights of then, was half of its later one was followed."""
-SHARP_SHARE = 0.8
-"""The first tenth of the rows since a sharp birth fires at this share of all of them's strength at least."""
+SHARP_SHARES = (0.8, 0.93)
+"""The first tenth of the rows since a sharp birth fires as strongly as all of them but for `SHARP_ERRORS`
+standard errors: at the first share of their strength at least, and no more than the second is asked. What
+turns has come a good part of its way before it fires. Of features that turned over 30 % of the run the first
+tenth was at 0.80 to 0.93, so that at 0.8 alone 7 of 9 were births."""
+SHARP_ERRORS = 2.0
 LEAST_FIRST = 8
 """Rows of which that tenth consists at least."""
 FOUND_AFTER_SHARE = 0.02
@@ -181,7 +186,12 @@ def _is_sharp(found: Firing, feature: int, born_row: float) -> bool:
     """Whether the life was as strong right after the row of its birth as later."""
     since = found.values_of(feature)[found.rows_of(feature) >= born_row]
     begin = since[: max(LEAST_FIRST, len(since) // 10)]
-    return bool(len(begin) and begin.mean() >= SHARP_SHARE * since.mean())
+    if not len(begin):
+        return False
+    usual = float(since.mean())
+    error = float(since.std()) / (usual * math.sqrt(len(begin)))
+    least = float(np.clip(1 - SHARP_ERRORS * error, *SHARP_SHARES))
+    return float(begin.mean()) >= least * usual
 
 
 def _step_at(row: float, step_R: npt.NDArray[np.int64]) -> float:
