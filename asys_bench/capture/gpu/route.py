@@ -10,6 +10,8 @@ tells their number beforehand: nobody may wait for the device to know.
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -158,6 +160,25 @@ def launch(tensor: torch.Tensor, out: torch.Tensor, stages: Sequence[Stage]) -> 
         out.view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
+def compile_problem(error: Exception) -> str:
+    """What a compiler raised, with the fix where the C compiler that Triton calls is not there."""
+    text = f"{type(error).__name__}: {error}"
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return text
+    return f"{text}; Triton builds its launchers with a C compiler and none is on PATH: install gcc"
+
+
+def route_over_host(preprocessor: Preprocessor, reason: str) -> Route:
+    """The slow way, and a line in the log that says why."""
+    log.warning(
+        "%s cannot be encoded on the device (%s): its tensors are copied at full size and "
+        "encoded by the commit thread",
+        preprocessor.encoding,
+        reason,
+    )
+    return Route(preprocessor, encode_on_host=True)
+
+
 def route_of(preprocessor: Preprocessor, encoders: Registry = ENCODERS) -> Route:
     """The best way for `preprocessor` on this machine; says once per hook when it is the slow one."""
     if preprocessor.is_identity:
@@ -167,13 +188,7 @@ def route_of(preprocessor: Preprocessor, encoders: Registry = ENCODERS) -> Route
         if isinstance(parts[-1], RowSampler):
             parts.append(_part(IDENTITY, encoders))
     except LookupError as error:
-        log.warning(
-            "%s cannot be encoded on the device (%s): its tensors are copied at full size and "
-            "encoded by the commit thread",
-            preprocessor.encoding,
-            error,
-        )
-        return Route(preprocessor, encode_on_host=True)
+        return route_over_host(preprocessor, str(error))
     last = parts.pop()
     assert not isinstance(last, RowSampler)
     return Route(preprocessor, last, tuple(parts))

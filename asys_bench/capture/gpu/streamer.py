@@ -39,7 +39,13 @@ from asys_bench.capture.gpu.pinned_region import (
     measure_bandwidth,
     warn_unpinned,
 )
-from asys_bench.capture.gpu.route import ENCODERS, Route, route_of
+from asys_bench.capture.gpu.route import (
+    ENCODERS,
+    Route,
+    compile_problem,
+    route_of,
+    route_over_host,
+)
 from asys_bench.capture.gpu.runtime import DeviceRuntime
 from asys_bench.capture.gpu.side_stream import SideStream
 from asys_bench.config.sections.bus import DeviceConfig
@@ -106,13 +112,19 @@ class DeviceStreamer:
 
         It takes seconds where the compiler's cache is cold, so call it before hooks are attached: a
         first packet of another dtype (or of rows that are not 16-byte aligned) compiles in the hook.
+        What cannot be compiled (Triton builds its launchers with a C compiler) is encoded on the host.
 
         Raises:
-            Exception: whatever the compiler raises.
+            torch.OutOfMemoryError, torch.AcceleratorError: what the device itself raises.
         """
         route = self._route(preprocessor)
-        for side in self._sides.values():
-            self._runtime.run(side.stream, route.warm_up, side.device, dtypes)
+        try:
+            for side in self._sides.values():
+                self._runtime.run(side.stream, route.warm_up, side.device, dtypes)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a compiler raises, the host encodes the same bytes
+            self._routes[preprocessor] = route_over_host(preprocessor, compile_problem(error))
 
     def submit(
         self,

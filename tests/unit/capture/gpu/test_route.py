@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asys_bench.capture.gpu.outcome import DeviceDrop
-from asys_bench.capture.gpu.route import route_of
+from asys_bench.capture.gpu.route import compile_problem, route_of
 from asys_bench.config.sections.bus import DeviceConfig
 from asys_bench.contracts.chain import link
 from asys_bench.contracts.packet import PacketError
@@ -176,6 +176,54 @@ def test_preparing_compiles_for_the_streamers_devices():
     rig.streamer.prepare(Named("halve"), [torch.bfloat16])
     rig.device.finish()
     assert halve.warmed == (CPU, (torch.bfloat16,))
+    rig.streamer.close()
+
+
+class Uncompilable(Halve):
+    def __init__(self, error):
+        self.error = error
+
+    def warm_up(self, device, dtypes):
+        raise self.error
+
+
+def prepare_at_once(rig, kernel, monkeypatch):
+    """As on CUDA: the Python that issues work runs at once, and only the work waits."""
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.device, "run", lambda stream, work, *operands: work(*operands))
+        rig.streamer.prepare(kernel, [torch.float32])
+
+
+def test_what_cannot_be_compiled_is_encoded_by_the_committer_and_the_fix_is_named(
+    caplog, monkeypatch, tmp_path
+):
+    """Triton without a C compiler: the run goes on, with the same bytes."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    failing = Uncompilable(RuntimeError("Failed to find C compiler."))
+    rig = Rig(encoders=registry_of(Plugin("int8", failing)))
+    kernel, tensor = Int8Preprocessor("torch"), torch.randn(5, 8)
+    prepare_at_once(rig, kernel, monkeypatch)
+    rig.submit(tensor, kernel)
+    rig.settle_all()
+    out = bytearray(kernel.encoded_bytes(tensor))
+    kernel.encode(tensor, memoryview(out))
+    assert rig.payloads() == [bytes(out)]
+    assert "Failed to find C compiler.; Triton builds its launchers" in caplog.text
+    assert "install gcc" in caplog.text
+    rig.streamer.close()
+
+
+def test_a_compiler_that_is_there_and_fails_is_not_called_missing(monkeypatch):
+    monkeypatch.setenv("CC", "/usr/bin/cc")
+    assert compile_problem(ValueError("no such tile")) == "ValueError: no such tile"
+
+
+def test_preparing_raises_what_the_device_itself_raises(monkeypatch):
+    failing = Uncompilable(torch.OutOfMemoryError("nothing left"))
+    rig = Rig(encoders=registry_of(Plugin("halve", failing)))
+    with pytest.raises(torch.OutOfMemoryError, match="nothing left"):
+        prepare_at_once(rig, Named("halve"), monkeypatch)
     rig.streamer.close()
 
 
