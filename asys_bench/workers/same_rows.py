@@ -2,12 +2,14 @@
 
 A worker looks at the first packets of each hook once packets of two ranks have come: those of one step,
 microbatch and call whose payloads have one checksum are the same. One is chance (a batch of zeros);
-several in a row, with none that differ, are said in the worker's log and in the run's summary.
+several of a pair of ranks, with none that differ, are said in the worker's log and in the run's summary. On a
+mesh of data and tensor parallelism the ranks of each tensor-parallel group are alike and the groups differ.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from asys_bench.contracts.launch import WorkerSpec
@@ -17,18 +19,46 @@ from asys_bench.contracts.packet import ActivationPacket, checksum
 log = logging.getLogger(__name__)
 
 ENOUGH = 4
-"""Calls of which two ranks have sent the same."""
+"""Calls of which a pair of ranks has sent the same."""
 MOST_CALLS = 64
 """Looked at for each hook; most of the payload that is read of one, in bytes."""
 MOST_BYTES = 1 << 16
 _Call = tuple[int, int, int, int, int]
+_Pair = tuple[int, int]
 
 
 class _Hook:
     def __init__(self) -> None:
-        self.calls: dict[_Call, tuple[int, int]] = {}
-        self.same: set[tuple[int, int]] = set()
-        self.found = 0
+        self.calls: dict[_Call, dict[int, int]] = {}
+        """Checksum by rank."""
+        self.same: Counter[_Pair] = Counter()
+        self.different: set[_Pair] = set()
+
+    def add(self, call: _Call, source: int, sum_: int) -> None:
+        seen = self.calls.setdefault(call, {})
+        if source in seen:
+            return
+        for other, theirs in seen.items():
+            pair = (min(other, source), max(other, source))
+            if theirs == sum_:
+                self.same[pair] += 1
+            else:
+                self.different.add(pair)
+        seen[source] = sum_
+
+    def alike(self) -> list[list[int]]:
+        """Groups of ranks that have sent the same, once a pair of them has done so `ENOUGH` times."""
+        pairs = sorted(pair for pair in self.same if pair not in self.different)
+        if not any(self.same[pair] >= ENOUGH for pair in pairs):
+            return []
+        groups: list[list[int]] = []
+        for pair in pairs:
+            group = next((one for one in groups if pair[0] in one), None)
+            if group is None:
+                groups.append([*pair])
+            elif pair[1] not in group:
+                group.append(pair[1])
+        return groups
 
 
 class SameRows:
@@ -57,30 +87,21 @@ class SameRows:
 
     def _compare(self, packet: ActivationPacket, hook: _Hook) -> None:
         call = (packet.host_step, packet.microbatch, packet.call_index, packet.kind, packet.text)
-        part = packet.payload[:MOST_BYTES]
-        seen = packet.source, checksum(part)
-        before = hook.calls.setdefault(call, seen)
-        if before[0] != packet.source:
-            if before[1] != seen[1]:
-                self._hooks[packet.hook_id] = None  # they differ: nothing to say of this hook
-                return
-            hook.found += 1
-            hook.same.add((before[0], packet.source))
-            if hook.found >= ENOUGH:
-                self._hooks[packet.hook_id] = None
-                self._say(self._name_of(packet.hook_id), hook)
-        elif len(hook.calls) > MOST_CALLS:
+        hook.add(call, packet.source, checksum(packet.payload[:MOST_BYTES]))
+        groups = hook.alike()
+        if groups:
+            self._say(self._name_of(packet.hook_id), groups)
+        if groups or len(hook.calls) > MOST_CALLS:
             self._hooks[packet.hook_id] = None
 
     @staticmethod
-    def _say(name: str, hook: _Hook) -> None:
-        ranks = sorted({rank for pair in hook.same for rank in pair})
+    def _say(name: str, groups: Sequence[Sequence[int]]) -> None:
         log.warning(
             "%s: ranks %s send the same rows. If the module gives the same on each of them (tensor "
-            "parallelism), capture it once: hooks[].ranks: [%d], or the name of the mesh's dimension",
+            "parallelism), capture it once: hooks[].ranks: [%s], or the name of the mesh's dimension",
             name,
-            ", ".join(map(str, ranks)),
-            ranks[0],
+            " and ".join(", ".join(map(str, group)) for group in groups),
+            ", ".join(str(group[0]) for group in groups),
         )
 
 

@@ -1,7 +1,7 @@
-"""Trainings over two ranks under torchrun, on the CPU with gloo; run by test_observe_parallel.py.
+"""Trainings over two or four ranks under torchrun, on the CPU with gloo; run by test_observe_parallel.py.
 
-Each rank also trains the whole model by itself on the batches of both, and writes what it then saw
-(`reference-<rank>.pt`): hook name -> [steps, ...] of this rank's calls or of the gradients of both.
+Each rank also trains the whole model by itself on the batches of all, and writes what it then saw
+(`reference-<rank>.pt`): hook name -> [steps, ...] of this rank's calls or of the gradients of all.
 """
 
 import os
@@ -51,8 +51,8 @@ def loss_of(output):
     return output.square().mean()
 
 
-def reference(same_batch):
-    """What the unsharded model computes, trained on the mean loss of both ranks' batches."""
+def reference(own, batches):
+    """What the unsharded model computes, trained on the mean loss of all `batches`; this rank sees `own`."""
     model = Stages("0123")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     seen = {f"layers.{name}": [] for name in "0123"}
@@ -64,10 +64,9 @@ def reference(same_batch):
         )
     for step in range(steps):
         optimizer.zero_grad()
-        for other in [rank] if same_batch else range(size):
-            x = batch(step, 0 if same_batch else other)
-            (loss_of(model(x)) / (1 if same_batch else size)).backward()
-            if not same_batch and other != rank:
+        for other in range(batches):
+            (loss_of(model(batch(step, other))) / batches).backward()
+            if other != own:
                 for name in "0123":
                     seen[f"layers.{name}"].pop()
         for name, parameter in model.named_parameters():
@@ -121,6 +120,29 @@ def tensor_parallel():
     ]
 
 
+def mesh():
+    """Two ranks of data (`dp`, FSDP2) times two of columns (`tp`)."""
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    model = Stages("0123")
+    both = init_device_mesh("cpu", (size // 2, 2), mesh_dim_names=("dp", "tp"))
+    plan = {"layers.0": ColwiseParallel(), "layers.2": RowwiseParallel()}
+    parallelize_module(model, both["tp"], plan)
+    for name in "02":
+        fully_shard(model.layers[name], mesh=both["dp"])
+    fully_shard(model, mesh=both["dp"])
+    return model, [
+        {"match": "layers.2", "capture": ["activation"], "ranks": "tp"},
+        {"match": ["layers.0", "layers.3"]},
+        {"match": "layers.[02]", "capture": ["parameter_gradient", "parameter"], "every": 2},
+    ]
+
+
 def distributed_outputs():
     """Modules that return DTensors: of columns, and of rows."""
     from torch.distributed.tensor import Shard
@@ -141,12 +163,12 @@ def distributed_outputs():
     return model, [{"match": "layers.0"}, both]
 
 
-def train(model, rules, same_batch):
+def train(model, rules, own):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with asys_bench.observe(model, SETTINGS, hooks=rules, sae=False) as observation:
         for step in range(steps):
             optimizer.zero_grad()
-            loss_of(model(batch(step, 0 if same_batch else rank))).backward()
+            loss_of(model(batch(step, own))).backward()
             optimizer.step()
             observation.step()
 
@@ -177,12 +199,14 @@ def pipeline():
             observation.step()
 
 
-same = case not in ("fsdp2", "fsdp1")
-reference(same)
+own, batches = {"fsdp2": (rank, size), "fsdp1": (rank, size), "mesh": (rank // 2, size // 2)}.get(
+    case, (0, 1)
+)
+reference(own, batches)
 dist.init_process_group("gloo")
 if case == "pipeline":
     pipeline()
 else:
-    train(*globals()[case](), same)
+    train(*globals()[case](), own)
 dist.barrier()
 dist.destroy_process_group()

@@ -1,8 +1,9 @@
-"""FSDP, tensor parallelism and a pipeline on two gloo ranks: rows are those of the unsharded model."""
+"""FSDP, tensor parallelism, a mesh of both and a pipeline on gloo ranks: rows are the unsharded model's."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -36,10 +37,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def trained(tmp_path, case, dtype):
-    """The run of both ranks, and what each saw of the unsharded model."""
+def trained(tmp_path, case, dtype, ranks=2):
+    """The run of all ranks, and what each saw of the unsharded model."""
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
         *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
         *(str(SCRIPT), case, str(tmp_path), dtype, str(STEPS)),
     ]
@@ -50,7 +51,7 @@ def trained(tmp_path, case, dtype):
     assert done.returncode == 0, done.stderr
     folders = [path for path in tmp_path.iterdir() if path.is_dir()]
     assert len(folders) == 1, "one run for the node"
-    references = [torch.load(tmp_path / f"reference-{rank}.pt") for rank in range(2)]
+    references = [torch.load(tmp_path / f"reference-{rank}.pt") for rank in range(ranks)]
     return asys_bench.open_run(folders[0]), references
 
 
@@ -192,6 +193,42 @@ def test_tensor_parallel_ranks_send_their_columns_and_what_is_the_same_once(tmp_
             columns.add((first, end))
     assert columns == {(0, 16), (16, 32)}
     check_accounts(run)
+
+
+def check_shards(run, hook, whole_SND, steps):
+    """Every element of the whole parameter of every step is in the shard of one rank, with its value."""
+    covered_SND = np.zeros((len(steps), *whole_SND.shape[1:]), int)
+    names = ("values", "encoding", "host_step", "row")
+    for batch in run.archive.batches(hook, names):
+        columns = (batch[name] for name in names)
+        for values, encoding, step, row in zip(*columns, strict=True):
+            part = part_decoder(str(encoding), decoder_of)
+            first, end, _ = part.columns if part.columns else (0, len(values), 0)
+            expected_1D = whole_SND[int(step), int(row), None, first:end].numpy()
+            assert is_close(values[None], expected_1D, "float64"), (hook, step, row)
+            covered_SND[steps.index(int(step)), int(row), first:end] += 1
+    assert (covered_SND == 1).all(), hook
+
+
+def test_on_a_mesh_of_fsdp_and_tensor_parallel_ranks_rows_are_the_unsharded_models(tmp_path):
+    """Ranks 0 and 1 share a batch, 2 and 3 another; 0 and 2 have the first half of the columns."""
+    run, references = trained(tmp_path, "mesh", "float64", ranks=4)
+    for rank in range(4):
+        mine = slice(16 * (rank % 2), 16 * (rank % 2) + 16)
+        check_activations(run, "layers.0", rank, references[rank]["layers.0"][..., mine])
+        check_activations(run, "layers.3", rank, references[rank]["layers.3"])
+        if rank % 2 == 0:
+            check_activations(run, "layers.2", rank, references[rank]["layers.2"])
+        else:
+            assert not rows_of(run, "layers.2", rank), "not the first of its dimension `tp`"
+    same = "layers.3: ranks (0, 1|2, 3|0, 1 and 2, 3) send the same rows"
+    assert re.search(same, " ".join(run.summary["warnings"]))
+    for name in ("layers.0.weight", "layers.2.weight"):
+        check_shards(run, f"{name}:grad", references[0][f"{name}:grad"], [*range(STEPS)])
+        check_shards(
+            run, f"{name}:value", references[0][f"{name}:value"], [*range(0, STEPS + 1, 2)]
+        )
+    check_accounts(run, ranks=4)
 
 
 def test_of_outputs_that_are_dtensors_each_rank_sends_its_own_rows(tmp_path):

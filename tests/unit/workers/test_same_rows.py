@@ -35,6 +35,16 @@ def test_the_same_rows_of_two_ranks_are_said_once(caplog):
     assert "hooks[].ranks: [0]" in message
 
 
+def test_on_a_mesh_the_ranks_of_each_tensor_parallel_group_are_named(caplog):
+    """Ranks 0 and 1 share a batch, 2 and 3 another one."""
+    packets = [
+        packet(rank, step, step + 100 * (rank // 2)) for step in range(9) for rank in range(4)
+    ]
+    (message,) = said(packets, caplog)
+    assert message.startswith("mlp: ranks 0, 1 and 2, 3 send the same rows.")
+    assert "hooks[].ranks: [0, 2]" in message
+
+
 def test_ranks_with_data_of_their_own_are_not(caplog):
     packets = [packet(rank, step, step + rank) for step in range(20) for rank in (0, 1)]
     assert said(packets, caplog) == []
