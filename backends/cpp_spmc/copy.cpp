@@ -6,6 +6,12 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #define SPMC_X86 1
+// Of the two only clang tells the CRC instructions from the rest of SSE4.2.
+#if defined(__clang__)
+#define SPMC_CRC __attribute__((target("sse4.2,crc32")))
+#else
+#define SPMC_CRC __attribute__((target("sse4.2")))
+#endif
 #endif
 
 namespace spmc {
@@ -45,7 +51,7 @@ void stream_128(u8* to, const u8* from, u64 lines) {
                        _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 }
 
-__attribute__((target("sse4.2"))) u32 crc_sse42(const u8* data, u64 bytes) {
+SPMC_CRC u32 crc_sse42(const u8* data, u64 bytes) {
   u64 crc = 0xFFFFFFFF;
   for (; bytes >= 8; bytes -= 8, data += 8) {
     u64 word;
