@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -89,8 +90,11 @@ def test_no_descriptor_left_is_a_typed_error_and_leaks_nothing(plugin: BusPlugin
 def test_a_full_dev_shm_is_a_typed_error_and_leaves_no_file(plugin: BusPlugin) -> None:
     if "name" not in plugin.options.model_fields:
         pytest.skip(f"{plugin.name} has no named segments")
-    if os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], check=False).returncode:
-        pytest.skip("needs root and mount namespaces to make a small /dev/shm")
+    unshare = shutil.which("unshare")
+    if unshare is None or os.geteuid() != 0:
+        pytest.skip("needs root and unshare (util-linux) to make a small /dev/shm")
+    if subprocess.run([unshare, "-m", "true"], check=False).returncode:
+        pytest.skip("needs mount namespaces to make a small /dev/shm")
     script = """
         import os, sys
         from asys_bench.contracts.bus import BusError, BusPlugin, BusRequest, GroupSpec
@@ -107,4 +111,4 @@ def test_a_full_dev_shm_is_a_typed_error_and_leaves_no_file(plugin: BusPlugin) -
         assert os.listdir("/dev/shm") == [], os.listdir("/dev/shm")
         """
     small = 'mount -t tmpfs -o size=1m tmpfs /dev/shm && exec "$@"'
-    _run(script, plugin.name, prefix=("unshare", "-m", "sh", "-c", small, "sh"))
+    _run(script, plugin.name, prefix=(unshare, "-m", "sh", "-c", small, "sh"))
