@@ -328,3 +328,50 @@ def test_installed_without_a_compiler_the_cpp_ring_conforms(installed):
     )
     assert done.returncode == 0, done.stdout[-6000:]
     assert re.search(r"\d+ passed", done.stdout)
+
+
+PLAIN = """\
+import json, torch
+from asys_bench.contracts.bus import BusPlugin
+from asys_bench.contracts.coin import compiled_toss
+from asys_bench.kernels.int8.kernel import Int8Preprocessor
+from asys_bench.kernels.simd import native
+from asys_bench.registry import registry
+from asys_bench.sae.kernels.choice import _work
+from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
+from asys_bench.sae.kernels.sparse_kernels import SparseKernels
+def int8(name, x=torch.linspace(-1, 1, 37 * 129).reshape(37, 129)):
+    out = bytearray(Int8Preprocessor(name).encoded_bytes(x))
+    Int8Preprocessor(name).encode(x, memoryview(out))
+    return out
+work = _work(64, 96, 512, 8, torch.device("cpu"))
+made = [work(kernels()) for kernels in (CompiledKernels, SparseKernels)]
+print(json.dumps({
+    "ring": registry("backend").get("cpp_spmc", BusPlugin).unavailable(),
+    "coin": compiled_toss is not None,
+    "sets": [*native.instruction_sets()],
+    "int8": all(int8(name) == int8("torch") for name in native.instruction_sets()),
+    "sae": max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(*made)),
+}))
+"""
+
+
+@pytest.mark.rest
+@needs_tools
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="needs qemu-user")
+def test_a_wheel_runs_on_a_processor_without_avx(installed):
+    """Nehalem, of 2008: numpy's own wheels ask for no less. An instruction beyond it would be SIGILL."""
+    emulator = installed.folder / "bin" / "qemu"
+    emulator.symlink_to(shutil.which("qemu-x86_64"))
+    done = installed.run(
+        "qemu", "-cpu", "Nehalem", installed.folder / "bin/python", "-P", "-c", PLAIN
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["ring"], found["coin"], found["sets"], found["int8"]) == (
+        None,
+        True,
+        ["scalar"],
+        True,
+    )
+    assert found["sae"] < 1e-5
