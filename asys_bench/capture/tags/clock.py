@@ -427,8 +427,9 @@ class StepClock:
         self._serials = self._now_serial = serial = self._serials + 1
         now = self.host_step, self.weights_version, self._microbatch, self._token_position
         self._now = now
-        if not self._open:
-            self._show(now, serial, self._home)
+        if not self._open:  # as `_show`; each step of the host pays for a call of it
+            self.owner, self.tags, self.serial = self._home, now, serial
+            _SHOWN.pack_into(self._buffer, 0, serial, *now, self._home, 0)
             return
         frame = getattr(self._threads, "frame", None)
         if frame is not None:  # its own call has changed them
