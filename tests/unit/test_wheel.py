@@ -140,8 +140,13 @@ TOOLS = ROOT / ".venv-wheel" / "bin"
 needs_tools = pytest.mark.skipif(not TOOLS.exists(), reason="make wheel installs the tools")
 
 
-def tool(*words, cwd=ROOT):
-    environment = {**os.environ, "PATH": f"{TOOLS}:{os.environ['PATH']}", "ASYS_REQUIRE_CPP": "1"}
+def tool(*words, cwd=ROOT, **more):
+    environment = {
+        **os.environ,
+        "PATH": f"{TOOLS}:{os.environ['PATH']}",
+        "ASYS_REQUIRE_CPP": "1",
+        **more,
+    }
     done = subprocess.run(
         list(map(str, words)), capture_output=True, text=True, timeout=500, env=environment, cwd=cwd
     )
@@ -149,11 +154,12 @@ def tool(*words, cwd=ROOT):
     return done.stdout
 
 
-def built(source, folder):
+def built(source, folder, **environment):
     """The wheel of a source tree, without network."""
     tool(
         *(TOOLS / "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"),
         *("--no-index", "-C", f"build-dir={folder / 'tree'}", "-w", folder / "wheels", source),
+        **environment,
     )
     (wheel,) = (folder / "wheels").glob("*.whl")
     return wheel
@@ -239,34 +245,31 @@ class Installed:
         )
 
 
+def environment_with(wheel, folder):
+    """torch and the rest come from this interpreter's environment, A-Sys-I from the wheel."""
+    tool(sys.executable, "-m", "venv", "--without-pip", folder)
+    (packages,) = (folder / "lib").glob("python*/site-packages")
+    (folder / "tools").mkdir()
+    for name in ("sh", "true", "mount", "unshare"):
+        if there := shutil.which(name):
+            (folder / "tools" / name).symlink_to(there)
+    others = [path for path in sys.path if path.endswith("site-packages")]
+    (packages / "others.pth").write_text("\n".join(others))
+    tool(
+        *(sys.executable, "-m", "pip", "--python", folder / "bin/python", "install", "--quiet"),
+        *("--no-deps", "--no-index", wheel),
+    )
+    return Installed(folder)
+
+
 @pytest.fixture(scope="module")
 def installed(from_tree, tmp_path_factory):
-    """torch and the rest come from this interpreter's environment, A-Sys-I from the repaired wheel."""
+    """The repaired wheel."""
     folder = tmp_path_factory.mktemp("installed")
     tool(TOOLS / "auditwheel", "repair", "--wheel-dir", folder / "dist", from_tree)
     (wheel,) = (folder / "dist").glob("*.whl")
     assert re.search(r"-manylinux_2_\d+_x86_64\.whl$", wheel.name)
-    tool(sys.executable, "-m", "venv", "--without-pip", folder / "venv")
-    (packages,) = (folder / "venv/lib").glob("python*/site-packages")
-    others = [path for path in sys.path if path.endswith("site-packages")]
-    (folder / "venv/tools").mkdir()
-    for name in ("sh", "true", "mount", "unshare"):
-        if there := shutil.which(name):
-            (folder / "venv/tools" / name).symlink_to(there)
-    (packages / "others.pth").write_text("\n".join(others))
-    tool(
-        *(
-            sys.executable,
-            "-m",
-            "pip",
-            "--python",
-            folder / "venv/bin/python",
-            "install",
-            "--quiet",
-        ),
-        *("--no-deps", "--no-index", wheel),
-    )
-    return Installed(folder / "venv")
+    return environment_with(wheel, folder / "venv")
 
 
 NO_COMPILER = """\
@@ -375,3 +378,36 @@ def test_a_wheel_runs_on_a_processor_without_avx(installed):
         True,
     )
     assert found["sae"] < 1e-5
+
+
+PURE = """\
+import json
+import asys_bench
+from asys_bench.contracts.bus import BusPlugin
+from asys_bench.contracts.coin import compiled_toss
+from asys_bench.kernels.simd import native
+from asys_bench.registry import registry
+from asys_bench.sae.kernels.native import unavailable
+backends = {name: registry("backend").get(name, BusPlugin).unavailable() for name in ("cpp_spmc", "mp_queue")}
+found = [asys_bench.__file__, backends, unavailable(), [*native.instruction_sets()], compiled_toss is None]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.rest
+@needs_tools
+def test_without_a_compiler_a_build_is_pure_python_and_names_the_fix(wheel, tmp_path):
+    pure = built(ROOT, tmp_path, CXX="no-such-compiler", ASYS_REQUIRE_CPP="")
+    assert pure.name.endswith("-py3-none-any.whl")
+    assert {name for name in contents(pure) if ".dist-info/" not in name} == wheel
+    environment = environment_with(pure, tmp_path / "venv")
+    done = environment.run("python", "-P", "-c", PURE)
+    assert done.returncode == 0, done.stderr
+    package, backends, sae, sets, is_plain_coin = json.loads(done.stdout)
+    assert Path(package).is_relative_to(tmp_path)
+    assert "install a C++20 compiler and reinstall with ASYS_REQUIRE_CPP=1" in backends["cpp_spmc"]
+    assert backends["mp_queue"] is None
+    assert "training goes on with torch's operators" in sae
+    assert (sets, is_plain_coin) == ([], True)
+    with pytest.raises(AssertionError, match="CMake configuration failed"):
+        built(ROOT, tmp_path / "required", CXX="no-such-compiler")
