@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from asys_bench.capture.notices import Notices
 from asys_bench.capture.offload import Offload
 from asys_bench.capture.points.hookpoints import HookPoint
 from asys_bench.capture.sampling import Coin
-from asys_bench.capture.tags.clock import StepClock
+from asys_bench.capture.tags.clock import StepClock, Tags
 from asys_bench.capture.tags.moments import Moment, Moments
 from asys_bench.capture.tags.text import RowTokens
 from asys_bench.config.assembly import build_preprocessor
@@ -69,7 +69,39 @@ _NARROW = frozenset(
 _NARROW_NUMPY = frozenset(np.dtype(one).char for one in ("f4", "f2", "?", "i1", "u1", "i2", "u2"))
 Column = npt.NDArray[Any] | torch.Tensor
 """Values of one label, in host memory or on a device."""
+NOTED_BELOW = 0.5
+"""Where a hook captures as many of the calls, it is not noted which: to send the labels of all costs less."""
 _TAP = torch.nn.Identity()  # stands for the stream among the hook points; never called
+
+
+class _Calls(NamedTuple):
+    """Calls that labels are sent of.
+
+    places: [P], of each in the columns. tags: [P, 3], host step, weights version and microbatch.
+    first: tags of the first. rate: `Moment.rate` of that.
+    """
+
+    places: npt.NDArray[np.intp]
+    tags: npt.NDArray[np.int64]
+    first: Tags
+    rate: float
+
+    @classmethod
+    def of(cls, kept: Sequence[tuple[int, Moment]]) -> _Calls:
+        """kept: (place, call); at least one."""
+        first = kept[0][1]
+        return cls(
+            np.array([place for place, _ in kept]),
+            np.array([one.tags[:CALL_COLUMNS] for _, one in kept]),
+            first.tags,
+            first.rate or 1.0,
+        )
+
+    def part(self, begin: int, end: int) -> _Calls:
+        tags_P3 = self.tags[begin:end]
+        step, version, microbatch = tags_P3[0].tolist()
+        first = (step, version, microbatch, self.first[3])
+        return _Calls(self.places[begin:end], tags_P3, first, self.rate)
 
 
 class LabelSender:
@@ -126,7 +158,7 @@ class LabelSender:
         """See `StepClock.label`. Never raises."""
         if not labels and self._one_call_per_step:
             for rates in self._rates:
-                if rates[STATE_RATE] >= 1.0:
+                if rates[STATE_RATE] >= NOTED_BELOW:
                     return  # its label will be sent, and of which call it is can be told from its step
         clock = self._clock
         if self._failed_in_a_row >= FAILURES_IN_A_ROW or clock.constant:
@@ -201,6 +233,24 @@ class LabelSender:
                 return None
             return moments.note(Moment(tags))
 
+    def _only_calls(self, steps: Sequence[int]) -> _Calls | None:
+        """The same of several steps at once; None: each must be asked for."""
+        clock, moments = self._clock, self._clock.moments
+        if not self._one_call_per_step or moments is None:
+            return None
+        steps_P = np.asarray(steps)
+        if steps_P.ndim != 1 or steps_P.dtype.kind not in "iu" or not len(steps_P):
+            return None
+        with clock.lock:
+            first, last = int(steps_P.min()), int(steps_P.max())
+            begin = max(clock.host_step - moments.horizon, moments.noted_to + 1)
+            versions_P = moments.versions_at(steps_P) if begin <= first else None
+            if versions_P is None or last >= clock.host_step:
+                return None
+        tags_P3 = np.stack([steps_P, versions_P, np.zeros_like(steps_P)], axis=1)
+        tags = (int(steps_P[0]), int(versions_P[0]), 0, NO_TOKEN_POSITION)
+        return _Calls(np.arange(len(steps_P)), tags_P3, tags, 1.0)
+
     def _only_call(self, moments: Moments, step: int) -> Moment | None:
         """The call of a host that makes one in each step, of which nobody took note."""
         clock = self._clock
@@ -267,6 +317,10 @@ class LabelSender:
                 )
                 continue
             columns[name] = column
+        calls = self._only_calls(steps) if not microbatch else None
+        if calls is not None and all(isinstance(one, np.ndarray) for one in columns.values()):
+            self._push_groups(calls, columns)
+            return
         found = [self._known_moment(int(step), microbatch) for step in steps]
         kept = [(place, one) for place, one in enumerate(found) if one is not None and one.rate]
         if not kept and any(one is not None for one in found):
@@ -277,21 +331,25 @@ class LabelSender:
             for place, one in kept:
                 self._send_columns(one, {name: value[place] for name, value in columns.items()})
             return
+        if kept:
+            self._push_groups(_Calls.of(kept), columns)
+
+    def _push_groups(self, calls: _Calls, columns: Mapping[str, Column]) -> None:
+        """Columns of one shape in a packet."""
         groups: dict[tuple[int, ...], dict[str, npt.NDArray[Any]]] = {}
         for name, column in columns.items():
             if isinstance(column, np.ndarray):
                 groups.setdefault(column.shape[1:], {})[name] = column
         for shape, group in groups.items():
-            if kept:
-                self._push_calls(kept, shape, group)
+            self._push_calls(calls, shape, group)
 
     def _push_calls(
         self,
-        kept: Sequence[tuple[int, Moment]],
+        calls: _Calls,
         shape: tuple[int, ...],
         columns: Mapping[str, npt.NDArray[Any]],
     ) -> None:
-        """kept: (place in the columns, forward call). columns: [C, *shape] each."""
+        """columns: [C, *shape] each."""
         names = tuple(columns)
         if (
             len(label_encoding(names, several=True).encode()) > MOST_ENCODING_BYTES
@@ -299,23 +357,21 @@ class LabelSender:
         ):
             half = len(names) // 2
             for part in (names[:half], names[half:]):
-                self._push_calls(kept, shape, {name: columns[name] for name in part})
+                self._push_calls(calls, shape, {name: columns[name] for name in part})
             return
         capture = self._capture(label_encoding(names, several=True))
         if capture is None:
             return
         row_bytes = 8 * (CALL_COLUMNS + len(names))
         each = max(1, PACKET_BYTES // (row_bytes * max(1, math.prod(shape))))
-        for begin in range(0, len(kept), each):
-            part_of = kept[begin : begin + each]
-            place_P, first = [place for place, _ in part_of], part_of[0][1]
-            tags_P3 = np.array([one.tags[:CALL_COLUMNS] for _, one in part_of])
-            off_P3 = tags_P3 - tags_P3[0]
+        for begin in range(0, len(calls.places), each):
+            some = calls.part(begin, begin + each)
+            off_P3 = some.tags - some.tags[0]
             exact = np.float32 if np.abs(off_P3).max() < 1 << 24 else np.float64
             of_call = off_P3.astype(exact).T.reshape(CALL_COLUMNS, -1, *(1 for _ in shape))
-            spread = [np.broadcast_to(one, (len(part_of), *shape)) for one in of_call]
-            rows = _stacked([*spread, *(column[place_P] for column in columns.values())])
-            capture.send(rows, (first.tags, 0, first.rate or 1.0, None))
+            spread = [np.broadcast_to(one, (len(some.places), *shape)) for one in of_call]
+            rows = _stacked([*spread, *(column[some.places] for column in columns.values())])
+            capture.send(rows, (some.first, 0, some.rate, None))
 
     def _column(self, name: str, value: Any) -> Column | None:
         """`value` as numbers; None: it has none, or cannot be read."""

@@ -9,6 +9,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import deque
 
+import numpy as np
+import numpy.typing as npt
+
 from asys_bench.capture.tags.text import RowTokens, Text
 
 MOST_MOMENTS = 1 << 16
@@ -43,7 +46,8 @@ class Moment:
 class Moments:
     """Calls of the last `horizon` host steps.
 
-    horizon: as given. last: the newest; None while no call of the model as a whole has ended.
+    horizon: as given. noted_to: no call of a later host step is remembered; -1: none at all.
+    last: the newest; None while no call of the model as a whole has ended.
     """
 
     def __init__(self, horizon: int) -> None:
@@ -51,6 +55,7 @@ class Moments:
         self._by_step: dict[int, list[Moment]] = {}
         self._texts: deque[Moment] = deque()
         self._count = 0
+        self.noted_to = -1
         self._updated_at: list[int] = []
         self._versions: list[int] = []
         self.last: Moment | None = None
@@ -67,6 +72,7 @@ class Moments:
     def note(self, moment: Moment) -> Moment:
         """Remember it for `find`."""
         step = moment.tags[0]
+        self.noted_to = max(self.noted_to, step)
         self._by_step.setdefault(step, []).append(moment)
         self._count += 1
         while self._by_step and (
@@ -90,6 +96,14 @@ class Moments:
         """The version of the weights at the end of `step`; None: not known any more."""
         place = bisect_right(self._updated_at, step)
         return self._versions[place - 1] if place else None
+
+    def versions_at(self, steps_P: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
+        """`version_at` of each; None: not of all."""
+        places_P = np.searchsorted(self._updated_at, steps_P, side="right")
+        if places_P.min() == 0:
+            return None
+        versions_P: npt.NDArray[np.int64] = np.array(self._versions)[places_P - 1]
+        return versions_P
 
     def find(self, step: int, microbatch: int | None) -> Moment | None:
         """The last call of that host step, or of this microbatch in it."""
