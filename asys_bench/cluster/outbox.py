@@ -248,7 +248,7 @@ class Outbox:
             batch = self._unsent[0]
             if batch.nbytes <= min(granted, self.max_message):
                 self._unsent.popleft()
-                self._to_be_sent(batch)
+                self._mark_sent(batch)
                 return batch
             if not self._make_fit(batch, granted):
                 break
@@ -290,10 +290,9 @@ class Outbox:
         self._free(batch)
         self._unsent.extendleft(reversed(parts))
 
-    def _to_be_sent(self, batch: Batch) -> None:
-        """Write into its buffer only where nobody reads it any more."""
+    def _mark_sent(self, batch: Batch) -> None:
+        """It is sent next; with memory of its own where the last connection still reads its buffer."""
         if not batch.is_free:
-            # The last connection's socket still has it, and its number is written anew.
             assert batch.buffer is not None
             old = batch.buffer
             batch.buffer = self._take(batch.nbytes)
