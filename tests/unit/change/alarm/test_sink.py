@@ -172,23 +172,31 @@ def test_intervals_are_never_shorter_than_configured(start):
     worker.close()
 
 
-def test_values_are_taken_while_the_figures_of_what_would_be_found_are_made(start, monkeypatch):
+def test_packets_are_read_between_the_figures_of_what_would_be_found(start, tmp_path, monkeypatch):
+    """They take a tenth of the time: those of many watchers in a row would block the worker for long."""
     worker, page, clock = start(watch=[{"metric": "x*"}])
     for number in range(3):
         page.slot("trainer-0").gauge(f"x{number}").set(1.0)
-    power = worker._bank.power
+    power, made = worker._bank.power, []
 
     def slow(number):
-        clock.now += 1.01
+        clock.now += 1.0
+        made.append(number)
         return power(number)
 
     monkeypatch.setattr(worker._bank, "power", slow)
-    intervals = page.slot("alarm-0").counter("alarm_intervals")
+    document = tmp_path / "alarm" / "alarm-0-0.0.json"
     clock.now += 61  # figures are made after a minute
+    for seconds, number in ((0, 1), (8, 1), (2, 2), (10, 3)):
+        clock.now += seconds
+        worker.idle()
+        assert len(made) == number
+    assert not document.exists()
+    clock.now += 10
     worker.idle()
-    assert intervals.value == 3  # before the figures, and before those of the second and the third
+    assert [len(one["finds"]) for one in json.loads(document.read_text())["watchers"]] == [3] * 3
     worker.close()
-    assert intervals.value == 4  # what came last
+    assert made == [0, 1, 2] * 2
 
 
 def test_the_probe_of_an_earlier_run_is_watched_and_a_constant_batch_is_not(
