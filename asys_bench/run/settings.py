@@ -41,8 +41,8 @@ _EXAMPLES = {
 }
 _SUGAR = ("hooks", "eye", *SINKS_OF)
 ARGUMENTS = (
-    "config", "hooks", "sae", "archive", "eye", "tokenizer", "step_unit", "start_step", "optimizers", "one_call_per_step",
-    "terminal", "distributed", "required", "quiet",
+    "config", "hooks", "sae", "archive", "eye", "tokenizer", "step_unit", "start_step", "optimizers",
+    "one_call_per_step", "terminal", "distributed", "required", "quiet",
 )  # fmt: skip
 """What `observe` takes beside the fields of a configuration."""
 _CALL = "observe()"
