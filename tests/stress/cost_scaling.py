@@ -8,7 +8,8 @@ log(size), by least squares: 1 is linear, 0 does not grow. Parts:
 
     hooks      CPU time of the host for a captured call; of `observe()`, and memory that it adds, for a hook
     row_bytes  CPU time of the host for a captured call of one row
-    groups     CPU time of all processes for a packet of 64 KiB; every group gets every packet
+    groups     CPU time of all processes for a packet of 64 KiB; every group gets every packet; a bus
+               has 7 at most
     ranks      CPU time of all processes for a packet of 64 KiB; a writer and a shard each, one reader
     features   CPU time of a training step for a row of 256 numbers, k = 32
 """
@@ -235,7 +236,7 @@ def features(size: int) -> Costs:
 PARTS: dict[str, tuple[Callable[[int], Costs], tuple[int, ...], str]] = {
     "hooks": (hooks, (1, 8, 64, 512), "call us"),
     "row_bytes": (row_bytes, (64, 256, 1024, 4096, 16384, 65536), "call us"),
-    "groups": (groups, (1, 4, 16), "packet us"),
+    "groups": (groups, (1, 2, 4, 7), "packet us"),
     "ranks": (ranks, (1, 2, 4), "packet us"),
     "features": (features, (2048, 4096, 8192, 16384, 32768, 65536), "row us"),
 }
