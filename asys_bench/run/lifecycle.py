@@ -372,7 +372,7 @@ class RunLifecycle:
     def pause(self, paused: bool) -> None:
         """Calls of hooked modules are not captured meanwhile; see `StepClock.paused`."""
         if self.session is not None:
-            self.session.pause(paused)
+            self.session.clock.paused = paused
 
     def constant(self, constant: bool) -> None:
         """Packets are of the constant evaluation batch meanwhile; see `StepClock.constant`."""

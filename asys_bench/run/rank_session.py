@@ -99,10 +99,6 @@ class RankSession:
             self.close()
             raise
 
-    def pause(self, paused: bool) -> None:
-        """As `ObservationSession.pause`, on this rank."""
-        self.clock.paused = paused
-
     def stop(
         self,
         result: Mapping[str, Any] | None = None,

@@ -305,10 +305,6 @@ class ObservationSession:
         self._entry |= steps_of(self.run_dir, step)
         self._write_run_json(None)
 
-    def pause(self, paused: bool) -> None:
-        """The host is aside from its own work, or back at it; see `StepClock.paused`."""
-        self.clock.paused = paused
-
     def stop(
         self,
         result: dict[str, Any] | None = None,

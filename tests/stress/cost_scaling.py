@@ -168,6 +168,15 @@ def push(producer: Any, hook: int, packets: int) -> None:
         assert producer.push(PacketMeta(hook, 0, 5, (PACKET,), host_step=number), body, 30.0)
 
 
+def per_packet(writers_s: float, readers_s: float, took_s: float) -> Costs:
+    return {
+        "writers us": 1e6 * writers_s / PACKETS,
+        "readers us": 1e6 * readers_s / PACKETS,
+        "packet us": 1e6 * (writers_s + readers_s) / PACKETS,
+        "packets/s": PACKETS / took_s,
+    }
+
+
 def groups(size: int) -> Costs:
     bus = make_bus(size, 1)
     handle = bus.handle()
@@ -180,12 +189,7 @@ def groups(size: int) -> Costs:
     readers_s = sum(end() for end in ends)
     took_s = time.perf_counter() - began
     bus.close()
-    return {
-        "writer us": 1e6 * writer_s / PACKETS,
-        "readers us": 1e6 * readers_s / PACKETS,
-        "packet us": 1e6 * (writer_s + readers_s) / PACKETS,
-        "packets/s": PACKETS / took_s,
-    }
+    return per_packet(writer_s, readers_s, took_s)
 
 
 def ranks(size: int) -> Costs:
@@ -207,12 +211,7 @@ def ranks(size: int) -> Costs:
     reader_s = end()
     took_s = time.perf_counter() - began
     bus.close()
-    return {
-        "writers us": 1e6 * writers_s / PACKETS,
-        "reader us": 1e6 * reader_s / PACKETS,
-        "packet us": 1e6 * (writers_s + reader_s) / PACKETS,
-        "packets/s": PACKETS / took_s,
-    }
+    return per_packet(writers_s, reader_s, took_s)
 
 
 def features(size: int) -> Costs:

@@ -191,9 +191,7 @@ class RecomputeFilter:
 
     def passes(self) -> bool:
         """Called for each forward call: whether its gradients are to be captured."""
-        if (
-            self._clock.paused
-        ):  # such a call is skipped by the sampler's decision, and counted there
+        if self._clock.paused:  # skipped by the sampler's decision, and counted there
             return torch.is_grad_enabled()
         in_backward = current_graph_task_id() != NO_GRAPH_TASK
         weights = self._clock.own_tags[:2]  # nothing is recomputed with other weights

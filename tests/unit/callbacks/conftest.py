@@ -43,9 +43,6 @@ class Session:
         self.hooker.attach()
         self.hooks = hooks
 
-    def pause(self, paused):
-        self.clock.paused = paused
-
     def close(self):
         self.hooker.detach()
         self.bus.close()
