@@ -3,10 +3,12 @@
     python tests/stress/eye_viewers.py MINUTES FOLDER          prints one JSON line
 
 A host computes as fast as it can, an SAE learns at one hook, a frozen one of 24,576 features is indexed at
-another. Blocks with three viewers and blocks with none take turns (ABBA); the eyepiece is there in both.
-`host_step_ratio`: time of a host step with viewers over that without; `trainer_rows_ratio`: rows trained per
-second with viewers over that without. Both are medians over quads of blocks, with 95 % bootstrap intervals.
-Run it on a machine that does nothing else.
+another. The host has the first core for itself; its workers, the eyepiece and the viewers share the others,
+as pinning does it. Blocks with three viewers and blocks with none take turns (ABBA); the eyepiece is there in
+both. `host_step_ratio`: time of a host step with viewers over that without, `host_cpu_ratio` the same of the
+CPU time of the host's thread; `trainer_rows_ratio`: rows trained per second with viewers over that without.
+All are medians over quads of blocks, with 95 % bootstrap intervals. Run it on a machine that does nothing
+else.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
 from eye_rig import HERE, Client, Eyepiece, Host, wait
@@ -77,25 +80,46 @@ class Meter:
     def value(self, slot: str, name: str) -> float:
         return float(self._page.slot(slot).metrics()[name].value)
 
-    def read(self) -> tuple[float, float, float]:
+    def read(self) -> tuple[float, float, float, float]:
+        """Seconds by the clock, the host's thread's CPU seconds, its steps, and rows trained."""
         rows = self.value("trainer-0", "sae_rows_trained{hook=mid}")
-        return time.monotonic(), self.value("host", "host_steps"), rows
+        steps = self.value("host", "host_steps")
+        return time.monotonic(), thread_s(self.pid("host")), steps, rows
 
     def pid(self, slot: str) -> int:
         return self._page.slot(slot).get(SlotField.PID)
 
 
-def block(meter: Meter, viewers: Viewers, looked: bool) -> tuple[float, float]:
-    """(host steps per second, trained rows per second)."""
+def thread_s(pid: int) -> float:
+    """CPU seconds of a process's first thread (proc(5): schedstat has nanoseconds)."""
+    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+def share_cores(host_pid: int, *others: int) -> None:
+    """The host's process gets the first core; what it started, and `others`, the rest."""
+    first, *rest = sorted(os.sched_getaffinity(0))
+    host = psutil.Process(host_pid)
+    pin(host, [first])
+    for process in [*host.children(recursive=True), *map(psutil.Process, others)]:
+        pin(process, rest)
+
+
+def pin(process: psutil.Process, cores: list[int]) -> None:
+    for thread in process.threads():
+        os.sched_setaffinity(thread.id, cores)
+
+
+def block(meter: Meter, viewers: Viewers, looked: bool) -> tuple[float, float, float]:
+    """Host steps per second, trained rows per second, and host steps per CPU second of its thread."""
     viewers.tell("go" if looked else "halt")
     time.sleep(SETTLE_S)
-    began_s, steps, rows = meter.read()
+    before = meter.read()
     time.sleep(BLOCK_S)
-    ended_s, more_steps, more_rows = meter.read()
-    return (more_steps - steps) / (ended_s - began_s), (more_rows - rows) / (ended_s - began_s)
+    seconds, cpu_s, steps, rows = (b - a for a, b in zip(before, meter.read(), strict=True))
+    return steps / seconds, rows / seconds, steps / cpu_s
 
 
-def ratios(quads: list[list[tuple[float, float]]], which: int) -> dict[str, float]:
+def ratios(quads: list[list[tuple[float, float, float]]], which: int) -> dict[str, float]:
     """Of each quad without viewers over with them; the median, and its interval."""
     found = []
     for quad in quads:
@@ -137,6 +161,9 @@ def main(minutes: float, folder: Path) -> None:
         time.sleep(WARM_S)
         viewers = Viewers(eyepiece.address)
         stack.callback(lambda: [one.kill() for one in viewers.processes])
+        share_cores(
+            meter.pid("host"), eyepiece.process.pid, *(one.pid for one in viewers.processes)
+        )
         began_s, eye_s, viewers_s = (
             time.monotonic(),
             process_usage(eyepiece.process.pid),
@@ -162,6 +189,7 @@ def main(minutes: float, folder: Path) -> None:
                     "minutes": round(seconds / 60, 2),
                     "quads": len(quads),
                     "host_step_ratio": ratios(quads, 0),
+                    "host_cpu_ratio": ratios(quads, 2),
                     "trainer_rows_ratio": {
                         "ratio": round(1 / inverse["ratio"], 4),
                         "low": round(1 / inverse["high"], 4),

@@ -111,22 +111,23 @@ def main(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _send(uploader: Uploader, until: float) -> StoreError | None:
-    """Send all; None: done, or the time is over. Else why the store refuses."""
+    """Send all; None: done, or the time is over before any refusal. Else why the store refused last."""
     from asys_bench.store.objects import LASTING, Backoff, StoreError
 
     backoff, refused_at = Backoff(), float("inf")
+    refusal: StoreError | None = None
     while True:
         try:
             if uploader.send(final=True):
                 return None
-            refused_at = float("inf")
-            backoff.reset()
             if time.monotonic() > until:
-                return None
+                return refusal
+            refused_at, refusal = float("inf"), None
+            backoff.reset()
             time.sleep(0.2)  # a file changed while it was sent
         except StoreError as error:
             now = time.monotonic()
-            refused_at = min(refused_at, now)
+            refused_at, refusal = min(refused_at, now), error
             pause_s = backoff.next_s()
             last = min(until, refused_at + PATIENCE_S)
             if error.reason in LASTING or now + pause_s > last:

@@ -85,8 +85,25 @@ def test_a_refusal_has_a_type_and_what_was_there_stays(reason, run, bucket, s3):
     assert stored_files(bucket) == files_of(run)
 
 
-def test_no_shard_is_half_there_when_the_store_fills_up_in_the_middle(run, bucket, s3, capfd):
+class Clock:
+    """The time of `asys-run upload`: it goes on while it sleeps, and by `step_s` each time it is read."""
+
+    def __init__(self, step_s: float = 0.0) -> None:
+        self.now_s, self.step_s = 0.0, step_s
+
+    def monotonic(self) -> float:
+        self.now_s += self.step_s
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+def test_no_shard_is_half_there_when_the_store_fills_up_in_the_middle(
+    run, bucket, s3, capfd, monkeypatch
+):
     s3.refuse, s3.refuse_keys = (507, "QuotaExceeded"), "archive-0-0-1"
+    monkeypatch.setattr(run_upload, "time", Clock())
     assert upload(run, bucket, "--within", "3") == 1
     said = capfd.readouterr().out
     assert "it is full, or over its quota" in said
@@ -118,6 +135,17 @@ def test_a_server_that_is_away_is_waited_for(run, bucket, s3, monkeypatch):
     assert upload(run, bucket) == 0
     assert len(pauses) == 3
     assert stored_files(bucket) == files_of(run)
+
+
+def test_time_that_ends_while_a_store_is_asked_again_does_not_hide_why_it_refused(
+    run, bucket, s3, capfd, monkeypatch
+):
+    s3.refuse = (503, "ServiceUnavailable")
+    clock = Clock()
+    monkeypatch.setattr(run_upload, "time", clock)
+    sleep, clock.sleep = clock.sleep, lambda seconds: sleep(1000)  # the machine was away
+    assert upload(run, bucket, "--within", "60") == 1
+    assert "it asks to slow down" in capfd.readouterr().out
 
 
 def test_nobody_at_the_address_is_unreachable(run, bucket, monkeypatch):
