@@ -1,17 +1,19 @@
-"""bus_peer_*: our bus against a peer's transport, producer and consumer processes, in every round.
+"""bus_peer_*: our bus against a peer's transport, measured in turn on the same two cores.
 
-`transports.py` holds the contenders: public APIs only, every byte read by the consumer, counts checked.
-Who goes first alternates with the round's seed. A peer
-that is not installed makes the case unavailable, with the reason, and fails nothing.
+`transports.py` holds the contenders: public interfaces only, every byte read by the consumer, counts
+checked. A round keeps both sides' processes and measures them in turn, `turns` times, with a cache
+line sent to and fro around each figure (`cores.py`); near and far turns are reported apart, and a
+regime with fewer than 12 turns is not reported at all. A peer that is not installed makes the case
+unavailable, with the reason, and fails nothing.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field
@@ -27,14 +29,23 @@ from asys_bench.contracts.scenario import (
 )
 from asys_bench.registry import PluginError, registry
 
-TRANSPORTS = Path(__file__).with_name("transports.py")
+from . import cores
+from .pairs import Pair, PairError
+
 PEERS: Mapping[str, tuple[str, str]] = {
     "mp_queue": ("mp.Queue", "multiprocessing"),
+    "faster_fifo": ("faster-fifo", "faster_fifo"),
     "pyzmq": ("pyzmq", "zmq"),
     "iceoryx2": ("iceoryx2", "iceoryx2"),
     "zenoh": ("zenoh shm", "zenoh"),
 }
 """Name of the plugin -> (the contender's name, the module that it needs)."""
+PACKAGES: Mapping[str, str] = {
+    "zmq": "pyzmq",
+    "zenoh": "eclipse-zenoh",
+    "faster_fifo": "faster-fifo",
+}
+"""Module -> its package, where the names differ."""
 
 
 class BusPeerOptions(ScenarioOptions):
@@ -44,12 +55,27 @@ class BusPeerOptions(ScenarioOptions):
     payload_bytes: int = Field(
         default=65_536, ge=16, le=1 << 30, multiple_of=8, description="bytes per packet"
     )
-    total_mib: float = Field(default=256, gt=0, le=1 << 16, description="MiB moved per side")
-    timeout_s: float = Field(default=120, gt=0, description="longest transfer, in seconds")
+    pool_mib: int = Field(
+        default=16, gt=0, le=1 << 12, description="MiB of random payloads that are sent in turn"
+    )
+    turns: int = Field(default=20, gt=0, le=1000, description="measurements of each side a round")
+    turn_s: float = Field(
+        default=0.08, gt=0, le=60, description="seconds of one measurement, about"
+    )
+    timeout_s: float = Field(default=120, gt=0, description="longest measurement, in seconds")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Both sides once, and how far from each other the cores were meanwhile."""
+
+    ours_gbps: float
+    peer_gbps: float
+    regime: str | None
 
 
 def runner(peer: str) -> Callable[[RoundContext], None]:
-    """A scenario's `run` for one peer: move the same bytes through both, record the ratio."""
+    """A scenario's `run` for one peer: move the same bytes through both, record the ratios."""
     return lambda context: _run(context, PEERS[peer][0])
 
 
@@ -62,41 +88,59 @@ def _run(context: RoundContext, peer: str) -> None:
         reason = str(error)
     if reason is not None:
         raise ScenarioError(f"backend {options.ours!r} cannot run here: {reason}")
-    order = [options.ours, peer] if context.seed % 2 else [peer, options.ours]
-    with context.timed():
-        gbps = {name: _throughput(name, options) for name in order}
-    context.value("throughput_gbps", gbps[options.ours])
-    context.value("peer_throughput_gbps", gbps[peer])
-    context.value("speed_over_peer", gbps[options.ours] / gbps[peer])
+    try:
+        with context.timed():
+            turns = _turns(options, peer, ours_first=bool(context.seed % 2))
+    except PairError as error:
+        raise ScenarioError(str(error)) from None
+    for metric, value in figures(turns).items():
+        context.value(metric, value)
 
 
-def _throughput(contender: str, options: BusPeerOptions) -> float:
-    packets = max(16, int(options.total_mib * (1 << 20)) // options.payload_bytes)
-    command = [sys.executable, "-P", str(TRANSPORTS), contender]
-    try:
-        done = subprocess.run(
-            [*command, str(options.payload_bytes), str(packets)],
-            capture_output=True,
-            text=True,
-            timeout=options.timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ScenarioError(
-            f"{contender}: {packets} packets of {options.payload_bytes} bytes took over "
-            f"{options.timeout_s:g} s; lower total_mib"
-        ) from None
-    try:
-        return float(json.loads(done.stdout)["gbps"])
-    except (ValueError, KeyError, TypeError):
-        said = (done.stderr or done.stdout).strip()
-        raise ScenarioError(f"{contender}: exit {done.returncode}: {said[-1000:]}") from None
+def _turns(options: BusPeerOptions, peer: str, *, ours_first: bool) -> list[Turn]:
+    cpus, program, pool = cores.pair(), cores.built(), options.pool_mib << 20
+    with ExitStack() as stack:
+        pairs = {
+            name: stack.enter_context(Pair(name, options.payload_bytes, cpus, options.timeout_s))
+            for name in (options.ours, peer)
+        }
+        for pair in pairs.values():
+            pair.start(pool)
+        found = []
+        for index in range(options.turns):
+            order = [options.ours, peer] if index % 2 != ours_first else [peer, options.ours]
+            pings, gbps = [_ping(program, cpus)], {}
+            for name in order:
+                gbps[name] = pairs[name].gbps(options.turn_s, pool)
+                pings.append(_ping(program, cpus))
+            known = [ping for ping in pings if ping is not None]
+            regime = cores.regime(known) if len(known) == len(pings) else None
+            found.append(Turn(gbps[options.ours], gbps[peer], regime))
+        return found
+
+
+def _ping(program: Path | None, cpus: tuple[int, int]) -> float | None:
+    return None if program is None else cores.ping_ns(program, cpus)
+
+
+def figures(turns: Sequence[Turn]) -> dict[str, float]:
+    """The round's metrics: medians over its turns; a regime's only where it has enough of them."""
+    found = {
+        "throughput_gbps": statistics.median(turn.ours_gbps for turn in turns),
+        "peer_throughput_gbps": statistics.median(turn.peer_gbps for turn in turns),
+        "speed_over_peer": statistics.median(turn.ours_gbps / turn.peer_gbps for turn in turns),
+    }
+    for regime in cores.REGIMES:
+        ratios = [turn.ours_gbps / turn.peer_gbps for turn in turns if turn.regime == regime]
+        if len(ratios) >= cores.LEAST_ROUNDS:
+            found[f"speed_over_peer_{regime}"] = statistics.median(ratios)
+    return found
 
 
 def unavailable(peer: str) -> str | None:
     """Why the peer cannot run here, with the fix; None when it can."""
     module = PEERS[peer][1]
-    package = {"zmq": "pyzmq", "zenoh": "eclipse-zenoh"}.get(module, module)
+    package = PACKAGES.get(module, module)
     return (
         None
         if importlib.util.find_spec(module)
@@ -105,22 +149,26 @@ def unavailable(peer: str) -> str | None:
 
 
 def _plugin(peer: str) -> ScenarioPlugin:
+    higher = [
+        ("throughput_gbps", "through our bus"),
+        ("peer_throughput_gbps", "through the peer"),
+        ("speed_over_peer", "ours over the peer's"),
+        ("speed_over_peer_near", "the same while the two cores shared a cache"),
+        ("speed_over_peer_far", "the same while they did not"),
+    ]
     return ScenarioPlugin(
         name=f"bus_peer_{peer}",
         summary=f"our bus against {PEERS[peer][0]}: the same bytes through both",
         options=BusPeerOptions,
         takes="nothing",
-        metrics={
-            "throughput_gbps": MetricSpec("higher", MetricKind.ROUND, "through our bus"),
-            "peer_throughput_gbps": MetricSpec("higher", MetricKind.ROUND, "through the peer"),
-            "speed_over_peer": MetricSpec("higher", MetricKind.ROUND, "ours over the peer's"),
-        },
+        metrics={name: MetricSpec("higher", MetricKind.ROUND, what) for name, what in higher},
         run=runner(peer),
         unavailable=lambda: unavailable(peer),
     )
 
 
 mp_queue = _plugin("mp_queue")
+faster_fifo = _plugin("faster_fifo")
 pyzmq = _plugin("pyzmq")
 iceoryx2 = _plugin("iceoryx2")
 zenoh = _plugin("zenoh")

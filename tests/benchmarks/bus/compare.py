@@ -1,133 +1,161 @@
-"""Bus against peers in one interleaved run: medians, and ratios taken within each round.
+"""Our buses against their peers in one interleaved run: near and far cores apart, ratios within a round.
 
-    python tests/benchmarks/bus/compare.py [--rounds N] [--sizes 4096,65536] [--mib 512] [--json FILE]
+    python tests/benchmarks/bus/compare.py [--minutes 14] [--sizes 4096,65536] [--pools 16,64] [--json FILE]
 
-Each round measures, per size, the cache-line time, the two-process C reference `copy_pipeline` with
-both kinds of stores (the better of the two is the round's reference), and every contender once, in
-an order that rotates from round to round. A contender that is not installed is left out and named.
+Every contender's processes are started once per payload size and stay. A round measures one size with
+one pool of payloads: every contender for a fraction of a second, in an order that rotates, with a
+cache line sent to and fro around each, and the two-process C reference `copy_pipeline` (cached and
+streaming stores over 64 MiB, and cached ones over a window of 4 MiB, where the writer waits). It goes
+on until each regime has 12 rounds everywhere, or the time is over. A contender that is not installed
+is left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
-import tempfile
+import time
 from collections import defaultdict
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TRANSPORTS = HERE.parents[2] / "suites/peers/transports.py"
-sys.path.insert(0, str(TRANSPORTS.parent))
+sys.path[:0] = [str(HERE), str(HERE.parents[2] / "suites/peers")]
 
-from transports import CAPACITY_BYTES, CONTENDERS  # noqa: E402
+import cores  # noqa: E402
+from pairs import MissingPeerError, Pair, PairError  # noqa: E402
+from table import Figure, against_best, figures, lines  # noqa: E402
 
-PEERS = ("mp.Queue", "pyzmq", "iceoryx2", "zenoh shm")
-TIMEOUT_S = 120
+OURS = "cpp_spmc"
+PEERS = ("mp.Queue", "faster-fifo", "pyzmq", "iceoryx2", "zenoh shm", "vLLM ring")
+NAMES = (OURS, "cpp_spmc one a pull", "cpp_spmc batch 64", "numba_ring", *PEERS)
+BOUND = 1.1
+REFERENCES = {
+    "copy_pipeline cached": ("cached", 64 << 20),
+    "copy_pipeline streaming": ("streaming", 64 << 20),
+    "copy_pipeline cached, 4 MiB": ("cached", 4 << 20),
+}
+REFERENCE_BYTES = 256 << 20
 
-
-def build_reference(folder: str) -> Path:
-    """Compile `copy_pipeline`."""
-    binary = Path(folder) / "copy_pipeline"
-    command = ["g++", "-O3", "-march=native", "-std=c++20", "-o", str(binary)]
-    subprocess.run([*command, str(HERE / "copy_pipeline.cpp")], check=True)
-    return binary
-
-
-def reference(binary: Path, *arguments: object) -> float:
-    done = subprocess.run(
-        [binary, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=TIMEOUT_S,
-    )
-    return float(done.stdout)
+Cell = tuple[int, int]
+"""Payload bytes, pool in MiB."""
 
 
-def contender(name: str, nbytes: int, packets: int) -> float | None:
-    """GB/s, or None when it is not installed or failed."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", str(TRANSPORTS), name, str(nbytes), str(packets)],
-            capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
-        )  # fmt: skip
-        return json.loads(done.stdout).get("gbps")
-    except (subprocess.SubprocessError, json.JSONDecodeError) as error:
-        print(f"  {name}: failed: {error}", file=sys.stderr)
-        return None
+class Comparison:
+    """The contenders of every size, and what was measured."""
+
+    def __init__(
+        self, stack: ExitStack, names: list[str], sizes: list[int], pools: list[int]
+    ) -> None:
+        program = cores.built()
+        if program is None:
+            raise SystemExit("g++ is needed for the cache-line time and the reference: install it")
+        self.program, self.cpus = program, cores.pair()
+        self.pairs: dict[int, dict[str, Pair]] = {}
+        self.rounds: dict[Cell, list[dict[str, Figure]]] = defaultdict(list)
+        self.missing: dict[str, str] = {}
+        for size in sizes:
+            self.pairs[size] = self._started(stack, names, size, pools)
+
+    def _started(
+        self, stack: ExitStack, names: list[str], size: int, pools: list[int]
+    ) -> dict[str, Pair]:
+        pairs = {
+            name: stack.enter_context(Pair(name, size, self.cpus))
+            for name in names
+            if name not in self.missing
+        }
+        for name, pair in list(pairs.items()):
+            try:
+                for pool in pools:
+                    pair.start(pool << 20) if pool == pools[0] else pair.gbps(0.05, pool << 20)
+            except PairError as error:
+                kind = "not installed" if isinstance(error, MissingPeerError) else "failed"
+                print(f"left out, {kind}: {error}", file=sys.stderr)
+                self.missing[name] = str(error)
+                del pairs[name]
+        return pairs
+
+    def round(self, cell: Cell, seconds: float) -> None:
+        """Measure everything of one cell once."""
+        size, pool = cell
+        names = [*self.pairs[size], *REFERENCES]
+        turn = len(self.rounds[cell]) % len(names)
+        found = {}
+        before = cores.ping_ns(self.program, self.cpus)
+        for name in names[turn:] + names[:turn]:
+            gbps = self._gbps(name, size, pool << 20, seconds)
+            after = cores.ping_ns(self.program, self.cpus)
+            found[name] = Figure(gbps, cores.regime((before, after)))
+            before = after
+        self.rounds[cell].append(found)
+
+    def _gbps(self, name: str, size: int, pool_bytes: int, seconds: float) -> float:
+        if name not in REFERENCES:
+            return self.pairs[size][name].gbps(seconds, pool_bytes)
+        kind, window = REFERENCES[name]
+        packets = max(16, REFERENCE_BYTES // size)
+        return cores.call(self.program, size, packets, kind, window, pool_bytes, *self.cpus)
+
+    def is_done(self, cells: list[Cell]) -> bool:
+        """Whether each regime has its rounds in every cell."""
+        return all(
+            len(figures(self.rounds[cell], OURS, regime)) >= cores.LEAST_ROUNDS + 4
+            for cell in cells
+            for regime in cores.REGIMES
+        )
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Order-statistic interval for the median, about 95 % from 6 rounds on; else the range."""
-    ordered = sorted(values)
-    skip = {6: 0, 7: 0, 8: 0, 9: 1, 10: 1, 11: 1, 12: 2, 13: 2, 14: 2, 15: 3, 16: 3}.get(
-        len(ordered), 0
-    )
-    return ordered[skip], ordered[-1 - skip]
+def report(comparison: Comparison) -> None:
+    """Markdown: what holds, then every figure."""
+    print(f"\n| payload | pool | regime | {OURS} over its best peer | rounds | >= {BOUND} |")
+    print("|---|---|---|---|---|---|")
+    for (size, pool), rounds in comparison.rounds.items():
+        for regime in cores.REGIMES:
+            one = against_best(rounds, OURS, PEERS, regime)
+            shown = ""
+            if one.ratio is not None:
+                span = one.ratio
+                shown = f"{span.estimate:.2f} ({span.low:.2f}..{span.high:.2f}) x {one.peer}"
+            print(
+                f"| {size} | {pool} MiB | {regime} | {shown} | {one.rounds} | {one.verdict(BOUND)} |"
+            )
+    for (size, pool), rounds in comparison.rounds.items():
+        print(f"\n#### {size} bytes, pool of {pool} MiB\n")
+        for line in lines(rounds, [*NAMES, *REFERENCES], OURS, PEERS):
+            print(line)
+    for name, why in comparison.missing.items():
+        print(f"\nLeft out: {name}: {why}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=14, help="longest time, start included")
     parser.add_argument("--sizes", default="4096,65536,1048576,16777216")
-    parser.add_argument("--mib", type=int, default=512, help="payload per measurement")
+    parser.add_argument("--pools", default="16,64", help="MiB of random payloads")
+    parser.add_argument("--seconds", type=float, default=0.15, help="of one measurement, about")
     parser.add_argument("--only", default="", help="comma-separated contenders")
     parser.add_argument("--json")
     arguments = parser.parse_args()
-    names = [name for name in CONTENDERS if not arguments.only or name in arguments.only.split(",")]
-    found: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    with tempfile.TemporaryDirectory() as folder:
-        binary = build_reference(folder)
-        for round_index in range(arguments.rounds):
-            for nbytes in map(int, arguments.sizes.split(",")):
-                packets = max(16, (arguments.mib << 20) // nbytes)
-                row = found[nbytes]
-                row["cache line ns"].append(reference(binary, "ping"))
-                for kind in ("cached", "streaming"):
-                    row[f"copy_pipeline {kind}"].append(
-                        reference(binary, nbytes, packets, kind, CAPACITY_BYTES)
-                    )
-                row["copy_pipeline"].append(
-                    max(row["copy_pipeline cached"][-1], row["copy_pipeline streaming"][-1])
-                )
-                turn = round_index % len(names)
-                for name in names[turn:] + names[:turn]:
-                    value = contender(name, nbytes, packets)
-                    row[name].append(value if value is not None else float("nan"))
-    report(found, names)
+    until = time.monotonic() + arguments.minutes * 60
+    names = [name for name in NAMES if not arguments.only or name in arguments.only.split(",")]
+    sizes = [int(size) for size in arguments.sizes.split(",")]
+    pools = [int(pool) for pool in arguments.pools.split(",")]
+    cells = [(size, pool) for size in sizes for pool in pools]
+    with ExitStack() as stack:
+        comparison = Comparison(stack, names, sizes, pools)
+        while time.monotonic() < until and not comparison.is_done(cells):
+            for cell in cells:
+                comparison.round(cell, arguments.seconds)
+        report(comparison)
     if arguments.json:
-        Path(arguments.json).write_text(json.dumps(found, indent=1))
-
-
-def report(found: dict[int, dict[str, list[float]]], names: list[str]) -> None:
-    """Markdown tables."""
-    for nbytes, row in found.items():
-        print(f"\n### {nbytes} bytes\n")
-        print("| | GB/s median (interval) | x copy_pipeline | x best peer | x mp.Queue |")
-        print("|---|---|---|---|---|")
-        best = [
-            max(values)
-            for values in zip(*(row[p] for p in PEERS if p in row), strict=True)
-            if all(value == value for value in values)
-        ]
-        for name in ("cache line ns", "copy_pipeline cached", "copy_pipeline streaming", *names):
-            values = [value for value in row[name] if value == value]
-            if not values:
-                print(f"| {name} | not measured | | | |")
-                continue
-            low, high = interval(values)
-            cells = [f"{statistics.median(values):.3g} ({low:.3g}..{high:.3g})"]
-            for others in (row["copy_pipeline"], best, row.get("mp.Queue", [])):
-                if name in names and len(others) == len(row[name]) == len(values):
-                    ratios = [a / b for a, b in zip(row[name], others, strict=True)]
-                    low, high = interval(ratios)
-                    cells.append(f"{statistics.median(ratios):.2f} ({low:.2f}..{high:.2f})")
-                else:
-                    cells.append("")
-            print(f"| {name} | " + " | ".join(cells) + " |")
+        plain = {
+            f"{size} {pool}": [{name: asdict(one[name]) for name in one} for one in rounds]
+            for (size, pool), rounds in comparison.rounds.items()
+        }
+        Path(arguments.json).write_text(json.dumps(plain, indent=1))
 
 
 if __name__ == "__main__":

@@ -94,8 +94,6 @@ def test_peers_that_are_not_installed_are_unavailable_with_the_way_to_get_them(p
     for peer in ("sae_lens", "dictionary_learning", "sparsify"):
         reason = scenario_plugin(f"sae_peer_{peer}").unavailable()
         assert "is not installed; make test-interop installs it" in reason
-    reason = scenario_plugin("bus_peer_pyzmq").unavailable()
-    assert reason == "pyzmq is not installed; pip install pyzmq"
 
 
 @pytest.mark.rest
@@ -108,18 +106,6 @@ def test_ours_trains_in_the_process_of_the_peers_as_in_its_own(peers, tmp_path):
     program = (str(Path(peers.path).parent / "peers/trainers.py"),)
     own, same = train_in_process(spec, 100), train_in_process(spec, 100, program)
     assert (own.fvu, own.l0, own.mmcs) == (same.fvu, same.l0, same.mmcs)
-
-
-@pytest.mark.rest
-def test_a_bus_peer_moves_the_same_bytes(peers, tmp_path):
-    params = {"ours": "mp_queue", "payload_bytes": 65_536, "total_mib": 8}
-    found = round_of("bus_peer_mp_queue", params, tmp_path)
-    assert found["throughput_gbps"] > 0
-    assert found["speed_over_peer"] == pytest.approx(
-        found["throughput_gbps"] / found["peer_throughput_gbps"]
-    )
-    with pytest.raises(ScenarioError, match=r"backend 'no_bus' cannot run here"):
-        round_of("bus_peer_mp_queue", {**params, "ours": "no_bus"}, tmp_path)
 
 
 def test_the_shipped_suites_name_scenarios_that_exist():

@@ -199,7 +199,7 @@ def test_an_installed_package_without_the_peers_says_what_to_do(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:
         load_suite("suites/peers.yaml")
-    assert len(caught.value.problems) == 7
+    assert len(caught.value.problems) == 8
     first = caught.value.problems[0]
     assert "'peers/sae.py' is not in the suite's folder" in first.message
     assert "run the suite from a checkout" in first.fix

@@ -1,10 +1,12 @@
-// The reference of the bus benchmark: two processes, one memcpy in, one sum out, over one arena.
+// The reference of the bus comparison: two processes, one memcpy in, one sum out, over one arena.
 //
-//   copy_pipeline BYTES PACKETS cached|streaming WINDOW_BYTES   -> GB/s on standard output
-//   copy_pipeline ping                                           -> one-way cache-line time in ns
+//   copy_pipeline BYTES PACKETS cached|streaming WINDOW_BYTES POOL_BYTES CPU CPU  -> GB/s
+//   copy_pipeline ping CPU CPU                              -> one-way cache-line time in ns
 //
-// Payloads rotate through random sources larger than the cache, as the contenders' do.
+// WINDOW_BYTES of the arena are in use: the writer waits where they are full. Payloads rotate through
+// POOL_BYTES of random sources, as the contenders' do. CPU: where writer and reader run; -1: anywhere.
 #include <immintrin.h>
+#include <sched.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -24,6 +26,18 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using Cursor = std::atomic<std::uint64_t>;
 constexpr std::uint64_t kReady = ~0ULL;  // before the start
+
+struct Cpus {
+  int writer, reader;
+};
+
+void pin(int cpu) {
+  if (cpu < 0) return;
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  CPU_SET(static_cast<unsigned>(cpu), &set);
+  sched_setaffinity(0, sizeof set, &set);
+}
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -54,35 +68,39 @@ std::uint8_t* shared(std::size_t bytes) {
   return static_cast<std::uint8_t*>(memory);
 }
 
-int ping() {
-  constexpr std::uint64_t rounds = 20'000;
+int ping(Cpus cpus) {
+  constexpr std::uint64_t rounds = 10'000;
   auto* word = new (shared(4096)) Cursor(0);
   const pid_t child = fork();
   if (child == 0) {
+    pin(cpus.reader);
     for (std::uint64_t i = 0; i < rounds; ++i) {
       while (word->load() != 2 * i + 1) _mm_pause();
       word->store(2 * i + 2);
     }
     _exit(0);
   }
+  pin(cpus.writer);
+  word->store(1);
+  while (word->load() != 2) _mm_pause();  // the child runs
   const auto start = Clock::now();
-  for (std::uint64_t i = 0; i < rounds; ++i) {
+  for (std::uint64_t i = 1; i < rounds; ++i) {
     word->store(2 * i + 1);
     while (word->load() != 2 * i + 2) _mm_pause();
   }
-  std::printf("%.0f\n", seconds_since(start) / rounds / 2 * 1e9);
+  std::printf("%.0f\n", seconds_since(start) / (rounds - 1) / 2 * 1e9);
   waitpid(child, nullptr, 0);
   return 0;
 }
 
-int pipeline(std::size_t bytes, std::uint64_t packets, bool streaming, std::size_t window) {
+int pipeline(std::size_t bytes, std::uint64_t packets, bool streaming, std::size_t window,
+             std::size_t pool, Cpus cpus) {
   const std::uint64_t slots = std::clamp<std::uint64_t>(window / bytes, 2, 4096);
   std::uint8_t* control = shared(8192);
   auto* written = new (control) Cursor(kReady);
   auto* read = new (control + 4096) Cursor(0);
   std::uint8_t* arena = shared(slots * bytes);
-  const std::uint64_t sources =
-      std::max<std::uint64_t>(2, std::clamp<std::size_t>(bytes * 8, 8 << 20, 64 << 20) / bytes);
+  const std::uint64_t sources = std::max<std::uint64_t>(2, pool / bytes);
   std::vector<std::uint64_t> random(sources * bytes / 8);
   std::uint64_t state = 88172645463325252ULL;
   for (auto& word : random) {
@@ -92,6 +110,7 @@ int pipeline(std::size_t bytes, std::uint64_t packets, bool streaming, std::size
   const auto* source = reinterpret_cast<const std::uint8_t*>(random.data());
   const pid_t child = fork();
   if (child == 0) {
+    pin(cpus.reader);
     // The page tables of this process first: that is no part of moving data.
     volatile std::uint64_t total = sum(reinterpret_cast<std::uint64_t*>(arena), slots * bytes / 8);
     read->store(kReady, std::memory_order_release);
@@ -107,6 +126,7 @@ int pipeline(std::size_t bytes, std::uint64_t packets, bool streaming, std::size
     }
     _exit(0);
   }
+  pin(cpus.writer);
   while (read->load(std::memory_order_acquire) != kReady) usleep(100);
   read->store(0);
   const auto start = Clock::now();
@@ -127,15 +147,20 @@ int pipeline(std::size_t bytes, std::uint64_t packets, bool streaming, std::size
   return 0;
 }
 
+std::size_t number(const char* text) { return std::strtoull(text, nullptr, 10); }
+
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count == 2 && std::string_view(arguments[1]) == "ping") return ping();
-  if (count != 5) {
-    std::fprintf(stderr, "usage: copy_pipeline BYTES PACKETS cached|streaming WINDOW_BYTES | ping\n");
+  if (count == 4 && std::string_view(arguments[1]) == "ping")
+    return ping({std::atoi(arguments[2]), std::atoi(arguments[3])});
+  if (count != 8) {
+    std::fprintf(stderr,
+                 "usage: copy_pipeline BYTES PACKETS cached|streaming WINDOW_BYTES POOL_BYTES CPU CPU\n"
+                 "       copy_pipeline ping CPU CPU\n");
     return 2;
   }
-  return pipeline(std::strtoull(arguments[1], nullptr, 10), std::strtoull(arguments[2], nullptr, 10),
-                  std::string_view(arguments[3]) == "streaming",
-                  std::strtoull(arguments[4], nullptr, 10));
+  return pipeline(number(arguments[1]), number(arguments[2]),
+                  std::string_view(arguments[3]) == "streaming", number(arguments[4]),
+                  number(arguments[5]), {std::atoi(arguments[6]), std::atoi(arguments[7])});
 }
