@@ -2,6 +2,9 @@
 
     /  /run  /hook  /feature  /search  /timeline     `pages/index.html`; its script shows the view
     /static/NAME                                     the files of `pages/`, by name; there are no others
+    /static/STAMP/NAME                               the same, which a browser keeps; another server has
+                                                     another STAMP, so that nobody who had its port before
+                                                     can have left a script there
     /api/events                                      the run's figures, an event whenever they changed
     /api/curves  /api/table  /api/map  /api/feature  /api/latest  /api/search  /api/births     JSON
     /api/model                                       the model that typed texts go through, if there is one
@@ -17,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -46,6 +50,7 @@ EVERY_S = 1.0
 """The run is read this often while somebody looks."""
 SILENT_S = 15.0
 """A line goes to a page at least this often, so that one that has left is noticed."""
+KEPT = "private, max-age=86400, immutable"
 MOST_PAGES = 32
 MOST_BODY, MOST_TEXT, MOST_LABEL = 32 << 10, 200, 1000
 MOST_TYPED = 4000
@@ -72,6 +77,9 @@ def pages_app(eye: Eye, model: ModelProcess | None = None) -> ASGIApp:
 class _Server:
     def __init__(self, eye: Eye, model: ModelProcess | None) -> None:
         self._eye, self._files, self._model = eye, page_files(), model
+        stamp = secrets.token_hex(8)
+        page, self._page_type = self._files["index.html"]
+        self._index = page.replace(b'"/static/', f'"/static/{stamp}/'.encode())
         self._waiting = 0
         self._model_thread = ThreadPoolExecutor(1, "eye-model")
         self._figures = ThreadPoolExecutor(1, "eye-figures")
@@ -82,7 +90,7 @@ class _Server:
             "/api/curves": lambda query: self._on(self._figures, eye.curves),
             "/api/births": lambda query: self._on(self._figures, eye.births, _label(query)),
             "/api/table": lambda query: self._on(self._features, eye.table_text, _label(query)),
-            "/api/map": lambda query: self._on(self._features, eye.decoder_map, _label(query)),
+            "/api/map": lambda query: self._on(self._features, eye.decoder_map_text, _label(query)),
             "/api/feature": lambda query: self._on(
                 self._features, eye.feature, _label(query), _number(query, "feature")
             ),
@@ -97,6 +105,7 @@ class _Server:
             routes=[
                 *(Route(path, self._page) for path in VIEWS),
                 Route("/static/{name}", self._file),
+                Route(f"/static/{stamp}/{{name}}", self._kept_file),
                 Route("/api/events", self._events),
                 *(Route(path, _answering(how)) for path, how in asked.items()),
                 Route("/api/model", self._about_model),
@@ -109,16 +118,20 @@ class _Server:
         return await asyncio.get_running_loop().run_in_executor(threads, ask, *given)
 
     async def _page(self, request: Request) -> Response:
-        return self._of("index.html")
+        return Response(self._index, media_type=self._page_type)
 
     async def _file(self, request: Request) -> Response:
-        return self._of(request.path_params["name"])
-
-    def _of(self, name: str) -> Response:
+        name = request.path_params["name"]
         if name not in self._files:
             return Response("not here\n", 404, media_type="text/plain")
         contents, kind = self._files[name]
         return Response(contents, media_type=kind)
+
+    async def _kept_file(self, request: Request) -> Response:
+        answer = await self._file(request)
+        if answer.status_code == 200:
+            answer.headers["cache-control"] = KEPT
+        return answer
 
     async def _events(self, request: Request) -> Response:
         if self._stream.pages >= MOST_PAGES:

@@ -141,9 +141,9 @@ class Eye:
         marks, names, problem = self._called(view)
         return view.table_text(marks, problem, names)
 
-    def decoder_map(self, label: str) -> Document:
-        """Raises NotThereError; NotYetError."""
-        return self._view(label, 0.0).decoder_map()
+    def decoder_map_text(self, label: str) -> str:
+        """As JSON. Raises NotThereError; NotYetError."""
+        return self._view(label, 0.0).decoder_map_text()
 
     def view(self, label: str) -> SaeView:
         """An SAE with its features. Raises NotThereError; NotYetError."""

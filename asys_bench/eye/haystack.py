@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 _END = "\x00"
@@ -42,6 +43,7 @@ class Haystack:
             at = self._all.find(wanted, self._starts[feature + 1])
 
 
+@lru_cache(1 << 16)  # tokens come again and again
 def needle(text: str) -> str:
     """As texts are compared. A line end inside one is a space."""
     return " ".join(text.casefold().replace(_END, " ").split("\n")).strip()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,30 +74,31 @@ class IndexFeatures:
 
     def top_tokens(self) -> Sequence[Sequence[str]]:
         if self._tops is None:
-            tokens_FT, values_FT = self._index.top_tokens()
-            pairs = zip(tokens_FT.tolist(), values_FT.tolist(), strict=True)
-            self._tops = [self._strongest(tokens, values) for tokens, values in pairs]
+            tokens, counts_F = _strongest(*self._index.top_tokens())
+            texts = iter([self._text(token) for token in tokens.tolist()])
+            self._tops = [list(islice(texts, count)) for count in counts_F.tolist()]
         return self._tops
 
     @property
     def alike_F(self) -> Floats:
         if self._alike_F is None:
-            pairs = zip(self.top_tokens(), self._index.random_tokens().tolist(), strict=True)
-            self._alike_F = np.array([self._alike(tops, tokens) for tops, tokens in pairs])
+            tokens_FR = self._index.random_tokens()
+            known, places_FR = np.unique(tokens_FR, return_inverse=True)
+            plain = [_plain_text(self._text(token)) for token in known.tolist()]
+            numbers = {text: number for number, text in enumerate(dict.fromkeys(plain))}
+            plain_FR = np.array([numbers[text] for text in plain])[
+                places_FR.reshape(tokens_FR.shape)
+            ]
+            tops = [_plain_text(tops[0]) if tops else "" for tops in self.top_tokens()]
+            has_top_F = np.array([bool(tops) for tops in self.top_tokens()])
+            top_F = np.array([numbers.get(text, -1) for text in tops])
+            there_FR = tokens_FR >= 0
+            same_F = ((plain_FR == top_F[:, None]) & there_FR).sum(axis=1)
+            shown_F = there_FR.sum(axis=1)
+            found_F = np.full(len(top_F), np.nan)
+            np.divide(same_F, shown_F, out=found_F, where=has_top_F & (shown_F > 0))
+            self._alike_F = found_F
         return self._alike_F
-
-    def _alike(self, tops: Sequence[str], tokens: Sequence[int]) -> float:
-        shown = [_plain_text(self._text(token)) for token in tokens if token >= 0]
-        return shown.count(_plain_text(tops[0])) / len(shown) if tops and shown else math.nan
-
-    def _strongest(self, tokens: Sequence[int], values: Sequence[float]) -> list[str]:
-        """Of its top examples, the token with the largest sum of activations first."""
-        strength: dict[int, float] = {}
-        for token, value in zip(tokens, values, strict=True):
-            if token >= 0 and value > 0:
-                strength[token] = strength.get(token, 0.0) + value
-        best = sorted(strength, key=lambda token: -strength[token])[:TOPS]
-        return [self._text(token) for token in best]
 
     def _text(self, token: int) -> str:
         return self._vocabulary.get(int(token), f"<{int(token)}>")
@@ -153,6 +154,26 @@ class IndexFeatures:
 
     def cofiring(self, feature: int) -> list[tuple[int, float, float]]:
         return self._index.cofiring(feature)
+
+
+def _strongest(
+    tokens_FT: npt.NDArray[Any], values_FT: npt.NDArray[Any]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Of each feature's top examples at most `TOPS` tokens, those with the largest sums of activations first.
+
+    tokens_FT: negative where there is none. Returns the tokens, feature after feature, and counts [F].
+    """
+    feature_N, place_N = np.nonzero((tokens_FT >= 0) & (values_FT > 0))
+    token_N = tokens_FT[feature_N, place_N].astype(np.int64)
+    pair_N = feature_N * (token_N.max(initial=0) + 1) + token_N
+    _, first_M, which_N = np.unique(pair_N, return_index=True, return_inverse=True)
+    strength_M = np.bincount(which_N, values_FT[feature_N, place_N], minlength=len(first_M))
+    order_M = np.lexsort((first_M, -strength_M, feature_N[first_M]))
+    chosen_M = first_M[order_M]
+    counts_F = np.bincount(feature_N[chosen_M], minlength=len(tokens_FT))
+    begin_M = np.repeat(np.cumsum(counts_F) - counts_F, counts_F)
+    kept_M = np.arange(len(chosen_M)) - begin_M < TOPS
+    return token_N[chosen_M[kept_M]], np.minimum(counts_F, TOPS)
 
 
 def _plain_text(token: str) -> str:

@@ -49,6 +49,7 @@ class SaeView:
     _directions_FD: torch.Tensor | None = field(default=None, repr=False)
     _finder: Finder | None = field(default=None, repr=False)
     _table: str | None = field(default=None, repr=False)
+    _map: str | None = field(default=None, repr=False)
 
     def prepare(self) -> None:
         """Make what all questions need, so that none waits for it."""
@@ -252,6 +253,12 @@ class SaeView:
             "y": numbers(found.xy_F2[:, 1], 3),
             "explained": numbers(np.array(found.explained)),
         }
+
+    def decoder_map_text(self) -> str:
+        """The same as JSON, made once for each checkpoint."""
+        if self._map is None:
+            self._map = _text(self.decoder_map())
+        return self._map
 
     def find(self, text: str, marks: Mapping[int, Mark], names: Names = NO_NAMES) -> list[Document]:
         """As `search.Finder.find`."""

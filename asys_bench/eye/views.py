@@ -19,6 +19,8 @@ VIEWS = 2
 """SAEs whose features are in memory."""
 FRESH_S = {"index": 2.0, "archive": 30.0}
 """A view is looked at for being old, or made anew, at most this often."""
+SHARE = 0.01
+"""And no more often than takes this share of a CPU: the host and its trainers come first."""
 WAIT_S = 1.0
 """A question waits so long for a view that is being read."""
 
@@ -38,12 +40,14 @@ class _ClosedError(Exception):
 class _Kept:
     view: SaeView
     looked_at_s: float
+    took_s: float
+    """CPU time."""
 
     @property
     def is_old(self) -> bool:
         features = self.view.features
         kind = features.kind if features is not None else "index"
-        return time.monotonic() - self.looked_at_s >= FRESH_S[kind]
+        return time.monotonic() - self.looked_at_s >= max(FRESH_S[kind], self.took_s / SHARE)
 
 
 @dataclass
@@ -110,10 +114,12 @@ class Views:
             reading.told = text
 
         try:
+            began_s = time.thread_time()
             view = self.read(label, before, told)
+            took_s = time.thread_time() - began_s
             with self._lock:
                 self._kept.pop(label, None)
-                self._kept[label] = _Kept(view, time.monotonic())
+                self._kept[label] = _Kept(view, time.monotonic(), took_s)
                 while len(self._kept) > VIEWS:
                     del self._kept[next(iter(self._kept))]
             return view

@@ -38,6 +38,10 @@ from asys_bench.harness.results.result_run import CaseStatus, Level, Role, Round
 from asys_bench.harness.results.store import RESULT_FILE, write_result
 from asys_bench.registry import PluginError
 
+_HOPELESS = 4.0
+"""A pilot's guess of the rounds that are needed is off by as much; where it is more than that many times what
+a case may still have, none are spent on it."""
+
 
 @dataclass
 class SuiteRunner:
@@ -172,18 +176,31 @@ class SuiteRunner:
             if self._counted(name) < self._limit[name] or name not in self._able():
                 continue
             later = [look.rounds for look in contender.looks if look.rounds > self._limit[name]]
-            if later and self._undecided(name):
+            if later and self._undecided(name, later[-1] - self._counted(name)):
                 needed = [name, *(p.reference_id for p in contender.targets if p.reference_id)]
                 for other in needed:
                     self._limit[other] = max(self._limit[other], later[0])
                 self.progress.plan(self._planned(), len(self.records))
 
-    def _undecided(self, name: str) -> bool:
-        """Some target of it asks for rounds, a miss that does not stand after Holm among them."""
+    def _undecided(self, name: str, more: int) -> bool:
+        """Some target of it asks for rounds, a miss that does not stand after Holm among them, and `more`
+        of them may be enough: the rounds so far are the pilot that tells how many it takes."""
         found = next((case for case in self._cases if case.id == name), None)
-        return found is not None and any(
-            target.verdict is Verdict.INCONCLUSIVE for target in found.targets
-        )
+        open_targets = [
+            target
+            for target in (found.targets if found is not None else ())
+            if target.verdict is Verdict.INCONCLUSIVE
+        ]
+        needs = [target.needs.rounds if target.needs else None for target in open_targets]
+        known = [one for one in needs if one is not None]
+        if known and len(known) == len(needs) and min(known) > _HOPELESS * more:
+            note = (
+                f"{name}: no more rounds: {more} would hardly decide what needs about {min(known)}"
+            )
+            if note not in self._notes:
+                self._notes.append(note)
+            return False
+        return bool(open_targets)
 
     def _planned(self) -> int:
         return sum(self._limit[name] for name in self._able())

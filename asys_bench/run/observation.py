@@ -31,6 +31,8 @@ from asys_bench.run.storage import send_rest, storage_problems
 from asys_bench.system.launcher import LocalRanks
 
 if TYPE_CHECKING:
+    from asys_bench.run.rank_session import RankSession
+    from asys_bench.run.session import ObservationSession
     from asys_bench.rundir.open_run import Run
 
 log = logging.getLogger(__name__)
@@ -180,10 +182,15 @@ class Observation:
         return self._life.account
 
     @property
+    def session(self) -> ObservationSession | RankSession | None:
+        """What observes; None before it starts and after `close`."""
+        return None if self._closed else self._life.session
+
+    @property
     def clock(self) -> StepClock | None:
         """Where the host is in its loop; None while nothing is observed."""
-        session = self._life.session
-        return None if session is None or self._closed else session.clock
+        session = self.session
+        return None if session is None else session.clock
 
     def step(self, n: int = 1) -> None:
         """`n` host steps have passed. From the first call on, forward calls no longer count."""
@@ -233,7 +240,7 @@ class Observation:
         (`Run.timeline`). Its calls count neither as steps nor as microbatches, no SAE is trained on them
         and no archive holds them; the sink `reservoir` keeps them. Call the model without gradients, in
         the mode that the hooks capture."""
-        if self._closed or self._life.session is None:
+        if self.session is None:
             yield
             return
         before, self.paused = self._paused, False
@@ -295,8 +302,8 @@ class Observation:
         """What `alarm` sinks have raised, read from shared memory without waiting:
         `if observation.alarms: ...`. Empty without such a sink; after `close` what there was at the end."""
         if self._alarms is None:
-            session = self._life.session
-            if session is None or self._closed:
+            session = self.session
+            if session is None:
                 return Alarms()
             self._alarms = Alarms(session.page)
         return self._alarms
@@ -421,9 +428,10 @@ class Observation:
     @property
     def page(self) -> StatsPage:
         """The stats page while it is open: heartbeats, counters, histograms."""
-        if self._life.session is None or self._closed:
+        session = self.session
+        if session is None:
             raise RuntimeError("the observation is not running; `run.metrics()` has its figures")
-        return self._life.session.page
+        return session.page
 
 
 def checked_step(value: Any) -> int:

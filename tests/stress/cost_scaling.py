@@ -1,6 +1,8 @@
-"""How cost grows: hooks, bytes of a row, groups of readers, ranks, features of an SAE.
+"""How cost grows: hooks, bytes of a row, readers, groups of them, ranks, features of an SAE.
 
-    python -P tests/stress/cost_scaling.py [PART...] [--rounds N]     prints tables and one JSON line
+    python -P tests/stress/cost_scaling.py [PART...] [--rounds N] [--svg FILE]
+
+Prints tables and one JSON line; FILE gets the curves (matplotlib).
 
 Costs are CPU time, since there are more processes than cores here; each value is the median of rounds that go
 through all sizes in turn, each size in a process of its own. The exponent is the slope of log(cost) over
@@ -8,8 +10,8 @@ log(size), by least squares: 1 is linear, 0 does not grow. Parts:
 
     hooks      CPU time of the host for a captured call; of `observe()`, and memory that it adds, for a hook
     row_bytes  CPU time of the host for a captured call of one row
-    groups     CPU time of all processes for a packet of 64 KiB; every group gets every packet; a bus
-               has 7 at most
+    readers    CPU time of all processes for a packet of 64 KiB; the readers share one group's packets
+    groups     the same; one reader a group, and every group gets every packet; a bus has 7 at most
     ranks      CPU time of all processes for a packet of 64 KiB; a writer and a shard each, one reader
     features   CPU time of a training step for a row of 256 numbers, k = 32
 """
@@ -41,6 +43,8 @@ from asys_bench.sae import SAEConfig, SAETrainer
 
 Costs = dict[str, float]
 PACKET, PACKETS = 64 << 10, 4000
+BLOCKS = 16
+"""With hooks and without, in turn."""
 
 
 def cpu_s() -> float:
@@ -67,23 +71,33 @@ class Chain(torch.nn.Module):
         return x
 
 
-def pass_us(model: torch.nn.Module, x: torch.Tensor, passes: int) -> float:
-    """CPU microseconds of this thread for a forward pass, a moment's rest after each for those who read."""
+def passes_us(model: torch.nn.Module, x: torch.Tensor, passes: int) -> list[float]:
+    """CPU microseconds of this thread of each forward pass; after each, those who read get a moment."""
     spent = []
     with torch.no_grad():
         for _ in range(passes):
             began = time.thread_time_ns()
             model(x)
-            spent.append(time.thread_time_ns() - began)
+            spent.append((time.thread_time_ns() - began) / 1e3)
             time.sleep(0.002)
-    return statistics.median(spent) / 1e3
+    return spent
+
+
+def hooks_us(observation: Any, model: torch.nn.Module, x: torch.Tensor, passes: int) -> float:
+    """What the hooks add to a forward pass: medians of blocks with them and without, in turn."""
+    hooker = observation.session.hooker
+    blocks: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(BLOCKS):
+        on = bool((number + number // 2) % 2)
+        (hooker.attach if on else hooker.detach)()
+        blocks[on] += passes_us(model, x, passes // BLOCKS)[1:]
+    hooker.attach()
+    return statistics.median(blocks[True]) - statistics.median(blocks[False])
 
 
 def observed(model: torch.nn.Module, x: torch.Tensor, hooks: int, folder: str) -> Costs:
     """What an observation with an archiver costs the host."""
-    passes = max(12, 2000 // hooks)
-    pass_us(model, x, 10)
-    bare_us = pass_us(model, x, passes)
+    passes_us(model, x, 10)
     before_s, before_mib, began = cpu_s(), memory_mib(), time.perf_counter()
     with asys_bench.observe(
         model, hooks="layers.*", sae=False, quiet=True, monitors={"log": None},
@@ -94,11 +108,9 @@ def observed(model: torch.nn.Module, x: torch.Tensor, hooks: int, folder: str) -
             "start wall s": time.perf_counter() - began,
             "memory MiB": memory_mib() - before_mib,
         }
-        pass_us(model, x, 10)
-        found["call us"] = (pass_us(model, x, passes) - bare_us) / hooks
-        account = observation.account
-        assert account is not None
-        found["captured"] = account.produced / (hooks * (passes + 10))
+        passes_us(model, x, 10)
+        passes = max(8 * BLOCKS, 2000 // hooks)
+        found["call us"] = hooks_us(observation, model, x, passes) / hooks
     return found
 
 
@@ -131,15 +143,13 @@ def make_bus(groups: int, shards: int) -> Any:
     )  # fmt: skip
 
 
-def forked(action: Callable[[], None]) -> Callable[[], float]:
-    """Run `action` in a child; call the result for the CPU seconds that it took."""
+def forked(action: Callable[[], float]) -> Callable[[], float]:
+    """Run `action` in a child; call the result for the CPU seconds that it says its work took."""
     spent = multiprocessing.Value("d", 0.0)
     pid = os.fork()
     if pid == 0:
         try:
-            before = cpu_s()
-            action()
-            spent.value = cpu_s() - before
+            spent.value = action()
         finally:
             os._exit(0)
 
@@ -155,17 +165,23 @@ def attached(handle: BusHandle) -> Any:
     return plugin.attach(BusHandle.from_dict(handle.to_dict(), handle.fds))
 
 
-def read(handle: BusHandle, group: str) -> None:
-    reader = attached(handle).subscribe(group, "reader")
+def read(handle: BusHandle, group: str, name: str = "reader") -> float:
+    """Read to the end; CPU seconds without those of the start."""
+    reader = attached(handle).subscribe(group, name)
+    before = cpu_s()
     while not reader.ended:
         with reader.pull_batch(64, 0.05) as lease:
             len(lease)
+    return cpu_s() - before
 
 
-def push(producer: Any, hook: int, packets: int) -> None:
+def push(producer: Any, hook: int, packets: int) -> float:
+    """CPU seconds."""
     body = torch.zeros(PACKET, dtype=torch.uint8)
+    before = cpu_s()
     for number in range(packets):
         assert producer.push(PacketMeta(hook, 0, 5, (PACKET,), host_step=number), body, 30.0)
+    return cpu_s() - before
 
 
 def per_packet(writers_s: float, readers_s: float, took_s: float) -> Costs:
@@ -177,41 +193,44 @@ def per_packet(writers_s: float, readers_s: float, took_s: float) -> Costs:
     }
 
 
-def groups(size: int) -> Costs:
-    bus = make_bus(size, 1)
-    handle = bus.handle()
-    ends = [forked(lambda group=f"g{n}": read(handle, group)) for n in range(size)]  # type: ignore[misc]
+def through(bus: Any, ends: list[Callable[[], float]], shards: int = 1) -> Costs:
+    """Push from as many processes as shards; `ends`: of the readers."""
+    handle, each = bus.handle(), PACKETS // shards
+
+    def write(shard: int) -> float:
+        return push(attached(handle).attach_producer(shard, shard), 0, each)
+
     time.sleep(0.5)
-    before, began = cpu_s(), time.perf_counter()
-    push(bus.producer(), bus.intern("layer"), PACKETS)
-    writer_s = cpu_s() - before
+    began = time.perf_counter()
+    writers = [forked(lambda shard=shard: write(shard)) for shard in range(1, shards)]  # type: ignore[misc]
+    writers_s = push(bus.producer(), bus.intern("layer"), each)
+    writers_s += sum(one() for one in writers)
     bus.finish()
     readers_s = sum(end() for end in ends)
     took_s = time.perf_counter() - began
     bus.close()
-    return per_packet(writer_s, readers_s, took_s)
+    return per_packet(writers_s, readers_s, took_s)
+
+
+def readers(size: int) -> Costs:
+    bus = make_bus(1, 1)
+    handle = bus.handle()
+    return through(
+        bus,
+        [forked(lambda name=f"reader-{n}": read(handle, "g0", name)) for n in range(size)],  # type: ignore[misc]
+    )
+
+
+def groups(size: int) -> Costs:
+    bus = make_bus(size, 1)
+    handle = bus.handle()
+    return through(bus, [forked(lambda group=f"g{n}": read(handle, group)) for n in range(size)])  # type: ignore[misc]
 
 
 def ranks(size: int) -> Costs:
     bus = make_bus(1, size)
-    handle, each = bus.handle(), PACKETS // size
-    end = forked(lambda: read(handle, "g0"))
-    time.sleep(0.3)
-
-    def write(shard: int) -> None:
-        producer = attached(handle).attach_producer(shard, shard)
-        push(producer, 0, each)
-
-    began = time.perf_counter()
-    writers = [forked(lambda shard=shard: write(shard)) for shard in range(1, size)]  # type: ignore[misc]
-    before = cpu_s()
-    push(bus.producer(), bus.intern("layer"), each)
-    writers_s = cpu_s() - before + sum(one() for one in writers)
-    bus.finish()
-    reader_s = end()
-    took_s = time.perf_counter() - began
-    bus.close()
-    return per_packet(writers_s, reader_s, took_s)
+    handle = bus.handle()
+    return through(bus, [forked(lambda: read(handle, "g0"))], size)
 
 
 def features(size: int) -> Costs:
@@ -235,6 +254,7 @@ def features(size: int) -> Costs:
 PARTS: dict[str, tuple[Callable[[int], Costs], tuple[int, ...], str]] = {
     "hooks": (hooks, (1, 8, 64, 512), "call us"),
     "row_bytes": (row_bytes, (64, 256, 1024, 4096, 16384, 65536), "call us"),
+    "readers": (readers, (1, 4, 16), "packet us"),
     "groups": (groups, (1, 2, 4, 7), "packet us"),
     "ranks": (ranks, (1, 2, 4), "packet us"),
     "features": (features, (2048, 4096, 8192, 16384, 32768, 65536), "row us"),
@@ -262,10 +282,35 @@ def measured(part: str, size: int) -> Costs:
     return found
 
 
+def draw(told: dict[str, Any], file: Path) -> None:
+    """A panel for each part, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "asys-i"  # the same figures make the same file
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(2, math.ceil(len(told) / 2), figsize=(11, 6.5), squeeze=False)
+    for panel, (part, found) in zip(panels.flat, told.items(), strict=False):
+        cost = PARTS[part][2]
+        panel.loglog(found["sizes"], found[cost], marker="o")
+        panel.set_xticks(found["sizes"], [f"{size:,}" for size in found["sizes"]], minor=False)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.minorticks_off()
+        panel.set(xlabel=part.replace("_", " "), ylabel=f"CPU {cost}")
+        panel.set_title(f"exponent {found['exponent']:.2f}", fontsize=9)
+        panel.grid(True, alpha=0.3)
+    for panel in panels.flat[len(told) :]:
+        panel.set_axis_off()
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--svg", type=Path)
     parser.add_argument("--one", action="store_true")
     asked = parser.parse_args()
     if asked.one:
@@ -294,6 +339,8 @@ def main() -> None:
             )
         print(f"exponent of {cost}: {told[part]['exponent']:.2f}\n", flush=True)
     print(json.dumps(told))
+    if asked.svg is not None:
+        draw(told, asked.svg)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Records the session that `eye_viewer.py` replays: `python tests/stress/eye_record.py FOLDER`.
 
 A headless Chromium goes through the views of a live run as a person would, with time to read; every request
-that it makes is written to `tests/fixtures/eye_session.json`, with the name of the SAE left open.
+that reaches the server is written to `tests/fixtures/eye_session.json`, with the name of the SAE left open.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def go_through(page: Page, root: str) -> float:
     return time.monotonic() - begun_s
 
 
+def ids(browser: Chromium, method: str) -> set[str]:
+    """Of the requests that had this event."""
+    return {e["params"]["requestId"] for e in browser.events if e["method"] == method}
+
+
 def main(folder: Path) -> None:
     folder.mkdir(parents=True)
     host = Host(folder, FEATURES, PAUSE_S)
@@ -67,8 +72,12 @@ def main(folder: Path) -> None:
             browser.events.clear()
             root = eyepiece.address[: eyepiece.address.index("/?")]
             seconds = go_through(page, root)
+            kept = ids(browser, "Network.requestServedFromCache")
             sent = [
-                e["params"] for e in browser.events if e["method"] == "Network.requestWillBeSent"
+                e["params"]
+                for e in browser.events
+                if e["method"] == "Network.requestWillBeSent"
+                and e["params"]["requestId"] not in kept
             ]
             first_s = sent[0]["timestamp"]
             requests = [

@@ -40,7 +40,7 @@ REPORTERS = ("html", "json", "junit", "markdown", "run_summary", "terminal")
 SCENARIOS = (
     "archiver", "burst", "chaos", "closed", "delayed_hook", "killed_consumer", "neighbour", "offline",
     "open_constant", "open_poisson", "recovery", "run_neighbour", "sae_synthetic", "scraped_run",
-    "slow_consumer", "trainer_rows",
+    "slow_consumer", "trainer_rows", "typed_ppo",
 )  # fmt: skip
 ENTRY_POINTS = {
     "asys.backend": BACKENDS,

@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -29,7 +28,7 @@ from asys_bench.contracts.scenario import (
     ScenarioOptions,
     ScenarioPlugin,
 )
-from asys_bench.contracts.stats import SlotField
+from asys_bench.harness.scenarios.alternation import Alternation, signal_workers
 from asys_bench.harness.scenarios.beside_run import add_account, master_config
 from asys_bench.run.experiment import ExperimentPipeline
 from asys_bench.run.session import ObservationSession
@@ -68,67 +67,6 @@ class ClosedOptions(ScenarioOptions):
     )
 
 
-class _Alternation:
-    """Observed and unobserved blocks of host steps (off, on, on, off, ...), each pair a comparison.
-
-    A process has its own speed for as long as it lives (where its memory lies, which core it got),
-    which two processes side by side differ in by more than hooks cost. Within one it cancels out.
-    Off means that nothing of ours runs: the hooks are gone and workers that ran are stopped.
-    """
-
-    def __init__(
-        self, pipeline: ExperimentPipeline, block_steps: int, *, workers_run: bool
-    ) -> None:
-        hooker = pipeline.session.hooker
-        if hooker is None:
-            raise ScenarioError("alternate_steps needs hooks")
-        self._hooker, self._session, self._block_steps = hooker, pipeline.session, block_steps
-        self._workers_run = workers_run
-        self._blocks: list[tuple[bool, list[int]]] = []
-
-    def begin(self) -> None:
-        number = len(self._blocks)
-        on = bool((number + number // 2) % 2)
-        (self._hooker.attach if on else self._hooker.detach)()
-        if self._workers_run:
-            signal_workers(self._session, signal.SIGCONT if on else signal.SIGSTOP)
-        self._blocks.append((on, []))
-
-    def end(self) -> None:
-        """Let the workers go on, so that they can drain."""
-        if self._workers_run:
-            signal_workers(self._session, signal.SIGCONT)
-
-    def add(self, step_ns: int) -> None:
-        """One more step of the block that began."""
-        steps = self._blocks[-1][1]
-        steps.append(step_ns)
-        if len(steps) >= self._block_steps:
-            self.begin()
-
-    def slowdown(self) -> float:
-        """Median over pairs of blocks of (median step with hooks / median step without).
-
-        The first step of a block is left out: it pays for the change.
-        """
-        return median(median(pair[True][1:]) / median(pair[False][1:]) for pair in self._pairs())
-
-    def rate(self) -> float:
-        """Median over pairs of blocks of (time of the block without / time of the one with hooks):
-        steps per second with hooks over those without. Every step counts, the first one too."""
-        return median(sum(pair[False]) / sum(pair[True]) for pair in self._pairs())
-
-    def _pairs(self) -> list[dict[bool, list[int]]]:
-        whole = [block for block in self._blocks if len(block[1]) == self._block_steps]
-        pairs = [dict(pair) for pair in zip(whole[::2], whole[1::2], strict=False)]
-        if not pairs:
-            raise ScenarioError(
-                f"no pair of blocks of {self._block_steps} steps was done; give it more samples "
-                "or seconds, or fewer alternate_steps"
-            )
-        return pairs
-
-
 class _HostWatch:
     """Counts the host's steps, times them, and asks it to stop when there is enough."""
 
@@ -142,8 +80,8 @@ class _HostWatch:
         self.alternation = None
         if options.alternate_steps:
             workers_run = options.workers == "running"
-            self.alternation = _Alternation(
-                pipeline, options.alternate_steps, workers_run=workers_run
+            self.alternation = Alternation(
+                pipeline.session, options.alternate_steps, workers_run=workers_run
             )
         self._pipeline, self._options, self._samples = pipeline, options, context.samples
         self._steps = 0
@@ -177,14 +115,6 @@ class _HostWatch:
                     signal.SIGSTOP if self._options.workers == "stopped" else signal.SIGKILL,
                 )
         self._last_ns = time.perf_counter_ns()
-
-
-def signal_workers(session: ObservationSession, number: signal.Signals) -> None:
-    """Send a signal to every worker of the run; not to the host or the watchdog."""
-    for name, slot in session.page.slots():
-        pid = slot.get(SlotField.PID)
-        if name not in ("host", "watchdog") and pid and pid != os.getpid():
-            os.kill(pid, number)
 
 
 class _Memcpy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,19 @@ def test_every_view_is_the_one_document_and_its_files_are_there(client: TestClie
     for name in page_files():
         assert client.get(f"/static/{name}").status_code == 200
     assert client.get("/static/main.js").headers["content-type"].startswith("text/javascript")
+
+
+def test_a_browser_keeps_files_of_this_server_alone(client: TestClient) -> None:
+    named = re.findall(r'"(/static/[^"]+)"', client.get("/").text)
+    assert len(named) == 3
+    for path in named:
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "private, max-age=86400, immutable"
+        assert answer.content == client.get(f"/static/{path.split('/')[-1]}").content
+    stamped = named[0].rpartition("/")[0]
+    for path in (f"{stamped}/nothing.js", "/static/main.js", "/api/curves"):
+        assert client.get(path).headers["cache-control"] == "no-store"
 
 
 @pytest.mark.parametrize(

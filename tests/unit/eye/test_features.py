@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from safetensors.torch import save_file
 
 from asys_bench.contracts.run_files import HOST_DIR
@@ -17,7 +20,7 @@ from asys_bench.eye import views as views_module
 from asys_bench.eye.archive_features import ArchiveFeatures
 from asys_bench.eye.births import births_document
 from asys_bench.eye.eye import Eye, NotThereError
-from asys_bench.eye.index_features import IndexFeatures
+from asys_bench.eye.index_features import TOPS, IndexFeatures, _strongest
 from asys_bench.eye.logits import NoLogitsError, promoted, read_unembedding
 from asys_bench.eye.marks import Mark
 from asys_bench.eye.sae_view import SaeView
@@ -162,6 +165,23 @@ def test_of_a_text_that_nothing_holds_each_word_is_looked_for(features) -> None:
     both = [len(hit["where"].split(",")) for hit in found]
     assert both == sorted(both, reverse=True)
     assert view(features).find("nowhere nothing", {}) == []
+
+
+@given(
+    tokens=arrays(np.int32, (5, 16), elements=st.integers(-1, 12)),
+    values=arrays(np.float32, (5, 16), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0])),
+)
+def test_the_strongest_tokens_are_those_of_the_largest_sums(tokens, values) -> None:
+    found, counts = _strongest(tokens, values)
+    texts = iter(found.tolist())
+    for row, levels, count in zip(tokens.tolist(), values.tolist(), counts.tolist(), strict=True):
+        strength: dict[int, float] = {}
+        for token, level in zip(row, levels, strict=True):
+            if token >= 0 and level > 0:
+                strength[token] = strength.get(token, 0.0) + level
+        wanted = sorted(strength, key=lambda token: -strength[token])[:TOPS]
+        assert [next(texts) for _ in range(count)] == wanted
+    assert next(texts, None) is None
 
 
 def test_an_index_answers_everything_that_an_archive_answers() -> None:
@@ -354,6 +374,7 @@ def test_a_newer_checkpoint_is_taken_but_not_too_often(
     )
     assert eye.table(HOOK)["checkpoint"] == "step_000000010"
     monkeypatch.setattr(views_module, "FRESH_S", {"index": 0.0, "archive": 0.0})
+    monkeypatch.setattr(views_module, "SHARE", 1e9)
     assert eye.table(HOOK)["checkpoint"] == "step_000000011"
     view = eye.view(HOOK)
     eye.table(HOOK)

@@ -47,6 +47,7 @@ def test_a_question_does_not_wait_for_a_large_sae_and_is_told_how_far_it_is() ->
 
 def test_an_old_view_is_shown_while_a_newer_one_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views_module, "FRESH_S", {"index": 0.0})
+    monkeypatch.setattr(views_module, "SHARE", 1e9)
     made_of, go = [], threading.Event()
 
     def read(label: str, before: object, told: views_module.Told) -> object:
@@ -60,6 +61,27 @@ def test_an_old_view_is_shown_while_a_newer_one_is_read(monkeypatch: pytest.Monk
     go.set()
     assert views.get("a", 30.0).number == 2
     assert made_of == [None, first]
+    views.close()
+
+
+def test_a_view_that_takes_long_is_made_anew_the_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = SimpleNamespace(s=100.0, cpu_s=0.0)
+    clock = SimpleNamespace(monotonic=lambda: now.s, thread_time=lambda: now.cpu_s)
+    monkeypatch.setattr(views_module, "time", clock)
+    made = []
+
+    def read(label: str, before: object, told: views_module.Told) -> object:
+        now.cpu_s += 0.5
+        made.append(now.s)
+        return SimpleNamespace(features=None)
+
+    views = Views(read)
+    views.get("a", 30.0)
+    for now.s in (103.0, 149.0, 151.0):  # half a second is a hundredth of 50 s
+        views.get("a", 30.0)
+    assert made == [100.0, 151.0]
     views.close()
 
 

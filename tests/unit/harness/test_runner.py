@@ -220,26 +220,38 @@ def test_a_judged_case_disturbed_in_most_rounds_is_invalid(run_suite):
     assert (result.verdict, result.validity.reasons[0].kind) == (Verdict.INVALID, "noise")
 
 
-def test_an_undecided_case_goes_on_to_its_next_look_and_a_decided_one_stops(run_suite):
-    def wobble(context):
-        rng = np.random.default_rng(context.seed)
-        value = int(rng.normal(1_000_000, 100_000))
+def in_turn(*values_ms):
+    """A scenario's `run`: one value each round, over and over."""
+    rounds = iter(range(1000))
+
+    def run(context):
+        value = int(values_ms[next(rounds) % len(values_ms)] * 1e6)
         context.recorder("thing_ms").extend(np.full(context.samples, value))
 
+    return run
+
+
+def test_an_undecided_case_goes_on_to_its_next_look_where_that_may_decide_it(run_suite):
     scenario("steady", constant)
-    scenario("wobbling", wobble)
+    scenario("near", in_turn(0.7, 0.8, 0.9, 1.1))
+    scenario("hopeless", in_turn(0.5, 0.999, 1.0005, 1.5))
     result = run_suite(
-        HEAD.replace("rounds: 6", "looks: [8, 16]")
+        HEAD.replace("rounds: 6", "looks: [8, 24]")
         + """\
 cases:
   - {id: decided, scenario: steady, targets: [thing_ms.median <= 2]}
-  - {id: open, scenario: wobbling, targets: [thing_ms.median <= 1]}
+  - {id: open, scenario: near, targets: [thing_ms.median <= 1]}
+  - {id: given_up, scenario: hopeless, targets: [thing_ms.median <= 1]}
 """
     ).run()
-    decided, undecided = result.cases
-    assert len(decided.rounds) == 8
+    decided, undecided, given_up = result.cases
+    assert [len(case.rounds) for case in result.cases] == [8, 24, 8]
     assert (decided.targets[0].look, decided.targets[0].verdict) == (1, Verdict.PASS)
-    assert len(undecided.rounds) in (8, 16)
+    assert (undecided.targets[0].look, undecided.targets[0].verdict) == (2, Verdict.PASS)
+    assert given_up.targets[0].verdict is Verdict.INCONCLUSIVE
+    assert any(
+        note.startswith("given_up: no more rounds: 16 would hardly") for note in result.notes
+    )
 
 
 @pytest.mark.rest

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from asys_bench.contracts.scenario import ScenarioError
-from asys_bench.harness.scenarios import closed
-from asys_bench.harness.scenarios.closed import _Alternation
+from asys_bench.harness.scenarios import alternation as blocks
+from asys_bench.harness.scenarios.alternation import Alternation
 
 
 class Hooker:
@@ -28,8 +28,7 @@ class Hooker:
 
 def alternation(block_steps, workers_run=False):
     hooker = Hooker()
-    pipeline = SimpleNamespace(session=SimpleNamespace(hooker=hooker))
-    return hooker, _Alternation(pipeline, block_steps, workers_run=workers_run)
+    return hooker, Alternation(SimpleNamespace(hooker=hooker), block_steps, workers_run=workers_run)
 
 
 def play(hooker, paired, steps, on_ns, off_ns, drift_ns=0):
@@ -48,7 +47,7 @@ def test_blocks_come_in_the_order_off_on_on_off_and_the_ratio_is_what_hooks_cost
 
 def test_workers_run_while_hooks_are_on_and_in_the_end(monkeypatch):
     sent = []
-    monkeypatch.setattr(closed, "signal_workers", lambda session, number: sent.append(number))
+    monkeypatch.setattr(blocks, "signal_workers", lambda session, number: sent.append(number))
     hooker, paired = alternation(2, workers_run=True)
     play(hooker, paired, 8, on_ns=1, off_ns=1)
     paired.end()
@@ -94,5 +93,5 @@ def test_no_whole_pair_is_an_error_and_not_a_result():
 
 
 def test_it_needs_hooks():
-    with pytest.raises(ScenarioError, match="needs hooks"):
-        _Alternation(SimpleNamespace(session=SimpleNamespace(hooker=None)), 4, workers_run=True)
+    with pytest.raises(ScenarioError, match="without hooks"):
+        Alternation(SimpleNamespace(hooker=None), 4, workers_run=True)

@@ -1,0 +1,83 @@
+"""Observed and unobserved blocks of one host, in turn, in one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from statistics import median
+
+from asys_bench.contracts.scenario import ScenarioError
+from asys_bench.contracts.stats import SlotField
+from asys_bench.run.session import ObservationSession
+
+
+class Alternation:
+    """Observed and unobserved blocks of host steps (off, on, on, off, ...), each pair a comparison.
+
+    A process has its own speed for as long as it lives (where its memory lies, which core it got),
+    which two processes side by side differ in by more than hooks cost. Within one it cancels out.
+    Off means that nothing of ours runs: the hooks are gone and workers that ran are stopped.
+    """
+
+    def __init__(self, session: ObservationSession, block_steps: int, *, workers_run: bool) -> None:
+        hooker = session.hooker
+        if hooker is None:
+            raise ScenarioError("nothing alternates without hooks")
+        self._hooker, self._session, self._block_steps = hooker, session, block_steps
+        self._workers_run = workers_run
+        self._blocks: list[tuple[bool, list[int]]] = []
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the block that goes on is observed."""
+        return bool(self._blocks) and self._blocks[-1][0]
+
+    def begin(self) -> None:
+        number = len(self._blocks)
+        on = bool((number + number // 2) % 2)
+        (self._hooker.attach if on else self._hooker.detach)()
+        if self._workers_run:
+            signal_workers(self._session, signal.SIGCONT if on else signal.SIGSTOP)
+        self._blocks.append((on, []))
+
+    def end(self) -> None:
+        """Let the workers go on, so that they can drain."""
+        if self._workers_run:
+            signal_workers(self._session, signal.SIGCONT)
+
+    def add(self, step_ns: int) -> None:
+        """One more step of the block that began."""
+        steps = self._blocks[-1][1]
+        steps.append(step_ns)
+        if len(steps) >= self._block_steps:
+            self.begin()
+
+    def slowdown(self) -> float:
+        """Median over pairs of blocks of (median step with hooks / median step without).
+
+        The first step of a block is left out: it pays for the change.
+        """
+        return median(median(pair[True][1:]) / median(pair[False][1:]) for pair in self._pairs())
+
+    def rate(self) -> float:
+        """Median over pairs of blocks of (time of the block without / time of the one with hooks):
+        steps per second with hooks over those without. Every step counts, the first one too."""
+        return median(sum(pair[False]) / sum(pair[True]) for pair in self._pairs())
+
+    def _pairs(self) -> list[dict[bool, list[int]]]:
+        whole = [block for block in self._blocks if len(block[1]) == self._block_steps]
+        pairs = [dict(pair) for pair in zip(whole[::2], whole[1::2], strict=False)]
+        if not pairs:
+            raise ScenarioError(
+                f"no pair of blocks of {self._block_steps} steps was done; give it more samples "
+                "or seconds, or fewer alternate_steps"
+            )
+        return pairs
+
+
+def signal_workers(session: ObservationSession, number: signal.Signals) -> None:
+    """Send a signal to every worker of the run; not to the host or the watchdog."""
+    for name, slot in session.page.slots():
+        pid = slot.get(SlotField.PID)
+        if name not in ("host", "watchdog") and pid and pid != os.getpid():
+            os.kill(pid, number)
