@@ -99,9 +99,18 @@ class Connector:
         return self._connection is not None and self._connection.session.welcomed
 
     @property
+    def is_reachable(self) -> bool:
+        """A receiver is there, which may still have to start its workers before it answers."""
+        return self._connection is not None and self._link.state is LinkState.UP
+
+    @property
     def credit(self) -> int:
         """Bytes that may be sent now."""
         return self._connection.session.credit if self._connection is not None else 0
+
+    def silent_s(self, now: float) -> float:
+        """Since the receiver has said something, or a try to connect began; infinite between tries."""
+        return now - self._connection.heard if self._connection is not None else float("inf")
 
     def work(self, now: float) -> None:
         """Everything that does not wait: a try to connect, or answers and batches."""

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 WRITE_S = 2.0
 MOST_PACKETS = 1024
+SHORTEST_S, LONGEST_S, WAITED_SHARE = 0.002, 0.05, 1 / 8
+"""A pull waits for this share of the time for which an answer has been waited for."""
 HEADERS_SHARE = 1 / 64
 """What a batch may have beyond `batch_mib`: four packets of 1 MiB fill one of 4, and have headers."""
 
@@ -148,8 +150,14 @@ class ForwarderWorker(BaseSink):
 
     @property
     def linger_s(self) -> float:  # type: ignore[override]
-        """Short while answers are awaited, which a pull does not hear."""
-        return 0.002 if self._connector.is_connected and not self._outbox.is_empty else 0.05
+        """Short while answers come, which a pull does not hear; the longer none has come, the longer: a
+        network that has gone silent is not asked 500 times a second."""
+        oldest = self._outbox.oldest
+        if oldest is None:
+            return LONGEST_S
+        now = time.monotonic()
+        waited_s = min(now - oldest, self._connector.silent_s(now))
+        return min(LONGEST_S, max(SHORTEST_S, waited_s * WAITED_SHARE))
 
     @property
     def max_packets(self) -> int:  # type: ignore[override]
@@ -206,7 +214,7 @@ class ForwarderWorker(BaseSink):
         """Everything that does not wait: answers, batches, time."""
         self._outbox.hold(now - self._options.hold_s)
         self._connector.work(now)
-        if not self._connector.is_welcomed:
+        if not self._connector.is_reachable:
             self._outbox.expire(now - self._options.wait_s)
         if now >= self._next_write:
             self._next_write = now + WRITE_S

@@ -63,7 +63,7 @@ class ForwarderOptions(SinkOptions):
         ge=0,
         le=86400,
         description="Seconds that packets wait for a receiver that cannot be reached; then they are dropped "
-        "and counted.",
+        "and counted. One that still starts its workers can be reached.",
     )
     on_slow: Literal["drop", "sample"] | None = Field(
         None,

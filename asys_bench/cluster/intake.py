@@ -123,6 +123,12 @@ class Intake:
         for connection in list(self.connections.values()):
             self.forget(connection)
 
+    def excuse(self, seconds: float) -> None:
+        """Nobody has read messages for so long: a silence of that time is not the peers'."""
+        now = self._clock()
+        for connection in self.connections.values():
+            connection.heard = min(now, connection.heard + seconds)
+
     def look(self) -> None:
         """Refuse who is silent."""
         now = self._clock()

@@ -3,10 +3,11 @@
 A lease's packets are copied into batches as they will be sent, and the lease is kept until each of its
 batches is settled, but `hold_s` at most: the ring frees memory in order, so a lease that waited for an
 answer would hold up every group. A batch is *unsent*, *sent* in this connection, or *doubtful*: sent in an
-earlier one that left no answer. A new connection asks about those (QUERY), so that nothing is sent twice
-for want of an answer; what the receiver does not know is sent again. Memory is bounded by `most_bytes`:
-packets that find no room are dropped as `slow`. Batches are cut smaller where the receiver will never grant
-as many bytes: those from before its WELCOME, and all while it shares its memory among many connections.
+earlier one that left no answer. A new connection asks about those (QUERY, thousands at once), so that
+nothing is sent twice for want of an answer; what the receiver does not know is sent again. Memory is bounded
+by `most_bytes`: packets that find no room are dropped as `slow`. Batches are cut smaller where the receiver
+will never grant as many bytes: those from before its WELCOME, and all while it shares its memory among many
+connections.
 
 The account (`Counts`), at every moment::
 
@@ -41,6 +42,9 @@ from asys_bench.contracts.packet import HEADER_BYTES
 
 MOST_REFUSALS = 3
 """Connections that may end with a refusal of the oldest batch before it is dropped."""
+MOST_KEYS = 8192
+"""Of doubtful packets that are asked about at once: a lost connection may leave thousands of small batches,
+and an answer takes a round trip."""
 
 
 class Dropped(StrEnum):
@@ -144,6 +148,8 @@ class Outbox:
         self._unsent: deque[Batch] = deque()
         self._sent: deque[Batch] = deque()
         self._doubtful: deque[Batch] = deque()
+        self._forgotten = 0
+        """Of the oldest doubtful ones, how many have no memory any more."""
         self._spare: list[memoryview] = []
         self._leaving: list[tuple[memoryview, Any]] = []
         self._ack = wire.Ack(0, 0, 0, 0, 0, 0, 0)
@@ -301,8 +307,8 @@ class Outbox:
         self._sent.append(batch)
 
     def not_sent(self, batch: Batch) -> None:
-        """`next` gave it, and the network had no room."""
-        self._sent.remove(batch)
+        """`next` gave it last, and the network had no room."""
+        self._sent.pop()
         self._unsent.appendleft(batch)
 
     def acknowledge(self, ack: wire.Ack) -> None:
@@ -342,16 +348,15 @@ class Outbox:
 
     def refused(self) -> None:
         """The receiver does not take what was sent first of what it has not answered."""
-        first = next(iter((*self._doubtful, *self._sent, *self._unsent)), None)
-        if first is None:
-            return
-        first.refusals += 1
-        if first.refusals == MOST_REFUSALS:
-            for batches in (self._doubtful, self._sent, self._unsent):
-                if first in batches:
-                    batches.remove(first)
-                    break
-            self._give_up(first, Dropped.REFUSED)
+        for batches in (self._doubtful, self._sent, self._unsent):
+            if batches:
+                first = batches[0]
+                first.refusals += 1
+                if first.refusals == MOST_REFUSALS:
+                    self._forgotten -= first.buffer is None
+                    batches.popleft()
+                    self._give_up(first, Dropped.REFUSED)
+                return
 
     def disconnected(self) -> None:
         """The connection is over: what has no answer is doubtful."""
@@ -361,24 +366,44 @@ class Outbox:
         self._sent.clear()
 
     @property
-    def in_question(self) -> Batch | None:
-        """The oldest doubtful batch, about which the receiver is to be asked."""
-        return self._doubtful[0] if self._doubtful else None
+    def is_doubtful(self) -> bool:
+        """The receiver is to be asked (`in_question`) before anything is sent."""
+        return bool(self._doubtful)
+
+    def in_question(self) -> npt.NDArray[np.void]:
+        """`wire.KEYS` of the oldest doubtful batches, one at least: about `MOST_KEYS` packets at most, and no
+        more than a message holds."""
+        most = min(MOST_KEYS, (self.max_message - wire.HEAD_BYTES) // wire.KEYS.itemsize)
+        found: list[npt.NDArray[np.void]] = []
+        for batch in self._doubtful:
+            most -= len(batch.keys)
+            if found and most < 0:
+                break
+            found.append(batch.keys)
+        return np.concatenate(found)
 
     def answered(self, known: Sequence[bool]) -> None:
-        """What the receiver knows of the batch `in_question`."""
-        batch = self._doubtful.popleft()
-        there = sum(known)
-        if there < len(known) and batch.buffer is not None:
-            # Behind those that were asked about before it, in front of what was never sent.
-            place = sum(1 for one in self._unsent if one.number)
-            self._unsent.insert(place, batch)
-            return
-        batch.held.acked += there
-        if there < len(known):
-            self._note(batch.held, Dropped.UNREACHABLE, len(known) - there)
-        self._free(batch)
-        self._settle(batch.held)
+        """What the receiver knows of the packets that were `in_question`."""
+        at, again = 0, []
+        while at < len(known):
+            batch = self._doubtful.popleft()
+            count = len(batch.keys)
+            there = sum(known[at : at + count])
+            at += count
+            if batch.buffer is None:
+                self._forgotten -= 1
+            elif there < count:
+                again.append(batch)
+                continue
+            batch.held.acked += there
+            self._note(batch.held, Dropped.UNREACHABLE, count - there)
+            self._free(batch)
+            self._settle(batch.held)
+        # Behind those that were asked about before them, in front of what was never sent.
+        place = sum(1 for one in self._unsent if one.number) if again else 0
+        self._unsent.rotate(-place)
+        self._unsent.extendleft(reversed(again))
+        self._unsent.rotate(place)
 
     # Time.
 
@@ -394,13 +419,16 @@ class Outbox:
         the memory is given back; what became of them is asked later."""
         while self._unsent and self._unsent[0].born < before:
             self._give_up(self._unsent.popleft(), Dropped.UNREACHABLE)
-        for batch in self._doubtful:
+        while self._forgotten < len(self._doubtful):
+            batch = self._doubtful[self._forgotten]
             if batch.born >= before:
                 break
             self._free(batch)
+            self._forgotten += 1
 
     def close(self, reason: Dropped) -> None:
         """What is not settled is dropped, and every lease acknowledged."""
+        self._forgotten = 0
         for batches in (self._doubtful, self._sent, self._unsent):
             while batches:
                 self._give_up(batches.popleft(), reason)

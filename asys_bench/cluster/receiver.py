@@ -61,6 +61,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 POLL_S, BUSY_S, LOOK_S, MEMORY_S, WRITE_S = 0.05, 0.002, 0.5, 0.01, 2.0
 LEAVING_S = 1.0
+LATE_S = 1.0
+"""A turn of the loop that takes longer has made peers look silent; one that starts the workers takes many."""
 
 
 class ReceiverOptions(HostOptions):
@@ -297,7 +299,7 @@ class _Receiving:
         self._announced(router.address)
         self._announce()
         stopped = False
-        last_seen = time.monotonic()
+        last_seen = now = time.monotonic()
         next_look = next_memory = next_write = 0.0
         try:
             while not self._clock.should_stop:
@@ -307,7 +309,9 @@ class _Receiving:
                 router.poll(wait, self._receive)
                 intake.push_waiting()
                 intake.answer()
-                now = time.monotonic()
+                began, now = now, time.monotonic()
+                if now - began > LATE_S:
+                    intake.excuse(now - began)
                 if intake.connections:
                     last_seen = now
                 if now >= next_memory:
@@ -337,6 +341,8 @@ class _Receiving:
                 pass
         finally:
             self._withdraw()
+            # Workers may take a minute to drain: whoever connects now must not wait for an answer.
+            router.close(LEAVING_S)
             self._count()
             self._write(final=True)
             self._clock.end()

@@ -153,9 +153,9 @@ class Router:
                 time.sleep(0.02)
         self._open()
 
-    def close(self) -> None:
-        """Idempotent."""
-        self._context.destroy(linger=0)
+    def close(self, linger_s: float = 0.0) -> None:
+        """What was sent has so long to leave. Idempotent."""
+        self._context.destroy(linger=int(1000 * linger_s))
 
     def _judge(self) -> None:
         """Answer whoever knocks: RFC 27. The list is read anew, so that a deleted key is refused."""

@@ -53,6 +53,7 @@ class Session:
         self.welcomed = False
         self.sent_bytes = 0
         self._limit = self._last = self._acked = self._queries = self._asked = 0
+        self._in_question = 0
         self._told: set[int] = set()
         self._ranks: set[tuple[int, int]] = set()
 
@@ -95,9 +96,7 @@ class Session:
             self._acked, self._limit = ack.batch, max(self._limit, ack.limit)
             self._outbox.acknowledge(ack)
         elif kind is Message.KNOWN and self._asked == number != 0:
-            batch = self._outbox.in_question
-            assert batch is not None
-            answers = wire.parse_known(data, len(batch.keys))
+            answers = wire.parse_known(data, self._in_question)
             self._asked = 0
             self._outbox.answered(answers)
         else:
@@ -114,10 +113,8 @@ class Session:
                 return
             self._told |= new
             self._ranks |= further
-        if (doubtful := self._outbox.in_question) is not None:
-            if not self._asked and self._send(wire.query(self._queries + 1, doubtful.keys)):
-                self._queries += 1
-                self._asked = self._queries
+        if self._outbox.is_doubtful:
+            self._ask()
             return
         while (batch := self._outbox.next(self.credit)) is not None:
             tracker = self._send_view(batch.message(self._last + 1, self._clock_ns()))
@@ -127,6 +124,15 @@ class Session:
             batch.tracker = tracker
             self._last += 1
             self.sent_bytes += batch.nbytes
+
+    def _ask(self) -> None:
+        """About what an earlier connection left without an answer; one question at a time."""
+        if self._asked:
+            return
+        keys = self._outbox.in_question()
+        if self._send(wire.query(self._queries + 1, keys)):
+            self._queries += 1
+            self._asked, self._in_question = self._queries, len(keys)
 
     def report(self, report: wire.Report) -> bool:
         """False: there is no room now."""

@@ -53,6 +53,10 @@ def cluster_view(frame: ClusterFrame, width: int, now_s: float | None = None) ->
     parts: list[RenderableType] = [_title(frame, width), Text()]
     parts += [_receivers(frame, width, now_s), Text(), _senders(frame, width), Text()]
     parts.append(account_text(frame.check))
+    if not (frame.cluster.entries or frame.cluster.statuses):
+        parts.append(
+            Text("no receiver is or was in this book: is it what --book says of them?", "yellow")
+        )
     for where, why in frame.cluster.unreadable.items():
         parts.append(Text(f"unreadable: {where}: {why}", "yellow"))
     for problem in problems_of(frame.check):

@@ -27,7 +27,7 @@ from asys_bench.monitors.figures import (
     figures_of,
 )
 from asys_bench.monitors.rates import quantiles
-from asys_bench.monitors.readable import path_text
+from asys_bench.monitors.readable import path_text, reasons_text
 from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.reports.run_summary.summary import (
     ArchiveSummary,
@@ -322,6 +322,14 @@ def _warnings(
             yield f"group {group.group!r}: {group.ready:,} packets were left unread"
         if group.dead_lettered:
             yield f"group {group.group!r}: {group.dead_lettered:,} packets were given up on"
+    for remote in figures.remotes:
+        # What another forwarder sends is nobody's loss.
+        lost = {reason: n for reason, n in remote.dropped.items() if reason != "elsewhere"}
+        if lost:
+            yield (
+                f"{remote.worker}: {sum(lost.values()):,} of {remote.taken:,} packets did not reach a "
+                f"receiver ({reasons_text(lost)})"
+            )
     if figures.archive_dropped_packets:
         yield f"the disk refused {figures.archive_dropped_packets:,} packets of the archive"
     if figures.checkpoint_failures:

@@ -121,7 +121,7 @@ def _cluster(arguments: argparse.Namespace, console: Console) -> int:
         found = verify_cluster(arguments.cluster, Path(arguments.run) if arguments.run else None)
     except (BookError, RunGoneError) as error:
         return _fail(str(error), EXIT_USAGE)
-    if not found.cluster.statuses and not found.check.senders:
+    if not found.cluster.statuses:
         return _fail(f"{found.cluster.uri}: no receiver has said there what it counts", EXIT_USAGE)
     if arguments.json:
         json.dump(found.to_plain(), sys.stdout, indent=2)

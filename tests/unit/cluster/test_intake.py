@@ -260,6 +260,17 @@ def test_a_silent_forwarder_is_let_go_and_its_credit_with_it(receiver: Receiver)
     assert receiver.refusal() is Refusal.STALE
 
 
+def test_when_the_receiver_was_late_itself_nobody_was_silent_meanwhile(receiver: Receiver) -> None:
+    receiver.hello()
+    receiver.now = SILENT_S + 1
+    receiver.intake.excuse(SILENT_S)
+    receiver.intake.look()
+    assert receiver.intake.connections
+    receiver.now += SILENT_S
+    receiver.intake.look()
+    assert receiver.refusal() is Refusal.STALE
+
+
 def test_a_million_refused_peers_are_not_all_remembered(receiver: Receiver) -> None:
     for index in range(10_000):
         receiver.say(b"p%d" % index, b"x")

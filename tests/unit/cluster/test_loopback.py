@@ -136,6 +136,25 @@ def test_without_a_receiver_packets_are_dropped_and_counted_and_the_bus_goes_on(
     assert account.dropped_total == 0
 
 
+def test_while_a_receiver_starts_its_workers_nothing_is_dropped_and_nobody_is_silent(
+    origin: Start, receiver: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asys_bench.cluster.intake.SILENT_S", 1.5)
+    there = receiver()
+    feed = there.clock.feed
+
+    def slowly(told: Any) -> Any:
+        time.sleep(2.0)
+        return feed(told)
+
+    there.clock.feed = slowly
+    here = origin(to=there.address, wait_s=0.1)
+    here.push(20)
+    here.pump_until(lambda: here.counters().get("remote_acked") == 20, "answers")
+    assert here.counters()["remote_connections"] == 1
+    here.close(1.0)
+
+
 def test_a_forwarder_finds_its_receiver_in_the_book_and_the_one_that_comes_after_it(
     tmp_path: Path, origin: Start, receiver: Start
 ) -> None:

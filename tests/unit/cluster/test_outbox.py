@@ -147,3 +147,73 @@ def test_batches_from_before_the_welcome_are_cut_to_what_it_says_and_larger_pack
     outbox.acknowledge(wire.Ack(number, 3, 3, 0, 0, 0, 1 << 20))
     assert outbox.counts.dropped[Dropped.TOO_LARGE] == 1
     assert (outbox.bytes, outbox.counts.taken, outbox.counts.in_flight) == (0, 4, 0)
+
+
+class Lost:
+    """An outbox that sent packets one by one, each a batch, and lost its connection."""
+
+    def __init__(self, packets: int) -> None:
+        self.ring, self.outbox, self.seq = Ring(), Outbox(1 << 20, BATCH), 0
+        for _ in range(packets):
+            self.take()
+        self.sent = self.send()
+        self.outbox.disconnected()
+
+    def take(self, now: float = 0.0) -> None:
+        self.ring.push(packet((0, 0, self.seq), 100))
+        self.seq += 1
+        lease = self.ring.pull(1)
+        self.outbox.offer(lease, np.frombuffer(lease.headers(), HEADERS), now)
+
+    def send(self) -> list[int]:
+        found: list[int] = []
+        while (batch := self.outbox.next(1 << 20)) is not None:
+            batch.message(len(found) + 1, 5)
+            found += batch.keys["seq"].tolist()
+        return found
+
+
+def test_a_lost_connection_with_many_small_batches_is_one_question_and_what_is_new_comes_last():
+    lost = Lost(300)
+    lost.take()
+    assert lost.outbox.next(1 << 20) is None
+    assert lost.outbox.in_question()["seq"].tolist() == lost.sent == list(range(300))
+    lost.outbox.welcome(100, 0)
+    lost.outbox.answered([seq % 3 == 0 for seq in range(300)])
+    assert not lost.outbox.is_doubtful
+    assert lost.outbox.counts.acked == 100
+    assert lost.send() == [*(seq for seq in range(300) if seq % 3), 300]
+
+
+def test_a_question_is_no_larger_than_a_message_and_those_behind_it_keep_their_order():
+    lost = Lost(25)
+    lost.outbox.max_message = wire.HEAD_BYTES + 10 * wire.KEYS.itemsize
+    asked = []
+    while lost.outbox.is_doubtful:
+        keys = lost.outbox.in_question()["seq"].tolist()
+        asked.append(len(keys))
+        lost.outbox.answered([False] * len(keys))
+    assert asked == [10, 10, 5]
+    lost.outbox.max_message = 1 << 20
+    assert lost.send() == list(range(25))
+
+
+def test_memory_of_what_is_doubtful_is_given_back_once_and_what_never_came_is_unreachable():
+    lost = Lost(20)
+    lost.take(now=9.0)
+    outbox = lost.outbox
+    outbox.expire(1.0)
+    assert outbox.bytes == 256 + 64  # the new one
+    for _ in range(2):
+        outbox.refused()
+    outbox.expire(1.0)
+    outbox.refused()  # the third time: it is dropped
+    keys = outbox.in_question()
+    outbox.welcome(5, 0)
+    outbox.answered([seq < 6 for seq in keys["seq"].tolist()])
+    dropped = {reason: count for reason, count in outbox.counts.dropped.items() if count}
+    assert (outbox.counts.acked, dropped) == (5, {"refused": 1, "unreachable": 14})
+    assert lost.send() == [20]
+    outbox.disconnected()
+    outbox.expire(10.0)
+    assert (outbox.bytes, len(outbox.in_question())) == (0, 1)

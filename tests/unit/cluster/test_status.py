@@ -277,7 +277,8 @@ def test_a_receiver_that_went_silent_is_told_from_one_that_has_ended():
 def test_top_and_verify_read_a_book(tmp_path, monkeypatch):
     monkeypatch.setattr(run_top, "FIRST_S", 0.01)
     book = str(tmp_path)
-    assert command(run_top, "--cluster", book, "--once")[0] == 0
+    code, said = command(run_top, "--cluster", book, "--once")
+    assert (code, "no receiver is or was in this book" in said) == (0, True)
     code, said = command(run_verify, "--cluster", book)
     assert (code, said) == (2, ""), "no receiver yet"
     put(tmp_path, receiver(sender(97, 0, QUIET)))
@@ -323,6 +324,9 @@ def test_verify_takes_the_hosts_own_accounts_and_compares_them_with_their_bus(tm
     assert code == 1
     assert "remote-0 took 100 packets, and the bus delivered 101" in said
     assert command(run_verify, str(tmp_path / "nowhere"), "--cluster", str(book))[0] == 2
+    assert command(run_verify, str(runs), "--cluster", str(tmp_path / "other"))[0] == 2, (
+        "an empty book"
+    )
 
 
 def test_wrong_words_are_refused(tmp_path):

@@ -207,6 +207,20 @@ def test_what_a_person_should_look_into_is_a_warning(page: StatsPage) -> None:
     assert "! worker 'archive-0' ended quarantined; it said nothing" in render_text(summary)
 
 
+def test_packets_that_no_receiver_got_are_a_warning_though_the_bus_delivered_them(
+    page: StatsPage,
+) -> None:
+    forwarder = page.slot("archive-0")
+    forwarder.counter("remote_taken").add(109)
+    forwarder.counter("remote_acked").add(58)
+    forwarder.counter("remote_dropped", reason="elsewhere").add(9)
+    assert make(page, account()).warnings == ()
+    forwarder.counter("remote_dropped", reason="slow").add(2)
+    forwarder.counter("remote_dropped", reason="unreachable").add(40)
+    expected = "42 of 109 packets did not reach a receiver (2 slow  40 unreachable)"
+    assert make(page, account()).warnings == (f"archive-0: {expected}",)
+
+
 def test_what_workers_and_hooks_have_said_is_among_the_warnings(page: StatsPage) -> None:
     page.slot("archive-0").state = WorkerState.QUARANTINED
     summary = summarise(
