@@ -49,6 +49,7 @@ class Node:
 
     def __init__(self, name: str, namespace: str, address: str) -> None:
         self.name, self.namespace, self.address = name, namespace, address
+        self._is_limited = False
 
     @property
     def inside(self) -> list[str]:
@@ -78,10 +79,13 @@ class Node:
     def limit(self, mbit: float | None) -> None:
         """What leaves goes at most this fast; None: unlimited."""
         if mbit is None:
-            self.run("tc", "qdisc", "del", "dev", "tun0", "root")
+            if self._is_limited:
+                self.run("tc", "qdisc", "del", "dev", "tun0", "root")
+            self._is_limited = False
             return
         rate = ("tbf", "rate", f"{mbit:g}mbit", "burst", "128kb", "latency", "100ms")
         self.run("tc", "qdisc", "replace", "dev", "tun0", "root", *rate)
+        self._is_limited = True
 
     def lose(self, percent: int) -> None:
         """Of what arrives, so many packets in a hundred are dropped at random."""
@@ -151,6 +155,12 @@ class Network:
             self._end()
             raise
         return self
+
+    @property
+    def relay_pid(self) -> int:
+        """Of the process that is the network."""
+        assert self._relay is not None
+        return self._relay.pid
 
     def delay(self, rtt_ms: float) -> None:
         """A packet and its answer together take so much longer from now on."""

@@ -28,6 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from asys_bench.contracts.stats import SlotField, StatsPage, WorkerState
 from asys_bench.rundir.open_run import open_run
 
@@ -42,7 +44,7 @@ stop, out, most, pause = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.a
 step = 0
 model.train()
 while step < most and not (step % 8 == 0 and os.path.exists(stop)):
-    batch = rows[(step * 16) % 4096 :][:16]
+    batch = rows[(step * 4) % 4096 :][:4]
     loss = (model(batch) - batch).square().mean()
     optimizer.zero_grad()
     loss.backward()
@@ -92,13 +94,20 @@ class Storm:
     receivers: int = 20
     seed: int = 1
     calm_s: float = 0.25
-    pause_s: float = 0.002
+    pause_s: float = 0.004
 
     @classmethod
     def from_environment(cls, seed: int = 1) -> Storm:
         names = ("connections", "forwarders", "workers", "receivers")
         found = {n: os.environ.get(f"ASYS_STORM_{n.upper()}") for n in names}
         return cls(**{n: int(v) for n, v in found.items() if v is not None}, seed=seed)
+
+
+FROZEN_S = {"half_open": 3.0, "silent": 20.0}
+"""For so long nothing goes through a connection that stands; the second is longer than a forwarder waits."""
+WAYS, WEIGHTS = ("reset", *FROZEN_S), (12, 5, 1)
+UNCONNECTED = 0.02
+"""Of the looks at a forwarder without a connection, how many kill it."""
 
 
 class Relay:
@@ -189,8 +198,8 @@ class Relay:
         self._pairs.pop(other, None)
         for end in (one, other):
             self._selector.unregister(end)
-        if how == "half_open":
-            self._frozen.append((time.monotonic() + 3.0, one, other))
+        if how in FROZEN_S:
+            self._frozen.append((time.monotonic() + FROZEN_S[how], one, other))
             return
         for end in (one, other):
             if how == "reset":
@@ -247,10 +256,6 @@ class Stage:
                 stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )  # fmt: skip
-
-    @property
-    def host_run(self) -> Path:
-        return next(iter((self.folder / "hosts").glob("*/run.json"))).parent
 
     def pid(self, run: Path, worker: str) -> int:
         """Of a worker that is ready; 0: there is none now."""
@@ -316,7 +321,8 @@ def strike(folder: Path, storm: Storm, tell: Any = print) -> End:
             if time.monotonic() > next_told:
                 next_told = time.monotonic() + 30
                 tell(
-                    f"{time.monotonic() - started:.0f} s: {dict(struck)}, accepted {stage.accepted()}"
+                    f"{time.monotonic() - started:.0f} s: {dict(struck)}, accepted {stage.accepted()}",
+                    flush=True,
                 )
         before = stage.accepted()
         _wait(lambda: stage.accepted() > before, stage, "packets after the storm")
@@ -326,9 +332,11 @@ def strike(folder: Path, storm: Storm, tell: Any = print) -> End:
         host_code = stage.host.wait(400)
         stage.receiver.send_signal(signal.SIGTERM)
         receiver_code = stage.receiver.wait(400)
-        end = check(stage, dict(struck))
+        seconds = round(time.monotonic() - started)
+        end = check(folder, dict(struck))
         end.figures |= {
-            "seconds": round(time.monotonic() - started),
+            "seconds": seconds,
+            "relayed_mib": stage.relay.bytes >> 20,
             "host": host_code,
             "receiver": receiver_code,
         }
@@ -338,8 +346,8 @@ def strike(folder: Path, storm: Storm, tell: Any = print) -> End:
             end.broken.append(
                 f"receiver exit {receiver_code}: {(folder / 'receiver.log').read_text()[-1500:]}"
             )
-        if left_there := set(os.listdir("/dev/shm")) - shm_before:
-            end.broken.append(f"/dev/shm: {sorted(left_there)}")
+        if left_there := _left_in_shm(shm_before):
+            end.broken.append(f"/dev/shm: {left_there}")
         return end
     finally:
         stage.end()
@@ -350,7 +358,7 @@ def _hit(kind: str, stage: Stage, rng: random.Random) -> bool:
     if kind == "connection":
         if not stage.relay.is_busy:
             return False
-        stage.relay.strike(rng.choice(["reset", "reset", "half_open"]))
+        stage.relay.strike(*rng.choices(WAYS, WEIGHTS))
         return True
     if kind == "receiver":
         assert stage.receiver is not None
@@ -360,10 +368,14 @@ def _hit(kind: str, stage: Stage, rng: random.Random) -> bool:
         stage.receiver.wait()
         stage.start_receiver()
         return True
+    if kind == "forwarder" and not stage.relay.is_busy and rng.random() > UNCONNECTED:
+        return False
     run, worker = (
-        (stage.host_run, "remote-0")
+        (host_run(stage.folder), "remote-0")
         if kind == "forwarder"
-        else rng.choice([(stage.host_run, "archive-0"), (stage.folder / "receiver", "archive-0")])
+        else rng.choice(
+            [(host_run(stage.folder), "archive-0"), (stage.folder / "receiver", "archive-0")]
+        )
     )
     pid = stage.pid(run, worker)
     if not pid:
@@ -374,13 +386,28 @@ def _hit(kind: str, stage: Stage, rng: random.Random) -> bool:
     return False
 
 
-def check(stage: Stage, struck: dict[str, int]) -> End:
-    """Both accounts, both archives, the weights."""
-    host_run, receiver_run = stage.host_run, stage.folder / "receiver"
-    forwarder = json.loads((host_run / "cluster/remote-0.json").read_text())
+def host_run(folder: Path) -> Path:
+    return next(iter((folder / "hosts").glob("*/run.json"))).parent
+
+
+def _left_in_shm(before: set[str], patience_s: float = 30.0) -> list[str]:
+    """What is there and was not; what others have there is given time to go."""
+    until = time.monotonic() + patience_s
+    while (left := set(os.listdir("/dev/shm")) - before) and time.monotonic() < until:
+        time.sleep(0.5)
+    return sorted(left)
+
+
+def check(folder: Path, struck: dict[str, int]) -> End:
+    """Both accounts, both archives, the weights, of a storm that is over in `folder`."""
+    hosts, receiver_run = host_run(folder), folder / "receiver"
+    forwarder = json.loads((hosts / "cluster/remote-0.json").read_text())
     receiver = json.loads((receiver_run / "cluster/receiver.json").read_text())
-    host_account = json.loads((host_run / "run.json").read_text())["attempts"][-1]["account"]
-    group = next(one for one in host_account["groups"] if one["group"] == "remote")
+    host_account = json.loads((hosts / "run.json").read_text())["attempts"][-1]["account"]
+    group, archived = (
+        next(one for one in host_account["groups"] if one["group"] == name)
+        for name in ("remote", "archive")
+    )
     attempts = json.loads((receiver_run / "run.json").read_text())["attempts"]
     broken = []
 
@@ -405,12 +432,13 @@ def check(stage: Stage, struck: dict[str, int]) -> End:
         0 <= window <= dead,
         f"accepted {receiver['accepted']}, acked {forwarder['acked']}, dead letters {dead}",
     )
-    there, rows = _packets(receiver_run)
-    host_rows = _packets(host_run)[1]
-    must(max(there.values(), default=1) == 1, "a packet is in the receiver's archive twice")
+    repeated, rows = _packets(receiver_run)
+    _, host_rows = _packets(hosts)
+    must(repeated == 0, f"{repeated} rows are in the receiver's archive twice")
     differing = [key for key in rows if key in host_rows and rows[key] != host_rows[key]]
     strange = [key for key in rows if key not in host_rows]
     must(not differing, f"{len(differing)} packets differ from those of the host's archive")
+    must(archived["imbalance"] == 0, f"the bus's account of the archive: {archived}")
     unread = 0
     for one in attempts:
         account = one.get("account")
@@ -432,14 +460,20 @@ def check(stage: Stage, struck: dict[str, int]) -> End:
         forwarder["taken"] + dead == offered,
         f"offered {offered}, taken {forwarder['taken']}, dead letters {dead}",
     )
-    steps, digest = stage.result_file.read_text().split()
+    not_there = offered - len(host_rows)
+    must(
+        0 <= not_there <= archived["dead_lettered"] and len(strange) <= not_there,
+        f"{len(host_rows)} packets in the host's archive of {offered} offered, {len(strange)} only in the "
+        f"receiver's, dead letters {archived['dead_lettered']}",
+    )
+    steps, digest = (folder / "result").read_text().split()
     twin = subprocess.run(
-        [sys.executable, str(stage.folder / "train.py"), str(stage.folder / "never"),
-         str(stage.folder / "twin"), steps, "0"],
+        [sys.executable, str(folder / "train.py"), str(folder / "never"), str(folder / "twin"), steps,
+         "0"],
         check=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     must(
-        twin.returncode == 0 and (stage.folder / "twin").read_text().split()[1] == digest,
+        twin.returncode == 0 and (folder / "twin").read_text().split()[1] == digest,
         "the host's weights",
     )
     figures = {
@@ -449,31 +483,29 @@ def check(stage: Stage, struck: dict[str, int]) -> End:
         "in_doubt": receiver["in_doubt"], "receiver_attempts": len(attempts),
         "archived": len(rows), "unread": unread, "not_in_the_hosts_archive": len(strange),
         "connections": forwarder["connections"], "resent": forwarder["resent"],
-        "relayed_mib": stage.relay.bytes >> 20, "host_sampled_out_or_dropped": host_account["dropped"],
+        "host_sampled_out_or_dropped": host_account["dropped"],
     }  # fmt: skip
     return End(struck, figures, broken)
 
 
-def _packets(run: Path) -> tuple[Counter[tuple[str, int, int, int]], dict[Any, str]]:
-    """(hook, source, shard, seq) -> how often it is there over all attempts; and a hash of its rows."""
+def _packets(run: Path) -> tuple[int, dict[Any, str]]:
+    """(rows that are there again, over all attempts; (hook, source, shard, seq) -> a hash of its rows)."""
     archive = open_run(run).archive
-    seen: Counter[Any] = Counter()
-    rows: dict[Any, str] = {}
+    repeated, found = 0, {}
     for hook in archive.hooks:
-        parts: dict[Any, list[tuple[int, bytes]]] = {}
-        for batch in archive.batches(hook, ("source", "shard", "seq", "row", "values")):
-            keys = zip(
-                *(batch[name].tolist() for name in ("source", "shard", "seq", "row")), strict=True
-            )
-            for index, (source, shard, seq, row) in enumerate(keys):
-                parts.setdefault((hook, source, shard, seq), []).append(
-                    (row, batch["values"][index].tobytes())
-                )
-        for key, found in parts.items():
-            seen[key] += max(Counter(row for row, _ in found).values())
-            ordered = b"".join(values for _, values in sorted(found))
-            rows[key] = hashlib.sha256(ordered).hexdigest()
-    return seen, rows
+        columns = archive.numpy(hook, ("source", "shard", "seq", "row", "values"))
+        names = ("source", "shard", "seq", "row")
+        keys = np.stack([columns[name].astype(np.int64) for name in names], axis=1)
+        order = np.lexsort(keys.T[::-1])
+        keys, values = keys[order], columns["values"][order]
+        again = np.r_[False, (keys[1:] == keys[:-1]).all(axis=1)]
+        repeated += int(again.sum())
+        keys, values = keys[~again, :3], values[~again]
+        starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1)]).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(keys)], strict=True):
+            digest = hashlib.sha256(values[start:stop].tobytes()).hexdigest()
+            found[hook, *keys[start].tolist()] = digest
+    return repeated, found
 
 
 def _free_port() -> int:

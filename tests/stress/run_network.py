@@ -1,11 +1,8 @@
 """A training machine and a machine for SAEs, and what goes wrong between them.
 
-    python run_network.py [BLOCKS [BLOCK_S [CONDITION...]]]     as root; a line of JSON per condition
+    python -P tests/stress/run_network.py [CONDITION...]     as root; a line of JSON per condition
 
-Machines are network namespaces (`network`). For the step ratio a second training process with the same
-workers on its own machine trains in turn with the first: BLOCKS pairs of BLOCK_S seconds, alternating which
-comes first. Judge it on a quiet machine only. With two CPUs or more, both training processes have CPU 0 and
-everything else the others.
+Machines are network namespaces (`network`). What the network costs the training is `network_step`'s to say.
 """
 
 from __future__ import annotations
@@ -13,11 +10,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,7 +30,7 @@ from asys_bench.cli.commands import run_top
 from asys_bench.cli.run import main as asys_run
 from asys_bench.cluster.identities import Verdict
 from asys_bench.cluster.status import read_cluster
-from asys_bench.monitors.figures import RemoteFigures, figures_of
+from asys_bench.monitors.figures import RemoteFigures, RunFigures, figures_of
 from asys_bench.monitors.snapshot import take_snapshot
 from asys_bench.reports.run_report.page import render_run
 from asys_bench.reports.run_report.record import read_run
@@ -53,9 +48,9 @@ PORT = 7400
 AHEAD_S = 500_000
 """By how much the receiver's monotonic clock is ahead, in a time namespace."""
 PATIENCE_S = 120.0
-ROWS, MANY_ROWS, PAUSE_S = 16, 256, 0.003
-CAUGHT_UP_S = 0.5
-SAE = {"architecture": "topk", "d_sae": 512, "k": 16, "batch_rows": 256, "buffer_rows": 2048,
+ROWS, MANY_ROWS, PAUSE_S = 16, 128, 0.003
+CAUGHT_UP_S, CATCHING_UP_S = 0.5, 6.0
+SAE = {"architecture": "topk", "d_sae": 128, "k": 16, "batch_rows": 256, "buffer_rows": 2048,
        "min_buffer_fill_ratio": 0.1, "threads": 1, "checkpoint_interval_s": 5}  # fmt: skip
 TRAINER = {"kind": "sae_trainer", "options": {"max_lag_s": 30, "sae": SAE}}
 BASE = {
@@ -67,12 +62,23 @@ BASE = {
 }
 
 
+HELD = {"max_mib_in_flight": 4, "batch_mib": 1}
+"""Of a forwarder that must drop while the receiver's machine is away for seconds."""
+
+
 def condition(
-    rtt_ms: float, *, loss: int = 0, mbit: float | None = None, rows: int = ROWS, away: str = ""
-) -> dict[str, Any]:
-    """away: how the receiver's machine goes away, and then the forwarder holds 4 MiB only: it must drop."""
-    held = {"max_mib_in_flight": 4, "batch_mib": 1} if away else {}
-    return {"rtt_ms": rtt_ms, "loss": loss, "mbit": mbit, "rows": rows, "away": away, "held": held}
+    rtt_ms: float, *, loss: int = 0, mbit: float | None = None, rows: int = ROWS, away: str = "",
+    held: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """away: how the receiver's machine goes away. held: options of the forwarder."""
+    return {
+        "rtt_ms": rtt_ms,
+        "loss": loss,
+        "mbit": mbit,
+        "rows": rows,
+        "away": away,
+        "held": held or {},
+    }
 
 
 CONDITIONS: dict[str, dict[str, Any]] = {
@@ -81,19 +87,33 @@ CONDITIONS: dict[str, dict[str, Any]] = {
     "100ms": condition(100),
     "loss": condition(10, loss=1),
     "200mbit": condition(10, mbit=200, rows=MANY_ROWS),
-    "partition": condition(10, rows=64, away="cut"),
-    "half-open": condition(10, rows=64, away="silence"),
+    # Hundreds of small batches are left without an answer.
+    "half-open-100ms": condition(100, away="silence"),
+    "partition": condition(10, rows=64, away="cut", held=HELD),
+    "half-open": condition(10, rows=64, away="silence", held=HELD),
 }
 AWAY_S = 10.0
+HOSTS_CPU, *OTHER_CPUS = sorted(os.sched_getaffinity(0))
+"""Where a pinned training process computes, and everything else."""
 
 
-def pinned(command: Sequence[str], cpus: str) -> list[str]:
-    """On these CPUs, where there are several."""
-    return ["taskset", "-c", cpus, *command] if (os.cpu_count() or 1) > 1 else list(command)
+def impose(network: Network, told: dict[str, Any]) -> None:
+    """This condition from now on, and nothing of the one before."""
+    network.delay(told["rtt_ms"])
+    for node in network.nodes.values():
+        node.hear()
+        node.limit(told["mbit"])
+        if told["loss"]:
+            node.lose(told["loss"])
 
 
-HOSTS_CPU = "0"
-OTHER_CPUS = f"1-{max(1, (os.cpu_count() or 1) - 1)}"
+def pinned(command: Sequence[str]) -> list[str]:
+    """Beside a pinned training process, where there are several CPUs."""
+    return ["taskset", "-c", cpu_list(), *command] if OTHER_CPUS else list(command)
+
+
+def cpu_list() -> str:
+    return ",".join(map(str, OTHER_CPUS))
 
 
 class Receiver:
@@ -119,9 +139,7 @@ class Receiver:
         ]  # fmt: skip
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log:
-            self.process = node.popen(
-                pinned(command, OTHER_CPUS) if pin else command, stdout=log, stderr=log
-            )
+            self.process = node.popen(pinned(command) if pin else command, stdout=log, stderr=log)
 
     @property
     def run_dir(self) -> Path:
@@ -160,13 +178,13 @@ class Training:
         self, node: Node, folder: Path, name: str, *, remote: bool, rows: int, pin: bool = False,
         held: dict[str, Any] | None = None, launcher: Sequence[str] = (), env: dict[str, str] | None = None,
     ) -> None:  # fmt: skip
-        self.name, self.runs = name, folder / "runs"
+        self.name, self.runs, self.rows = name, folder / "runs", rows
         config = {**BASE, "sinks": {**sinks(folder, remote, held or {}), "archive": {"options": {}}},
                   "run": {**BASE["run"], "name": name}}  # fmt: skip
         if pin:
             config["resources"] = {**BASE["resources"], "pinning": pinning()}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-        script = [str(HOST), str(self.runs), str(folder / f"{name}.yaml"), str(rows), str(PAUSE_S)]
+        script = [str(HOST), str(self.runs), str(folder / f"{name}.yaml"), str(PAUSE_S)]
         self.log = folder / f"{name}.log"
         with self.log.open("ab") as log:
             self.process = node.popen(
@@ -182,7 +200,7 @@ class Training:
 
     def start(self, seconds: float) -> None:
         """Train for so long (so many steps under torchrun)."""
-        self._tell(f"run {seconds:g}")
+        self._tell(f"run {seconds:g} {self.rows}")
 
     def said(self) -> dict[str, float]:
         """The times of its steps."""
@@ -202,14 +220,18 @@ class Training:
             raise RuntimeError(f"{self.name} ended with {code}: {self.log.read_text()[-2000:]}")
         return steps
 
-    def forwarder(self) -> RemoteFigures | None:
-        """What its forwarder counts now."""
+    def figures(self) -> RunFigures | None:
+        """What its processes count now."""
         try:
             with attach_run(self.run_dir) as run:
-                remotes = figures_of(take_snapshot(run.page, None)).remotes
+                return figures_of(take_snapshot(run.page, None))
         except RunGoneError:
             return None
-        return remotes[0] if remotes else None
+
+    def forwarder(self) -> RemoteFigures | None:
+        """What its forwarder counts now."""
+        figures = self.figures()
+        return figures.remotes[0] if figures is not None and figures.remotes else None
 
     def is_connected(self) -> bool:
         one = self.forwarder()
@@ -246,10 +268,10 @@ class Training:
 
 
 def pinning() -> Any:
-    """The host on CPU 0 and everything else on the others; none where there is one CPU."""
-    if (os.cpu_count() or 1) < 2:
+    """The host on the first CPU and everything else on the others; none where there is one CPU."""
+    if not OTHER_CPUS:
         return "none"
-    return {"host": HOSTS_CPU, "services": OTHER_CPUS, "workers": {"*": OTHER_CPUS}}
+    return {"host": str(HOSTS_CPU), "services": cpu_list(), "workers": {"*": cpu_list()}}
 
 
 def sinks(folder: Path, remote: bool, held: dict[str, Any]) -> dict[str, Any]:
@@ -287,77 +309,44 @@ def make_keys(folder: Path) -> None:
 
 
 def measure(
-    folder: Path, name: str, *, blocks: int, block_s: float, ahead_s: int = AHEAD_S,
-    away_s: float = AWAY_S, paired: bool = True,
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path, name: str, *, seconds: float, ahead_s: int = AHEAD_S, away_s: float = AWAY_S
+) -> dict[str, Any]:
     """One condition from the first HELLO to the last account."""
     told = CONDITIONS[name]
     make_keys(folder)
     figures: dict[str, Any] = {"condition": name}
     with ExitStack() as stack:
-        network = stack.enter_context(Network("host", "sae", rtt_ms=told["rtt_ms"]))
+        network = stack.enter_context(Network("host", "sae"))
         host, sae = network["host"], network["sae"]
+        impose(network, told)
         figures["ping_ms"] = round(host.ping_ms(sae), 2)
-        if told["loss"]:
-            sae.lose(told["loss"])
-            host.lose(told["loss"])
-        if told["mbit"]:
-            host.limit(told["mbit"])
-            sae.limit(told["mbit"])
-        receiver = stack.enter_context(Receiver(sae, folder, ahead_s=ahead_s, pin=paired))
+        receiver = stack.enter_context(Receiver(sae, folder, ahead_s=ahead_s))
         receiver.until_listening()
+        rows, held = told["rows"], told["held"]
         remote = stack.enter_context(
-            Training(
-                host,
-                folder,
-                "remote",
-                remote=True,
-                rows=told["rows"],
-                pin=paired,
-                held=told["held"],
-            )
+            Training(host, folder, "remote", remote=True, rows=rows, held=held)
         )
         remote.until_observing()
         until(remote.is_connected, "the connection", remote.process)
-        local = None
-        if paired:
-            local = stack.enter_context(
-                Training(host, folder, "local", remote=False, rows=told["rows"], pin=True)
-            )
-            local.until_observing()
-            local.train(1.0)
         remote.train(1.0)
         before = dropped(remote)
-        ratios = []
-        for block in range(blocks):
-            if local is None:
-                remote.train(block_s)
-                continue
-            order = (remote, local) if block % 2 else (local, remote)
-            took = {one.name: one.train(block_s)["median_us"] for one in order}
-            ratios.append(took["remote"] / took["local"])
+        remote.train(seconds)
         figures["dropped"] = difference(dropped(remote), before)
         if told["away"]:
-            figures |= partition(network, remote, told["away"], away_s, block_s)
+            figures |= partition(network, remote, told["away"], away_s)
         until(lambda: caught_up(remote), "catching up")
         figures["steps"] = remote.end()
-        if local is not None:
-            local.end()
         receiver.end()
-        figures |= ratio_of(ratios)
         return figures | accounts(folder, receiver, remote)
 
 
-def partition(
-    network: Network, remote: Training, how: str, away_s: float, block_s: float
-) -> dict[str, Any]:
+def partition(network: Network, remote: Training, how: str, away_s: float) -> dict[str, Any]:
     """The receiver's machine is away for so long while the host trains on; then it comes back."""
-    sae = network["sae"]
     before = dropped(remote)
-    remote.start(away_s + 3 * block_s)
-    (sae.cut if how == "cut" else sae.silence)()
+    remote.start(away_s + CATCHING_UP_S)
+    go_away(network["sae"], how)
     time.sleep(away_s)
-    (sae.heal if how == "cut" else sae.hear)()
+    come_back(network["sae"], how)
     took_s = until(lambda: caught_up(remote), "catching up after healing")
     remote.said()
     return {
@@ -365,6 +354,14 @@ def partition(
         "caught_up_s": round(took_s, 2),
         "dropped_away": difference(dropped(remote), before),
     }
+
+
+def go_away(node: Node, how: str) -> None:
+    (node.cut if how == "cut" else node.silence)()
+
+
+def come_back(node: Node, how: str) -> None:
+    (node.heal if how == "cut" else node.hear)()
 
 
 def accounts(folder: Path, receiver: Receiver, remote: Training) -> dict[str, Any]:
@@ -400,20 +397,6 @@ def dropped(training: Training) -> dict[str, int]:
 def difference(now: dict[str, int], before: dict[str, int]) -> dict[str, int]:
     return {
         reason: n - before.get(reason, 0) for reason, n in now.items() if n > before.get(reason, 0)
-    }
-
-
-def ratio_of(ratios: list[float]) -> dict[str, Any]:
-    """Host step with SAEs elsewhere over host step with them beside it: median of the pairs, and the bounds
-    of 95 % of medians of pairs drawn anew."""
-    if not ratios:
-        return {}
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(2000))
-    return {
-        "step_ratio": round(statistics.median(ratios), 4),
-        "step_ratio_95": [round(medians[50], 4), round(medians[1949], 4)],
-        "pairs": len(ratios),
     }
 
 
@@ -504,13 +487,11 @@ def main() -> int:
     if (why := missing()) is not None:
         print(why, file=sys.stderr)
         return 2
-    blocks = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    block_s = float(sys.argv[2]) if len(sys.argv) > 2 else 2.0
     broken = 0
-    for name in sys.argv[3:] or [*CONDITIONS]:
+    for name in sys.argv[1:] or [*CONDITIONS]:
         folder = Path(tempfile.mkdtemp(prefix=f"asys-network-{name}-"))
         try:
-            figures = measure(folder, name, blocks=blocks, block_s=block_s)
+            figures = measure(folder, name, seconds=20.0)
         except (RuntimeError, TimeoutError) as error:
             figures = {"condition": name, "problems": [str(error)], "kept": str(folder)}
         else:

@@ -21,11 +21,16 @@ from hypothesis.stateful import (
 from asys_bench.cluster.outbox import Dropped
 from tests.unit.cluster.delivery_world import MOST, World
 
-STEPS = int(os.environ.get("ASYS_DELIVERY_STEPS", "1500"))
-"""Rules that are run in all; `make soak` runs 100,000."""
+SOAK = os.environ.get("ASYS_SOAK") == "1"
+LENGTH = 60
+"""Rules of an example at most. Hypothesis makes some shorter: `MEAN` of them at least, over many."""
+MEAN = 50
 
 
 class Delivery(RuleBasedStateMachine):
+    rules_run = 0
+    """In all examples of this process; what no rule has failed in."""
+
     @initialize(window=st.sampled_from([2 * MOST, MOST // 4, MOST // 5]))
     def begin(self, window: int) -> None:
         """Windows of several batches, of one, and of less than one."""
@@ -116,21 +121,40 @@ class Delivery(RuleBasedStateMachine):
 
     @invariant()
     def everything_holds(self) -> None:
+        """Called after each rule, the first one included."""
         if hasattr(self, "world"):
             self.world.check()
+            Delivery.rules_run += 1
+
+
+def run(steps: int) -> int:
+    """Rules that were run; `steps` or more."""
+    before = Delivery.rules_run
+    run_state_machine_as_test(
+        Delivery,
+        settings=settings(
+            max_examples=-(-steps // MEAN),
+            stateful_step_count=LENGTH,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    return Delivery.rules_run - before
 
 
 @pytest.mark.rest
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(600)
 def test_every_packet_is_on_the_receivers_bus_once_or_counted_whatever_dies() -> None:
-    length = 60
-    settings_ = settings(
-        max_examples=max(1, STEPS // length),
-        stateful_step_count=length,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    run_state_machine_as_test(Delivery, settings=settings_)
+    assert run(1500) >= 1500
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not SOAK, reason="minutes: make soak")
+def test_a_hundred_thousand_steps_of_delivery_lose_nothing_uncounted() -> None:
+    found = run(100_000)
+    print(f"{found:,} steps of ledger and credits in one run")
+    assert found >= 100_000
 
 
 @pytest.fixture
