@@ -71,7 +71,7 @@ class Node:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
         return done.stdout
 
-    def ping_ms(self, other: Node, times: int = 5, wait_s: float = 5.0) -> float:
+    def ping_ms(self, other: Node, times: int = 5, wait_s: float = 2.0) -> float:
         """Median round trip."""
         said = self.run(sys.executable, str(PING), other.address, str(times), str(wait_s))
         return statistics.median(float(line) for line in said.split())
