@@ -47,8 +47,9 @@
     texts,
     faint: [...new Set(faint)],
     wide: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    planted: [...document.querySelectorAll('img, iframe, object, embed, base, form[action], link[rel=stylesheet]:not([href="/static/eye.css"]), script:not([type="text/plain"]):not([type="application/json"])')]
-      .filter((one) => !(one.tagName === 'SCRIPT' && (one.getAttribute('src') === '/static/main.js' || (one.type === 'module' && document.currentScript === null && location.protocol === 'file:')))).map((one) => one.outerHTML.slice(0, 120)),
+    planted: [...document.querySelectorAll('img, iframe, object, embed, base, form[action], link[rel=stylesheet], script:not([type="text/plain"]):not([type="application/json"])')]
+      .filter((one) => !/^\/static\/[0-9a-f]{16}\/(eye\.css|main\.js)$/.test(one.getAttribute('href') ?? one.getAttribute('src') ?? '')
+        && !(one.tagName === 'SCRIPT' && one.type === 'module' && document.currentScript === null && location.protocol === 'file:')).map((one) => one.outerHTML.slice(0, 120)),
     inline: [...document.querySelectorAll('*')].flatMap((one) => [...one.attributes].filter(({ name }) => name.startsWith('on')).map(({ name }) => `${one.tagName} ${name}`)),
     ran: String(globalThis.ran),
   };
