@@ -268,6 +268,17 @@ class Book:
             raise BookUnavailableError(error) from None
 
 
+def place_problem(place: str) -> str | None:
+    """Why `place` is none for an address book; None: it is one, whether or not it can be reached now."""
+    try:
+        Book.open(place)
+    except BookUnavailableError:
+        return None
+    except BookError as error:
+        return str(error)
+    return None
+
+
 def put_private(store: ObjectStore, key: str, data: bytes) -> None:
     """Write an object of a book; of one in a folder, its folder has mode 0700. Raises
     BookUnavailableError."""

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from asys_bench.cluster.book import ADDRESS, is_address
+from asys_bench.cluster.book import ADDRESS, is_address, place_problem
 from asys_bench.cluster.keys import CLIENT, KeyFileError, is_key, read_pair
 from asys_bench.contracts.sink import Misfit, SinkOptions
 
@@ -80,7 +80,7 @@ class ForwarderOptions(SinkOptions):
     )
 
     def misfits(self, workers: int, hooks: Sequence[str]) -> Iterable[Misfit]:
-        """No receiver or two, several workers, keys that cannot be used."""
+        """No receiver or two, no address book, several workers, keys that cannot be used."""
         if (self.to is None) == (self.book is None):
             yield Misfit(
                 ("options", "to"),
@@ -88,6 +88,8 @@ class ForwarderOptions(SinkOptions):
                 self.to,
                 "name the receiver",
             )
+        if self.book is not None and (why := place_problem(self.book)) is not None:
+            yield Misfit(("options", "book"), why, self.book, "")
         if self.to is not None and not is_address(self.to):
             yield Misfit(("options", "to"), "has a port that is not 1 to 65535", self.to, "")
         if workers != 1:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from asys_bench.cluster.book import place_problem
 from asys_bench.cluster.pool_actors import COORDINATOR, REFUSED, Coordinator
 from asys_bench.cluster.ray_cluster import NAMESPACE, said, versions
 from asys_bench.cluster.receiver_process import State
@@ -55,10 +56,12 @@ class PoolSpec:
 
     @classmethod
     def of(cls, config: MasterConfig, command: tuple[str, ...] = ()) -> PoolSpec:
-        """Of a configuration. Raises PoolError: it names no address book."""
+        """Of a configuration. Raises PoolError: it names no address book, or none that can be."""
         pool = config.pool
         if pool.book is None:
             raise PoolError("pool.book is missing: the hosts find the receivers in it")
+        if (why := place_problem(pool.book)) is not None:
+            raise PoolError(f"pool.book: {why}")
         return cls(
             pool.name,
             dump_yaml(config),

@@ -31,7 +31,7 @@ from pydantic import Field
 
 from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE
 from asys_bench.cluster.admission import Limits
-from asys_bench.cluster.book import Book, BookError, Entry
+from asys_bench.cluster.book import Book, BookError, Entry, place_problem
 from asys_bench.cluster.intake import Intake
 from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair, zmq_problem
 from asys_bench.cluster.ledger import Ledger, LedgerError
@@ -143,9 +143,11 @@ class ReceiverOptions(HostOptions):
     )
 
     def misfits(self) -> Iterator[Misfit]:
-        """Keys that cannot be used, an address that everybody reaches without any."""
+        """A place that is no book, keys that cannot be used, an address that everybody reaches without."""
         from asys_bench.cluster.router import is_loopback
 
+        if self.book is not None and (why := place_problem(self.book)) is not None:
+            yield Misfit(("book",), why, self.book, "")
         if self.keys is not None:
             try:
                 read_pair(self.keys, RECEIVER)

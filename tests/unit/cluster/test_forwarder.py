@@ -6,6 +6,7 @@ import pytest
 
 from asys_bench.cluster.forwarder import usual_policy
 from asys_bench.cluster.forwarder_options import ForwarderOptions
+from asys_bench.cluster.receiver import ReceiverOptions
 from asys_bench.config.schema import MasterConfig
 
 HOOKS = {"layer.0", "layer.1"}
@@ -36,3 +37,16 @@ def test_packets_that_another_sink_keeps_are_dropped_when_the_receiver_is_slow(p
 def test_an_address_whose_port_is_none_is_refused_before_the_run(port, misfits):
     found = list(ForwarderOptions(to=f"tcp://node-3:{port}").misfits(1, ["*"]))
     assert [one.path for one in found] == [("options", "to")] * misfits
+
+
+def test_a_place_that_is_none_for_a_book_is_refused_before_the_run_on_both_sides(tmp_path):
+    for book, refused in (
+        (str(tmp_path), False),
+        ("s3://bucket/book", False),
+        ("https://x/y", True),
+    ):
+        sender = [one.path for one in ForwarderOptions(book=book).misfits(1, ["*"])]
+        receiver = [one.path for one in ReceiverOptions(book=book).misfits()]
+        assert (sender, receiver) == (
+            ([("options", "book")], [("book",)]) if refused else ([], [])
+        ), book

@@ -60,6 +60,8 @@ def test_the_configuration_travels_whole(tmp_path):
 def test_without_an_address_book_there_is_no_pool(tmp_path):
     with pytest.raises(PoolError, match=r"pool\.book is missing"):
         spec(tmp_path, book=None)
+    with pytest.raises(PoolError, match=r"pool\.book: ftp://x: an address book is in a folder"):
+        spec(tmp_path, book="ftp://x")
 
 
 @pytest.mark.parametrize(
