@@ -11,8 +11,9 @@ after it. Several conditions have one set of processes, so there is an account o
 
 `step_ratio`: median step of `remote` over that of `local` by the clock; `cpu_ratio`: CPU time of the host's
 thread for each step, pauses included. Both are medians over quads of blocks with 95 % bootstrap intervals.
-`captured`: share of the steps whose activations went onto the bus. Run it on a machine that does nothing
-else, with TMPDIR=/dev/shm where there is room for 3 GiB: archives are written meanwhile.
+`captured`: share of the steps whose activations went onto the bus. `forwarder_cpu_share`: of a core, over all
+blocks and the time between them. Run it on a machine that does nothing else, with TMPDIR=/dev/shm where there
+is room for 3 GiB: archives are written meanwhile.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from asys_bench.system.process_usage import process_usage
 
 if __package__:
     from . import run_network as rn
@@ -81,12 +84,14 @@ class Pair:
             one.rows = told["rows"]
             one.train(SETTLE_S)
         before, dropped = self._calls(), rn.dropped(self.remote)
+        began, cpu_s = time.monotonic(), self._forwarder_s()
         if told["away"]:
             found, caught_up = self._away(told["away"], max(2, quads // 3))
             figures["caught_up_s"] = [round(one, 2) for one in caught_up]
         else:
             found = [self._quad(n, block_s) for n in range(quads)]
         after = self._calls()
+        share = (self._forwarder_s() - cpu_s) / (time.monotonic() - began)
         return {
             **figures,
             "quads": len(found),
@@ -99,6 +104,7 @@ class Pair:
                 )
                 for one in self.trainings
             },
+            "forwarder_cpu_share": round(share, 4),
             "dropped": rn.difference(rn.dropped(self.remote), dropped),
             "load": [round(one, 1) for one in os.getloadavg()],
         }
@@ -128,6 +134,13 @@ class Pair:
             hook = figures.hooks[0] if figures is not None else None
             found[name] = (hook.calls, hook.captured) if hook is not None else (0, 0)
         return found
+
+    def _forwarder_s(self) -> float:
+        """CPU seconds of the forwarder."""
+        figures = self.remote.figures()
+        assert figures is not None
+        (pid,) = (one.pid for one in figures.workers if one.name == "remote-0")
+        return (process_usage(pid) or (0.0, 0))[0]
 
     def end(self, folder: Path) -> dict[str, Any]:
         """The last account."""

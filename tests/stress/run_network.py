@@ -48,7 +48,7 @@ PORT = 7400
 AHEAD_S = 500_000
 """By how much the receiver's monotonic clock is ahead, in a time namespace."""
 PATIENCE_S = 120.0
-ROWS, MANY_ROWS, PAUSE_S = 16, 128, 0.003
+ROWS, MANY_ROWS, PAUSE_S = 16, 192, 0.003
 CAUGHT_UP_S, CATCHING_UP_S = 0.5, 6.0
 SAE = {"architecture": "topk", "d_sae": 128, "k": 16, "batch_rows": 256, "buffer_rows": 2048,
        "min_buffer_fill_ratio": 0.1, "threads": 1, "checkpoint_interval_s": 5}  # fmt: skip
