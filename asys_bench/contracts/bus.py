@@ -373,7 +373,8 @@ class BusSubscription(ABC):
         """Claim up to `max_packets`, waiting up to `timeout_s` until `min_packets` are there.
 
         Returns what there is after the wait, possibly an empty lease; order within a shard is kept. Several
-        leases may be held at a time, and released in any order.
+        leases may be held at a time, and released in any order. A wait for more than one packet may look for
+        them now and then, up to some 50 ms after they came: nobody has to wake it for each.
         """
 
     @property

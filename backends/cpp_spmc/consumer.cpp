@@ -10,6 +10,9 @@ namespace spmc {
 namespace {
 
 constexpr u64 kLookNs = 50'000'000;
+constexpr u64 kFirstDozeNs = 1'000'000;
+constexpr u64 kDozes = 8;   // looks in the time that a pull waits for `kMany` packets or more
+constexpr u64 kMany = 32;   // fewer are large ones, and a ring is soon full of them
 constexpr u64 kLongestNap = 8;  // times poll_ns, after a while without a packet
 
 void relax() {
@@ -35,6 +38,7 @@ Consumer::Consumer(std::shared_ptr<Segment> segment, const GroupInfo& group, u64
       spin_ns_(spin_ns),
       poll_ns_(poll_ns),
       nap_ns_(poll_ns),
+      doze_ns_(kFirstDozeNs),
       owner_(tables_.register_owner(group.index)) {
   for (u64 i = 0; i < segment_->geometry().shards; ++i) shards_.push_back(segment_->shard(i));
   tables_.reap_dead();
@@ -71,6 +75,21 @@ bool Consumer::news() {
   return false;
 }
 
+bool Consumer::doze(u64 deadline_ns, u64 timeout_ns, u64 least) {
+  const u64 longest = std::min(kLookNs, timeout_ns / kDozes * std::min(least, kMany) / kMany);
+  const bool finished = segment_->finished();  // before the look: what came earlier is seen below
+  const u64 now = monotonic_ns();
+  if (!finished && now < deadline_ns) {
+    const u64 sleep = std::min(deadline_ns - now, std::min(doze_ns_, longest));
+    doze_ns_ = std::min(2 * doze_ns_, kLookNs);
+    const timespec pause{static_cast<time_t>(sleep / 1'000'000'000),
+                         static_cast<long>(sleep % 1'000'000'000)};
+    nanosleep(&pause, nullptr);
+  }
+  if (news()) return true;
+  return !finished && goes_on();
+}
+
 bool Consumer::wait(u64 deadline_ns) {
   u64 now = monotonic_ns();
   for (const u64 until = std::min(now + spin_ns_, deadline_ns); now < until; now = monotonic_ns()) {
@@ -98,13 +117,18 @@ bool Consumer::wait(u64 deadline_ns) {
     return true;
   }
   nap_ns_ = std::min(nap_ns_ * 2, poll_ns_ * kLongestNap);
-  if (finished) return false;
-  now = monotonic_ns();
+  return !finished && goes_on();  // the caller looks once more in either case
+}
+
+void Consumer::filled() { doze_ns_ = std::max(doze_ns_ / 4, kFirstDozeNs); }
+
+bool Consumer::goes_on() {
+  const u64 now = monotonic_ns();
   if (now >= next_look_) {
     next_look_ = now + kLookNs;
     look_after_the_dead();
   }
-  return !segment_->no_more();  // the caller looks once more in either case
+  return !segment_->no_more();
 }
 
 // Nothing came for a while: take back what the dead hold, and undo what a dead reaper half did.

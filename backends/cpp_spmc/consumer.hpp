@@ -28,6 +28,11 @@ class Consumer {
   // Wait for something to claim, at most until `deadline_ns` (CLOCK_MONOTONIC) and never longer than
   // about 50 ms, so that the caller can look at signals. False: there will be nothing any more.
   bool wait(u64 deadline_ns);
+  // The same for who waits for `least` packets, several of them, for `timeout_ns` in all: is woken by none, so
+  // that neither it nor a producer pays for each. It looks again after 1 ms, and seldom while few come.
+  bool doze(u64 deadline_ns, u64 timeout_ns, u64 least);
+  // There were as many as were wanted: look sooner the next time.
+  void filled();
   unsigned release(const std::vector<Claim>& claims);
   unsigned give_back(const std::vector<Claim>& claims);
   // Producers finished or died, and nothing is or may become claimable. Own claims do not count.
@@ -38,6 +43,7 @@ class Consumer {
 
  private:
   bool news();
+  bool goes_on();
   void look_after_the_dead();
 
   std::shared_ptr<Segment> segment_;
@@ -46,6 +52,7 @@ class Consumer {
   bool at_least_once_;
   u64 spin_ns_, poll_ns_;
   u64 nap_ns_;
+  u64 doze_ns_;
   u64 owner_;
   std::vector<ShardMemory> shards_;
   u64 turn_ = 0;

@@ -32,6 +32,9 @@ from asys_bench.backends.ring_client.client import RingMember
 from asys_bench.contracts.bus import BusError, Lease
 
 _MOST = 1 << 22
+FIRST_DOZE_S, DOZES, MANY = 0.001, 8, 32
+"""Who waits for MANY packets or more looks DOZES times in its time: after the first so long, then seldom
+while few come. Fewer are large ones, of which a ring is soon full: it looks more often."""
 
 
 class RingSubscription(RingMember):
@@ -43,6 +46,7 @@ class RingSubscription(RingMember):
         self.group = group.name
         self.member = member
         self.segment = segment
+        self._doze_s = FIRST_DOZE_S
         self.generation = forks.generation
         self._tables = Tables(segment)
         self._group_number = group.number
@@ -81,6 +85,8 @@ class RingSubscription(RingMember):
         claims = self._buffers.take(most)
         count = consumer_core.claim(self._address, claims.address, most)
         least = min(min_packets, most)
+        if count >= least:
+            self._filled()
         if count >= least or timeout_s <= 0:
             return RingLease(self, claims, count)
         return RingLease(self, claims, self._wait_for(claims, count, most, least, timeout_s))
@@ -123,15 +129,31 @@ class RingSubscription(RingMember):
         more = True
         try:
             while more and count < least and time.monotonic_ns() < deadline:
-                found = consumer_core.wait(self._address, deadline)
-                if found != NEWS:
+                if least > 1:
+                    more = not self._look_around()
+                    if more:
+                        self._doze(timeout_s, least, deadline)
+                elif (found := consumer_core.wait(self._address, deadline)) != NEWS:
                     more = found != consumer_core.FINISHED and not self._look_around()
                 after_those = claims.address + count * consumer_core.CLAIM_BYTES
                 count += consumer_core.claim(self._address, after_those, most - count)
         except BaseException:  # a signal came while waiting: nobody will see this lease
             consumer_core.give_back(self._address, claims.address, count)
             raise
+        if count >= least:
+            self._filled()
         return count
+
+    def _filled(self) -> None:
+        """There were as many as were wanted: look sooner the next time."""
+        self._doze_s = max(self._doze_s / 4, FIRST_DOZE_S)
+
+    def _doze(self, timeout_s: float, least: int, deadline: int) -> None:
+        """Sleep unwoken: neither this reader nor a producer pays for each of several packets."""
+        longest_s = min(LOOK_NS / 1e9, timeout_s / DOZES * min(least, MANY) / MANY)
+        left_s = (deadline - time.monotonic_ns()) / 1e9
+        time.sleep(max(0.0, min(self._doze_s, longest_s, left_s)))
+        self._doze_s = min(2 * self._doze_s, LOOK_NS / 1e9)
 
     def _look_around(self) -> bool:
         """Nothing came for a while: take back what the dead hold. True when nothing more will come."""

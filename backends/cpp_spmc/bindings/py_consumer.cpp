@@ -256,18 +256,20 @@ LeaseObject* new_lease(ConsumerObject* consumer) {
 bool pull_into(LeaseObject* lease, Consumer& core, u64 most, u64 least, double timeout_s) {
   lease->claims.reserve(most < 64 ? most : 64);
   u64 have = core.claim(lease->claims, static_cast<unsigned>(most));
+  if (have >= least) core.filled();
   if (have >= least || timeout_s <= 0) return true;
   const u64 start = monotonic_ns();
   const u64 deadline = start + static_cast<u64>((timeout_s < 1e9 ? timeout_s : 1e9) * 1e9);
   for (bool more = true; more && have < least;) {
     if (monotonic_ns() >= deadline) break;
     if (!unlocked([&] {
-          more = core.wait(deadline);
+          more = least > 1 ? core.doze(deadline, deadline - start, least) : core.wait(deadline);
           have += core.claim(lease->claims, static_cast<unsigned>(most - have));
         }))
       return false;
     if (PyErr_CheckSignals() != 0) return false;
   }
+  if (have >= least) core.filled();
   return true;
 }
 
