@@ -38,7 +38,7 @@ def births_document(
         "last_step": timeline.last_step,
         "curve_steps": [plain(step, 7) for step in timeline.curve_steps],
         "lives": [
-            _life(one, words)
+            _life(one, words, len(timeline.curve_steps))
             for one in timeline.lives
             if one.duplicate_of is None and (one.born_step is not None or one.died_step is not None)
         ][:MOST_LIVES],
@@ -57,11 +57,21 @@ def _about(timeline: Timeline) -> str:
     )
 
 
-def _life(one: FeatureLife, words: Sequence[str]) -> Document:
+def _why(one: FeatureLife) -> str:
+    """Of a birth; "": the verdict says it."""
+    if one.withdrawn_step is not None:
+        return f"{one.verdict}: an earlier look called step {one.withdrawn_step:,.0f} its birth"
+    if one.verdict != "born":
+        return ""
+    seen = "" if one.look_step is None else f"as a look at step {one.look_step:,} saw it"
+    return "; ".join(part for part in (CAUSES.get(one.cause, ""), seen) if part)
+
+
+def _life(one: FeatureLife, words: Sequence[str], points: int) -> Document:
     return {
         "feature": one.feature,
         "verdict": one.verdict,
-        "cause": CAUSES.get(one.cause, "") if one.verdict == "born" else "",
+        "cause": _why(one),
         "born": plain(one.born_step, 7),
         "low": plain(one.born_low, 7),
         "high": plain(one.born_high, 7),
@@ -69,8 +79,8 @@ def _life(one: FeatureLife, words: Sequence[str]) -> Document:
         "rate": plain(one.rate_after),
         "useful": plain(one.usefulness),
         "late": plain(one.late_by_steps),
-        "rates": [plain(rate) for rate in one.rates],
-        "words": words[one.feature] if one.feature < len(words) else "",
+        "rates": [*(plain(rate) for rate in one.rates), *[None] * (points - len(one.rates))],
+        "words": words[one.feature] if one.look_step is None and one.feature < len(words) else "",
     }
 
 

@@ -1,8 +1,8 @@
 """`timeline/<SAE>.json` (schema `asys.timeline/1`): which features of an SAE were born when, and why.
 
 It is made by `asys-run timeline` and by the report (`change.timeline`); here it is read. Lives about which
-there is nothing to say (always there, silent) are counted and not listed.
-"""
+there is nothing to say (always there, silent) are counted and not listed. A look keeps the births of the
+document before it (`look_step`), or withdraws them (`withdrawn_step`)."""
 
 from __future__ import annotations
 
@@ -71,6 +71,14 @@ class FeatureLife:
     """Of the decoder now and when the SAE's life began."""
     duplicate_of: int | None = None
     """Another life that was born with it and shares its direction, more useful than this."""
+    look_step: int | None = None
+    """Of a birth that only an earlier look saw: the last host step of that look. Its life has ended in the
+    SAE, or the reservoir has become too thin for it."""
+    withdrawn_step: float | None = None
+    """Of a life that is gradual or turned: an earlier look, of fewer rows, had called this step its birth."""
+    direction: str = ""
+    """Of a birth, or of what was one: its decoder row, of unit length, as base64 of float16; by it a later
+    look knows it again."""
     robust: bool | None = None
     """Another variant of the SAE saw the birth too; None: there is no other."""
     rates: tuple[float, ...] = ()
@@ -96,7 +104,7 @@ class Timeline:
     constant_moments: int = 0
     """Moments of the constant evaluation batch; 0: none, so that nothing is called learnt."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Verdict -> lives."""
+    """Verdict -> lives of the SAE as it is now."""
     curve_steps: tuple[float, ...] = ()
     lives: tuple[FeatureLife, ...] = ()
     problem: str = ""
@@ -104,9 +112,14 @@ class Timeline:
 
     @property
     def births(self) -> list[FeatureLife]:
-        """Lives that were born, the earliest first, without duplicates."""
+        """Lives that were born, the earliest first, without duplicates; with those of earlier looks."""
         found = [one for one in self.lives if one.verdict == "born" and one.duplicate_of is None]
         return sorted(found, key=lambda one: one.born_step or 0.0)
+
+    @property
+    def withdrawn(self) -> list[FeatureLife]:
+        """Lives that an earlier look had called born and this one does not."""
+        return [one for one in self.lives if one.withdrawn_step is not None]
 
     def to_dict(self) -> dict[str, Any]:
         return {"schema": TIMELINE_SCHEMA, **asdict(self)}

@@ -78,7 +78,8 @@ def _about(timeline: Timeline) -> str:
     counts = timeline.counts
     return (
         f"{len(timeline.births):,} born, {counts.get('always', 0):,} always there, "
-        f"{counts.get('turned', 0):,} turned, {counts.get('silent', 0):,} silent; {timeline.rows:,} rows of "
+        f"{counts.get('turned', 0):,} turned, {counts.get('silent', 0):,} silent, "
+        f"{len(timeline.withdrawn):,} withdrawn; {timeline.rows:,} rows of "
         f"host steps {timeline.first_step:,} to {timeline.last_step:,}"
     )
 
@@ -97,6 +98,7 @@ def _card(
         f"gone at {life.died_step:,.0f}" if life.died_step is not None else "",
         late,
         robust,
+        "" if life.look_step is None else f"as a look at step {life.look_step:,} saw it",
     ]
     rows = [
         sentence(found, vocabulary, row.activation, max(one.activation for one in life.rows))

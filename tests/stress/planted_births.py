@@ -26,13 +26,10 @@ from scipy.stats import chi2
 from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows, kept_values, moment_hash, ranks
 from asys_bench.change.reservoir.windows import WindowedSample, rows_per_window
 from asys_bench.change.timeline.difference import Side, compared
-from asys_bench.change.timeline.firing import Firing, firing
-from asys_bench.change.timeline.histories import History, Verdict, histories
-from asys_bench.change.timeline.timeline import TWIN_COSINE, without_twins
-from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
-from asys_bench.rundir.timeline_document import FeatureLife
+from asys_bench.change.timeline.earlier import unpacked, with_earlier
+from asys_bench.change.timeline.timeline import timeline_of
+from asys_bench.rundir.timeline_document import FeatureLife, Timeline
 from asys_bench.sae import SAEConfig, SAETrainer, SparseAutoencoder
-from asys_bench.sae.checkpoint.lives import Lives
 from asys_bench.sae.evaluation.synthetic import SyntheticFeatures
 
 D_IN, BASE, STEP_ROWS, PACKET_STEPS = 128, 96, 16, 64
@@ -152,8 +149,10 @@ class Outcome:
     """Declared ones, with what they match."""
     missed: list[dict[str, Any]] = field(default_factory=list)
     turned: int = 0
+    withdrawn: int = 0
+    """Births of earlier looks that a later one took back."""
     twins: int = 0
-    """Births left out at the looks as split off from another one."""
+    """Births left out at the last look as split off from another one."""
     late: list[dict[str, float]] = field(default_factory=list)
     trainer_s: float = 0.0
     reservoir_s: float = 0.0
@@ -193,37 +192,34 @@ def trained(
     return trainer, sample, outcome
 
 
-def looked(
-    sae: SparseAutoencoder, lives: Lives | None, rows: ReservoirRows
-) -> tuple[Firing, list[History]]:
-    found = firing(sae, rows.values).strong()
-    blocks = blocks_of(rows)
-    units = units_of(blocks, unit_rows(blocks, sae.d_sae))
-    return found, histories(found, units, rows.host_step, lives)
+def looked(trainer: SAETrainer, rows: ReservoirRows, before: Timeline | None) -> Timeline:
+    """As `asys-run timeline` does with a run that goes on."""
+    sae = trainer.sae
+    assert sae is not None
+    found = timeline_of(sae, trainer.lives, rows)
+    if before is None:
+        return found
+    return with_earlier(found, before, torch.nn.functional.normalize(sae.W_dec.detach(), dim=1))
 
 
-def judged(
-    sae: SparseAutoencoder,
-    told: list[History],
-    births: list[Birth],
-    plants: list[Plant],
-    outcome: Outcome,
-) -> None:
-    """Match declared births with plants. told: of the last look."""
+def judged(sae: SparseAutoencoder, told: Timeline, plants: list[Plant], outcome: Outcome) -> None:
+    """Match declared births with plants. told: of the last look, with what earlier ones saw."""
     steps = outcome.rows // STEP_ROWS
     W_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
-    outcome.turned = sum(one.verdict is Verdict.TURNED for one in told)
+    outcome.turned, outcome.withdrawn = told.counts["turned"], len(told.withdrawn)
+    outcome.twins = sum(one.duplicate_of is not None for one in told.lives)
     taken: set[int] = set()
     end_GD = torch.stack([p.direction(1.0) for p in plants]) if plants else torch.zeros(0, D_IN)
-    for birth in sorted(births, key=lambda birth: birth.history.born_p):
-        one = birth.history
+    for one in sorted(told.births, key=lambda one: one.born_p):
+        direction_D = unpacked(one.direction)
         assert one.born_step is not None
-        cosine_G = end_GD @ birth.direction_D if plants else torch.zeros(0)
+        assert direction_D is not None
+        cosine_G = end_GD @ torch.from_numpy(direction_D) if plants else torch.zeros(0)
         best = int(cosine_G.argmax()) if plants else -1
         plant = plants[best] if plants and float(cosine_G[best]) >= MATCH_COSINE else None
         entry = {
             "feature": one.feature, "p": one.born_p, "step": one.born_step, "generation": one.generation,
-            "found_step": one.found_step, "fired": one.fired,
+            "found_step": one.found_step, "look_step": one.look_step,
             "cosine": float(cosine_G[best]) if plants else 0.0,
             "plant": best if plant is not None else None,
             "kind": plant.kind if plant is not None else None,
@@ -242,21 +238,26 @@ def judged(
         if plant.kind == "birth" and index not in taken:
             cosine_F = W_FD @ plant.end_D
             best = int(cosine_F.argmax())
-            history = told[best]
+            life = _life_of(told, best)
             outcome.missed.append({
                 "plant": index, "rate": plant.rate, "start": plant.start, "end": plant.end,
-                "cosine": float(cosine_F[best]), "verdict": history.verdict.value, "p": history.born_p,
-                "fired": history.fired, "found": history.found_step / steps, "generation": history.generation,
-                "born": None if history.born_step is None else history.born_step / steps,
+                "cosine": float(cosine_F[best]), "verdict": life.verdict, "p": life.born_p,
+                "found": life.found_step / steps, "generation": life.generation,
+                "born": None if life.born_step is None else life.born_step / steps,
             })  # fmt: skip
+
+
+def _life_of(told: Timeline, feature: int) -> FeatureLife:
+    """As the SAE of now has it; of what is not listed nothing changed."""
+    listed = (one for one in told.lives if one.feature == feature and one.look_step is None)
+    return next(listed, FeatureLife(feature, "always"))
 
 
 def run(seed: int, rows: int, d_sae: int) -> Outcome:
     """Looked at `LOOKS` times, as a person would who watches: a life that ends before the run does is in
     none of the SAE's weights at its end."""
     plants = plants_of(seed)
-    births: list[Birth] = []
-    told: list[History] = []
+    told: Timeline | None = None
 
     def look(trainer: SAETrainer, sample: WindowedSample, outcome: Outcome) -> None:
         nonlocal told
@@ -264,65 +265,14 @@ def run(seed: int, rows: int, d_sae: int) -> Outcome:
         kept = sample.rows()
         assert kept is not None
         outcome.pass_rows = len(kept)
-        sae = trainer.sae
-        assert sae is not None
-        found, told = looked(sae, trainer.lives, kept)
-        outcome.twins += merge(births, sae, told, found, rows // STEP_ROWS)
+        told = looked(trainer, kept, told)
         outcome.timeline_s += time.process_time() - begin
 
     trainer, _, outcome = trained(seed, rows, d_sae, plants, look=look)
     assert trainer.sae is not None
-    judged(trainer.sae, told, births, plants, outcome)
+    assert told is not None
+    judged(trainer.sae, told, plants, outcome)
     return outcome
-
-
-@dataclass
-class Birth:
-    """A declared birth and the direction that the life had then."""
-
-    history: History
-    direction_D: torch.Tensor
-
-
-def merge(
-    births: list[Birth], sae: SparseAutoencoder, told: list[History], found: Firing, steps: int
-) -> int:
-    """Add the births of a look, without twins, whose number is returned. One that has the direction and the
-    time of an earlier one is that one, with the estimate of now; one of a life that this look, of more rows,
-    calls gradual or turned is none."""
-    W_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
-    for birth in list(births):
-        now = told[birth.history.feature]
-        if (
-            now.verdict in (Verdict.GRADUAL, Verdict.TURNED)
-            and now.generation == birth.history.generation
-            and float(birth.direction_D @ W_FD[now.feature]) >= TWIN_COSINE
-        ):
-            births.remove(birth)
-    listed = [
-        FeatureLife(
-            h.feature, "born", born_step=h.born_step, usefulness=found.usefulness_of(h.feature)
-        )
-        for h in told
-        if h.verdict is Verdict.BORN
-    ]
-    marked = without_twins(listed, sae, steps)
-    twins = {life.feature for life in marked if life.duplicate_of is not None}
-    old = list(births)
-    born = [h for h in told if h.verdict is Verdict.BORN and h.feature not in twins]
-    for one in sorted(born, key=lambda h: h.born_p):
-        assert one.born_step is not None
-        direction_D = W_FD[one.feature]
-        same = [
-            birth for birth in old
-            if float(birth.direction_D @ direction_D) >= TWIN_COSINE
-            and abs((birth.history.born_step or 0.0) - one.born_step) <= WITHIN * steps
-        ]  # fmt: skip
-        for birth in same:
-            if birth in births:
-                births.remove(birth)
-        births.append(Birth(one, direction_D))
-    return len(twins)
 
 
 def side(name: str, trainer: SAETrainer, rows: ReservoirRows) -> Side:
@@ -338,11 +288,9 @@ def stationary(seed: int, rows: int, d_sae: int, before: Side | None) -> tuple[O
     outcome.pass_rows = len(kept)
     sae = trainer.sae
     assert sae is not None
-    found, told = looked(sae, trainer.lives, kept)
+    told = looked(trainer, kept, None)
     outcome.timeline_s = time.process_time() - begin
-    births: list[Birth] = []
-    merge(births, sae, told, found, rows // STEP_ROWS)
-    judged(sae, told, births, [], outcome)
+    judged(sae, told, [], outcome)
     own = side(f"seed {seed}", trainer, kept)
     middle = len(kept) // 2
     halves = compared(
@@ -456,6 +404,7 @@ def _report_planted(
     for kind in ("birth", "drift", "death", None):
         wrong = sum(birth["kind"] == kind and birth["match"] == "no" for birth in births)
         print(f"  wrong births that are {kind or 'no plant'}: {wrong}")
+    print(f"withdrawn by a later look: {sum(o.withdrawn for o in outcomes)}")
 
 
 def seeds_of(text: str) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,15 +19,18 @@ import torch
 from asys_bench.change.reservoir.read import ReservoirError, read_reservoir
 from asys_bench.change.reservoir.rows import ReservoirRows, mixed
 from asys_bench.change.timeline.causes import Cause, ConstantBatch, constant_batch, with_causes
+from asys_bench.change.timeline.earlier import packed, with_earlier
 from asys_bench.change.timeline.firing import Firing, firing
 from asys_bench.change.timeline.histories import FOUND_AFTER_SHARE, History, Verdict, histories
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
+from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.timeline_document import (
     CURVE_POINTS,
     MOST_LIVES,
     FeatureLife,
     RowAt,
     Timeline,
+    read_timeline,
 )
 from asys_bench.sae import CheckpointError, SparseAutoencoder, latest_checkpoint, load_sae
 from asys_bench.sae.checkpoint.lives import Lives, read_lives
@@ -109,6 +113,8 @@ def _look(
         return _Looked(replace(nothing, problem=misfit))
     timeline = timeline_of(sae, lives, rows, constant)
     decoder_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+    with suppress(ReadingError):  # the first look
+        timeline = with_earlier(timeline, read_timeline(run_dir, label), decoder_FD)
     return _Looked(
         replace(timeline, label=label, hook=hook, checkpoint=latest.name), decoder_FD=decoder_FD
     )
@@ -157,7 +163,7 @@ def timeline_of(
     caused = with_causes(told, batch, first, last)
     edges = np.linspace(0, len(rows), min(CURVE_POINTS, len(rows)) + 1).round().astype(np.int64)
     listed = [
-        _life(history, cause, shown, rows, found, edges)
+        _life(history, cause, shown, rows, found, edges, sae)
         for history, cause, shown in caused
         if history.verdict in (Verdict.BORN, Verdict.GRADUAL, Verdict.TURNED)
         or history.died_step is not None
@@ -201,6 +207,7 @@ def _life(
     rows: ReservoirRows,
     found: Firing,
     edges: npt.NDArray[np.int64],
+    sae: SparseAutoencoder,
 ) -> FeatureLife:
     fired = found.rows_of(history.feature)
     counts = np.histogram(fired, bins=edges)[0] if len(edges) > 1 else np.zeros(0)
@@ -221,6 +228,7 @@ def _life(
         learnt_step=shown,
         usefulness=found.usefulness_of(history.feature),
         birth_cosine=history.birth_cosine,
+        direction=packed(sae.W_dec[history.feature]) if history.verdict is Verdict.BORN else "",
         rates=tuple(np.round(counts / np.maximum(np.diff(edges), 1), 6).tolist()),
         rows=_rows_at_birth(history, rows, found),
     )
@@ -274,12 +282,13 @@ def _marked_robust(one: _Looked, others: Sequence[_Looked]) -> Timeline:
     assert one.decoder_FD is not None
     marked = []
     for life in one.timeline.lives:
-        if life.verdict != "born":
+        if life.verdict != "born" or life.look_step is not None:
             marked.append(life)
             continue
         direction_D = one.decoder_FD[life.feature]
         seen = any(
             theirs.verdict == "born"
+            and theirs.look_step is None
             and _at_one_time(life, theirs, span)
             and other.decoder_FD is not None
             and float(other.decoder_FD[theirs.feature] @ direction_D) >= SAME_COSINE

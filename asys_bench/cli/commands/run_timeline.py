@@ -5,6 +5,9 @@ run. A birth is a firing rate that rose from nearly nothing, declared with a fal
 over all features. `learnt`: the constant evaluation batch (`observation.constant`) shows it too, so that
 the model changed and not its data; `data`: the feature fired on that batch before; `open`: neither.
 
+A run that goes on may be looked at again. Births that only an earlier look saw stay ("as of step N"); one
+that a later look, of more rows, calls gradual or turned is withdrawn, and a line says so.
+
 The result is kept as timeline/<SAE>.json in the run's folder (`open_run(RUN).timeline(HOOK)` reads it).
 
 Exit codes: 0 done · 1 it could not be written · 2 there is no such run, SAE or feature.
@@ -109,6 +112,12 @@ def _show(
     )
     if not timeline.constant_moments:
         console.print("no constant evaluation batch: no birth is called learnt", markup=False)
+    for one in timeline.withdrawn:
+        console.print(
+            f"feature {one.feature}: an earlier look called step {_step(one.withdrawn_step)} its birth; "
+            f"over the rows of now it is {one.verdict}",
+            markup=False,
+        )
     lives: Sequence[FeatureLife] = timeline.births
     if feature is not None:
         lives = [one for one in timeline.lives if one.feature == feature]
@@ -154,10 +163,16 @@ def _table(lives: Sequence[FeatureLife]) -> Table:
             f"{one.found_step:,}" + (" late" if one.late_by_steps is not None else ""),
             f"{one.usefulness:.1%}",
             _step(one.died_step),
-            {True: "robust", False: "one SAE", None: ""}[one.robust],
+            _seen(one),
             escape(_sparkline(one.rates)),
         )
     return table
+
+
+def _seen(one: FeatureLife) -> str:
+    """By which SAEs, and by which look."""
+    robust = {True: "robust", False: "one SAE", None: ""}[one.robust]
+    return robust if one.look_step is None else f"{robust} as of step {one.look_step:,}".strip()
 
 
 def _step(value: float | None) -> str:

@@ -9,7 +9,7 @@ export async function timeline(place, { sae, saes: all, figures }) {
   if (!all.includes(sae)) return nothing(place, 'Timeline', all);
   show(place, h('p', { class: 'how', role: 'status' }, 'Reading ...'));
   const found = await ask('/api/births', { sae });
-  const births = found.lives.filter((one) => one.born !== null);
+  const births = found.lives.filter((one) => one.verdict === 'born' && one.born !== null);
   const deaths = found.lives.filter((one) => one.died !== null);
   const alarms = found.alarms.filter((one) => one.step !== null);
   const marks = [
