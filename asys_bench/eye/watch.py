@@ -94,11 +94,12 @@ class RunWatch:
         found = []
         with suppress(OSError, ValueError):
             for alarm in Run(self._run_dir).alarms[-MOST_ALARMS:]:
-                step = alarm.get("host_step")
+                step, over = alarm.get("host_step"), alarm.get("over_host_step")
+                ended = f"; over at step {over}" if isinstance(over, int) else ""
                 found.append(
                     {
                         "step": step if isinstance(step, int) else None,
-                        "text": str(alarm.get("text", alarm.get("watcher", "")))[:500],
+                        "text": str(alarm.get("text", alarm.get("watcher", "")))[:500] + ended,
                     }
                 )
         return found

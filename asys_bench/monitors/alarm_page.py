@@ -16,6 +16,8 @@ ALARMS = "alarms"
 """Counter: alarms of the worker in this attempt, over all watchers."""
 RAISED, STEP, VALUE, EXPECTED = "alarm_raised", "alarm_step", "alarm_value", "alarm_expected"
 """Of each `watcher`. Counter: its alarms. Gauges: host step, value and expected value at the last one."""
+OVER = "alarm_over"
+"""Of each `watcher`, a counter that is set: what so many of its alarms saw is over, its values are back."""
 RECORDING_UNTIL = "alarm_recording_until_ns"
 """Counter that is set: until then (CLOCK_MONOTONIC of the host) hooks sample at their highest rate."""
 
@@ -32,6 +34,8 @@ class Alarm:
     step: int
     value: float
     expected: float
+    is_over: bool = False
+    """Its values have come back since to what they were before that alarm."""
 
 
 class AlarmsOnPage:
@@ -44,7 +48,8 @@ class AlarmsOnPage:
 
     def watch(self, watcher: str) -> None:
         """A watcher more; its metrics are there from now on."""
-        self._slot.counter(RAISED, watcher=watcher)
+        for name in (RAISED, OVER):
+            self._slot.counter(name, watcher=watcher)
         for name in (STEP, VALUE, EXPECTED):
             self._slot.gauge(name, watcher=watcher)
 
@@ -53,6 +58,11 @@ class AlarmsOnPage:
             self._slot.gauge(name, watcher=watcher).set(number)
         self._slot.counter(RAISED, watcher=watcher).add()
         self._total.add()
+
+    def is_over(self, watcher: str) -> None:
+        """Values of the watcher are back to what they were before its last alarm."""
+        raised = self._slot.counter(RAISED, watcher=watcher).value
+        self._slot.counter(OVER, watcher=watcher).set(raised)
 
     @property
     def total(self) -> int:
@@ -110,7 +120,9 @@ def _raised_in(slot: Slot) -> Iterator[Alarm]:
             gauge = metrics.get(full.replace(RAISED, other, 1))
             figures.append(gauge.value if isinstance(gauge, Gauge) else math.nan)
         step = int(figures[0]) if math.isfinite(figures[0]) else 0
-        yield Alarm(labels.get("watcher", ""), metric.value, step, figures[1], figures[2])
+        over = metrics.get(full.replace(RAISED, OVER, 1))
+        is_over = isinstance(over, Counter) and over.value >= metric.value
+        yield Alarm(labels.get("watcher", ""), metric.value, step, figures[1], figures[2], is_over)
 
 
 def recording_until(page: StatsPage) -> list[Place]:

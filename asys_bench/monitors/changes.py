@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from asys_bench.contracts.stats import WorkerState
-from asys_bench.monitors.alarm_page import EXPECTED, RAISED, STEP, VALUE
+from asys_bench.monitors.alarm_page import EXPECTED, OVER, RAISED, STEP, VALUE
 from asys_bench.monitors.figures import RunFigures, figures_of
 from asys_bench.monitors.rates import increase
 from asys_bench.monitors.snapshot import MetricKey, RunSnapshot, SlotSnapshot
@@ -171,6 +171,9 @@ class ChangeDetector:
                     }
                     fields = {"worker": worker, "watcher": key.label("watcher"), **figures}
                     yield Change("alarm", logging.WARNING, {**fields, "new": grown, "total": total})
+                elif key.name == OVER and self._grown(f"{worker} {key}", total):
+                    fields = {"worker": worker, "watcher": key.label("watcher")}
+                    yield Change("alarm_over", logging.INFO, fields)
             raised = slot.gauges.get(IS_RAISED)
             if raised is not None and bool(raised) != self._raised.get(worker, False):
                 self._raised[worker] = bool(raised)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from asys_bench.contracts.run_files import (
     ALARM_DIR,
+    ALARM_OVER_SCHEMA,
     ALARM_SCHEMA,
     ALARMS_FILE,
     METRICS_FILE,
@@ -45,6 +46,7 @@ from asys_bench.system.files.below import (
 )
 
 NUMBERS = ("time_s", "value")
+_SAME_ALARM = ("worker", "attempt", "incarnation", "number")
 
 
 class Table(dict[str, npt.NDArray[Any]]):
@@ -183,14 +185,22 @@ class Run:
 
     @property
     def alarms(self) -> list[dict[str, Any]]:
-        """What `alarm` sinks raised, in order, as `alarm/alarms.jsonl` has it (schema `asys.alarm/1`). A line
-        that cannot be read, or is being written, is left out."""
-        found = []
+        """What `alarm` sinks raised, in order, as `alarm/alarms.jsonl` has it (schema `asys.alarm/1`), each
+        with `over_host_step` where values came back to what they were before. A line that cannot be read,
+        or is being written, is left out."""
+        found: list[dict[str, Any]] = []
+        by_number: dict[tuple[str, ...], dict[str, Any]] = {}
         for line in text_lines(self.path / ALARM_DIR / ALARMS_FILE, below=self.path):
             with suppress(ValueError):
                 document = parse_json(line)
-                if isinstance(document, dict) and document.get("schema") == ALARM_SCHEMA:
+                if not isinstance(document, dict):
+                    continue
+                key = tuple(str(document.get(name)) for name in _SAME_ALARM)
+                if document.get("schema") == ALARM_SCHEMA:
                     found.append(document)
+                    by_number[key] = document
+                elif document.get("schema") == ALARM_OVER_SCHEMA and key in by_number:
+                    by_number[key]["over_host_step"] = document.get("host_step")
         return found
 
     @property

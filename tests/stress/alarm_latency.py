@@ -1,11 +1,13 @@
-"""Time from an injected change to the flag that the host's loop reads, over many changes of a live run.
+"""Time from an injected change to the flag that the host's loop reads, over many changes of live runs.
 
-`python alarm_latency.py FOLDER`: a host with HOOKS (80) small layers, each watched through a known SAE, at
-the sink's default interval. Every EVERY_S (45) seconds the rows of each layer change their distribution and
-stay so, layers one after another, until EVENTS (700) changes have been injected. The host's loop reads
-`observation.alarms` after each step. Prints a JSON line: events, found, percentiles of the time from the
-first changed call, and how many alarms came without a change.
-"""
+`python alarm_latency.py FOLDER`: ROUNDS (3) hosts one after another, each with HOOKS (234) small layers
+that are watched through a known SAE, at the sink's default interval: its FVU each. After QUIET_S (112, in
+which a reference of 1,024 values fills at the default interval) the rows of one layer after another change
+their distribution, one every EVERY_S (0.3) seconds; BACK_S (20) seconds later they are again what they
+were. So each change is the first of its layer, and 702 of them take about eleven minutes. The host's loop
+reads `observation.alarms` after each step of STEP_S (0.06). Prints a JSON line a round and one of all:
+changes, found, percentiles of the time from the first changed call to the flag, the same for `is_over`
+after the change back, and how many alarms came without a change."""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ from asys_bench.sae.architectures.scaling import InputScaling
 
 WIDTH, ROWS = 8, 64
 GIVEN_UP_S = 10.0
-"""A change that raised no alarm for so long was not found."""
+"""A change that raised no alarm for so long was not found; one back that ended none, neither."""
 
 
 def known_sae(folder: Path) -> Path:
@@ -46,88 +49,119 @@ class Layers(torch.nn.Module):
             layer(rows)
 
 
+@dataclass
+class Changes:
+    """What was injected into each layer when, and when the host saw it. Times are monotonic seconds."""
+
+    hooks: int
+    shift_HW: torch.Tensor
+    changed_at: dict[int, float] = field(default_factory=dict)
+    back_at: dict[int, float] = field(default_factory=dict)
+    flag_s: list[float] = field(default_factory=list)
+    over_s: list[float] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+    over: set[int] = field(default_factory=set)
+    unasked: int = 0
+
+    def look(self, alarms, at: float) -> None:
+        """What the host's loop reads after a step."""
+        for one in alarms:
+            hook = int(one.watcher.split()[0].rpartition(".")[2])
+            if hook not in self.changed_at:
+                self.unasked += hook not in self.seen
+            elif hook not in self.seen:
+                self.flag_s.append(at - self.changed_at[hook])
+            self.seen.add(hook)
+            if one.is_over and hook in self.back_at and hook not in self.over:
+                self.over.add(hook)
+                self.over_s.append(at - self.back_at[hook])
+
+    def rows(self, random: torch.Generator) -> list[torch.Tensor]:
+        rows = torch.randn(self.hooks, ROWS, WIDTH, generator=random)
+        on = torch.zeros(self.hooks, 1, 1)
+        on[[hook for hook in self.changed_at if hook not in self.back_at]] = 1.0
+        return list(rows + on * self.shift_HW[:, None])
+
+
 def measure(
-    folder: Path, hooks: int, events: int, every_s: float, step_s: float, **options
+    folder: Path,
+    hooks: int,
+    every_s: float,
+    step_s: float,
+    quiet_s: float,
+    back_s: float,
+    **options,
 ) -> dict:
-    """options: of the sink, over its defaults."""
+    """One run. options: of the sink, over its defaults."""
     model, random = Layers(hooks), torch.Generator().manual_seed(1)
     alarm = {
-        "watch": [{"sae": str(known_sae(folder / "known")), "features": [0, 1]}],
-        "before_s": 1, "after_s": 2, **options,
+        "watch": [{"sae": str(known_sae(folder / "known"))}], "before_s": 1, "after_s": 2, **options,
     }  # fmt: skip
     config = {
-        "run": {"dir": str(folder / "runs")},
+        "run": {"dir": str(folder / "runs"), "drain_timeout_s": 12},
         "sinks": {"alarm": {"kind": "alarm", "options": alarm}, "trainer": None, "archive": None},
     }
-    shift = 4 * torch.randn(hooks, 1, WIDTH, generator=random)
-    changed = np.zeros(hooks, bool)
-    open_since: dict[int, float] = {}
-    seen: dict[str, int] = {}
-    latencies: list[float] = []
-    injected = missed = unasked = count = 0
+    changes = Changes(hooks, 4 * torch.randn(hooks, WIDTH, generator=random))
     with asys_bench.observe(model, config, hooks="layers.*", quiet=True) as observation:
         began = time.monotonic()
-        next_s = began + every_s  # the first reference
-        while injected < events or open_since:
-            rows = torch.randn(hooks, ROWS, WIDTH, generator=random)
-            rows += shift * torch.from_numpy(changed)[:, None, None]
-            now = time.monotonic()
-            if injected < events and now >= next_s:
-                hook = injected % hooks
-                next_s += every_s / hooks
-                changed[hook] = not changed[hook]
-                rows[hook] = torch.randn(ROWS, WIDTH, generator=random) + shift[hook] * bool(
-                    changed[hook]
-                )
-                open_since[hook] = time.monotonic()
-                injected += 1
-            model(list(rows))
+        first = began + quiet_s
+        ends = first + hooks * every_s + back_s + GIVEN_UP_S
+        while (now := time.monotonic()) < ends:
+            due = min(hooks, int((now - first) / every_s) + 1) if now >= first else 0
+            for hook in range(len(changes.changed_at), due):
+                changes.changed_at[hook] = now
+            for hook, at in changes.changed_at.items():
+                if now >= at + back_s:
+                    changes.back_at.setdefault(hook, now)
+            model(changes.rows(random))
             observation.step()
-            if observation.alarms.count != count:
-                at = time.monotonic()
-                count = observation.alarms.count
-                for one in observation.alarms:
-                    if one.count == seen.get(one.watcher, 0):
-                        continue
-                    seen[one.watcher] = one.count
-                    hook = int(one.watcher.split()[0].rpartition(".")[2])
-                    if hook in open_since:
-                        latencies.append(at - open_since.pop(hook))
-                    elif changed_lately(hook, injected, hooks, every_s):
-                        continue  # another watcher of the same change
-                    else:
-                        unasked += 1
-            for hook, since in list(open_since.items()):
-                if time.monotonic() - since > GIVEN_UP_S:
-                    missed += 1
-                    del open_since[hook]
+            if observation.alarms:
+                changes.look(observation.alarms, time.monotonic())
             time.sleep(max(0.0, now + step_s - time.monotonic()))
         seconds = time.monotonic() - began
         page = observation.page.slot("alarm-0").metrics()
         intervals = page["alarm_intervals"].value
         own = page["alarm_latency_ns"].snapshot()
-    percentiles = np.percentile(latencies, [50, 90, 99, 100]).tolist() if latencies else None
+    in_time = [one for one in changes.flag_s if one <= GIVEN_UP_S]
     return {
-        "events": injected, "found": len(latencies), "missed": missed,
-        "latency_s_p50_p90_p99_max": percentiles,
-        "alarms_without_a_change": unasked, "seconds": seconds, "intervals": intervals,
+        "changes": hooks, "found": len(in_time), "flag_s": in_time,
+        "over": len(changes.over_s), "over_s": changes.over_s,
+        "alarms_without_a_change": changes.unasked, "seconds": seconds,
+        "intervals_per_s": intervals / seconds,
         "newest_rows_to_flag_s_p50_p99": [own.quantile(q) / 1e9 for q in (0.5, 0.99)],
-        "watchers": 3 * hooks, "load_1_min": os.getloadavg()[0],
+        "load_1_min": os.getloadavg()[0],
     }  # fmt: skip
 
 
-def changed_lately(hook: int, injected: int, hooks: int, every_s: float) -> bool:
-    """Its last change was among those of the last half round."""
-    return (injected - 1 - hook) % hooks < hooks / 2 and injected > hook
+def told(rounds: list[dict]) -> dict:
+    """Of all rounds together."""
+    flags, overs = ([s for one in rounds for s in one[name]] for name in ("flag_s", "over_s"))
+    percentiles = lambda found: np.percentile(found, [50, 90, 99, 100]).tolist() if found else None  # noqa: E731
+    return {
+        **{
+            name: sum(one[name] for one in rounds)
+            for name in ("changes", "found", "over", "alarms_without_a_change", "seconds")
+        },
+        "flag_s_p50_p90_p99_max": percentiles(flags), "over_s_p50_p90_p99_max": percentiles(overs),
+        "intervals_per_s": [one["intervals_per_s"] for one in rounds],
+        "newest_rows_to_flag_s_p50_p99": [one["newest_rows_to_flag_s_p50_p99"] for one in rounds],
+        "load_1_min": [one["load_1_min"] for one in rounds],
+    }  # fmt: skip
 
 
 def main() -> None:
     torch.set_num_threads(1)
     take = lambda name, default: type(default)(os.environ.get(name, default))  # noqa: E731
-    found = measure(
-        Path(sys.argv[1]), take("HOOKS", 80), take("EVENTS", 700), take("EVERY_S", 45.0), take("STEP_S", 0.03)
-    )  # fmt: skip
-    print(json.dumps(found), flush=True)
+    rounds = []
+    for number in range(take("ROUNDS", 3)):
+        rounds.append(
+            measure(
+                Path(sys.argv[1]) / f"round{number}", take("HOOKS", 234), take("EVERY_S", 0.3),
+                take("STEP_S", 0.06), take("QUIET_S", 112.0), take("BACK_S", 20.0),
+            )
+        )  # fmt: skip
+        print(json.dumps(told(rounds[-1:])), flush=True)
+    print(json.dumps(told(rounds)), flush=True)
 
 
 if __name__ == "__main__":

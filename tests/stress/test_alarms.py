@@ -36,12 +36,11 @@ def test_false_alarms_are_at_most_twice_the_budget(kind):
 @pytest.mark.stress
 @pytest.mark.timeout(3600 if SOAK else 300)
 def test_false_alarms_of_replayed_clean_runs_are_at_most_twice_the_budget():
-    """FVU of the known SAE, and densities of its features in use, while policies are fine-tuned."""
+    """FVU of the known SAE and densities of all its features, while policies are fine-tuned."""
     made = alarm_streams.clean_runs(*((2, 8, 150) if SOAK else (1, 2, 40)))
-    clean = [alarm_streams.in_use(clean_TRW) for clean_TRW in made]
-    streams, run_length = (660, 1e5) if SOAK else (250, 2000.0)
-    make = alarm_streams.replayed(clean)
-    found = alarm_streams.count(make, streams, len(clean[0]), run_length, 20.0, seed=1)
+    streams, run_length = (660, 1e5) if SOAK else (264, 2000.0)
+    kind = alarm_streams.replayed(made)
+    found = alarm_streams.count(kind, streams, len(made[0]), run_length, 20.0, seed=1)
     print(json.dumps({"kind": "clean runs, replayed", **found}), flush=True)
     assert found["budget"] >= 19
     assert found["high_95"] <= 2
@@ -65,7 +64,14 @@ def test_an_exploit_is_caught_before_the_true_return_has_fallen(capsys):
 @pytest.mark.stress
 @pytest.mark.timeout(3600)
 def test_a_change_reaches_the_host_s_flag_within_a_second(tmp_path):
-    found = alarm_latency.measure(tmp_path, hooks=80, events=700, every_s=45.0, step_s=0.03)
+    rounds = [
+        alarm_latency.measure(
+            tmp_path / str(number), hooks=234, every_s=0.3, step_s=0.06, quiet_s=112.0, back_s=20.0
+        )
+        for number in range(3)
+    ]
+    found = alarm_latency.told(rounds)
     print(json.dumps(found), flush=True)
-    assert found["found"] >= 0.99 * found["events"]
-    assert found["latency_s_p50_p90_p99_max"][2] <= 1.0
+    assert found["found"] >= 0.99 * found["changes"]
+    assert found["over"] >= 0.99 * found["found"]
+    assert found["flag_s_p50_p90_p99_max"][2] <= 1.0

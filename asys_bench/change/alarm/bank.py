@@ -11,8 +11,8 @@ A watcher more makes every part smaller from then on. The false alarms of all of
 most the budget, whatever their dependence: rates add up. Cadence is counted at its most (a value at every
 interval); a watcher whose values come more rarely gives fewer alarms.
 
-An ongoing state is one alarm: evidence that comes together again within `STATE` means of the last time is of
-the same state, and prolongs it. A stream that the predictor does not follow would raise one after the other.
+An ongoing state is one alarm, and a level that comes back ends it (`states`): its values are then taken out
+of the references, so that the next change is compared with what was usual.
 
 `power` says what is not missed: the smallest lasting shift that is found in nine of ten cases within some
 values. The fitted predictor makes values to come from innovations of the reference, the shift is added, and
@@ -30,13 +30,16 @@ import numpy as np
 
 from asys_bench.change.alarm.e_detector import EDetector, Floats, Indices, RankReference, Streams
 from asys_bench.change.alarm.innovations import Predictor
+from asys_bench.change.alarm.states import States
 
 Side = Literal["up", "down", "both"]
 SPANS = (1, 8, 64)
 WINDOW = 1024
 """Innovations in a reference."""
-STATE = 128
-"""A state has ended after so many means without evidence, of the span that had it."""
+EVIDENCE = 8
+"""Values from which an alarm comes, at the most: those before it are of the level before."""
+BEFORE = 40
+"""The level before is the median of the means from `EVIDENCE` to this many before an alarm."""
 DAY_S = 86400.0
 FOUND = 0.9
 _REPLAYS = 64
@@ -86,12 +89,32 @@ class _Span(Streams):
         self.detector = EDetector()
         self._sums_N: Floats = np.empty(0)
         self._counts_N: Indices = np.empty(0, np.intp)
+        self._least_N: Floats = np.empty(0)
+        """Values that are no further apart are ties, whatever the spread."""
+        self._usual: dict[int, Predictor] = {}
+        """Of watchers whose state may come back: what was expected when it began."""
 
-    def add(self, up: float) -> None:
+    def add(self, up: float, least: float) -> None:
         self.grow(1)
+        self._least_N[-1] = least
         self.predictor.grow(1)
         self.reference.grow(1)
         self.detector.add(up)
+
+    def levels(self, watcher: int) -> tuple[float, float]:
+        """(before what has changed, now) of a watcher with an alarm over this span."""
+        past = self.reference.newest(watcher, BEFORE)
+        now = float(np.median(past[: EVIDENCE // 2]))
+        return (float(np.median(past[EVIDENCE:])) if len(past) > EVIDENCE else now), now
+
+    def begin_state(self, watcher: int) -> None:
+        self._usual[watcher] = self.predictor.copies(watcher, 1)
+
+    def end_state(self, watcher: int, values: int) -> None:
+        """The newest so many values, and the evidence before them, were not of the usual."""
+        self.reference.forget(watcher, values // self.span + EVIDENCE)
+        if (usual := self._usual.pop(watcher, None)) is not None:
+            self.predictor.go_back(watcher, usual)
 
     def update(self, which_M: Indices, values_M: Floats) -> list[Finding]:
         self._sums_N[which_M] += values_M
@@ -102,7 +125,7 @@ class _Span(Streams):
             return []
         means_M = self._sums_N[which_M] / self.span
         self._sums_N[which_M], self._counts_N[which_M] = 0.0, 0
-        near_M = self.predictor.ties(which_M)
+        near_M = np.maximum(self.predictor.ties(which_M), self._least_N[which_M])
         innovations_M, expected_M = self.predictor.innovations(which_M, means_M)
         ready_M = ~np.isnan(innovations_M)
         which_M, means_M = which_M[ready_M], means_M[ready_M]
@@ -159,26 +182,8 @@ class _Span(Streams):
         twin.detector = self.detector.copies(watcher, _REPLAYS)
         twin.detector.restart(np.arange(_REPLAYS))
         twin.grow(_REPLAYS)
+        twin._least_N[:] = self._least_N[watcher]
         return twin
-
-
-class _States(Streams):
-    """How long what each watcher has raised goes on, counted in its values."""
-
-    def __init__(self) -> None:
-        self._values_N: Indices = np.empty(0, np.intp)
-        self._until_N: Indices = np.empty(0, np.intp)
-
-    def value(self, which_M: Indices) -> None:
-        """A value more of these."""
-        self._values_N[which_M] += 1
-
-    def is_new(self, finding: Finding) -> bool:
-        """Whether evidence is of a state that has just begun; its state goes on from here."""
-        watcher = finding.watcher
-        now, until = int(self._values_N[watcher]), int(self._until_N[watcher])
-        self._until_N[watcher] = max(until, now + STATE * finding.span)
-        return now >= until
 
 
 class DetectorBank:
@@ -198,18 +203,23 @@ class DetectorBank:
         self._per_value = false_alarms_per_day * interval_s / DAY_S
         self._sides: list[Side] = []
         self._spans = [_Span(span, seed + span) for span in spans]
-        self._states = _States()
+        self._states = States()
+        self.back: list[int] = []
+        """Watchers whose level was back with the last values: what they had raised is over."""
 
     def __len__(self) -> int:
         return len(self._sides)
 
-    def add(self, side: Side) -> int:
-        """A watcher more, of values that must not go that way. Its number."""
+    def add(self, side: Side, least: float = 0.0) -> int:
+        """A watcher more, of values that must not go that way. Its number.
+
+        least: in units of the values; smaller changes are none.
+        """
         self._sides.append(side)
         self._states.grow(1)
         parts = len(self._sides) * len(self._spans)
         for one in self._spans:
-            one.add(_UP[side])
+            one.add(_UP[side], least)
             one.alpha = min(1.0, self._per_value * one.span / parts)
         return len(self._sides) - 1
 
@@ -224,16 +234,33 @@ class DetectorBank:
         A watcher with enough evidence starts again, over all its spans. It is a finding where a state begins.
         """
         which_M = np.flatnonzero(np.isfinite(values_N))
+        self.back = []
         if not len(which_M):
             return []
-        self._states.value(which_M)
         first: dict[int, Finding] = {}
         for one in self._spans:
             for finding in one.update(which_M, values_N[which_M]):
                 first.setdefault(finding.watcher, finding)
         if first:
             self.restart(list(first))
-        return [one for one in first.values() if self._states.is_new(one)]
+        self._end(self._states.value(which_M, values_N[which_M]))
+        return [one for one in first.values() if one.watcher not in self.back and self._is_new(one)]
+
+    def _is_new(self, finding: Finding) -> bool:
+        (span,) = (one for one in self._spans if one.span == finding.span)
+        is_new = self._states.is_new(finding.watcher, span.span, span.levels(finding.watcher))
+        for one in self._spans if is_new else ():
+            one.begin_state(finding.watcher)
+        return is_new
+
+    def _end(self, back: list[int]) -> None:
+        """What these have raised is over, and no part of what is usual."""
+        self.back = back
+        for watcher in back:
+            for one in self._spans:
+                one.end_state(watcher, self._states.lasted(watcher))
+        self._states.end(back)
+        self.restart(back)
 
     def restart(self, watchers: Sequence[int]) -> None:
         """Let go of what speaks for an alarm of these; what is expected of their values stays."""
@@ -243,3 +270,7 @@ class DetectorBank:
     def power(self, watcher: int, values: int = 16, seed: int = 0) -> list[Power]:
         """Of each span, as it is now."""
         return [one.power(watcher, values, seed) for one in self._spans]
+
+    def power_over(self, watcher: int, at: int, values: int = 16, seed: int = 0) -> Power:
+        """Of one of the spans; all of them take three times as long."""
+        return self._spans[at].power(watcher, values, seed)

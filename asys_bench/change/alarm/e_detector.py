@@ -74,6 +74,7 @@ class RankReference(Streams):
         self._scores_NW: Floats = np.empty((0, window))
         self._values_NW: Floats = np.empty((0, window))
         self._seen_N: Indices = np.empty(0, np.intp)
+        self._held_N: Indices = np.empty(0, np.intp)
         self._random = np.random.default_rng(seed)
 
     def draw_anew(self, seed: int) -> None:
@@ -97,6 +98,7 @@ class RankReference(Streams):
     def add(self, which_M: Indices, scores_M: Floats, values_M: Floats) -> None:
         """Remember scores; the oldest of a full stream goes."""
         at_M = self._seen_N[which_M] % self._scores_NW.shape[1]
+        self._held_N[which_M] += np.isnan(self._scores_NW[which_M, at_M])
         self._scores_NW[which_M, at_M] = scores_M
         self._values_NW[which_M, at_M] = values_M
         self._seen_N[which_M] += 1
@@ -104,11 +106,31 @@ class RankReference(Streams):
     @property
     def counts(self) -> Indices:
         """Scores remembered of each stream."""
-        return np.minimum(self._seen_N, self._scores_NW.shape[1])
+        return self._held_N
 
     def of(self, stream: int) -> Floats:
         """What is remembered of one stream, in no order."""
-        return self._scores_NW[stream, : self.counts[stream]].copy()
+        scores_W = self._scores_NW[stream]
+        found: Floats = scores_W[~np.isnan(scores_W)]
+        return found
+
+    def newest(self, stream: int, most: int) -> Floats:
+        """The newest values that scores were made of, at most so many, the last one first."""
+        found: Floats = self._values_NW[stream, self._places(stream, most)]
+        return found[~np.isnan(found)]
+
+    def forget(self, stream: int, most: int) -> None:
+        """Let go of the newest, at most so many."""
+        places = self._places(stream, most)
+        self._scores_NW[stream, places] = self._values_NW[stream, places] = np.nan
+        self._seen_N[stream] -= len(places)
+        self._held_N[stream] = np.count_nonzero(~np.isnan(self._scores_NW[stream]))
+
+    def _places(self, stream: int, most: int) -> Indices:
+        """Of the newest, the last one first."""
+        window, seen = self._scores_NW.shape[1], int(self._seen_N[stream])
+        places: Indices = (seen - 1 - np.arange(min(most, seen, window))) % window
+        return places
 
 
 def increments(p_M: Floats) -> Floats:

@@ -16,6 +16,15 @@ it, a level that jumps by what was expected with it, and neither makes two extre
 Far from where it was fitted a prediction is as uncertain as least squares say, by the leverage h of its
 terms: innovations are divided by sqrt(1 + h) too.
 
+Where large innovations come together (volatility clusters: Engle 1982, Bollerslev 1986) the next one is
+expected to be large. How far is fitted too: with s the spread and q the mean size of the last few differences
+of two innovations in a row, over sqrt(2), both of tamed ones::
+
+    |innovation| / s  =  1 + d (q / s - 1),    0 <= d <= 1
+
+and innovations are divided by 1 + d (q / s - 1) where that is more than 1. Without clusters d is 0, and a
+change is as extreme as it was; and innovations of a lasting change, which are alike, differ little.
+
 The first `WARM_UP` values give the units (medians), and are then learnt from like all others.
 """
 
@@ -31,6 +40,12 @@ MEMORY = 100.0
 """Values over which fits and means forget by a factor e."""
 SPREAD_MEMORY = 30.0
 CLIP = 4.0
+BURST_MEMORY = 6.0
+"""Differences whose mean size is that of a burst."""
+BURST_FAR = 0.75
+"""Bursts and sizes beyond so many spreads above the usual count as that far in the fit: else a lasting change
+would be learnt from its first values as a burst that goes on."""
+BURST_FIT_MEMORY, BURST_RIDGE = 300.0, 2.0
 FAR = 1.5
 """Rows of the fit whose terms are further than this many times their usual size count less."""
 LEAST_SHARE = 0.125
@@ -70,6 +85,13 @@ class Predictor(Streams):
         """Running mean of |x_t - x_{t-1}|: the unit of the fit."""
         self._spread_N: Floats = np.empty(0)
         """Running mean of |innovation|, in raw units."""
+        self._burst_N: Floats = np.empty(0)
+        """Mean size of the last few differences of two innovations in a row over sqrt(2), in spreads, less
+        1."""
+        self._before_N: Floats = np.empty(0)
+        """The last innovation, tamed, in spreads."""
+        self._bursts_N2: Floats = np.empty((0, 2))
+        """Sums of the fit of d: of squares, of products."""
         self._squares_N33: Floats = np.empty((0, _TERMS, _TERMS))
         self._products_N3: Floats = np.empty((0, _TERMS))
 
@@ -110,6 +132,13 @@ class Predictor(Streams):
         least_M = np.maximum(LEAST_SHARE * self._move_N[which_M], _TINY)
         sizes_M: Floats = np.maximum(size_N[which_M], least_M)
         return sizes_M
+
+    def go_back(self, stream: int, earlier: Predictor) -> None:
+        """What was fitted to the stream is again what it was; `earlier` has that stream alone. Its last
+        values stay."""
+        for name, array in vars(earlier).items():
+            if isinstance(array, np.ndarray) and name not in ("_seen_N", "_last_N2", "_tame_N2"):
+                getattr(self, name)[stream] = array[0]
 
     def continuations(self, stream: int, innovations_RV: Floats) -> Floats:
         """Values [R, V] that may come next, by the fit as it is, if these were the innovations."""
@@ -182,7 +211,24 @@ class Predictor(Streams):
         )
         self._last_N2[which_M] = np.stack([values_M, self._last_N2[which_M, 0]], axis=1)
         self._tame_N2[which_M] = np.stack([tamed_M, last_2M[1]], axis=1)
-        return error_M / (spread_M * np.sqrt(1 + leverage_M)), expected_M
+        swell_M = self._swell(which_M, (tamed_M - expected_M) / spread_M)
+        return error_M / (spread_M * swell_M * np.sqrt(1 + leverage_M)), expected_M
+
+    def _swell(self, which_M: Indices, tamed_M: Floats) -> Floats:
+        """How many times their usual size innovations were expected to have; then learn from them.
+
+        tamed_M: innovations in spreads.
+        """
+        burst_M, sums_M2 = self._burst_N[which_M], self._bursts_N2[which_M]
+        slope_M = np.clip(sums_M2[:, 1] / (sums_M2[:, 0] + BURST_RIDGE), 0.0, 1.0)
+        seen_M, size_M = (np.minimum(one, BURST_FAR) for one in (burst_M, np.abs(tamed_M) - 1))
+        learnt_M2 = seen_M[:, None] * np.stack([seen_M, size_M], axis=1)
+        self._bursts_N2[which_M] = np.exp(-1 / BURST_FIT_MEMORY) * sums_M2 + learnt_M2
+        differ_M = np.abs(tamed_M - self._before_N[which_M]) / np.sqrt(2) - 1
+        self._burst_N[which_M] = burst_M + (differ_M - burst_M) / BURST_MEMORY
+        self._before_N[which_M] = tamed_M
+        swell_M: Floats = 1 + slope_M * np.maximum(burst_M, 0.0)
+        return swell_M
 
     def _terms(self, which_M: Indices, last_M2: Floats, unit_M: Floats) -> Floats:
         """Of the next step [M, 3], without units."""

@@ -104,7 +104,8 @@ class AlarmOptions(SinkOptions):
         ge=0,
         le=86400,
         description="seconds after an alarm in which hooks sample at the highest rate that bus and row "
-        "budget allow (`bus.on_full: sample`), and shards are pinned; so long its watcher raises no other",
+        "budget allow (`bus.on_full: sample`), and shards are pinned; so long its watcher raises no "
+        "other, unless its values were back in between",
     )
     webhook: str | None = Field(
         None,

@@ -2,7 +2,8 @@
 
 Every `interval_s` each watcher gives a value to the `DetectorBank`. An alarm is, in this order: figures and
 a count in the stats page (what the host's loop reads), the flight recorder, a line in the worker's log, a
-line in `<run>/alarm/alarms.jsonl`, a webhook. A monitor writes it into monitor.log as an event.
+line in `<run>/alarm/alarms.jsonl`, a webhook. A monitor writes it into monitor.log as an event. When values
+are back to what they were before, flag, log, alarms.jsonl and event say that the alarm is over.
 
 After a minute, then every ten, and at the end `<run>/alarm/<worker>-<attempt>.<incarnation>.json` says what
 is watched, the rate of false alarms, and the smallest change that each watcher would find. A restarted worker
@@ -21,16 +22,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from asys_bench.change.alarm.bank import DetectorBank, Finding, Power, Side
+from asys_bench.change.alarm.bank import SPANS, DetectorBank, Finding, Power, Side
 from asys_bench.change.alarm.e_detector import Floats
 from asys_bench.change.alarm.options import MOST_WATCHERS, AlarmOptions, Watch
+from asys_bench.change.alarm.record import AlarmRecord
 from asys_bench.change.alarm.recorder import FlightRecorder
 from asys_bench.change.alarm.values import SUFFIX, Baseline, ValuesFile
 from asys_bench.change.alarm.watchers import PageWatchers, ProbeWatch, RowWatchers, SAEWatch
-from asys_bench.change.alarm.webhook import Webhook
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug, matches
-from asys_bench.contracts.run_files import ALARM_DIR, ALARM_SCHEMA, ALARMS_FILE
+from asys_bench.contracts.run_files import ALARM_DIR, ALARM_SCHEMA
 from asys_bench.contracts.sink import BaseSink, SinkContext, SinkOptions, SinkPlugin
 from asys_bench.contracts.stats import Counter, StatsPage
 from asys_bench.monitors.alarm_page import AlarmsOnPage
@@ -39,16 +40,16 @@ from asys_bench.rundir.probes import ACTIVATIONS, read_probes
 from asys_bench.sae import CheckpointError, SparseAutoencoder
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sinks.sae.start import read_of_one_hook
-from asys_bench.system.files.append_file import AppendFile
 from asys_bench.system.files.atomic import replace_file
 
 log = logging.getLogger(__name__)
 POWER_EVERY_S = 600.0
 """The document's figures of what would be found are made anew this often; the first after `POWER_FIRST_S`."""
 POWER_FIRST_S = 60.0
-POWER_REST = 9.0
-"""Between the figures of two watchers packets are read for so many times as long as they took: those of 240
-watchers in a row took 40 s, in which no row was looked at."""
+POWER_REST, POWER_FITS = 9.0, 0.8
+"""Between two figures packets are read for so many times as long as one took: those of 240 watchers in a
+row took 40 s, in which no row was looked at. One that fits into so much of an interval is not begun where
+it would delay a value."""
 _CLOSE_S = 2.0
 
 
@@ -91,15 +92,7 @@ class AlarmWorker(BaseSink):
         folder.mkdir(mode=0o700, exist_ok=True)
         self._stem = f"{file_slug(context.name)}-{context.attempt}.{context.incarnation}"
         self._values = ValuesFile(folder / f"{self._stem}{SUFFIX}")
-        self._alarms = AppendFile(folder / ALARMS_FILE)
-        self._webhook: Webhook | None = None
-        if options.webhook is not None:
-            self._webhook = Webhook(
-                options.webhook,
-                options.webhook_timeout_s,
-                slot.counter("alarm_webhooks_sent"),
-                slot.counter("alarm_webhooks_failed"),
-            )
+        self._record = AlarmRecord(context, options, folder)
         self._recorder = FlightRecorder(
             context,
             options.before_s,
@@ -108,8 +101,12 @@ class AlarmWorker(BaseSink):
             slot.counter("alarm_pinned_shards"),
         )
         self._next_s = time.monotonic() + options.interval_s
+        self._raised: dict[int, int] = {}
+        """Watcher -> number of its last alarm."""
         self._power_s = time.monotonic() + POWER_FIRST_S
-        self._powers: list[list[Power]] = []
+        self._power_took_s = 0.0
+        self._powers: list[Power] = []
+        """Of each watcher over each span, as far as they are made."""
 
     def consume(self, lease: Lease) -> None:
         """Of a full lease, behind which more packets wait, the newest alone: a value of what was long ago
@@ -141,14 +138,18 @@ class AlarmWorker(BaseSink):
         began_s = time.monotonic()
         if began_s < self._power_s:
             return
-        if len(self._powers) < len(self._names):
-            self._powers.append(self._bank.power(len(self._powers)))
-            now_s = time.monotonic()
-            self._power_s = now_s + POWER_REST * (now_s - began_s)
-        else:
+        number, span = divmod(len(self._powers), len(SPANS))
+        if number >= len(self._names):
             self._power_s = began_s + POWER_EVERY_S
             self._write()
             self._powers = []
+            return
+        if self._next_s - began_s < self._power_took_s < POWER_FITS * self._options.interval_s:
+            return  # right after the next value there is time for it
+        self._powers.append(self._bank.power_over(number, span))
+        now_s = time.monotonic()
+        self._power_took_s = now_s - began_s
+        self._power_s = now_s + POWER_REST * self._power_took_s
 
     def close(self) -> None:
         """Look at what came last, then write what was watched."""
@@ -158,17 +159,17 @@ class AlarmWorker(BaseSink):
         self._values.flush()
         self._values.close()
         self._powers = []
-        while len(self._powers) < len(self._names) and self._context.time_left_s() > 4 * _CLOSE_S:
-            self._powers.append(self._bank.power(len(self._powers)))
+        for number in range(len(self._names)):
+            if self._context.time_left_s() <= 4 * _CLOSE_S:
+                break
+            self._powers += self._bank.power(number)
             self._context.heartbeat()
         self._write()
         self._context.heartbeat()
         left_s = max(0.0, min(self._context.time_left_s(), 4 * _CLOSE_S))
         self._recorder.close(min(_CLOSE_S, left_s / 2))
         self._context.heartbeat()
-        if self._webhook is not None:
-            self._webhook.close(min(_CLOSE_S, left_s / 2))
-        self._alarms.close()
+        self._record.close(min(_CLOSE_S, left_s / 2))
 
     def _watchers_of(self, hook: str) -> RowWatchers | None:
         found: list[SAEWatch | ProbeWatch] = []
@@ -223,8 +224,7 @@ class AlarmWorker(BaseSink):
         now_s = time.monotonic()
         if now_s < self._next_s:
             return
-        # An interval is at least as long as configured: what comes late moves the ones after it.
-        self._next_s = now_s + self._options.interval_s
+        self._next_s = _next_of_grid(self._next_s, now_s, self._options.interval_s)
         if self._host_steps is not None:
             self._step = self._host_steps.value or self._step
         values = self._read(now_s)
@@ -236,6 +236,10 @@ class AlarmWorker(BaseSink):
             if self._quiet_until_s.get(finding.watcher, -math.inf) <= now_s:
                 self._quiet_until_s[finding.watcher] = now_s + self._options.after_s
                 self._raise(finding)
+        for watcher in self._bank.back:
+            self._quiet_until_s.pop(watcher, None)
+            if (number := self._raised.pop(watcher, None)) is not None:
+                self._say_over(watcher, number, float(values[watcher]))
 
     def _read(self, now_s: float) -> Floats:
         """A value of each watcher; NaN where there is none."""
@@ -265,7 +269,8 @@ class AlarmWorker(BaseSink):
                 return -1
             shown = name if name not in self._names else f"{name} (watch {entry})"
             side: Side = self._options.watch[entry].side
-            number = self._number_of[name, entry] = self._bank.add(side)
+            least = SAEWatch.least_of(name) if self._options.watch[entry].sae else 0.0
+            number = self._number_of[name, entry] = self._bank.add(side, least)
             self._names.append(shown)
             self._values.watch(shown)
             self._page.watch(shown)
@@ -276,6 +281,7 @@ class AlarmWorker(BaseSink):
         name, context = self._names[finding.watcher], self._context
         now_ns = time.monotonic_ns() + context.clock_shift_ns
         self._page.raise_one(name, self._step, finding.value, finding.expected)
+        self._raised[finding.watcher] = self._page.total
         self._recorder.record()
         latency_s = None
         if self._newest_ns:
@@ -286,39 +292,38 @@ class AlarmWorker(BaseSink):
             f"where {finding.expected:.4g} was expected (mean of {finding.span} values)"
         )
         log.warning("alarm %d: %s", self._page.total, text)
-        document = {
-            "schema": ALARM_SCHEMA,
-            "text": f"{context.run_id}: {text}",
-            "run_id": context.run_id,
-            "run_dir": str(context.run_dir),
-            "worker": context.name,
-            "attempt": context.attempt,
-            "incarnation": context.incarnation,
-            "number": self._page.total,
-            "watcher": name,
+        about = self._about(name, self._page.total) | {
+            "against_baseline": self._baseline is not None and name in self._baseline,
+            "watchers": len(self._names),
+        }
+        self._record.raised(finding, text, about, latency_s)
+
+    def _say_over(self, watcher: int, number: int, value: float) -> None:
+        """Values are back to what they were before alarm `number`."""
+        name = self._names[watcher]
+        self._page.is_over(name)
+        text = (
+            f"{name} is back at step {self._step} to what it was before alarm {number}: {value:.4g}"
+        )
+        log.warning("%s", text)
+        self._record.over(text, self._about(name, number) | {"value": value})
+
+    def _about(self, watcher: str, number: int) -> dict[str, str | int]:
+        return {
+            "number": number,
+            "watcher": watcher,
             "host_step": self._step,
             "weights_version": self._version,
-            "unix_ns": now_ns + context.wall_offset_ns,
-            "latency_s": latency_s,
-            **{key: value for key, value in asdict(finding).items() if key != "watcher"},
-            "against_baseline": self._baseline is not None and name in self._baseline,
-            "false_alarms_per_day": self._options.false_alarms_per_day,
-            "watchers": len(self._names),
-            "before_s": self._options.before_s,
-            "after_s": self._options.after_s,
         }
-        try:
-            self._alarms.write(json.dumps(document) + "\n")
-        except OSError as error:
-            log.error("%s: the alarm is not kept: %s", ALARMS_FILE, error)
-        if self._webhook is not None:
-            self._webhook.send(document)
 
     def _write(self) -> None:
         """What is watched, and what would be found as far as there was time for the figures."""
-        powers = dict(enumerate(self._powers))
+        each = len(SPANS)
         watchers = [
-            {"watcher": name, "finds": [_plain(one) for one in powers.get(number, [])]}
+            {
+                "watcher": name,
+                "finds": [_plain(one) for one in self._powers[number * each : (number + 1) * each]],
+            }
             for number, name in enumerate(self._names)
         ]
         document = {
@@ -339,6 +344,14 @@ class AlarmWorker(BaseSink):
             replace_file(path, (json.dumps(document, indent=1) + "\n").encode(), sync=False)
         except OSError as error:
             log.error("%s is not written: %s", path, error)
+
+
+def _next_of_grid(due_s: float, now_s: float, interval_s: float) -> float:
+    """When the interval after this one ends: at its own time, so that values come no more often than
+    configured and, of a worker that keeps up, no less. What comes more than half an interval late moves
+    it."""
+    late = max(0.0, now_s - due_s) / interval_s
+    return due_s + interval_s * (1 + math.floor(late + 0.5)) if math.isfinite(late) else now_s
 
 
 def _plain(power: Power) -> dict[str, float | None]:

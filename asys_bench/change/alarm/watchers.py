@@ -14,10 +14,14 @@ import torch
 
 from asys_bench.contracts.names import matches
 from asys_bench.contracts.stats import Counter, Gauge, Metric, StatsPage
-from asys_bench.monitors.alarm_page import EXPECTED, RAISED, RECORDING_UNTIL, STEP, VALUE
+from asys_bench.monitors.alarm_page import EXPECTED, OVER, RAISED, RECORDING_UNTIL, STEP, VALUE
 from asys_bench.sae import SparseAutoencoder
 
-_OWN = (RAISED, STEP, VALUE, EXPECTED, RECORDING_UNTIL)
+_OWN = (RAISED, OVER, STEP, VALUE, EXPECTED, RECORDING_UNTIL)
+LEAST_DENSITY = 0.01
+"""Changes of a density by less than one row in a hundred are no alarm. A feature that was silent has no
+variability that it could be judged by, and many begin to fire in a few rows while a host learns: when they
+appeared is what a timeline tells."""
 RESCAN_S = 2.0
 """Metrics appear while a run goes on: a trainer's with its first rows."""
 
@@ -51,6 +55,11 @@ class SAEWatch:
             yield self._fvu, float(error / spread)
         density_K = share_N @ (acts_NF[:, self._features] > 0).float()
         yield from zip(self._names, density_K.tolist(), strict=True)
+
+    @staticmethod
+    def least_of(name: str) -> float:
+        """The least change that counts, of one of its watchers."""
+        return 0.0 if name.endswith(" fvu") else LEAST_DENSITY
 
 
 class ProbeWatch:

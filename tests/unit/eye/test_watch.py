@@ -112,10 +112,17 @@ def test_alarms_are_the_newest_and_their_text_is_text(tmp_path: Path, watch: Run
         json.dumps({"schema": "asys.alarm/1", "text": f"<b>{n}</b>", "host_step": n})
         for n in range(60)
     ]
+    numbered = {"worker": "alarm-0", "attempt": 0, "incarnation": 0, "number": 7}
+    lines += [
+        json.dumps({"schema": "asys.alarm/1", "text": "up", "host_step": 60, **numbered}),
+        json.dumps({"schema": "asys.alarm_over/1", "text": "back", "host_step": 65, **numbered}),
+        json.dumps({"schema": "asys.alarm_over/1", "host_step": 66, **numbered, "number": [8]}),
+    ]
     (tmp_path / "alarm" / "alarms.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
     found = watch.document()["alarms"]
     assert len(found) == 50
-    assert found[-1] == {"step": 59, "text": "<b>59</b>"}
+    assert found[-2] == {"step": 59, "text": "<b>59</b>"}
+    assert found[-1] == {"step": 60, "text": "up; over at step 65"}
 
 
 def test_a_folder_that_is_no_run_any_more_says_so(tmp_path: Path, watch: RunWatch) -> None:

@@ -30,7 +30,11 @@ def test_an_alarm_is_seen_as_soon_as_it_is_counted(page):
     raising.raise_one("x{y=1}, z", 140, 1.0, 2.0)
     assert seen.count == 3
     assert list(seen) == [Alarm("h fvu", 2, 130, 0.6, 0.2), Alarm("x{y=1}, z", 1, 140, 1.0, 2.0)]
-    assert repr(seen) == "<3 alarms: h fvu at step 130, x{y=1}, z at step 140>"
+    raising.is_over("h fvu")
+    assert [one.is_over for one in seen] == [True, False]
+    raising.raise_one("h fvu", 150, 0.6, 0.2)
+    assert [one.is_over for one in seen] == [False, False]
+    assert repr(seen) == "<4 alarms: h fvu at step 150, x{y=1}, z at step 140>"
 
 
 def test_alarms_of_several_sinks_add_up_and_survive_the_page(page):

@@ -97,6 +97,12 @@ def test_alarms_and_the_recording_that_follows_are_events(run: Any) -> None:
     }  # fmt: skip
     is_raised.set(0.0)
     assert names(detector.observe(take_snapshot(run.page, None))) == ["sampling_restored"]
+    raising.is_over("h fvu")
+    (over,) = detector.observe(take_snapshot(run.page, None))
+    assert (over.event, over.fields) == (
+        "alarm_over",
+        {"worker": "trainer-0", "watcher": "h fvu"},
+    )
 
 
 def test_failing_hooks_and_bad_rows_and_write_errors_are_logged_with_how_many(run: Any) -> None:

@@ -145,6 +145,46 @@ def test_an_ongoing_state_is_one_alarm_and_what_comes_after_it_another():
     assert 900 <= times[1] < 920
 
 
+def test_a_level_that_comes_back_ends_the_alarm_and_the_next_change_is_another():
+    """A return is no alarm; the second time is found as soon as the first, though its level was there
+    before."""
+    values = np.random.default_rng(16).standard_normal((1000, 1))
+    values[500:620] += 12
+    values[760:] += 12
+    bank = bank_of(1, 1e5)
+    alarms, backs = [], []
+    for t, row in enumerate(values):
+        alarms += [t for _ in bank.update(row)]
+        backs += [t for _ in bank.back]
+    assert len(alarms) == 2
+    assert 500 <= alarms[0] < 515
+    assert 760 <= alarms[1] < 775
+    assert len(backs) == 1
+    assert 640 <= backs[0] < 670
+
+
+def test_a_level_that_stays_is_the_usual_one_and_leaving_it_is_an_alarm():
+    values = np.random.default_rng(17).standard_normal((2400, 1))
+    values[300:1900] += 12
+    bank = bank_of(1, 1e5)
+    alarms, backs = [], []
+    for t, row in enumerate(values):
+        alarms += [t for _ in bank.update(row)]
+        backs += bank.back
+    assert [t // 100 for t in alarms] == [3, 19]
+    assert backs == []
+
+
+def test_a_change_that_is_smaller_than_what_counts_is_none():
+    values = 0.1 + 0.0005 * np.random.default_rng(18).standard_normal((700, 2))
+    values[500:] += 0.008
+    bank = bank_of(1, 1e5)
+    bank.add("both", 0.01)
+    found = [finding.watcher for row in values for finding in bank.update(row)]
+    assert 0 in found
+    assert 1 not in found
+
+
 def test_a_feature_that_wakes_slowly_is_one_state_or_two():
     """Silent for 400 values, then more frequent over 800: five alarms each without states."""
     values = STREAMS["waking"](np.random.default_rng(15), (1200, 16))

@@ -116,3 +116,21 @@ def test_the_larger_half_says_which_way_it_went():
     for _ in range(5):
         detector.update(np.array([0, 1]), np.array([0.001, 0.999]))
     assert [detector.went_up(0), detector.went_up(1)] == [True, False]
+
+
+def test_the_newest_are_forgotten_and_their_places_filled_again():
+    reference = RankReference(8, 0)
+    reference.grow(1)
+    for value in range(12):
+        reference.add(np.array([0]), np.array([-value]), np.array([float(value)]))
+    assert reference.newest(0, 3).tolist() == [11, 10, 9]
+    reference.forget(0, 3)
+    assert sorted(reference.of(0)) == [-8, -7, -6, -5, -4]
+    assert reference.counts.tolist() == [5]
+    reference.add(np.array([0]), np.array([-20.0]), np.array([20.0]))
+    assert reference.newest(0, 2).tolist() == [20, 8]
+    p = reference.p_values(np.array([0]), np.array([0.0]), np.array([0.0]), np.array([0.0]))
+    assert 0 <= p[0] <= 1 / 7
+    reference.forget(0, 99)
+    assert reference.counts.tolist() == [0]
+    assert len(reference.newest(0, 5)) == 0

@@ -76,7 +76,7 @@ def intervals(worker, page, clock, values):
 def test_a_metric_that_jumps_raises_one_alarm_and_everything_is_said_of_it(start, tmp_path, caplog):
     worker, page, clock = start(watch=[{"metric": "sae_fvu", "side": "up"}])
     seen = Alarms(page)
-    clean = 0.2 + 0.01 * np.random.default_rng(0).standard_normal(200)
+    clean = 0.2 + 0.01 * np.random.default_rng(0).standard_normal(400)
     intervals(worker, page, clock, clean)
     assert not seen
     intervals(worker, page, clock, clean[:12] + 0.2)
@@ -100,6 +100,27 @@ def test_a_metric_that_jumps_raises_one_alarm_and_everything_is_said_of_it(start
     assert written["alarms"] == 1
     (watched,) = written["watchers"]
     assert 0 < watched["finds"][0]["shift"] < 1
+
+
+def test_when_values_are_back_the_alarm_is_over(start, tmp_path, caplog):
+    worker, page, clock = start(watch=[{"metric": "sae_fvu", "side": "up"}], after_s=500)
+    random = np.random.default_rng(0)
+    clean = 0.2 + 0.01 * random.standard_normal(400)
+    intervals(worker, page, clock, clean[:250])
+    intervals(worker, page, clock, clean[250:290] + 0.2)
+    (alarm,) = Alarms(page)
+    assert not alarm.is_over
+    intervals(worker, page, clock, clean[290:350])
+    (alarm,) = Alarms(page)
+    assert alarm.is_over
+    assert "is back at step 77 to what it was before alarm 1" in caplog.text
+    intervals(worker, page, clock, clean[350:390] + 0.2)
+    (alarm,) = Alarms(page)
+    assert (alarm.count, alarm.is_over) == (2, False), "quiet no longer"
+    worker.close()
+    lines = (tmp_path / "alarm" / "alarms.jsonl").read_text().splitlines()
+    schemas = [(one["schema"], one["number"]) for one in map(json.loads, lines)]
+    assert schemas == [("asys.alarm/1", 1), ("asys.alarm_over/1", 1), ("asys.alarm/1", 2)]
 
 
 def test_rows_in_which_a_known_feature_is_suddenly_frequent_raise_an_alarm(start, folder, tmp_path):
@@ -162,29 +183,34 @@ def test_watchers_are_limited_and_the_budget_is_theirs_together(start):
     worker.close()
 
 
-def test_intervals_are_never_shorter_than_configured(start):
-    """A worker that was stopped for a minute does not make up for sixty values."""
+def test_intervals_come_no_more_often_than_configured(start):
+    """A worker that was stopped for a minute does not make up for sixty values; one that comes a little late
+    each time loses none."""
     worker, page, clock = start(watch=[{"metric": "sae_fvu"}])
     clock.now += 60
     for _ in range(5):
         worker.idle()
     assert page.slot("alarm-0").counter("alarm_intervals").value == 1
+    for _ in range(40):
+        clock.now += 0.3
+        worker.idle()
+    assert 12 <= page.slot("alarm-0").counter("alarm_intervals").value <= 13
     worker.close()
 
 
 def test_packets_are_read_between_the_figures_of_what_would_be_found(start, tmp_path, monkeypatch):
-    """They take a tenth of the time: those of many watchers in a row would block the worker for long."""
+    """They take a tenth of the time: all in a row would block the worker for long."""
     worker, page, clock = start(watch=[{"metric": "x*"}])
     for number in range(3):
         page.slot("trainer-0").gauge(f"x{number}").set(1.0)
-    power, made = worker._bank.power, []
+    power, made = worker._bank.power_over, []
 
-    def slow(number):
+    def slow(number, at):
         clock.now += 1.0
-        made.append(number)
-        return power(number)
+        made.append((number, at))
+        return power(number, at)
 
-    monkeypatch.setattr(worker._bank, "power", slow)
+    monkeypatch.setattr(worker._bank, "power_over", slow)
     document = tmp_path / "alarm" / "alarm-0-0.0.json"
     clock.now += 61  # figures are made after a minute
     for seconds, number in ((0, 1), (8, 1), (2, 2), (10, 3)):
@@ -192,11 +218,12 @@ def test_packets_are_read_between_the_figures_of_what_would_be_found(start, tmp_
         worker.idle()
         assert len(made) == number
     assert not document.exists()
-    clock.now += 10
-    worker.idle()
+    for _ in range(7):
+        clock.now += 10
+        worker.idle()
+    assert made == [(number, at) for number in range(3) for at in range(3)]
     assert [len(one["finds"]) for one in json.loads(document.read_text())["watchers"]] == [3] * 3
     worker.close()
-    assert made == [0, 1, 2] * 2
 
 
 def test_the_probe_of_an_earlier_run_is_watched_and_a_constant_batch_is_not(
