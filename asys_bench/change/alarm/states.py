@@ -1,7 +1,8 @@
 """How long what a watcher raised goes on, and when it is over: `States`.
 
-A state is one alarm: evidence that comes together again within `STATE` means of the last time is of the same
-state, and prolongs it. A stream that the predictor does not follow would raise one after the other.
+A state is one alarm: evidence that comes together again within `STATE` means of the last time, of the longer of
+the two spans, is of the same state, and prolongs it. A stream that the predictor does not follow would raise
+one after the other, and means over a long span are of before and after a change for long.
 
 It is over when values are back: some means in a row are closer to the level before than to what the
 alarm saw. A level that was there before is no news and no alarm, but it ends the state: the next change is an
@@ -33,6 +34,8 @@ class States(Streams):
     def __init__(self) -> None:
         self._values_N: Indices = np.empty(0, np.intp)
         self._until_N: Indices = np.empty(0, np.intp)
+        self._last_N: Indices = np.empty(0, np.intp)
+        """When evidence came last; 0: there was none, or its state is over."""
         self._span_N: Indices = np.empty(0, np.intp)
         """Of the alarm whose state may still come back; 0: there is none."""
         self._since_N: Indices = np.empty(0, np.intp)
@@ -73,9 +76,12 @@ class States(Streams):
         """
         before, seen = levels
         now, until = int(self._values_N[watcher]), int(self._until_N[watcher])
-        self._until_N[watcher] = max(until, now + STATE * span)
+        last = int(self._last_N[watcher])
+        self._until_N[watcher], self._last_N[watcher] = max(until, now + STATE * span), now
         which_1 = np.array([watcher])
-        if now < until or (self._span_N[watcher] and self._is_old(which_1, np.array([seen]))[0]):
+        if now < until or (last and now < last + STATE * span):
+            return False
+        if self._span_N[watcher] and self._is_old(which_1, np.array([seen]))[0]:
             return False
         self._span_N[watcher], self._since_N[watcher] = span, now
         self._middle_N[watcher] = (seen + before) / 2
@@ -89,7 +95,8 @@ class States(Streams):
 
     def end(self, watchers: Sequence[int]) -> None:
         """Their states are over: the next evidence is of another one."""
-        self._until_N[list(watchers)] = self._span_N[list(watchers)] = 0
+        for array_N in (self._until_N, self._last_N, self._span_N):
+            array_N[list(watchers)] = 0
 
     def _blocks_of(self, which_M: Indices) -> Indices:
         """Values of a block of their states."""

@@ -18,8 +18,8 @@ from asys_bench.monitors.alarm_page import EXPECTED, OVER, RAISED, RECORDING_UNT
 from asys_bench.sae import SparseAutoencoder
 
 _OWN = (RAISED, OVER, STEP, VALUE, EXPECTED, RECORDING_UNTIL)
-LEAST_DENSITY = 0.01
-"""Changes of a density by less than one row in a hundred are no alarm. A feature that was silent has no
+LEAST_DENSITY = 0.03
+"""Changes of a density by less than three rows in a hundred are no alarm. A feature that was silent has no
 variability that it could be judged by, and many begin to fire in a few rows while a host learns: when they
 appeared is what a timeline tells."""
 RESCAN_S = 2.0
