@@ -1,8 +1,8 @@
 """How long what a watcher raised goes on, and when it is over: `States`.
 
-A state is one alarm: evidence that comes together again within `STATE` means of the last time, of the longer of
-the two spans, is of the same state, and prolongs it. A stream that the predictor does not follow would raise
-one after the other, and means over a long span are of before and after a change for long.
+A state is one alarm: evidence that comes together again within `STATE` means of the last time, of the
+longer of the two spans, is of the same state, and prolongs it. A stream that the predictor does not follow
+would raise one after the other, and means over a long span are of before and after a change for long.
 
 It is over when values are back: some means in a row are closer to the level before than to what the
 alarm saw. A level that was there before is no news and no alarm, but it ends the state: the next change is an
