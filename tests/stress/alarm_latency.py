@@ -1,13 +1,13 @@
 """Time from an injected change to the flag that the host's loop reads, over many changes of live runs.
 
-`python alarm_latency.py FOLDER`: ROUNDS (3) hosts one after another, each with HOOKS (234) small layers
-that are watched through a known SAE, at the sink's default interval: its FVU each. After QUIET_S (112, in
-which a reference of 1,024 values fills at the default interval) the rows of one layer after another change
-their distribution, one every EVERY_S (0.3) seconds; BACK_S (20) seconds later they are again what they
-were. So each change is the first of its layer, and 702 of them take about eleven minutes. The host's loop
-reads `observation.alarms` after each step of STEP_S (0.06). Prints a JSON line a round and one of all:
-changes, found, percentiles of the time from the first changed call to the flag, the same for `is_over`
-after the change back, and how many alarms came without a change."""
+`python alarm_latency.py FOLDER`: ROUNDS (4) hosts one after another, each with HOOKS (176) small layers that
+are watched through a known SAE, at the sink's default interval: its FVU each. After QUIET_S (85, some 800
+values) the rows of one layer after another change their distribution, one every EVERY_S (0.2) seconds; BACK_S
+(20) seconds later they are again what they were. So each change is the first of its layer, and 704 of them
+take about eleven minutes. The host's loop reads `observation.alarms` after each step of STEP_S (0.06). Prints
+a JSON line a round and one of all: changes, found, percentiles of the time from the first changed call to the
+flag, the same for `is_over` after the change back, and how many alarms came without a change.
+"""
 
 from __future__ import annotations
 
@@ -153,11 +153,11 @@ def main() -> None:
     torch.set_num_threads(1)
     take = lambda name, default: type(default)(os.environ.get(name, default))  # noqa: E731
     rounds = []
-    for number in range(take("ROUNDS", 3)):
+    for number in range(take("ROUNDS", 4)):
         rounds.append(
             measure(
-                Path(sys.argv[1]) / f"round{number}", take("HOOKS", 234), take("EVERY_S", 0.3),
-                take("STEP_S", 0.06), take("QUIET_S", 112.0), take("BACK_S", 20.0),
+                Path(sys.argv[1]) / f"round{number}", take("HOOKS", 176), take("EVERY_S", 0.2),
+                take("STEP_S", 0.06), take("QUIET_S", 85.0), take("BACK_S", 20.0),
             )
         )  # fmt: skip
         print(json.dumps(told(rounds[-1:])), flush=True)

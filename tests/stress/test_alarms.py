@@ -66,9 +66,9 @@ def test_an_exploit_is_caught_before_the_true_return_has_fallen(capsys):
 def test_a_change_reaches_the_host_s_flag_within_a_second(tmp_path):
     rounds = [
         alarm_latency.measure(
-            tmp_path / str(number), hooks=234, every_s=0.3, step_s=0.06, quiet_s=112.0, back_s=20.0
+            tmp_path / str(number), hooks=176, every_s=0.2, step_s=0.06, quiet_s=85.0, back_s=20.0
         )
-        for number in range(3)
+        for number in range(4)
     ]
     found = alarm_latency.told(rounds)
     print(json.dumps(found), flush=True)
