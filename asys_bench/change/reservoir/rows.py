@@ -124,8 +124,11 @@ class ReservoirRows:
 
     def smallest(self, count: int) -> ReservoirRows:
         """Those with the `count` smallest ranks, each once."""
-        order = np.argsort(self.rank, kind="stable")
-        kept = order[np.r_[True, np.diff(self.rank[order]) > 0]] if len(order) else order
+        rank_N = self.rank
+        order = np.argsort(rank_N, kind="stable")
+        ordered_N, first_N = rank_N[order], np.ones(len(order), bool)
+        np.greater(ordered_N[1:], ordered_N[:-1], out=first_N[1:])
+        kept = order[first_N]
         return self if len(kept) == len(self) <= count else self[np.sort(kept[:count])]
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -188,5 +191,9 @@ def kept_values(rows_ND: torch.Tensor) -> torch.Tensor:
     trained on, at its largest number; NaN stays), integers as they are."""
     if not rows_ND.is_floating_point():
         return rows_ND.to(torch.int64)
-    most = torch.finfo(torch.float16).max
-    return rows_ND.float().clamp(-most, most).to(torch.float16)
+    rows_ND, most = rows_ND.float(), torch.finfo(torch.float16).max
+    if rows_ND.numel():
+        low, high = torch.aminmax(rows_ND)  # NaN where one is
+        if not (low >= -most and high <= most):
+            rows_ND = rows_ND.clamp(-most, most)
+    return rows_ND.to(torch.float16)
