@@ -1,6 +1,6 @@
 """False alarms on streams without a change, counted against the configured budget, and delays with one.
 
-`python alarm_streams.py`: KINDS (comma-separated, all without), STREAMS (256) of each kind, in parts of
+`python alarm_streams.py`: KINDS (separated by semicolons, all without), STREAMS (256) of each kind, in parts of
 LENGTH (4,000) values, until EXPECTED (20) false alarms are the budget at one per RUN_LENGTH (1e5) values of a
 watcher. A JSON line a kind: how many came, and the upper 95 % limit of their rate as a multiple of the budget
 (Poisson). CLEAN (0): so many clean runs of each of POLICIES (2) policies, of UPDATES (150) updates, are made
@@ -184,7 +184,7 @@ def main() -> None:
         print(json.dumps({"clean runs": [one.shape for one in clean]}), flush=True)
         report_of_runs(clean, run_length)
     for kind, make in kinds.items():
-        if wanted and kind not in wanted.split(","):
+        if wanted and kind not in wanted.split(";"):
             continue
         if take("PLANTED", 0):
             for shift in map(float, take("SHIFTS", "4,8").split(",")):
