@@ -1,11 +1,11 @@
 """False alarms on streams without a change, counted against the configured budget, and delays with one.
 
-`python alarm_streams.py`: KINDS (separated by semicolons, all without), STREAMS (256) of each kind, in parts of
-LENGTH (4,000) values, until EXPECTED (20) false alarms are the budget at one per RUN_LENGTH (1e5) values of a
-watcher. A JSON line a kind: how many came, and the upper 95 % limit of their rate as a multiple of the budget
-(Poisson). CLEAN (0): so many clean runs of each of POLICIES (2) policies, of UPDATES (150) updates, are made
-by `alarm_exploit.py` and replayed by a local block bootstrap instead; LENGTH is then theirs, and VALUES (a
-.npz) keeps their values for another time.
+`python alarm_streams.py`: KINDS (separated by semicolons, all without), STREAMS (256) of each kind, in
+parts of LENGTH (4,000) values, until EXPECTED (20) false alarms are the budget at one per RUN_LENGTH (1e5)
+values of a watcher. A JSON line a kind: how many came, and the upper 95 % limit of their rate as a multiple
+of the budget (Poisson). CLEAN (0): so many clean runs of each of POLICIES (2) policies, of UPDATES (150)
+updates, are made by `alarm_exploit.py` and replayed by a local block bootstrap instead; LENGTH is then
+theirs, and VALUES (a .npz) keeps their values for another time.
 
 PLANTED=1: lasting shifts instead, of SHIFTS (4,8) times the noise, after BEFORE (500) values: how many values
 later the alarm comes (quartiles), and in which share of the streams within 50 values.
