@@ -21,36 +21,42 @@ namespace spmc {
 
 class Arena {
  public:
-  Arena(u64 bytes, u64 window) : bytes_(bytes), window_(window < bytes ? window : bytes) {}
+  Arena(u64 bytes, u64 window)
+      : bytes_(bytes), window_(window < bytes ? window : bytes), stale_bytes_(window_ / 8) {}
 
-  // Byte offset of `need` free bytes (a multiple of 64), or nothing. `hot`: wrap early if possible.
+  u64 window() const { return window_; }
+
+  // Byte offset of `need` free bytes (a multiple of 64), or nothing. `hot`: in the window if possible.
   std::optional<u64> allocate(u64 need, bool hot) {
+    std::optional<u64> start = hot ? in_window(need) : std::nullopt;
+    return start ? start : anywhere(need);
+  }
+
+  // The same within the window only.
+  std::optional<u64> in_window(u64 need) {
+    if (need > window_) return std::nullopt;
     if (count_ != 0) {
       Run& newest = runs_[count_ - 1];
-      const bool early = hot && newest.end + need > window_ && count_ < kEarlyRuns && fits(0, need);
-      if (!early && fits(newest.end, need)) {
-        newest.end += need;
-        return newest.end - need;
-      }
+      if (newest.end + need <= window_ && fits(newest.end, need)) return grow(newest, need);
+      if (count_ >= kEarlyRuns || !fits(0, need)) return std::nullopt;
     }
-    if (count_ == kRuns) return std::nullopt;
-    u64 start = 0;
-    for (unsigned i = 0; !fits(start, need); ++i) {
-      if (i == count_) return std::nullopt;
-      start = runs_[i].end;
-    }
-    runs_[count_++] = {start, start + need};
-    return start;
+    return begin(0, need);
   }
 
-  // An early wrap could be possible if only we knew what the readers have finished.
-  bool wants_reclaim(u64 need, bool hot) const {
-    return hot && count_ == 1 && runs_[0].end + need > window_;
+  // The newest run cannot grow within the window: it could, or another begin there, if only we knew what
+  // the readers have finished. Asked anew every so many bytes, as each look at a slot that a reader wrote
+  // costs a miss.
+  bool wants_reclaim(u64 need) const {
+    if (count_ == 0 || since_ < stale_bytes_) return false;
+    const u64 end = runs_[count_ - 1].end;
+    return end + need > window_ || !fits(end, need);
   }
+  void reclaimed() { since_ = 0; }
 
   // Give back the end of the last allocation, still unpublished, from `offset` on.
   void undo(u64 offset) {
     Run& newest = runs_[count_ - 1];
+    since_ -= newest.end - offset;
     newest.end = offset;
     if (newest.end == newest.start) --count_;
   }
@@ -80,6 +86,28 @@ class Arena {
   static constexpr unsigned kRuns = 16;
   static constexpr unsigned kEarlyRuns = 3;  // the others are for the gaps that early wraps leave
 
+  std::optional<u64> anywhere(u64 need) {
+    if (count_ != 0 && fits(runs_[count_ - 1].end, need)) return grow(runs_[count_ - 1], need);
+    if (count_ == kRuns) return std::nullopt;
+    u64 start = 0;
+    for (unsigned i = 0; !fits(start, need); ++i) {
+      if (i == count_) return std::nullopt;
+      start = runs_[i].end;
+    }
+    return begin(start, need);
+  }
+
+  u64 grow(Run& run, u64 need) {
+    run.end += need;
+    since_ += need;
+    return run.end - need;
+  }
+  u64 begin(u64 start, u64 need) {
+    runs_[count_++] = {start, start + need};
+    since_ += need;
+    return start;
+  }
+
   bool fits(u64 start, u64 need) const {
     if (start + need > bytes_) return false;
     for (unsigned i = 0; i < count_; ++i)
@@ -87,7 +115,8 @@ class Arena {
     return true;
   }
 
-  u64 bytes_, window_;
+  u64 bytes_, window_, stale_bytes_;
+  u64 since_ = 0;  // allocated since the last reclaim
   std::array<Run, kRuns> runs_{};  // oldest first
   unsigned count_ = 0;
 };

@@ -1,10 +1,9 @@
 #include "consumer.hpp"
 
 #include <algorithm>
+#include <utility>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "copy.hpp"
 
 namespace spmc {
 namespace {
@@ -14,12 +13,8 @@ constexpr u64 kFirstDozeNs = 1'000'000;
 constexpr u64 kDozes = 8;   // looks in the time that a pull waits for `kMany` packets or more
 constexpr u64 kMany = 32;   // fewer are large ones, and a ring is soon full of them
 constexpr u64 kLongestNap = 8;  // times poll_ns, after a while without a packet
-
-void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#endif
-}
+constexpr u64 kBytesPerNs = 8;
+constexpr u64 kMostPatienceNs = 200'000;
 
 }  // namespace
 
@@ -52,6 +47,7 @@ unsigned Consumer::claim(std::vector<Claim>& claims, unsigned most) {
     if (++turn_ == shards_.size()) turn_ = 0;
     ShardMemory& m = shards_[shard];
     const u8* arena = segment_->arena(shard);
+    const unsigned before = taken;
     taken += ShardRing::claim(m, group_, owner_, most - taken, [&](u64 seq, u64 word) {
       const u64 descriptor = load(m.descriptor(seq));
       const u64 offset = (descriptor >> 32) * 64;
@@ -65,6 +61,7 @@ unsigned Consumer::claim(std::vector<Claim>& claims, unsigned most) {
       }
       claims.push_back({seq, word, frame, nbytes, static_cast<u32>(shard)});
     });
+    if (taken != before) patience_ns_ = std::min(claims.back().nbytes / kBytesPerNs, kMostPatienceNs);
   }
   return taken;
 }
@@ -92,7 +89,8 @@ bool Consumer::doze(u64 deadline_ns, u64 timeout_ns, u64 least) {
 
 bool Consumer::wait(u64 deadline_ns) {
   u64 now = monotonic_ns();
-  for (const u64 until = std::min(now + spin_ns_, deadline_ns); now < until; now = monotonic_ns()) {
+  const u64 spin = spin_ns_ == 0 ? 0 : spin_ns_ + std::exchange(patience_ns_, 0);
+  for (const u64 until = std::min(now + spin, deadline_ns); now < until; now = monotonic_ns()) {
     for (int i = 0; i < 16; ++i) {
       if (news()) return true;
       relax();

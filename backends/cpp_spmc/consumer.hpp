@@ -53,6 +53,7 @@ class Consumer {
   u64 spin_ns_, poll_ns_;
   u64 nap_ns_;
   u64 doze_ns_;
+  u64 patience_ns_ = 0;  // what the next wait spins for beyond spin_ns_
   u64 owner_;
   std::vector<ShardMemory> shards_;
   u64 turn_ = 0;

@@ -1,6 +1,9 @@
 #include "copy.hpp"
 
+#include <time.h>
+
 #include <array>
+#include <atomic>
 #include <cstring>
 
 #if defined(__x86_64__)
@@ -17,6 +20,56 @@
 namespace spmc {
 
 void copy_cached(u8* to, const u8* from, u64 bytes) { std::memcpy(to, from, bytes); }
+
+void relax() {
+#ifdef SPMC_X86
+  _mm_pause();
+#endif
+}
+
+namespace {
+u64 now_ns() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return static_cast<u64>(time.tv_sec) * 1'000'000'000ULL + static_cast<u64>(time.tv_nsec);
+}
+u64 timed_load(u64& word) {
+#ifdef SPMC_X86
+  _mm_lfence();
+  const u64 start = __rdtsc();
+  _mm_lfence();
+  std::atomic_ref<u64>(word).load(std::memory_order_relaxed);
+  _mm_lfence();
+  return __rdtsc() - start;
+#else
+  const u64 start = now_ns();
+  std::atomic_ref<u64>(word).load(std::memory_order_acquire);
+  return now_ns() - start;
+#endif
+}
+}  // namespace
+
+u64 ticks() {
+#ifdef SPMC_X86
+  return __rdtsc();
+#else
+  return now_ns();
+#endif
+}
+
+u64 ticks_in(u64 ns) {
+  static const u64 first_ticks = ticks(), first_ns = now_ns();
+  constexpr u64 kUsual = 3, kLongEnoughNs = 1'000'000;
+  const u64 passed_ticks = ticks() - first_ticks, passed_ns = now_ns() - first_ns;
+  if (passed_ns < kLongEnoughNs) return ns * kUsual;
+  return static_cast<u64>(static_cast<double>(ns) * static_cast<double>(passed_ticks) /
+                          static_cast<double>(passed_ns));
+}
+
+u64 ticks_to_load(u64& word) {
+  const u64 first = timed_load(word), again = timed_load(word);
+  return first > again ? first - again : 0;
+}
 
 #ifdef SPMC_X86
 namespace {

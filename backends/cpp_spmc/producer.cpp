@@ -6,6 +6,7 @@ namespace spmc {
 namespace {
 constexpr u64 kDeathCheckNs = 50'000'000;
 constexpr u64 kStandstillNs = 1'000'000'000;
+constexpr u64 kOwnNs = 10, kNearNs = 130;  // a line of another core's: more; at most, where they share a cache
 
 u64 now_ns() {
   timespec time;
@@ -28,7 +29,9 @@ Producer::Producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy
       next_(load(m_.wseq())),
       committed_(next_),
       tail_(next_),
-      starts_(slots_) {}
+      starts_(slots_),
+      choices_{StoreChoice(policy.window), StoreChoice(policy.window), StoreChoice(policy.window),
+               StoreChoice(policy.window), StoreChoice(policy.window)} {}
 
 u8* Producer::reserve(u64 nbytes, Refusal& refusal) {
   refusal = Refusal::closed;
@@ -36,11 +39,12 @@ u8* Producer::reserve(u64 nbytes, Refusal& refusal) {
   refusal = Refusal::too_large;
   if (nbytes > segment_->geometry().max_payload) return nullptr;
   const u64 need = frame_bytes(nbytes);
-  const bool hot = nbytes < policy_.streaming_threshold;
-  if (next_ - tail_ == slots_ || arena_.wants_reclaim(need, hot)) reclaim();
+  cached_ = nbytes < policy_.streaming_threshold ||
+            (need <= arena_.window() && wants_cached(choice(nbytes)));
+  if (next_ - tail_ == slots_ || (cached_ && arena_.wants_reclaim(need))) reclaim();
   std::optional<u64> offset;
   for (int attempt = 0;; ++attempt) {
-    if (next_ - tail_ != slots_) offset = arena_.allocate(need, hot);
+    if (next_ - tail_ != slots_) offset = allocate(nbytes, need);
     if (offset) break;
     if (attempt == 0) {
       reclaim(true);
@@ -59,6 +63,69 @@ u8* Producer::reserve(u64 nbytes, Refusal& refusal) {
   refusal = Refusal::none;
   reserved_ = *offset;
   return base_ + reserved_ + kPacketHeaderBytes;
+}
+
+// Streaming stores where the window has no room: outside of it cached ones would find cold memory.
+std::optional<u64> Producer::allocate(u64 nbytes, u64 need) {
+  if (nbytes < policy_.streaming_threshold) return arena_.allocate(need, true);
+  std::optional<u64> warm = cached_ ? arena_.in_window(need) : std::nullopt;
+  if (cached_ && !warm) warm = wait_for_window(nbytes, need);
+  cached_ = warm.has_value();
+  return warm ? warm : arena_.allocate(need, false);
+}
+
+bool Producer::wants_cached(StoreChoice& stores) {
+  if (stores.due()) stores.answer(readers_are_near());
+  return stores.cached();
+}
+
+// By what the slots' lines take to come from the reader that wrote them last. A line that only this
+// process has written says nothing, nor does one that was fetched ahead: they come from caches of its own.
+bool Producer::readers_are_near() {
+  const u64 own = ticks_in(kOwnNs), near = ticks_in(kNearNs);
+  int votes = 0;
+  for (u64 back = 2; back <= 64 && back <= next_ - tail_; back += back / 2 + 1) {
+    const u64 took = ticks_to_load(m_.word(next_ - back, 0));
+    if (took > own && was_read(next_ - back)) votes += took <= near ? 1 : -1;
+  }
+  return votes > 0;
+}
+
+bool Producer::was_read(u64 seq) {
+  for (unsigned g = 0; g < kGroups; ++g) {
+    const u64 state = word_state(load(m_.word(seq, g)));
+    if (state == kClaimed || state == kDelivered) return true;
+  }
+  return false;
+}
+
+// Readers that are about to finish what lies there: waiting costs no more than going elsewhere would.
+std::optional<u64> Producer::wait_for_window(u64 nbytes, u64 need) {
+  StoreChoice& stores = choice(nbytes);
+  const u64 most = stores.worth_waiting(nbytes);
+  if (most == 0) return std::nullopt;
+  std::optional<u64> warm;
+  for (const u64 start = ticks(); !warm && ticks() - start < most;) {
+    for (int i = 0; i < 16; ++i) relax();
+    reclaim();
+    warm = arena_.in_window(need);
+  }
+  stores.waited(warm.has_value());
+  return warm;
+}
+
+StoreChoice& Producer::choice(u64 nbytes) {
+  const auto width = static_cast<unsigned>(std::bit_width(nbytes));
+  const unsigned size_class = width < 15 ? 0 : (width - 15) / 2;
+  return choices_[size_class < kSizeClasses ? size_class : kSizeClasses - 1];
+}
+
+void Producer::copy(u8* to, const u8* from, u64 bytes) {
+  if (bytes < policy_.streaming_threshold) return copy_cached(to, from, bytes);
+  const u64 start = ticks();
+  if (cached_) copy_cached(to, from, bytes);
+  else copy_streaming(to, from, bytes);
+  choice(bytes).copied(cached_, bytes, ticks() - start);
 }
 
 // A reader that joined late and may lose packets (`subscribe`) must not hold up the others, not when it is
@@ -107,6 +174,7 @@ void Producer::commit() {
 }
 
 void Producer::reclaim(bool full) {
+  arena_.reclaimed();
   u32 abandoned = 0;
   if (full) {
     const u64 mask = load(segment_->word(kHdrGroupMask), Order::acquire);

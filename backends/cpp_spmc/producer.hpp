@@ -5,6 +5,7 @@
 
 #include "arena.hpp"
 #include "copy.hpp"
+#include "stores.hpp"
 #include "tables.hpp"
 
 namespace spmc {
@@ -12,11 +13,13 @@ namespace spmc {
 enum class Refusal : unsigned { full = 0, timeout = 1, too_large = 2, closed = 3, none = 4 };
 
 struct CopyPolicy {
-  u64 streaming_threshold = 16384;  // bytes; copies of at least this many use streaming stores
+  u64 streaming_threshold = 16384;  // bytes; smaller payloads always have cached stores
   u64 window = 4 << 20;             // bytes; see Arena
 };
 
 class Producer {
+  static constexpr unsigned kSizeClasses = 5;  // by powers of four from 16 KiB
+
  public:
   // `source`: the rank in its packets; the segment's own where there is none.
   Producer(std::shared_ptr<Segment> segment, u64 shard, const CopyPolicy& policy,
@@ -39,14 +42,18 @@ class Producer {
   u64 source() const { return source_; }
   // Harvest what the readers finished; then 0 (empty) .. 1 (slots or arena used up).
   double fill_ratio();
-  void copy(u8* to, const u8* from, u64 bytes) const {
-    if (bytes >= policy_.streaming_threshold) copy_streaming(to, from, bytes);
-    else copy_cached(to, from, bytes);
-  }
+  // Into what `reserve` gave, at most what was asked for.
+  void copy(u8* to, const u8* from, u64 bytes);
   const std::shared_ptr<Segment>& segment() const { return segment_; }
 
  private:
   void reclaim(bool full = false);
+  std::optional<u64> allocate(u64 nbytes, u64 need);
+  std::optional<u64> wait_for_window(u64 nbytes, u64 need);
+  StoreChoice& choice(u64 nbytes);
+  bool wants_cached(StoreChoice& stores);
+  bool readers_are_near();
+  bool was_read(u64 seq);
   void pass_over_who_stands_still(u64 now);
   void refresh_groups(u64 mask);
   u32 wanted(u64 hook_id);
@@ -64,6 +71,8 @@ class Producer {
   u64 next_, committed_, tail_;  // tail_ <= committed_ <= next_, modulo 2^64
   std::vector<u64> starts_;      // frame offset per slot
   u64 reserved_ = 0;
+  bool cached_ = false;  // the stores that the reserved frame wants
+  std::array<StoreChoice, kSizeClasses> choices_;
   u64 bytes_ = 0;
   u64 mask_ = 0;
   u64 missed_[kGroups] = {};

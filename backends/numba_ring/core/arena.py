@@ -19,6 +19,7 @@ from asys_bench.backends.numba_ring.core.producer_state import (
     P_ARENA_BYTES,
     P_RUN_COUNT,
     P_RUNS,
+    P_SINCE,
     P_WINDOW,
 )
 
@@ -44,17 +45,32 @@ def fits(p: int, start: int, need: int) -> bool:
 
 
 @inner
+def begin(p: int, start: int, need: int) -> int:
+    """A new run; its start."""
+    count = get(p + P_RUN_COUNT)
+    put(p + P_RUNS + count * 16, start)
+    put(p + P_RUNS + count * 16 + 8, start + need)
+    put(p + P_RUN_COUNT, count + 1)
+    put(p + P_SINCE, get(p + P_SINCE) + need)
+    return start
+
+
+@inner
 def allocate(p: int, need: int, hot: int) -> int:
-    """Offset of `need` free bytes, or -1. `hot`: wrap early if possible."""
+    """Offset of `need` free bytes, or -1. `hot`: in the window if possible."""
     count = get(p + P_RUN_COUNT)
     if count != 0:
         newest = p + P_RUNS + (count - 1) * 16
         end = get(newest + 8)
-        early = (
-            hot != 0 and end + need > get(p + P_WINDOW) and count < EARLY_RUNS and fits(p, 0, need)
-        )
-        if not early and fits(p, end, need):
+        grows = fits(p, end, need)
+        window = get(p + P_WINDOW)
+        inside = grows and end + need <= window
+        early = hot != 0 and not inside and need <= window and count < EARLY_RUNS
+        if early and fits(p, 0, need):
+            return begin(p, 0, need)
+        if grows:
             put(newest + 8, end + need)
+            put(p + P_SINCE, get(p + P_SINCE) + need)
             return end
     if count == MOST_RUNS:
         return -1
@@ -65,10 +81,7 @@ def allocate(p: int, need: int, hot: int) -> int:
             return -1
         start = get(p + P_RUNS + tried * 16 + 8)
         tried += 1
-    put(p + P_RUNS + count * 16, start)
-    put(p + P_RUNS + count * 16 + 8, start + need)
-    put(p + P_RUN_COUNT, count + 1)
-    return start
+    return begin(p, start, need)
 
 
 @inner
@@ -76,6 +89,7 @@ def undo(p: int, offset: int) -> None:
     """Give back the end of the last allocation, still unpublished, from `offset` on."""
     count = get(p + P_RUN_COUNT)
     newest = p + P_RUNS + (count - 1) * 16
+    put(p + P_SINCE, get(p + P_SINCE) - (get(newest + 8) - offset))
     put(newest + 8, offset)
     if get(newest) == offset:
         put(p + P_RUN_COUNT, count - 1)
@@ -101,8 +115,16 @@ def free_to(p: int, start: int) -> None:
 
 @inner
 def wants_reclaim(p: int, need: int, hot: int) -> bool:
-    """An early wrap could be possible if only we knew what the readers have finished."""
-    return hot != 0 and get(p + P_RUN_COUNT) == 1 and get(p + P_RUNS + 8) + need > get(p + P_WINDOW)
+    """The newest run cannot grow within the window: it could, or another begin there, if only we knew
+    what the readers have finished. Asked anew every so many bytes: each look at a slot costs a miss."""
+    count = get(p + P_RUN_COUNT)
+    if hot == 0 or count == 0:
+        return False
+    window = get(p + P_WINDOW)
+    end = get(p + P_RUNS + (count - 1) * 16 + 8)
+    if get(p + P_SINCE) < window >> 3:
+        return False
+    return end + need > window or not fits(p, end, need)
 
 
 @inner

@@ -42,6 +42,7 @@ from asys_bench.backends.numba_ring.core.producer_state import (
     P_PUBLISHED,
     P_RESERVED,
     P_SHARD,
+    P_SINCE,
     P_SLOTS,
     P_STARTS,
     P_STREAMING,
@@ -111,6 +112,7 @@ def groups_that_want(p: int, hook_id: int) -> int:
 @inner
 def reclaim(p: int, full: int) -> None:
     """Take back what the readers finished; when `full`, also what waits for groups that nobody reads."""
+    put(p + P_SINCE, 0)
     abandoned = 0
     if full != 0:
         mask = load_acquire(get(p + P_HEADER) + GROUP_MASK)

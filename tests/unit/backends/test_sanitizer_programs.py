@@ -46,6 +46,19 @@ def test_copies_and_checksums_are_those_of_plain_loops(
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_frames_stay_in_the_window_and_stores_follow_their_cost(tmp_path: Path) -> None:
+    program = str(tmp_path / "memory_use_test")
+    compiled = subprocess.run(
+        ["g++", "-std=c++20", "-O1", "-Wall", "-Werror", f"-I{RING}",
+         str(ROOT / "tests/model/memory_use_test.cpp"), "-o", program],
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert compiled.returncode == 0, compiled.stderr[-3000:]
+    done = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.rest
 @pytest.mark.skipif(
     not (shutil.which("aarch64-linux-gnu-g++") and shutil.which("qemu-aarch64")),
