@@ -12,14 +12,15 @@ after it. Several conditions have one set of processes, so there is an account o
 `step_ratio`: median step of `remote` over that of `local` by the clock; `cpu_ratio`: CPU time of the host's
 thread for each step, pauses included. Both are medians over quads of blocks with 95 % bootstrap intervals.
 `captured`: share of the steps whose activations went onto the bus. `forwarder_cpu_share`: of a core, over all
-blocks and the time between them. Run it on a machine that does nothing else, with TMPDIR=/dev/shm where there
-is room for 3 GiB: archives are written meanwhile.
+blocks and the time between them. Runs are written to /dev/shm where it has 4 GiB. Run it on a machine that
+does nothing else.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -47,6 +48,7 @@ else:
 QUADS, BLOCK_S = 12, 1.0
 ORDERS = (("remote", "local", "local", "remote"), ("local", "remote", "remote", "local"))
 AWAY_S, SETTLE_S = 10.0, 1.0
+MEMORY, ROOM_BYTES = "/dev/shm", 4 << 30
 RATIOS = {"step_ratio": "median_us", "mean_ratio": "mean_us", "cpu_ratio": "cpu_us"}
 Said = dict[str, float]
 
@@ -190,6 +192,14 @@ def compare(
             yield {"conditions": conditions, **pair.end(place)}
 
 
+def roomy() -> str | None:
+    """Where archives disturb no disk, if there is room; None: the usual place."""
+    try:
+        return MEMORY if shutil.disk_usage(MEMORY).free > ROOM_BYTES else None
+    except OSError:
+        return None
+
+
 def main() -> int:
     if (why := missing()) is not None:
         print(why, file=sys.stderr)
@@ -197,7 +207,7 @@ def main() -> int:
     quads = int(sys.argv[1]) if len(sys.argv) > 1 else QUADS
     block_s = float(sys.argv[2]) if len(sys.argv) > 2 else BLOCK_S
     began, broken = time.monotonic(), False
-    with tempfile.TemporaryDirectory(prefix="asys-network-step-") as folder:
+    with tempfile.TemporaryDirectory(prefix="network-step-", dir=roomy()) as folder:
         for figures in compare(Path(folder), sys.argv[3:] or [*rn.CONDITIONS], quads, block_s):
             broken = broken or bool(figures.get("problems"))
             print(json.dumps(figures), flush=True)
