@@ -32,6 +32,8 @@ OURS = "cpp_spmc"
 PEERS = ("mp.Queue", "faster-fifo", "pyzmq", "iceoryx2", "zenoh shm", "vLLM ring")
 NAMES = (OURS, "cpp_spmc one a pull", "cpp_spmc batch 64", "numba_ring", *PEERS)
 BOUND = 1.1
+TIMEOUT_S = 20.0
+"""A contender that hangs is left out."""
 REFERENCES = {
     "copy_pipeline cached": ("cached", 64 << 20),
     "copy_pipeline streaming": ("streaming", 64 << 20),
@@ -63,7 +65,7 @@ class Comparison:
         self, stack: ExitStack, names: list[str], size: int, pools: list[int]
     ) -> dict[str, Pair]:
         pairs = {
-            name: stack.enter_context(Pair(name, size, self.cpus))
+            name: stack.enter_context(Pair(name, size, self.cpus, TIMEOUT_S))
             for name in names
             if name not in self.missing
         }
