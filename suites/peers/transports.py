@@ -126,6 +126,7 @@ class Iceoryx2(Contender):
         return (
             self.node.service_builder(i2.ServiceName.new(name))
             .publish_subscribe(i2.Slice[ctypes.c_uint64])
+            .payload_alignment(i2.Alignment.new(64))
             .enable_safe_overflow(False)
             .subscriber_max_buffer_size(BATCH)
             .open_or_create()
