@@ -19,8 +19,9 @@ VIEWS = 2
 """SAEs whose features are in memory."""
 FRESH_S = {"index": 2.0, "archive": 30.0}
 """A view is looked at for being old, or made anew, at most this often."""
-SHARE = 0.01
-"""And no more often than takes this share of a CPU: the host and its trainers come first."""
+SHARE = 0.005
+"""And no more often than takes this share of a CPU: the host and its trainers come first. A feature's newest
+firing is read apart, each time that it is asked for."""
 WAIT_S = 1.0
 """A question waits so long for a view that is being read."""
 

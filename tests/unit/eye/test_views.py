@@ -79,9 +79,9 @@ def test_a_view_that_takes_long_is_made_anew_the_less_often(
 
     views = Views(read)
     views.get("a", 30.0)
-    for now.s in (103.0, 149.0, 151.0):  # half a second is a hundredth of 50 s
+    for now.s in (103.0, 199.0, 201.0):  # half a second is a two-hundredth of 100 s
         views.get("a", 30.0)
-    assert made == [100.0, 151.0]
+    assert made == [100.0, 201.0]
     views.close()
 
 
