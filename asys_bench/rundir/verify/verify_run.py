@@ -30,6 +30,7 @@ from asys_bench.contracts.run_files import (
     STATE_DIR,
     TENSORBOARD_DIR,
     RunFileError,
+    attempts_in,
     read_run_file,
 )
 from asys_bench.rundir.feature_index_layout import LATEST_FILE
@@ -194,15 +195,32 @@ class _RunCheck:
     def _account(self, path: Path, name: str) -> Finding:
         try:
             document = read_json(path, MAX_BYTES, below=self.path)
+            detail = ""
             if path.name == RECEIVER_FILE:
-                problems = [*check_cluster([ReceiverAccount.of(document)]).problems]
+                receiver = ReceiverAccount.of(document)
+                problems = [*check_cluster([receiver]).problems]
+                detail = "" if self.live else self._without_account(receiver.accepted)
             else:
                 problems = imbalances([ForwarderAccount.of(document)])
         except (OSError, ValueError) as error:
             return Finding(name, "document", State.DAMAGED, str(error))
         if problems:
             return Finding(name, "document", State.DAMAGED, "; ".join(problems))
-        return Finding(name, "document", State.OK)
+        return Finding(name, "document", State.OK, detail)
+
+    def _without_account(self, accepted: int) -> str:
+        """What is to be said of attempts that a receiver and all of its workers did not survive."""
+        attempts = attempts_in(self.path)
+        ended = [str(one["attempt"]) for one in attempts if one.get("account") is None]
+        accounts = [one["account"] for one in attempts if one.get("account") is not None]
+        counted = sum(one["produced"] - _sum_of(one.get("dropped")) for one in accounts)
+        if not ended or accepted <= counted:
+            return ""
+        return (
+            f"{accepted - counted:,} of {accepted:,} accepted packets are in no account of this run: "
+            f"attempt {', '.join(ended)} ended with the receiver and all of its workers at once, and what "
+            "was unread on its bus is gone"
+        )
 
     def _holds_stores(self, folder: Path) -> bool:
         inner = (path for path, kind in scan(folder, below=self.path) if kind is EntryKind.FOLDER)
@@ -238,6 +256,12 @@ class _RunCheck:
             remove(path, below=self.path)
             done = "removed"
         return Finding(name, "document", State.LEFTOVER, "of a killed writer", repair=done)
+
+
+def _sum_of(counts: object) -> int:
+    """Of a document's counts, by reason; what is none counts nothing."""
+    values = counts.values() if isinstance(counts, dict) else ()
+    return sum(one for one in values if type(one) is int)
 
 
 def _document(path: Path) -> dict[str, Any]:

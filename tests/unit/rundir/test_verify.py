@@ -296,6 +296,26 @@ def test_accounts_with_other_machines_are_checked_by_their_identities(run):
     assert found(run, "notes").state is State.FOREIGN
 
 
+def test_what_a_receiver_lost_with_all_of_its_workers_is_told(run):
+    (run.path / "cluster").mkdir()
+    quiet = documents.reported(100, 97, {"slow": 3}, 0)
+    (run.path / "cluster/receiver.json").write_text(
+        json.dumps(documents.receiver(documents.sender(97, 0, quiet)))
+    )
+    accounts = {"produced": 50, "dropped": {}}, None, {"produced": 30, "dropped": {"full": 1}}
+    document = json.loads((run.path / "run.json").read_text())
+    document["attempts"] = [{"attempt": n, "account": one} for n, one in enumerate(accounts)]
+    (run.path / "run.json").write_text(json.dumps(document))
+    one = found(run, "receiver.json")
+    assert one.state is State.OK
+    assert one.detail.startswith(
+        "18 of 97 accepted packets are in no account of this run: attempt 1"
+    )
+    document["attempts"][1]["account"] = {"produced": 18, "dropped": {}}
+    (run.path / "run.json").write_text(json.dumps(document))
+    assert found(run, "receiver.json").detail == ""
+
+
 def test_a_missing_run_file_is_damage_and_the_rest_is_still_checked(run):
     (run.path / "run.json").unlink()
     done = verify_run(run.path)
