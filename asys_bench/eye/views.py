@@ -21,7 +21,8 @@ FRESH_S = {"index": 2.0, "archive": 30.0}
 """A view is looked at for being old, or made anew, at most this often."""
 SHARE = 0.005
 """And no more often than takes this share of a CPU: the host and its trainers come first. A feature's newest
-firing is read apart, each time that it is asked for."""
+firing is read apart, each time that it is asked for. At first, while much is new, it is made anew sooner: when it has
+been looked at for half as long again."""
 WAIT_S = 1.0
 """A question waits so long for a view that is being read."""
 
@@ -40,6 +41,8 @@ class _ClosedError(Exception):
 @dataclass
 class _Kept:
     view: SaeView
+    first_at_s: float
+    """When the SAE was first read."""
     looked_at_s: float
     took_s: float
     """CPU time."""
@@ -48,7 +51,8 @@ class _Kept:
     def is_old(self) -> bool:
         features = self.view.features
         kind = features.kind if features is not None else "index"
-        return time.monotonic() - self.looked_at_s >= max(FRESH_S[kind], self.took_s / SHARE)
+        least_s = min(self.took_s / SHARE, (self.looked_at_s - self.first_at_s) / 2)
+        return time.monotonic() - self.looked_at_s >= max(FRESH_S[kind], least_s)
 
 
 @dataclass
@@ -118,9 +122,11 @@ class Views:
             began_s = time.thread_time()
             view = self.read(label, before, told)
             took_s = time.thread_time() - began_s
+            now_s = time.monotonic()
             with self._lock:
-                self._kept.pop(label, None)
-                self._kept[label] = _Kept(view, time.monotonic(), took_s)
+                kept = self._kept.pop(label, None)
+                first_s = kept.first_at_s if kept is not None else now_s
+                self._kept[label] = _Kept(view, first_s, now_s, took_s)
                 while len(self._kept) > VIEWS:
                     del self._kept[next(iter(self._kept))]
             return view

@@ -78,10 +78,19 @@ def test_a_view_that_takes_long_is_made_anew_the_less_often(
         return SimpleNamespace(features=None)
 
     views = Views(read)
-    views.get("a", 30.0)
-    for now.s in (103.0, 199.0, 201.0):  # half a second is a two-hundredth of 100 s
+    for now.s in (
+        100.0,
+        101.0,
+        102.5,
+        104.0,
+        105.0,
+        400.0,
+    ):  # at first when as much again is half over
         views.get("a", 30.0)
-    assert made == [100.0, 201.0]
+    assert made == [100.0, 102.5, 105.0, 400.0]
+    for now.s in (403.0, 499.0, 501.0):  # half a second is a two-hundredth of 100 s
+        views.get("a", 30.0)
+    assert made[4:] == [501.0]
     views.close()
 
 
