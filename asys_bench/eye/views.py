@@ -21,8 +21,8 @@ FRESH_S = {"index": 2.0, "archive": 30.0}
 """A view is looked at for being old, or made anew, at most this often."""
 SHARE = 0.005
 """And no more often than takes this share of a CPU: the host and its trainers come first. A feature's newest
-firing is read apart, each time that it is asked for. At first, while much is new, it is made anew sooner: when
-it has been looked at for half as long again."""
+firing is read apart, each time that it is asked for. At first, while much is new, it is made anew sooner:
+when it has been looked at for half as long again."""
 WAIT_S = 1.0
 """A question waits so long for a view that is being read."""
 

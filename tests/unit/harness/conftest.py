@@ -20,8 +20,9 @@ from asys_bench.contracts.packet import PacketMeta
 from asys_bench.harness.measuring.child import ProcessEnd
 from asys_bench.harness.measuring.launch import RoundEnd, _collect
 from asys_bench.harness.planning.suite_file import load_suite
+from asys_bench.harness.plugins import scenario_plugin
 from asys_bench.harness.results.result import Instrument
-from asys_bench.harness.round import RoundSpec, run_round
+from asys_bench.harness.round import RoundRunner, RoundSpec, run_round
 from asys_bench.harness.runner import SuiteRunner
 from asys_bench.registry import registry
 
@@ -140,3 +141,16 @@ def run_suite(tmp_path: Path, suite_file: Callable[[str], Path]) -> Callable[...
         )
 
     return make
+
+
+def round_of(name: str, params: dict[str, Any], tmp_path: Path) -> dict[str, float]:
+    """The medians of one round of a scenario that takes neither bus nor pipeline, in this process."""
+    plugin = scenario_plugin(name)
+    spec = RoundSpec(
+        folder=str(tmp_path), scenario=name, backend=None, pipeline=None, sets=[], params=params,
+        samples=1, seed=5, warmup_max_s=0.0,
+    )  # fmt: skip
+    runner = RoundRunner(spec, plugin, tmp_path)
+    plugin.run(runner)
+    document, _ = runner.results()
+    return {metric: value["median"] for metric, value in document["values"].items()}

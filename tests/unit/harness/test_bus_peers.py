@@ -12,7 +12,8 @@ import pytest
 from asys_bench.contracts.scenario import ScenarioError
 from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.plugins import scenario_plugin
-from asys_bench.harness.round import RoundRunner, RoundSpec
+
+from .conftest import round_of
 
 ROOT = Path(__file__).parents[3]
 NEAR = [50.0, 60.0]
@@ -39,18 +40,6 @@ def table(monkeypatch):
     yield table
     for name in ("table", "cores"):
         sys.modules.pop(name, None)
-
-
-def round_of(name, params, tmp_path):
-    plugin = scenario_plugin(name)
-    spec = RoundSpec(
-        folder=str(tmp_path), scenario=name, backend=None, pipeline=None, sets=[], params=params,
-        samples=1, seed=5, warmup_max_s=0.0,
-    )  # fmt: skip
-    runner = RoundRunner(spec, plugin, tmp_path)
-    plugin.run(runner)
-    document, _ = runner.results()
-    return {metric: value["median"] for metric, value in document["values"].items()}
 
 
 def test_a_peer_that_is_not_installed_is_unavailable_with_the_way_to_get_it(suite, monkeypatch):

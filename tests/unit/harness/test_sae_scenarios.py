@@ -9,7 +9,6 @@ import pytest
 from asys_bench.contracts.scenario import ScenarioError
 from asys_bench.harness.planning.suite_file import load_suite
 from asys_bench.harness.plugins import scenario_plugin
-from asys_bench.harness.round import RoundRunner, RoundSpec
 from asys_bench.harness.scenarios.sae_synthetic import SyntheticOptions, write_synthetic
 from asys_bench.harness.scenarios.sae_training import (
     Stopwatch,
@@ -18,22 +17,12 @@ from asys_bench.harness.scenarios.sae_training import (
     train_in_process,
 )
 
+from .conftest import round_of
+
 SMALL = {
     "features": 32, "width": 16, "mean_l0": 3.0, "rows": 40_960, "batch_rows": 256,
     "d_sae": 64, "k": 3, "threads": 1, "timeout_s": 100,
 }  # fmt: skip
-
-
-def round_of(name, params, tmp_path):
-    plugin = scenario_plugin(name)
-    spec = RoundSpec(
-        folder=str(tmp_path), scenario=name, backend=None, pipeline=None, sets=[], params=params,
-        samples=1, seed=5, warmup_max_s=0.0,
-    )  # fmt: skip
-    runner = RoundRunner(spec, plugin, tmp_path)
-    plugin.run(runner)
-    document, _ = runner.results()
-    return {metric: value["median"] for metric, value in document["values"].items()}
 
 
 @pytest.mark.rest

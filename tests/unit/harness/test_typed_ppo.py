@@ -7,7 +7,7 @@ import pytest
 from asys_bench.harness.plugins import scenario_plugin
 from asys_bench.harness.scenarios import alternation
 
-from .test_sae_scenarios import round_of
+from .conftest import round_of
 
 pytest.importorskip("stable_baselines3")
 
