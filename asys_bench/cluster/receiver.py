@@ -50,7 +50,7 @@ from asys_bench.contracts.host import (
 )
 from asys_bench.contracts.origin import ORIGIN, ring_meta
 from asys_bench.contracts.packet import Places
-from asys_bench.contracts.run_files import accounts_of, attempts_in
+from asys_bench.contracts.run_files import accepted_by, accounts_of, attempts_in
 from asys_bench.contracts.sink import Misfit
 from asys_bench.system.allocator import keep_freed_memory, return_freed_memory
 from asys_bench.system.files import replace_file
@@ -458,11 +458,7 @@ def _accepted_in(run_dir: Path, attempt: int) -> int | None:
     told += [
         one for one in attempts_in(run_dir) if one["attempt"] == attempt and one.get("account")
     ]
-    counts = [
-        int(one["account"]["produced"]) - sum(map(int, one["account"].get("dropped", {}).values()))
-        for one in told
-    ]
-    return max(counts, default=None)
+    return max((accepted_by(one["account"]) for one in told), default=None)
 
 
 def _build(options: HostOptions, seed: int) -> BaseHost:

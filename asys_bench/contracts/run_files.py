@@ -196,6 +196,15 @@ def is_attempt(entry: Any) -> bool:
     return all(n is None or (type(n) is int and 0 <= n < 1 << 63) for n in counts)
 
 
+def accepted_by(account: Mapping[str, Any]) -> int:
+    """Packets that a bus took, by an account as documents have it: those offered less those it dropped.
+    What is no whole number counts nothing."""
+    dropped = account.get("dropped")
+    counts = [account.get("produced"), *(dropped.values() if isinstance(dropped, dict) else ())]
+    offered, *lost = (one if type(one) is int else 0 for one in counts)
+    return offered - sum(lost)
+
+
 def account_file(run_dir: Path, worker: str) -> Path:
     """Where a worker whose host is gone says what the bus had counted when it left."""
     return run_dir / LOGS_DIR / f"{worker}.account.json"

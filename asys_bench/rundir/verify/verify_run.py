@@ -30,6 +30,7 @@ from asys_bench.contracts.run_files import (
     STATE_DIR,
     TENSORBOARD_DIR,
     RunFileError,
+    accepted_by,
     attempts_in,
     read_run_file,
 )
@@ -213,7 +214,7 @@ class _RunCheck:
         attempts = attempts_in(self.path)
         ended = [str(one["attempt"]) for one in attempts if one.get("account") is None]
         accounts = [one["account"] for one in attempts if one.get("account") is not None]
-        counted = sum(one["produced"] - _sum_of(one.get("dropped")) for one in accounts)
+        counted = sum(map(accepted_by, accounts))
         if not ended or accepted <= counted:
             return ""
         return (
@@ -256,12 +257,6 @@ class _RunCheck:
             remove(path, below=self.path)
             done = "removed"
         return Finding(name, "document", State.LEFTOVER, "of a killed writer", repair=done)
-
-
-def _sum_of(counts: object) -> int:
-    """Of a document's counts, by reason; what is none counts nothing."""
-    values = counts.values() if isinstance(counts, dict) else ()
-    return sum(one for one in values if type(one) is int)
 
 
 def _document(path: Path) -> dict[str, Any]:

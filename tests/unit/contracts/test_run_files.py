@@ -14,6 +14,7 @@ import pytest
 from asys_bench.contracts import run_files
 from asys_bench.contracts.run_files import (
     RunFileError,
+    accepted_by,
     attempts_in,
     checkpoint_order,
     is_run,
@@ -147,3 +148,13 @@ def test_hooks_of_a_folder_that_is_no_run_share_no_coin(tmp_path):
 )
 def test_checkpoints_follow_each_other_by_step_and_by_how_often_it_was_written(name, order):
     assert checkpoint_order(name) == order
+
+
+@pytest.mark.parametrize(
+    ("account", "accepted"),
+    [({"produced": 30, "dropped": {"full": 1, "closed": 2}}, 27), ({"produced": 5}, 5),
+     ({"produced": None, "dropped": {}}, 0), ({"produced": 5, "dropped": [1]}, 5),
+     ({"produced": 5, "dropped": {"full": "1"}}, 5)],
+)  # fmt: skip
+def test_what_a_bus_took_is_read_of_any_document(account, accepted):
+    assert accepted_by(account) == accepted
