@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -347,6 +350,35 @@ def test_min_packets_waits_for_that_many_but_not_past_the_timeout(make_bus: Buse
         push_numbers(producer, 3, 5)
         with reader.pull_batch(8, 5.0, min_packets=5) as lease:
             assert [packet.host_step for packet in lease] == [3, 4, 5, 6, 7]
+
+
+def test_who_waits_for_several_gets_them_as_they_come_and_sees_the_end(make_bus: Buses) -> None:
+    """It returns soon after the last packet that it wants, and when the bus is finished."""
+    bus = make_bus()
+    producer = bus.producer()
+
+    def push() -> None:
+        for _ in range(5):
+            time.sleep(0.02)
+            push_numbers(producer, 0, 1)
+
+    with bus.subscribe("train", "a") as reader:
+        for _ in range(2):
+            thread = threading.Thread(target=push)
+            began = time.monotonic()
+            thread.start()
+            with reader.pull_batch(64, 60.0, 5) as lease:
+                assert len(lease) == 5
+            assert time.monotonic() - began < 20
+            thread.join()
+        timer = threading.Timer(0.05, bus.finish)
+        push_numbers(producer, 0, 1)
+        timer.start()
+        with reader.pull_batch(64, 60.0, 5) as lease:
+            assert len(lease) == 1
+        timer.join()
+        assert time.monotonic() - began < 20
+        assert reader.ended
 
 
 def test_names_are_interned_once_and_found_again(make_bus: Buses) -> None:

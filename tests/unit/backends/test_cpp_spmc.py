@@ -336,32 +336,3 @@ def test_every_contiguous_tensor_is_accepted(tensor: torch.Tensor) -> None:
         assert bus.push(META, tensor)
         with bus.pull_batch("train") as lease:
             assert bytes(lease.packets[0].payload) == tensor.detach().numpy().tobytes()
-
-
-def test_who_waits_for_several_looks_for_itself_and_sees_the_end() -> None:
-    """Nobody wakes it: it returns soon after the last packet that it wants, and when the bus is finished."""
-    with open_bus() as bus:
-        subscription, producer = bus.subscribe("train", "reader"), bus.producer(0)
-
-        def push() -> None:
-            for _ in range(5):
-                time.sleep(0.02)
-                producer.try_push(META, BYTES)
-
-        for _ in range(2):
-            thread = threading.Thread(target=push)
-            began = time.monotonic()
-            thread.start()
-            with subscription.pull_batch(64, 60.0, 5) as lease:
-                assert len(lease) == 5
-            assert time.monotonic() - began < 20
-            thread.join()
-        timer = threading.Timer(0.05, bus.finish)
-        producer.try_push(META, BYTES)
-        timer.start()
-        with subscription.pull_batch(64, 60.0, 5) as lease:
-            assert len(lease) == 1
-        timer.join()
-        assert time.monotonic() - began < 20
-        assert subscription.ended
-        subscription.close()
