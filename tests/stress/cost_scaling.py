@@ -295,7 +295,8 @@ def draw(told: dict[str, Any], file: Path) -> None:
         cost = PARTS[part][2]
         panel.loglog(found["sizes"], found[cost], marker="o")
         panel.set_xticks(found["sizes"], [f"{size:,}" for size in found["sizes"]], minor=False)
-        panel.tick_params(axis="x", labelsize=7)
+        panel.set_yticks(found[cost], [f"{one:.3g}" for one in found[cost]], minor=False)
+        panel.tick_params(labelsize=7)
         panel.minorticks_off()
         panel.set(xlabel=part.replace("_", " "), ylabel=f"CPU {cost}")
         panel.set_title(f"exponent {found['exponent']:.2f}", fontsize=9)
