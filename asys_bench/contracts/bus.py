@@ -380,7 +380,10 @@ class BusSubscription(ABC):
     @property
     @abstractmethod
     def ended(self) -> bool:
-        """True once the producers finished (or died) and nothing is left for this group to claim."""
+        """True once the producers finished (or died) and nothing is left for this group to claim.
+
+        It may turn true a moment after the last packet came: read on until it is.
+        """
 
     @abstractmethod
     def close(self) -> None:

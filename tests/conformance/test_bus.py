@@ -377,8 +377,10 @@ def test_who_waits_for_several_gets_them_as_they_come_and_sees_the_end(make_bus:
         with reader.pull_batch(64, 60.0, 5) as lease:
             assert len(lease) == 1
         timer.join()
-        assert time.monotonic() - began < 20
-        assert reader.ended
+        while not reader.ended:  # the word may come a moment after the last packet
+            with reader.pull_batch(64, 60.0, 5) as lease:
+                assert len(lease) == 0
+            assert time.monotonic() - began < 20
 
 
 def test_names_are_interned_once_and_found_again(make_bus: Buses) -> None:
