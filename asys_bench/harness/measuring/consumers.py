@@ -29,6 +29,7 @@ from asys_bench.contracts.scenario import ScenarioError
 from asys_bench.harness.measuring.payloads import PayloadPool
 from asys_bench.harness.plugins import backend_plugin
 from asys_bench.system.liveness import ProcessHandle
+from asys_bench.system.process import yield_to_others
 
 READY_S = 20.0
 _CELLS = 16
@@ -204,6 +205,7 @@ class ForkedConsumer:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             if self.spec.cpu is not None:
                 os.sched_setaffinity(0, {self.spec.cpu})
+            yield_to_others(None)  # as a worker does
             data, fds, _, _ = socket.recv_fds(control, 1 << 20, 64)
             if data:
                 handle = BusHandle.from_dict(json.loads(data), fds)

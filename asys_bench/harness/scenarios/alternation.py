@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from statistics import median
@@ -58,6 +59,14 @@ class Alternation:
         The first step of a block is left out: it pays for the change.
         """
         return median(median(pair[True][1:]) / median(pair[False][1:]) for pair in self._pairs())
+
+    def tail(self) -> float:
+        """p99 of all steps with hooks / p99 of all without; of first steps as in `slowdown`."""
+        on, off = (
+            sorted(step for pair in self._pairs() for step in pair[side][1:])
+            for side in (True, False)
+        )
+        return on[math.ceil(0.99 * len(on)) - 1] / off[math.ceil(0.99 * len(off)) - 1]
 
     def rate(self) -> float:
         """Median over pairs of blocks of (time of the block without / time of the one with hooks):

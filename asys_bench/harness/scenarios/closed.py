@@ -61,9 +61,9 @@ class ClosedOptions(ScenarioOptions):
         ge=0,
         le=100_000,
         description="end the observation and take it up again every so many host steps (hooks off "
-        "and on, running workers stopped and continued) and report paired_slowdown_ratio and "
-        "paired_rate_ratio; 0: it stays on. The host must not be compiled, and that many steps take "
-        "well under watchdog.heartbeat_timeout_s",
+        "and on, running workers stopped and continued) and report paired_slowdown_ratio, "
+        "paired_p99_ratio and paired_rate_ratio; 0: it stays on. The host must not be compiled, and "
+        "that many steps take well under watchdog.heartbeat_timeout_s",
     )
 
 
@@ -197,6 +197,7 @@ def run(context: RoundContext) -> None:
         context.value("host_steps_per_s", result.steps / max(elapsed, 1e-9))
         if watch.alternation is not None:
             context.value("paired_slowdown_ratio", watch.alternation.slowdown())
+            context.value("paired_p99_ratio", watch.alternation.tail())
             context.value("paired_rate_ratio", watch.alternation.rate())
     except BaseException:
         pipeline.abort()
@@ -218,6 +219,11 @@ plugin = ScenarioPlugin(
         ),
         "paired_slowdown_ratio": MetricSpec(
             "lower", MetricKind.ROUND, "host step observed over one unobserved, in one process"
+        ),
+        "paired_p99_ratio": MetricSpec(
+            "lower",
+            MetricKind.ROUND,
+            "p99 of steps observed over that of unobserved, in one process",
         ),
         "paired_rate_ratio": MetricSpec(
             "higher", MetricKind.ROUND, "host steps/s observed over unobserved, in one process"

@@ -88,26 +88,28 @@ def run(context: RoundContext) -> None:
             if moving.offered + chunk > warmup:
                 time.sleep(0.01)  # the tallies are full: let the warm-up's time run out
                 return 0.01
-            return _move(moving, chunk, options.batch)
+            return _move(moving, chunk, options.batch)[0]
 
         context.warm_up(warm)
         with context.timed():
-            seconds = _move(moving, packets, options.batch)
+            seconds, push_cpu_s = _move(moving, packets, options.batch)
         moving.finish(context)
     context.value("throughput_gbps", packets * options.payload_bytes / seconds / 1e9)
     context.value("packets_per_s", packets / seconds)
+    context.value("push_cpu_us", 1e6 * push_cpu_s / packets)
 
 
-def _move(moving: Transport, packets: int, batch: int) -> float:
-    """Seconds from the first push until everything was read."""
-    started = time.monotonic_ns()
+def _move(moving: Transport, packets: int, batch: int) -> tuple[float, float]:
+    """Seconds from the first push until everything was read, and CPU seconds of the pushes."""
+    started, cpu_ns = time.monotonic_ns(), time.thread_time_ns()
     if batch > 1:
         moving.push_batches(packets, batch, PUSH_TIMEOUT_S)
     else:
         for _ in range(packets):
             moving.push(0, PUSH_TIMEOUT_S)
+    cpu_ns = time.thread_time_ns() - cpu_ns
     moving.wait_read()
-    return max(1, moving.last_read_ns() - started) / 1e9
+    return max(1, moving.last_read_ns() - started) / 1e9, cpu_ns / 1e9
 
 
 plugin = ScenarioPlugin(
@@ -118,6 +120,9 @@ plugin = ScenarioPlugin(
     metrics={
         "throughput_gbps": MetricSpec("higher", MetricKind.ROUND, "payload moved to all groups"),
         "packets_per_s": MetricSpec("higher", MetricKind.ROUND, "packets moved to all groups"),
+        "push_cpu_us": MetricSpec(
+            "lower", MetricKind.ROUND, "CPU time of the pushing thread for one packet"
+        ),
     },
     run=run,
 )

@@ -85,6 +85,17 @@ def test_the_rate_counts_every_step_of_a_block():
     assert paired.slowdown() == pytest.approx(2.0)
 
 
+def test_the_tail_compares_the_slow_steps_of_either_side():
+    hooker, paired = alternation(51)
+    paired.begin()
+    for _ in range(8):
+        slow = 3000 if hooker.on else 2000
+        for ns in (10_000_000, *(49 * [1000]), slow):
+            paired.add(ns)
+    assert paired.tail() == pytest.approx(1.5)  # one step of fifty: the p99 is among them
+    assert paired.slowdown() == 1.0
+
+
 def test_no_whole_pair_is_an_error_and_not_a_result():
     hooker, paired = alternation(10)
     play(hooker, paired, 19, on_ns=1, off_ns=1)
