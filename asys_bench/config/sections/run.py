@@ -126,7 +126,7 @@ class WatchdogConfig(Section):
         description="a worker silent for this long is killed and restarted, in seconds",
     )
     startup_timeout_s: Number = Field(
-        default=60.0,
+        default=180.0,
         gt=0,
         description="a worker must beat for the first time within this, in seconds",
     )
