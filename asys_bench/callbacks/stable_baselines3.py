@@ -73,10 +73,12 @@ class ObserveCallback(BaseCallback):
         self._step = self.model.num_timesteps
         self._clock = self._training.clock_of(self.model)
         if self._clock is not None and self._training.wants_labels:
+            clock = self._clock
             self._labels = RolloutLabels(
-                self._clock.label,
+                clock.label,
                 self._training.label_horizon,
                 self._training.label_columns,
+                notes_calls=lambda: clock.notes_calls,
             )
         callbacks = self.locals.get("callback")
         if callbacks is self:

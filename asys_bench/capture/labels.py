@@ -149,6 +149,15 @@ class LabelSender:
         self._captures.clear()
         self._by_names.clear()
 
+    @property
+    def notes_calls(self) -> bool:
+        """See `StepClock.notes_calls`."""
+        if self._one_call_per_step:
+            for rates in self._rates:
+                if rates[STATE_RATE] >= NOTED_BELOW:
+                    return False  # all are sent, and of which call one is can be told from its step
+        return True
+
     def send(
         self,
         step: int | Sequence[int] | None,
@@ -156,10 +165,8 @@ class LabelSender:
         labels: Mapping[str, Any],
     ) -> None:
         """See `StepClock.label`. Never raises."""
-        if not labels and self._one_call_per_step:
-            for rates in self._rates:
-                if rates[STATE_RATE] >= NOTED_BELOW:
-                    return  # its label will be sent, and of which call it is can be told from its step
+        if not labels and not self.notes_calls:
+            return
         clock = self._clock
         if self._failed_in_a_row >= FAILURES_IN_A_ROW or clock.constant:
             return

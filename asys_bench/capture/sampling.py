@@ -77,14 +77,20 @@ BASE_SETTLES_S = 120.0
 _BRAKE_AT_HIGH = 10.0
 _CLOSE_CALLS = 4
 """Captured calls between two checks of a filling bus: calls that are left out do not fill it."""
+_CHECK_NS = 10_000_000
+"""A host whose calls are so quick that checks come more often than this makes fewer of them, ..."""
+_STEADY_FILL = 0.01
+"""... as long as the bus fills up by less than this from one to the next, ..."""
+_MOST_TIMES = 16
+"""... down to one of so many: a check costs such a host more than ten captures."""
 
 
 class FillController:
     """The rate that the bus allows one hook. All times are CLOCK_MONOTONIC nanoseconds."""
 
     __slots__ = (
-        "_base", "_ceiling", "_gain", "_near", "_policy", "_refused_ns", "_seen_ns", "calls_to_next",
-        "rate",
+        "_base", "_ceiling", "_gain", "_near", "_policy", "_refused_ns", "_seen_fill", "_seen_ns",
+        "_times", "calls_to_next", "rate",
     )  # fmt: skip
 
     def __init__(self, policy: SamplingConfig) -> None:
@@ -95,6 +101,7 @@ class FillController:
         self._base = self._ceiling = policy.max_rate
         self._seen_ns: int | None = None
         self._refused_ns = -HOLD_NS
+        self._seen_fill, self._times = 0.0, 1
         self.rate = policy.max_rate
         self.calls_to_next = CALLS_BETWEEN_CHECKS
 
@@ -112,8 +119,11 @@ class FillController:
     def observe(self, fill: float, now_ns: int) -> None:
         """Feed the bus's fill ratio (0..1)."""
         policy = self._policy
-        passed_s = 0.0 if self._seen_ns is None else max(0, now_ns - self._seen_ns) / 1e9
-        self._seen_ns = now_ns
+        passed_s = 0.0
+        if self._seen_ns is not None:
+            passed_s = max(0, now_ns - self._seen_ns) / 1e9
+            self._check_in_time(fill, now_ns - self._seen_ns)
+        self._seen_ns, self._seen_fill = now_ns, fill
         over = fill - policy.low_watermark
         if over <= 0:
             room = -over / policy.low_watermark if policy.low_watermark > 0 else 1.0
@@ -125,12 +135,23 @@ class FillController:
             self._base = max(policy.min_rate, self._base * math.exp(-exponent))
             rate = self._base * math.exp(-self._gain * over)
         self.rate = max(policy.min_rate, rate)
-        self.calls_to_next = CALLS_BETWEEN_CHECKS
+        calls = CALLS_BETWEEN_CHECKS
         if fill > self._near:
-            self.calls_to_next = min(round(_CLOSE_CALLS / self.rate), CALLS_BETWEEN_CHECKS)
+            calls = min(round(_CLOSE_CALLS / self.rate), CALLS_BETWEEN_CHECKS)
+        self.calls_to_next = calls * self._times
+
+    def _check_in_time(self, fill: float, passed_ns: int) -> None:
+        """Twice or half as many calls to the next check: `_CHECK_NS`."""
+        if fill - self._seen_fill > _STEADY_FILL:
+            self._times = 1
+        elif 2 * passed_ns < _CHECK_NS:
+            self._times = min(2 * self._times, _MOST_TIMES)
+        elif passed_ns > _CHECK_NS:
+            self._times = max(1, self._times // 2)
 
     def refused(self, now_ns: int) -> None:
         """The bus refused a packet: the brake alone does not hold (or came too late)."""
+        self._times = 1
         if now_ns - self._refused_ns < HOLD_NS:
             return
         self._refused_ns = now_ns

@@ -4,7 +4,8 @@ which is known when the rollout has ended.
 What steps tell is held until then, because a packet costs the host more than what is in it: a rollout of at
 most `HELD_STEPS` steps is one packet. Longer ones send what they hold so often, and in any case before
 half of `labels.horizon` has passed. A step of a small host is shorter than what it takes to fetch code that
-the model has driven out of the caches, so a step does no more than keep copies.
+the model has driven out of the caches, so a step does no more than keep the bytes of three arrays; shape and
+type are those of the first step of a block, which ends where the number of environments changes.
 
 Rows of a rollout's forward call are the environments. Calls of the gradient steps see rows of the rollout
 again in a random order and are not labelled.
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,23 +25,37 @@ MOST_ACTIONS = 16
 """Numbers of an action that are labels, `action_0` and so on; of a longer one there are none."""
 HELD_STEPS = 64
 """Of the environments; a host that is killed loses the labels of so many at most."""
+MANY_ENVIRONMENTS = 256
+"""Labels of fewer rows cost less to send of every call than to tell which calls the hooks have captured."""
 Array = npt.NDArray[Any]
 Column = Array | list[Any]
-_NO_COLUMNS: Mapping[str, Column] = {}
+_AT_ONCE = -1
 
 
-class _Step(NamedTuple):
-    """What one step tells of N environments.
+class _Form(NamedTuple):
+    """What an array of each step is: bytes of a block's steps are [steps, *shape] of it."""
 
-    rewards, dones: [N]. actions: [N], [N, actions] or something else. columns: [N], or a list of values of
-    several lengths.
-    """
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
-    number: int
-    rewards: Array
-    dones: Array
-    actions: Array | None
-    columns: Mapping[str, Column]
+    @classmethod
+    def of(cls, array: Any) -> _Form | None:
+        """None: there is none, or its bytes are no numbers."""
+        if array is None:
+            return None
+        array = np.asarray(array)
+        return None if array.dtype.kind == "O" else cls(array.dtype, array.shape)
+
+    def joined(self, held: Sequence[bytes]) -> Array:
+        """[steps, *shape]. Raises ValueError: a step's array was another."""
+        array: Array = np.frombuffer(bytearray().join(held), self.dtype).reshape(
+            len(held), *self.shape
+        )
+        return array
+
+
+def _always() -> bool:
+    return True
 
 
 class RolloutLabels:
@@ -49,19 +63,32 @@ class RolloutLabels:
 
     label: `contracts.host.HostClock.label`. horizon: `HostClock.label_horizon`.
     columns: keys of the environments' info that are labels too.
+    notes_calls: whether `label` without labels has to be called at each step (as `StepClock.notes_calls`);
+        asked once per block.
     """
 
     def __init__(
-        self, label: Callable[..., None], horizon: int, columns: Sequence[str] = ()
+        self,
+        label: Callable[..., None],
+        horizon: int,
+        columns: Sequence[str] = (),
+        notes_calls: Callable[[], bool] = _always,
     ) -> None:
         self.label, self.horizon, self.columns = label, horizon, columns
+        self._asks, self._notes = notes_calls, True
         self._episodes = np.zeros(0, dtype=np.int64)
         """As of the first step that is held."""
         self._next_episode = 0
         self._steps: list[int] = []
-        """Of this rollout."""
-        self._held: list[_Step] = []
-        """The last of them, whose labels were not sent."""
+        """Of this rollout, whose labels were sent."""
+        self._held: list[tuple[int, bytes, bytes, bytes]] = []
+        """Those of it that were not: step, rewards, dones, actions."""
+        self._columns: dict[int, Mapping[str, Column]] = {}
+        self._hold = self._held.append
+        self._forms: tuple[_Form | None, ...] = ()
+        self._environments = 0
+        self._full_at = self._late_at = _AT_ONCE
+        """Steps from which a block is full, and from which it is sent at once."""
         self._failed = False
 
     def stepped(self, step: int, seen: Mapping[str, Any]) -> None:
@@ -72,21 +99,22 @@ class RolloutLabels:
         if self._failed or not self.horizon:
             return
         try:
-            if len(self._held) == HELD_STEPS:
-                self._flush()
-            actions, held = seen.get("actions"), self._held
-            held.append(
-                _Step(  # copies: their memory is the environments'
+            rewards, dones, actions = seen["rewards"], seen["dones"], seen.get("actions")
+            if step >= self._full_at or len(dones) != self._environments:
+                self._begin(step, rewards, dones, actions)
+            self._hold(  # copies: the memory is the environments'
+                (
                     step,
-                    np.array(seen["rewards"]),
-                    np.array(seen["dones"]),
-                    None if actions is None else np.array(actions),
-                    self._columns_in(seen) if self.columns else _NO_COLUMNS,
+                    rewards.tobytes(),
+                    dones.tobytes(),
+                    b"" if actions is None else actions.tobytes(),
                 )
             )
-            self._steps.append(step)
-            self.label(step=step)
-            if step + len(held[0].dones) - held[0].number >= self.horizon // 2:
+            if self.columns:
+                self._columns[step] = self._columns_in(seen)
+            if self._notes:
+                self.label(step=step)
+            if step >= self._late_at:
                 self._flush()
         except Exception as error:  # noqa: BLE001 - nothing of ours may reach the host
             self._fail(error)
@@ -129,40 +157,52 @@ class RolloutLabels:
         self._failed = True
         log.warning("rollouts are not labelled any more, after %s: %s", type(error).__name__, error)
 
+    def _begin(self, step: int, rewards: Any, dones: Any, actions: Any) -> None:
+        """A block begins, with the arrays of its first step."""
+        self._flush()
+        self._environments = environments = len(dones)
+        self._forms = _Form.of(rewards), _Form.of(dones), _Form.of(actions)
+        self._full_at = step + HELD_STEPS * environments
+        self._late_at = step + self.horizon // 2 - environments
+        self._notes = environments >= MANY_ENVIRONMENTS and self._asks()
+
     def _ended(self, model: Any) -> None:
-        steps, self._steps = self._steps, []
+        steps = [*self._steps, *(one[0] for one in self._held)]
         buffer = getattr(model, "rollout_buffer", None)
         advantages_TN = getattr(buffer, "advantages", None)
         if advantages_TN is None or len(advantages_TN) != len(steps):  # of another algorithm
             self._flush()
-        elif len(self._held) == len(steps):
+        elif self._held and not self._steps:
             self._flush(advantage=advantages_TN)
         else:
             self._flush()
             self.label(step=steps, advantage=advantages_TN)
+        self._steps = []
 
     def _flush(self, **more: Array) -> None:
-        """Send what is held. more: of all that is held, and sent with it where that is one packet."""
-        held, self._held = self._held, []
-        blocks = [list(block) for _, block in groupby(held, _shapes)]
-        if len(blocks) > 1 and more:
-            self.label(step=[one.number for one in held], **more)
-            more = {}
-        for block in blocks:
-            steps = [one.number for one in block]
-            self.label(step=steps, **self._labels_of(block), **self._columns_of(block), **more)
+        """Send what is held. more: of all that is held, and sent with it."""
+        held, self._held, columns, self._columns = self._held, [], self._columns, {}
+        self._hold, self._full_at = self._held.append, _AT_ONCE
+        if not held:
+            return
+        steps = [one[0] for one in held]
+        self._steps += steps
+        self.label(step=steps, **self._labels_of(held), **self._columns_of(steps, columns), **more)
 
-    def _labels_of(self, block: Sequence[_Step]) -> dict[str, Array]:
-        """[steps, N] each, of steps of one shape."""
-        dones_SN = _joined([one.dones for one in block]).astype(bool, copy=False)
+    def _labels_of(self, held: Sequence[tuple[int, bytes, bytes, bytes]]) -> dict[str, Array]:
+        """[steps, N] each, of a block."""
+        rewards, dones, actions = self._forms
+        if rewards is None or dones is None:
+            raise TypeError("rewards or dones are no numbers")
+        dones_SN = dones.joined([one[2] for one in held]).astype(bool, copy=False)
         labels: dict[str, Array] = {
-            "reward": _joined([one.rewards for one in block]).astype(np.float32, copy=False),
+            "reward": rewards.joined([one[1] for one in held]).astype(np.float32, copy=False),
             "done": dones_SN,
             "episode": self._episodes_of(dones_SN),
         }
-        if block[0].actions is None:
+        if actions is None:
             return labels
-        actions_SNA = _joined([one.actions for one in block if one.actions is not None])
+        actions_SNA = actions.joined([one[3] for one in held])
         if actions_SNA.ndim == 2:
             labels["action"] = actions_SNA
         elif actions_SNA.ndim == 3 and actions_SNA.shape[2] <= MOST_ACTIONS:
@@ -181,18 +221,20 @@ class RolloutLabels:
                     columns[name] = found
         return columns
 
-    def _columns_of(self, block: Sequence[_Step]) -> dict[str, Array]:
+    def _columns_of(
+        self, steps: Sequence[int], columns: Mapping[int, Mapping[str, Column]]
+    ) -> dict[str, Array]:
         """Those that every step has alike, [steps, N]; others go out step by step."""
-        columns = {}
+        alike = {}
         for name in self.columns:
-            found = {one.number: one.columns[name] for one in block if name in one.columns}
+            found = {step: one[name] for step, one in columns.items() if name in one}
             arrays = [value for value in found.values() if isinstance(value, np.ndarray)]
-            if len(arrays) == len(block) and len({(one.shape, one.dtype) for one in arrays}) == 1:
-                columns[name] = _joined(arrays)
+            if len(arrays) == len(steps) and len({(one.shape, one.dtype) for one in arrays}) == 1:
+                alike[name] = np.stack(arrays)
                 continue
             for step, value in found.items():  # of several lengths: refused with a reason
                 self.label(step=step, **{name: value})
-        return columns
+        return alike
 
     def _episodes_of(self, dones_SN: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """Of each step. An environment that is done begins another."""
@@ -211,13 +253,3 @@ class RolloutLabels:
     def _new(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         first, self._next_episode = self._next_episode, self._next_episode + count
         return np.arange(first, self._next_episode)
-
-
-def _shapes(step: _Step) -> tuple[Any, ...]:
-    """Steps of the same are of one packet."""
-    return step.rewards.shape, None if step.actions is None else step.actions.shape
-
-
-def _joined(arrays: Sequence[Array]) -> Array:
-    """As `np.stack`, which takes five times as long for many short ones."""
-    return np.concatenate(arrays).reshape(len(arrays), *arrays[0].shape)

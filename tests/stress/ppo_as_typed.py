@@ -1,7 +1,7 @@
 """What the callback costs stable-baselines3's PPO as a user types it, and where that goes.
 
     python -P tests/stress/ppo_as_typed.py runs ROUNDS [VARIANT...]    a process per run, in turn (ABBA)
-    python -P tests/stress/ppo_as_typed.py parts BLOCKS                in one process, a rollout per block
+    python -P tests/stress/ppo_as_typed.py parts CYCLES               in one process, a rollout of each rung
 
 CartPole, one torch thread, `ObserveCallback(hooks=[two])` on `cpp_spmc` with everything else at its default,
 so that an SAE trains on the policy and an archiver writes. One JSON line is printed: microseconds of an
@@ -14,14 +14,26 @@ environment step, gradient steps included, by the wall and of the host thread's 
     typed       as it is typed
     pinned      workers on the other core and idle, 20,000 rows/s at most
 
-Blocks leave out the labels, the labels and the step marks (hooks alone), the hooks, or everything while the
-workers go on; their order is drawn anew each time.
+`parts` is a ladder: each rung has all of those before it, and what a rung adds is its cost less theirs, so
+that the parts add up to the whole. On all but the last the workers stand still, and the bus is empty when a
+rollout begins; before the last it is as full as it is when the callback is left alone.
+
+    nothing          SB3 alone, and a callback that does nothing
+    optimizer watch  counts the optimizer's steps
+    empty hooks      two forward hooks that do nothing: torch's own way to a module that has one
+    hooks            ours in their place
+    step marks       the callback tells the clock each step
+    labels           and keeps reward, done and action of it: all that the host runs
+    workers          the same while the workers work
+
+In a cycle the rungs come in random order.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -34,12 +46,15 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from asys_bench.callbacks.stable_baselines3 import ObserveCallback
+from asys_bench.harness.scenarios.alternation import signal_workers
 
 HOOKS = ["mlp_extractor.policy_net", "mlp_extractor.value_net"]
 VARIANTS = ("none", "empty", "bare_hooks", "hooks", "typed", "pinned")
-PARTS = ("full", "no labels", "hooks alone", "no hooks", "nothing")
+RUNGS = ("nothing", "optimizer watch", "empty hooks", "hooks", "step marks", "labels", "workers")
 ROLLOUTS, STEPS = 10, 2048
 BLOCK_STEPS = 512
+SETTLING = 4
+"""Rollouts as typed before one that counts."""
 SKIPPED = 2
 """Rollouts at the beginning that do not count."""
 
@@ -59,9 +74,14 @@ class Timed(PPO):
         self.times.append((time.perf_counter(), time.thread_time()))
 
 
-def observing(folder: str, rule: dict[str, Any] | None = None, **options: Any) -> ObserveCallback:
+def observing(
+    folder: str,
+    rule: dict[str, Any] | None = None,
+    kind: type[ObserveCallback] = ObserveCallback,
+    **options: Any,
+) -> Any:
     settings = {"run.dir": folder, "bus.backend": "cpp_spmc", **options}
-    return ObserveCallback(hooks=[{"match": HOOKS, **(rule or {})}], quiet=True, **settings)
+    return kind(hooks=[{"match": HOOKS, **(rule or {})}], quiet=True, **settings)
 
 
 def callback_of(variant: str, model: PPO, folder: str) -> BaseCallback | None:
@@ -117,60 +137,105 @@ def runs(rounds: int, variants: list[str]) -> dict[str, Any]:
     return told
 
 
-class Blocks(PPO):
-    """Leaves out another part in each block."""
+class Ours(ObserveCallback):
+    """Lets the workers go on before it waits for them."""
 
-    callback: ObserveCallback
-    spent: dict[str, list[tuple[float, float]]]
-    hooks: dict[str, dict[int, Any]]
-    order: list[str]
-    now: str = ""
-    done: int = 0
+    def _on_training_end(self) -> None:
+        signal_workers(self.observation.session, signal.SIGCONT)
+        super()._on_training_end()
+
+
+class Ladder(PPO):
+    """A rollout of each rung in turn, in one process."""
+
+    callback: Ours
+    spent: dict[str, list[list[float]]]
+    """Of each rung's rollouts: us of a step by the wall, of CPU time, and the rate that hooks sampled at."""
+    kept: dict[str, dict[int, Any]]
+    plan: list[tuple[str, bool]]
+    """(rung, whether it counts) of the rollouts to come, the next one last."""
+    now: tuple[str, bool] = ("", False)
     began: tuple[float, float] = (0.0, 0.0)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
-        wall, cpu = time.perf_counter(), time.thread_time()
-        if self.done > 2 * len(PARTS):
-            self.spent[self.now].append((wall - self.began[0], cpu - self.began[1]))
-        self.order = self.order or random.sample(PARTS, len(PARTS))
-        self.now, self.done = self.order.pop(), self.done + 1
-        self._leave_out(self.now)
+        ended, (rung, counts) = (time.perf_counter(), time.thread_time()), self.now
+        if counts:
+            spent = [1e6 * (b - a) / BLOCK_STEPS for a, b in zip(self.began, ended, strict=True)]
+            metrics = self.callback.observation.page.slot("host").metrics()
+            rate = metrics[f"hook_sampling_rate{{hook={HOOKS[0]}}}"].value
+            self.spent[rung].append([*spent, rate])
+        if not self.plan:
+            without = random.sample(RUNGS[:-1], len(RUNGS) - 1)
+            self.plan = [(one, True) for one in without]
+            self.plan += [(RUNGS[-1], number == 0) for number in range(SETTLING + 1)]
+        self.now = self.plan.pop()
+        self._set(RUNGS.index(self.now[0]))
         self.began = time.perf_counter(), time.thread_time()
         return super().collect_rollouts(*args, **kwargs)
 
-    def _leave_out(self, part: str) -> None:
-        ours = self.callback
+    def _set(self, rung: int) -> None:
+        ours, observation = self.callback, self.callback.observation
+        watch = observation._life._optimizers
+        (watch.attach if rung >= RUNGS.index("optimizer watch") else watch.detach)()
         for name in HOOKS:
-            module = self.policy.get_submodule(name)
-            kept = self.hooks.setdefault(name, dict(module._forward_hooks))
-            module._forward_hooks.clear()
-            if part not in ("no hooks", "nothing"):
-                module._forward_hooks.update(kept)
+            hooks = self.policy.get_submodule(name)._forward_hooks
+            kept = self.kept.setdefault(name, dict(hooks))
+            hooks.clear()
+            if rung >= RUNGS.index("hooks"):
+                hooks.update(kept)
+            elif rung == RUNGS.index("empty hooks"):
+                hooks[-1] = _nothing
+        vars(ours).pop("_on_step", None)
+        if rung < RUNGS.index("step marks"):
+            ours._on_step = lambda: True  # type: ignore[method-assign]
         for name in ("stepped", "ended"):
             vars(ours._labels).pop(name, None)
-            if part not in ("full", "no hooks"):
-                setattr(ours._labels, name, lambda *_: None)
-        vars(ours).pop("_on_step", None)
-        if part in ("hooks alone", "nothing"):
-            ours._on_step = lambda: True  # type: ignore[method-assign]
+            if rung < RUNGS.index("labels"):
+                setattr(ours._labels, name, _nothing)
+        signal_workers(observation.session, signal.SIGCONT)
+        if rung < len(RUNGS) - 1:
+            _let_drain(observation)
+            signal_workers(observation.session, signal.SIGSTOP)
 
 
-def parts(blocks: int) -> dict[str, Any]:
+def _nothing(*_: Any) -> None:
+    return None
+
+
+def _let_drain(observation: Any) -> None:
+    """Until nothing is on the bus, which workers that stand still must not find full, and a moment more."""
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        if not any(group.ready for group in observation.session.bus.account().groups):
+            break
+        time.sleep(0.005)
+    time.sleep(0.05)
+
+
+def parts(cycles: int) -> dict[str, Any]:
+    """Medians of each rung, and what each adds to the one before: together what the last one costs more than
+    the first."""
     random.seed(0)
+    each = len(RUNGS) + SETTLING
     with tempfile.TemporaryDirectory() as folder:
-        model = Blocks("MlpPolicy", "CartPole-v1", n_steps=BLOCK_STEPS, device="cpu", seed=1)
-        model.callback, model.order, model.hooks = observing(folder), [], {}
-        model.spent = {name: [] for name in PARTS}
-        model.learn(BLOCK_STEPS * blocks, callback=model.callback)
+        model = Ladder("MlpPolicy", "CartPole-v1", n_steps=BLOCK_STEPS, device="cpu", seed=1)
+        model.callback, model.kept = observing(folder, kind=Ours), {}
+        model.plan = [(RUNGS[-1], False)] * each  # at first nobody knows the rate
+        model.spent = {rung: [] for rung in RUNGS}
+        model.learn(BLOCK_STEPS * each * (1 + cycles) + 1, callback=model.callback)
     told: dict[str, Any] = {}
-    for name, spent in model.spent.items():
-        wall, cpu = (sorted(1e6 * one[place] / BLOCK_STEPS for one in spent) for place in (0, 1))
-        told[name] = {
-            "blocks": len(spent),
-            "wall us": round(statistics.median(wall), 1),
-            "cpu us": round(statistics.median(cpu), 1),
-            "cpu us, lower quartile": round(cpu[len(cpu) // 4], 1),
-        }
+    before: list[float] = []
+    for rung, spent in model.spent.items():
+        wall, cpu, rate = (statistics.median(one) for one in zip(*spent, strict=True))
+        adds = [wall - before[0], cpu - before[1]] if before else [0.0, 0.0]
+        before = [wall, cpu]
+        told[rung] = {
+            "rollouts": len(spent), "wall us": round(wall, 1), "cpu us": round(cpu, 1),
+            "adds wall us": round(adds[0], 1), "adds cpu us": round(adds[1], 1),
+            "sampling rate": round(rate, 2),
+        }  # fmt: skip
+    first, last = told[RUNGS[0]], told[RUNGS[-1]]
+    told["rate"] = {unit: round(first[unit] / last[unit], 3) for unit in ("wall us", "cpu us")}
     return told
 
 

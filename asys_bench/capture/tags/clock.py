@@ -49,6 +49,8 @@ _MOST_CALLS = (1 << _CALLS_APART) - 1
 class Labels(Protocol):
     """The part of `capture.labels.LabelSender` that is used here."""
 
+    @property
+    def notes_calls(self) -> bool: ...
     def send(
         self,
         step: int | Sequence[int] | None,
@@ -176,13 +178,30 @@ class StepClock:
         self._stepped()
 
     def step_to(self, host_step: int) -> None:
-        """The host is in step `host_step` of its own count; nothing changes if it was already."""
+        """The host is in step `host_step` of its own count; nothing changes if it was already.
+
+        `_advance` and `_retag` in one: a host of very short steps pays for each call.
+        """
         with self.lock:
             self.counting = False
             if host_step == self.host_step:
                 return
-            self._home = get_ident()
-            self._advance(host_step)
+            self._home = home = get_ident()
+            if self._open:
+                self._advance(host_step)
+            else:
+                self.host_step = host_step
+                self._forwards = self._microbatch = 0
+                self._moment = _Moment()
+                self.owner = home  # before the tags, as in `_show`
+                self._now = self.tags = now = (
+                    host_step,
+                    self.weights_version,
+                    0,
+                    self._token_position,
+                )
+                self._serials = self._now_serial = self.serial = serial = self._serials + 1
+                _SHOWN.pack_into(self._buffer, 0, serial, *now, home, 0)
         self._stepped()
 
     def weights_updated(self) -> None:
@@ -200,6 +219,11 @@ class StepClock:
     def label_horizon(self) -> int:
         """See `contracts.host.HostClock.label_horizon`."""
         return 0 if self.moments is None else max(1, self.moments.horizon)
+
+    @property
+    def notes_calls(self) -> bool:
+        """Whether `label` without labels is of use now: calls are remembered that labels may come of."""
+        return self.labels is not None and self.labels.notes_calls
 
     def label(
         self,

@@ -134,6 +134,22 @@ def test_it_looks_at_a_filling_bus_after_four_captured_calls_at_most(fill, calls
     assert fill <= 0.25 or controller.calls_to_next * controller.rate <= 4.5
 
 
+def test_a_quick_host_checks_a_steady_bus_some_hundred_times_a_second_and_a_changing_one_at_once():
+    controller, now = FillController(SamplingConfig(low_watermark=0.5, high_watermark=0.75)), 0
+    periods = []
+    for _ in range(60):
+        controller.observe(0.6, now)
+        periods.append(controller.calls_to_next * 150_000)  # a call takes 150 us
+        now += periods[-1]
+    assert 5_000_000 <= periods[-1] <= 10_000_000
+    controller.observe(0.65, now)
+    assert controller.calls_to_next * controller.rate <= 4.5
+    for _ in range(60):
+        controller.observe(0.65, now)
+        now += controller.calls_to_next * 50_000_000
+    assert controller.calls_to_next * controller.rate <= 4.5, "a slow host checks as ever"
+
+
 def settling_time(history, ideal, start=0.0, tolerance=0.2):
     """Seconds after `start` from which on the rate stays within `tolerance` of the ideal."""
     outside = [t for t, rate in history if abs(rate / ideal - 1) > tolerance]

@@ -200,7 +200,7 @@ def test_after_a_refusal_no_bus_is_calm(rig, monkeypatch):
     assert observed.value("dropped", "shown")
     before = len(checks)
     assert observed.packets()  # the bus is empty again, and the rate has yet to recover
-    for _ in range(4 * CALLS_BETWEEN_CHECKS):
+    for _ in range(16 * CALLS_BETWEEN_CHECKS):
         model(torch.ones(2, 3))
     assert len(checks) - before >= 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from asys_bench.hosts.rollout_labels import HELD_STEPS, RolloutLabels
+from asys_bench.hosts.rollout_labels import HELD_STEPS, MANY_ENVIRONMENTS, RolloutLabels
 
 
 class Sent:
@@ -86,7 +86,7 @@ def test_steps_of_several_shapes_are_several_packets():
         width = 2 if step < 3 else 3
         labels.stepped(step, seen(np.full(width, step), np.zeros(width, bool)))
     labels.ended(Buffer(np.arange(6.0)))
-    assert [len(step) for step, _ in sent.calls] == [6, 3, 3]
+    assert [len(step) for step, _ in sent.calls] == [3, 3, 6]
     assert sent.values["advantage"][4] == 4.0
     assert sent.values["reward"] == {n: [n] * (2 if n < 3 else 3) for n in range(6)}
     two, three = [0, 1], [2, 3, 4]
@@ -148,3 +148,21 @@ def test_an_error_ends_the_labels_and_nothing_else(caplog):
     labels.flush()
     assert sent.calls == []
     assert "rollouts are not labelled any more, after KeyError" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("environments", "wanted", "noted"),
+    [(MANY_ENVIRONMENTS, True, 3), (MANY_ENVIRONMENTS, False, 0), (MANY_ENVIRONMENTS - 1, True, 0)],
+)
+def test_calls_of_many_rows_are_noted_where_hooks_leave_many_out(environments, wanted, noted):
+    asked = []
+
+    def label(*, step, **values):
+        if not values:
+            asked.append(step)
+
+    labels = RolloutLabels(label, 1 << 20, notes_calls=lambda: wanted)
+    for step in range(3):
+        values = np.zeros(environments), np.zeros(environments, bool)
+        labels.stepped(step * environments, seen(*values))
+    assert asked == [step * environments for step in range(noted)]
