@@ -96,7 +96,7 @@ class Host:
                 "tick_s": 0.05,
                 "backoff_initial_s": 0.05,
                 "startup_timeout_s": 180.0,  # a busy machine takes over a minute for the imports
-                "heartbeat_timeout_s": 2.0 if "clock" in self.behaviour else 10.0,
+                "heartbeat_timeout_s": 4.0 if "clock" in self.behaviour else 10.0,
             },
         }
 

@@ -17,7 +17,7 @@ from typing import Any
 from asys_bench.contracts.bus import BusHandle, GroupSpec
 
 SCRIPT = Path(__file__).with_name("remote_process.py")
-TIMEOUT_S = 120.0
+TIMEOUT_S = 240.0
 
 
 class Remote:

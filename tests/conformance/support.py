@@ -20,8 +20,7 @@ from asys_bench.contracts.packet import ActivationPacket, PacketMeta
 
 U8 = 5
 """The dtype code of uint8."""
-SETTLE_S = 5.0
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 """On a machine that is busy with other things."""
 
 
@@ -60,7 +59,9 @@ def push_numbers(
         assert accepted, f"packet {number} was refused: {producer.last_refusal}"
 
 
-def pull_some(subscription: BusSubscription, most: int = 64, timeout_s: float = SETTLE_S) -> Lease:
+def pull_some(
+    subscription: BusSubscription, most: int = 64, timeout_s: float = PATIENCE_S
+) -> Lease:
     """A lease that is not empty."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -70,7 +71,9 @@ def pull_some(subscription: BusSubscription, most: int = 64, timeout_s: float = 
         assert time.monotonic() < deadline, f"nothing came within {timeout_s} s"
 
 
-def pull_numbers(subscription: BusSubscription, count: int, timeout_s: float = 10.0) -> list[int]:
+def pull_numbers(
+    subscription: BusSubscription, count: int, timeout_s: float = PATIENCE_S
+) -> list[int]:
     """Read, check and acknowledge exactly `count` packets."""
     numbers: list[int] = []
     deadline = time.monotonic() + timeout_s
@@ -82,7 +85,7 @@ def pull_numbers(subscription: BusSubscription, count: int, timeout_s: float = 1
     return numbers
 
 
-def drain(subscription: BusSubscription, timeout_s: float = 10.0) -> list[int]:
+def drain(subscription: BusSubscription, timeout_s: float = PATIENCE_S) -> list[int]:
     """Read until the bus says `ended`."""
     numbers: list[int] = []
     deadline = time.monotonic() + timeout_s

@@ -20,6 +20,7 @@ from asys_bench.contracts.bus import (
 
 from .processes import Nursery, Remote
 from .support import (
+    PATIENCE_S,
     Buses,
     balanced,
     body_of,
@@ -73,7 +74,7 @@ def test_packets_of_every_rank_arrive_whole_and_tagged(
     seen: dict[int, list[int]] = {4: [], 5: [], 6: []}
     shards = {}
     for _ in range(150):
-        with reader.pull_batch(1, 5.0) as lease:
+        with reader.pull_batch(1, PATIENCE_S) as lease:
             (packet,) = lease
             assert bytes(packet.payload) == body_of(packet.host_step, packet.payload.nbytes)
             assert packet.seq == len(seen[packet.source])
@@ -145,7 +146,7 @@ def test_a_rank_sees_its_own_shard_fill_up_and_empty_again(
     assert not far.call("push_waiting", number=50, nbytes=1000, timeout_s=0.05)
     assert far.call("refusal") == DropReason.TIMEOUT
     assert pull_numbers(reader, 16) == list(range(16))
-    assert far.call("push_waiting", number=51, nbytes=1000, timeout_s=5.0)
+    assert far.call("push_waiting", number=51, nbytes=1000, timeout_s=PATIENCE_S)
     assert pull_numbers(reader, 1) == [51]
     eventually(lambda: far.call("fill_ratio") == 0, "the shard is empty again")
     assert balanced(bus)
@@ -167,7 +168,7 @@ def test_a_rank_that_closed_is_done_and_everything_it_pushed_is_there(
     far = rank(nursery, bus, 1, 1)
     assert far.call("push", first=0, count=100, nbytes=400) == 100
     far.call("end_production")
-    assert bus.account().produced == 100
+    eventually(lambda: bus.account().produced == 100, "they are counted")
     assert far.call("push", first=0, count=5, nbytes=100) == 0
     assert far.call("refusal") == DropReason.CLOSED
     far.call("end_production")

@@ -46,7 +46,7 @@ def test_members_of_a_group_share_its_packets(make_bus: Buses) -> None:
     push_numbers(bus.producer(), 0, 60)
     with bus.subscribe("train", "a") as one, bus.subscribe("train", "b") as two:
         seen: list[int] = []
-        for turn in range(200):
+        for turn in range(1200):
             reader = (one, two)[turn % 2]
             with reader.pull_batch(7, 0.05) as lease:
                 numbers = [packet.host_step for packet in lease]

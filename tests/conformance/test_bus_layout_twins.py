@@ -29,6 +29,7 @@ from asys_bench.registry import registry
 
 from .processes import Nursery
 from .support import (
+    PATIENCE_S,
     balanced,
     body_of,
     drain,
@@ -164,7 +165,7 @@ def test_sequence_numbers_wrap_alike(twins: tuple[BusPlugin, BusPlugin], initial
         producer = bus.producer()
         for number in range(30):
             push_numbers(producer, number, 1)
-            with far.pull_batch(timeout_s=5.0) as lease:
+            with far.pull_batch(timeout_s=PATIENCE_S) as lease:
                 assert [packet.seq for packet in lease] == [(initial_seq + number) % 2**64]
                 assert is_whole(lease.packets[0])
         assert client.account() == bus.account()
@@ -188,7 +189,7 @@ def test_a_group_made_by_the_other_sees_what_it_selected_and_is_let_go_when_it_l
         with bus.subscribe("train", "near") as near:
             assert pull_numbers(near, 6) == list(range(6))
             for number in range(6, 30):
-                assert producer.push(meta_of(number, 9), body_of(number, 9), timeout_s=5.0)
+                assert producer.push(meta_of(number, 9), body_of(number, 9), timeout_s=PATIENCE_S)
                 assert pull_numbers(near, 1) == [number]
         assert bus.account() == client.account()
         assert balanced(bus)
@@ -204,7 +205,7 @@ def test_a_killed_reader_of_the_other_backend_is_reaped(
             for group in ("train", "archive")
         ]
         for victim in victims:
-            assert len(victim.call("pull", most=4, timeout_s=5.0)) == 4
+            assert len(victim.call("pull", most=4, timeout_s=PATIENCE_S)) == 4
             assert bus.reap(victim.kill()) == 4
         settled(bus, "train", lost_in_flight=4, ready=6)
         with client.subscribe("archive", "heir") as heir:
@@ -220,12 +221,12 @@ def test_a_sleeping_reader_of_the_other_backend_wakes_and_ends(
         far = nursery.child().attach(handle_for(bus, twins[1]), "train")
         producer = bus.producer()
         for number in range(3):
-            far.start("pull", most=4, timeout_s=20.0)
+            far.start("pull", most=4, timeout_s=PATIENCE_S)
             time.sleep(0.05)
             push_numbers(producer, number, 1)
             assert far.result() == [number]
             far.call("release")
-        far.start("drain", timeout_s=20.0)
+        far.start("drain", timeout_s=PATIENCE_S)
         bus.finish()
         assert far.result() == []
 
@@ -291,7 +292,7 @@ def test_competing_readers_of_both_kinds_lose_and_repeat_nothing_under_load(
         producer = bus.producer()
         for number, nbytes in enumerate(sizes):
             body = body_of(number, nbytes)
-            assert producer.push(meta_of(number, nbytes), body, timeout_s=30.0)
+            assert producer.push(meta_of(number, nbytes), body, timeout_s=PATIENCE_S)
         bus.finish()
         for reader in readers:
             reader.join(60)

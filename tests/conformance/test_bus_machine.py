@@ -25,7 +25,7 @@ from asys_bench.contracts.bus import (
 )
 
 from .oracle import BusModel, GroupModel, Key
-from .support import SETTLE_S, Buses, body_of, eventually, meta_of
+from .support import PATIENCE_S, Buses, body_of, eventually, meta_of
 
 HOOKS = ("layer.a", "layer.b")
 SHARDS = 2
@@ -126,7 +126,7 @@ class BusMachine(RuleBasedStateMachine):
     def pull(self, which: int, most: int) -> None:
         member = self.members[which % len(self.members)]
         group = self.model.groups[member.group]
-        lease = member.pull_batch(most, SETTLE_S if group.pending else 0.0)
+        lease = member.pull_batch(most, PATIENCE_S if group.pending else 0.0)
         assert bool(len(lease)) == bool(group.pending), f"{member.group} has {group.pending}"
         assert len(lease) <= most
         keys = [(packet.shard, packet.seq) for packet in lease]
@@ -177,7 +177,7 @@ class BusMachine(RuleBasedStateMachine):
         for name, group in self.model.groups.items():
             reader = self._member_of(name)
             while group.pending:
-                lease = reader.pull_batch(most, SETTLE_S)
+                lease = reader.pull_batch(most, PATIENCE_S)
                 keys = [(packet.shard, packet.seq) for packet in lease]
                 assert keys, f"{name} has {group.pending}"
                 group.claim(keys)
@@ -192,7 +192,7 @@ class BusMachine(RuleBasedStateMachine):
         reader, model = self._member_of(group), self.model.groups[group]
         for _ in range(times):
             if model.pending:
-                lease = reader.pull_batch(3, SETTLE_S)
+                lease = reader.pull_batch(3, PATIENCE_S)
                 keys = [(packet.shard, packet.seq) for packet in lease]
                 assert keys, f"{group} has {model.pending}"
                 model.claim(keys)
@@ -240,7 +240,7 @@ class BusMachine(RuleBasedStateMachine):
         self.leases = []
         for name, group in self.model.groups.items():
             reader = self._member_of(name)
-            deadline = time.monotonic() + SETTLE_S
+            deadline = time.monotonic() + PATIENCE_S
             while not reader.ended:
                 with reader.pull_batch(5, 0.05) as lease:
                     keys = [(packet.shard, packet.seq) for packet in lease]

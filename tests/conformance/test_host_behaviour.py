@@ -29,10 +29,11 @@ from . import behaving_host
 
 HOST = Path(behaving_host.__file__)
 ONE_BUS = "cpp_spmc"
-DEADLINE_S = 10.0 + 1.0 + 5.0 + 2.0
+DEADLINE_S = 10.0 + 1.0 + 5.0 + 30.0
 """`run.drain_timeout_s`, what `drain` adds, `Supervisor.end`, and a loaded machine."""
-PATIENCE_S = 280.0
-pytestmark = pytest.mark.timeout(340)
+PATIENCE_S = 560.0
+LEAVE_S = 60.0
+pytestmark = pytest.mark.timeout(600)
 needs_time_namespace = pytest.mark.skipif(
     os.geteuid() != 0 or not os.path.exists("/proc/self/ns/time"),
     reason="only root makes time namespaces, where there are any",
@@ -125,7 +126,7 @@ def ignore():
 
 def wait_for_none(mark):
     """Pids of what is there for longer than workers take to leave."""
-    deadline = time.monotonic() + 8.0
+    deadline = time.monotonic() + LEAVE_S
     while True:
         left = [
             pid
@@ -209,7 +210,7 @@ def test_on_another_clock_than_its_workers_nobody_is_called_dead_and_a_stopped_o
     ended = Ended(behaviour, bus, "observe", tmp_path)
     ended.check()
     assert ended.outcome["restarts"] == restarts, "whoever was struck, once, and nobody else"
-    assert ended.outcome["found_s"] < 2.0 + DEADLINE_S
+    assert ended.outcome["found_s"] < 4.0 + DEADLINE_S
     ended.check_all_delivered()
     if "read_by_child" in behaviour:
         read = ended.outcome["read"]

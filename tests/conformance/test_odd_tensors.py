@@ -126,7 +126,7 @@ def test_what_can_never_fit_is_refused_before_anything_is_made_of_it(backend, on
         [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), backend, on_full],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr

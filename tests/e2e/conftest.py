@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from asys_bench.contracts.stats import Slot, SlotField, StatsPage, WorkerState
+from asys_bench.system.liveness import waited_for_cpu_ns
 from asys_bench.system.process import start_time
 
 PATIENCE_S = 240.0
@@ -110,6 +111,20 @@ class Run:
 
     def finish(self, patience_s: float = PATIENCE_S) -> int:
         return self.process.wait(patience_s)
+
+    def within(self, limit_s: float, condition: Callable[[], bool], what: str) -> None:
+        """Wait for `condition`; time for which processes of the run waited for a CPU does not count."""
+        began, pids = time.monotonic(), list(self._seen)
+        before = {pid: waited_for_cpu_ns(pid) for pid in pids}
+        last = dict(before)
+        while not condition():
+            for pid in pids:
+                last[pid] = max(last[pid], waited_for_cpu_ns(pid))
+            waited_s = sum(last[pid] - before[pid] for pid in pids) / 1e9
+            took_s = time.monotonic() - began
+            if took_s > limit_s + waited_s:
+                pytest.fail(f"{what} took {took_s:.1f} s, of which {waited_s:.1f} s without a CPU")
+            time.sleep(0.02)
 
     def text(self) -> str:
         return self.output.read_text(errors="replace")[-6000:]

@@ -21,7 +21,10 @@ case, runs, dtype, steps = (
     int(sys.argv[4]),
 )
 rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-SETTINGS = {"run": {"dir": str(runs)}, "bus": {"backend": "cpp_spmc", "on_full": "block"}}
+SETTINGS = {
+    "run": {"dir": str(runs), "drain_timeout_s": 60},
+    "bus": {"backend": "cpp_spmc", "on_full": "block", "block_timeout_s": 50},
+}
 
 
 class Stages(torch.nn.Module):

@@ -18,7 +18,7 @@ if die_at < 0:
     dist.init_process_group("gloo")
     model = DistributedDataParallel(model)
 optimizer = torch.optim.SGD(model.parameters(), 1e-2)
-settings = {"run": {"dir": runs}, "bus": {"backend": backend}}
+settings = {"run": {"dir": runs, "drain_timeout_s": 60}, "bus": {"backend": backend}}
 with asys_bench.observe(model, settings, hooks="0") as observation:
     print(rank, "observing", observation.run_dir, flush=True)
     (observation.run_dir / f"joined-{rank}").touch()

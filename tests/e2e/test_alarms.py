@@ -17,7 +17,7 @@ from asys_bench.sinks.archive import open_archive
 from asys_bench.sinks.archive.pins import stored_shards
 
 WIDTH = 8
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 
 
 @pytest.fixture

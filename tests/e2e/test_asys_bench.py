@@ -24,7 +24,7 @@ SUITE = """\
       samples_per_round: 100
       process: {process}
       warmup: {{until: none}}
-      timeout_s: 60
+      timeout_s: 240
       min_events: 50
       noise: {{spin_gap_us: null, steal_ratio: null}}
     allow_dotted_plugins: true

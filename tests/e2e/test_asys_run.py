@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pyarrow.ipc
 import pytest
@@ -19,7 +18,7 @@ HOOKS = ("mlp_extractor.policy_net", "mlp_extractor.value_net")
 ENDLESS = "host.options.ppo.total_timesteps=100000000"
 PATIENT = "run.drain_timeout_s=60"
 """For tests that ask whether everything was read, and not how fast."""
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 def timesteps(n: int) -> str:
@@ -144,10 +143,9 @@ def test_ctrl_c_drains_writes_and_leaves_within_ten_seconds(start_run):
     run = start_run(ENDLESS)
     run.wait_rows(1000)
     run.remember_processes()
-    pressed = time.monotonic()
     run.process.send_signal(signal.SIGINT)
-    assert run.finish(30) == 130
-    assert time.monotonic() - pressed < 11.0
+    run.within(11.0, lambda: run.process.poll() is not None, "leaving")
+    assert run.finish() == 130
     assert run.leftovers() == []
     assert run.summary()["outcome"] == "interrupted"
     assert_accounted(run.summary())
@@ -177,10 +175,9 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(start_run):
     os.kill(run.pid("trainer-0"), signal.SIGSTOP)  # draining alone would now take its whole timeout
     run.process.send_signal(signal.SIGINT)
     run.wait_for(lambda: "stopping" in run.text(), "the first signal")
-    pressed = time.monotonic()
     run.process.send_signal(signal.SIGINT)
-    assert run.finish(30) == 130
-    assert time.monotonic() - pressed < 5.0
+    run.within(5.0, lambda: run.process.poll() is not None, "leaving")
+    assert run.finish() == 130
     assert run.leftovers() == []
 
 
@@ -191,10 +188,7 @@ def test_a_killed_host_takes_its_workers_along_within_five_seconds(start_run):
     run.remember_processes()
     run.process.kill()
     run.process.wait()
-    deadline = time.monotonic() + 6.0
-    while run.leftovers() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert run.leftovers() == []
+    run.within(6.0, lambda: run.leftovers() == [], "the workers' leaving")
     assert archived_rows(run.path) >= 1000
     for hook in HOOKS:
         assert (run.path / "sae" / hook / "latest" / "cfg.json").exists()
@@ -224,7 +218,7 @@ def test_the_hosts_weights_are_bit_identical_with_and_without_us(tmp_path):
         sets = [f"run.dir={tmp_path}", timesteps(4096), "monitors.log.enabled=false"]
         done = subprocess.run(
             [sys.executable, "-P", "-c", script, config, *sets],
-            capture_output=True, text=True, timeout=100, check=False,
+            capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         _, digest, produced = next(

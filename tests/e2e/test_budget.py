@@ -83,8 +83,8 @@ def train(runs: Path, workers: int, steps: int) -> Path:
         model,
         hooks=["0", "1"],
         sae=False,
-        run={"dir": str(runs), "id": "it", "resume": "auto"},
-        bus={"on_full": "block", "block_timeout_s": 7},
+        run={"dir": str(runs), "id": "it", "resume": "auto", "drain_timeout_s": 60},
+        bus={"on_full": "block", "block_timeout_s": 50},
         sinks={"archive": {"workers": workers, "options": {"max_gib": BUDGET_MIB / 1024}}},
     ) as observation:
         for _ in range(steps):

@@ -25,8 +25,8 @@ def test_a_run_is_verified_reported_and_trained_from_with_int8_packets(tmp_path,
         hooks=[{"match": "0", "preprocess": ["int8"]}],
         sae=SAE,
         archive={"values": "encoded"},
-        run={"dir": str(tmp_path)},
-        bus={"on_full": "block", "block_timeout_s": 7},
+        run={"dir": str(tmp_path), "drain_timeout_s": 60},
+        bus={"on_full": "block", "block_timeout_s": 50},
     ) as observation:
         for _ in range(STEPS):
             model(torch.randn(BATCH, 8))

@@ -36,18 +36,18 @@ def test_the_address_that_it_prints_opens_the_run_and_nothing_else_does(tmp_path
             root = address[: address.index("/?")]
             stranger = urllib.request.build_opener()
             with pytest.raises(urllib.error.HTTPError, match="403"):
-                stranger.open(f"{root}/run", timeout=20)
+                stranger.open(f"{root}/run", timeout=60)
             cookies = urllib.request.HTTPCookieProcessor(CookieJar())
             browser = urllib.request.build_opener(cookies)
-            browser.open(address, timeout=20).close()
-            with browser.open(f"{root}/run", timeout=20) as page:
+            browser.open(address, timeout=60).close()
+            with browser.open(f"{root}/run", timeout=60) as page:
                 assert re.search(rb'type="module" src="/static/[0-9a-f]{16}/main.js">', page.read())
                 assert "default-src 'none'" in page.headers["content-security-policy"]
-            with browser.open(f"{root}/api/events", timeout=20) as events:
+            with browser.open(f"{root}/api/events", timeout=60) as events:
                 figures = json.loads(events.readline().removeprefix(b"data: "))
             assert (figures["run_id"], figures["live"]) == ("<i>a run</i>", False)
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
             assert process.stderr is not None
             assert process.stderr.read() == b""
         finally:
@@ -75,12 +75,12 @@ def test_open_leads_the_browser_there_and_keeps_the_token_out_of_its_arguments(
             assert process.stdout is not None
             address = process.stdout.readline().decode().removeprefix("open ").strip()
             urllib.request.build_opener().open(address, timeout=60).close()
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while display and not told.exists():
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
         finally:
             process.kill()
     assert told.exists() == bool(display)

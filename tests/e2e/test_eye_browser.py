@@ -38,7 +38,7 @@ SOAK = os.environ.get("ASYS_SOAK") == "1"
 pytestmark = [
     pytest.mark.rest,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
-    pytest.mark.timeout(280),
+    pytest.mark.timeout(600),
 ]
 EVIL = "<img src=x onerror=ran=1><script>ran=1</script>\"'><svg onload=ran=1>"
 OTHER = f"mlp.{EVIL[:24]}"

@@ -11,7 +11,7 @@ from asys_bench.rundir.verify import State, verify_run
 from asys_bench.sae import SAEConfig, build_sae, save_sae
 from asys_bench.sae.architectures.scaling import InputScaling
 
-pytestmark = [pytest.mark.rest, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.rest, pytest.mark.timeout(600)]
 WORDS, CALLS, BATCH, LENGTH = 24, 40, 4, 30
 
 

@@ -38,7 +38,10 @@ def batch(step):
 
 def observed(tmp_path, keep):
     model = Words().eval()
-    settings = {"run": {"dir": str(tmp_path)}, "bus": {"on_full": "block"}}
+    settings = {
+        "run": {"dir": str(tmp_path), "drain_timeout_s": 60},
+        "bus": {"on_full": "block", "block_timeout_s": 50},
+    }
     rule = {"match": "mid", "preprocess": [{"heads": {"count": 2, "keep": keep}}]}
     with (
         torch.no_grad(),

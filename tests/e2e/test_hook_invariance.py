@@ -253,7 +253,7 @@ def test_a_whole_session_changes_nothing_and_archives_every_kind(tmp_path):
     config = config_from_data(
         {
             "host": {"kind": "ppo"},
-            "run": {"dir": str(tmp_path), "name": "invariance"},
+            "run": {"dir": str(tmp_path), "name": "invariance", "drain_timeout_s": 60},
             "hooks": [{"match": ["layer.attention", "head"], "capture": KINDS, "every": 2}],
             "sinks": {"archive": {"kind": "archiver"}},
         }

@@ -10,7 +10,7 @@ import pytest
 import asys_bench
 from tests.e2e.test_hosts import SINKS, python, write
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 
 SCRIPT = """\
     import json, logging, multiprocessing, os, signal, subprocess, sys, threading, time
@@ -82,8 +82,9 @@ SCRIPT = """\
         quiet = forked(lambda: time.sleep(60))
         os.kill(quiet, signal.SIGTERM)
         seen["terminated"] = status(quiet)
-        quiet = forked(lambda: time.sleep(60))
-        time.sleep(0.3)
+        begun, begins = os.pipe()
+        quiet = forked(lambda: (os.write(begins, b"x"), time.sleep(60)))
+        os.read(begun, 1)
         os.kill(quiet, signal.SIGINT)
         seen["interrupted"] = status(quiet)
         waiting = subprocess.Popen(["sleep", "60"])

@@ -16,8 +16,9 @@ from asys_bench.rundir.token_rows import token_rows
 from asys_bench.rundir.top_tokens import top_tokens
 
 PATIENCE_S = 240.0
-pytestmark = pytest.mark.timeout(400)
+pytestmark = pytest.mark.timeout(600)
 SINKS = """\
+    run: {drain_timeout_s: 60}
     sinks:
       trainer:
         kind: sae_trainer
@@ -96,7 +97,7 @@ def test_sigterm_ends_a_script_in_order_with_its_summary(tmp_path):
                 assert time.monotonic() < deadline, said
                 time.sleep(0.1)
             running.terminate()
-            assert running.wait(60) == 143, (tmp_path / "out.txt").read_text()
+            assert running.wait(PATIENCE_S) == 143, (tmp_path / "out.txt").read_text()
         finally:
             running.kill()
             running.wait()

@@ -48,7 +48,9 @@ def without_numbers(text):
 def test_the_lines_are_those_of_the_documents_and_the_model_is_let_go(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     model = Net()
-    observation = asys_bench.observe(model, hooks=["layers.3", "layers.6"], sinks=TRAINER)
+    observation = asys_bench.observe(
+        model, hooks=["layers.3", "layers.6"], sinks=TRAINER, run__drain_timeout_s=60
+    )
     for _ in range(300):
         model(torch.randn(64, 64))
         observation.step()
@@ -70,7 +72,8 @@ def test_silent_hooks_and_saes_that_do_not_fit_are_in_the_log_the_terminal_and_t
     layer = torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
     hooks = ["self_attn.out_proj", "linear1", "linear2"]
     sinks = {"trainer": {"options": {"sae": {**SAE, "k": 300}}}}
-    with asys_bench.observe(layer, hooks=hooks, sinks=sinks, run__dir=str(tmp_path)) as observation:
+    run = {"dir": str(tmp_path), "drain_timeout_s": 60}
+    with asys_bench.observe(layer, hooks=hooks, sinks=sinks, run=run) as observation:
         for _ in range(50):
             layer(torch.randn(4, 5, 32))
             observation.step()

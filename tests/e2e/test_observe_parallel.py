@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 import asys_bench
 from asys_bench.contracts.encodings.parts import part_decoder
 from asys_bench.sinks.decoding import decoder_of
+from tests.e2e.ports import free_port
 
 SCRIPT = Path(__file__).with_name("parallel_script.py")
 PATIENCE_S = 240.0
@@ -28,13 +28,7 @@ DTYPES = [
         "float32", marks=pytest.mark.skipif(not SOAK, reason="a further dtype: make soak")
     ),
 ]
-pytestmark = [pytest.mark.timeout(400), pytest.mark.rest]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 
 
 def trained(tmp_path, case, dtype, ranks=2):

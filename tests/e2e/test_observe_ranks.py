@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,16 +15,11 @@ import pytest
 import asys_bench
 from asys_bench.run.rendezvous import RankListener, RendezvousError, find_run
 from asys_bench.system.launcher import LocalRanks
+from tests.e2e.ports import free_port
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 PATIENCE_S = 240.0
-pytestmark = pytest.mark.timeout(400)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+pytestmark = pytest.mark.timeout(600)
 
 
 def check_rank(run, rank, steps):
@@ -92,7 +86,7 @@ def test_a_killed_rank_does_not_wedge_the_workers(tmp_path, backend):
     try:
         output, errors = processes[0].communicate(timeout=PATIENCE_S)
         assert processes[0].returncode == 0, errors
-        processes[1].communicate(timeout=30)
+        processes[1].communicate(timeout=PATIENCE_S)
         assert processes[1].returncode == -9
     finally:
         for process in processes:
@@ -169,8 +163,8 @@ def test_a_rank_finds_the_run_of_its_own_job_and_number(tmp_path):
     try:
         for number, listener in enumerate(with_two):
             listener.announce(tmp_path / str(number))
-        assert find_run(other, 1, 10) == tmp_path / "1"
-        assert find_run(other, 0, 10) == tmp_path / "0"
+        assert find_run(other, 1, 60) == tmp_path / "1"
+        assert find_run(other, 0, 60) == tmp_path / "0"
         with pytest.raises(RendezvousError, match="call observe\\(\\) on every rank"):
             find_run(stranger, 0, 0.2)
     finally:
@@ -194,7 +188,7 @@ def test_a_rank_is_told_why_there_is_no_run():
     try:
         listener.refuse("no memory")
         with pytest.raises(RendezvousError, match="could not start the run: no memory"):
-            find_run(other, 0, 10)
+            find_run(other, 0, 60)
     finally:
         listener.close()
 
@@ -205,18 +199,18 @@ def test_ranks_say_what_they_hook_before_the_run_is_planned(tmp_path):
     found = []
     told = [{"streams": [rank.local_rank]} for rank in others]
     threads = [
-        threading.Thread(target=lambda r=rank, t=one: found.append(find_run(r, 0, 10, t)))
+        threading.Thread(target=lambda r=rank, t=one: found.append(find_run(r, 0, 60, t)))
         for rank, one in zip(others, told, strict=True)
     ]
     try:
         for thread in threads:
             thread.start()
-        heard = listener.collect(10)
+        heard = listener.collect(60)
         assert sorted(one["streams"] for one in heard) == [[1], [2]]
         assert not found, "the answer comes with the run"
         listener.announce(tmp_path)
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert found == [tmp_path] * 2
     finally:
         listener.close()

@@ -99,7 +99,8 @@ import asys_bench
 
 model = torch.nn.Linear(8, 16)
 root = torch.nn.Sequential(model)
-with asys_bench.observe(root, hooks="0", bus={"backend": "relay"}, run={"dir": sys.argv[1]}):
+run = {"dir": sys.argv[1], "drain_timeout_s": 60}
+with asys_bench.observe(root, hooks="0", bus={"backend": "relay"}, run=run):
     for _ in range(30):
         root(torch.randn(16, 8))
 """

@@ -10,7 +10,7 @@ import textwrap
 
 import pytest
 
-PATIENCE_S = 150
+PATIENCE_S = 240
 DAEMON = """\
     import os, sys, torch
     import asys_bench
@@ -18,7 +18,8 @@ DAEMON = """\
     model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
     os.closerange(0, 3)
     observation = asys_bench.observe(
-        model, hooks=["0"], run__dir=sys.argv[1], bus__backend="cpp_spmc", sinks__trainer__enabled=False
+        model, hooks=["0"], run__dir=sys.argv[1], run__drain_timeout_s=60, bus__backend="cpp_spmc",
+        sinks__trainer__enabled=False,
     )
     free = {"0", "1", "2"} - set(os.listdir("/proc/self/fd"))
     for _ in range(50):

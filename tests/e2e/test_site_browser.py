@@ -29,7 +29,7 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("built") / "site"
     command = [sys.executable, "docs/site/build.py", "--zensical", ZENSICAL, "--out", out]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return out / "html"

@@ -12,7 +12,7 @@ from asys_bench.rundir.verify import verify_run
 from asys_bench.store.mirror import local_folder
 from asys_bench.store.uri import is_uri
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.rest]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 STEPS = "host.options.ppo.total_timesteps=12288"
 
 

@@ -29,14 +29,14 @@ import asys_bench
 from asys_bench.rundir.token_rows import token_rows
 
 pytestmark = [
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated"),
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
 ]
 PATIENCE_S = 240.0
 CALLS, BATCH, LENGTH, WORDS = 12, 3, 7, 1000
 NO_TRAINER = {"trainer": None}
-BUS = {"on_full": "block"}
+BUS = {"on_full": "block", "block_timeout_s": 50}
 
 
 class Text(torch.nn.Module):
@@ -126,7 +126,8 @@ def run_host(folder, config, *words):
 CONFIG = """\
 hooks: [{match: mid}]
 sinks: {archive: {kind: archiver}}
-bus: {on_full: block}
+bus: {on_full: block, block_timeout_s: 50}
+run: {drain_timeout_s: 60}
 """
 LOOP = f"""\
 import sys
@@ -148,7 +149,11 @@ from test_token_labels import Text, call_and_mark, in_threads
 def test_observe(tmp_path, marked, threads):
     model = Text()
     with asys_bench.observe(
-        model, hooks="mid", run={"dir": str(tmp_path)}, sinks=NO_TRAINER, bus=BUS
+        model,
+        hooks="mid",
+        run={"dir": str(tmp_path), "drain_timeout_s": 60},
+        sinks=NO_TRAINER,
+        bus=BUS,
     ) as observation:
         mark = observation.step if marked else None
         in_threads(threads, lambda seed: call_and_mark(model, mark, seed))
@@ -162,13 +167,17 @@ def test_samples_of_a_live_run_say_which_tokens_their_rows_are(tmp_path):
     model = Text()
     with (
         asys_bench.observe(
-            model, hooks="mid", run={"dir": str(tmp_path)}, sinks=NO_TRAINER, bus=BUS
+            model,
+            hooks="mid",
+            run={"dir": str(tmp_path), "drain_timeout_s": 60},
+            sinks=NO_TRAINER,
+            bus=BUS,
         ) as observation,
         asys_bench.subscribe(observation.run) as live,
     ):
         call_and_mark(model, None, 0)
         model(*padded(torch.Generator()))
-        samples = [live.get(20.0) for _ in range(2 * CALLS + 2)]
+        samples = [live.get(60.0) for _ in range(2 * CALLS + 2)]
     tokens = {(s.host_step, s.microbatch, s.text): s.tensor for s in samples if s.hook == "tokens"}
     found = [s for s in samples if s.hook == "mid"]
     assert len(tokens) == len(found) == CALLS + 1
@@ -266,7 +275,10 @@ def test_the_trainer(tmp_path):
             for ids, mask in zip(ids_BT.clamp(max=51), mask_BT, strict=True)
         ]
     callback = ObserveCallback(
-        hooks="transformer.wte", run={"dir": str(tmp_path)}, sinks=NO_TRAINER, bus=BUS
+        hooks="transformer.wte",
+        run={"dir": str(tmp_path), "drain_timeout_s": 60},
+        sinks=NO_TRAINER,
+        bus=BUS,
     )
     transformers.Trainer(
         gpt2(),
@@ -310,7 +322,10 @@ def test_lightning(tmp_path):
     generator = torch.Generator().manual_seed(0)
     batches = [padded(generator) for _ in range(CALLS)]
     callback = ObserveCallback(
-        hooks="net.mid", run={"dir": str(tmp_path)}, sinks=NO_TRAINER, bus=BUS
+        hooks="net.mid",
+        run={"dir": str(tmp_path), "drain_timeout_s": 60},
+        sinks=NO_TRAINER,
+        bus=BUS,
     )
     lightning.Trainer(
         max_epochs=1,
@@ -351,7 +366,7 @@ def test_stable_baselines3(tmp_path):
 
     callback = ObserveCallback(
         hooks=[{"match": "features_extractor", "phase": "eval"}],
-        run={"dir": str(tmp_path)},
+        run={"dir": str(tmp_path), "drain_timeout_s": 60},
         sinks=NO_TRAINER,
         bus=BUS,
     )

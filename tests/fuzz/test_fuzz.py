@@ -38,7 +38,7 @@ def fuzz(script: str, *arguments: object, timeout_s: int = 1800) -> dict[str, An
     command = [sys.executable, "-P", "-W", "ignore", str(HERE / script), *map(str, arguments)]
     path = os.pathsep.join((str(HERE), os.environ.get("PYTHONPATH", "")))
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=timeout_s if FULL else 90,
+        command, capture_output=True, text=True, check=False, timeout=timeout_s if FULL else 400,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     said = done.stderr.splitlines()
@@ -89,7 +89,7 @@ def test_no_run_directory_leads_a_reader_or_a_repair_astray(tmp_path):
         "profile_consumer.yaml",
         *sets,
     ]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=500)
     (base,) = tmp_path.iterdir()
     outcome = fuzz("fuzz_run_dirs.py", base, RUN_DIRS, SEED, timeout_s=4 * 3600)
     assert outcome["cases"] == RUN_DIRS

@@ -18,7 +18,10 @@ def test_each_variant_is_compared_on_its_hooks_rows(tmp_path, capsys):
     variants = {"wide": {"d_sae": 64}, "narrow": {"d_sae": 32}}
     sae = {"k": 2, "batch_rows": 32, "buffer_rows": 256}
     options = {"sae": sae, "variants": variants, "final_train_s": 0.3}
-    settings = {"run": {"dir": str(tmp_path)}, "sinks": {"trainer": {"options": options}}}
+    settings = {
+        "run": {"dir": str(tmp_path), "drain_timeout_s": 60},
+        "sinks": {"trainer": {"options": options}},
+    }
     with asys_bench.observe(model, settings, hooks="0") as observation:
         for _ in range(30):
             model(torch.randn(32, 8))

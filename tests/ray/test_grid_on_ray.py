@@ -31,7 +31,7 @@ def train(archive: str | Path, out: Path, *more: str) -> list[str]:
 
 
 def run(words: list[str], **more) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, timeout=240, check=False, **more)
+    return subprocess.run(words, capture_output=True, text=True, timeout=500, check=False, **more)
 
 
 def results(out: Path) -> list[dict]:
@@ -110,12 +110,12 @@ def test_a_grid_on_ray_that_is_stopped_writes_checkpoints_and_goes_on(
         train(archive, out, *grid, "--ray", two_nodes.address),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    until = time.monotonic() + 120
+    until = time.monotonic() + 240
     while not list(out.glob("k-*")) and time.monotonic() < until and started.poll() is None:
         time.sleep(0.1)
     time.sleep(1.0)
     os.kill(started.pid, signal.SIGINT)
-    said, _ = started.communicate(timeout=120)
+    said, _ = started.communicate(timeout=240)
     assert started.returncode == 130, said
     assert "the same command goes on from here" in said
     done = run(train(archive, out, *grid, "--ray", two_nodes.address))

@@ -29,7 +29,7 @@ def check(end: End) -> None:
 
 @pytest.mark.rest
 @pytest.mark.stress
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(SOAK, reason="make soak attacks for longer")
 def test_hostile_peers_are_refused_by_name_and_cost_bounded_memory(tmp_path: Path) -> None:
     check(attack(tmp_path, 3.0, keyed=True))

@@ -39,11 +39,11 @@ def check(figures):
 
 @pytest.mark.rest
 def test_namespaces_are_machines_with_the_faults_that_they_are_given():
-    with Network("a", "b", rtt_ms=20) as network:
+    with Network("a", "b", rtt_ms=100) as network:
         a, b = network["a"], network["b"]
-        assert a.ping_ms(b) >= 20
+        assert a.ping_ms(b) >= 100
         network.delay(0)
-        assert a.ping_ms(b) < 20
+        assert a.ping_ms(b) < 100
         b.silence()
         with pytest.raises(RuntimeError, match="timed out"):
             a.ping_ms(b, 1, wait_s=0.3)
@@ -63,7 +63,7 @@ def test_namespaces_are_machines_with_the_faults_that_they_are_given():
 
 @pytest.mark.stress
 @pytest.mark.skipif(not SOAK, reason="a minute: make soak (ASYS_SOAK=1)")
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_partition_costs_packets_by_their_reason_and_is_over_when_it_heals(tmp_path):
     """With a round trip of 10 ms, and a receiver whose clock is days ahead."""
     figures = measure(tmp_path, "partition", seconds=0.5, away_s=3.0)
@@ -74,7 +74,7 @@ def test_a_partition_costs_packets_by_their_reason_and_is_over_when_it_heals(tmp
 
 @pytest.mark.stress
 @pytest.mark.skipif(not SOAK, reason="a minute: make soak (ASYS_SOAK=1)")
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_two_machines_of_two_ranks_have_one_account_one_report_and_one_view(tmp_path):
     figures = two_nodes(tmp_path, steps=60)
     assert figures["problems"] == []

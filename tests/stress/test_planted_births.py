@@ -14,7 +14,7 @@ SOAK = os.environ.get("ASYS_SOAK") == "1"
 
 @pytest.mark.rest
 @pytest.mark.stress
-@pytest.mark.timeout(7200 if SOAK else 300)
+@pytest.mark.timeout(7200 if SOAK else 600)
 def test_declared_births_are_planted_ones_at_their_steps():
     seeds, rows, d_sae = (range(10), 1 << 20, 512) if SOAK else ([3], 3 << 16, 256)
     outcomes = [run(seed, rows, d_sae) for seed in seeds]

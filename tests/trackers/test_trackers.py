@@ -14,7 +14,7 @@ from asys_bench.monitors.tracker.mlflow_runs import metric_key
 
 from .kept import HERE, HOOK, SECRETS, python, read, read_csv
 
-pytestmark = [pytest.mark.rest, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.rest, pytest.mark.timeout(600)]
 SERVICES = ("wandb", "trackio", "mlflow")
 STEPS = [
     {

@@ -51,7 +51,7 @@ def _push(bus: PythonQueueBus, count: int, first: int = 0) -> None:
 
 def _read(subscription: BusSubscription, count: int) -> list[int]:
     seen: list[int] = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(seen) < count:
         assert time.monotonic() < deadline, f"{len(seen)} of {count}"
         with subscription.pull_batch(count - len(seen), 0.2) as lease:
@@ -65,7 +65,7 @@ def test_prefetch_delivers_the_same_packets_in_order() -> None:
         reader = bus.subscribe("train", "a")
         seen = []
         for most in (8, 8, 3, 64, 64):  # a smaller pull after a prefetch of 8 returns the surplus
-            with reader.pull_batch(most, 1.0) as lease:
+            with reader.pull_batch(most, 60.0) as lease:
                 assert len(lease) <= most
                 seen += [packet.host_step for packet in lease]
             if len(seen) == 40:
@@ -133,7 +133,7 @@ def test_noise_on_the_socket_harms_nobody_else(
 ) -> None:
     address = str(bus.handle().params["address"])
     with caplog.at_level(logging.CRITICAL), bus.subscribe("train", "a") as reader:
-        channel = wire.connect(address, 5.0)
+        channel = wire.connect(address, 60.0)
         with channel:
             channel.sendall(noise)
         _push(bus, 5)
@@ -153,7 +153,7 @@ def test_a_member_that_breaks_the_protocol_is_dropped(
     bus: PythonQueueBus, frames: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     params = bus.handle().params
-    with caplog.at_level(logging.CRITICAL), wire.connect(params["address"], 5.0) as channel:
+    with caplog.at_level(logging.CRITICAL), wire.connect(params["address"], 60.0) as channel:
         hello = wire.Hello("archive", "bad", None)
         channel.sendall(wire.encode_hello(params["token"], hello))
         kind, count, _ = wire.HEAD.unpack(channel.recv(wire.HEAD.size))
@@ -174,9 +174,9 @@ def test_a_signal_handler_that_raises_leaves_the_subscription_usable(bus: Python
     try:
         with bus.subscribe("archive", "a") as reader:
             for turn in range(20):
-                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0005 * turn)
-                with pytest.raises(Interrupted):
-                    reader.pull_batch(8, 5.0)
+                with pytest.raises(Interrupted):  # noqa: PT012 - it may come before the pull
+                    signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.0005 * turn)
+                    reader.pull_batch(8, 60.0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _push(bus, 10)
             assert sorted(_read(reader, 10)) == list(range(10))
@@ -190,20 +190,27 @@ def test_a_signal_handler_that_raises_leaves_the_subscription_usable(bus: Python
 def test_a_living_forked_child_does_not_hide_its_parents_death(bus: PythonQueueBus) -> None:
     _push(bus, 4)
     handle = bus.handle()
+    told, tells = os.pipe()
     pid = os.fork()
     if pid == 0:  # a consumer that forks a helper, then dies
         client = QueueClient.attach(handle)
-        lease = client.subscribe("archive", "a").pull_batch(4, 5.0)
-        if os.fork() == 0:
-            time.sleep(3)
+        lease = client.subscribe("archive", "a").pull_batch(4, 60.0)
+        helper = os.fork()
+        if helper == 0:
+            time.sleep(600)
             os._exit(0)
+        os.write(tells, str(helper).encode())
         os._exit(0 if len(lease) == 4 else 1)
-    _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    started = time.monotonic()
-    with bus.subscribe("archive", "heir") as heir:
-        assert _read(heir, 4) == [0, 1, 2, 3]
-    assert time.monotonic() - started < 2.5, "the helper's copy of the socket hid the death"
+    os.close(tells)
+    helper = int(os.read(told, 32))
+    os.close(told)
+    try:
+        _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        with bus.subscribe("archive", "heir") as heir:  # the helper has a copy of the socket
+            assert _read(heir, 4) == [0, 1, 2, 3]
+    finally:
+        os.kill(helper, signal.SIGKILL)
 
 
 def test_out_of_descriptors_the_bus_keeps_serving(
@@ -219,7 +226,7 @@ def test_out_of_descriptors_the_bus_keeps_serving(
             return genuine(self)
 
         monkeypatch.setattr(socket.socket, "accept", accept)
-        with caplog.at_level(logging.CRITICAL), wire.connect(address, 5.0) as channel:
+        with caplog.at_level(logging.CRITICAL), wire.connect(address, 60.0) as channel:
             assert channel.recv(1) == b"", "turned away"
         _push(bus, 3)
         assert _read(reader, 3) == [0, 1, 2]
@@ -273,7 +280,9 @@ def test_the_arena_reuses_memory_oldest_first_and_never_overlaps() -> None:
 
 
 def test_the_bus_keeps_its_threads_to_one(bus: PythonQueueBus) -> None:
-    names = [thread.name for thread in threading.enumerate()]
-    assert names.count("asys-mp-queue-io") == 1
+    def threads() -> list[str]:
+        return [one.name for one in threading.enumerate() if "mp-queue" in one.name]
+
+    eventually(lambda: len(threads()) == 1, "the end of earlier buses")
     with bus.subscribe("train", "a"), bus.subscribe("archive", "b"):
-        assert len(threading.enumerate()) == len(names)
+        assert threads() == ["asys-mp-queue-io"]

@@ -159,7 +159,7 @@ def test_two_processes_that_add_to_one_word_lose_no_addition() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
     for process in processes:
-        process.communicate(b"\n", timeout=60)
+        process.communicate(b"\n", timeout=240)
         assert process.returncode == 0
     with mmap.mmap(fd, 4096) as shared:
         assert int.from_bytes(shared[:8], "little") == 200_000
@@ -203,5 +203,5 @@ def test_a_futex_waits_no_longer_than_its_timeout_and_not_on_another_value() -> 
     wait(address_of(word), 3, 20_000_000)
     assert clock() - started >= 20_000_000
     started = clock()
-    wait(address_of(word), 4, 5_000_000_000)
-    assert clock() - started < 2_000_000_000
+    wait(address_of(word), 4, 60_000_000_000)
+    assert clock() - started < 30_000_000_000

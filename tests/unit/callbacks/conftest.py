@@ -56,26 +56,31 @@ class Session:
     def packets(self):
         """What the hooks captured; labels go to `labels`, as (step, microbatch, name, values)."""
         found = []
-        with self.bus.pull_batch("g", 4096, timeout_s=0.1) as lease:
-            for p in lease:
-                encoding = self.bus.name_of(p.encoding_id)
-                names = label_names(encoding)
-                if self.bus.name_of(p.hook_id) != LABELS:
-                    found.append((p.host_step, p.microbatch, p.shape[0]))
-                elif names is not None:
-                    values, tags = (
-                        p.raw_tensor().numpy().copy(),
-                        (p.host_step, p.weights_version, p.microbatch),
-                    )
-                    several = is_of_several(encoding)
-                    for (step, _, microbatch), one in (
-                        calls_of(tags, values) if several else [(tags, values)]
-                    ):
-                        self.labels += [
-                            (step, microbatch, name, torch.from_numpy(one[..., k]))
-                            for k, name in enumerate(names)
-                        ]
-        return found
+        while True:
+            with self.bus.pull_batch("g", 4096, timeout_s=0.1) as lease:
+                for p in lease:
+                    self._take(p, found)
+            if not self.bus.account().group("g").ready:
+                return found
+
+    def _take(self, p, found):
+        encoding = self.bus.name_of(p.encoding_id)
+        names = label_names(encoding)
+        if self.bus.name_of(p.hook_id) != LABELS:
+            found.append((p.host_step, p.microbatch, p.shape[0]))
+        elif names is not None:
+            values, tags = (
+                p.raw_tensor().numpy().copy(),
+                (p.host_step, p.weights_version, p.microbatch),
+            )
+            several = is_of_several(encoding)
+            for (step, _, microbatch), one in (
+                calls_of(tags, values) if several else [(tags, values)]
+            ):
+                self.labels += [
+                    (step, microbatch, name, torch.from_numpy(one[..., k]))
+                    for k, name in enumerate(names)
+                ]
 
 
 class Watched(Observation):

@@ -94,7 +94,7 @@ class Rig:
         found: list[Captured] = []
         while True:
             with self.bus.pull_batch("g", 64, timeout_s=0.1) as lease:
-                if not len(lease):
+                if not len(lease) and not self.bus.account().group("g").ready:
                     return found
                 found += [
                     Captured(

@@ -171,7 +171,7 @@ def test_a_full_bus_lowers_the_rate_and_it_recovers_once_drained(rig, backend):
         model, {"match": "0", "sampling": sampling}, capacity_packets=32, backend=backend
     )
     x = torch.randn(1, 4)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while observed.value("sampling_rate", "0") > 0.3 and time.monotonic() < deadline:
         model[0](x)
     assert observed.value("sampling_rate", "0") <= 0.3
@@ -226,15 +226,23 @@ def test_on_full_block_loses_nothing_while_somebody_reads(rig, backend):
         {"match": "0", "preprocess": [{"cast": {"dtype": "bfloat16"}}]},
         capacity_packets=4,
         on_full="block",
-        block_timeout_s=20,
+        block_timeout_s=60,
         backend=backend,
     )
-    found = []
-    reader = threading.Thread(target=lambda: found.extend(observed.packets()))
+    found, over = [], threading.Event()
+
+    def read():
+        while not over.is_set():
+            found.extend(observed.packets())
+
+    reader = threading.Thread(target=read)
     reader.start()
-    for _ in range(50):
-        model[0](torch.randn(1, 4))
-    reader.join(30)
+    try:
+        for _ in range(50):
+            model[0](torch.randn(1, 4))
+    finally:
+        over.set()
+        reader.join(60)
     found += observed.packets()
     assert len(found) == 50 == observed.value("captured", "0")
 
@@ -453,7 +461,9 @@ def test_a_saved_model_loads_without_this_package(rig, tmp_path):
         f"model = torch.load({str(path)!r}, weights_only=False)\n"
         "model(torch.ones(1, 4)).sum().backward()\n"
     )
-    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=90)
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240
+    )
     assert ran.returncode == 0, ran.stderr
 
 
@@ -504,13 +514,14 @@ def test_a_row_budget_lowers_the_rate_that_packets_carry(rig, backend):
     hook = {"match": "0", "sampling": {"max_rows_per_s": 1000}}
     observed = rig(model, hook, backend=backend, on_full="drop", capacity_packets=4096)
     x = torch.zeros(64, 2)
-    deadline = time.monotonic() + 20
-    while observed.value("sampling_rate", "0") > 0.5 and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while observed.value("sampling_rate", "0") > 0.4 and time.monotonic() < deadline:
         model(x)
+    lowest = observed.value("sampling_rate", "0")
     for _ in range(200):
         model(x)
     rates = [packet.rate for packet in observed.packets()]
     assert rates[0] == 1.0
-    assert observed.value("sampling_rate", "0") < 0.5
+    assert lowest <= 0.4
     assert observed.value("sampled_out", "0") > 0
     assert observed.is_accounted_for("0")

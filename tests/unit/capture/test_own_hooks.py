@@ -181,7 +181,7 @@ def test_a_saved_model_that_was_observed_loads_without_this_package(rig, tmp_pat
         "assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.modules());"
         "m(torch.ones(1, 8)); assert not any(n.startswith('asys_bench') for n in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code, tmp_path / "model.pt"], check=True, timeout=240)
 
 
 def test_a_model_and_its_copies_convert_to_torchscript_while_it_is_observed(rig):

@@ -35,7 +35,7 @@ def offered(tmp_path_factory):
     def ask(*words):
         done = subprocess.run(
             ["bash", "-c", script_for("bash") + ASK, "bash", *words],
-            cwd=folder, capture_output=True, text=True, timeout=60, check=True,
+            cwd=folder, capture_output=True, text=True, timeout=240, check=True,
         )  # fmt: skip
         assert not done.stderr
         return done.stdout.split()
@@ -88,7 +88,7 @@ def test_tab_offers_every_option_of_every_command():
     asked = "".join(f"{program} {name}\n" for program, name in parsers)
     done = subprocess.run(
         ["bash", "-c", script_for("bash") + ASK_ALL],
-        input=asked, capture_output=True, text=True, timeout=60, check=True,
+        input=asked, capture_output=True, text=True, timeout=240, check=True,
     )  # fmt: skip
     assert not done.stderr
     offered = {tuple(line.split()[:2]): set(line.split()[2:]) for line in done.stdout.splitlines()}

@@ -52,7 +52,7 @@ def imported_by(code):
     loaded = "import sys\ndef loaded(*names): return [n for n in names if n in sys.modules]\n"
     done = subprocess.run(
         [sys.executable, "-c", loaded + code],
-        capture_output=True, text=True, check=True, timeout=60,
+        capture_output=True, text=True, check=True, timeout=240,
     )  # fmt: skip
     return done.stdout.split()
 

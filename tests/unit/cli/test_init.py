@@ -272,7 +272,7 @@ def test_the_reader_of_scripts_says_why():
 
 def observed(*command):
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, *command], capture_output=True, text=True, timeout=400, check=False
     )
     assert done.returncode == 0, done.stderr
     (run_dir,) = Path("runs").iterdir()

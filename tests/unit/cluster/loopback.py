@@ -111,7 +111,7 @@ class Origin:
             body = torch.full((nbytes,), self.pushed & 0xFF, dtype=torch.uint8)
             now = time.monotonic_ns()
             meta = PacketMeta(hook_id, 0, U8, (nbytes,), host_step=self.pushed, timestamp_ns=now)
-            assert self.producers[shard].push(meta, body, 20.0)
+            assert self.producers[shard].push(meta, body, PATIENCE_S)
             self.pushed += 1
 
     def push_rows(self, rows: torch.Tensor, step: int, shard: int = 0, hook: int = 0) -> None:
@@ -119,7 +119,7 @@ class Origin:
             self.bus.intern(HOOKS[hook]), 0, DTYPE_CODE[rows.dtype], tuple(rows.shape), host_step=step,
             timestamp_ns=time.monotonic_ns(), weights_version=step // 3,
         )  # fmt: skip
-        assert self.producers[shard].push(meta, rows, 20.0)
+        assert self.producers[shard].push(meta, rows, PATIENCE_S)
         self.pushed += 1
 
     def pump(self) -> None:
@@ -153,7 +153,7 @@ class Origin:
     def time_left_s(self) -> float:
         return self._gone_by - time.monotonic()
 
-    def close(self, left_s: float = 10.0) -> None:
+    def close(self, left_s: float = 60.0) -> None:
         """The run ends; half of the time is for what is still on the bus."""
         self._gone_by = time.monotonic() + left_s
         self.bus.finish()

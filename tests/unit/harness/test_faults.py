@@ -85,7 +85,7 @@ def test_a_slowed_process_is_stopped_and_goes_on_in_turn():
     fault = Slow(ChaosOptions(fault="slow"), 0)
     fault.inject(victim)
     seen = set()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while seen != {True, False} and time.monotonic() < deadline:
         seen.add(is_stopped(victim.process.pid))
         time.sleep(0.001)
@@ -193,7 +193,7 @@ def test_the_wall_clock_of_the_run_steps_in_c_as_well_and_its_monotonic_clock_do
         after, now_s, *others = ask()
         assert abs(after - began - added_s) < 60
         assert 0 <= now_s - monotonic_s < 60
-        assert all(abs(other - after) < 2 for other in others), "numpy, gettimeofday and time too"
+        assert all(abs(other - after) < 30 for other in others), "numpy, gettimeofday and time too"
     assert after < 0, "before 1970"
     victim.close()
 
@@ -212,7 +212,7 @@ def test_anyone_is_one_process_of_the_run_and_never_the_host():
     )
     fault = Kill(ChaosOptions(fault="kill", worker="anyone"), 0)
     fault.inject(victim)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while victim.processes() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert victim.processes() == []

@@ -21,7 +21,7 @@ from .conftest import round_of
 
 SMALL = {
     "features": 32, "width": 16, "mean_l0": 3.0, "rows": 40_960, "batch_rows": 256,
-    "d_sae": 64, "k": 3, "threads": 1, "timeout_s": 100,
+    "d_sae": 64, "k": 3, "threads": 1, "timeout_s": 400,
 }  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def python(hub, folder: Path, *words: str, **more: str) -> subprocess.CompletedP
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 

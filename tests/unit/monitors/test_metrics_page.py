@@ -112,6 +112,6 @@ def test_promtool_agrees(command: tuple[str, ...]) -> None:
     if promtool is None:
         pytest.skip("promtool is not installed (apt-get install prometheus)")
     checked = subprocess.run(
-        [promtool, *command], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [promtool, *command], cwd=ROOT, capture_output=True, text=True, timeout=240
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr

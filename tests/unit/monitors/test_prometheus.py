@@ -59,7 +59,7 @@ def monitor(run: Any, tmp_path: Path) -> Iterator[PrometheusMonitor]:
 
 def get(monitor: PrometheusMonitor, path: str, **headers: str) -> str:
     request = urllib.request.Request(f"http://{monitor.target}{path}", headers=headers)
-    with urllib.request.urlopen(request, timeout=10) as reply:
+    with urllib.request.urlopen(request, timeout=60) as reply:
         body: bytes = reply.read()
     return body.decode()
 
@@ -67,7 +67,7 @@ def get(monitor: PrometheusMonitor, path: str, **headers: str) -> str:
 def refused(request: urllib.request.Request | str) -> tuple[int, str]:
     """Status and body of a request that must be refused."""
     with pytest.raises(urllib.error.HTTPError) as found:
-        urllib.request.urlopen(request, timeout=10)
+        urllib.request.urlopen(request, timeout=60)
     with found.value as reply:
         return reply.code, reply.read().decode()
 
@@ -345,7 +345,7 @@ def test_promtool_finds_nothing_to_remark(run: Any, monitor: PrometheusMonitor) 
         input=get(monitor, "/metrics"),
         text=True,
         capture_output=True,
-        timeout=60,
+        timeout=240,
     )
     assert (checked.returncode, checked.stderr, checked.stdout) == (0, "", "")
 

@@ -15,6 +15,7 @@ from asys_bench.config.assembly import AssemblyError, plan_workers
 from asys_bench.contracts.stats import WorkerState
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
+from tests.conformance.support import eventually
 
 SAE = {"k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.5}
 
@@ -22,7 +23,7 @@ SAE = {"k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.
 def config(tmp_path, **changes):
     data = {
         "host": {"kind": "ppo"},
-        "run": {"dir": str(tmp_path), "name": "session"},
+        "run": {"dir": str(tmp_path), "name": "session", "drain_timeout_s": 60},
         "hooks": [{"match": "*"}],
         "sinks": {
             "trainer": {"kind": "sae_trainer", "workers": 2, "options": {"sae": SAE}},
@@ -90,7 +91,7 @@ def test_two_trainers_share_the_hooks_and_one_is_restarted_on_demand(tmp_path):
         assert session.trainers.hooks == {"trainer-0": ("0", "2"), "trainer-1": ("1",)}
         feed(session, module, 100)
         old = session.page.slot("trainer-0").get(1)
-        new = session.trainers.restart_worker("trainer-0", 30)
+        new = session.trainers.restart_worker("trainer-0", 180)
         assert new != old
         assert session.trainers.state("trainer-0") is WorkerState.READY
         with pytest.raises(KeyError):
@@ -110,8 +111,7 @@ def test_two_trainers_share_the_hooks_and_one_is_restarted_on_demand(tmp_path):
     assert {path.name for path in (run_dir.path / "sae").iterdir()} == {"0", "1", "2"}
     assert json.loads((run_dir.path / "run.json").read_text())["result"] == {"steps": 200}
     del session
-    time.sleep(0.05)
-    assert set(os.listdir("/proc/self/fd")) - before == set()
+    eventually(lambda: set(os.listdir("/proc/self/fd")) - before == set(), "closed descriptors")
 
 
 @pytest.mark.rest
@@ -129,7 +129,7 @@ def test_an_archiver_that_cannot_work_is_quarantined_and_holds_nobody_up(tmp_pat
     log = run_dir.path / "logs" / "watchdog.log"
     try:
         session.start()
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while session.page.slot("archive-0").state is not WorkerState.QUARANTINED:
             feed(session, module, 1)
             time.sleep(0.01)

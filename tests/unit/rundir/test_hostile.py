@@ -80,7 +80,7 @@ def test_latest_may_only_point_at_a_checkpoint_beside_it(run, canary):
     assert finding.state is State.DAMAGED
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", ["archive/h/archive-0-0-0.arrows", "sae/h/latest", "logs/x", "config.yaml",
                                   "metrics.csv", "tensorboard/a.tfevents.b"])  # fmt: skip
 def test_a_fifo_is_named_and_not_waited_for(run, name):
@@ -92,7 +92,7 @@ def test_a_fifo_is_named_and_not_waited_for(run, name):
     assert finding.state in (State.DAMAGED, State.FOREIGN)
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -110,7 +110,7 @@ def test_a_run_file_that_is_no_run_file_is_damaged(run, text, reason):
     assert reason in finding.detail
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_files_of_holes_take_no_time_and_no_memory(run):
     for name in ("run.json", "metrics.csv", "monitor.log"):
         (run / name).touch()
@@ -122,7 +122,7 @@ def test_files_of_holes_take_no_time_and_no_memory(run):
         assert (run / name).stat().st_size == 30 << 30
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_a_configuration_that_expands_without_end_is_damaged(run):
     text = "a0: &a0 {x0: 1, y0: 2, z0: 3}\n"
     for n in range(1, 12):
@@ -170,7 +170,7 @@ def test_a_record_of_deletions_deletes_nothing_but_shards(run, canary, shard):
     assert contents(run) | contents(canary) == before
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 def test_a_shard_of_holes_is_damaged_and_a_repair_leaves_it_alone(run):
     shard = run / "archive" / "h" / "archive-0-0-0.arrows"
     shard.parent.mkdir(parents=True)

@@ -16,7 +16,7 @@ write_shards = runpy.run_path(str(HERE / "rows_rig.py"))["write_shards"]
 
 
 @pytest.mark.rest
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_killed_reader_goes_on_from_its_last_state_and_gives_each_row_once(tmp_path, workers):
     rows = write_shards(tmp_path / "run")  # 840 rows: 53 batches

@@ -60,7 +60,7 @@ def bus():
 def push(bus, producer, value, hook="a", rows=16):
     tensor = torch.full((rows, 4), float(value))
     meta = PacketMeta(bus.intern(hook), 0, DTYPE_CODE[torch.float32], tuple(tensor.shape))
-    return producer.push(meta, tensor, 2.0)
+    return producer.push(meta, tensor, 60.0)
 
 
 def test_live_rows_are_those_of_the_hook_until_the_run_ends(bus):
@@ -79,7 +79,7 @@ def test_live_rows_are_those_of_the_hook_until_the_run_ends(bus):
     bus.finish()
     with bus.pull_batch("trainer", 256, 0.2) as lease:
         del lease
-    reader.join(20)
+    reader.join(60)
     assert not reader.is_alive()
     values = torch.cat(served)[:, 0]
     assert len(values) % 32 == 0

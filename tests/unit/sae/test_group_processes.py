@@ -95,11 +95,11 @@ def test_a_rank_that_is_killed_ends_the_group_at_once_and_by_name(start: Start) 
 def test_a_rank_that_is_stopped_ends_the_group_and_holds_nobody(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(processes, "SILENT_S", 1.5)
     group = start()
     trainer = _trainer(group)
     _feed(trainer)
     assert trainer.train(max_steps=3) == 3
+    monkeypatch.setattr(processes, "SILENT_S", 1.5)
     os.kill(group.pids[0], signal.SIGSTOP)
     with pytest.raises(GroupError, match=r"rank 1 of 2 .*silent for 1.5 s \(it is stopped\)"):
         trainer.train(max_steps=1000)
@@ -116,13 +116,13 @@ def test_a_rank_that_is_late_is_waited_for_with_heartbeats(
     _feed(trainer)
     assert trainer.train(max_steps=1) == 1
     os.kill(group.pids[0], signal.SIGSTOP)
-    late = subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {group.pids[0]}"])
+    late = subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {group.pids[0]}"])
     before = len(beats)
     assert trainer.train(max_steps=3) == 3
     late.wait()
     assert len(beats) - before >= 4
     os.kill(group.pids[0], signal.SIGSTOP)  # and while its part of a checkpoint is waited for
-    late = subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {group.pids[0]}"])
+    late = subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {group.pids[0]}"])
     before = len(beats)
     assert trainer.save(tmp_path, sync=False) is not None
     late.wait()

@@ -101,7 +101,7 @@ def test_a_trainer_killed_at_random_steps_ends_with_the_weights_of_one_that_was_
     command = [sys.executable, "-W", "error::UserWarning", "-c", STORM, str(tmp_path)]
     done = subprocess.run(
         [*command, json.dumps(config), str(KILLS), str(PACKETS)],
-        capture_output=True, text=True, timeout=100, check=False,
+        capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     told = json.loads(done.stdout.splitlines()[-1])

@@ -49,7 +49,7 @@ def _agree(steps: int, *architectures: str) -> None:
             assert result["same_support"] >= 0.999
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_interpreted_steps_from_one_state_agree() -> None:
     _agree(3, "topk", "matryoshka")
 

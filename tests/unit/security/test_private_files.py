@@ -122,7 +122,7 @@ print(json.dumps([codes, left]))
             [sys.executable, "-P", "-c", code],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=True,
             env={**os.environ, "TMPDIR": folder},
         )

@@ -53,7 +53,7 @@ def test_no_reader_of_a_run_opens_or_lists_around_the_one_way():
     assert ALLOWED.keys() - around == set(), "an exception that nobody needs any more"
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(("name", "read", "nothing"), [
     ("observation.json", read_observation_names, ObservationNames()), ("run.json", read_streams, ()),
 ])  # fmt: skip

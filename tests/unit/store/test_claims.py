@@ -79,7 +79,7 @@ def test_a_holder_that_has_been_silent_for_its_lease_is_gone(tmp_path):
     write_claim(store, first)
     path = tmp_path / "copy" / first.key
     now_ns = path.stat().st_mtime_ns
-    os.utime(path, ns=(0, now_ns - int((LEASE_S - 1) * 1e9)))
+    os.utime(path, ns=(0, now_ns - int((LEASE_S - 2) * 1e9)))
     waited = []
 
     def pause(seconds):
@@ -88,7 +88,7 @@ def test_a_holder_that_has_been_silent_for_its_lease_is_gone(tmp_path):
 
     second = next_claim(store)
     take_over(store, second, pause)
-    assert 0 < sum(waited) < 2
+    assert 0 < sum(waited) < 3
     assert next(iter(claims_in(store))) == second
 
 
@@ -118,7 +118,7 @@ class InTurns:
                 if self._schedule[0] in self._ended:
                     self._schedule.pop(0)
                     continue
-                assert self._turn.wait(20)
+                assert self._turn.wait(60)
             if self._schedule:
                 self._schedule.pop(0)
             try:

@@ -192,7 +192,7 @@ def test_two_processes_that_want_one_file_at_once_fetch_it_once(small, tmp_path,
 
     monkeypatch.setattr(mirrors, "download", slow)
     one.bring(path)
-    other.join(30)
+    other.join(60)
     assert len(fetched) == 1
     assert path.read_bytes() == (small / "metrics.csv").read_bytes()
     one.close()

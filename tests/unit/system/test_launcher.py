@@ -183,7 +183,7 @@ def launched(command):
     }
     done = subprocess.run(
         [*command, sys.executable, "-c", ASK],
-        capture_output=True, text=True, timeout=120, env={**clean, "OMPI_MCA_btl": "self,vader"},
+        capture_output=True, text=True, timeout=240, env={**clean, "OMPI_MCA_btl": "self,vader"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return sorted(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
@@ -201,7 +201,7 @@ def test_a_real_mpirun_says_who_its_ranks_are():
 
 
 @pytest.mark.rest
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("distribution", ["block", "cyclic"])
 def test_a_real_srun_says_who_its_ranks_are(tmp_path, distribution):
     """Two nodes of one machine; with `cyclic` a node's ranks are not consecutive."""
@@ -213,7 +213,7 @@ def test_a_real_srun_says_who_its_ranks_are(tmp_path, distribution):
         command = ["srun", "-N2", "-n5", f"--distribution={distribution}"]
         done = subprocess.run(
             [*command, sys.executable, "-c", ASK],
-            capture_output=True, text=True, timeout=120, env=slurm.environment,
+            capture_output=True, text=True, timeout=240, env=slurm.environment,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         said = sorted(json.loads(line) for line in done.stdout.splitlines() if line[:1] == "[")

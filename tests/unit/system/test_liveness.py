@@ -119,7 +119,7 @@ def test_a_process_that_others_starve_waits_and_a_stopped_one_does_not():
         for child in children:
             assert child.stdout.readline() == "\n"
         before = waited_for_cpu_ns(starved.pid)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while waited_for_cpu_ns(starved.pid) - before < 300_000_000:
             assert time.monotonic() < deadline, "the idle process does not wait"
             time.sleep(0.05)

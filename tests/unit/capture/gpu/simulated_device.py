@@ -131,7 +131,7 @@ class SimulatedDevice:
             if self.automatic:
                 self.finish()
             while not event.query():
-                if not self.moved.wait(timeout=20):
+                if not self.moved.wait(timeout=60):
                     self.violations.append("waited for an event that nobody completes")
                     return
 

@@ -37,7 +37,7 @@ def test_packets_arrive_in_order_while_a_device_thread_works_at_its_own_pace():
                 torch.full((8,), float(number)), rig.identity, meta_builder(number), key="a"
             ):
                 time.sleep(0.0005)
-        assert rig.streamer.drain(timeout_s=20) == 0
+        assert rig.streamer.drain(timeout_s=60) == 0
     finally:
         stop.set()
         worker.join()
@@ -59,7 +59,7 @@ def test_when_pinning_fails_one_line_says_why_and_the_commit_thread_does_the_cop
     assert "ulimit -l" in text
     assert not rig.streamer.pinned
     rig.submit(torch.arange(5.0))
-    assert rig.streamer.drain(timeout_s=20) == 0
+    assert rig.streamer.drain(timeout_s=60) == 0
     assert rig.payloads() == [bytes_of(torch.arange(5.0))]
     side = {
         thread for what, name, thread in rig.device.calls if (what, name) == ("run", "side cpu")
@@ -75,17 +75,17 @@ def test_on_full_block_waits_for_room_and_uses_its_timeout_on_the_bus():
 
     def slow():
         held.set()
-        release.wait(20)
+        release.wait(60)
 
     rig.producer.before_push = slow
     rig.submit(torch.ones(2), timeout_s=5.0)
-    assert held.wait(20)
+    assert held.wait(60)
     assert rig.submit(torch.ones(2)) is DeviceDrop.IN_FLIGHT_FULL
     threading.Timer(0.05, release.set).start()
-    assert rig.submit(torch.ones(2), timeout_s=20.0) is None
-    assert rig.streamer.drain(20) == 0
+    assert rig.submit(torch.ones(2), timeout_s=60.0) is None
+    assert rig.streamer.drain(60) == 0
     assert rig.numbers == [0, 2]
-    assert rig.producer.timeouts == [5.0, 20.0]
+    assert rig.producer.timeouts == [5.0, 60.0]
     rig.streamer.close()
 
 
@@ -95,7 +95,7 @@ def test_a_submit_that_waits_for_room_gives_up_at_its_timeout():
     rig.submit(torch.ones(2))
     assert rig.submit(torch.ones(2), timeout_s=0.02) is DeviceDrop.IN_FLIGHT_FULL
     rig.device.finish()
-    assert rig.streamer.drain(20) == 0
+    assert rig.streamer.drain(60) == 0
     rig.streamer.close()
 
 
@@ -105,15 +105,15 @@ def test_a_packet_that_is_being_pushed_while_the_path_closes_counts_as_committed
 
     def slow():
         held.set()
-        release.wait(20)
+        release.wait(60)
 
     rig.producer.before_push = slow
     rig.submit(torch.ones(2))
     rig.submit(torch.ones(2))
-    assert held.wait(20)
-    threading.Timer(0.2, release.set).start()
+    assert held.wait(60)
     assert rig.streamer.close(timeout_s=0.05) == 1
-    assert rig.streamer.drain(20) == 0
+    release.set()
+    assert rig.streamer.drain(60) == 0
     account = rig.streamer.account()
     assert (account.committed, account.dropped, account.imbalance) == (1, {DeviceDrop.CLOSED: 1}, 0)
     assert rig.numbers == [0]
@@ -124,7 +124,7 @@ def test_a_device_that_breaks_under_the_commit_thread_is_reported_once(caplog):
     rig.device.automatic = False
     rig.submit(torch.ones(2))
     rig.device.break_down(RuntimeError("CUDA error: unspecified launch failure"))
-    assert rig.streamer.drain(20) == 0
+    assert rig.streamer.drain(60) == 0
     assert rig.submit(torch.ones(2)) is DeviceDrop.DEVICE_FAILED
     rig.streamer.close()  # the thread has said so once it has ended
     assert len(caplog.records) == 1
@@ -142,11 +142,11 @@ def test_payloads_cross_a_real_bus(backend):
     sent = [torch.randn(3, number + 1).t() for number in range(20)]
     for number, tensor in enumerate(sent):
         assert streamer.submit(tensor, rig.identity, meta_builder(number), key="a") is None
-    assert streamer.close(timeout_s=20) == 0
+    assert streamer.close(timeout_s=60) == 0
     bus.finish()
     received = []
     while len(received) < 20:
-        with bus.pull_batch("g", 64, timeout_s=5.0) as lease:
+        with bus.pull_batch("g", 64, timeout_s=60.0) as lease:
             assert len(lease), "packets are missing"
             received += [(packet.host_step, packet.raw_tensor().clone()) for packet in lease]
     bus.close()

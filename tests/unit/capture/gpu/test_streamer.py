@@ -187,7 +187,7 @@ def test_closing_with_a_device_that_hangs_counts_what_is_lost_and_keeps_its_memo
     rig.device.finish()  # the device was only slow: what arrives now must not reach the bus
     thread = next((t for t in threading.enumerate() if t.name == "asys-device-commit"), None)
     if thread is not None:
-        thread.join(10)
+        thread.join(60)
     assert rig.numbers == []
 
 

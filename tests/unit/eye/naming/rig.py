@@ -153,7 +153,7 @@ class FakeEndpoint:
 
     def reply(self, handler: BaseHTTPRequestHandler, told: Any) -> None:
         if told == "hang":
-            self.over.wait(20)
+            self.over.wait(120)
             return
         if told == "drip":
             self._drip(handler)

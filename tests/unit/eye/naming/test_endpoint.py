@@ -141,7 +141,7 @@ def test_an_endpoint_that_never_answers_is_left_after_its_time(
     began = time.monotonic()
     with pytest.raises(UnreachableError, match=r"no answer within|cannot be reached"):
         Endpoint(server.url, "m", KEY).answer(CHAT)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 def test_nobody_there_is_unreachable() -> None:
@@ -216,12 +216,12 @@ def test_a_key_may_go_to_this_machine_and_over_tls() -> None:
 
 def test_the_first_failure_ends_the_questions_that_are_under_way(serving, monkeypatch) -> None:
     """Nineteen others would each be tried four times, a minute each."""
-    monkeypatch.setattr(module, "FIRST_PAUSE_S", 30.0)
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 200.0)
     answers = iter([said("Yes"), (404, {}, {})])
     server = serving(lambda body: next(answers, "hang"))
     model = Endpoint(server.url, "m", None)
     began = time.monotonic()
     with pytest.raises(RefusedError, match="404"):
         model.chances([QUESTION] * 20)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     assert len(server.asked) < 10

@@ -77,7 +77,7 @@ def test_a_cancelled_text_ends_at_once_and_its_answer_is_nobodys(start) -> None:
     began = time.monotonic()
     with pytest.raises(CancelledTypingError):
         model.ask(typing)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     assert model.ask(Typing("h", "two"))["tokens"] == ["two"]
 
 
@@ -114,7 +114,7 @@ def test_a_process_that_hangs_is_killed(start, monkeypatch) -> None:
     model = start(ECHO)
     with pytest.raises(TypedError, match=r"did not answer within 0\.2 s"):
         model.ask(Typing("h", "hang"))
-    assert model._child.wait(10) != 0
+    assert model._child.wait(60) != 0
 
 
 @pytest.mark.rest

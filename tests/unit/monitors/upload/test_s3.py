@@ -152,8 +152,8 @@ def test_nobody_at_the_address_is_unreachable(run, bucket, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
-    with pytest.raises(StoreError) as error:
-        Uploader(run, store_of(bucket)).send()
+        with pytest.raises(StoreError) as error:
+            Uploader(run, store_of(bucket)).send()
     assert error.value.reason is Reason.UNREACHABLE
     assert SECRET not in str(error.value)
 

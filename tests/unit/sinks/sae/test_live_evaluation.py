@@ -94,7 +94,7 @@ def test_one_that_still_runs_is_waited_for_and_ends_with_the_worker(rig, stand_i
     ((_, pid, _, _),) = started(rig)
     began = time.monotonic()
     worker.close()
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -134,7 +134,7 @@ def test_it_ends_with_the_worker_that_started_it_however_that_ends(tmp_path):
         pid = int(process.stdout.readline())
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and "Z" not in _state(pid):
         assert time.monotonic() < deadline
         time.sleep(0.02)

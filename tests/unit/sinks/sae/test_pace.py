@@ -35,6 +35,8 @@ def test_a_quick_step_is_neither_said_nor_given_more_time(monkeypatch, caplog):
 
 
 def test_what_never_trained_or_cannot_keep_up_is_said_at_the_end(slow, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
     made = Pace("a", SAEConfig(batch_rows=64))
     assert made.final_words(0, 0, 1) is None
     made.forecast(64)
@@ -42,8 +44,7 @@ def test_what_never_trained_or_cannot_keep_up_is_said_at_the_end(slow, monkeypat
         "never trained: 12 rows came, and a step takes 64 (sae.batch_rows)"
     )
     assert made.final_words(0, 640, 1).startswith("never finished a step: one takes about 14.0 s")
-    now = time.monotonic()
-    monkeypatch.setattr(pace.time, "monotonic", lambda: now + 100)
+    now[0] += 100
     made.stepped(4, 16.0)
     said = made.final_words(4, 100_000, 2)
     assert said.startswith(
