@@ -116,7 +116,15 @@ class Zmq(Contender):
 
 
 class Iceoryx2(Contender):
-    """iceoryx2 publish-subscribe with loaned slices, blocking when the subscriber is full."""
+    """iceoryx2 publish-subscribe with loaned slices, blocking when the subscriber is full.
+
+    Its pool hands out the slot that came back last, so a queue that fits a cache is written and read there.
+    A deeper one is full all the time where the subscriber is the slower side, and goes through memory.
+    """
+
+    def __init__(self, nbytes: int, queue_bytes: int) -> None:
+        super().__init__(nbytes)
+        self.queue = min(BATCH, max(2, queue_bytes // nbytes))
 
     def _service(self, name: str):
         import iceoryx2 as i2
@@ -125,10 +133,10 @@ class Iceoryx2(Contender):
         self.node = i2.NodeBuilder.new().create(i2.ServiceType.Ipc)
         return (
             self.node.service_builder(i2.ServiceName.new(name))
-            .publish_subscribe(i2.Slice[ctypes.c_uint64])
+            .publish_subscribe(i2.Slice[ctypes.c_uint8])
             .payload_alignment(i2.Alignment.new(64))
             .enable_safe_overflow(False)
-            .subscriber_max_buffer_size(BATCH)
+            .subscriber_max_buffer_size(self.queue)
             .open_or_create()
         )
 
@@ -139,24 +147,24 @@ class Iceoryx2(Contender):
         self.publisher = (
             self._service(name)
             .publisher_builder()
-            .initial_max_slice_len(self.nbytes // 8)
+            .initial_max_slice_len(self.nbytes)
             .backpressure_strategy(i2.BackpressureStrategy.RetryUntilDelivered)
             .create()
         )
         return {"name": name}, ()
 
     def produce(self, payloads, packets):
-        count, words = len(payloads), self.nbytes // 8
+        count, nbytes = len(payloads), self.nbytes
         loan = self.publisher.loan_slice_uninit
         pointers = [row.ctypes.data for row in payloads]
         for index in range(packets):
-            sample = loan(words)
-            ctypes.memmove(sample.payload().as_ptr(), pointers[index % count], self.nbytes)
+            sample = loan(nbytes)
+            ctypes.memmove(sample.payload().as_ptr(), pointers[index % count], nbytes)
             sample.assume_init().send()
 
     def attach(self, data, fds, group):
         self.subscriber = (
-            self._service(data["name"]).subscriber_builder().buffer_size(BATCH).create()
+            self._service(data["name"]).subscriber_builder().buffer_size(self.queue).create()
         )
 
     def consume(self, packets):
@@ -284,7 +292,8 @@ CONTENDERS: dict[str, Callable[[int], Contender]] = {
     "mp.Queue": MpQueue,
     "faster-fifo": FasterFifo,
     "pyzmq": Zmq,
-    "iceoryx2": Iceoryx2,
+    "iceoryx2": lambda n: Iceoryx2(n, 4 << 20),
+    "iceoryx2 deep": lambda n: Iceoryx2(n, 64 << 20),
     "zenoh shm": ZenohShm,
     "vLLM ring": VllmRing,
 }
