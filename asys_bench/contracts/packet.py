@@ -27,9 +27,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, make_dataclass
 from enum import IntEnum
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import crc32c as _crc32c
 import numpy as np
@@ -66,6 +66,8 @@ HEADERS = np.dtype(
 )  # fmt: skip
 """The same for numpy."""
 assert HEADERS.itemsize == HEADER_BYTES
+_pack_into, _unpack_from = HEADER.pack_into, HEADER.unpack_from
+_PADDING = tuple((0,) * (MAX_NDIM - ndim) for ndim in range(MAX_NDIM + 1))
 _HOOK_AND_KIND = struct.Struct("<HxxB")
 Places: TypeAlias = "npt.NDArray[np.int64]"
 """[n, 2], C-contiguous: of frames in a batch."""
@@ -92,6 +94,9 @@ class Kind(IntEnum):
     """A parameter, or some rows of it."""
     UPDATE = 6
     """What has been added to a parameter since the round before."""
+
+
+_KINDS = tuple(Kind)
 
 
 DTYPES: tuple[torch.dtype, ...] = (
@@ -157,42 +162,24 @@ def pack_header_into(
     """Write the 128-byte header of `meta` at `offset`.
 
     Raises:
-        PacketError: more than 8 dimensions, or a dimension past 2**32 - 1.
+        PacketError: more than 8 dimensions, or a field that no header can hold.
     """
-    shape = meta.shape
-    ndim = len(shape)
-    if ndim > MAX_NDIM:
-        raise PacketError(f"shape {shape} has {ndim} dimensions; a packet holds at most {MAX_NDIM}")
     try:
-        HEADER.pack_into(
-            buffer,
-            offset,
-            MAGIC,
-            VERSION,
-            0 if crc is None else FLAG_CRC,
-            seq,
-            meta.host_step,
-            meta.timestamp_ns,
-            meta.weights_version,
-            payload_bytes,
-            source,
-            shard,
-            meta.hook_id,
-            meta.encoding_id,
-            meta.kind,
-            meta.dtype,
-            ndim,
-            meta.text,
-            meta.microbatch,
-            meta.call_index & 0xFFFFFFFF,
-            meta.sampling_rate,
-            crc or 0,
-            meta.token_position,
-            *shape,
-            *(0,) * (MAX_NDIM - ndim),
-            meta.params,
-        )
-    except struct.error as error:
+        (
+            hook_id, kind, dtype, shape, host_step, timestamp_ns, weights_version, encoding_id,
+            params, sampling_rate, call_index, microbatch, token_position, text,
+        ) = meta  # fmt: skip
+        _pack_into(
+            buffer, offset, MAGIC, VERSION, 0 if crc is None else FLAG_CRC, seq, host_step,
+            timestamp_ns, weights_version, payload_bytes, source, shard, hook_id, encoding_id, kind,
+            dtype, len(shape), text, microbatch, call_index & 0xFFFFFFFF, sampling_rate, crc or 0,
+            token_position, *shape, *_PADDING[len(shape)], params,
+        )  # fmt: skip
+    except (struct.error, TypeError, ValueError, IndexError, OverflowError) as error:
+        if isinstance(meta, PacketMeta) and len(meta.shape) > MAX_NDIM:
+            raise PacketError(
+                f"shape {meta.shape} has {len(meta.shape)} dimensions; a packet holds at most {MAX_NDIM}"
+            ) from error
         raise PacketError(f"a header field is out of range ({error}): {meta}") from error
 
 
@@ -236,29 +223,39 @@ class ActivationPacket:
         return cls.from_parts(frame[:HEADER_BYTES], frame[HEADER_BYTES:])
 
     @classmethod
-    def from_parts(cls, header: bytes | memoryview, payload: memoryview) -> ActivationPacket:
-        """Decode a header and the payload that lies elsewhere (ring backends). Errors as `unpack`."""
-        (
-            magic, version, flags, seq, host_step, timestamp_ns, weights_version, payload_bytes,
-            source, shard, hook_id, encoding_id, kind, dtype, ndim, text, microbatch,
-            call_index, sampling_rate, crc, token_position, *rest,
-        ) = HEADER.unpack(header)  # fmt: skip
+    def from_parts(
+        cls, header: bytes | bytearray | memoryview, payload: memoryview, at: int = 0
+    ) -> ActivationPacket:
+        """Decode the header at `at` and the payload that lies elsewhere (ring backends).
+
+        Raises:
+            PacketError: as `unpack`.
+        """
+        try:
+            (
+                magic, version, flags, seq, host_step, timestamp_ns, weights_version, payload_bytes,
+                source, shard, hook_id, encoding_id, kind, dtype, ndim, text, microbatch,
+                call_index, sampling_rate, crc, token_position, *rest,
+            ) = _unpack_from(header, at)  # fmt: skip
+        except struct.error as error:
+            raise PacketError(f"no {HEADER_BYTES}-byte header at {at}: {error}") from error
         if magic != MAGIC or version != VERSION:
             raise PacketError(
                 f"magic {magic:#010x} version {version}; expected {MAGIC:#010x} version {VERSION}"
             )
-        if ndim > MAX_NDIM or dtype >= len(DTYPES) or kind >= len(Kind):
+        if ndim > MAX_NDIM or dtype >= len(DTYPES) or kind >= len(_KINDS):
             raise PacketError(f"ndim {ndim}, dtype code {dtype} or kind {kind} is unknown")
         if payload_bytes != payload.nbytes:
             raise PacketError(
                 f"header says {payload_bytes} payload bytes, frame has {payload.nbytes}"
             )
-        shape = tuple(rest[:ndim])
-        return cls(
-            seq, source, shard, hook_id, Kind(kind), DTYPES[dtype], shape, host_step, timestamp_ns,
-            weights_version, encoding_id, rest[MAX_NDIM], sampling_rate, call_index, microbatch,
-            token_position, crc if flags & FLAG_CRC else None, payload, text,
+        packet = _Unfrozen(
+            seq, source, shard, hook_id, _KINDS[kind], DTYPES[dtype], tuple(rest[:ndim]), host_step,
+            timestamp_ns, weights_version, encoding_id, rest[MAX_NDIM], sampling_rate, call_index,
+            microbatch, token_position, crc if flags & FLAG_CRC else None, payload, text,
         )  # fmt: skip
+        packet.__class__ = cls
+        return cast(ActivationPacket, packet)
 
     @property
     def is_constant(self) -> bool:
@@ -276,6 +273,17 @@ class ActivationPacket:
             PacketError: payload bytes do not match dtype and shape.
         """
         return tensor_view(self.payload, self.dtype, self.shape)
+
+
+_Unfrozen: Callable[..., Any] = make_dataclass(
+    "_Unfrozen", [(field.name, field.type) for field in fields(ActivationPacket)], slots=True
+)
+"""The same fields. A frozen dataclass's own constructor goes through `object.__setattr__` for each of
+them, 1.9 us in all; to make one of these and change its class takes 0.3."""
+set_payload: Callable[[ActivationPacket, memoryview], None] = vars(ActivationPacket)[
+    "payload"
+].__set__
+"""Puts a fresh view in place of one that a refused release closed."""
 
 
 def checksum(payload: memoryview | bytes | bytearray) -> int:
@@ -344,7 +352,8 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     fault = memory_fault(tensor)
     if fault is not None:
         raise PacketError(fault)
-    tensor = tensor.detach()
+    if tensor.requires_grad or type(tensor) is not torch.Tensor:
+        tensor = tensor.detach()
     if tensor.dtype not in _NUMPY_KNOWS:
         tensor = tensor.reshape(-1).view(torch.uint8)
     return tensor.numpy().data.cast("B")

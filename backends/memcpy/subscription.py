@@ -15,7 +15,7 @@ import numpy.typing as npt
 from asys_bench.backends.mp_queue.arena import Arena, Slot
 from asys_bench.backends.mp_queue.broker import Broker, Group
 from asys_bench.contracts.bus import BusError, BusSubscription, Lease
-from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket
+from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket, set_payload
 
 _RECHECK_S = 0.05
 
@@ -55,8 +55,8 @@ class MemcpyLease(Lease):
         self._owners = [self._own(slot) for slot in slots]
         packets = []
         for slot, owner in zip(slots, self._owners, strict=True):
-            header = arenas[slot.shard].view[slot.offset : slot.offset + HEADER_BYTES]
-            packets.append(ActivationPacket.from_parts(header, owner.data))
+            view = arenas[slot.shard].view
+            packets.append(ActivationPacket.from_parts(view, owner.data, slot.offset))
         self._packets = tuple(packets)
 
     @property
@@ -92,7 +92,7 @@ class MemcpyLease(Lease):
         for slot, packet, watch in zip(self._slots, self._packets, watches, strict=True):
             owner = watch()
             self._owners.append(self._own(slot) if owner is None else owner)
-            object.__setattr__(packet, "payload", self._owners[-1].data)
+            set_payload(packet, self._owners[-1].data)
         raise BufferError(
             f"a view of a payload of this lease ({len(self._packets)} packets) is still alive; "
             "drop every array, tensor and memoryview of it (or copy) and call release() again"

@@ -8,7 +8,7 @@ from ctypes import addressof, c_char
 
 from asys_bench.backends.mp_queue.wire import ALIGN, padded
 from asys_bench.contracts.bus import Lease
-from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket
+from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket, set_payload
 
 SLACK_BYTES = 2 * ALIGN
 """Room before the first frame (alignment) and after the last (the export probe)."""
@@ -58,10 +58,8 @@ class QueueLease(Lease):
         packets = []
         at = batch.start
         for size in batch.sizes:
-            header = self._root[at : at + HEADER_BYTES]
             payload = self._root[at + HEADER_BYTES : at + size]
-            packets.append(ActivationPacket.from_parts(header, payload))
-            header.release()
+            packets.append(ActivationPacket.from_parts(self._root, payload, at))
             at += padded(size)
         self._packets: tuple[ActivationPacket, ...] = tuple(packets)
 
@@ -107,7 +105,7 @@ class QueueLease(Lease):
         at = self._batch.start
         for packet, size in zip(self._packets, self._batch.sizes, strict=True):
             view = self._root[at + HEADER_BYTES : at + size]
-            object.__setattr__(packet, "payload", view)  # the only field that ever changes
+            set_payload(packet, view)
             at += padded(size)
 
 

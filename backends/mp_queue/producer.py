@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +12,7 @@ import torch
 
 from asys_bench.backends.mp_queue.arena import NO_ROOM, Arena
 from asys_bench.backends.mp_queue.wire import padded
+from asys_bench.backends.ring_client import forks
 from asys_bench.contracts.bus import BusError, BusProducer, DropReason, Payload, Reservation
 from asys_bench.contracts.packet import (
     HEADER_BYTES,
@@ -69,7 +69,7 @@ class QueueProducer(BusProducer):
         self._arena = arena
         self._reserved = False
         self._refusal: DropReason | None = None
-        self._pid = os.getpid()
+        self._generation = forks.generation
 
     @property
     def last_refusal(self) -> DropReason | None:
@@ -82,7 +82,7 @@ class QueueProducer(BusProducer):
         return self._offer(meta, payload, timeout_s)
 
     def reserve(self, nbytes: int) -> Reservation | None:
-        self._check_pid()
+        self._check_owner()
         if self._reserved:
             raise BusError("a reservation is open; commit or abort it first")
         size = padded(HEADER_BYTES + nbytes)
@@ -99,7 +99,7 @@ class QueueProducer(BusProducer):
         if meta is None:
             self._reserved = False
             return False
-        self._check_pid()
+        self._check_owner()
         if self._ledger.finished:
             self._reserved = False
             return self._refuse(DropReason.CLOSED)
@@ -108,7 +108,7 @@ class QueueProducer(BusProducer):
         return self._accept(meta, offset, nbytes)
 
     def _offer(self, meta: PacketMeta, payload: Payload, timeout_s: float | None) -> bool:
-        self._check_pid()
+        self._check_owner()
         if self._reserved:
             raise BusError("a reservation is open; commit or abort it before pushing")
         if type(payload) is not bytes:
@@ -187,8 +187,8 @@ class QueueProducer(BusProducer):
                 return offset
             self._ledger.catch_up(min(left_s, _POLL_S))
 
-    def _check_pid(self) -> None:
-        if os.getpid() != self._pid:
+    def _check_owner(self) -> None:
+        if forks.generation != self._generation:
             raise BusError("a forked child cannot push on its parent's bus; only its owner can")
 
 
@@ -236,6 +236,9 @@ def _flat(payload: Payload) -> bytes | bytearray | memoryview:
             return payload.cast("B") if payload.nbytes else memoryview(b"")
         if not payload.flags.c_contiguous:
             raise PacketError(f"the array is not C-contiguous: strides {payload.strides}")
-        return payload.reshape(-1).view(np.uint8).data
+        try:
+            return payload.data.cast("B")
+        except (TypeError, ValueError):  # of half floats, or of none
+            return payload.reshape(-1).view(np.uint8).data
     except (TypeError, ValueError) as error:
         raise PacketError(f"the payload is not one contiguous buffer: {error}") from error

@@ -16,11 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from asys_bench.backends.numba_ring.core.consumer_core import CLAIM_WORDS
-from asys_bench.backends.numba_ring.packets import build_packet, set_payload
 from asys_bench.backends.numba_ring.segment import Segment
 from asys_bench.backends.ring_client import forks
 from asys_bench.contracts.bus import BusError, Lease
-from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket
+from asys_bench.contracts.packet import HEADER_BYTES, ActivationPacket, set_payload
 
 _Owner = weakref.ref[npt.NDArray[Any]]
 _SPARES = 8
@@ -119,13 +118,14 @@ class RingLease(Lease):
     def _build(self) -> tuple[ActivationPacket, ...]:
         arena = self._subscription.segment.payloads
         root = self._open_root()
+        from_parts = ActivationPacket.from_parts
         packets = []
         for seq, _, start, nbytes, shard in self._claims.rows(self._count).tolist():
             if start < 0:
                 raise BusError(
                     f"packet {seq} of shard {shard} points outside its arena: the segment is damaged"
                 )
-            packets.append(build_packet(arena, start - HEADER_BYTES, root[start : start + nbytes]))
+            packets.append(from_parts(arena, root[start : start + nbytes], start - HEADER_BYTES))
         return tuple(packets)
 
     def _open_root(self) -> memoryview:

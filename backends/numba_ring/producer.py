@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from asys_bench.backends.numba_ring.addresses import BytesAddress, locate
 from asys_bench.backends.numba_ring.core import layout as at
 from asys_bench.backends.numba_ring.core import producer_core
 from asys_bench.backends.numba_ring.core.producer_core import ACCEPTED, FULL, TIMEOUT
@@ -32,14 +33,19 @@ from asys_bench.backends.numba_ring.core.producer_state import (
     P_WINDOW,
 )
 from asys_bench.backends.numba_ring.core.words import signed
-from asys_bench.backends.numba_ring.packets import BytesAddress, locate, pack_template
 from asys_bench.backends.numba_ring.segment import Segment
 from asys_bench.backends.numba_ring.tables import Tables
 from asys_bench.backends.ring_client import forks
 from asys_bench.backends.ring_client.client import REFUSALS, ShardWriter
 from asys_bench.backends.ring_client.options import RingOptions
 from asys_bench.contracts.bus import BusError, DropReason, Payload, Reservation
-from asys_bench.contracts.packet import HEADER_BYTES, PacketError, PacketMeta, checksum
+from asys_bench.contracts.packet import (
+    HEADER_BYTES,
+    PacketError,
+    PacketMeta,
+    checksum,
+    pack_header_into,
+)
 
 UNLOCK_BYTES = 64 << 10
 """Copies of at least this many bytes release the GIL."""
@@ -169,7 +175,10 @@ class RingProducer(ShardWriter):
 
     def write_template(self, meta: PacketMeta, nbytes: int, crc: int | None) -> None:
         """The header of the next packet; the sequence number is filled in when it is placed."""
-        pack_template(self._template, meta, self.shard, self._source, nbytes, crc)
+        pack_header_into(
+            self._template, 0, meta, seq=0, shard=self.shard, source=self._source,
+            payload_bytes=nbytes, crc=crc,
+        )  # fmt: skip
 
     def settle(self, outcome: int) -> bool:
         """Remember, and count if it was refused, how an offer ended."""
@@ -188,7 +197,10 @@ class RingProducer(ShardWriter):
         else:
             address, nbytes, keep = locate(payload)  # type: ignore[assignment]
         crc = checksum(_content(keep, nbytes)) if self._checksum else None
-        pack_template(self._template, meta, self.shard, self._source, nbytes, crc)
+        pack_header_into(
+            self._template, 0, meta, seq=0, shard=self.shard, source=self._source,
+            payload_bytes=nbytes, crc=crc,
+        )  # fmt: skip
         self.pushing = True
         try:
             push = _push if nbytes < UNLOCK_BYTES else _push_unlocked

@@ -36,6 +36,8 @@ class CompileLog:
 
 
 log = CompileLog()
+_dispatchers: list[Any] = []
+"""What numba forgets goes with its machine code."""
 
 
 def inner(function: F) -> F:
@@ -46,7 +48,9 @@ def inner(function: F) -> F:
 def entry(arguments: int, *, nogil: bool = False) -> Callable[[F], F]:
     """A function that Python calls with that many 64-bit integers; it returns another.
 
-    Words are passed as signed numbers (the cheapest to unbox): `signed` and `unsigned` convert.
+    Words are passed as signed numbers (the cheapest to unbox): `signed` and `unsigned` convert. Python gets
+    the compiled function itself: there is one signature, so a dispatcher has nothing to choose and costs
+    0.09 us a call.
     """
     signature = numba.int64(*(numba.int64,) * arguments)
 
@@ -54,12 +58,12 @@ def entry(arguments: int, *, nogil: bool = False) -> Callable[[F], F]:
         started = time.perf_counter()
         dispatcher = numba.njit(error_model="numpy", nogil=nogil)(function)
         cache_in_private_directory(dispatcher)
-        dispatcher.compile(signature)
-        dispatcher.disable_compile()
+        function_of_c = dispatcher.compile(signature)
+        _dispatchers.append(dispatcher)
         log.seconds += time.perf_counter() - started
         log.functions += 1
         log.from_cache += sum(dispatcher.stats.cache_hits.values())
-        return cast(F, dispatcher)
+        return cast(F, function_of_c)
 
     return decorate
 

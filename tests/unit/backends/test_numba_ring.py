@@ -34,29 +34,19 @@ from asys_bench.contracts.bus import (
     DropReason,
     GroupSpec,
 )
-from asys_bench.contracts.packet import (
-    HEADER_BYTES,
-    NO_PARAMS,
-    ActivationPacket,
-    PacketError,
-    PacketMeta,
-    pack_header_into,
-)
+from asys_bench.contracts.packet import PacketError, PacketMeta
 
 if plugin.unavailable() is not None:
     pytest.skip(str(plugin.unavailable()), allow_module_level=True)
 
 from asys_bench.backends.cpp_spmc.plugin import plugin as cpp_plugin
+from asys_bench.backends.numba_ring.addresses import locate
 from asys_bench.backends.numba_ring.core import code_cache, compiled, layout
-from asys_bench.backends.numba_ring.packets import build_packet, locate, pack_template
 
 TRAIN = GroupSpec("train")
 ARCHIVE = GroupSpec("archive", Delivery.AT_LEAST_ONCE)
 META = PacketMeta(0, 0, 5, (64,))
 BYTES = bytes(range(64))
-FULL_META = PacketMeta(
-    7, 2, 3, (2, 3, 2**32 - 1), 5, 6, 2**64 - 1, 9, b"x" * 16, 0.25, 11, 65535, -1
-)
 
 
 @contextmanager
@@ -92,27 +82,6 @@ def test_a_slot_is_one_line_and_no_table_reaches_the_next() -> None:
 
 
 # Headers.
-
-
-@pytest.mark.parametrize("meta", [META, FULL_META, META._replace(shape=(), params=NO_PARAMS)])
-@pytest.mark.parametrize("crc", [None, 0, 2**32 - 1])
-def test_a_header_is_byte_for_byte_the_contracts(meta: PacketMeta, crc: int | None) -> None:
-    ours, contract = bytearray(HEADER_BYTES), bytearray(HEADER_BYTES)
-    pack_template(memoryview(ours), meta, 3, 4, 64, crc)
-    pack_header_into(contract, 0, meta, seq=0, shard=3, source=4, payload_bytes=64, crc=crc)
-    assert ours == contract
-    payload = memoryview(BYTES)
-    packet = build_packet(memoryview(ours), 0, payload)
-    assert packet == ActivationPacket.from_parts(contract, payload)
-
-
-@pytest.mark.parametrize("offset", [0, 4, 40, 58, 59, 60])
-def test_a_damaged_header_is_a_packet_error(offset: int) -> None:
-    header = bytearray(HEADER_BYTES)
-    pack_template(memoryview(header), META, 0, 0, 64, None)
-    header[offset] = 0xFF
-    with pytest.raises(PacketError):
-        build_packet(memoryview(header), 0, memoryview(BYTES))
 
 
 @pytest.mark.parametrize(
