@@ -29,8 +29,10 @@ from pairs import MissingPeerError, Pair, PairError  # noqa: E402
 from table import Figure, against_best, figures, lines  # noqa: E402
 
 OURS = "cpp_spmc"
-PEERS = ("mp.Queue", "faster-fifo", "pyzmq", "iceoryx2", "zenoh shm", "vLLM ring")
-NAMES = (OURS, "cpp_spmc one a pull", "cpp_spmc batch 64", "numba_ring", *PEERS)
+PEERS = (
+    "mp.Queue", "faster-fifo", "pyzmq", "iceoryx2", "iceoryx2 deep", "zenoh shm", "vLLM ring",
+)  # fmt: skip
+NAMES = (OURS, "cpp_spmc one a pull", "cpp_spmc batch 64", "numba_ring", "mp_queue", *PEERS)
 BOUND = 1.1
 TIMEOUT_S = 20.0
 """A contender that hangs is left out."""
