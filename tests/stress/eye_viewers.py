@@ -5,9 +5,18 @@
 A host computes as fast as it can, an SAE learns at one hook, a frozen one of 24,576 features is indexed at
 another. The host has the first core for itself; its workers, the eyepiece and the viewers share the others,
 as pinning does it. Blocks with three viewers and blocks with none take turns (ABBA); the eyepiece is there in
-both. `host_step_ratio`: time of a host step with viewers over that without, `host_cpu_ratio` the same of the
-CPU time of the host's thread; `trainer_rows_ratio`: rows trained per second with viewers over that without.
-All are medians over quads of blocks, with 95 % bootstrap intervals. Run it on a machine that does nothing
+both.
+
+    host_step_ratio       time of a host step with viewers over that without
+    host_cpu_ratio        the same of the CPU time of the host's thread
+    trainer_rows_ratio    rows trained per second with viewers over that without: `rows_per_cpu_ratio`,
+                          that of rows per CPU second of the trainer, times the ratio of its CPU
+    trainer_rows_ratio_beside_viewers
+                          of rows per second of what the viewers' own process left of the shared cores:
+                          viewers stand for browsers on other machines
+    cpu                   percent of a core of each process without viewers, with them, and the difference
+
+Ratios are medians over quads of blocks, with 95 % bootstrap intervals. Run it on a machine that does nothing
 else.
 """
 
@@ -22,10 +31,19 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent))
+from eye_accounts import (
+    EYEPIECE,
+    VIEWERS,
+    Accounts,
+    Block,
+    Quad,
+    cpu_table,
+    ratio,
+    rows_beside_viewers,
+)
 from eye_rig import HERE, Client, Eyepiece, Host, wait
 from leaks import memory_mib
 
@@ -33,9 +51,8 @@ from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.rundir.attach import attach_run
 from asys_bench.rundir.feature_index import FeatureIndex
 from asys_bench.rundir.live_run import ReadingError
-from asys_bench.system.process_usage import process_usage
 
-FEATURES, VIEWERS = 24_576, 3
+FEATURES, COUNT = 24_576, 3
 BLOCK_S, SETTLE_S, WARM_S = 15.0, 3.0, 30.0
 BOUND_MIB = 256
 ORDER = (False, True, True, False)
@@ -43,32 +60,24 @@ ORDER = (False, True, True, False)
 
 
 class Viewers:
+    """`eye_viewer.py`."""
+
     def __init__(self, address: str) -> None:
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-P", str(HERE / "eye_viewer.py"), address, "late", str(20 * n)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            )
-            for n in range(VIEWERS)
-        ]  # fmt: skip
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", str(HERE / "eye_viewer.py"), address, "late", str(COUNT)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
 
     def tell(self, word: str) -> None:
-        for process in self.processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{word}\n")
-            process.stdin.flush()
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{word}\n")
+        self.process.stdin.flush()
 
-    def end(self) -> list[dict]:
-        found = []
-        for process in self.processes:
-            try:
-                found.append(json.loads(process.communicate(timeout=60)[0]))
-            finally:
-                process.kill()
-        return found
-
-    def cpu_s(self) -> float:
-        return sum((process_usage(one.pid) or (0.0, 0))[0] for one in self.processes)
+    def end(self) -> dict:
+        try:
+            return json.loads(self.process.communicate(timeout=60)[0])
+        finally:
+            self.process.kill()
 
 
 class Meter:
@@ -95,13 +104,14 @@ def thread_s(pid: int) -> float:
     return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
-def share_cores(host_pid: int, *others: int) -> None:
-    """The host's process gets the first core; what it started, and `others`, the rest."""
+def share_cores(host_pid: int, *others: int) -> list[int]:
+    """The host's process gets the first core; what it started, and `others`, the rest, which is returned."""
     first, *rest = sorted(os.sched_getaffinity(0))
     host = psutil.Process(host_pid)
     pin(host, [first])
     for process in [*host.children(recursive=True), *map(psutil.Process, others)]:
         pin(process, rest)
+    return rest
 
 
 def pin(process: psutil.Process, cores: list[int]) -> None:
@@ -109,29 +119,30 @@ def pin(process: psutil.Process, cores: list[int]) -> None:
         os.sched_setaffinity(thread.id, cores)
 
 
-def block(meter: Meter, viewers: Viewers, looked: bool) -> tuple[float, float, float]:
-    """Host steps per second, trained rows per second, and host steps per CPU second of its thread."""
+def block(meter: Meter, accounts: Accounts, viewers: Viewers, looked: bool) -> Block:
     viewers.tell("go" if looked else "halt")
     time.sleep(SETTLE_S)
-    before = meter.read()
+    before, cpu_before = meter.read(), accounts.read()
     time.sleep(BLOCK_S)
     seconds, cpu_s, steps, rows = (b - a for a, b in zip(before, meter.read(), strict=True))
-    return steps / seconds, rows / seconds, steps / cpu_s
+    cpu = {name: (used - cpu_before[name]) / seconds for name, used in accounts.read().items()}
+    return Block(steps / seconds, rows / seconds, steps / cpu_s, cpu)
 
 
-def ratios(quads: list[list[tuple[float, float, float]]], which: int) -> dict[str, float]:
-    """Of each quad without viewers over with them; the median, and its interval."""
-    found = []
-    for quad in quads:
-        rates = [one[which] for one in quad]
-        found.append((rates[0] + rates[3]) / max(1e-9, rates[1] + rates[2]))
-    draw = np.random.default_rng(0)
-    boot = [np.median(draw.choice(found, len(found))) for _ in range(2000)]
-    low, high = np.quantile(boot, [0.025, 0.975])
+def figures(quads: list[Quad], cores: int) -> dict[str, object]:
+    """What the blocks come to."""
     return {
-        "ratio": round(statistics.median(found), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
+        "quads": len(quads),
+        "host_step_ratio": ratio(quads, lambda one: 1 / one.steps),
+        "host_cpu_ratio": ratio(quads, lambda one: 1 / one.steps_per_cpu_s),
+        "trainer_rows_ratio": ratio(quads, lambda one: one.rows),
+        "trainer_rows_ratio_beside_viewers": ratio(
+            quads, lambda one: rows_beside_viewers(one, cores)
+        ),
+        "rows_per_cpu_ratio": ratio(quads, lambda one: one.rows_per_cpu_s),
+        "host_steps_per_s": round(statistics.median(q[0].steps for q in quads), 1),
+        "trainer_rows_per_s": round(statistics.median(q[0].rows for q in quads), 1),
+        "cpu": cpu_table(quads),
     }
 
 
@@ -160,61 +171,37 @@ def main(minutes: float, folder: Path) -> None:
         client.ask("/api/table", sae="late")
         time.sleep(WARM_S)
         viewers = Viewers(eyepiece.address)
-        stack.callback(lambda: [one.kill() for one in viewers.processes])
-        share_cores(
-            meter.pid("host"), eyepiece.process.pid, *(one.pid for one in viewers.processes)
-        )
-        began_s, eye_s, viewers_s = (
-            time.monotonic(),
-            process_usage(eyepiece.process.pid),
-            viewers.cpu_s(),
-        )
-        quads, memory = [], []
+        stack.callback(viewers.process.kill)
+        others = {EYEPIECE: eyepiece.process.pid, VIEWERS: viewers.process.pid}
+        accounts = Accounts(run.page, others, share_cores(meter.pid("host"), *others.values()))
+        began_s = time.monotonic()
+        quads: list[list[Block]] = []
+        memory = []
         while time.monotonic() - began_s < 60 * minutes or len(quads) < 2:
             quads.append([])
             for looked in ORDER:
-                quads[-1].append(block(meter, viewers, looked))
+                quads[-1].append(block(meter, accounts, viewers, looked))
                 memory.append(memory_mib(meter.pid("index-0"))[1])
-        eye_after = process_usage(eyepiece.process.pid)
-        assert eye_s is not None
-        assert eye_after is not None
         seconds = time.monotonic() - began_s
-        viewers_s = viewers.cpu_s() - viewers_s
         told = viewers.end()
         columns = index_columns(host.run_dir)
-        inverse = ratios(quads, 1)
-        print(
-            json.dumps(
-                {
-                    "minutes": round(seconds / 60, 2),
-                    "quads": len(quads),
-                    "host_step_ratio": ratios(quads, 0),
-                    "host_cpu_ratio": ratios(quads, 2),
-                    "trainer_rows_ratio": {
-                        "ratio": round(1 / inverse["ratio"], 4),
-                        "low": round(1 / inverse["high"], 4),
-                        "high": round(1 / inverse["low"], 4),
-                    },
-                    "host_steps_per_s": round(statistics.median(q[0][0] for q in quads), 1),
-                    "trainer_rows_per_s": round(statistics.median(q[0][1] for q in quads), 1),
-                    "requests": sum(one["asked"] for one in told),
-                    "refused": sum(one["refused"] for one in told),
-                    "events": sum(one["events"] for one in told),
-                    "eye_cpu_share": round((eye_after[0] - eye_s[0]) / seconds, 4),
-                    "viewers_cpu_share": round(viewers_s / seconds, 4),
-                    "index_columns_mib": columns,
-                    "index_process_mib": {
-                        "before": round(base_mib, 1),
-                        "first": round(memory[0], 1),
-                        "last": round(memory[-1], 1),
-                        "most": round(max(memory), 1),
-                        "bound": round(base_mib + BOUND_MIB * len(columns), 1),
-                    },
-                    "load": [round(one, 1) for one in os.getloadavg()],
-                }
-            ),
-            flush=True,
-        )
+        found = {
+            "minutes": round(seconds / 60, 2),
+            **figures(quads, len(accounts.cores)),
+            "requests": told["asked"],
+            "refused": told["refused"],
+            "events": told["events"],
+            "index_columns_mib": columns,
+            "index_process_mib": {
+                "before": round(base_mib, 1),
+                "first": round(memory[0], 1),
+                "last": round(memory[-1], 1),
+                "most": round(max(memory), 1),
+                "bound": round(base_mib + BOUND_MIB * len(columns), 1),
+            },
+            "load": [round(one, 1) for one in os.getloadavg()],
+        }
+        print(json.dumps(found), flush=True)
         run.page.close()
 
 
