@@ -22,6 +22,7 @@ from asys_bench.system.files.below import open_file
 
 MOST_POINTS, SHOWN_POINTS = 8192, 240
 MOST_SERIES, MOST_LINES = 2000, 12
+_SLOT, _METRIC = COLUMNS.index("slot"), COLUMNS.index("metric")
 CHUNK_BYTES = 4 << 20
 MOST_AT_ONCE = 64 << 20
 """Bytes read for one answer: of a long run, the next answer goes on."""
@@ -70,15 +71,18 @@ class Curves:
             for row in csv.reader(lines):
                 if not self._columns:
                     self._columns = tuple(row)
-                elif self._columns in (COLUMNS, OLD_COLUMNS) and len(row) == len(self._columns):
+                elif self._is_kept(row):
                     self._add(dict(zip(self._columns, row, strict=True)))
         except csv.Error:  # a field of more than 128 KiB: no monitor wrote it
             return
 
+    def _is_kept(self, row: list[str]) -> bool:
+        if self._columns not in (COLUMNS, OLD_COLUMNS) or len(row) != len(self._columns):
+            return False
+        metric = row[_METRIC]
+        return metric in _KEPT or (metric.startswith("host_") and row[_SLOT] == "host")
+
     def _add(self, row: dict[str, str]) -> None:
-        metric = row["metric"]
-        if metric not in _KEPT and not (metric.startswith("host_") and row["slot"] == "host"):
-            return
         try:
             point = float(row["time_s"]), float(row["value"] or "nan")
         except ValueError:

@@ -6,6 +6,7 @@ the reading of an SAE's features, has a thread of its own (`views`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -42,6 +43,8 @@ from asys_bench.sinks.archive.sidecar import ArchiveError
 from asys_bench.system.files.below import is_folder
 
 TRIES = 4
+CHECKPOINTS_S = 2.0
+"""How old the names of the newest checkpoints may be."""
 
 
 class NotThereError(LookupError):
@@ -57,6 +60,10 @@ class Eye:
         self._watch, self._curves = RunWatch(run_dir), Curves(run_dir)
         self._marks, self._names = Marks(run_dir), ProposedNames(run_dir)
         self._views, self._wait_s = Views(self._read), wait_s
+        self._named: dict[str, None] = {}
+        """SAEs that the run's figures have named."""
+        self._newest: tuple[float, dict[str, str]] = -math.inf, {}
+        """When checkpoints were looked for, and what there was."""
 
     def close(self) -> None:
         self._watch.close()
@@ -65,8 +72,9 @@ class Eye:
     def begin(self) -> None:
         """Somebody looks: read the features of the first SAE, if none are there."""
         for label in list(self._checkpoints([]))[:1]:
-            with suppress(NotYetError, NotThereError):
-                self._view(label, 0.0)
+            if self._views.there(label) is None:
+                with suppress(NotYetError, NotThereError):
+                    self._view(label, 0.0)
 
     # ---- the run
 
@@ -91,13 +99,26 @@ class Eye:
         return {**found, "curves": self._curves.over_steps(), "alarms": self._watch.alarms()}
 
     def _checkpoints(self, told: list[str]) -> dict[str, str]:
-        """SAE -> its newest checkpoint."""
+        """SAE -> its newest checkpoint. Once there is one, they are looked for every `CHECKPOINTS_S`.
+
+        told: SAEs that the run's figures name.
+        """
+        now_s = time.monotonic()
+        is_new = any(one not in self._named for one in told)
+        self._named.update(dict.fromkeys(told))
+        looked_s, found = self._newest
+        if is_new or not found or now_s - looked_s >= CHECKPOINTS_S:
+            found = self._look_for_checkpoints()
+            self._newest = now_s, found
+        return dict(found)
+
+    def _look_for_checkpoints(self) -> dict[str, str]:
         try:
             hooks = list(map(str, read_run_file(self.run_dir)["hooks"]))
         except RunFileError:
             hooks = []
         found = {}
-        for label in dict.fromkeys([*hooks, *told, *self._curves.saes()]):
+        for label in dict.fromkeys([*hooks, *list(self._named), *self._curves.saes()]):
             try:
                 checkpoint = latest_checkpoint(self.run_dir, label)
             except OSError:

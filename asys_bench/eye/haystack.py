@@ -1,49 +1,74 @@
-"""Search in what all features fire on: one text of all of them, so that a look takes milliseconds."""
+"""Search in what all features fire on: each different text is looked at once, which takes milliseconds."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
+from typing import Any, overload
 
-_END = "\x00"
+import numpy as np
+import numpy.typing as npt
+
+
+class Texts(Sequence[Sequence[str]]):
+    """Some texts of each feature, such as its tokens; a text that many have is kept once.
+
+    known: the different ones. number_FK: which of them each feature has, in its order; -1 after its last.
+    """
+
+    def __init__(self, known: Sequence[str], number_FK: npt.NDArray[np.integer[Any]]) -> None:
+        self.known, self.number_FK = known, number_FK
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[str]]) -> Texts:
+        """The same of a list for each feature."""
+        numbers: dict[str, int] = {}
+        rows = [[numbers.setdefault(text, len(numbers)) for text in one] for one in lists]
+        number_FK = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
+        for its_K, row in zip(number_FK, rows, strict=True):
+            its_K[: len(row)] = row
+        return cls(list(numbers), number_FK)
+
+    def __len__(self) -> int:
+        return len(self.number_FK)
+
+    @overload
+    def __getitem__(self, which: int) -> list[str]: ...
+    @overload
+    def __getitem__(self, which: slice) -> list[list[str]]: ...
+    def __getitem__(self, which: int | slice) -> list[str] | list[list[str]]:
+        if isinstance(which, slice):
+            return [self[feature] for feature in range(len(self))[which]]
+        return [self.known[number] for number in self.number_FK[which].tolist() if number >= 0]
 
 
 class Haystack:
-    """texts: of each feature what can be found, such as its tokens. Case does not count, nor do spaces at
-    the ends of one."""
+    """texts: of each feature what can be found. Case does not count, nor do spaces at the ends of one."""
 
     def __init__(self, texts: Sequence[Sequence[str]]) -> None:
-        told = [self._line(one) for one in texts]
-        self._starts = [0, *accumulate(len(one) for one in told)]
-        self._all = "".join(told)
+        told = texts if isinstance(texts, Texts) else Texts.of(texts)
+        self._needles = [needle(text) for text in told.known]
+        self._number_FK = told.number_FK
 
-    @staticmethod
-    def _line(texts: Sequence[str]) -> str:
-        parts = [part for text in texts if (part := needle(text))]
-        return "\n" + "".join(f"{part}\n" for part in parts) + _END if parts else _END
-
-    def features(self, text: str) -> Iterator[int]:
+    def features(self, text: str) -> npt.NDArray[np.int64]:
         """Those of which a text holds `text`, ascending."""
-        return self._find(needle(text))
+        wanted = needle(text)
+        return self._of([wanted in one for one in self._needles] if wanted else [])
 
-    def exactly(self, text: str) -> Iterator[int]:
+    def exactly(self, text: str) -> npt.NDArray[np.int64]:
         """Those that have `text` itself among their texts."""
         wanted = needle(text)
-        return self._find(f"\n{wanted}\n" if wanted else "")
+        return self._of([wanted == one for one in self._needles] if wanted else [])
 
-    def _find(self, wanted: str) -> Iterator[int]:
-        if not wanted or _END in wanted:
-            return
-        at = self._all.find(wanted)
-        while at >= 0:
-            feature = bisect_right(self._starts, at) - 1
-            yield feature
-            at = self._all.find(wanted, self._starts[feature + 1])
+    def _of(self, held: list[bool]) -> npt.NDArray[np.int64]:
+        """Features that have one of the known texts that are held."""
+        if not any(held):
+            return np.zeros(0, np.int64)
+        held_U = np.array([*held, False])  # the last is that of -1: no text
+        return np.flatnonzero(held_U[self._number_FK].any(axis=1))
 
 
 @lru_cache(1 << 16)  # tokens come again and again
 def needle(text: str) -> str:
     """As texts are compared. A line end inside one is a space."""
-    return " ".join(text.casefold().replace(_END, " ").split("\n")).strip()
+    return " ".join(text.casefold().split("\n")).strip()

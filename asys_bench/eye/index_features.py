@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from asys_bench.eye.features import MOST_EXAMPLES, Document, Floats
+from asys_bench.eye.haystack import Texts
 from asys_bench.eye.watch import plain
 from asys_bench.rundir.feature_index import Example, FeatureIndex
 from asys_bench.rundir.feature_latest import latest_firing
@@ -34,7 +34,8 @@ class IndexFeatures:
 
     def __init__(self, index: FeatureIndex, vocabulary: Mapping[int, str]) -> None:
         self._index, self._vocabulary = index, vocabulary
-        self._tops: list[list[str]] | None = None
+        self._tops: Texts | None = None
+        self._words: list[str] | None = None
         self._alike_F: Floats | None = None
 
     def is_of(self, index: FeatureIndex) -> bool:
@@ -70,32 +71,34 @@ class IndexFeatures:
         return self._index.max_F
 
     def words(self) -> Sequence[str]:
-        return [tokens[0] if tokens else "" for tokens in self.top_tokens()]
+        if self._words is None:
+            tops = self.top_tokens()
+            known = [*tops.known, ""]  # the last is that of -1
+            self._words = [known[number] for number in tops.number_FK[:, 0].tolist()]
+        return self._words
 
-    def top_tokens(self) -> Sequence[Sequence[str]]:
+    def top_tokens(self) -> Texts:
         if self._tops is None:
-            tokens, counts_F = _strongest(*self._index.top_tokens())
-            texts = iter([self._text(token) for token in tokens.tolist()])
-            self._tops = [list(islice(texts, count)) for count in counts_F.tolist()]
+            token_FK = _strongest(*self._index.top_tokens())
+            known_U, number_FK = _numbered(token_FK)
+            self._tops = Texts([self._text(token) for token in known_U.tolist()], number_FK)
         return self._tops
 
     @property
     def alike_F(self) -> Floats:
         if self._alike_F is None:
-            tokens_FR = self._index.random_tokens()
-            known, places_FR = np.unique(tokens_FR, return_inverse=True)
-            plain = [_plain_text(self._text(token)) for token in known.tolist()]
+            tops = self.top_tokens()
+            known_U, number_FR = _numbered(self._index.random_tokens())
+            plain = [_plain_text(self._text(token)) for token in known_U.tolist()]
             numbers = {text: number for number, text in enumerate(dict.fromkeys(plain))}
-            plain_FR = np.array([numbers[text] for text in plain])[
-                places_FR.reshape(tokens_FR.shape)
-            ]
-            tops = [_plain_text(tops[0]) if tops else "" for tops in self.top_tokens()]
-            has_top_F = np.array([bool(tops) for tops in self.top_tokens()])
-            top_F = np.array([numbers.get(text, -1) for text in tops])
-            there_FR = tokens_FR >= 0
+            plain_FR = np.array([*(numbers[text] for text in plain), -1])[number_FR]
+            top_U = np.array([*(numbers.get(_plain_text(text), -1) for text in tops.known), -1])
+            top_F = top_U[tops.number_FK[:, 0]]
+            there_FR = number_FR >= 0
             same_F = ((plain_FR == top_F[:, None]) & there_FR).sum(axis=1)
             shown_F = there_FR.sum(axis=1)
             found_F = np.full(len(top_F), np.nan)
+            has_top_F = tops.number_FK[:, 0] >= 0
             np.divide(same_F, shown_F, out=found_F, where=has_top_F & (shown_F > 0))
             self._alike_F = found_F
         return self._alike_F
@@ -158,22 +161,38 @@ class IndexFeatures:
 
 def _strongest(
     tokens_FT: npt.NDArray[Any], values_FT: npt.NDArray[Any]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Of each feature's top examples at most `TOPS` tokens, those with the largest sums of activations first.
+) -> npt.NDArray[np.integer[Any]]:
+    """Of each feature's top examples at most `TOPS` tokens, those with the largest sums of activations first;
+    -1 after the last.
 
-    tokens_FT: negative where there is none. Returns the tokens, feature after feature, and counts [F].
+    tokens_FT: negative where there is none.
     """
-    feature_N, place_N = np.nonzero((tokens_FT >= 0) & (values_FT > 0))
-    token_N = tokens_FT[feature_N, place_N].astype(np.int64)
-    pair_N = feature_N * (token_N.max(initial=0) + 1) + token_N
-    _, first_M, which_N = np.unique(pair_N, return_index=True, return_inverse=True)
-    strength_M = np.bincount(which_N, values_FT[feature_N, place_N], minlength=len(first_M))
-    order_M = np.lexsort((first_M, -strength_M, feature_N[first_M]))
-    chosen_M = first_M[order_M]
-    counts_F = np.bincount(feature_N[chosen_M], minlength=len(tokens_FT))
-    begin_M = np.repeat(np.cumsum(counts_F) - counts_F, counts_F)
-    kept_M = np.arange(len(chosen_M)) - begin_M < TOPS
-    return token_N[chosen_M[kept_M]], np.minimum(counts_F, TOPS)
+    there_FT = (tokens_FT >= 0) & (values_FT > 0)
+    token_FT = np.where(there_FT, tokens_FT, -1)
+    order_FT = np.argsort(token_FT, axis=1, kind="stable")
+    sorted_FT = np.take_along_axis(token_FT, order_FT, 1)
+    value_FT = np.where(there_FT, values_FT, 0.0).astype(np.float64)
+    value_FT = np.take_along_axis(value_FT, order_FT, 1)
+    begins_FT = np.ones(sorted_FT.shape, bool)
+    begins_FT[:, 1:] = sorted_FT[:, 1:] != sorted_FT[:, :-1]
+    # The sum of a token stands where the token came first, so that of equal ones the first comes first.
+    strength_FT = np.zeros(sorted_FT.shape)
+    first_M = order_FT[begins_FT]
+    strength_FT[np.nonzero(begins_FT)[0], first_M] = np.add.reduceat(
+        value_FT.reshape(-1), np.flatnonzero(begins_FT)
+    )
+    best_FK = np.argsort(-strength_FT, axis=1, kind="stable")[:, :TOPS]
+    strong_FK = np.take_along_axis(strength_FT, best_FK, 1) > 0
+    return np.where(strong_FK, np.take_along_axis(token_FT, best_FK, 1), -1)
+
+
+def _numbered(
+    tokens: npt.NDArray[np.integer[Any]],
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]:
+    """(the different tokens, the number of each token among them); negative ones are none, of number -1."""
+    known_U = np.unique(tokens)
+    known_U = known_U[known_U >= 0]
+    return known_U, np.where(tokens >= 0, np.searchsorted(known_U, tokens), -1)
 
 
 def _plain_text(token: str) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from asys_bench.eye.features import Document, Features
 from asys_bench.eye.haystack import Haystack, needle
@@ -24,10 +28,10 @@ class Finder:
         self._label, self._d_sae, self._features = label, d_sae, features
         self._tokens = features.top_tokens() if features is not None else []
         self._words = features.words() if features is not None else []
-        self._density = [0.0] * d_sae if features is None else features.density_F.tolist()
-        # Those that fire more often stand first, so that a look for a common text ends early.
-        self._order = sorted(range(len(self._words)), key=lambda number: -self._density[number])
-        self._haystack = Haystack([(*self._tokens[n], self._words[n]) for n in self._order])
+        self._density_F = np.zeros(d_sae) if features is None else features.density_F
+        # Where there are tokens, a feature is called by its first.
+        has_tokens = any(self._tokens)
+        self._haystack = Haystack(self._tokens if has_tokens else [[one] for one in self._words])
 
     def find(self, text: str, marks: Mapping[int, Mark], names: Names) -> list[Document]:
         """Features whose name, note, words or strongest tokens hold `text`, whatever its case.
@@ -46,13 +50,14 @@ class Finder:
             (2, "its very token", exact),
             (3, "among what it fires on most", others),
         ):
-            hits += [(rank, -self._density[number], number, where) for number in numbers]
+            hits += [(rank, -float(self._density_F[number]), number, where) for number in numbers]
         hits = heapq.nsmallest(FOUND, hits or self._by_words(wanted))
         return [{**self.told(number, marks, names), "where": where} for _, _, number, where in hits]
 
-    def _first(self, places: Iterator[int], without: set[int]) -> list[int]:
-        """The first `FOUND` features at these places of the order."""
-        numbers = (self._order[place] for place in places)
+    def _first(self, found_N: npt.NDArray[Any], without: set[int]) -> list[int]:
+        """The first `FOUND` of these features: those that fire more often."""
+        order_N = np.argsort(-self._density_F[found_N], kind="stable")
+        numbers = found_N[order_N].tolist()
         return list(islice((number for number in numbers if number not in without), FOUND))
 
     def _by_name(self, wanted: str, marks: Mapping[int, Mark], names: Names) -> list[_Hit]:
@@ -67,8 +72,11 @@ class Finder:
             if wanted in one.name.casefold() and number not in own and not called(number, marks)
         ]
         return [
-            *((0, -self._density[number], number, "name or note") for number in own),
-            *((1, -self._density[number], number, "its proposed name") for number in proposed),
+            *((0, -float(self._density_F[number]), number, "name or note") for number in own),
+            *(
+                (1, -float(self._density_F[number]), number, "its proposed name")
+                for number in proposed
+            ),
         ]
 
     def _by_words(self, wanted: str) -> list[_Hit]:
@@ -76,11 +84,15 @@ class Finder:
         words = list(dict.fromkeys(wanted.split()))[:MOST_WORDS]
         found: dict[int, list[str]] = {}
         for word in words if len(words) > 1 else ():
-            for place in self._haystack.exactly(word):
-                number = self._order[place]
+            for number in self._haystack.exactly(word).tolist():
                 found.setdefault(number, []).append(word)
         return [
-            (-len(held), -self._density[number], number, f"its very token: {', '.join(held)}")
+            (
+                -len(held),
+                -float(self._density_F[number]),
+                number,
+                f"its very token: {', '.join(held)}",
+            )
             for number, held in found.items()
         ]
 
@@ -93,6 +105,6 @@ class Finder:
             **found,
             "words": self._words[number],
             "tokens": list(self._tokens[number])[:6],
-            "density": plain(self._density[number]),
+            "density": plain(float(self._density_F[number])),
             "max": plain(float(self._features.max_F[number])),
         }

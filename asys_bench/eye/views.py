@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTimeError
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from asys_bench.eye.sae_view import SaeView
 
@@ -19,7 +19,7 @@ VIEWS = 2
 """SAEs whose features are in memory."""
 FRESH_S = {"index": 2.0, "archive": 30.0}
 """A view is looked at for being old, or made anew, at most this often."""
-SHARE = 0.005
+SHARE = 0.002
 """And no more often than takes this share of a CPU: the host and its trainers come first. A feature's newest
 firing is read apart, each time that it is asked for. At first, while much is new, it is made anew sooner:
 when it has been looked at for half as long again."""
@@ -38,21 +38,23 @@ class _ClosedError(Exception):
     pass
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Kept:
     view: SaeView
     first_at_s: float
     """When the SAE was first read."""
+    made_at_s: float
     looked_at_s: float
     took_s: float
-    """CPU time."""
+    """CPU time of its making."""
 
     @property
     def is_old(self) -> bool:
         features = self.view.features
         kind = features.kind if features is not None else "index"
-        least_s = min(self.took_s / SHARE, (self.looked_at_s - self.first_at_s) / 2)
-        return time.monotonic() - self.looked_at_s >= max(FRESH_S[kind], least_s)
+        now_s = time.monotonic()
+        least_s = min(self.took_s / SHARE, (self.made_at_s - self.first_at_s) / 2)
+        return now_s - self.looked_at_s >= FRESH_S[kind] and now_s - self.made_at_s >= least_s
 
 
 @dataclass
@@ -125,8 +127,11 @@ class Views:
             now_s = time.monotonic()
             with self._lock:
                 kept = self._kept.pop(label, None)
-                first_s = kept.first_at_s if kept is not None else now_s
-                self._kept[label] = _Kept(view, first_s, now_s, took_s)
+                if kept is None:
+                    kept = _Kept(view, now_s, now_s, now_s, took_s)
+                elif view is not kept.view:
+                    kept = _Kept(view, kept.first_at_s, now_s, now_s, took_s)
+                self._kept[label] = replace(kept, looked_at_s=now_s)
                 while len(self._kept) > VIEWS:
                     del self._kept[next(iter(self._kept))]
             return view

@@ -43,7 +43,7 @@ from asys_bench.system.files.below import EntryKind, read_json, scan_if_there
 _TRIES = 4
 """A sink may replace the columns between the reading of index.json and their opening."""
 _STEPS = ("first", "width", "used")
-_FEATURES_AT_ONCE = 1024
+_FEATURES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -233,7 +233,7 @@ class FeatureIndex:
         """
         top = self.sizes.top
         there_FT = self.column("top_key") > -np.inf
-        token_FT = self._own_tokens(slice(None, top), there_FT)
+        token_FT = np.where(there_FT, self._own_tokens[:, :top], np.int32(-1))
         activation_FT = np.where(there_FT, self.column("activation")[:, :top], np.float32(0))
         order_FT = np.argsort(-activation_FT, axis=1, kind="stable")
         ordered = np.take_along_axis(token_FT, order_FT, 1)
@@ -243,21 +243,22 @@ class FeatureIndex:
         """int32[d_sae, n]: the tokens that each feature's random examples are of, as many of each fifth of
         its firings where it has them; -1 where there is none. Raises ReadingError: the file was damaged."""
         there_FT = self.column("random_key").reshape(self.d_sae, -1) > -np.inf
-        return self._own_tokens(slice(self.sizes.top, None), there_FT)
+        return np.where(there_FT, self._own_tokens[:, self.sizes.top :], np.int32(-1))
 
-    def _own_tokens(self, slots: slice, there_FT: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-        """Of the examples in these slots, the token that each one is of."""
-        token_FT = np.full(there_FT.shape, -1, np.int32)
+    @cached_property
+    def _own_tokens(self) -> npt.NDArray[np.int32]:
+        """int32[d_sae, slots]: the token that the example of each slot is of; -1 where it has none."""
+        token_FS = np.full((self.d_sae, self.sizes.slots), -1, np.int32)
         if self.sizes.text:
-            at_FT, length_FT = self.column("at")[:, slots], self.column("length")[:, slots]
+            at_FS = np.minimum(self.column("at"), TOKENS_AROUND - 1)
             for first in range(0, self.d_sae, _FEATURES_AT_ONCE):
                 count = min(_FEATURES_AT_ONCE, self.d_sae - first)
-                tokens_BTN = self._some("tokens", first, count)[:, slots]
-                at_BT1 = np.minimum(at_FT[first : first + count], TOKENS_AROUND - 1)[..., None]
-                own_BT1 = np.take_along_axis(tokens_BTN, at_BT1.astype(np.int64), 2)
-                token_FT[first : first + count] = own_BT1[..., 0]
-            token_FT[~there_FT | (length_FT == 0)] = -1
-        return token_FT
+                tokens_NT = self._some("tokens", first, count).reshape(-1, TOKENS_AROUND)
+                at_N = at_FS[first : first + count].reshape(-1)
+                own_N = tokens_NT[np.arange(len(at_N)), at_N]
+                token_FS[first : first + count] = own_N.reshape(count, -1)
+            token_FS[self.column("length") == 0] = -1
+        return token_FS
 
     # ---- the columns
 

@@ -88,9 +88,39 @@ def test_a_view_that_takes_long_is_made_anew_the_less_often(
     ):  # at first when as much again is half over
         views.get("a", 60.0)
     assert made == [100.0, 102.5, 105.0, 400.0]
-    for now.s in (403.0, 499.0, 501.0):  # half a second is a two-hundredth of 100 s
+    for now.s in (549.0, 551.0, 776.0, 777.0):
         views.get("a", 60.0)
-    assert made[4:] == [501.0]
+    assert made[4:] == [551.0, 777.0]
+    for now.s in (1026.0, 1028.0):  # half a second is a five-hundredth of 250 s
+        views.get("a", 60.0)
+    assert made[6:] == [1028.0]
+    views.close()
+
+
+def test_a_look_that_finds_nothing_new_changes_nothing_of_when_a_view_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = SimpleNamespace(s=100.0, cpu_s=0.0)
+    clock = SimpleNamespace(monotonic=lambda: now.s, thread_time=lambda: now.cpu_s)
+    monkeypatch.setattr(views_module, "time", clock)
+    looked, is_new = [], True
+
+    def read(label: str, before: object, told: views_module.Told) -> object:
+        looked.append(now.s)
+        now.cpu_s += 0.5 if is_new else 0.001
+        return SimpleNamespace(features=None) if is_new else before
+
+    views = Views(read)
+    for now.s in (100.0, 700.0):
+        views.get("a", 60.0)
+    is_new = False
+    for now.s in (949.0, 951.0, 952.0, 953.5):  # 250 s later, then as soon as a look may find more
+        views.get("a", 60.0)
+    assert looked == [100.0, 700.0, 951.0, 953.5]
+    is_new = True
+    for now.s in (956.0, 958.5, 1205.0, 1207.0):
+        views.get("a", 60.0)
+    assert looked[4:] == [956.0, 1207.0]
     views.close()
 
 
