@@ -74,3 +74,17 @@ def toss(key: int, host_step: int, weights_version: int, microbatch: int, call_i
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK  # `mix`: a call less, in a hook
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
     return float((z ^ (z >> 31)) >> 11) * 2.0**-53
+
+
+def tosses(
+    key: int,
+    host_step_N: npt.NDArray[np.uint64],
+    weights_version_N: npt.NDArray[np.uint64],
+    microbatch_N: npt.NDArray[np.uint64],
+    call_index_N: npt.NDArray[np.uint64],
+) -> npt.NDArray[np.float64]:
+    """`toss` of each of several calls, float64[N]."""
+    z_N = key + host_step_N * STEP + weights_version_N * VERSION
+    z_N = mix(z_N + microbatch_N * MICROBATCH + call_index_N * CALL)
+    u_N: npt.NDArray[np.float64] = (z_N >> 11).astype("float64") * 2.0**-53
+    return u_N

@@ -206,7 +206,8 @@ class BaseSink(ABC):
         """The stream ended or the run drains: write everything; mind `time_left_s`."""
 
 
-_WORTH_PACKETS, _WORTH_BYTES, _WORTH_SHARE = 32, 1 << 20, 8
+_WORTH_PACKETS, _WORTH_BYTES, _WORTH_SHARE = 128, 1 << 20, 8
+_MOST_LINGER_S, _LINGER_SHARE = 1.0, 0.1
 
 
 def worth_a_pull(lease: Lease, config: Mapping[str, Any]) -> int:
@@ -218,8 +219,18 @@ def worth_a_pull(lease: Lease, config: Mapping[str, Any]) -> int:
     bus = config.get("bus", {})
     packets = min(_WORTH_PACKETS, int(bus.get("capacity_packets", 4096)) // _WORTH_SHARE)
     nbytes = min(_WORTH_BYTES, int(bus.get("capacity_mib", 8) * (1 << 20)) // _WORTH_SHARE)
-    largest = max((packet.payload.nbytes for packet in lease), default=1)
-    return max(1, min(packets, nbytes // max(1, largest)))
+    held = sum(packet.payload.nbytes for packet in lease)
+    return max(1, min(packets, nbytes * len(lease) // max(1, held)))
+
+
+def patience_s(config: Mapping[str, Any]) -> float:
+    """`BaseSink.linger_s` of a sink in no hurry: a second, and no more than a tenth of what the watchdog
+    waits for a heartbeat.
+
+    config: `SinkContext.config`.
+    """
+    timeout_s = float(config.get("watchdog", {}).get("heartbeat_timeout_s", 10.0))
+    return min(_MOST_LINGER_S, _LINGER_SHARE * timeout_s)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Both minimise the weighted loss of the rows plus l2 / 2 |beta|^2 of features scaled to unit variance, as
 scikit-learn's `LogisticRegression(C=1 / l2)` and `Ridge(alpha=l2)` do on scaled features. They begin where
-the last fit of the same probe ended, so that a window that has moved a little costs a few passes.
+the last fit of the same probe ended, and take their steps in the basis of `whitening` where there is one:
+columns that say nearly the same take three times as many passes without it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ MOST_PASSES = 200
 TOLERANCE, LEAST_GAIN = 1e-4, 1e-6
 """A fit ends where no gradient per row is larger, or a pass lowers the loss by a smaller share. A tenth and a
 thousandth of these took 1.8 times the passes and moved held-out AUC by 0.0001."""
-_LEAST_SCALE = 1e-6
+MOST_WHITENED = 512
+"""Columns: their products with each other are the work of D / 2 passes."""
+_LEAST_SCALE, _RIDGE = 1e-6, 1e-6
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,35 @@ Features = Dense | Sparse
 
 
 @dataclass(frozen=True)
+class Whitening:
+    """Columns x = of_basis @ y: those of y are uncorrelated and of unit variance in some rows. [D, D]."""
+
+    of_basis_DD: torch.Tensor
+    to_basis_DD: torch.Tensor
+
+
+def whitening(features: Features, l2: float) -> Whitening | None:
+    """Of rows; None where it would take longer than the passes that it saves."""
+    if isinstance(features, Sparse) or features.width > MOST_WHITENED:
+        return None
+    rows = len(features.x_ND)
+    mean_D, scale_D = features.moments(torch.ones(rows))
+    silent_D = scale_D <= _LEAST_SCALE * mean_D.abs() + torch.finfo(torch.float32).tiny
+    unit_D = torch.where(silent_D, torch.zeros(()), 1 / scale_D.clamp(min=1e-30))
+    scaled_ND = (features.x_ND - mean_D) * unit_D
+    square_DD = (scaled_ND.T @ scaled_ND / rows).double()
+    square_DD.diagonal().add_(l2 / rows + _RIDGE)
+    lower_DD, failed = torch.linalg.cholesky_ex(square_DD)
+    if failed or not torch.isfinite(lower_DD).all():
+        return None
+    eye_DD = torch.eye(features.width, dtype=torch.float64)
+    inverse_DD = torch.linalg.solve_triangular(lower_DD, eye_DD, upper=False)
+    return Whitening(
+        (inverse_DD * unit_D).T.float().contiguous(), (lower_DD.T * scale_D).float().contiguous()
+    )
+
+
+@dataclass(frozen=True)
 class Linear:
     """x @ weight.T + bias of rows as they are; weight float32[C, D], bias float32[C]."""
 
@@ -106,6 +138,7 @@ def fit_classes(
     classes: int,
     l2: float,
     start: Linear | None = None,
+    basis: Whitening | None = None,
 ) -> Linear:
     """Logistic regression: one row of weights for two classes (of the second), else one per class.
 
@@ -123,7 +156,7 @@ def fit_classes(
         log_NC = logits_NC.log_softmax(1)
         return -(log_NC * target_NC).sum(1), log_NC.exp() - target_NC
 
-    return _fit(features, weight_N, outputs, l2, start, loss_of)
+    return _fit(features, weight_N, outputs, l2, start, basis, loss_of)
 
 
 def fit_numbers(
@@ -132,6 +165,7 @@ def fit_numbers(
     weight_N: torch.Tensor,
     l2: float,
     start: Linear | None = None,
+    basis: Whitening | None = None,
 ) -> Linear:
     """Ridge regression; the loss of a row is half its squared error over the variance of the values."""
     share_N = weight_N / weight_N.sum()
@@ -145,7 +179,7 @@ def fit_numbers(
 
     if start is not None:
         start = Linear(start.weight / scale, (start.bias - mean) / scale)
-    found = _fit(features, weight_N, 1, l2, start, loss_of)
+    found = _fit(features, weight_N, 1, l2, start, basis, loss_of)
     return Linear(found.weight * scale, found.bias * scale + mean)
 
 
@@ -155,6 +189,7 @@ def _fit(
     outputs: int,
     l2: float,
     start: Linear | None,
+    basis: Whitening | None,
     loss_of: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]],
 ) -> Linear:
     from scipy.optimize import minimize  # here: a host that starts up needs none of it
@@ -164,19 +199,22 @@ def _fit(
     scale_D = torch.where(silent_D, torch.ones(()), scale_D)
     rows, width = len(weight_N), features.width
 
-    def raw_of(beta_DC: torch.Tensor, bias_C: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        raw_DC = beta_DC / scale_D[:, None]
-        return raw_DC, bias_C - mean_D @ raw_DC
+    def raw_of(theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inner_DC = theta[:-1]
+        raw_DC = inner_DC / scale_D[:, None] if basis is None else basis.of_basis_DD @ inner_DC
+        raw_DC = torch.where(silent_D[:, None], torch.zeros(()), raw_DC)
+        return raw_DC, theta[-1] - mean_D @ raw_DC
 
     def asked(flat: Flat) -> tuple[float, Flat]:
-        theta = torch.from_numpy(flat).float().view(width + 1, outputs)
-        beta_DC, bias_C = theta[:-1], theta[-1]
-        raw_DC, raw_bias_C = raw_of(beta_DC, bias_C)
+        raw_DC, raw_bias_C = raw_of(torch.from_numpy(flat).float().view(width + 1, outputs))
         loss_N, rest_NC = loss_of(features.times(raw_DC) + raw_bias_C)
         rest_NC = rest_NC * weight_N[:, None]
         sum_C = rest_NC.sum(0)
-        slope_DC = (features.turned(rest_NC) - mean_D[:, None] * sum_C) / scale_D[:, None]
-        slope_DC = torch.where(silent_D[:, None], torch.zeros(()), slope_DC) + l2 * beta_DC
+        beta_DC = raw_DC * scale_D[:, None]
+        slope_DC = features.turned(rest_NC) - mean_D[:, None] * sum_C
+        slope_DC = slope_DC + l2 * scale_D[:, None] * beta_DC
+        slope_DC = torch.where(silent_D[:, None], torch.zeros(()), slope_DC)
+        slope_DC = slope_DC / scale_D[:, None] if basis is None else basis.of_basis_DD.T @ slope_DC
         value = float(weight_N.double() @ loss_N.double()) + 0.5 * l2 * float(
             beta_DC.square().sum()
         )
@@ -186,14 +224,13 @@ def _fit(
 
     first = torch.zeros(width + 1, outputs, dtype=torch.float64)
     if start is not None and start.weight.shape == (outputs, width):
-        first[:-1] = start.weight.T * scale_D[:, None]
+        raw_DC = torch.where(silent_D[:, None], torch.zeros(()), start.weight.T)
+        first[:-1] = raw_DC * scale_D[:, None] if basis is None else basis.to_basis_DD @ raw_DC
         first[-1] = start.bias + mean_D @ start.weight.T
-        first[:-1][silent_D] = 0
     begin: Flat = first.flatten().numpy()
     found = minimize(
         asked, begin, jac=True, method="L-BFGS-B",
         options={"maxfun": MOST_PASSES, "gtol": TOLERANCE, "ftol": LEAST_GAIN, "maxcor": 10},
     )  # fmt: skip
-    theta = torch.from_numpy(np.asarray(found.x)).float().view(width + 1, outputs)
-    raw_DC, bias_C = raw_of(theta[:-1], theta[-1])
+    raw_DC, bias_C = raw_of(torch.from_numpy(np.asarray(found.x)).float().view(width + 1, outputs))
     return Linear(raw_DC.T.contiguous(), bias_C.clone())

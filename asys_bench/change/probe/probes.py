@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asys_bench.change.probe.fit import Linear, fit_classes, fit_numbers
+from asys_bench.change.probe.fit import Linear, Whitening, fit_classes, fit_numbers, whitening
 from asys_bench.change.probe.scores import NO_SCORE, Score, auc, mean_auc, r_squared
 from asys_bench.change.probe.targets import Kind, Target
 from asys_bench.change.probe.window import Rows
@@ -73,6 +73,7 @@ def fitted(
     columns: place of each label in `Rows.labels_NK`. before: probes to begin with.
     """
     found = []
+    basis = whitening(trained.rows.features, l2) if len(trained.rows) else None
     for target in targets:
         if target.kind is None or target.name not in columns:
             continue
@@ -80,7 +81,7 @@ def fitted(
         values_N, score_values_N = _column(trained, place), _column(held_out, place)
         make = _classes if target.kind == "class" else _numbers
         old = before.get(target.name)
-        probe = make(target, values_N, score_values_N, trained, held_out, old, l2)
+        probe = make(target, values_N, score_values_N, trained, held_out, old, l2, basis)
         if probe is not None:
             probe.history = old.history if old is not None else []
             found.append(probe)
@@ -102,6 +103,7 @@ def _classes(
     held_out: Side,
     old: Probe | None,
     l2: float,
+    basis: Whitening | None,
 ) -> Probe | None:
     classes = [c for c in target.classes if (values_N == c).sum() >= LEAST_OF_CLASS]
     total = sum(target.counts.values())
@@ -120,6 +122,7 @@ def _classes(
         len(classes),
         l2,
         start,
+        basis,
     )
     index_N = _indices(held_out_N, classes)
     there = np.flatnonzero(index_N >= 0)
@@ -144,6 +147,7 @@ def _numbers(
     held_out: Side,
     old: Probe | None,
     l2: float,
+    basis: Whitening | None,
 ) -> Probe | None:
     probe = Probe(target.name, "number")
     there = np.flatnonzero(np.isfinite(values_N))
@@ -156,6 +160,7 @@ def _numbers(
         _normed(trained.weight_N[there]),
         l2,
         old.linear if old is not None and old.classes is None else None,
+        basis,
     )
     there = np.flatnonzero(np.isfinite(held_out_N))
     probe.held_out_rows = len(there)

@@ -35,7 +35,7 @@ from asys_bench.change.sae_choice import OF_RUN, missing_folders, sae_of
 from asys_bench.config.sections.hooks import LabelsConfig
 from asys_bench.config.sections.run import as_list
 from asys_bench.contracts.bus import Delivery, Lease
-from asys_bench.contracts.coin import coin_key, toss
+from asys_bench.contracts.coin import coin_key, toss, tosses
 from asys_bench.contracts.labels import (
     CALL_COLUMNS,
     LABEL_TEXT,
@@ -53,6 +53,7 @@ from asys_bench.contracts.sink import (
     SinkContext,
     SinkOptions,
     SinkPlugin,
+    patience_s,
     worth_a_pull,
 )
 from asys_bench.contracts.stats import StatsError
@@ -66,11 +67,11 @@ from asys_bench.sinks.sae.start import StartFrom
 log = logging.getLogger(__name__)
 
 SHARE_OF_TIME = 1 / 40
-FIT_SHARE = 0.5
-"""A hook is fitted again when so much of its windows has changed, so that all fits on the way to full
-windows cost as much as the last few of them;"""
-FIT_S = 60.0
-"""or when something has, and so much time has passed."""
+FIT_SHARE, RENEWED_SHARE = 0.5, 1.0
+"""A hook is fitted again when so much of its windows has changed while they grow, so that all fits on the
+way to full windows cost as much as the last few of them, and when they are new once they are full;"""
+FIT_S, MOST_FITS = 60.0, 60
+"""or when something has, and so much time has passed: a minute, and of more than an hour a sixtieth."""
 SAE_RELOADED_S = 300.0
 MOST_FEATURES = 64
 """Of a row that are kept: its largest."""
@@ -80,8 +81,6 @@ while that is no more than half a window."""
 HELD_OUT_PART = 3
 """The window of held-out rows is this part of the other."""
 MOST_LABELS = 64
-LINGER_S = 0.25
-"""A pull waits so long for packets that are worth it: nothing here is in a hurry."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -174,6 +173,7 @@ class _Hook:
         self.gate = Gate(self.capacity)
         self.newest_step = 0
         self.due = 0.0
+        self.began_at = time.monotonic()
         self.fitted_at = -math.inf
         self.changed = 0
         """Rows that came into the windows since the last fit."""
@@ -185,7 +185,17 @@ class _Hook:
         """As wide as the windows want it now."""
         share = max(self.trained.share, self.held_out.share)
         boost = max((target.most_boost for target in self.targets.values()), default=1.0)
-        self.gate.want(share * boost)
+        self.gate.want(share, boost)
+
+    def came(
+        self, rows_M: npt.NDArray[np.int64], newest_step: int, call_M: Floats
+    ) -> npt.NDArray[np.bool_]:
+        """Packets of so many rows, of these calls: which of them are to be read."""
+        rows = int(rows_M.sum())
+        self.rows.add(rows)
+        self.gate.count(rows, self.trained.share, is_full=self.trained.is_full)
+        self.newest_step = max(self.newest_step, newest_step)
+        return self.gate.takes(call_M, rows_M)
 
     def is_due(self, now: float) -> bool:
         """Whether it is to be fitted."""
@@ -193,7 +203,9 @@ class _Hook:
         if not changed or now < self.due:
             return False
         held = len(self.trained) + len(self.held_out) + self.bulk.rows
-        return changed >= FIT_SHARE * held or now - self.fitted_at >= FIT_S
+        share = RENEWED_SHARE if self.trained.is_full else FIT_SHARE
+        pause_s = max(FIT_S, (now - self.began_at) / MOST_FITS)
+        return changed >= share * held or now - self.fitted_at >= pause_s
 
 
 class ProbeWorker(BaseSink):
@@ -209,13 +221,13 @@ class ProbeWorker(BaseSink):
         self._running: tuple[_Hook, Future[tuple[list[Probe], float]]] | None = None
         self._not_before = 0.0
         self._failed = False
-        self.linger_s = LINGER_S
         self._limit = 1.0
         """Of all hooks the widest: labels of calls beyond it are left unread."""
 
     def open(self, context: SinkContext) -> None:
         self._context = context
         torch.set_num_threads(1)
+        self.linger_s = patience_s(context.config)
         self._join: LabelJoin[_Payload] = LabelJoin(
             int(context.config.get("labels", {}).get("horizon", LabelsConfig().horizon))
         )
@@ -228,11 +240,7 @@ class ProbeWorker(BaseSink):
     def consume(self, lease: Lease) -> None:
         self.min_packets = worth_a_pull(lease, self._context.config)
         self._limit = max((hook.gate.limit for hook in self._known()), default=1.0)
-        for packet in lease:
-            if packet.is_constant:  # no part of the training
-                continue
-            if packet.hook_id not in self._hooks and packet.hook_id != self._labels_id:
-                self._meet(packet)
+        for packet in self._wanted(lease):
             try:
                 if packet.hook_id == self._labels_id:
                     self._take_labels(packet)
@@ -245,6 +253,33 @@ class ProbeWorker(BaseSink):
         unjoined_rows, unjoined_labels = self._before
         self._unjoined_rows.set(unjoined_rows + self._join.unjoined_rows)
         self._unjoined_labels.set(unjoined_labels + self._join.unjoined_labels)
+
+    def _wanted(self, lease: Lease) -> list[ActivationPacket]:
+        """Packets that are to be read; the others are counted. Of most it is their call that decides, for all
+        of them at once."""
+        packets = [one for one in lease if not one.is_constant]  # no part of the training
+        for packet in packets:
+            if packet.hook_id not in self._hooks and packet.hook_id != self._labels_id:
+                try:
+                    self._meet(packet)
+                except PacketError as error:
+                    log.warning("a packet is skipped: %s", str(error))
+        if not packets:
+            return []
+        tags = [(one.host_step, one.weights_version, one.microbatch, one.source) for one in packets]
+        hook_N = np.array([one.hook_id for one in packets])
+        call_N = tosses(self._coin, *np.array(tags, np.uint64).T)
+        wanted_N = may_be_in(call_N, self._limit) & (hook_N == self._labels_id)
+        for at in np.flatnonzero((hook_N == self._labels_id) & ~wanted_N).tolist():
+            wanted_N[at] = self._is_wanted_label(packets[at])
+        for hook_id in np.unique(hook_N[hook_N != self._labels_id]).tolist():
+            hook = self._hooks.get(hook_id)
+            if hook is None:
+                continue
+            own = np.flatnonzero(hook_N == hook_id)
+            rows_M = np.array([_rows_of(packets[at]) for at in own.tolist()])
+            wanted_N[own] = hook.came(rows_M, packets[own[-1]].host_step, call_N[own])
+        return [packets[at] for at in np.flatnonzero(wanted_N).tolist()]
 
     def idle(self) -> None:
         now = time.monotonic()
@@ -310,10 +345,7 @@ class ProbeWorker(BaseSink):
             raise PacketError(f"{name}: a tensor of shape {tuple(tensor.shape)} has no rows")
 
     def _take_rows(self, packet: ActivationPacket, hook: _Hook) -> None:
-        rows = math.prod(packet.shape[:-1]) if packet.shape else 0
-        hook.rows.add(rows)
-        hook.gate.count(rows, hook.trained.share, is_full=hook.trained.is_full)
-        hook.newest_step = max(hook.newest_step, packet.host_step)
+        rows = _rows_of(packet)
         key = _key(packet)
         draw_N = hook.gate.draws(self._number(key), rows, self._draw)
         if draw_N is None:
@@ -348,7 +380,14 @@ class ProbeWorker(BaseSink):
 
     def _wants_labels_of(self, key: CallKey) -> bool:
         """Rows of the call wait for them, or may still come."""
-        return may_be_in(self._number(key), self._limit) or self._join.has_rows(key)
+        return bool(may_be_in(self._number(key), self._limit)) or self._join.has_rows(key)
+
+    def _is_wanted_label(self, packet: ActivationPacket) -> bool:
+        """Of a call of which no rows will come: rows that wait, or it is of more than that call."""
+        known = self._names.get(packet.encoding_id)
+        if known is None or known[0] == () or (known[0] and known[1]):
+            return True
+        return known[0] is not None and self._join.has_rows(_key(packet))
 
     def _take_labels(self, packet: ActivationPacket) -> None:
         if packet.encoding_id not in self._names:
@@ -358,7 +397,7 @@ class ProbeWorker(BaseSink):
             self._names[packet.encoding_id] = found, several
         names, of_several = self._names[packet.encoding_id]
         key = _key(packet)
-        if names is None or (names and not of_several and not self._wants_labels_of(key)):
+        if names is None:
             return
         tensor = self._context.decode(packet)
         if not names:
@@ -413,12 +452,14 @@ class ProbeWorker(BaseSink):
         out_N = is_held_out(block_N, self._context.seed)
         x_ND = torch.cat([part.payload.x_ND for part in bulk.parts])
         for window, own_N in ((hook.held_out, out_N), (hook.trained, ~out_N)):
-            place_M = np.flatnonzero(own_N & (draw_N < boost_N * window.share))
+            own_boost_N = boost_N.clip(max=max(1.0, hook.gate.reach / window.share))
+            place_M = np.flatnonzero(own_N & (draw_N < own_boost_N * window.share))
             if len(place_M):
                 features = self._features(hook, x_ND[torch.from_numpy(place_M)])
                 window.add(
                     Rows(
-                        features, labels_NK[place_M], draw_N[place_M], boost_N[place_M], block_N[place_M]
+                        features, labels_NK[place_M], draw_N[place_M], own_boost_N[place_M],
+                        block_N[place_M],
                     )
                 )  # fmt: skip
                 hook.changed += len(place_M)
@@ -593,6 +634,10 @@ class ProbeWorker(BaseSink):
                     self._context.slot.gauge(name, hook=hook.name, label=probe.label).set(value)
                 except StatsError as error:
                     log.warning("%s of %s is not shown: %s", name, probe.label, str(error))
+
+
+def _rows_of(packet: ActivationPacket) -> int:
+    return math.prod(packet.shape[:-1]) if packet.shape else 0
 
 
 def _key(packet: ActivationPacket) -> CallKey:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from asys_bench.change.reservoir.rows import ReservoirRows
-from asys_bench.change.reservoir.windows import reservoir_folder, windows_in
+from asys_bench.change.reservoir.window_files import rows_of, uncovered, window_files
+from asys_bench.change.reservoir.windows import reservoir_folder
 from asys_bench.contracts.run_files import attempts_in, first_steps_after
-from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 
 
 class ReservoirError(RuntimeError):
@@ -28,19 +29,15 @@ def read_reservoir(run_dir: Path, hook: str, *, constant: bool = False) -> Reser
     """
     folder = reservoir_folder(run_dir, hook)
     parts: list[ReservoirRows] = []
-    end = -1
-    for first, width, path in windows_in(folder, "c" if constant else "w", run_dir):
-        if first < end:
-            continue  # a part of a window that was joined before its file was removed
+    for file, begin in uncovered(window_files(folder, "c" if constant else "w", run_dir)):
         try:
-            parts.append(ReservoirRows.of_tensors(read_tensors(path)))
+            parts.append(rows_of(file, begin))
         except CheckpointError as error:
-            if not path.exists():  # joined meanwhile
+            if not file.path.exists():  # joined meanwhile
                 return read_reservoir(run_dir, hook, constant=constant)
             raise ReservoirError(str(error)) from error
         except ValueError as error:
-            raise ReservoirError(f"{path}: {error}") from error
-        end = first + width
+            raise ReservoirError(f"{file.path}: {error}") from error
     parts = [one for one in parts if len(one)]
     if not parts:
         return None

@@ -39,8 +39,15 @@ COLUMNS: Mapping[str, type[np.generic]] = {
 }
 
 
-ABOUT = np.dtype(list(COLUMNS.items()))
-"""One row's columns; NumPy moves them in one piece."""
+ABOUT = np.dtype(list(COLUMNS.items()), align=True)
+"""One row's columns."""
+_BYTES = np.dtype((np.void, ABOUT.itemsize))
+"""The same in one piece: NumPy copies columns one by one."""
+
+
+def picked(about: npt.NDArray[np.void], index: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+    """Rows of an array of `ABOUT`."""
+    return about.view(_BYTES).take(index).view(ABOUT)
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,11 @@ class ReservoirRows:
     def __len__(self) -> int:
         return len(self.about)
 
-    def __getitem__(self, index: slice | npt.NDArray[np.generic]) -> ReservoirRows:
-        where = torch.from_numpy(index) if isinstance(index, np.ndarray) else index
-        return ReservoirRows(self.values[where], self.about[index])
+    def __getitem__(self, index: slice | npt.NDArray[np.int64]) -> ReservoirRows:
+        if isinstance(index, slice):
+            return ReservoirRows(self.values[index], self.about[index])
+        values = self.values.index_select(0, torch.from_numpy(index))
+        return ReservoirRows(values, picked(self.about, index))
 
     @property
     def host_step(self) -> npt.NDArray[np.int64]:
@@ -106,9 +115,8 @@ class ReservoirRows:
         """All of them, in order; at least one."""
         if len(parts) == 1:
             return parts[0]
-        return cls(
-            torch.cat([one.values for one in parts]), np.concatenate([one.about for one in parts])
-        )
+        about = np.concatenate([one.about.view(_BYTES) for one in parts]).view(ABOUT)
+        return cls(torch.cat([one.values for one in parts]), about)
 
     def of_time(self) -> ReservoirRows:
         """In the order in which the host made them."""
@@ -125,7 +133,7 @@ class ReservoirRows:
     def smallest(self, count: int) -> ReservoirRows:
         """Those with the `count` smallest ranks, each once."""
         rank_N = self.rank
-        order = np.argsort(rank_N, kind="stable")
+        order = np.argsort(rank_N)
         ordered_N, first_N = rank_N[order], np.ones(len(order), bool)
         np.greater(ordered_N[1:], ordered_N[:-1], out=first_N[1:])
         kept = order[first_N]

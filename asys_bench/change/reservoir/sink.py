@@ -24,6 +24,7 @@ from asys_bench.change.reservoir.rows import (
     ReservoirRows,
     kept_values,
     moment_hash,
+    picked,
     ranks,
 )
 from asys_bench.change.reservoir.windows import (
@@ -39,6 +40,7 @@ from asys_bench.contracts.sink import (
     SinkContext,
     SinkOptions,
     SinkPlugin,
+    patience_s,
     worth_a_pull,
 )
 from asys_bench.contracts.stats import Counter, Gauge
@@ -48,10 +50,13 @@ from asys_bench.system.files.atomic import Fsync
 log = logging.getLogger(__name__)
 FLUSH_S = 10.0
 """Between two writes of the newest window: at most so much of a run is lost to a SIGKILL."""
-LINGER_S = 0.25
-"""A pull waits so long for packets that are worth it: a lease of one takes as long as one of many."""
 MOST_WAITING = 64 << 20
 """Bytes of changed windows in memory, above which they are written earlier."""
+TOGETHER_SHARE = 0.25
+"""Of the rows of some packets that are wanted, from which on all of them are copied."""
+_IDENTITY = 0
+"""The encoding of packets whose payload is the tensor."""
+_OF_PACKETS = ("host_step", "weights_version", "source", "shard", "seq", "microbatch", "text")
 ROW_COLUMN_BYTES = 64
 """Of a row's columns besides its values."""
 
@@ -86,13 +91,13 @@ class ReservoirWorker(BaseSink):
 
     def __init__(self, options: ReservoirOptions) -> None:
         self._options = options
-        self.linger_s = LINGER_S
         self._hooks: dict[int, _Hook] = {}
         self._flushed_at = time.monotonic()
 
     def open(self, context: SinkContext) -> None:
         self._context = context
         self._sync = context.fsync is Fsync.ALWAYS
+        self.linger_s = patience_s(context.config)  # a lease of one takes as long as one of many
         keep_freed_memory()
 
     def consume(self, lease: Lease) -> None:
@@ -167,43 +172,55 @@ class ReservoirWorker(BaseSink):
         ends_P = np.cumsum(sizes_P)
         owner = np.searchsorted(ends_P, wanted, side="right")
         row = wanted - (ends_P - sizes_P)[owner]
-        values, places, sequences, there = [], [], [], np.ones(len(wanted), bool)
-        for index in np.unique(owner).tolist():
-            own = slice(*np.searchsorted(owner, [index, index + 1]).tolist())
-            values_KD, place_K, sequence_K = self._decoded(packets[index], row[own])
+        owners, owner = np.unique(owner, return_inverse=True)
+        packets = [packets[index] for index in owners.tolist()]
+        if not packets:
+            return _NO_ROWS
+        values_KD = _picked_together(packets, owner, row)
+        if values_KD is not None:
+            about = self._about(packets, owner)
+            about["row"], about["sequence"], about["rank"] = row, NO_SEQUENCE, rank_N[wanted]
+        else:
+            values_KD, about = self._picked_one_by_one(packets, owner, row, rank_N[wanted])
+        rows = ReservoirRows(kept_values(values_KD), about)
+        if values_KD.is_floating_point() and not torch.isfinite(values_KD.sum()):
+            rows = rows[np.flatnonzero(torch.isfinite(values_KD).all(1).numpy())]
+        return rows
+
+    def _about(
+        self, packets: list[ActivationPacket], owner_K: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.void]:
+        """What the packets say of their rows."""
+        about = np.empty(len(packets), ABOUT)
+        for name in _OF_PACKETS:
+            about[name] = [getattr(one, name) for one in packets]
+        about["call"] = [one.call_index for one in packets]
+        about["weight"] = [1.0 / one.sampling_rate for one in packets]
+        about["attempt"] = self._context.attempt
+        return picked(about, owner_K)
+
+    def _picked_one_by_one(
+        self,
+        packets: list[ActivationPacket],
+        owner_K: npt.NDArray[np.int64],
+        row_K: npt.NDArray[np.int64],
+        rank_K: npt.NDArray[np.float64],
+    ) -> tuple[torch.Tensor, npt.NDArray[np.void]]:
+        """(values, `ABOUT`) of these rows. owner: the packet of each, ascending."""
+        values, places, sequences, there = [], [], [], np.ones(len(row_K), bool)
+        for index, packet in enumerate(packets):
+            own = slice(*np.searchsorted(owner_K, [index, index + 1]).tolist())
+            values_KD, place_K, sequence_K = self._decoded(packet, row_K[own])
             values.append(values_KD)
             places.append(place_K)
             sequences.append(sequence_K)
             there[own][len(values_KD) :] = False  # padding, left out by the decoder
-        if not values:
-            return _NO_ROWS
-        owner, rank = owner[there], rank_N[wanted[there]]
-
-        about = np.empty(len(packets), ABOUT)
-        for name in (
-            "host_step",
-            "weights_version",
-            "source",
-            "shard",
-            "seq",
-            "microbatch",
-            "text",
-        ):
-            about[name] = [getattr(one, name) for one in packets]
-        about["call"] = [one.call_index for one in packets]
+        about = self._about(packets, owner_K[there])
         each = np.array([self._context.rows_each(one) for one in packets])
-        about["text"][each > 1] = NO_TEXT  # rows are heads, and no tokens
-        about["weight"] = [1.0 / one.sampling_rate for one in packets]
-        about["attempt"] = self._context.attempt
-        about = about[owner]
+        about["text"][each[owner_K[there]] > 1] = NO_TEXT  # rows are heads, and no tokens
         about["row"], about["sequence"] = np.concatenate(places), np.concatenate(sequences)
-        about["rank"] = rank
-        joined_KD = torch.cat(values)
-        rows = ReservoirRows(kept_values(joined_KD), about)
-        if joined_KD.is_floating_point():
-            finite_K = torch.isfinite(joined_KD).all(1).numpy()
-            return rows if finite_K.all() else rows[np.flatnonzero(finite_K)]
-        return rows
+        about["rank"] = rank_K[there]
+        return torch.cat(values), about
 
     def _decoded(
         self, packet: ActivationPacket, row_K: npt.NDArray[np.int64]
@@ -262,6 +279,31 @@ class ReservoirWorker(BaseSink):
     def close(self) -> None:
         """Write what has changed."""
         self._flush()
+
+
+def _picked_together(
+    packets: list[ActivationPacket],
+    owner_K: npt.NDArray[np.int64],
+    row_K: npt.NDArray[np.int64],
+) -> torch.Tensor | None:
+    """Rows of packets that are matrices of one size without an encoding: the packets are copied at once.
+    None: they are not, or few of their rows are wanted."""
+    first = packets[0]
+    kind = first.dtype, first.shape, _IDENTITY, NO_TEXT
+    nbytes = math.prod(first.shape) * first.dtype.itemsize
+    if len(first.shape) != 2 or len(row_K) < TOGETHER_SHARE * len(packets) * first.shape[0]:
+        return None
+    for one in packets:
+        if (
+            one.dtype,
+            one.shape,
+            one.encoding_id,
+            one.text,
+        ) != kind or one.payload.nbytes != nbytes:
+            return None
+    joined = np.concatenate([np.frombuffer(one.payload, np.uint8) for one in packets])
+    rows_ND = torch.from_numpy(joined).view(first.dtype).reshape(-1, first.shape[1])
+    return rows_ND.index_select(0, torch.from_numpy(owner_K * first.shape[0] + row_K))
 
 
 _NO_ROWS = ReservoirRows(torch.zeros(0, 1), np.empty(0, ABOUT))

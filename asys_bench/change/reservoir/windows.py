@@ -4,9 +4,12 @@ The first windows are one step wide. When there are too many, windows 2k and 2k 
 n of their rows: old windows are thinned by half, and none is ever dropped. So every part of a run has as
 many rows as any other, at any moment of a run of any length.
 
-Each window is a file, `w-<first step>-<width>.safetensors`, replaced whole. A file of a wide window makes
-those of its parts obsolete, so that a kill between the two writes loses nothing. Only windows that change
-are in memory.
+A window has every row whose rank is below its limit, that of its n-th row. A window that begins has that
+of the last ones for its own, and a margin: the first rows of it would be kept only to be thrown away. One
+that turns out to have fewer rows than they keeps less than n.
+
+Windows are in files (`window_files`). Those of wide windows make those of their parts obsolete, so that a
+kill between the two writes loses nothing. Only windows that change are in memory.
 
 Rows of the constant evaluation batch are kept apart (`c-`): at each moment the rows with the smallest
 hash of their place in the batch, so the same ones, and of two moments the earlier stays.
@@ -15,7 +18,7 @@ hash of their place in the batch, so the same ones, and of two moments the earli
 from __future__ import annotations
 
 import logging
-import re
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,12 +27,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from asys_bench.change.reservoir.rows import ReservoirRows
+from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows
+from asys_bench.change.reservoir.window_files import (
+    WindowFile,
+    file_name,
+    rows_of,
+    uncovered,
+    window_files,
+)
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import RESERVOIR_DIR
-from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, read_tensors
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
 from asys_bench.system.files import replace_file
-from asys_bench.system.files.below import EntryKind, make_folders, remove, scan_if_there
+from asys_bench.system.files.below import make_folders, remove
 
 log = logging.getLogger(__name__)
 MOST_WINDOWS = 256
@@ -43,9 +53,12 @@ CONSTANT_ROWS = 256
 WAITING_ROWS, WAITING_SHARE = 32, 0.5
 """Rows of a window that are not compared with those that it keeps: more take memory, fewer make it compare
 more often. At this share, a window of any length is sorted once for each half that it grows by."""
+FORETOLD_BY, FORETOLD_ERRORS = 8, 5.0
+"""A window begins with the highest limit of so many before it, and so many standard errors of n."""
 MARGIN = 0.9
 """Of the bytes: a window that is joined is there twice for a moment, and files have headers."""
-_NAME = re.compile(r"([wc])-(\d{1,19})-(\d{1,19})\.safetensors")
+FILE_BYTES = 16 << 20
+"""Of windows that share a file: so much is written anew for a late row, and lost with a file."""
 
 
 def reservoir_folder(run_dir: Path, hook: str) -> Path:
@@ -58,16 +71,35 @@ def rows_per_window(row_bytes: int, most_bytes: int) -> int:
     return max(1, min(MOST_ROWS, int(MARGIN * most_bytes) // (MOST_WINDOWS * row_bytes)))
 
 
-@dataclass
+@dataclass(eq=False)
 class _Window:
-    """rows: None where they are in the file alone. limit: the largest rank that may still be kept."""
+    """rows: None where they are in the file alone. limit: rows with a rank below it are all there."""
 
     first: int
     rows: ReservoirRows | None
-    limit: float = float("inf")
+    limit: float = math.inf
+    is_full: bool = False
     changed: bool = True
+    file: _File | None = None
     waiting: list[ReservoirRows] = field(default_factory=list)
     """Rows that were not compared with the others yet."""
+
+
+@dataclass(eq=False)
+class _File:
+    """windows: all that are in it, in order."""
+
+    about: WindowFile
+    windows: list[_Window]
+
+    def load(self) -> None:
+        """Give its windows their rows. Raises CheckpointError, ValueError: it is damaged."""
+        rows = rows_of(self.about, 0)
+        first_N = rows.host_step - rows.host_step % self.about.width
+        for window in self.windows:
+            if window.rows is None:
+                alone = len(self.windows) == 1
+                window.rows = rows if alone else rows[np.flatnonzero(first_N == window.first)]
 
 
 class WindowedSample:
@@ -86,12 +118,14 @@ class WindowedSample:
     ) -> None:
         self.rows_each, self.width = rows_each, 1
         self._folder, self._below, self._constant = folder, below, constant
-        self._prefix = "c" if constant else "w"
+        self._kind = "c" if constant else "w"
         self._windows: dict[int, _Window] = {}
-        self._obsolete: list[Path] = []
-        self._kind: tuple[torch.dtype, int] | None = None
+        self._obsolete: set[Path] = set()
+        self._form: tuple[torch.dtype, int] | None = None
+        self._foretold = math.inf
+        """The limit with which windows begin that rows were asked about last."""
         if folder is not None:
-            self._adopt()
+            self._adopt(folder)
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -106,11 +140,20 @@ class WindowedSample:
         return step - step % self.width
 
     def limits(self, step_P: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Rows of each of these host steps are kept if their rank is below."""
+        """Rows of each of these host steps are kept if their rank is below. Those that are go to `extend`
+        before this is asked again."""
         first_W, inverse_P = np.unique(step_P - step_P % self.width, return_inverse=True)
         windows = [self._windows.get(first) for first in first_W.tolist()]
-        limit_W = np.array([np.inf if one is None else one.limit for one in windows])
+        if None in windows:
+            self._foretold = self._limit_of_next()
+        limit_W = np.array([self._foretold if one is None else one.limit for one in windows])
         return np.asarray(limit_W[inverse_P.reshape(-1)])
+
+    def _limit_of_next(self) -> float:
+        last = [self._windows[first] for first in sorted(self._windows)[-FORETOLD_BY:]]
+        if self._constant or not last or not all(one.is_full for one in last):
+            return math.inf
+        return (1 + FORETOLD_ERRORS / math.sqrt(self.rows_each)) * max(one.limit for one in last)
 
     def extend(self, rows: ReservoirRows) -> None:
         """Rows of any windows."""
@@ -130,14 +173,14 @@ class WindowedSample:
         """Rows of the window that begins at step `first`, all of them within it."""
         if not len(rows):
             return
-        kind = rows.values.dtype, rows.values.shape[1]
-        if self._kind is None:
-            self._kind = kind
-        if kind != self._kind:
-            raise ValueError(f"rows are {kind}, earlier ones {self._kind}")
+        form = rows.values.dtype, rows.values.shape[1]
+        if self._form is None:
+            self._form = form
+        if form != self._form:
+            raise ValueError(f"rows are {form}, earlier ones {self._form}")
         window = self._windows.get(first)
         if window is None:
-            window = self._windows[first] = _Window(first, None)
+            window = self._windows[first] = _Window(first, None, self._foretold)
             self._put(window, rows)
         elif self._constant and rows.host_step.min() > self._read(window).host_step.min():
             return
@@ -152,7 +195,9 @@ class WindowedSample:
     def _put(self, window: _Window, rows: ReservoirRows) -> None:
         rows = rows.smallest(self.rows_each)
         window.rows, window.changed = rows, True
-        window.limit = float(rows.rank.max()) if len(rows) == self.rows_each else float("inf")
+        window.is_full = len(rows) == self.rows_each
+        if window.is_full:
+            window.limit = min(window.limit, float(rows.rank.max()))
 
     def _join(self) -> None:
         """Windows of twice the width."""
@@ -161,28 +206,28 @@ class WindowedSample:
         for first in sorted(before):
             part = before[first]
             wide = self.first_of(first)
-            if self._folder is not None:
-                self._obsolete.append(self._path(part.first, self.width // 2))
+            if part.file is not None:
+                self._obsolete.add(part.file.about.path)
             there = self._windows.get(wide)
             if there is None:
                 rows = self._read(part)
-                self._windows[wide] = made = _Window(wide, None)
+                self._windows[wide] = made = _Window(wide, None, part.limit)
                 self._put(made, rows)
             elif not self._constant:
-                self._put(there, ReservoirRows.joined([self._read(there), self._read(part)]))
+                rows = ReservoirRows.joined([self._read(there), self._read(part)])
+                there.limit = min(there.limit, part.limit)
+                if there.limit < math.inf:  # beyond it one of the two has not all rows
+                    rows = rows[np.flatnonzero(rows.rank <= there.limit)]
+                self._put(there, rows)
 
     def _read(self, window: _Window) -> ReservoirRows:
         if window.rows is None:
-            assert self._folder is not None
-            path = self._path(window.first, self.width)
-            # `_join` reads parts, which are half as wide as windows are by then.
-            if not path.exists():
-                path = self._path(window.first, self.width // 2)
-            window.rows = ReservoirRows.of_tensors(read_tensors(path))
+            assert window.file is not None
+            window.file.load()
+        assert window.rows is not None
         if window.waiting:
             rows, window.waiting = ReservoirRows.joined([window.rows, *window.waiting]), []
             self._put(window, rows)
-        assert window.rows is not None
         return window.rows
 
     # ---- files
@@ -195,15 +240,17 @@ class WindowedSample:
         """
         if self._folder is None:
             return
+        self._change_together()
+        for windows in self._of_a_file():
+            self._write(self._folder, windows, sync)
         newest = self.newest
         for first, window in self._windows.items():
-            if window.changed:
-                self._write(window, sync)
             if first != newest:
                 window.rows = None
-        for path in self._obsolete:
+        used = {one.file.about.path for one in self._windows.values() if one.file is not None}
+        for path in self._obsolete - used:
             remove(path, below=self._below or self._folder)
-        self._obsolete.clear()
+        self._obsolete &= used
 
     @property
     def unwritten_bytes(self) -> int:
@@ -213,73 +260,88 @@ class WindowedSample:
             if window.changed and window.rows is not None
         )
 
-    def _write(self, window: _Window, sync: bool) -> None:
+    def _change_together(self) -> None:
+        """A file is written whole: all of its windows change with one, or with a new one among them."""
+        changed = [one for one in self._windows.values() if one.changed]
+        touched = [one.file for one in changed if one.file is not None]
+        files = {one.file for one in self._windows.values() if one.file is not None}
+        for new in (one.first for one in changed if one.file is None):
+            touched += [f for f in files if f.windows[0].first < new < f.windows[-1].first]
+        for file in touched:
+            for window in file.windows:
+                window.changed = True
+
+    def _of_a_file(self) -> Iterator[list[_Window]]:
+        """Changed windows that follow each other, while they fit into one file. The newest is alone: it will
+        change again."""
+        together: list[_Window] = []
+        width = self._form[0].itemsize * self._form[1] if self._form is not None else 0
+        most = max(1, FILE_BYTES // (self.rows_each * (width + ABOUT.itemsize)))
+        newest = self.newest
+        for first in sorted(self._windows):
+            window = self._windows[first]
+            if together and (not window.changed or first == newest or len(together) >= most):
+                yield together
+                together = []
+            if window.changed:
+                together.append(window)
+        if together:
+            yield together
+
+    def _write(self, folder: Path, windows: list[_Window], sync: bool) -> None:
         from safetensors.torch import save
 
-        assert self._folder is not None
-        make_folders(self._folder, below=self._below or self._folder.parent)
-        data = save(self._read(window).tensors())
-        replace_file(self._path(window.first, self.width), data, sync=sync)
-        window.changed = False
+        make_folders(folder, below=self._below or folder.parent)
+        rows = ReservoirRows.joined([self._read(one) for one in windows])
+        first, steps = windows[0].first, windows[-1].first - windows[0].first + self.width
+        path = folder / file_name(self._kind, first, steps, self.width)
+        replace_file(path, save(rows.tensors()), sync=sync)
+        file = _File(WindowFile(path, first, steps, self.width), windows)
+        for window in windows:
+            if window.file is not None:
+                self._obsolete.add(window.file.about.path)
+            window.file, window.changed = file, False
 
-    def _path(self, first: int, width: int) -> Path:
-        assert self._folder is not None
-        return self._folder / f"{self._prefix}-{first}-{width}.safetensors"
-
-    def _adopt(self) -> None:
+    def _adopt(self, folder: Path) -> None:
         """Go on with what an earlier worker has written."""
-        assert self._folder is not None
-        found = list(windows_in(self._folder, self._prefix, self._below))
-        if not found:
-            return
-        self.width = max(width for _, width, _ in found)
-        for first, width, path in found:
-            wide = self.first_of(first)
-            covered = width < self.width and any(
-                other == wide and whole == self.width for other, whole, _ in found
-            )
-            if width != self.width or first != wide:
-                self._obsolete.append(path)
-            if covered:
-                continue
+        found = window_files(folder, self._kind, self._below)
+        self.width = max((one.width for one in found), default=1)
+        self._obsolete = {one.path for one in found}
+        for about, begin in uncovered(found):
             try:
-                rows = ReservoirRows.of_tensors(read_tensors(path))
+                rows = rows_of(about, begin)
             except (CheckpointError, ValueError) as error:
-                log.error("%s: left out of the reservoir: %s", path, error)
+                log.error("%s: left out of the reservoir: %s", about.path, error)
+                self._obsolete.discard(about.path)
                 continue
-            self._kind = rows.values.dtype, rows.values.shape[1]
-            there = self._windows.get(wide)
-            if there is None:
-                there = self._windows[wide] = _Window(wide, None)
-            elif self._constant:
-                continue
-            else:
-                rows = ReservoirRows.joined([self._read(there), rows])
-            self._put(there, rows)
-            there.changed = width != self.width
+            if len(rows):
+                self._form = rows.values.dtype, rows.values.shape[1]
+                self._adopt_rows(rows, _File(about, []), begin)
         newest = self.newest
         for first, window in self._windows.items():
             if first != newest and not window.changed:
                 window.rows = None
 
+    def _adopt_rows(self, rows: ReservoirRows, file: _File, begin: int) -> None:
+        first_N = rows.host_step - rows.host_step % self.width
+        is_whole = file.about.width == self.width and begin == file.about.first
+        for first in np.unique(first_N).tolist():
+            own = rows[np.flatnonzero(first_N == first)]
+            window = self._windows.get(first)
+            if window is None:
+                window = self._windows[first] = _Window(first, None)
+            elif self._constant:
+                continue
+            else:
+                is_whole = False
+                own = ReservoirRows.joined([self._read(window), own])
+            self._put(window, own)
+            window.file = file
+            file.windows.append(window)
+        for window in file.windows:
+            window.changed = not is_whole
+
     def rows(self) -> ReservoirRows | None:
         """All rows in the host's order; None without any."""
         parts = [self._read(self._windows[first]) for first in sorted(self._windows)]
         return ReservoirRows.joined(parts).of_time() if parts else None
-
-
-def windows_in(folder: Path, prefix: str, below: Path | None) -> Iterator[tuple[int, int, Path]]:
-    """(first step, width, file) of the windows in a folder, the oldest first; of windows that begin at
-    one step the widest first. None where it is missing.
-
-    Raises:
-        OSError: it cannot be listed.
-    """
-    found = []
-    for path, kind in scan_if_there(folder, below=below):
-        name = _NAME.fullmatch(path.name)
-        if name is not None and name[1] == prefix and kind is EntryKind.FILE:
-            first, width = int(name[2]), int(name[3])
-            if 1 <= width < 1 << 62 and first < 1 << 62:
-                found.append((first, width, path))
-    yield from sorted(found, key=lambda one: (one[0], -one[1]))

@@ -7,7 +7,14 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from asys_bench.change.probe.fit import Dense, Sparse, fit_classes, fit_numbers
+from asys_bench.change.probe.fit import (
+    MOST_WHITENED,
+    Dense,
+    Sparse,
+    fit_classes,
+    fit_numbers,
+    whitening,
+)
 
 
 def rows(count=400, width=6, seed=0):
@@ -18,13 +25,19 @@ def rows(count=400, width=6, seed=0):
     return x, logits, draw
 
 
+def basis_of(x, is_whitened, l2):
+    return whitening(Dense(x), l2) if is_whitened else None
+
+
+@pytest.mark.parametrize("is_whitened", [False, True])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_classes_are_fitted_as_scikit_learn_fits_them(classes):
+def test_classes_are_fitted_as_scikit_learn_fits_them(classes, is_whitened):
     x, logits, draw = rows()
     noisy = logits + torch.randn(len(x), generator=draw)
     y = torch.bucketize(noisy, noisy.quantile(torch.linspace(0, 1, classes + 1)[1:-1]))
     weight = torch.rand(len(x), generator=draw) + 0.5
-    found = fit_classes(Dense(x), y, weight, classes, l2=1.0).of(Dense(x))
+    basis = basis_of(x, is_whitened, 1.0)
+    found = fit_classes(Dense(x), y, weight, classes, l2=1.0, basis=basis).of(Dense(x))
     share = weight / weight.sum()
     mean, scale = share @ x, (share @ x.square() - (share @ x).square()).sqrt()
     scaled = ((x - mean) / scale).numpy()
@@ -37,10 +50,12 @@ def test_classes_are_fitted_as_scikit_learn_fits_them(classes):
     assert torch.allclose(found, expected, atol=0.03)
 
 
-def test_numbers_are_fitted_as_scikit_learn_fits_them():
+@pytest.mark.parametrize("is_whitened", [False, True])
+def test_numbers_are_fitted_as_scikit_learn_fits_them(is_whitened):
     x, logits, draw = rows()
     y = 1000 * (logits + torch.randn(len(x), generator=draw)) + 50_000
-    found = fit_numbers(Dense(x), y, torch.ones(len(x)), l2=2.0).of(Dense(x))[:, 0]
+    basis = basis_of(x, is_whitened, 2.0)
+    found = fit_numbers(Dense(x), y, torch.ones(len(x)), l2=2.0, basis=basis).of(Dense(x))[:, 0]
     scaled = StandardScaler().fit_transform(x.numpy())
     expected = Ridge(alpha=2.0).fit(scaled, y.numpy()).predict(scaled)
     assert torch.allclose(found, torch.from_numpy(expected).float(), atol=0.02 * float(y.std()))
@@ -90,3 +105,36 @@ def test_columns_that_never_change_and_huge_ones_do_no_harm():
     probe = fit_classes(Dense(x), y, torch.ones(len(x)), 2, 1.0)
     assert torch.isfinite(probe.weight).all()
     assert float(((probe.of(Dense(x))[:, 0] > 0).long() == y).float().mean()) > 0.95
+
+
+def test_columns_that_say_nearly_the_same_take_few_passes_in_the_basis_of_their_window():
+    draw = torch.Generator().manual_seed(2)
+    own = torch.randn(2000, 24, generator=draw)
+    x = torch.randn(2000, 1, generator=draw) + 0.05 * own
+    x[:, 7] = 3.0  # says nothing
+    y = (own[:, 0] - own[:, 1] + 0.3 * torch.randn(2000, generator=draw) > 0).long()
+    passes, found = [], []
+
+    class Counted(Dense):
+        def times(self, beta_DC):
+            passes[-1] += 1
+            return super().times(beta_DC)
+
+    for basis in (None, whitening(Dense(x), 1.0)):
+        passes.append(0)
+        found.append(fit_classes(Counted(x), y, torch.ones(2000), 2, 1.0, basis=basis))
+    assert passes[1] < passes[0] / 2
+    assert [one.weight[0, 7] for one in found] == [0, 0]
+    said = [one.of(Dense(x))[:, 0] for one in found]
+    assert torch.corrcoef(torch.stack(said))[0, 1] > 0.999
+    passes.append(0)
+    fit_classes(Counted(x), y, torch.ones(2000), 2, 1.0, found[1], whitening(Dense(x), 1.0))
+    assert passes[2] <= 4, "where the last one ended"
+
+
+def test_wide_rows_and_sparse_ones_have_no_basis():
+    assert whitening(Dense(torch.randn(4, MOST_WHITENED + 1)), 1.0) is None
+    assert whitening(Sparse(torch.zeros(4, 2).long(), torch.ones(4, 2), 8), 1.0) is None
+    few = whitening(Dense(torch.randn(3, 8)), 1.0)
+    assert few is not None
+    assert torch.allclose(few.to_basis_DD @ few.of_basis_DD, torch.eye(8), atol=1e-3)
