@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -57,6 +59,24 @@ def test_a_header_comes_back_as_it_was_written(meta, seq, payload, with_crc):
     assert packet.crc == crc
     assert packet.verify()
     assert bytes(packet.payload) == payload
+
+
+def test_a_decoded_packet_is_frozen_like_a_made_one():
+    frame = bytearray(HEADER_BYTES + 8)
+    pack_header_into(frame, 0, PacketMeta(1, 2, 0, (2,)), seq=9, shard=3, source=4, payload_bytes=8)
+    packet = ActivationPacket.unpack(memoryview(frame))
+    assert type(packet) is ActivationPacket
+    assert packet == dataclasses.replace(packet)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        packet.seq = 10
+
+
+def test_a_header_is_found_where_it_lies_and_missed_where_it_does_not():
+    frame = bytearray(64 + HEADER_BYTES)
+    pack_header_into(frame, 64, PacketMeta(1, 2, 0, ()), seq=9, shard=0, source=0, payload_bytes=0)
+    assert ActivationPacket.from_parts(frame, memoryview(b""), 64).seq == 9
+    with pytest.raises(PacketError, match="no 128-byte header at 65"):
+        ActivationPacket.from_parts(frame, memoryview(b""), 65)
 
 
 @given(st.binary(max_size=300))
