@@ -6,13 +6,14 @@ Every contender's processes are started once per payload size and stay. A round 
 one pool of payloads: every contender for a fraction of a second, in an order that rotates, with a
 cache line sent to and fro around each, and the two-process C reference `copy_pipeline` (cached and
 streaming stores over 64 MiB, and cached ones over a window of 4 MiB, where the writer waits). It goes
-on until each regime has 12 rounds everywhere, or the time is over. A contender that is not installed
-is left out and named.
+on until each regime has 12 rounds everywhere, or the time is over. A contender that is not installed,
+fails or hangs is left out from then on, and named.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
@@ -59,7 +60,10 @@ class Comparison:
         self.program, self.cpus = program, cores.pair()
         self.pairs: dict[int, dict[str, Pair]] = {}
         self.rounds: dict[Cell, list[dict[str, Figure]]] = defaultdict(list)
-        self.missing: dict[str, str] = {}
+        self.absent: set[str] = set()
+        """Contenders that did not start with one size and are not tried with the next."""
+        self.left_out: dict[str, None] = {}
+        """Why, of each contender and size."""
         for size in sizes:
             self.pairs[size] = self._started(stack, names, size, pools)
 
@@ -69,18 +73,22 @@ class Comparison:
         pairs = {
             name: stack.enter_context(Pair(name, size, self.cpus, TIMEOUT_S))
             for name in names
-            if name not in self.missing
+            if name not in self.absent
         }
         for name, pair in list(pairs.items()):
             try:
                 for pool in pools:
                     pair.start(pool << 20) if pool == pools[0] else pair.gbps(0.05, pool << 20)
             except PairError as error:
-                kind = "not installed" if isinstance(error, MissingPeerError) else "failed"
-                print(f"left out, {kind}: {error}", file=sys.stderr)
-                self.missing[name] = str(error)
-                del pairs[name]
+                self._leave_out(pairs, name, error)
+                self.absent.add(name)
         return pairs
+
+    def _leave_out(self, pairs: dict[str, Pair], name: str, error: PairError) -> None:
+        kind = "not installed" if isinstance(error, MissingPeerError) else "failed"
+        print(f"left out, {kind}: {error}", file=sys.stderr, flush=True)
+        self.left_out[str(error)] = None
+        pairs.pop(name).close()
 
     def round(self, cell: Cell, seconds: float) -> None:
         """Measure everything of one cell once."""
@@ -90,7 +98,11 @@ class Comparison:
         found = {}
         before = cores.ping_ns(self.program, self.cpus)
         for name in names[turn:] + names[:turn]:
-            gbps = self._gbps(name, size, pool << 20, seconds)
+            try:
+                gbps = self._gbps(name, size, pool << 20, seconds)
+            except PairError as error:  # the others go on without it
+                self._leave_out(self.pairs[size], name, error)
+                continue
             after = cores.ping_ns(self.program, self.cpus)
             found[name] = Figure(gbps, cores.regime((before, after)))
             before = after
@@ -130,8 +142,17 @@ def report(comparison: Comparison) -> None:
         print(f"\n#### {size} bytes, pool of {pool} MiB\n")
         for line in lines(rounds, [*NAMES, *REFERENCES], OURS, PEERS):
             print(line)
-    for name, why in comparison.missing.items():
-        print(f"\nLeft out: {name}: {why}")
+    for why in comparison.left_out:
+        print(f"\nLeft out: {why}")
+
+
+def as_json(comparison: Comparison) -> str:
+    """Every figure, by payload bytes and pool."""
+    plain = {
+        f"{size} {pool}": [{name: asdict(one[name]) for name in one} for one in rounds]
+        for (size, pool), rounds in comparison.rounds.items()
+    }
+    return json.dumps(plain, indent=1)
 
 
 def main() -> None:
@@ -150,16 +171,15 @@ def main() -> None:
     cells = [(size, pool) for size in sizes for pool in pools]
     with ExitStack() as stack:
         comparison = Comparison(stack, names, sizes, pools)
-        while time.monotonic() < until and not comparison.is_done(cells):
-            for cell in cells:
+        try:
+            for cell in itertools.cycle(cells):
+                if time.monotonic() > until or comparison.is_done(cells):
+                    break
                 comparison.round(cell, arguments.seconds)
-        report(comparison)
-    if arguments.json:
-        plain = {
-            f"{size} {pool}": [{name: asdict(one[name]) for name in one} for one in rounds]
-            for (size, pool), rounds in comparison.rounds.items()
-        }
-        Path(arguments.json).write_text(json.dumps(plain, indent=1))
+        finally:  # also what was measured until Ctrl-C
+            report(comparison)
+            if arguments.json:
+                Path(arguments.json).write_text(as_json(comparison))
 
 
 if __name__ == "__main__":
