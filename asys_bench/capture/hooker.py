@@ -30,7 +30,7 @@ from asys_bench.capture.hooks.module_hooks import (
     TextInputHook,
     TextOutputHook,
 )
-from asys_bench.capture.hooks.own_hooks import LiveHook, keep_out, remove_hooks
+from asys_bench.capture.hooks.own_hooks import ForwardStandIn, LiveHook, keep_out, remove_hooks
 from asys_bench.capture.hooks.root_hook import ForwardCalls
 from asys_bench.capture.hooks.weight_rounds import WeightRounds, WeightStream
 from asys_bench.capture.labels import LabelSender
@@ -252,7 +252,11 @@ class ActivationHooker:
                 if stream.path is None and capture.direct is not not_direct:
                     hook_class = self._writer.producer.hook_class(OutputHook)
                 output = hook_class(stream, capture)
-                self._keep(output, module.register_forward_hook(output))
+                if hook_class is not OutputHook and self._may_stand_in(module):
+                    self._hooks.append(output)
+                    self._undo.append(ForwardStandIn(module, output).attach())
+                else:
+                    self._keep(output, module.register_forward_hook(output))
                 self._receive(stream.number, lambda x: capture.observe(x, stream.phase))
             case Kind.INPUT:
                 hook = InputHook(stream, capture)
@@ -273,6 +277,10 @@ class ActivationHooker:
                 self._register_on_parameter(stream, capture)
             case Kind.PARAMETER | Kind.UPDATE:
                 self._weights.append(WeightStream(stream, capture))
+
+    def _may_stand_in(self, module: torch.nn.Module) -> bool:
+        """Of a host with steps so short that torch's own way to a module's hooks counts."""
+        return not self._calls.counts_forwards and ForwardStandIn.fits(module)
 
     def _register_on_parameter(self, stream: HookStream, capture: Capture) -> None:
         parameter = stream.point.parameter

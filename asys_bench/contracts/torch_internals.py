@@ -130,6 +130,13 @@ AnyConvolution = nn.modules.conv._ConvNd
 AnyBatchNorm = nn.modules.batchnorm._BatchNorm
 """Base of all batch norms."""
 
+COMPILED_CALL = "_compiled_call_impl"
+"""Attribute of a module that `compile()` was called on; None before. Missing: taken for not compiled."""
+
+REPLICATION = "_replicate_for_data_parallel"
+"""Name of the method of a module that makes a replica of it, with a dictionary like its own.
+Missing: DataParallel has none, and nothing is replaced."""
+
 TORCHSCRIPT, SCRIPT_CONVERSION = _torchscript, "create_script_module"
 """Module and name of the function that converts a module to TorchScript (torch.jit._recursive).
 Missing: `torch.jit.script` of a hooked model fails on our hooks, as on any Python hook."""

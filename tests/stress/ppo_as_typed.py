@@ -20,8 +20,8 @@ rollout begins; before the last it is as full as it is when the callback is left
 
     nothing          SB3 alone, and a callback that does nothing
     optimizer watch  counts the optimizer's steps
-    empty hooks      two forward hooks that do nothing: torch's own way to a module that has one
-    hooks            ours in their place
+    stand-ins        the two modules' forward is called by ours, with a hook that does nothing
+    hooks            ours in its place
     step marks       the callback tells the clock each step
     labels           and keeps reward, done and action of it: all that the host runs
     workers          the same while the workers work
@@ -39,6 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,11 +47,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from asys_bench.callbacks.stable_baselines3 import ObserveCallback
+from asys_bench.capture.hooks.own_hooks import ForwardStandIn
 from asys_bench.harness.scenarios.alternation import signal_workers
 
 HOOKS = ["mlp_extractor.policy_net", "mlp_extractor.value_net"]
 VARIANTS = ("none", "empty", "bare_hooks", "hooks", "typed", "pinned")
-RUNGS = ("nothing", "optimizer watch", "empty hooks", "hooks", "step marks", "labels", "workers")
+RUNGS = ("nothing", "optimizer watch", "stand-ins", "hooks", "step marks", "labels", "workers")
 ROLLOUTS, STEPS = 10, 2048
 BLOCK_STEPS = 512
 SETTLING = 4
@@ -151,7 +153,7 @@ class Ladder(PPO):
     callback: Ours
     spent: dict[str, list[list[float]]]
     """Of each rung's rollouts: us of a step by the wall, of CPU time, and the rate that hooks sampled at."""
-    kept: dict[str, dict[int, Any]]
+    kept: dict[str, Any]
     plan: list[tuple[str, bool]]
     """(rung, whether it counts) of the rollouts to come, the next one last."""
     now: tuple[str, bool] = ("", False)
@@ -178,13 +180,13 @@ class Ladder(PPO):
         watch = observation._life._optimizers
         (watch.attach if rung >= RUNGS.index("optimizer watch") else watch.detach)()
         for name in HOOKS:
-            hooks = self.policy.get_submodule(name)._forward_hooks
-            kept = self.kept.setdefault(name, dict(hooks))
-            hooks.clear()
+            module = self.policy.get_submodule(name)
+            kept = self.kept.setdefault(name, vars(module)["forward"])
+            vars(module).pop("forward", None)
             if rung >= RUNGS.index("hooks"):
-                hooks.update(kept)
-            elif rung == RUNGS.index("empty hooks"):
-                hooks[-1] = _nothing
+                vars(module)["forward"] = kept
+            elif rung == RUNGS.index("stand-ins"):
+                vars(module)["forward"] = ForwardStandIn(module, _nothing)
         vars(ours).pop("_on_step", None)
         if rung < RUNGS.index("step marks"):
             ours._on_step = lambda: True  # type: ignore[method-assign]
@@ -212,9 +214,15 @@ def _let_drain(observation: Any) -> None:
     time.sleep(0.05)
 
 
+def middle(values: Sequence[float]) -> float:
+    """Mean of the middle half: what else the machine does lies outside."""
+    quarter = len(values) // 4
+    return statistics.mean(sorted(values)[quarter : len(values) - quarter])
+
+
 def parts(cycles: int) -> dict[str, Any]:
-    """Medians of each rung, and what each adds to the one before: together what the last one costs more than
-    the first."""
+    """What a step costs on each rung, and what that adds to the one before: together what the last one costs
+    more than the first."""
     random.seed(0)
     each = len(RUNGS) + SETTLING
     with tempfile.TemporaryDirectory() as folder:
@@ -226,7 +234,7 @@ def parts(cycles: int) -> dict[str, Any]:
     told: dict[str, Any] = {}
     before: list[float] = []
     for rung, spent in model.spent.items():
-        wall, cpu, rate = (statistics.median(one) for one in zip(*spent, strict=True))
+        wall, cpu, rate = (middle(one) for one in zip(*spent, strict=True))
         adds = [wall - before[0], cpu - before[1]] if before else [0.0, 0.0]
         before = [wall, cpu]
         told[rung] = {

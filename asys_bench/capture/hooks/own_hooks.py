@@ -8,7 +8,8 @@ ours. So while hooks are attached (`KeepOut`)
 - `torch.nn.Module.__getstate__` leaves our hooks out of what `copy` and `pickle` take;
 - a TorchScript conversion finds the modules without them.
 
-The same holds for a method that we put on one module alone (`StandIn`).
+The same holds for a method that we put on one module alone (`StandIn`). Replicas that DataParallel makes of a
+module have their own forward, and our hook beside it (`ForwardStandIn`).
 
 A class that copies its dictionaries by itself (FX graph modules, parametrised modules) takes our hooks
 along. In such a copy they do nothing (`InertHook`), and a pickled one needs nothing of this package to be
@@ -26,8 +27,10 @@ from typing import Any
 import torch
 
 from asys_bench.contracts.torch_internals import (
+    COMPILED_CALL,
     HOOK_DICTIONARIES,
     HOOK_FLAGS,
+    REPLICATION,
     SCRIPT_CONVERSION,
     TORCHSCRIPT,
 )
@@ -82,6 +85,49 @@ class StandIn:
             state[name] = self._before
 
 
+class ForwardStandIn(StandIn):
+    """Calls a forward hook of ours from the module's own `forward`: torch takes a longer way to a module that
+    has a hook, which costs a small one more than what the hook does."""
+
+    def __init__(self, module: torch.nn.Module, hook: Callable[..., None]) -> None:
+        super().__init__(module, "forward", module.forward)
+        self.module, self.hook = module, hook
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._call(*args, **kwargs)
+        self.hook(self.module, args, output)
+        return output
+
+    @staticmethod
+    def fits(module: torch.nn.Module) -> bool:
+        """Whether nobody else has put anything between a call of `module` and its class's forward."""
+        kind, own = type(module), vars(module)
+        return (
+            kind.__call__ is torch.nn.Module.__call__
+            and not isinstance(module, torch.jit.ScriptModule)
+            and "forward" not in own
+            and own.get(COMPILED_CALL) is None
+            and not any(own.get(name) for name in HOOK_DICTIONARIES)
+        )
+
+    def attach(self) -> Callable[[], None]:
+        """Take the place of the module's forward; returns what undoes it."""
+        vars(self.module)["forward"] = self
+
+        def undo() -> None:
+            if vars(self.module).get("forward") is self:  # else somebody has wrapped it meanwhile
+                del vars(self.module)["forward"]
+
+        return undo
+
+    def leave_replica(self, replica: torch.nn.Module) -> None:
+        """A replica of the module computes with parameters of its own."""
+        self.leave(vars(replica), "forward")
+        name = HOOK_DICTIONARIES[0]
+        theirs = vars(replica)[name]  # the module's, too
+        vars(replica)[name] = type(theirs)([*theirs.items(), (id(self), self.hook)])
+
+
 def is_ours(hook: object) -> bool:
     """Whether a hook is one of ours, alive or in a copy."""
     return isinstance(hook, LiveHook | InertHook)
@@ -114,6 +160,7 @@ class KeepOut:
             if self._users == 1:
                 self._undo = [
                     replace(torch.nn.Module, "__getstate__", _state_without),
+                    replace(torch.nn.Module, REPLICATION, _replicate_without),
                     replace(TORCHSCRIPT, SCRIPT_CONVERSION, _convert_without),
                 ]
 
@@ -159,6 +206,17 @@ def _state_without(original: Callable[..., Any]) -> Callable[..., Any]:
     return __getstate__
 
 
+def _replicate_without(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _replicate_for_data_parallel(module: torch.nn.Module) -> torch.nn.Module:
+        replica: torch.nn.Module = original(module)
+        forward = vars(replica).get("forward")
+        if isinstance(forward, ForwardStandIn):
+            forward.leave_replica(replica)
+        return replica
+
+    return _replicate_for_data_parallel
+
+
 def _without_ours(state: dict[str, Any]) -> dict[str, Any]:
     """`state` itself when nothing of ours is in it."""
     for name in [name for name, value in state.items() if isinstance(value, StandIn)]:
@@ -191,7 +249,12 @@ def _convert_without(original: Callable[..., Any]) -> Callable[..., Any]:
 def _hidden(model: torch.nn.Module) -> Iterator[None]:
     """The modules of `model` without our hooks; afterwards they are where they were, in their order."""
     hidden: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    methods: list[tuple[dict[str, Any], str, StandIn]] = []
     for module in model.modules():
+        own = vars(module)
+        for name in [name for name, value in own.items() if isinstance(value, StandIn)]:
+            methods.append((own, name, own[name]))
+            own[name].leave(own, name)
         for name in HOOK_DICTIONARIES:
             held = vars(module).get(name)
             numbers = _numbers_of(held, is_ours)
@@ -207,6 +270,8 @@ def _hidden(model: torch.nn.Module) -> Iterator[None]:
             held.clear()
             held.update(before)
             held.update(added)
+        for own, name, method in methods:
+            own[name] = method
 
 
 def _numbers_of(held: Any, is_meant: Callable[[object], bool]) -> list[int]:
