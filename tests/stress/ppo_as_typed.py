@@ -181,8 +181,8 @@ class Ladder(PPO):
         (watch.attach if rung >= RUNGS.index("optimizer watch") else watch.detach)()
         for name in HOOKS:
             module = self.policy.get_submodule(name)
-            kept = self.kept.setdefault(name, vars(module)["forward"])
-            vars(module).pop("forward", None)
+            now = vars(module).pop("forward", None)
+            kept = self.kept.setdefault(name, now)
             if rung >= RUNGS.index("hooks"):
                 vars(module)["forward"] = kept
             elif rung == RUNGS.index("stand-ins"):
