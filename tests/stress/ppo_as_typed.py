@@ -227,7 +227,10 @@ def parts(cycles: int) -> dict[str, Any]:
     each = len(RUNGS) + SETTLING
     with tempfile.TemporaryDirectory() as folder:
         model = Ladder("MlpPolicy", "CartPole-v1", n_steps=BLOCK_STEPS, device="cpu", seed=1)
-        model.callback, model.kept = observing(folder, kind=Ours), {}
+        patient = {
+            "watchdog.heartbeat_timeout_s": 120
+        }  # workers stand still for as long as it takes
+        model.callback, model.kept = observing(folder, kind=Ours, **patient), {}
         model.plan = [(RUNGS[-1], False)] * each  # at first nobody knows the rate
         model.spent = {rung: [] for rung in RUNGS}
         model.learn(BLOCK_STEPS * each * (1 + cycles) + 1, callback=model.callback)
