@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +125,15 @@ def observed_training() -> dict[str, Any]:
 
 
 def sae_step() -> dict[str, Any]:
-    """Rows a second of TopK training steps, d 4096, F 65,536, k 64, batches of 4,096; peers beside."""
+    """Rows a second of TopK training steps, d 4096, F 65,536, k 64, batches of 4,096; peers beside, and
+    ours with an encoder product in float32."""
     width, features, k, rows = (4096, 65_536, 64, 4096) if REAL else (32, 128, 4, 64)
     found: dict[str, Any] = {"width": width, "features": features, "k": k, "batch_rows": rows}
     steps = 30 if REAL else 2
-    for name, make in (("asys", _asys), ("sparsify", _sparsify), ("sae_lens", _sae_lens)):
-        if name != "asys" and importlib.util.find_spec(name) is None:
+    contenders = {"asys": _asys, "asys float32": partial(_asys, dtype="float32"),
+                  "sparsify": _sparsify, "sae_lens": _sae_lens}  # fmt: skip
+    for name, make in contenders.items():
+        if not name.startswith("asys") and importlib.util.find_spec(name) is None:
             found[name] = {"unavailable": f"{name} is not carried"}
             continue
         try:
@@ -138,6 +142,34 @@ def sae_step() -> dict[str, Any]:
             found[name] = {"failed": f"{type(error).__name__}: {error}"}
         if REAL:
             torch.cuda.empty_cache()
+    return found
+
+
+def sae_parts() -> dict[str, Any]:
+    """Milliseconds of what could be done otherwise in such a step, each way: the encoder's product in
+    float32 and in bfloat16, the k largest in one stage and in two, decoding by weights in float32 and in
+    bfloat16 (which a float32 master would have to be rounded to in each step)."""
+    from asys_bench.sae.kernels import torch_kernels
+
+    width, features, k, rows = (4096, 65_536, 64, 2048) if REAL else (32, 256, 4, 64)
+    x_BD, W_FD = (torch.randn(n, width, device=DEVICE) for n in (rows, features))
+    short = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+    tables = {dtype: W_FD.to(dtype) for dtype in short}
+    b_F = torch.zeros(features, device=DEVICE)
+    pre_BF = torch_kernels.product(x_BD, tables[torch.bfloat16], b_F)
+    codes = torch_kernels.top_k(x_BD, W_FD, b_F, k, tables[torch.bfloat16])
+    found: dict[str, Any] = {"width": width, "features": features, "k": k, "batch_rows": rows}
+    for dtype, name in short.items():
+        table_FD, value_N = tables[dtype], codes.value_N.to(dtype)
+        found[f"product_{name}_ms"] = _ms(lambda t=table_FD: torch_kernels.product(x_BD, t, b_F))
+        found[f"decode_{name}_ms"] = _ms(
+            lambda t=table_FD, v=value_N: torch_kernels.decode(codes, v, t)
+        )
+    found["round_weights_ms"] = _ms(lambda: tables[torch.bfloat16].copy_(W_FD))
+    for staged, name in ((False, "one_stage"), (True, "two_stages")):
+        found[f"largest_{name}_ms"] = _ms(
+            lambda s=staged: torch_kernels.largest(pre_BF, k, staged=s)
+        )
     return found
 
 
@@ -172,7 +204,7 @@ def shared_gpu() -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     part.__name__: part
-    for part in (tests, hook_cost, ring_fill, observed_training, sae_step, shared_gpu)
+    for part in (tests, hook_cost, ring_fill, observed_training, sae_step, sae_parts, shared_gpu)
 }
 """Most important first."""
 SECONDS = {"tests": 200, "observed_training": 120, "sae_step": 120, "shared_gpu": 90}
@@ -197,7 +229,7 @@ def train_beside() -> None:
 # Contenders of `sae_step`.
 
 
-def _trainer(device: Any, width: int, features: int, k: int, rows: int) -> Any:
+def _trainer(device: Any, width: int, features: int, k: int, rows: int, dtype: Any = "auto") -> Any:
     from asys_bench.sae import SAEConfig, SAETrainer
 
     config = SAEConfig(
@@ -207,6 +239,7 @@ def _trainer(device: Any, width: int, features: int, k: int, rows: int) -> Any:
         buffer_rows=4 * rows,
         held_out_fraction=0.0,
         passes=1000,
+        dtype=dtype,
     )
     trainer = SAETrainer(config, device=device)
     for _ in range(4):
@@ -218,16 +251,25 @@ def _feed(trainer: Any, width: int, rows: int) -> None:
     trainer.ingest(torch.randn(rows, width), (0, 0, trainer.metrics.rows_ingested))
 
 
-def _asys(width: int, features: int, k: int, rows: int, steps: int) -> dict[str, Any]:
+def _asys(
+    width: int, features: int, k: int, rows: int, steps: int, dtype: str = "auto"
+) -> dict[str, Any]:
     with machine.training_device() as device:
-        trainer = _trainer(device, width, features, k, rows)
+        trainer = _trainer(device, width, features, k, rows, dtype)
         trainer.train(max_steps=3)
         machine.finish()
         began = time.perf_counter()
         done = trainer.train(max_steps=steps)
         machine.finish()
         took = time.perf_counter() - began
-        return {"rows_per_s": done * rows / took, "kernels": trainer._hook.learner.kernels.name}
+        kernels = trainer._hook.learner.kernels
+        stages = "two" if kernels.staged else "one"
+        return {"rows_per_s": done * rows / took, "kernels": kernels.name, "stages": stages}
+
+
+def _ms(work: Callable[[], object]) -> float:
+    work()
+    return 1e3 * statistics.median(machine.seconds(work) for _ in range(10 if REAL else 1))
 
 
 def _autograd(

@@ -25,7 +25,7 @@ class GroupKernels(SparseKernels):
 
     def __init__(self, own: SparseKernels, ranks: Ranks, k: int) -> None:
         super().__init__(rough=own.rough)
-        self.name, self.measured = own.name, own.measured
+        self.name, self.measured, self.staged = own.name, own.measured, own.staged
         self._own, self._ranks, self._k = own, ranks, k
         for name in _OWN:
             setattr(self, name, getattr(own, name))

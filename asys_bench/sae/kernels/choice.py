@@ -2,8 +2,9 @@
 
 Both do the parts that Triton has, on made-up codes of the SAE's own width and batch and at most
 `FEATURES` features, a few times each. A Triton that is not installed, does not compile or does not give
-torch's results is not taken; the log says so. What was chosen is kept in checkpoints, so that a resumed
-training goes on with the same bits.
+torch's results is not taken; the log says so. In the same way the k largest of a row are found in one stage
+or in two (`torch_kernels.largest`). What was chosen is kept in checkpoints, so that a resumed training goes
+on with the same bits.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from typing import Any
 import torch
 
 from asys_bench.sae.kernels.sparse_codes import SparseCodes
-from asys_bench.sae.kernels.sparse_kernels import SparseKernels
+from asys_bench.sae.kernels.sparse_kernels import SparseKernels, rows_at_once
+from asys_bench.sae.kernels.torch_kernels import CANDIDATES_BEYOND_K, largest
 
 log = logging.getLogger(__name__)
 FEATURES = 8192
 TIMES = 5
 TOLERANCE = 1e-4
+Clock = Callable[[Callable[[], Any]], float]
+"""Seconds that a call keeps the device busy."""
 _SETTINGS = (0.9, 0.999, 1e-8, 1.0)
 
 
@@ -41,11 +45,48 @@ def faster_kernels(
     features: int,
     k: int,
     device: torch.device,
-    clock: Callable[[Callable[[], Any]], float],
+    clock: Clock,
     *,
     rough: bool,
 ) -> SparseKernels:
-    """See the module docstring. clock: seconds that a call keeps the device busy."""
+    """See the module docstring."""
+    kernels = _faster_products(rows, width, features, k, device, clock, rough=rough)
+    wanted = min(features, k + CANDIDATES_BEYOND_K if rough else k)
+    kernels.staged = _two_stages_are_faster(rows, features, wanted, device, clock)
+    return kernels
+
+
+def _two_stages_are_faster(
+    rows: int, features: int, k: int, device: torch.device, clock: Clock
+) -> bool:
+    """On as many random pre-activations as a step has at once."""
+    generator = torch.Generator(device).manual_seed(0)
+    shape = min(rows, rows_at_once(features)), features
+    pre_BF = torch.randn(*shape, generator=generator, device=device)
+
+    def seconds(staged: bool) -> float:
+        largest(pre_BF, k, staged=staged)
+        return statistics.median(
+            clock(lambda: largest(pre_BF, k, staged=staged)) for _ in range(TIMES)
+        )
+
+    one, two = seconds(False), seconds(True)
+    log.info(
+        "the k largest of a row take %.2f ms in one stage, %.2f ms in two", 1e3 * one, 1e3 * two
+    )
+    return two < one
+
+
+def _faster_products(
+    rows: int,
+    width: int,
+    features: int,
+    k: int,
+    device: torch.device,
+    clock: Clock,
+    *,
+    rough: bool,
+) -> SparseKernels:
     torchs = named_kernels("torch", rough=rough)
     torchs.measured = True
     if find_spec("triton") is None:

@@ -39,6 +39,8 @@ class SparseKernels:
     name = "torch"
     measured = False
     """They were chosen by their speed here, and a resumed training keeps them."""
+    staged = False
+    """The k largest are found in two stages (`torch_kernels.largest`): chosen by its speed, too."""
 
     def __init__(self, *, rough: bool = False) -> None:
         self.rough = rough
@@ -51,8 +53,8 @@ class SparseKernels:
         """The k largest pre-activations `x W_enc^T + b` of each row, also those <= 0."""
         rough_FD = W_enc_FD.bfloat16() if self.rough else None
         parts = [
-            torch_kernels.top_k(rows_BD, W_enc_FD, b_F, k, rough_FD)
-            for rows_BD in torch.split(x_BD, _rows_at_once(b_F))
+            torch_kernels.top_k(rows_BD, W_enc_FD, b_F, k, rough_FD, staged=self.staged)
+            for rows_BD in torch.split(x_BD, rows_at_once(len(b_F)))
         ]
         return torch_kernels.joined(parts)
 
@@ -67,7 +69,7 @@ class SparseKernels:
         """All pairs whose pre-activation exceeds `floor_F`; None when they are more than `most`."""
         rough_FD = W_enc_FD.bfloat16() if self.rough else None
         parts: list[SparseCodes] = []
-        for rows_BD in torch.split(x_BD, _rows_at_once(b_F)):
+        for rows_BD in torch.split(x_BD, rows_at_once(len(b_F))):
             found = torch_kernels.above(rows_BD, W_enc_FD, b_F, floor_F, most, rough_FD)
             if found is None:
                 return None
@@ -207,8 +209,9 @@ class SparseKernels:
         return finite
 
 
-def _rows_at_once(b_F: torch.Tensor) -> int:
-    return max(1, BLOCK_BYTES // (4 * len(b_F)))
+def rows_at_once(features: int) -> int:
+    """Rows whose pre-activations exist at once."""
+    return max(1, BLOCK_BYTES // (4 * features))
 
 
 def best_of_batch(

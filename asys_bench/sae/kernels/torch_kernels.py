@@ -17,6 +17,8 @@ from asys_bench.sae.kernels.sparse_codes import FeatureMajor, Reconstruction, Sp
 
 CANDIDATES_BEYOND_K = 8
 """Features that a bfloat16 product proposes beyond k, for float32 values to choose from."""
+LEAST_GROUP = 4
+"""Columns of a group below which `largest` saves nothing."""
 
 
 def gather_dot(codes: SparseCodes, left_BD: torch.Tensor, table_FD: torch.Tensor) -> torch.Tensor:
@@ -44,18 +46,46 @@ def product(x_BD: torch.Tensor, table_FD: torch.Tensor, b_F: torch.Tensor) -> to
     return (x_BD.to(table_FD.dtype) @ table_FD.t()).to(x_BD.dtype).add_(b_F)
 
 
+def largest(pre_BF: torch.Tensor, k: int, *, staged: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values, columns) [B, k] of the k largest entries of each row, in any order; a NaN is the largest.
+
+    staged: the columns are groups, and the k groups with the largest maxima hold k largest entries: a
+    group that is left out has none above the k-th, for k maxima are as large as its own. One pass over
+    [B, F], and `torch.topk`, which on a GPU takes several, sees about sqrt(F k) columns twice. Of equal
+    entries it may keep others.
+    """
+    rows, features = pre_BF.shape
+    size = 1 << ((features // k).bit_length() // 2)
+    if not staged or size < LEAST_GROUP:
+        value_BK, index_BK = torch.topk(pre_BF, k, dim=1, sorted=False)
+        return value_BK, index_BK
+    groups = features // size
+    whole = groups * size
+    best_BG = pre_BF[:, :whole].view(rows, size, groups).amax(1)
+    group_BK = torch.topk(best_BG, k, dim=1, sorted=False).indices
+    member_S = torch.arange(0, whole, groups, device=pre_BF.device)
+    column_BC = (group_BK.unsqueeze(2) + member_S).flatten(1)
+    left_over_L = torch.arange(whole, features, device=pre_BF.device)
+    column_BC = torch.cat([column_BC, left_over_L.expand(rows, -1)], 1)
+    value_BK, place_BK = torch.topk(pre_BF.gather(1, column_BC), k, dim=1, sorted=False)
+    return value_BK, column_BC.gather(1, place_BK)
+
+
 def top_k(
     x_BD: torch.Tensor,
     W_enc_FD: torch.Tensor,
     b_F: torch.Tensor,
     k: int,
     rough_FD: torch.Tensor | None = None,
+    *,
+    staged: bool = False,
 ) -> SparseCodes:
-    """The k largest pre-activations of each row. rough_FD: W_enc in bfloat16, to propose them by."""
+    """The k largest pre-activations of each row. rough_FD: W_enc in bfloat16, to propose them by.
+    staged: see `largest`."""
     d_sae, rough = len(b_F), rough_FD is not None
     pre_BF = product(x_BD, W_enc_FD if rough_FD is None else rough_FD, b_F)
     wanted = min(d_sae, k + CANDIDATES_BEYOND_K) if rough else k
-    value_BK, index_BK = torch.topk(pre_BF, wanted, dim=1, sorted=False)
+    value_BK, index_BK = largest(pre_BF, wanted, staged=staged)
     index_BK, order_BK = index_BK.sort(1)
     if rough:
         candidates = _uniform(index_BK, value_BK, d_sae)

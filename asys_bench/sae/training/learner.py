@@ -276,6 +276,15 @@ class Learner:
             least_active=least_active,
         )
 
+    def _take_kernels(self, state: StateDict) -> None:
+        """Those that this training was begun with."""
+        name = "triton" if number_of(state, "triton") else "torch"
+        staged = "staged" in state and number_of(state, "staged") != 0
+        if (name, staged) != (self.kernels.name, self.kernels.staged):
+            kernels = named_kernels(name, rough=self.kernels.rough)
+            kernels.measured, kernels.staged = True, staged
+            self.kernels = self.adam.kernels = self._over_ranks(kernels)
+
     def _over_ranks(self, kernels: SparseKernels) -> SparseKernels:
         if self._ranks.size == 1:
             return kernels
@@ -337,6 +346,7 @@ class Learner:
         }
         if self.kernels.measured:
             state["triton"] = int(self.kernels.name == "triton")
+            state["staged"] = int(self.kernels.staged)
         for name, scaling in self.scaling.parts.items():
             state[f"scale{name}"], state[f"center{name}"] = scaling.scale, scaling.center_D
         return state | self._weights_state()
@@ -346,11 +356,7 @@ class Learner:
         """Raises ValueError (missing entry) or RuntimeError (wrong shape)."""
         self._load_weights(state)
         if self.kernels.measured and "triton" in state:
-            name = "triton" if number_of(state, "triton") else "torch"
-            if name != self.kernels.name:
-                kernels = named_kernels(name, rough=self.kernels.rough)
-                kernels.measured = True
-                self.kernels = self.adam.kernels = self._over_ranks(kernels)
+            self._take_kernels(state)
         parts = {
             name: InputScaling(
                 number_of(state, f"scale{name}"), tensor_of(state, f"center{name}").clone()

@@ -45,13 +45,16 @@ def test_a_part_runs_on_the_simulated_gpu_and_gives_no_figure(tmp_path: Path) ->
 @pytest.mark.rest
 @pytest.mark.timeout(600)
 def test_every_part_but_the_tests_runs_to_its_end(tmp_path: Path) -> None:
-    names = "hook_cost,observed_training,sae_step,shared_gpu"
+    names = "hook_cost,observed_training,sae_step,sae_parts,shared_gpu"
     code, found = _measure(tmp_path, "--parts", names, "--seconds", "240")
     assert code == 0, found
     assert ",".join(found["parts"]) == names
-    kept = {n: p["figures"] for n, p in found["parts"].items() if n != "sae_step"}
+    kept = {n: p["figures"] for n, p in found["parts"].items() if not n.startswith("sae_")}
     assert _numbers(kept) == []
-    assert found["parts"]["sae_step"]["figures"]["asys"]["rows_per_s"] == "unmeasured: no GPU here"
+    steps, pieces = (found["parts"][name]["figures"] for name in ("sae_step", "sae_parts"))
+    for name in ("asys", "asys float32"):
+        assert steps[name]["rows_per_s"] == "unmeasured: no GPU here"
+    assert {v for n, v in pieces.items() if n.endswith("_ms")} == {"unmeasured: no GPU here"}
 
 
 @pytest.mark.rest

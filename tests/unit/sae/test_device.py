@@ -333,14 +333,40 @@ def test_kernels_are_chosen_by_their_speed_where_they_are_right(
     assert (found.name, found.rough, found.measured) == (chosen, True, True)
 
 
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_the_largest_are_found_in_the_faster_way(
+    share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    found = choice.faster_kernels(16, 8, 320, 3, torch.device("cpu"), _Clock(share), rough=False)
+    assert (found.name, found.staged, found.measured) == ("torch", share < 1, True)
+
+
+def test_the_largest_in_two_stages_train_the_same(tmp_path: Path) -> None:
+    class Staged(SimulatedGpu):
+        def kernels(self, config: SAEConfig, sae: SparseAutoencoder) -> SparseKernels:
+            made = super().kernels(config, sae)
+            made.staged = True
+            return made
+
+    rows, config = rows_for("topk"), _config("topk", k=3)
+    here = SAETrainer(config, device=TorchOnCpu())
+    _ingest(here, rows, 0, 6)
+    with Staged() as gpu:
+        there = SAETrainer(config, device=gpu)
+        _ingest(there, rows, 0, 6)
+        assert there.steps == here.steps > 12
+        assert _saved(there, tmp_path / "there") == _saved(here, tmp_path / "here")
+
+
 def test_a_resumed_training_keeps_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock may say something else the next time, and other kernels are other bits."""
 
-    def device(kernels: type[SparseKernels]) -> TrainingDevice:
+    def device(kernels: type[SparseKernels], *, staged: bool = False) -> TrainingDevice:
         class Measured(TrainingDevice):
             def kernels(self, config: SAEConfig, sae: SparseAutoencoder) -> SparseKernels:
                 made = kernels()
-                made.measured = True
+                made.measured, made.staged = True, staged
                 return made
 
         return Measured()
@@ -355,3 +381,9 @@ def test_a_resumed_training_keeps_its_kernels(monkeypatch: pytest.MonkeyPatch) -
     assert after.kernels.name == after.adam.kernels.name == "triton"
     before.load_state_dict(Learner(config, D).state_dict())  # of a CPU: nothing was chosen
     assert before.kernels.name == "triton"
+    staged = Learner(config, D, device=device(_NearTorch, staged=True))
+    after.load_state_dict(staged.state_dict())
+    assert after.kernels.staged
+    earlier = {n: v for n, v in before.state_dict().items() if n != "staged"}
+    after.load_state_dict(earlier)  # of a version that had one stage alone
+    assert not after.kernels.staged
