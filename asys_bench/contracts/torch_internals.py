@@ -271,9 +271,10 @@ def tensor_probes() -> tuple[tuple[torch.Tensor, int, int], ...]:
         return ()
 
 
-def cpu_has_amx() -> bool:
-    """Whether bfloat16 matrix products run on AMX tiles (torch.cpu._is_amx_tile_supported)."""
-    return torch.cpu._is_amx_tile_supported()
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether bfloat16 matrix products run on AMX tiles or on AVX512_BF16, which multiplies two pairs at a
+    time (torch.cpu._is_amx_tile_supported, torch.cpu._is_avx512_bf16_supported)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 NLL_LOSS = ("NllLossBackward0", "NllLoss2DBackward0")

@@ -5,7 +5,8 @@ zeroes megabytes. Other dtypes, and an install without a compiler, take torch's 
 
 The encoder's product is the one dense part. It runs block by block, so that a block's
 pre-activations are still in the cache when features are picked from them and [B, F] never exists.
-In bfloat16 (`rough`) it only proposes candidates; values, and the choice between candidates, are
+In bfloat16 (`rough`) it only proposes candidates, all that the choice by float32 values may fall on
+(select.cpp has the bound); values, and the choice between candidates, are
 float32.
 """
 
@@ -28,7 +29,10 @@ from asys_bench.sae.kernels.sparse_codes import (
 from asys_bench.sae.kernels.sparse_kernels import Settings, SparseKernels
 
 BLOCK_BYTES = 4 << 20
-"""Pre-activations of one block of rows."""
+"""Pre-activations of one block of rows: what stays in a cache."""
+BLOCK_ROWS = 256
+"""Rows of a block at least: with fewer the product waits for weights (d 768, F 24,576, float32: 42 rows
+740 us a row, 256 rows 444 us, of which a pass over pre-activations beyond the cache takes 10)."""
 LEAST_ROWS = 32
 """Rows below which a range is not split further."""
 
@@ -119,15 +123,16 @@ class CompiledKernels(SparseKernels):
         rows, width = x_BD.shape
         d_sae = len(b_F)
         itemsize = 2 if self.rough else 4
-        per_block = max(LEAST_ROWS, BLOCK_BYTES // (d_sae * itemsize))
+        per_block = max(BLOCK_ROWS, BLOCK_BYTES // (d_sae * itemsize))
         waves = -(-rows // (per_block * self._threads.count))
         parts = waves * self._threads.count
         edges = sorted({rows * index // parts for index in range(parts + 1)})
         blocks = list(itertools.pairwise(edges))
         left_BD, table_FD = x_BD, W_enc_FD
+        input_2B = weight_2F = None
         if self.rough:
-            left_BD = self.buffer("rough_rows", x_BD.shape, torch.bfloat16).copy_(x_BD)
-            table_FD = self.buffer("rough_table", W_enc_FD.shape, torch.bfloat16).copy_(W_enc_FD)
+            left_BD, input_2B = self._roughened(x_BD, "rows")
+            table_FD, weight_2F = self._roughened(W_enc_FD, "table")
 
         def work(slot: int, first: int, last: int) -> int:
             out = self.buffer(f"product{slot}", (last - first, d_sae), left_BD.dtype)
@@ -136,6 +141,7 @@ class CompiledKernels(SparseKernels):
             source = x_BD.data_ptr() + first * width * 4
             product = (
                 exact, rough, b_F.data_ptr(), last - first, d_sae, source, W_enc_FD.data_ptr(), width,
+                *_pointers(input_2B, first), *_pointers(weight_2F, 0),
             )  # fmt: skip
             return pick(first, last, product, slot) or 0
 
@@ -145,6 +151,19 @@ class CompiledKernels(SparseKernels):
                 for slot, (first, last) in enumerate(blocks[wave : wave + self._threads.count])
             ]
             yield sum(self._threads.run(tasks))
+
+    def _roughened(self, rows_RD: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the rows in bfloat16, bounds on their norms and on the norms of what rounding took,
+        float32[2, R])."""
+        module = self._native
+        assert module is not None
+        rows, width = rows_RD.shape
+        out_RD = self.buffer(f"rough_{name}", rows_RD.shape, torch.bfloat16)
+        bounds_2R = self.buffer(f"rough_{name}_bounds", (2, rows))
+        outputs = [t.data_ptr() for t in (out_RD, *bounds_2R)]
+        source = rows_RD.data_ptr()
+        self._share(rows, lambda first, last: module.roughen(source, width, first, last, *outputs))
+        return out_RD, bounds_2R
 
     # Decoding and its gradients.
 
@@ -358,6 +377,14 @@ def _decoder(
 ) -> tuple[int, ...]:
     tensors = (codes.offset_B, codes.feature_N, value_N, W_dec_FD, target_BD, scale_B)
     return (*(tensor.data_ptr() for tensor in tensors), target_BD.shape[1])
+
+
+def _pointers(bounds_2R: torch.Tensor | None, first: int) -> tuple[int, int]:
+    """Of the two rows of bounds from row `first` on; null where there are none."""
+    if bounds_2R is None:
+        return 0, 0
+    norm, miss = (bound_R.data_ptr() + first * 4 for bound_R in bounds_2R)
+    return norm, miss
 
 
 def _bound(function: Callable[..., T], *arguments: int) -> Callable[[], T]:

@@ -11,6 +11,7 @@ from asys_bench.sae import SparseKernels
 from asys_bench.sae.kernels import native, sparse_kernels
 from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
 from asys_bench.sae.kernels.sparse_codes import SparseCodes
+from asys_bench.sae.kernels.torch_kernels import largest
 
 COMPILED = [
     pytest.param(False, id="torch"),
@@ -93,6 +94,80 @@ def test_a_bfloat16_product_proposes_and_float32_decides(compiled: bool) -> None
     assert (rough.feature_N == feature_N).float().mean() > 0.999
     same = rough.feature_N == feature_N
     close(rough.value_N[same], exact.value_N[same], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="built without a compiler")
+@settings(max_examples=60, deadline=None)
+@given(
+    **sizes,
+    size=st.sampled_from([1e-3, 1.0, 100.0]),
+    apart=st.sampled_from([1e-3, 1e-2, 1.0]),
+    data=st.data(),
+)
+def test_a_bfloat16_product_loses_no_feature(
+    rows: int,
+    features: int,
+    width: int,
+    seed: int,
+    threads: int,
+    size: float,
+    apart: float,
+    data: st.DataObject,
+) -> None:
+    """However near to each other pre-activations are, and however large: what bfloat16 cannot tell apart is
+    left to float32."""
+    k = data.draw(st.integers(1, features))
+    x_BD, W_FD, b_F = _tensors(seed, (rows, width), (features, width), (features,))
+    x_BD, b_F, W_FD = x_BD * size, b_F * size * apart, W_FD[:1] + apart * W_FD
+    pre_BF = x_BD.double() @ W_FD.double().t() + b_F.double()
+    reach_B1 = x_BD.norm(dim=1, keepdim=True).double() * float(W_FD.norm(dim=1).max())
+    rounding_B1 = 2**-23 * ((width + 2) * reach_B1 + float(b_F.abs().max()))
+    kernels = _kernels(threads, rough=True)
+    index_BK = kernels.top_k(x_BD, W_FD, b_F, k).feature_N.view(rows, k).long()
+    kept_BF = torch.zeros_like(pre_BF, dtype=torch.bool).scatter_(1, index_BK, True)
+    least_B1 = pre_BF.gather(1, index_BK).amin(1, keepdim=True)
+    assert (kept_BF | (pre_BF <= least_B1 + rounding_B1)).all()
+    floor_F = pre_BF.float().median(0).values
+    codes = kernels.above(x_BD, W_FD, b_F, floor_F)
+    assert codes is not None
+    found_BF = torch.zeros_like(kept_BF)
+    found_BF[codes.row_N, codes.feature_N.long()] = True
+    assert (found_BF | (pre_BF <= floor_F + rounding_B1)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 9),
+    features=st.integers(1, 700),
+    share=st.floats(0, 1),
+    levels=st.sampled_from([2, 5, 1 << 20]),
+    bad=st.integers(0, 9),
+    seed=st.integers(0, 1000),
+)
+def test_the_largest_in_two_stages_are_those_of_one(
+    rows: int, features: int, share: float, levels: int, bad: int, seed: int
+) -> None:
+    """Ties, NaN and infinities among them."""
+    generator = torch.Generator().manual_seed(seed)
+    pre_BF = torch.randint(-levels, levels, (rows, features), generator=generator).float()
+    for value in (math.nan, math.inf, -math.inf):
+        pre_BF.view(-1)[torch.randint(rows * features, (bad,), generator=generator)] = value
+    k = 1 + int(share**4 * (features - 1))
+    value_BK, index_BK = largest(pre_BF, k, staged=True)
+    wanted_BK = torch.topk(pre_BF, k, dim=1).values
+    close(value_BK.sort(1, descending=True).values, wanted_BK, rtol=0, atol=0, equal_nan=True)
+    close(pre_BF.gather(1, index_BK), value_BK, rtol=0, atol=0, equal_nan=True)
+    assert (index_BK.sort(1).values.diff(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("rough", [False, True])
+def test_top_k_in_two_stages_has_the_same_codes(rough: bool) -> None:
+    x_BD, W_FD, b_F = _tensors(11, (30, 12), (700, 12), (700,))
+    one, two = SparseKernels(rough=rough), SparseKernels(rough=rough)
+    two.staged = True
+    codes = [kernels.top_k(x_BD, W_FD, b_F, 5) for kernels in (one, two)]
+    assert torch.equal(codes[0].feature_N, codes[1].feature_N)
+    assert torch.equal(codes[0].value_N, codes[1].value_N)
 
 
 @pytest.mark.parametrize("compiled", COMPILED)
@@ -289,8 +364,11 @@ def test_rows_are_centred_and_scaled(compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("compiled", COMPILED)
-def test_non_finite_pre_activations_give_a_non_finite_error_and_no_crash(compiled: bool) -> None:
-    kernels = _kernels(compiled=compiled)
+@pytest.mark.parametrize("rough", [False, True])
+def test_non_finite_pre_activations_give_a_non_finite_error_and_no_crash(
+    rough: bool, compiled: bool
+) -> None:
+    kernels = _kernels(rough=rough, compiled=compiled)
     x_BD, W_FD, b_F = _tensors(3, (8, 5), (64, 5), (64,))
     x_BD[2] = math.nan
     x_BD[3, 0] = math.inf

@@ -1,11 +1,15 @@
 """Types of the compiled module (bindings.cpp). Pointers are integers; 0 is null."""
 
+def roughen(
+    source: int, width: int, first: int, last: int, out: int, norm: int, miss: int
+) -> None: ...
 def top_k(
     exact: int, rough: int, bias: int, rows: int, features: int, input: int, weight: int, width: int,
-    k: int, feature: int, value: int,
+    input_norm: int, input_miss: int, weight_norm: int, weight_miss: int, k: int, feature: int, value: int,
 ) -> None: ...  # fmt: skip
 def above(
     exact: int, rough: int, bias: int, rows: int, features: int, input: int, weight: int, width: int,
+    input_norm: int, input_miss: int, weight_norm: int, weight_miss: int,
     floor: int, count: int, feature: int, value: int,
 ) -> int: ...  # fmt: skip
 def reconstruct(

@@ -17,9 +17,18 @@ T* at(Address address) {
 }
 
 Product product(Address exact, Address rough, Address bias, i64 rows, i64 features, Address input,
-                Address weight, i64 width) {
-  return {at<const float>(exact), at<const u16>(rough),   at<const float>(bias), rows, features,
-          at<const float>(input), at<const float>(weight), width};
+                Address weight, i64 width, Address input_norm, Address input_miss, Address weight_norm,
+                Address weight_miss) {
+  return {at<const float>(exact),
+          at<const u16>(rough),
+          at<const float>(bias),
+          rows,
+          features,
+          at<const float>(input),
+          at<const float>(weight),
+          width,
+          {at<const float>(input_norm), at<const float>(input_miss)},
+          {at<const float>(weight_norm), at<const float>(weight_miss)}};
 }
 
 Decoder decoder(Address offset, Address feature, Address value, Address weight,
@@ -34,18 +43,29 @@ Decoder decoder(Address offset, Address feature, Address value, Address weight,
 PYBIND11_MODULE(_kernels, m) {
   using Free = py::call_guard<py::gil_scoped_release>;
   m.def(
+      "roughen",
+      [](Address source, i64 width, i64 first, i64 last, Address out, Address norm, Address miss) {
+        roughen(at<const float>(source), width, first, last, at<u16>(out), at<float>(norm),
+                at<float>(miss));
+      },
+      Free());
+  m.def(
       "top_k",
       [](Address exact, Address rough, Address bias, i64 rows, i64 features, Address input,
-         Address weight, i64 width, i64 k, Address feature, Address value) {
-        top_k(product(exact, rough, bias, rows, features, input, weight, width), k, at<i32>(feature),
-              at<float>(value));
+         Address weight, i64 width, Address input_norm, Address input_miss, Address weight_norm,
+         Address weight_miss, i64 k, Address feature, Address value) {
+        top_k(product(exact, rough, bias, rows, features, input, weight, width, input_norm, input_miss,
+                      weight_norm, weight_miss),
+              k, at<i32>(feature), at<float>(value));
       },
       Free());
   m.def(
       "above",
       [](Address exact, Address rough, Address bias, i64 rows, i64 features, Address input,
-         Address weight, i64 width, Address floor, Address count, Address feature, Address value) {
-        return above(product(exact, rough, bias, rows, features, input, weight, width),
+         Address weight, i64 width, Address input_norm, Address input_miss, Address weight_norm,
+         Address weight_miss, Address floor, Address count, Address feature, Address value) {
+        return above(product(exact, rough, bias, rows, features, input, weight, width, input_norm,
+                             input_miss, weight_norm, weight_miss),
                      at<const float>(floor), at<i32>(count), at<i32>(feature), at<float>(value));
       },
       Free());

@@ -22,17 +22,27 @@ using u16 = std::uint16_t;
 #define SAE_CLONES
 #endif
 
+// Of rows that were rounded to bfloat16: bounds on each row's norm, and on the norm of what rounding took.
+struct Rounded {
+  const float* norm;
+  const float* miss;
+};
+
 // The encoder's product of one block of rows, and what turns it into pre-activations.
 struct Product {
   const float* exact;   // [rows, F] float32, or null
   const u16* rough;     // [rows, F] bfloat16, or null
   const float* bias_F;
   i64 rows, features;
-  // rough only: where exact values come from, x_b . W_f + bias_f.
+  // rough only: where exact values come from, x_b . W_f + bias_f, and how far rough ones may be from them.
   const float* input_BD;
   const float* weight_FD;
   i64 width;
+  Rounded input, weight;
 };
+
+// out[r] = the bfloat16 nearest to source[r], for rows [first, last), with the bounds of `Rounded`.
+void roughen(const float* source, i64 width, i64 first, i64 last, u16* out, float* norm, float* miss);
 
 // The k largest pre-activations of each row: feature[rows * k] ascending within a row, value[rows * k].
 void top_k(const Product& product, i64 k, i32* feature, float* value);

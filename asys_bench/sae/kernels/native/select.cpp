@@ -5,9 +5,12 @@
 // with vector counts, the few entries that reach it are packed, and only among them is the choice
 // exact. No partial sort of F entries, and hardly a branch that depends on the data.
 //
-// ROUGH PRODUCTS. A bfloat16 product only finds candidates. Whoever is within its error of the
-// limit is computed again in float32 from the input row and the encoder row, and chosen by that, so
-// the choice is (all but always) that of a float32 product at a fraction of its time.
+// ROUGH PRODUCTS. A bfloat16 product only finds candidates, each with a bound on how far it is from the
+// float32 value. Rounding x and w to x~ and w~ moves their product by at most |x - x~| |w| + |x~| |w - w~|
+// (Cauchy-Schwarz), float32 sums of D terms are off by at most D 2^-24 |x~| |w~| each (Higham 2002, section
+// 3.1), and the result's own rounding by 2^-8 of it. k features are at least as large as the k-th largest
+// lower bound: whoever cannot reach that is not among the k largest. All others are computed again in
+// float32 from the input row and the encoder row, and chosen by that: the choice is that of float32 values.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -22,26 +25,33 @@ namespace sae {
 namespace {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-// bfloat16 keeps 8 bits: half a unit in the last place of the output is 2^-9 of it, and the inputs'
-// rounding adds about 2^-10 sqrt(|x|^2 |w|^2 / D), which is about 2^-10 for rows of unit variance.
-constexpr float kRoughRelative = 1.0f / 64, kRoughAbsolute = 1.0f / 64;
+// Of a rough product: 2^-8 / (1 - 2^-8) for its rounding to bfloat16, and room for what the bounds round.
+constexpr float kOfProduct = 1.0f / 250, kOfBias = 0x1p-21f;
+// Two sums of D terms; products that are flushed to 0 lose D 2^-126.
+constexpr float kOfSums = 2.2f * 0x1p-24f, kAbsolute = 1e-33f;
+// Norms are raised by their own rounding, and by squares that were flushed to 0.
+constexpr float kOfNorm = 1.0f + 0x1p-9f, kFlushed = 1.1e-19f;
 constexpr int kBisections = 12;
 constexpr i64 kFewSurplus = 8;
 
-SAE_INLINE float rough_margin(float limit) {
-  return kRoughRelative * std::fabs(limit) + kRoughAbsolute;
-}
-
 // pre[0..F) of row r.
 SAE_INLINE void unpack(const Product& p, i64 r, float* pre) {
-  const float* bias = p.bias_F;
-  if (p.exact) {
-    const float* from = p.exact + r * p.features;
-    for (i64 f = 0; f < p.features; ++f) pre[f] = from[f] + bias[f];
-  } else {
-    const u16* from = p.rough + r * p.features;
-    for (i64 f = 0; f < p.features; ++f)
-      pre[f] = std::bit_cast<float>(static_cast<std::uint32_t>(from[f]) << 16) + bias[f];
+  const float *from = p.exact + r * p.features, *bias = p.bias_F;
+  for (i64 f = 0; f < p.features; ++f) pre[f] = from[f] + bias[f];
+}
+
+// low[f] <= the float32 pre-activation of row r <= high[f].
+SAE_INLINE void unpack_bounds(const Product& p, i64 r, float* low, float* high) {
+  const float missed = p.input.miss[r], norm = p.input.norm[r];
+  const float slope = missed + kOfSums * static_cast<float>(p.width) * norm, reach = norm + missed;
+  const u16* from = p.rough + r * p.features;
+  for (i64 f = 0; f < p.features; ++f) {
+    const float product = std::bit_cast<float>(static_cast<std::uint32_t>(from[f]) << 16);
+    const float bias = p.bias_F[f];
+    const float doubt = slope * p.weight.norm[f] + reach * p.weight.miss[f] +
+                        kOfProduct * std::fabs(product) + kOfBias * std::fabs(bias) + kAbsolute;
+    low[f] = product + bias - doubt;
+    high[f] = product + bias + doubt;
   }
 }
 
@@ -59,13 +69,13 @@ SAE_INLINE void exact_values(const Product& p, i64 r, const i32* feature, i64 co
 }
 
 struct Scratch {
-  std::vector<float> pre, best, value, sorted;
+  std::vector<float> pre, low, best, value, sorted;
   std::vector<i32> feature;
 
   void fit(i64 features) {
     const auto size = static_cast<std::size_t>(features + kLanes);
     if (pre.size() >= size) return;
-    pre.resize(size), best.resize(size), value.resize(size), sorted.resize(size);
+    pre.resize(size), low.resize(size), best.resize(size), value.resize(size), sorted.resize(size);
     feature.resize(size);
   }
 };
@@ -130,19 +140,22 @@ i64 keep_largest(i64 k, i64 found, i32* feature, float* value, float* sorted) {
 SAE_CLONES void top_k(const Product& p, i64 k, i32* feature_out, float* value_out) {
   const i64 F = p.features, G = column_count(F, k);
   scratch.fit(F);
-  float *pre = scratch.pre.data(), *best = scratch.best.data(), *value = scratch.value.data();
+  float *pre = scratch.pre.data(), *low = scratch.low.data(), *best = scratch.best.data();
+  float* value = scratch.value.data();
   i32* feature = scratch.feature.data();
   for (i64 r = 0; r < p.rows; ++r) {
-    unpack(p, r, pre);
-    for (i64 j = 0; j < G; ++j) best[j] = pre[j];
+    if (p.rough)
+      unpack_bounds(p, r, low, pre);
+    else
+      unpack(p, r, pre);
+    const float* least = p.rough ? low : pre;
+    for (i64 j = 0; j < G; ++j) best[j] = least[j];
     i64 at = G;
     for (; at + G <= F; at += G)
-      for (i64 j = 0; j < G; ++j) best[j] = pre[at + j] > best[j] ? pre[at + j] : best[j];
-    for (i64 j = 0; at + j < F; ++j) best[j] = pre[at + j] > best[j] ? pre[at + j] : best[j];
+      for (i64 j = 0; j < G; ++j) best[j] = least[at + j] > best[j] ? least[at + j] : best[j];
+    for (i64 j = 0; at + j < F; ++j) best[j] = least[at + j] > best[j] ? least[at + j] : best[j];
 
-    float limit = limit_of(best, G, k);
-    if (p.rough) limit -= rough_margin(limit);
-    i64 found = collect_from(pre, limit, F, feature);
+    i64 found = collect_from(pre, limit_of(best, G, k), F, feature);
     if (p.rough)
       exact_values(p, r, feature, found, value);
     else
@@ -165,13 +178,15 @@ SAE_CLONES i64 above(const Product& p, const float* floor_F, i32* count, i32* fe
                      float* value_out) {
   const i64 F = p.features;
   scratch.fit(F);
-  float *pre = scratch.pre.data(), *limit = scratch.best.data(), *value = scratch.value.data();
+  float *pre = scratch.pre.data(), *low = scratch.low.data(), *value = scratch.value.data();
   i32* feature = scratch.feature.data();
-  for (i64 f = 0; f < F; ++f) limit[f] = p.rough ? floor_F[f] - rough_margin(floor_F[f]) : floor_F[f];
   i64 total = 0;
   for (i64 r = 0; r < p.rows; ++r) {
-    unpack(p, r, pre);
-    const i64 found = collect_above(pre, limit, F, feature);
+    if (p.rough)
+      unpack_bounds(p, r, low, pre);
+    else
+      unpack(p, r, pre);
+    const i64 found = collect_above(pre, floor_F, F, feature);
     if (p.rough)
       exact_values(p, r, feature, found, value);
     else
@@ -185,6 +200,30 @@ SAE_CLONES i64 above(const Product& p, const float* floor_F, i32* count, i32* fe
     count[r] = static_cast<i32>(total - begin);
   }
   return total;
+}
+
+// Rounds to the nearest bfloat16, of two the even one; a NaN stays one.
+SAE_CLONES void roughen(const float* source, i64 width, i64 first, i64 last, u16* out, float* norm,
+                        float* miss) {
+  const float flushed = kFlushed * std::sqrt(static_cast<float>(width));
+  for (i64 r = first; r < last; ++r) {
+    const float* from = source + r * width;
+    u16* to = out + r * width;
+    float square = 0, missed = 0;
+#pragma omp simd reduction(+ : square, missed)
+    for (i64 i = 0; i < width; ++i) {
+      const std::uint32_t bits = std::bit_cast<std::uint32_t>(from[i]);
+      const bool is_nan = (bits & 0x7FFFFFFFu) > 0x7F800000u;
+      const std::uint32_t up = bits + 0x7FFFu + (bits >> 16 & 1u);
+      const std::uint32_t kept = (is_nan ? bits | 0x00400000u : up) & 0xFFFF0000u;
+      const float off = from[i] - std::bit_cast<float>(kept);
+      to[i] = static_cast<u16>(kept >> 16);
+      square += from[i] * from[i];
+      missed += off * off;
+    }
+    norm[r] = kOfNorm * std::sqrt(square) + flushed;
+    miss[r] = kOfNorm * std::sqrt(missed) + flushed;
+  }
 }
 
 }  // namespace sae
