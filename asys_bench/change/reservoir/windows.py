@@ -163,9 +163,12 @@ class WindowedSample:
         ):  # a window that is added may make all of them wider
             width = self.width
             first_N = rows.host_step - rows.host_step % width
-            for first in np.unique(first_N).tolist():
-                inside = first_N == first
-                self.add(first, rows if inside.all() else rows[np.flatnonzero(inside)])
+            if (first_N[1:] < first_N[:-1]).any():
+                order_N = np.argsort(first_N, kind="stable")
+                rows, first_N = rows[order_N], first_N[order_N]
+            ends = [*(np.flatnonzero(first_N[1:] > first_N[:-1]) + 1).tolist(), len(rows)]
+            for begin, end in zip([0, *ends], ends, strict=False):
+                self.add(int(first_N[begin]), rows[begin:end])
                 if self.width != width:
                     break
 
@@ -203,22 +206,49 @@ class WindowedSample:
         """Windows of twice the width."""
         before, self.width = self._windows, 2 * self.width
         self._windows = {}
+        some: list[_Window] = []
+        """Joined windows whose parts wait in them, of about one file."""
         for first in sorted(before):
-            part = before[first]
-            wide = self.first_of(first)
+            part, wide = before[first], self.first_of(first)
             if part.file is not None:
                 self._obsolete.add(part.file.about.path)
-            there = self._windows.get(wide)
-            if there is None:
-                rows = self._read(part)
-                self._windows[wide] = made = _Window(wide, None, part.limit)
-                self._put(made, rows)
-            elif not self._constant:
-                rows = ReservoirRows.joined([self._read(there), self._read(part)])
-                there.limit = min(there.limit, part.limit)
-                if there.limit < math.inf:  # beyond it one of the two has not all rows
-                    rows = rows[np.flatnonzero(rows.rank <= there.limit)]
-                self._put(there, rows)
+            window = self._windows.get(wide)
+            if window is None:
+                if len(some) >= self._most_of_a_file():
+                    self._put_together(some)
+                    some = []
+                window = self._windows[wide] = _Window(wide, None)
+                some.append(window)
+            elif self._constant:
+                continue
+            window.waiting.append(self._read(part))
+            window.limit = min(window.limit, part.limit)
+        self._put_together(some)
+
+    def _put_together(self, windows: list[_Window]) -> None:
+        """What waits in windows becomes their rows: each row once, those with the smallest ranks, up to the
+        limit, beyond which one of the parts has not all rows. All windows are sorted at once."""
+        rows = ReservoirRows.joined([part for one in windows for part in one.waiting])
+        size_W = np.array([sum(map(len, one.waiting)) for one in windows])
+        window_N = np.repeat(np.arange(len(windows)), size_W)
+        rank_N = rows.rank
+        order_N = np.lexsort((rank_N, window_N))
+        sorted_N, new_N = rank_N[order_N], np.ones(len(order_N), bool)
+        new_N[1:] = (sorted_N[1:] != sorted_N[:-1]) | (window_N[1:] != window_N[:-1])
+        place_N = np.cumsum(new_N)
+        begin_W = np.cumsum(size_W) - size_W
+        place_N = place_N - np.repeat(place_N[begin_W], size_W)
+        limit_N = np.repeat([one.limit for one in windows], size_W)
+        kept_N = new_N & (place_N < self.rows_each) & (sorted_N <= limit_N)
+        count_W = np.bincount(window_N[kept_N], minlength=len(windows))
+        rows = rows[np.sort(order_N[kept_N])]
+        begin = 0
+        for window, count in zip(windows, count_W.tolist(), strict=True):
+            window.rows, window.waiting = rows[begin : begin + count], []
+            window.is_full = count == self.rows_each
+            if window.is_full:
+                window.limit = min(window.limit, float(window.rows.rank.max()))
+            begin += count
 
     def _read(self, window: _Window) -> ReservoirRows:
         if window.rows is None:
@@ -271,13 +301,16 @@ class WindowedSample:
             for window in file.windows:
                 window.changed = True
 
+    def _most_of_a_file(self) -> int:
+        """Windows that fit into one."""
+        width = self._form[0].itemsize * self._form[1] if self._form is not None else 0
+        return max(1, FILE_BYTES // (self.rows_each * (width + ABOUT.itemsize)))
+
     def _of_a_file(self) -> Iterator[list[_Window]]:
         """Changed windows that follow each other, while they fit into one file. The newest is alone: it will
         change again."""
         together: list[_Window] = []
-        width = self._form[0].itemsize * self._form[1] if self._form is not None else 0
-        most = max(1, FILE_BYTES // (self.rows_each * (width + ABOUT.itemsize)))
-        newest = self.newest
+        most, newest = self._most_of_a_file(), self.newest
         for first in sorted(self._windows):
             window = self._windows[first]
             if together and (not window.changed or first == newest or len(together) >= most):
