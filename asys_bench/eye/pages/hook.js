@@ -83,7 +83,7 @@ export async function hook(place, { sae, saes: all }) {
       node.textContent = auc === null ? '-' : `${auc.toFixed(2)} ${found.probes[found.columns.probe_of[feature]]}`;
       node.title = auc === null ? '' : `moves the logit of ${found.probes[found.columns.probe_of[feature]]} by ${figure(found.columns.probe_effect[feature])} when it fires`;
     } }] : []),
-  ].map((column) => ({ hint: HINTS[column.key], ...column }));
+  ].filter(({ key }) => key !== 'alike' || found.columns.alike).map((column) => ({ hint: HINTS[column.key], ...column }));
 
   function pin(node, feature) {
     const button = node.firstChild ?? node.appendChild(h('button', { type: 'button', class: 'pin', onclick: () => toggle(Number(button.dataset.feature)), disabled: !keeps }));

@@ -15,6 +15,7 @@ export class VirtualTable {
     this.space = h('div', { role: 'rowgroup', class: 'space' });
     this.node = h('div', { role: 'table', class: 'virtual card', tabindex: 0, 'aria-label': label, onscroll: () => this.soon(), onkeydown: (event) => this.keys(event) },
       h('div', { role: 'rowgroup', class: 'heads' }, h('div', { role: 'row', class: 'line' }, this.heads)), this.space);
+    this.node.style.setProperty('--numbers', columns.filter((one) => one.number).length - 1);  // beside its own
     this.asked = false;
     new ResizeObserver(() => this.soon()).observe(this.node);
   }
