@@ -225,7 +225,13 @@ def file_page(chromium: Chromium, written: Path) -> Page:
 
 @pytest.fixture(
     scope="module",
-    params=["server", pytest.param("file", marks=pytest.mark.skipif(not SOAK, reason="make soak"))],
+    params=[
+        "server",
+        pytest.param(
+            "file",
+            marks=[pytest.mark.stress, pytest.mark.skipif(not SOAK, reason="make soak")],
+        ),
+    ],
 )
 def visit(
     request: pytest.FixtureRequest, address: str, written: Path, run_dir: Path
