@@ -8,6 +8,7 @@ own pace without disturbing each other.
 from __future__ import annotations
 
 import math
+import operator
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,11 +40,13 @@ def subtract(now: HistogramSnapshot, before: HistogramSnapshot) -> HistogramSnap
     """
     if before.count == 0:
         return now
-    buckets = tuple(a - b if a > b else 0 for a, b in zip(now.buckets, before.buckets, strict=True))
+    buckets = tuple(map(operator.sub, now.buckets, before.buckets))
+    if min(buckets) < 0:  # its slot was recreated
+        buckets = tuple(max(0, n) for n in buckets)
     count = sum(buckets)
     if count == 0:
         return EMPTY_HISTOGRAM
-    highest = max(index for index, n in enumerate(buckets) if n)
+    highest = len(buckets) - 1 - next(at for at, n in enumerate(reversed(buckets)) if n)
     return HistogramSnapshot(
         count, max(0, now.total - before.total), min(bucket_upper(highest), now.maximum), buckets
     )
@@ -52,8 +55,8 @@ def subtract(now: HistogramSnapshot, before: HistogramSnapshot) -> HistogramSnap
 def merge(snapshots: Iterable[HistogramSnapshot]) -> HistogramSnapshot:
     """One histogram of everything in several (all hooks together)."""
     present = [s for s in snapshots if s.count]
-    if not present:
-        return EMPTY_HISTOGRAM
+    if len(present) < 2:
+        return present[0] if present else EMPTY_HISTOGRAM
     return HistogramSnapshot(
         sum(s.count for s in present),
         sum(s.total for s in present),
