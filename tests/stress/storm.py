@@ -1,6 +1,9 @@
 """A storm: one producer, two groups of two readers, and SIGKILLs of random readers all along.
 
-    python storm.py BACKEND PACKETS KILLS SEED        prints the outcome as JSON
+    python storm.py BACKEND PACKETS KILLS SEED [WORDS]     prints the outcome as JSON
+
+WORDS: of the longest packet, 200 unless told. With 8,000 the rings choose their stores and wait for the
+window of their arena (`cpp_spmc/stores.hpp`), which payloads under 16 KiB do not.
 
 Every packet's words all hold its sequence number, and its length follows from it, so a torn or
 mixed-up frame cannot pass. A reader of the at_least_once group logs what it read before it
@@ -32,7 +35,12 @@ READERS = 2
 GROUPS = (GroupSpec("train"), GroupSpec("archive", Delivery.AT_LEAST_ONCE))
 
 
-def read(plugin: BusPlugin, handle, group: GroupSpec, name: str, log: str) -> None:
+def length(seq: int, longest: int) -> int:
+    """Words of a packet, 1 to `longest`."""
+    return seq % LENGTHS * (longest // LENGTHS) + 1
+
+
+def read(plugin: BusPlugin, handle, group: GroupSpec, name: str, log: str, longest: int) -> None:
     """A reader process: until the stream ends or somebody kills it."""
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     own = type(handle)(handle.backend, handle.params, tuple(os.dup(fd) for fd in handle.fds))
@@ -43,7 +51,8 @@ def read(plugin: BusPlugin, handle, group: GroupSpec, name: str, log: str) -> No
         seqs = []
         for packet in lease:
             words = np.frombuffer(packet.payload, np.uint64)
-            good = len(words) == packet.seq % LENGTHS + 1 and bool((words == packet.seq).all())
+            expected = length(packet.seq, longest)
+            good = len(words) == expected and bool((words == packet.seq).all())
             seqs.append(packet.seq if good else TORN)
             words = None
         packet = None
@@ -55,14 +64,19 @@ def read(plugin: BusPlugin, handle, group: GroupSpec, name: str, log: str) -> No
             os.write(file, line)
 
 
-def storm(backend: str, packets: int, kills: int, seed: int) -> dict[str, object]:
+def storm(
+    backend: str, packets: int, kills: int, seed: int, longest: int = LENGTHS
+) -> dict[str, object]:
     """Run it and count."""
     plugin = registry("backend").get(backend, BusPlugin)
     chance = random.Random(seed)
     before = set(os.listdir("/dev/shm"))
     bus = plugin.build(
         BusRequest(
-            groups=GROUPS, capacity_packets=1024, capacity_bytes=4 << 20, options=plugin.options()
+            groups=GROUPS,
+            capacity_packets=1024,
+            capacity_bytes=max(4 << 20, 2048 * longest),
+            options=plugin.options(),
         )
     )
     handle = bus.handle()
@@ -75,7 +89,9 @@ def storm(backend: str, packets: int, kills: int, seed: int) -> dict[str, object
             alive[pid] = (group, index)
             return
         try:
-            read(plugin, handle, group, f"reader-{index}", os.path.join(folder, group.name))
+            read(
+                plugin, handle, group, f"reader-{index}", os.path.join(folder, group.name), longest
+            )
             os._exit(0)
         except BaseException as error:  # noqa: BLE001 - a forked child must not return into the parent's stack
             print(f"reader failed: {error!r}", file=sys.stderr, flush=True)
@@ -85,7 +101,7 @@ def storm(backend: str, packets: int, kills: int, seed: int) -> dict[str, object
         for index in range(READERS):
             spawn(group, index)
     producer = bus.producer(0)
-    buffers = [np.zeros(length + 1, np.uint64) for length in range(LENGTHS)]
+    buffers = [np.zeros(length(index, longest), np.uint64) for index in range(LENGTHS)]
     meta = PacketMeta(0, 0, 8, (1,))
     sent = killed = 0
     failed: list[int] = []
@@ -149,5 +165,4 @@ def storm(backend: str, packets: int, kills: int, seed: int) -> dict[str, object
 
 
 if __name__ == "__main__":
-    backend, packets, kills, seed = sys.argv[1:]
-    print(json.dumps(storm(backend, int(packets), int(kills), int(seed))))
+    print(json.dumps(storm(sys.argv[1], *map(int, sys.argv[2:]))))

@@ -25,20 +25,26 @@ SIZES = {
     "mp_queue": (500_000, 200),
 }
 QUICK = (60_000, 20)
+SHORT, LONG = 200, 8000
+"""Words of the longest packet: copied always alike, or by the stores that the ring chooses."""
+FEWER = 20
+"""Packets that are long, against those that are short."""
 
 
 @pytest.mark.rest
 @pytest.mark.stress
+@pytest.mark.parametrize("longest", [SHORT, LONG])
 @pytest.mark.parametrize("backend", registry("backend").names())
-def test_killed_readers_tear_nothing_and_lose_only_what_was_promised(backend):
+def test_killed_readers_tear_nothing_and_lose_only_what_was_promised(backend, longest):
     plugin = registry("backend").get(backend, BusPlugin)
     reason = plugin.unavailable()
     can = plugin.capabilities
     if reason or not (can.cross_process and can.transports_payload and can.survives_consumer_kill):
         pytest.skip(reason or f"{backend} has no consumers in other processes")
     packets, kills = SIZES.get(backend, QUICK) if SOAK else QUICK
+    packets //= FEWER if longest == LONG else 1
     done = subprocess.run(
-        [sys.executable, "-P", str(SCRIPT), backend, str(packets), str(kills), "1"],
+        [sys.executable, "-P", str(SCRIPT), backend, str(packets), str(kills), "1", str(longest)],
         capture_output=True, text=True, check=False, timeout=3000 if SOAK else 400,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
