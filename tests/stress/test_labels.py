@@ -131,7 +131,8 @@ def counted(run):
         if full in slot.metrics()
     }  # fmt: skip
     for name, slot in slots.items():
-        cpu[name] = process_usage(slot.get(SlotField.PID))[0]
+        usage = process_usage(slot.get(SlotField.PID))
+        cpu[name] = usage[0] if usage is not None else 0.0  # not begun yet
     return cpu, rows
 
 

@@ -59,6 +59,8 @@ MARGIN = 0.9
 """Of the bytes: a window that is joined is there twice for a moment, and files have headers."""
 FILE_BYTES = 16 << 20
 """Of windows that share a file: so much is written anew for a late row, and lost with a file."""
+JOINED_BYTES = 1 << 20
+"""Of windows that are joined at once: so much stays in a cache."""
 
 
 def reservoir_folder(run_dir: Path, hook: str) -> Path:
@@ -207,14 +209,14 @@ class WindowedSample:
         before, self.width = self._windows, 2 * self.width
         self._windows = {}
         some: list[_Window] = []
-        """Joined windows whose parts wait in them, of about one file."""
+        """Joined windows whose parts wait in them."""
         for first in sorted(before):
             part, wide = before[first], self.first_of(first)
             if part.file is not None:
                 self._obsolete.add(part.file.about.path)
             window = self._windows.get(wide)
             if window is None:
-                if len(some) >= self._most_of_a_file():
+                if len(some) >= self._windows_of(JOINED_BYTES):
                     self._put_together(some)
                     some = []
                 window = self._windows[wide] = _Window(wide, None)
@@ -301,16 +303,16 @@ class WindowedSample:
             for window in file.windows:
                 window.changed = True
 
-    def _most_of_a_file(self) -> int:
-        """Windows that fit into one."""
+    def _windows_of(self, nbytes: int) -> int:
+        """Windows that take so much."""
         width = self._form[0].itemsize * self._form[1] if self._form is not None else 0
-        return max(1, FILE_BYTES // (self.rows_each * (width + ABOUT.itemsize)))
+        return max(1, nbytes // (self.rows_each * (width + ABOUT.itemsize)))
 
     def _of_a_file(self) -> Iterator[list[_Window]]:
         """Changed windows that follow each other, while they fit into one file. The newest is alone: it will
         change again."""
         together: list[_Window] = []
-        most, newest = self._most_of_a_file(), self.newest
+        most, newest = self._windows_of(FILE_BYTES), self.newest
         for first in sorted(self._windows):
             window = self._windows[first]
             if together and (not window.changed or first == newest or len(together) >= most):
