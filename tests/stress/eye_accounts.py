@@ -44,8 +44,8 @@ class Accounts:
     that all but the host share."""
 
     def __init__(self, page: StatsPage, others: Mapping[str, int], cores: Sequence[int]) -> None:
-        slots = {name: slot.get(SlotField.PID) for name, slot in page.slots()}
-        self._pids = {name: pid for name, pid in slots.items() if pid > 0} | dict(others)
+        slots = {slot.get(SlotField.PID): name for name, slot in page.slots()}
+        self._pids = {name: pid for pid, name in slots.items() if pid > 0} | dict(others)
         self.cores = cores
 
     def read(self) -> dict[str, float]:
