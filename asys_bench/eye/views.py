@@ -22,7 +22,7 @@ FRESH_S = {"index": 2.0, "archive": 30.0}
 SHARE = 0.002
 """And no more often than takes this share of a CPU: the host and its trainers come first. A feature's newest
 firing is read apart, each time that it is asked for. At first, while much is new, it is made anew sooner:
-when it has been looked at for half as long again."""
+when it has been looked at for as long again."""
 WAIT_S = 1.0
 """A question waits so long for a view that is being read."""
 
@@ -53,7 +53,7 @@ class _Kept:
         features = self.view.features
         kind = features.kind if features is not None else "index"
         now_s = time.monotonic()
-        least_s = min(self.took_s / SHARE, (self.made_at_s - self.first_at_s) / 2)
+        least_s = min(self.took_s / SHARE, self.made_at_s - self.first_at_s)
         return now_s - self.looked_at_s >= FRESH_S[kind] and now_s - self.made_at_s >= least_s
 
 
