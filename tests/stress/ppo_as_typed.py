@@ -1,7 +1,7 @@
 """What the callback costs stable-baselines3's PPO as a user types it, and where that goes.
 
     python -P tests/stress/ppo_as_typed.py runs ROUNDS [VARIANT...]    a process per run, in turn (ABBA)
-    python -P tests/stress/ppo_as_typed.py parts CYCLES               in one process, a rollout of each rung
+    python -P tests/stress/ppo_as_typed.py parts CYCLES               in one process, 8 rollouts in each
 
 CartPole, one torch thread, `ObserveCallback(hooks=[two])` on `cpp_spmc` with everything else at its default,
 so that an SAE trains on the policy and an archiver writes. One JSON line is printed: microseconds of an
@@ -15,8 +15,10 @@ environment step, gradient steps included, by the wall and of the host thread's 
     pinned      workers on the other core and idle, 20,000 rows/s at most
 
 `parts` is a ladder: each rung has all of those before it, and what a rung adds is its cost less theirs, so
-that the parts add up to the whole. On all but the last the workers stand still, and the bus is empty when a
-rollout begins; before the last it is as full as it is when the callback is left alone.
+that the parts add up to the whole. It is another rung every 64 steps, drawn by chance, and CPU time of the
+host's thread that is compared; gradient steps have one a rollout. In half of the rollouts the workers
+stand still and the bus is empty at first; in the others they run, and it is as full as it is when the
+callback is left alone.
 
     nothing          SB3 alone, and a callback that does nothing
     optimizer watch  counts the optimizer's steps
@@ -24,9 +26,6 @@ rollout begins; before the last it is as full as it is when the callback is left
     hooks            ours in its place
     step marks       the callback tells the clock each step
     labels           and keeps reward, done and action of it: all that the host runs
-    workers          the same while the workers work
-
-In a cycle the rungs come in random order.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,11 +51,11 @@ from asys_bench.harness.scenarios.alternation import signal_workers
 
 HOOKS = ["mlp_extractor.policy_net", "mlp_extractor.value_net"]
 VARIANTS = ("none", "empty", "bare_hooks", "hooks", "typed", "pinned")
-RUNGS = ("nothing", "optimizer watch", "stand-ins", "hooks", "step marks", "labels", "workers")
+RUNGS = ("nothing", "optimizer watch", "stand-ins", "hooks", "step marks", "labels")
 ROLLOUTS, STEPS = 10, 2048
-BLOCK_STEPS = 512
-SETTLING = 4
-"""Rollouts as typed before one that counts."""
+BLOCK_STEPS, TURN_STEPS = 512, 64
+SETTLING, TURNS = 4, 4
+"""Rollouts as typed before those that count, and of these with workers that run and that stand still."""
 SKIPPED = 2
 """Rollouts at the beginning that do not count."""
 
@@ -140,7 +139,13 @@ def runs(rounds: int, variants: list[str]) -> dict[str, Any]:
 
 
 class Ours(ObserveCallback):
-    """Lets the workers go on before it waits for them."""
+    """Tells whoever measures of each step, and lets the workers go on before it waits for them."""
+
+    each_step: Callable[[], None]
+
+    def update_locals(self, locals_: dict[str, Any]) -> None:
+        super().update_locals(locals_)
+        self.each_step()
 
     def _on_training_end(self) -> None:
         signal_workers(self.observation.session, signal.SIGCONT)
@@ -148,41 +153,63 @@ class Ours(ObserveCallback):
 
 
 class Ladder(PPO):
-    """A rollout of each rung in turn, in one process."""
+    """Another rung every `TURN_STEPS` steps; workers run in some rollouts and stand still in others."""
 
     callback: Ours
-    spent: dict[str, list[list[float]]]
-    """Of each rung's rollouts: us of a step by the wall, of CPU time, and the rate that hooks sampled at."""
+    spent: dict[tuple[bool, str, str], list[tuple[float, float]]]
+    """(whether workers run, rollout or gradient steps, rung) -> us of a step: by the wall, of CPU time."""
     kept: dict[str, Any]
-    plan: list[tuple[str, bool]]
-    """(rung, whether it counts) of the rollouts to come, the next one last."""
-    now: tuple[str, bool] = ("", False)
+    plan: list[tuple[bool, bool]]
+    """(whether workers run, whether it counts) of the rollouts to come, the next one last."""
+    now: tuple[bool, bool] = (True, False)
+    rung: str = RUNGS[-1]
+    steps: int = 0
     began: tuple[float, float] = (0.0, 0.0)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
-        ended, (rung, counts) = (time.perf_counter(), time.thread_time()), self.now
-        if counts:
-            spent = [1e6 * (b - a) / BLOCK_STEPS for a, b in zip(self.began, ended, strict=True)]
-            metrics = self.callback.observation.page.slot("host").metrics()
-            rate = metrics[f"hook_sampling_rate{{hook={HOOKS[0]}}}"].value
-            self.spent[rung].append([*spent, rate])
         if not self.plan:
-            without = random.sample(RUNGS[:-1], len(RUNGS) - 1)
-            self.plan = [(one, True) for one in without]
-            self.plan += [(RUNGS[-1], number == 0) for number in range(SETTLING + 1)]
+            self.plan = (
+                [(False, True)] * TURNS + [(True, True)] * TURNS + [(True, False)] * SETTLING
+            )
         self.now = self.plan.pop()
-        self._set(RUNGS.index(self.now[0]))
-        self.began = time.perf_counter(), time.thread_time()
-        return super().collect_rollouts(*args, **kwargs)
+        observation = self.callback.observation
+        signal_workers(observation.session, signal.SIGCONT)
+        if not self.now[0]:
+            _let_drain(observation)
+            signal_workers(observation.session, signal.SIGSTOP)
+        self.callback.each_step = self._count
+        self._begin()
+        done = super().collect_rollouts(*args, **kwargs)
+        self._begin()
+        return done
 
-    def _set(self, rung: int) -> None:
-        ours, observation = self.callback, self.callback.observation
-        watch = observation._life._optimizers
+    def train(self) -> None:
+        rung = self.rung
+        super().train()
+        self._note("gradient steps", rung, self.n_steps)
+
+    def _count(self) -> None:
+        self.steps += 1
+        if self.steps == TURN_STEPS:
+            self._note("rollout", self.rung, TURN_STEPS)
+            self._begin()
+
+    def _note(self, part: str, rung: str, steps: int) -> None:
+        ended, (runs, counts) = (time.perf_counter(), time.thread_time()), self.now
+        if counts:
+            wall, cpu = (1e6 * (b - a) / steps for a, b in zip(self.began, ended, strict=True))
+            self.spent.setdefault((runs, part, rung), []).append((wall, cpu))
+
+    def _begin(self) -> None:
+        """A rung that is drawn anew."""
+        self.steps, self.rung = 0, random.choice(RUNGS) if self.now[1] else RUNGS[-1]
+        rung, ours = RUNGS.index(self.rung), self.callback
+        watch = ours.observation._life._optimizers
         (watch.attach if rung >= RUNGS.index("optimizer watch") else watch.detach)()
         for name in HOOKS:
             module = self.policy.get_submodule(name)
-            now = vars(module).pop("forward", None)
-            kept = self.kept.setdefault(name, now)
+            kept = self.kept.setdefault(name, vars(module).get("forward"))
+            vars(module).pop("forward", None)
             if rung >= RUNGS.index("hooks"):
                 vars(module)["forward"] = kept
             elif rung == RUNGS.index("stand-ins"):
@@ -190,14 +217,10 @@ class Ladder(PPO):
         vars(ours).pop("_on_step", None)
         if rung < RUNGS.index("step marks"):
             ours._on_step = lambda: True  # type: ignore[method-assign]
-        for name in ("stepped", "ended"):
-            vars(ours._labels).pop(name, None)
-            if rung < RUNGS.index("labels"):
-                setattr(ours._labels, name, _nothing)
-        signal_workers(observation.session, signal.SIGCONT)
-        if rung < len(RUNGS) - 1:
-            _let_drain(observation)
-            signal_workers(observation.session, signal.SIGSTOP)
+        vars(ours._labels).pop("stepped", None)
+        if rung < RUNGS.index("labels"):
+            ours._labels.stepped = _nothing  # type: ignore[method-assign, union-attr]
+        self.began = time.perf_counter(), time.thread_time()
 
 
 def _nothing(*_: Any) -> None:
@@ -221,32 +244,38 @@ def middle(values: Sequence[float]) -> float:
 
 
 def parts(cycles: int) -> dict[str, Any]:
-    """What a step costs on each rung, and what that adds to the one before: together what the last one costs
-    more than the first."""
+    """CPU time that a step costs on each rung, and what that adds to the one before: together what the
+    last one costs more than the first. And what workers that run add to the first."""
     random.seed(0)
-    each = len(RUNGS) + SETTLING
+    each = 2 * TURNS + SETTLING
     with tempfile.TemporaryDirectory() as folder:
         model = Ladder("MlpPolicy", "CartPole-v1", n_steps=BLOCK_STEPS, device="cpu", seed=1)
         patient = {
             "watchdog.heartbeat_timeout_s": 120
         }  # workers stand still for as long as it takes
         model.callback, model.kept = observing(folder, kind=Ours, **patient), {}
-        model.plan = [(RUNGS[-1], False)] * each  # at first nobody knows the rate
-        model.spent = {rung: [] for rung in RUNGS}
-        model.learn(BLOCK_STEPS * each * (1 + cycles) + 1, callback=model.callback)
+        model.callback.each_step = _nothing
+        model.plan, model.spent = [(True, False)] * 2 * SETTLING, {}
+        model.learn(BLOCK_STEPS * (each * cycles + 2 * SETTLING), callback=model.callback)
     told: dict[str, Any] = {}
-    before: list[float] = []
-    for rung, spent in model.spent.items():
-        wall, cpu, rate = (middle(one) for one in zip(*spent, strict=True))
-        adds = [wall - before[0], cpu - before[1]] if before else [0.0, 0.0]
-        before = [wall, cpu]
-        told[rung] = {
-            "rollouts": len(spent), "wall us": round(wall, 1), "cpu us": round(cpu, 1),
-            "adds wall us": round(adds[0], 1), "adds cpu us": round(adds[1], 1),
-            "sampling rate": round(rate, 2),
-        }  # fmt: skip
-    first, last = told[RUNGS[0]], told[RUNGS[-1]]
-    told["rate"] = {unit: round(first[unit] / last[unit], 3) for unit in ("wall us", "cpu us")}
+    costs: dict[tuple[bool, str], float] = {}
+    for runs in (False, True):
+        table: dict[str, Any] = {}
+        for number, rung in enumerate(RUNGS):
+            rollout, gradient = (
+                middle([cpu for _, cpu in model.spent[runs, part, rung]])
+                for part in ("rollout", "gradient steps")
+            )
+            costs[runs, rung] = cost = rollout + gradient
+            adds = cost - costs[runs, RUNGS[number - 1]] if number else 0.0
+            table[rung] = {
+                "rollout us": round(rollout, 1), "gradient us": round(gradient, 1),
+                "adds us": round(adds, 1), "turns": len(model.spent[runs, "rollout", rung]),
+            }  # fmt: skip
+        told["workers run" if runs else "workers stand still"] = table
+    first, last = costs[False, RUNGS[0]], costs[True, RUNGS[-1]]
+    told["workers add us"] = round(costs[True, RUNGS[0]] - first, 1)
+    told["all adds us"], told["rate"] = round(last - first, 1), round(first / last, 3)
     return told
 
 
