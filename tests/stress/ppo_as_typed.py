@@ -16,9 +16,9 @@ environment step, gradient steps included, by the wall and of the host thread's 
 
 `parts` is a ladder: each rung has all of those before it, and what a rung adds is its cost less theirs, so
 that the parts add up to the whole. It is another rung every 64 steps, drawn by chance, and CPU time of the
-host's thread that is compared; gradient steps have one a rollout. In half of the rollouts the workers
-stand still and the bus is empty at first; in the others they run, and it is as full as it is when the
-callback is left alone.
+host's thread that is compared; gradient steps have the first rung or the last one. In half of the rollouts
+the workers stand still and the bus is empty at first; in the others they run, and it is as full as it is
+when the callback is left alone.
 
     nothing          SB3 alone, and a callback that does nothing
     optimizer watch  counts the optimizer's steps
@@ -26,6 +26,9 @@ callback is left alone.
     hooks            ours in its place
     step marks       the callback tells the clock each step
     labels           and keeps reward, done and action of it: all that the host runs
+
+Told are us of a step: of `nothing`, what each rung adds, and what `all` come to. `workers`: what they add to
+`nothing`, where they run. `rate`: `nothing` beside workers that stand still over `all` beside those that run.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -180,7 +184,7 @@ class Ladder(PPO):
         self.callback.each_step = self._count
         self._begin()
         done = super().collect_rollouts(*args, **kwargs)
-        self._begin()
+        self._begin(RUNGS[0], RUNGS[-1])
         return done
 
     def train(self) -> None:
@@ -200,9 +204,9 @@ class Ladder(PPO):
             wall, cpu = (1e6 * (b - a) / steps for a, b in zip(self.began, ended, strict=True))
             self.spent.setdefault((runs, part, rung), []).append((wall, cpu))
 
-    def _begin(self) -> None:
+    def _begin(self, *rungs: str) -> None:
         """A rung that is drawn anew."""
-        self.steps, self.rung = 0, random.choice(RUNGS) if self.now[1] else RUNGS[-1]
+        self.steps, self.rung = 0, random.choice(rungs or RUNGS) if self.now[1] else RUNGS[-1]
         rung, ours = RUNGS.index(self.rung), self.callback
         watch = ours.observation._life._optimizers
         (watch.attach if rung >= RUNGS.index("optimizer watch") else watch.detach)()
@@ -244,8 +248,7 @@ def middle(values: Sequence[float]) -> float:
 
 
 def parts(cycles: int) -> dict[str, Any]:
-    """CPU time that a step costs on each rung, and what that adds to the one before: together what the
-    last one costs more than the first. And what workers that run add to the first."""
+    """What the module says."""
     random.seed(0)
     each = 2 * TURNS + SETTLING
     with tempfile.TemporaryDirectory() as folder:
@@ -257,25 +260,22 @@ def parts(cycles: int) -> dict[str, Any]:
         model.callback.each_step = _nothing
         model.plan, model.spent = [(True, False)] * 2 * SETTLING, {}
         model.learn(BLOCK_STEPS * (each * cycles + 2 * SETTLING), callback=model.callback)
-    told: dict[str, Any] = {}
-    costs: dict[tuple[bool, str], float] = {}
-    for runs in (False, True):
-        table: dict[str, Any] = {}
-        for number, rung in enumerate(RUNGS):
-            rollout, gradient = (
-                middle([cpu for _, cpu in model.spent[runs, part, rung]])
-                for part in ("rollout", "gradient steps")
-            )
-            costs[runs, rung] = cost = rollout + gradient
-            adds = cost - costs[runs, RUNGS[number - 1]] if number else 0.0
-            table[rung] = {
-                "rollout us": round(rollout, 1), "gradient us": round(gradient, 1),
-                "adds us": round(adds, 1), "turns": len(model.spent[runs, "rollout", rung]),
-            }  # fmt: skip
-        told["workers run" if runs else "workers stand still"] = table
-    first, last = costs[False, RUNGS[0]], costs[True, RUNGS[-1]]
-    told["workers add us"] = round(costs[True, RUNGS[0]] - first, 1)
-    told["all adds us"], told["rate"] = round(last - first, 1), round(first / last, 3)
+    costs = {one: middle([cpu for _, cpu in spent]) for one, spent in model.spent.items()}
+    told: dict[str, Any] = {"turns": min(map(len, model.spent.values()))}
+    whole = dict.fromkeys((False, True), 0.0)
+    for runs in whole:
+        steps = [costs[runs, "rollout", rung] for rung in RUNGS]
+        added = [after - before for before, after in pairwise(steps)]
+        trained = [costs[runs, "gradient steps", rung] for rung in (RUNGS[0], RUNGS[-1])]
+        whole[runs] = steps[0] + trained[0]
+        told["workers run" if runs else "workers stand still"] = {
+            RUNGS[0]: round(whole[runs], 1),
+            **{rung: round(us, 1) for rung, us in zip(RUNGS[1:], added, strict=True)},
+            "in gradient steps": round(trained[1] - trained[0], 1),
+            "all": round(steps[-1] + trained[1], 1),
+        }
+    first, last = whole[False], told["workers run"]["all"]
+    told |= {"workers": round(whole[True] - first, 1), "rate": round(first / last, 3)}
     return told
 
 
