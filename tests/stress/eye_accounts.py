@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from median_ratio import median_ratio
 
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.system.process_usage import process_usage
@@ -71,14 +71,7 @@ def ratio(quads: Sequence[Quad], value: Callable[[Block], float]) -> dict[str, f
     for quad in quads:
         before, *looked, after = map(value, quad)
         found.append(sum(looked) / max(1e-9, before + after))
-    draw = np.random.default_rng(0)
-    boot = [np.median(draw.choice(found, len(found))) for _ in range(2000)]
-    low, high = np.quantile(boot, [0.025, 0.975])
-    return {
-        "ratio": round(statistics.median(found), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-    }
+    return median_ratio(found)
 
 
 def rows_beside_viewers(block: Block, cores: int) -> float:

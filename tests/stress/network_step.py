@@ -31,17 +31,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from asys_bench.system.process_usage import process_usage
 
 if __package__:
     from . import run_network as rn
+    from .median_ratio import median_ratio
     from .network import Network, missing
     from .network_host import WARM_S
 else:
     sys.path.insert(0, str(Path(__file__).parent))
     import run_network as rn
+    from median_ratio import median_ratio
     from network import Network, missing
     from network_host import WARM_S
 
@@ -159,14 +159,7 @@ def interval(quads: Sequence[Sequence[tuple[str, Said]]], of: str) -> dict[str, 
     for quad in quads:
         sums = {name: sum(said[of] for who, said in quad if who == name) for name in ORDERS[0][:2]}
         found.append(sums["remote"] / sums["local"])
-    draw = np.random.default_rng(0)
-    boot = [np.median(draw.choice(found, len(found))) for _ in range(2000)]
-    low, high = np.quantile(boot, [0.025, 0.975])
-    return {
-        "ratio": round(statistics.median(found), 4),
-        "low": round(float(low), 4),
-        "high": round(float(high), 4),
-    }
+    return median_ratio(found)
 
 
 def _median(quads: Sequence[Sequence[tuple[str, Said]]], name: str, of: str) -> float:
