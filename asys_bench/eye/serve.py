@@ -10,7 +10,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from asys_bench.eye.app import pages_app
 from asys_bench.eye.eye import Eye
 from asys_bench.eye.guard import Guard
 from asys_bench.eye.typed.process import ModelProcess
+from asys_bench.system.process import yield_to_others
 
 NICE = 10
 LEAVE_S = 1
@@ -58,7 +58,7 @@ def serve(
     is_over: asked every `ASK_S` in a thread; True ends it too. model: (model, GGUF file) that typed
     texts go through, loaded by a process of its own.
     """
-    _give_way()
+    yield_to_others(min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICE))
     torch.set_num_threads(1)
     eye = Eye(run_dir)
     reader = ModelProcess(run_dir, *model) if model is not None else None
@@ -86,14 +86,6 @@ def serve(
         if reader is not None:
             reader.close()
         eye.close()
-
-
-def _give_way() -> None:
-    """Of this thread, and of those that it starts. A batch process does not interrupt another one when it
-    wakes (sched(7)): it waits milliseconds for the other's slice to end."""
-    os.nice(NICE)
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _end_when(server: uvicorn.Server, is_over: Callable[[], bool]) -> None:
