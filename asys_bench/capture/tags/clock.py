@@ -178,30 +178,13 @@ class StepClock:
         self._stepped()
 
     def step_to(self, host_step: int) -> None:
-        """The host is in step `host_step` of its own count; nothing changes if it was already.
-
-        `_advance` and `_retag` in one: a host of very short steps pays for each call.
-        """
+        """The host is in step `host_step` of its own count; nothing changes if it was already."""
         with self.lock:
             self.counting = False
             if host_step == self.host_step:
                 return
-            self._home = home = get_ident()
-            if self._open:
-                self._advance(host_step)
-            else:
-                self.host_step = host_step
-                self._forwards = self._microbatch = 0
-                self._moment = _Moment()
-                self.owner = home  # before the tags, as in `_show`
-                self._now = self.tags = now = (
-                    host_step,
-                    self.weights_version,
-                    0,
-                    self._token_position,
-                )
-                self._serials = self._now_serial = self.serial = serial = self._serials + 1
-                _SHOWN.pack_into(self._buffer, 0, serial, *now, home, 0)
+            self._home = get_ident()
+            self._advance(host_step)
         self._stepped()
 
     def weights_updated(self) -> None:
