@@ -72,8 +72,7 @@ class SuiteRunner:
         except KeyboardInterrupt:
             return self._finish(interrupted=True)
         finally:
-            for launcher in self._launchers.values():
-                launcher.close()
+            self._close_launchers()
         return self._finish()
 
     def _prepare(self) -> None:
@@ -158,6 +157,7 @@ class SuiteRunner:
                 self._one_round(name, block)
                 if self.records[name].rounds[-1].replaced:
                     self._one_round(name, block)  # in the same block, so that ratios stay paired
+            self._close_launchers()  # so that each block has a memory layout of its own
             block += 1
 
     def _able(self) -> list[str]:
@@ -225,14 +225,16 @@ class SuiteRunner:
         self._order += 1
         self._write(complete=False)
 
+    def _close_launchers(self) -> None:
+        for launcher in self._launchers.values():
+            launcher.close()
+
     def _launcher(self, contender: Contender) -> Launcher:
-        if self.launcher is not None:
-            return self.launcher
-        if contender.python not in self._launchers:
-            self._launchers[contender.python] = launcher_for(
-                self.loaded.suite.defaults.process, contender.python
-            )
-        return self._launchers[contender.python]
+        python = contender.python
+        if python not in self._launchers:
+            process = self.loaded.suite.defaults.process
+            self._launchers[python] = self.launcher or launcher_for(process, python)
+        return self._launchers[python]
 
     def _round_of(
         self, record: CaseRecord, end: RoundEnd, block: int, seed: int, started_s: float

@@ -1,4 +1,4 @@
-"""Launchers: how a round gets its process. Fresh for every round, or forked from a warm one."""
+"""Launchers: how a round gets its process. A new interpreter, or a fork of one that imported everything."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Launcher(Protocol):
 
     def run(self, spec: RoundSpec, timeout_s: float) -> RoundEnd: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End what it keeps running; also between two blocks of rounds, after which it goes on."""
 
 
 class FreshProcess:
@@ -59,7 +60,6 @@ class FreshProcess:
     def run(self, spec: RoundSpec, timeout_s: float) -> RoundEnd:
         with tempfile.TemporaryDirectory(prefix="asys-bench-") as folder:
             spec = replace(spec, folder=folder)
-            environment = {**os.environ, PADDING: "x" * environment_length(spec.seed)}
             log = Path(folder) / "log"
             started = time.monotonic()
             with log.open("wb") as output, tempfile.TemporaryFile() as given:
@@ -70,7 +70,7 @@ class FreshProcess:
                     stdin=given,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    env=environment,
+                    env=_padded(spec.seed),
                     start_new_session=True,  # one signal reaches it and all that it has forked
                 )
             end = await_end(process.pid, timeout_s)
@@ -81,8 +81,17 @@ class FreshProcess:
         return None
 
 
+def _padded(seed: int) -> dict[str, str]:
+    """This process's environment with a padding of random length."""
+    return {**os.environ, PADDING: "x" * environment_length(seed)}
+
+
 class ForkedProcess:
-    """Forks each round from one process that has imported everything: cheap, less varied."""
+    """Forks each round from a server that has imported everything.
+
+    The server is a new interpreter after each `close`, with an address space layout and an environment
+    length of its own.
+    """
 
     def __init__(self, python: str = sys.executable) -> None:
         self._server: subprocess.Popen[str] | None = None
@@ -91,7 +100,7 @@ class ForkedProcess:
     def run(self, spec: RoundSpec, timeout_s: float) -> RoundEnd:
         with tempfile.TemporaryDirectory(prefix="asys-bench-") as folder:
             spec = replace(spec, folder=folder)
-            server = self._started()
+            server = self._started(spec.seed)
             assert server.stdin is not None
             assert server.stdout is not None
             started = time.monotonic()
@@ -105,13 +114,14 @@ class ForkedProcess:
             end = ProcessEnd(**json.loads(line))
             return _collect(Path(folder), end, wall_s, timeout_s)
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _started(self, seed: int) -> subprocess.Popen[str]:
         if self._server is None or self._server.poll() is not None:
             self._server = subprocess.Popen(
                 [self._python, "-P", "-m", "asys_bench.harness.fork_server"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                env=_padded(seed),
                 start_new_session=True,
             )
         return self._server

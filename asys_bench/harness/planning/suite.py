@@ -76,7 +76,7 @@ class Defaults(Section):
     process: Literal["fresh", "forked"] = Field(
         default="fresh",
         description="fresh: a new interpreter per round; forked: a child of one that has imported "
-        "everything, cheaper, but all rounds share one memory layout",
+        "everything and is a new one in each block, cheaper; the rounds of a block share a memory layout",
     )
     warmup: Warmup = Field(default_factory=Warmup)
     timeout_s: Number = Field(default=60, gt=0, le=3600, description="longest round, in seconds")

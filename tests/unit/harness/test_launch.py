@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from asys_bench.harness.measuring.child import await_end
-from asys_bench.harness.measuring.launch import FreshProcess
+from asys_bench.harness.measuring.launch import PADDING, ForkedProcess, FreshProcess
 from asys_bench.harness.results.result_run import RoundStatus
 from asys_bench.harness.round import RoundSpec
 
@@ -30,6 +30,19 @@ if {leaves}:
 FAILS = "os.kill(os.getpid(), 11)"
 FAILS_LATE = "sys.exit(3)"
 HANGS = "time.sleep(600)"
+
+
+SERVER = """\
+#!{python} -IS
+import io, json, os, sys, zipfile
+for line in sys.stdin:
+    folder = json.loads(json.loads(line)["spec"])["folder"]
+    zipfile.ZipFile(os.path.join(folder, "samples.npz"), "w").close()
+    told = dict(faults=[], server=os.getpid(), padding=len(os.environ["{padding}"]))
+    open(os.path.join(folder, "round.json"), "w").write(json.dumps(told))
+    print(json.dumps(dict(pid=1, code=0)), flush=True)
+"""
+"""Stands for the interpreter of a fork server."""
 
 
 @pytest.fixture(params=["asks the kernel", "ignores SIGCHLD", "waits for every child"])
@@ -104,6 +117,29 @@ def test_what_is_left_of_its_group_ends_with_it(run):
     while os.path.exists(f"/proc/{pid}") and _state(pid) not in "ZX":
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_rounds_until_a_close_share_a_server_and_those_after_it_have_another(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(SERVER.format(python=sys.executable, padding=PADDING))
+    python.chmod(0o700)
+    launcher = ForkedProcess(str(python))
+
+    def told(seed):
+        spec = RoundSpec("", "s", None, None, [], {}, samples=1, seed=seed, warmup_max_s=0)
+        end = launcher.run(spec, 60.0)
+        assert end.status is RoundStatus.OK, end
+        return end.document["server"], end.document["padding"]
+
+    first, same = told(1), told(2)
+    launcher.close()
+    another = told(3)
+    launcher.close()
+    launcher.close()
+    assert first == same
+    assert another[0] != first[0]
+    assert another[1] != first[1]
+    assert not os.path.exists(f"/proc/{first[0]}")
 
 
 def test_a_child_that_leads_no_group_is_ended_after_the_timeout():

@@ -179,6 +179,23 @@ def test_after_every_round_the_file_is_whole(run_suite):
     assert seen == [1, 2, 3, 4, 5]
 
 
+class ClosingLauncher(InlineLauncher):
+    def close(self):
+        self.specs.append(None)
+
+
+def test_each_block_of_rounds_has_a_server_of_its_own(run_suite):
+    scenario("steady", constant)
+    launcher = ClosingLauncher()
+    run_suite(
+        HEAD.replace("rounds: 6", "rounds: 2")
+        + "cases: [{id: a, scenario: steady}, {id: b, scenario: steady}]\n",
+        launcher,
+    ).run()
+    closed = [number for number, spec in enumerate(launcher.specs) if spec is None]
+    assert closed == [2, 5, 6]  # and once more at the end
+
+
 class NoisyLauncher(InlineLauncher):
     """Every third round had a long gap."""
 
