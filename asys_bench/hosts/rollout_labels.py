@@ -20,6 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+labels_method: Callable[..., Any] | None
+"""None: it was not compiled."""
+try:
+    from asys_bench.contracts._steps import labels_method
+except ImportError:
+    labels_method = None
+
 log = logging.getLogger(__name__)
 MOST_ACTIONS = 16
 """Numbers of an action that are labels, `action_0` and so on; of a longer one there are none."""
@@ -65,7 +72,14 @@ class RolloutLabels:
     columns: keys of the environments' info that are labels too.
     notes_calls: whether `label` without labels has to be called at each step (as `StepClock.notes_calls`);
         asked once per block.
+
+    `stepped` is compiled where that can be (`contracts/native/steps_module.cpp`).
     """
+
+    __slots__ = (
+        "_asks", "_columns", "_environments", "_episodes", "_failed", "_forms", "_full_at", "_held",
+        "_late_at", "_next_episode", "_notes", "_steps", "_until", "columns", "horizon", "label",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -84,11 +98,12 @@ class RolloutLabels:
         self._held: list[tuple[int, bytes, bytes, bytes]] = []
         """Those of it that were not: step, rewards, dones, actions."""
         self._columns: dict[int, Mapping[str, Column]] = {}
-        self._hold = self._held.append
         self._forms: tuple[_Form | None, ...] = ()
         self._environments = 0
         self._full_at = self._late_at = _AT_ONCE
         """Steps from which a block is full, and from which it is sent at once."""
+        self._until = _AT_ONCE
+        """Steps below it are kept and nothing else."""
         self._failed = False
 
     def stepped(self, step: int, seen: Mapping[str, Any]) -> None:
@@ -96,20 +111,19 @@ class RolloutLabels:
 
         seen: the locals of SB3's `collect_rollouts`.
         """
+        self._stepped(step, seen)
+
+    def _stepped(self, step: int, seen: Mapping[str, Any]) -> None:
         if self._failed or not self.horizon:
             return
         try:
             rewards, dones, actions = seen["rewards"], seen["dones"], seen.get("actions")
             if step >= self._full_at or len(dones) != self._environments:
                 self._begin(step, rewards, dones, actions)
-            self._hold(  # copies: the memory is the environments'
-                (
-                    step,
-                    rewards.tobytes(),
-                    dones.tobytes(),
-                    b"" if actions is None else actions.tobytes(),
-                )
-            )
+            kept = b"" if actions is None else actions.tobytes()
+            self._held.append(
+                (step, rewards.tobytes(), dones.tobytes(), kept)
+            )  # copies: it is theirs
             if self.columns:
                 self._columns[step] = self._columns_in(seen)
             if self._notes:
@@ -154,7 +168,7 @@ class RolloutLabels:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self._failed = True
+        self._failed, self._until = True, _AT_ONCE
         log.warning("rollouts are not labelled any more, after %s: %s", type(error).__name__, error)
 
     def _begin(self, step: int, rewards: Any, dones: Any, actions: Any) -> None:
@@ -165,6 +179,8 @@ class RolloutLabels:
         self._full_at = step + HELD_STEPS * environments
         self._late_at = step + self.horizon // 2 - environments
         self._notes = environments >= MANY_ENVIRONMENTS and self._asks()
+        is_more = self._notes or self.columns or actions is None
+        self._until = _AT_ONCE if is_more else min(self._full_at, self._late_at)
 
     def _ended(self, model: Any) -> None:
         steps = [*self._steps, *(one[0] for one in self._held)]
@@ -182,7 +198,7 @@ class RolloutLabels:
     def _flush(self, **more: Array) -> None:
         """Send what is held. more: of all that is held, and sent with it."""
         held, self._held, columns, self._columns = self._held, [], self._columns, {}
-        self._hold, self._full_at = self._held.append, _AT_ONCE
+        self._full_at = self._until = _AT_ONCE
         if not held:
             return
         steps = [one[0] for one in held]
@@ -253,3 +269,9 @@ class RolloutLabels:
     def _new(self, count: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         first, self._next_episode = self._next_episode, self._next_episode + count
         return np.arange(first, self._next_episode)
+
+
+IN_PYTHON = RolloutLabels.stepped
+"""What the compiled method must do."""
+if labels_method is not None:
+    RolloutLabels.stepped = labels_method(RolloutLabels)  # type: ignore[method-assign]

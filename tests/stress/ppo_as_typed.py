@@ -43,6 +43,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -167,6 +168,7 @@ class Ladder(PPO):
     """(whether workers run, whether it counts) of the rollouts to come, the next one last."""
     now: tuple[bool, bool] = (True, False)
     rung: str = RUNGS[-1]
+    labels: Any = None
     steps: int = 0
     began: tuple[float, float] = (0.0, 0.0)
 
@@ -221,9 +223,13 @@ class Ladder(PPO):
         vars(ours).pop("_on_step", None)
         if rung < RUNGS.index("step marks"):
             ours._on_step = lambda: True  # type: ignore[method-assign]
-        vars(ours._labels).pop("stepped", None)
+        self.labels = labels = self.labels or ours._labels
         if rung < RUNGS.index("labels"):
-            ours._labels.stepped = _nothing  # type: ignore[method-assign, union-attr]
+            ours._labels = SimpleNamespace(  # type: ignore[assignment]
+                stepped=_nothing, ended=labels.ended, flush=labels.flush
+            )
+        else:
+            ours._labels = labels
         self.began = time.perf_counter(), time.thread_time()
 
 

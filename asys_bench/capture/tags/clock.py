@@ -29,7 +29,14 @@ from asys_bench.contracts.packet import (
     NO_TEXT,
     NO_TOKEN_POSITION,
 )
-from asys_bench.contracts.stats import Slot
+from asys_bench.contracts.stats import Slot, SlotField
+
+clock_methods: Callable[..., Any] | None
+"""None: it was not compiled."""
+try:
+    from asys_bench.contracts._steps import clock_methods
+except ImportError:
+    clock_methods = None
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +130,17 @@ class StepClock:
     first_step: number of the step that the host is in when the clock starts (a resumed training).
     labels, moments: while somebody wants labels: who sends them, and the calls that they may be of.
     lock: held for a few assignments; a signal handler may come in.
+
+    `step` and `step_to` are compiled where that can be (`contracts/native/steps_module.cpp`).
     """
+
+    __slots__ = (
+        "__dict__", "_alarm", "_alarm_step", "_aside", "_begun", "_buffer", "_forwards", "_home",
+        "_host_counts_microbatches", "_microbatch", "_moment", "_now", "_now_serial", "_open", "_outside",
+        "_page", "_paused", "_serials", "_slot", "_steps_cell", "_threads", "_token_position", "_versions",
+        "cells", "counting", "each_step", "first_step", "host_step", "labels", "lock", "moments", "owner",
+        "rounds", "serial", "should_stop", "tags", "weights_version",
+    )  # fmt: skip
 
     def __init__(self, slot: Slot, first_step: int = 0) -> None:
         self.first_step = self.host_step = first_step
@@ -160,9 +177,10 @@ class StepClock:
         """Called after each step with its number: captures of parameters."""
         self._slot = slot
         self._retag()
-        self._steps = slot.counter("host_steps")
+        steps = slot.counter("host_steps")
+        self._page, self._steps_cell = slot.cells, steps.cell
         self._versions = slot.counter("weights_version")
-        self._steps.set(first_step)
+        steps.set(first_step)
 
     @property
     def steps_made(self) -> int:
@@ -412,9 +430,13 @@ class StepClock:
 
     def _stepped(self) -> None:
         try:
-            self._slot.tick(self._steps.cell, self.host_step)
+            self._slot.tick(self._steps_cell, self.host_step)
         except ValueError:
             return  # the run has ended, and its page with it
+        self._after_step()
+
+    def _after_step(self) -> None:
+        """What is to be done at some steps, or where somebody asked for it."""
         if self.host_step >= self._alarm_step:
             self._ring()
         if self.each_step is not None:
@@ -474,3 +496,11 @@ class StepClock:
             log.debug("an alarm of the step clock failed: %s", error)
             return
         self._alarm_step = sys.maxsize if again is None else again
+
+
+IN_PYTHON = {"step": StepClock.step, "step_to": StepClock.step_to}
+"""What the compiled methods must do."""
+if clock_methods is not None:
+    StepClock.step, StepClock.step_to = clock_methods(  # type: ignore[method-assign]
+        StepClock, _Moment, SlotField.HEARTBEAT_NS, SlotField.AHEAD_NS
+    )
