@@ -21,10 +21,10 @@ import zmq
 
 from asys_bench.cluster import wire
 from asys_bench.cluster.book import Book, BookError, Entry
-from asys_bench.cluster.forwarder_options import ForwarderOptions
 from asys_bench.cluster.keys import PUBLIC, RECEIVER, KeyFileError, KeyPair, read_key
 from asys_bench.cluster.link import Link
 from asys_bench.cluster.meters import ForwarderMeters
+from asys_bench.cluster.options import ForwarderOptions
 from asys_bench.cluster.outbox import Outbox
 from asys_bench.cluster.session import LinkState, Session, SessionOverError
 from asys_bench.cluster.wire import Refusal, WireError

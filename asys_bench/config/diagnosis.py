@@ -15,6 +15,7 @@ from asys_bench.config.document import is_removed
 from asys_bench.config.node import Node
 from asys_bench.config.paths import Path, format_path
 from asys_bench.config.problems import Origin, Problem, did_you_mean
+from asys_bench.contracts.text_form import WRONG_FORM
 
 _UNIONS = (Union, types.UnionType)
 
@@ -109,6 +110,8 @@ def _fix(kind: str, value: object, valid: Sequence[str], detail: ErrorDetails) -
         return did_you_mean(str(value), valid) or f"write one of: {', '.join(valid)}"
     if kind == "string_type" and value is not None and not isinstance(value, dict | list):
         return "put it in quotes if it is text"
+    if kind == WRONG_FORM:
+        return str((detail.get("ctx") or {}).get("fix", ""))
     if kind == "string_pattern_mismatch":
         return f"use text that matches {(detail.get('ctx') or {}).get('pattern')}"
     if kind in ("dict_type", "model_type", "model_attributes_type"):

@@ -27,7 +27,7 @@ from asys_bench.contracts.names import SIDE_STREAMS, matches
 from asys_bench.contracts.run_files import CONFIG_FILE
 from asys_bench.sae import SAEConfig
 from asys_bench.sinks.archive import Repeats
-from asys_bench.sinks.sae.device_options import DEVICE_PATTERN
+from asys_bench.sinks.sae.device_options import Device
 from asys_bench.sinks.sae.options import (
     CrosscoderOptions,
     Group,
@@ -87,9 +87,8 @@ class OfflinePlan(Section):
         default_factory=list, description="crosscoders over several hooks of the archive"
     )
     plain_saes: bool = Field(default=True, description="false: transcoders and crosscoders only")
-    device: str = Field(
+    device: Device = Field(
         default="cpu",
-        pattern=DEVICE_PATTERN,
         description="cpu; cuda:N, a GPU as torch counts them; cuda, the one with the most memory free; "
         "auto, that or the CPU where there is none",
     )

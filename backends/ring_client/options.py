@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from asys_bench.contracts.bus import BusOptions
+from asys_bench.contracts.text_form import TextForm
+
+SegmentName = Annotated[
+    str,
+    TextForm(
+        r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$",
+        "a name for a file",
+        "use letters, digits, `_`, `.` and `-`, none of the last two first, at most 100",
+    ),
+]
 
 
 class RingOptions(BusOptions):
     """Every default is what measured best over the machines in cpp_spmc/README.md."""
 
-    name: str | None = Field(
+    name: SegmentName | None = Field(
         default=None,
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$",
         description="Publish the segment as /dev/shm/asys-<name> so that processes attach by name "
         "(same user only). Default: anonymous memory, passed on by file descriptor.",
     )

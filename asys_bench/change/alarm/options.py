@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, model_validator
@@ -12,9 +12,13 @@ from pydantic import BaseModel, Field, model_validator
 from asys_bench.change.alarm.bank import Side
 from asys_bench.contracts.run_files import ALARM_DIR, PROBES_DIR
 from asys_bench.contracts.sink import Misfit, SinkOptions
+from asys_bench.contracts.text_form import TextForm
 from asys_bench.sinks.sae.start import missing_at
 
 MOST_WATCHERS = 256
+WebAddress = Annotated[
+    str, TextForm(r"^https?://.*$", "a web address", "write https://host/path, or http://")
+]
 
 
 class Watch(BaseModel, extra="forbid", frozen=True):
@@ -107,9 +111,8 @@ class AlarmOptions(SinkOptions):
         "budget allow (`bus.on_full: sample`), and shards are pinned; so long its watcher raises no "
         "other, unless its values were back in between",
     )
-    webhook: str | None = Field(
+    webhook: WebAddress | None = Field(
         None,
-        pattern=r"^https?://",
         description="URL that gets a JSON document per alarm, without activations",
     )
     webhook_timeout_s: float = Field(

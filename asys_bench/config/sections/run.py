@@ -8,6 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
+from asys_bench.contracts.text_form import TextForm
 from asys_bench.system.files.atomic import Fsync
 
 
@@ -36,13 +37,29 @@ Integer = Annotated[int, NotBool]
 Number = Annotated[float, NotBool]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 PluginName = Annotated[
-    str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    str,
+    StringConstraints(min_length=1, max_length=64),
+    TextForm(r"^[A-Za-z0-9_.-]+$", "a plugin's name", "use letters, digits, `_`, `.` and `-`"),
 ]
-EntryName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_-]{1,48}$")]
+EntryName = Annotated[
+    str,
+    TextForm(
+        r"^[a-z0-9_-]{1,48}$",
+        "a short name in small letters",
+        "use a to z, digits, `_` and `-`, at most 48 of them",
+    ),
+]
 """The name of a sink or monitor; it becomes part of process, file and metric names."""
 
 
-RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,126}$"
+_NAME_FIX = "use letters, digits, `_`, `.` and `-`, a letter or digit first, at most {}"
+RunName = Annotated[
+    str, TextForm(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", "a name for a folder", _NAME_FIX.format(64))
+]
+RunId = Annotated[
+    str,
+    TextForm(r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,126}$", "a name for a folder", _NAME_FIX.format(127)),
+]
 
 
 class RunProfile(StrEnum):
@@ -63,7 +80,7 @@ class Resume(StrEnum):
 class RunConfig(Section):
     """The run itself."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")] = Field(
+    name: RunName = Field(
         default="run",
         description="name of the run; its folder is `<dir>/<timestamp>-<name>/`, or `<dir>/<id>/`",
     )
@@ -78,7 +95,7 @@ class RunConfig(Section):
         "begins one where there is none or it is damaged; `require` goes on or fails. Where its folder is "
         "not here, it is brought from its copy (`storage.uri`)",
     )
-    id: Annotated[str, StringConstraints(pattern=RUN_ID)] | None = Field(
+    id: RunId | None = Field(
         default=None,
         description="what a run that goes on is found by, and the name of its folder; null: with "
         "`resume`, `<job>-<name>` under Slurm (SLURM_JOB_ID) or torchrun (TORCHELASTIC_RUN_ID), else "

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from asys_bench.config.sections.run import Integer, Number, PluginName, Section, Text, as_list
+from asys_bench.contracts.text_form import TextForm
 from asys_bench.harness.results.result_run import Level
 
 SCHEMA_ID: Final = "asys.suite/1"
-CaseId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,99}$")]
-ReferenceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$")]
+CaseId = Annotated[
+    str,
+    TextForm(
+        r"^[a-z0-9][a-z0-9_.-]{0,99}$",
+        "a case's name in small letters",
+        "use a to z, digits, `_`, `.` and `-`, a letter or digit first, at most 100",
+    ),
+]
+ReferenceName = Annotated[
+    str,
+    TextForm(
+        r"^[A-Za-z_][A-Za-z0-9_.-]{0,63}$",
+        "a reference's name",
+        "use letters, digits, `_`, `.` and `-`, a letter or `_` first, at most 64",
+    ),
+]
 
 
 class Matrix(Section):

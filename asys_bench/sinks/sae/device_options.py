@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import torch
 from pydantic import Field
 
 from asys_bench.contracts.run_files import RUN_FILE
 from asys_bench.contracts.sink import Misfit, SinkContext, SinkOptions
+from asys_bench.contracts.text_form import TextForm
 from asys_bench.sae.training.device import (
     CPU,
     DeviceUnavailableError,
@@ -18,7 +20,14 @@ from asys_bench.sae.training.device import (
 )
 
 log = logging.getLogger(__name__)
-DEVICE_PATTERN = r"^(auto|cpu|cuda|cuda:[0-9]{1,2})$"
+Device = Annotated[
+    str,
+    TextForm(
+        r"^(auto|cpu|cuda|cuda:[0-9]{1,2})$",
+        "a device",
+        "write cpu, auto, cuda, or cuda:0, a GPU as torch counts them",
+    ),
+]
 DEVICE_MEANING = (
     "cpu; cuda:N, a GPU as torch counts them; cuda, one that is chosen; auto, a GPU that the host does "
     "not use, else the host's where host_gpu_gib allows it, else the CPU"
@@ -28,9 +37,8 @@ DEVICE_MEANING = (
 class DeviceOptions(SinkOptions):
     """Options of a sink whose workers can compute on a GPU."""
 
-    device: str = Field(
+    device: Device = Field(
         default="cpu",
-        pattern=DEVICE_PATTERN,
         description=f"where SAEs are: {DEVICE_MEANING}. Each worker has one, and `workers` are spread "
         f"over the GPUs; {RUN_FILE} says which and why",
     )
