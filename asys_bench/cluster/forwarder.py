@@ -28,10 +28,10 @@ import numpy as np
 from asys_bench.cluster import wire
 from asys_bench.cluster.accounts import FORWARDER_SCHEMA
 from asys_bench.cluster.book import Entry
-from asys_bench.cluster.forwarder_options import ForwarderOptions
 from asys_bench.cluster.keys import KeyPair, read_pair, zmq_problem
 from asys_bench.cluster.ledger import FOLDER
 from asys_bench.cluster.meters import ForwarderMeters
+from asys_bench.cluster.options import ForwarderOptions
 from asys_bench.cluster.outbox import Dropped, Outbox
 from asys_bench.config.schema import MasterConfig
 from asys_bench.contracts.bus import Delivery, Lease

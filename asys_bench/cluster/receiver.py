@@ -22,20 +22,20 @@ import logging
 import os
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 
 from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE
 from asys_bench.cluster.admission import Limits
-from asys_bench.cluster.book import Book, BookError, Entry, place_problem
+from asys_bench.cluster.book import Book, BookError, Entry
 from asys_bench.cluster.intake import Intake
 from asys_bench.cluster.keys import RECEIVER, KeyFileError, read_pair, zmq_problem
 from asys_bench.cluster.ledger import Ledger, LedgerError
 from asys_bench.cluster.meters import ReceiverMeters, describe
+from asys_bench.cluster.options import ReceiverOptions
 from asys_bench.cluster.wire import Refusal
 from asys_bench.contracts.bus import BaseDataBus, BusProducer
 from asys_bench.contracts.host import (
@@ -51,7 +51,6 @@ from asys_bench.contracts.host import (
 from asys_bench.contracts.origin import ORIGIN, ring_meta
 from asys_bench.contracts.packet import Places
 from asys_bench.contracts.run_files import accepted_by, accounts_of, attempts_in
-from asys_bench.contracts.sink import Misfit
 from asys_bench.system.allocator import keep_freed_memory, return_freed_memory
 from asys_bench.system.files import replace_file
 
@@ -60,106 +59,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 POLL_S, BUSY_S, LOOK_S, MEMORY_S, WRITE_S = 0.05, 0.002, 0.5, 0.01, 2.0
+FILLING = 0.25
+"""Of the memory that the process may take: from there on it looks every MEMORY_S, for what is kept of a
+message without an end wakes nobody."""
 LEAVING_S = 1.0
 LATE_S = 1.0
 """A turn of the loop that takes longer has made peers look silent; one that starts the workers takes many."""
-
-
-class ReceiverOptions(HostOptions):
-    """Options of the `receiver` host."""
-
-    listen: str = Field(
-        default="127.0.0.1:0",
-        pattern=r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._*-]+):\d{1,5}$",
-        description="host:port to listen at; port 0 takes a free one. Other than loopback only with `keys`",
-    )
-    advertise: str | None = Field(
-        default=None,
-        description="host or host:port under which training nodes reach it, for the address book; null: as "
-        "`listen`, or this machine's name where that is all addresses",
-    )
-    name: str = Field(
-        default="receiver",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$",
-        description="what it is called, in the address book and in its messages",
-    )
-    hooks: tuple[str, ...] = Field(
-        default=("*",), min_length=1, description="globs over the names of hooks that it takes"
-    )
-    job: str = Field(
-        default="",
-        max_length=256,
-        description="the job whose packets it takes; empty: that of the first forwarder",
-    )
-    keys: Path | None = Field(
-        default=None,
-        description="folder of CURVE keys as `asys-run keys` makes it: `receiver.secret`, and in `allowed/` "
-        "the clients that are let in. null: no encryption, on loopback alone",
-    )
-    book: str | None = Field(
-        default=None, description="address book (a folder or a URI) in which it is announced"
-    )
-    generation: int | None = Field(
-        default=None,
-        ge=0,
-        description="what its entry in the book is numbered; null: one more than the last",
-    )
-    lifeline_fd: int | None = Field(
-        default=None,
-        ge=0,
-        description="descriptor of a pipe: when its other end is closed, it stops in order",
-    )
-    window_mib: float = Field(
-        default=64, gt=0, le=1 << 16, description="most MiB of one connection that are under way"
-    )
-    memory_mib: float = Field(
-        default=512,
-        gt=0,
-        le=1 << 20,
-        description="most MiB under way of all connections; the process gives all connections up when it has "
-        "taken twice that",
-    )
-    max_message_mib: float = Field(
-        default=64,
-        gt=0,
-        le=1024,
-        description="largest message, and so the largest packet, in MiB; never more than `window_mib` or "
-        "`memory_mib`",
-    )
-    max_connections: int = Field(
-        default=256, ge=1, le=4096, description="forwarders at a time; more are refused"
-    )
-    shards: int | None = Field(
-        default=None,
-        ge=1,
-        le=1024,
-        description="shards of its bus, one for each rank that sends, each of `bus.capacity_mib`; null: the "
-        "ranks of the first forwarder's job",
-    )
-    idle_ttl_s: float | None = Field(
-        default=None,
-        gt=0,
-        description="it ends after so many seconds without a connection; null: never",
-    )
-
-    def misfits(self) -> Iterator[Misfit]:
-        """A place that is no book, keys that cannot be used, an address that everybody reaches without."""
-        from asys_bench.cluster.router import is_loopback
-
-        if self.book is not None and (why := place_problem(self.book)) is not None:
-            yield Misfit(("book",), why, self.book, "")
-        if self.keys is not None:
-            try:
-                read_pair(self.keys, RECEIVER)
-            except (KeyFileError, OSError) as error:
-                yield Misfit(("keys",), str(error), str(self.keys), "")
-        elif not is_loopback(self.listen.rpartition(":")[0].strip("[]")):
-            yield Misfit(
-                ("listen",),
-                "is not on loopback, and without keys anybody could connect",
-                self.listen,
-                "asys-run keys DIR makes keys; name the folder as `keys`",
-            )
 
 
 class _OwnBus:
@@ -244,10 +149,15 @@ class ReceiverHost(BaseHost):
         Raises:
             HostError: the ledger is damaged, or somebody else has taken the address.
         """
+        from asys_bench.cluster.router import RouterError
+
         assert self._router is not None
-        return _Receiving(
-            self._options, clock, self._router, self._public_key, self._announced
-        ).run()
+        try:
+            return _Receiving(
+                self._options, clock, self._router, self._public_key, self._announced
+            ).run()
+        except RouterError as error:
+            raise HostError(f"host.options.receiver: {error}") from None
 
     def close(self) -> None:
         if self._router is not None:
@@ -302,10 +212,10 @@ class _Receiving:
         self._announce()
         stopped = False
         last_seen = now = time.monotonic()
-        next_look = next_memory = next_write = 0.0
+        next_look = next_memory = next_write = used = 0.0
         try:
             while not self._clock.should_stop:
-                wait = POLL_S
+                wait = MEMORY_S if used > FILLING else POLL_S
                 if intake.is_waiting:
                     wait = BUSY_S
                 router.poll(wait, self._receive)
@@ -318,7 +228,8 @@ class _Receiving:
                     last_seen = now
                 if now >= next_memory:
                     next_memory = now + MEMORY_S
-                    if router.takes_too_much:
+                    used = router.memory_used()
+                    if used > 1.0:
                         self._give_memory_back()
                 if now >= next_look:
                     next_look = now + LOOK_S

@@ -58,7 +58,7 @@ class Router:
                 "--keys DIR"
             )
         self._keys, self._allowed, self._max_message = keys, allowed, max_message
-        self._most_bytes = own_memory_bytes() + memory_bytes
+        self._memory_bytes, self._before_bytes = memory_bytes, own_memory_bytes()
         self.refused_keys = 0
         self._context = zmq.Context()
         self._context.set(zmq.MAX_SOCKETS, 1024)
@@ -132,10 +132,9 @@ class Router:
         except zmq.ZMQError as error:
             log.debug("not sent: %s", error)
 
-    @property
-    def takes_too_much(self) -> bool:
-        """The process has more memory than it may."""
-        return own_memory_bytes() > self._most_bytes
+    def memory_used(self) -> float:
+        """What the process has taken since it listens, over what it may; more than 1 is too much."""
+        return (own_memory_bytes() - self._before_bytes) / self._memory_bytes
 
     def reset(self) -> None:
         """Close every connection and listen again at the same address.

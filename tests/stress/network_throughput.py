@@ -30,9 +30,9 @@ import torch
 import zmq
 
 from asys_bench.cluster.forwarder import ForwarderWorker
-from asys_bench.cluster.forwarder_options import ForwarderOptions
 from asys_bench.cluster.keys import make_keys, read_key
-from asys_bench.cluster.receiver import ReceiverHost, ReceiverOptions
+from asys_bench.cluster.options import ForwarderOptions, ReceiverOptions
+from asys_bench.cluster.receiver import ReceiverHost
 from asys_bench.contracts.bus import (
     BaseDataBus,
     BusHandle,

@@ -22,9 +22,8 @@ def check(end: End) -> None:
     assert end.refused.keys() <= REASONS
     assert sum(end.refused.values()) > 0
     assert end.accepted >= 20
-    assert (
-        end.most_own_mib - end.first_own_mib < 6 * MEMORY_MIB
-    )  # twice, and what comes between two looks
+    # Twice, and what comes between two looks.
+    assert end.most_own_mib - end.first_own_mib < 4 * MEMORY_MIB
 
 
 @pytest.mark.rest

@@ -10,7 +10,7 @@ import pytest
 from asys_bench.cli.commands import run_receive
 from asys_bench.cli.run import COMMANDS, main
 from asys_bench.cluster.keys import KeyFileError, allowed_clients, make_keys, read_key, read_pair
-from asys_bench.cluster.receiver import ReceiverOptions
+from asys_bench.cluster.options import ReceiverOptions
 from asys_bench.config import ConfigError, load_config
 
 TRAINERS = "run: {dir: runs}\nbus: {backend: cpp_spmc}\nsinks: {archive: {kind: archiver}}\n"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from asys_bench.cluster.forwarder import ForwarderWorker
-from asys_bench.cluster.forwarder_options import ForwarderOptions
-from asys_bench.cluster.receiver import ReceiverHost, ReceiverOptions
+from asys_bench.cluster.options import ForwarderOptions, ReceiverOptions
+from asys_bench.cluster.receiver import ReceiverHost
 from asys_bench.contracts.bus import (
     BaseDataBus,
     BusPlugin,

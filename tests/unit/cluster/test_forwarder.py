@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asys_bench.cluster.forwarder import usual_policy
-from asys_bench.cluster.forwarder_options import ForwarderOptions
-from asys_bench.cluster.receiver import ReceiverOptions
+from asys_bench.cluster.options import ForwarderOptions, ReceiverOptions
 from asys_bench.config.schema import MasterConfig
 
 HOOKS = {"layer.0", "layer.1"}

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from asys_bench.cluster.keys import make_keys
-from asys_bench.cluster.router import Router
+from asys_bench.cluster.router import Router, RouterError
+from asys_bench.contracts.host import HostError
 from tests.conformance.support import eventually
 from tests.unit.cluster.loopback import Origin, Receiver
 
@@ -314,7 +315,7 @@ def test_a_receiver_without_forwarders_for_its_ttl_ends_by_itself(receiver: Star
 def test_a_receiver_that_cannot_give_its_memory_back_says_so_a_few_times_not_each_turn(
     receiver: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Router, "takes_too_much", True)
+    monkeypatch.setattr(Router, "memory_used", lambda router: 2.0)
     there = receiver(memory_mib=8, window_mib=1, max_message_mib=1)
     eventually(lambda: "(4 times so far)" in caplog.text, "four turns")
     there.clock.should_stop = True
@@ -322,3 +323,19 @@ def test_a_receiver_that_cannot_give_its_memory_back_says_so_a_few_times_not_eac
     times = there.account["refused"]["memory"]
     told = [line for line in caplog.messages if "memory_mib is taken" in line]
     assert len(told) == times.bit_length()
+
+
+def test_a_receiver_whose_address_somebody_else_has_taken_says_so_and_leaves_its_account(
+    receiver: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taken(router: Router) -> None:
+        raise RouterError("cannot listen at 127.0.0.1:7400: Address already in use")
+
+    monkeypatch.setattr(Router, "memory_used", lambda router: 2.0)
+    monkeypatch.setattr(Router, "reset", taken)
+    there = receiver(memory_mib=8, window_mib=1, max_message_mib=1)
+    there._thread.join(60)
+    failure, there.failure = there.failure, None
+    assert isinstance(failure, HostError)
+    assert "host.options.receiver: cannot listen at 127.0.0.1:7400" in str(failure)
+    assert there.account["final"] is True
