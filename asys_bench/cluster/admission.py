@@ -20,6 +20,8 @@ from asys_bench.contracts.names import matches
 
 MOST_ENCODINGS = 512
 """Of one connection."""
+WHAT_ROWS_ARE = ("kind", "rows", "select", "coin")
+"""Of what a HELLO says of a stream: what must be the same on all nodes; its module may be wrapped on some."""
 _RUN_SHIFT = 40
 
 
@@ -52,6 +54,7 @@ class Admission:
         self.job = ledger.job or job
         self.began = False
         self._shards: dict[tuple[int, int], int] = {}
+        self._described: dict[str, dict[str, Any]] = {}
         self._trained: set[str] = set()
         self._side: set[str] = set()
         self._count = 0
@@ -97,6 +100,7 @@ class Admission:
                 f"{self.name} began its run with hooks {sorted(self._trained | self._side)[:50]}, without "
                 f"{unknown[:20]}: its bus cannot take up others; start another receiver for them",
             )
+        self._check_alike(hello)
         sender, limits = SenderKey(hello.run_id, hello.attempt, hello.worker), self._limits
         largest = min(limits.message, limits.window, limits.memory)
         connection = Connection(peer, sender, hello, generation, now, streams=frozenset(streams))
@@ -106,6 +110,17 @@ class Admission:
             self.name, self._ledger.id, self._ledger.accepted(sender), largest,
             self._bus.max_packet, 0, tuple(sorted(side & taken)),
         )  # fmt: skip
+
+    def _check_alike(self, hello: wire.Hello) -> None:
+        """A row of a hook is the same thing on every node. Raises WireError."""
+        for one in hello.streams:
+            ours = self._described[one["name"]]
+            if other := [key for key in WHAT_ROWS_ARE if one.get(key) != ours.get(key)]:
+                raise WireError(
+                    Refusal.HOOKS,
+                    f"{self.name} began its run with {one['name']} of {_told(ours, other)}, and here it is "
+                    f"{_told(one, other)}: configure a hook alike on all nodes, or give it another name",
+                )
 
     def add_writers(self, connection: Connection, ranks: Sequence[tuple[int, int]]) -> None:
         """Raises WireError: there is no shard left. LedgerError: too many streams or accounts."""
@@ -149,6 +164,7 @@ class Admission:
         self._count = int(feed["shards"])
         for one in feed["streams"]:
             (self._side if one["side"] else self._trained).add(one["name"])
+            self._described[one["name"]] = one
         if job is not None:
             self.job = self.job or job
             self._ledger.begin_run(self.job, feed)
@@ -171,3 +187,7 @@ def _streams(hello: wire.Hello) -> tuple[set[str], set[str]]:
     """(all that it sends, those of them that go beside the hooks)."""
     streams = {str(one["name"]) for one in hello.streams}
     return streams, streams & set(hello.side)
+
+
+def _told(stream: dict[str, Any], keys: Sequence[str]) -> str:
+    return ", ".join(f"{key} {str(stream.get(key))[:80]}" for key in keys)

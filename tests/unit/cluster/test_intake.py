@@ -325,3 +325,35 @@ def test_a_forwarder_whose_time_is_over_leaves_with_batches_that_wait_for_room(
     receiver.bus.in_ring.clear()
     assert receiver.intake.push_waiting()
     assert receiver.ledger.total().accepted == len(receiver.pushed) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("kind", "gradient"), ("rows", "channels"), ("select", 3), ("coin", "own")]
+)
+def test_a_hook_whose_rows_are_something_else_on_another_node_is_refused_with_both_named(
+    receiver: Receiver, key: str, value: str | int
+) -> None:
+    mine = {"name": "layer.0", "module": "layers.0", "kind": "activation", "rows": "last",
+            "select": None, "coin": "shared"}  # fmt: skip
+    receiver.hello(b"a", dataclasses.replace(GOOD, streams=(mine,)))
+    other = {**mine, key: value}
+    receiver.hello(b"b", dataclasses.replace(GOOD, run_id="r2", streams=(other,)))
+    assert receiver.refusal(b"b") is Refusal.HOOKS
+    why = wire.parse_refused(receiver.last(b"b")[1])[1]
+    assert f"layer.0 of {key} {mine[key]}" in why
+    assert f"here it is {key} {value}" in why
+    wrapped = {**mine, "module": "module.layers.0"}
+    receiver.hello(b"c", dataclasses.replace(GOOD, run_id="r2", streams=(wrapped,)))
+    assert receiver.last(b"c")[0] is Message.WELCOME
+
+
+def test_a_receiver_that_goes_on_compares_with_what_its_run_began_with(tmp_path: Path) -> None:
+    first = Receiver(tmp_path)
+    first.hello()
+    first.ledger.close()
+    second = Receiver(tmp_path)
+    second.hello(b"a", dataclasses.replace(GOOD, attempt=2))
+    assert second.last(b"a")[0] is Message.WELCOME
+    strange = ({"name": "layer.0", "kind": "gradient", "select": None},)
+    second.hello(b"b", dataclasses.replace(GOOD, run_id="r2", streams=strange))
+    assert second.refusal(b"b") is Refusal.HOOKS
