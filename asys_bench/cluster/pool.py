@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from asys_bench.cluster.book import place_problem
-from asys_bench.cluster.pool_actors import COORDINATOR, REFUSED, Coordinator
+from asys_bench.cluster.pool_actors import COORDINATOR, REFUSED, WAITING, Coordinator
 from asys_bench.cluster.ray_cluster import NAMESPACE, said, versions
 from asys_bench.cluster.receiver_process import State
 from asys_bench.config import MasterConfig, dump_yaml
@@ -101,7 +101,7 @@ class GroupStatus:
 
 def start(ray: Any, spec: PoolSpec, tell: Callable[[GroupStatus], None]) -> list[GroupStatus]:
     """Start the pool, or see that it is there; returns when every receiver listens. `tell` hears of each
-    receiver whose state has changed.
+    receiver whose state has changed, or what it waits for.
 
     Raises:
         PoolError: there is one of this name that was made from something else, or a receiver does not
@@ -131,8 +131,9 @@ def start(ray: Any, spec: PoolSpec, tell: Callable[[GroupStatus], None]) -> list
     while True:
         found = _statuses(_call(ray, coordinator.status.remote(), CALL_S))
         for one in found:
-            if told.get(one.group) != one.state:
-                told[one.group] = one.state
+            news = f"{one.state} {one.said}" if one.state == WAITING else one.state
+            if told.get(one.group) != news:
+                told[one.group] = news
                 tell(one)
         late = [one for one in found if one.state != State.LISTENING]
         if not late:

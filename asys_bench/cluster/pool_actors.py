@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from asys_bench.cluster.accounts import CLUSTER_DIR, RECEIVER_FILE
-from asys_bench.cluster.ray_cluster import NAMESPACE, version_problem, versions
+from asys_bench.cluster.ray_cluster import NAMESPACE, living_nodes, version_problem, versions
 from asys_bench.cluster.receiver_process import HUNG_S, ReceiverProcess, State, read_status
 from asys_bench.system.files.atomic import make_private_folder, replace_file
 
@@ -141,6 +141,7 @@ class Coordinator:
             found = placement_group([bundle], "STRICT_PACK", name=name, lifetime="detached")
             self._gang_since[group] = time.monotonic()
         if found.wait(timeout_seconds=1):
+            self._said.pop(group, None)
             return PlacementGroupSchedulingStrategy(found, placement_group_bundle_index=0)
         waited_s = time.monotonic() - self._gang_since.setdefault(group, time.monotonic())
         if waited_s > PLACEMENT_S:
@@ -188,16 +189,27 @@ class Coordinator:
     def _told(self, group: str, reference: Any, wait_s: float = 0.0) -> dict[str, Any]:
         if group in self._ended:
             return {"state": State.ENDED.value}
-        waiting = {"state": WAITING, "said": self._said.get(group, "Ray has no place for it yet")}
-        if reference is None:
-            return waiting
-        try:
-            found: dict[str, Any] = self._ray.get(reference, timeout=wait_s)
-        except self._ray.exceptions.GetTimeoutError:
-            return waiting
-        except self._ray.exceptions.RayError as error:
-            return {"state": WAITING, "said": " ".join(str(error).split())[:300]}
-        return found
+        why = ""
+        if reference is not None:
+            try:
+                found: dict[str, Any] = self._ray.get(reference, timeout=wait_s)
+                return found
+            except self._ray.exceptions.GetTimeoutError:
+                pass
+            except self._ray.exceptions.RayError as error:
+                why = " ".join(str(error).split())[:300]
+        return {"state": WAITING, "said": why or self._why_it_waits(group)}
+
+    def _why_it_waits(self, group: str) -> str:
+        wanted = self._spec["groups"][group]
+        needs = {"CPU": wanted["cpus"], "GPU": wanted["gpus"]}
+        nodes = [node["Resources"] for node in living_nodes(self._ray)]
+        if any(all(node.get(kind, 0.0) >= n for kind, n in needs.items()) for node in nodes):
+            return self._said.get(group, "Ray has no place for it yet")
+        return (
+            f"it needs {needs['GPU']:g} GPUs and {needs['CPU']:g} CPUs of one node, and none of "
+            f"{len(nodes)} has as many: Ray waits for one"
+        )
 
 
 class Receiver:

@@ -1,5 +1,6 @@
-"""A Ray cluster of a head and two nodes with CPUs, in a process of its own: `python nodes.py CPUS` starts
-it with `ray.cluster_utils.Cluster`, prints a line of JSON about it, and obeys lines on standard input:
+"""A Ray cluster of a head and two nodes with CPUs, and GPUs in name, in a process of its own: `python
+nodes.py CPUS GPUS` starts it with `ray.cluster_utils.Cluster`, prints a line of JSON about it, obeys lines
+on standard input:
 
     restart N       SIGKILL to the raylet of node N; another node takes its place
     kill_gcs        SIGKILL to the control store
@@ -31,8 +32,8 @@ GCS_AWAY_S = 10
 class TwoNodes:
     """The test's side."""
 
-    def __init__(self, folder: Path, cpus: int = 1) -> None:
-        self.folder, self._cpus = folder, cpus
+    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0) -> None:
+        self.folder, self._each = folder, (cpus, gpus)
         self._process: subprocess.Popen[str] | None = None
         # Sockets of Ray lie below it: their paths have at most 107 characters.
         self._temp = Path(tempfile.mkdtemp(prefix="asys-ray-"))
@@ -50,7 +51,7 @@ class TwoNodes:
         }  # fmt: skip
         with (self.folder / "nodes.log").open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", __file__, str(self._cpus)],
+                [sys.executable, "-P", __file__, *map(str, self._each)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
                 start_new_session=True,
             )  # fmt: skip
@@ -130,18 +131,19 @@ def _pid(node: Any, kind: str) -> int:
     return int(info.process.pid)
 
 
-def main(cpus: int) -> None:
+def main(cpus: int, gpus: int) -> None:
     from ray.cluster_utils import Cluster
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _be_patient()
     memory = {"object_store_memory": 80 << 20}
+    each = {**memory, "num_cpus": cpus, "num_gpus": gpus}
     head = {
         **memory, "num_cpus": 0, "include_dashboard": False,
         "_system_config": {"gcs_rpc_server_reconnect_timeout_s": GCS_AWAY_S},
     }  # fmt: skip
     cluster = Cluster(initialize_head=True, head_node_args=head)
-    nodes = [cluster.add_node(num_cpus=cpus, **memory) for _ in range(2)]
+    nodes = [cluster.add_node(**each) for _ in range(2)]
     while True:
         gcs = cluster.head_node.all_processes.get("gcs_server")
         about = {
@@ -154,7 +156,7 @@ def main(cpus: int) -> None:
             number = int(words[1])
             os.kill(_pid(nodes[number], "raylet"), signal.SIGKILL)
             cluster.remove_node(nodes[number], allow_graceful=False)
-            nodes[number] = cluster.add_node(num_cpus=cpus, **memory)
+            nodes[number] = cluster.add_node(**each)
         elif words[0] == "kill_gcs":
             os.kill(about["gcs"], signal.SIGKILL)
         else:
@@ -163,4 +165,4 @@ def main(cpus: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
