@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/*/native/* asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers test-trl lint types check model sanitize arm soak fuzz gpu bench-micro audit sbom wheel site docs clean
+.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers test-trl test-deepspeed lint types check model sanitize arm soak fuzz gpu bench-micro audit sbom wheel site docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -67,8 +67,8 @@ $(VENV)/.interop: $(VENV)/.test
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt dictionary-learning nnsight python-socketio python-engineio bidict zstandard
 	@touch $@
 
-test-interop: $(VENV)/.interop ## our SAEs and archives in the real SAELens, sparsify, dictionary_learning and datasets
-	$(BIN)/pytest -m interop tests/interop $(ARGS)
+test-interop: $(VENV)/.interop ## our SAEs, pushed ones too, and archives in the real SAELens, sparsify, dictionary_learning and datasets
+	$(BIN)/pytest -m interop tests/interop tests/unit/hub $(ARGS)
 
 # 286 MB to fetch and a gigabyte unpacked, so only who asks gets it; beside a CUDA build of torch it is there.
 $(VENV)/.triton: $(VENV)/.test
@@ -101,6 +101,16 @@ $(VENV)/.trl: $(VENV)/.test
 
 test-trl: $(VENV)/.trl ## GRPO, SFT and DPO trainings of a tiny model with and without the callback; 3 minutes
 	$(BIN)/pytest tests/trl $(ARGS)
+
+# DeepSpeed is compiled where it is installed; its kernels are not, but for the one that it makes at its first use on a
+# CPU. It changes no version of the others.
+$(VENV)/.deepspeed: $(VENV)/.test
+	$(BIN)/pip install --quiet -c constraints.txt ninja einops hjson msgpack py-cpuinfo
+	DS_BUILD_OPS=0 DS_ACCELERATOR=cpu $(BIN)/pip install --quiet --no-deps --no-build-isolation "$$(grep "^deepspeed==" constraints.txt)"
+	@touch $@
+
+test-deepspeed: $(VENV)/.deepspeed ## a training of two ranks by the engine of DeepSpeed, ZeRO stages 0 to 3; 2 minutes
+	$(BIN)/pytest tests/e2e/test_observe_parallel.py -k deepspeed $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -175,4 +185,4 @@ docs: $(VENV)/.test ## regenerate the configuration reference and the editor sch
 	$(BIN)/python -m asys_bench.config.reference
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.demo $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray $(VENV)/.trackers $(VENV)/.trl
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache $(VENV)/.run $(VENV)/.test $(VENV)/.demo $(VENV)/.interop $(VENV)/.triton $(VENV)/.ray $(VENV)/.trackers $(VENV)/.trl $(VENV)/.deepspeed

@@ -158,6 +158,13 @@ class ObservedTraining:
         """Columns of a batch that are labels (`labels.columns`)."""
         return self.observation.config.labels.columns if self.observation is not None else ()
 
+    def label_part(self, training: Any) -> None:
+        """Where calls of all parts are captured, label the last one with its part: `validation` and
+        `generation`, each 1 or 0; 0 in both is the training itself."""
+        if self.during == "all":
+            parts = {name: self._part == name for name in ("validation", "generation")}
+            self.label(training, **parts)
+
     def label_columns_of(self, training: Any, batch: Any) -> None:
         """Label the last call of the model with what `batch` has of these columns."""
         if isinstance(batch, Mapping):

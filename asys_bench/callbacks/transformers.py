@@ -199,9 +199,12 @@ class _LabelHook(LiveHook):
     def __call__(
         self, module: Any = None, args: Any = (), kwargs: Any = None, out: Any = None
     ) -> None:
-        if is_dynamo_compiling() or not torch.is_grad_enabled():
+        if is_dynamo_compiling():
             return
         try:
+            self._training.label_part(self._state)
+            if not torch.is_grad_enabled():
+                return
             loss = out.get("loss") if isinstance(out, Mapping) else None
             rows = loss_rows_or_none(loss)
             if rows is not None:

@@ -1,6 +1,7 @@
 """Load a run's SAEs in other tools and its archive in Hugging Face datasets, and compare with ours.
 
-``RUN=runs/<run> python -m asys_bench.cli.check_interop`` (or the run directory as an argument).
+``python -m asys_bench.cli.check_interop runs/<run>``; without an argument the run that RUN names, else the
+newest one under runs/.
 SAELens opens the checkpoints as they are; sparsify and dictionary_learning, where installed, open
 exports of them. Exit code 0 when everything opens and every reconstruction differs by less than
 1e-5 of the rows' size.
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from asys_bench.rundir.attach import RunGoneError, find_run
 from asys_bench.sae import load_sae
 from asys_bench.sae.exchange import FORMATS, ExchangeError, export
 from asys_bench.sae.exchange.export import find_saes
@@ -112,11 +114,12 @@ def saes_of(run: Path) -> list[tuple[str, str, Path]]:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; prints one line per SAE."""
     arguments = sys.argv[1:] if argv is None else argv
-    run = Path(arguments[0] if arguments else os.environ["RUN"])
+    named = arguments[0] if arguments else os.environ.get("RUN")
     worst, compared = 0.0, 0
     try:
+        run = Path(named) if named else find_run(None)
         saes = saes_of(run)
-    except ExchangeError as error:
+    except (ExchangeError, RunGoneError) as error:
         print(error)
         return 1
     for name, hook, folder in saes:

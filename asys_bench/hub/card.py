@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import asys_bench
 from asys_bench.hub.facts import HookCost, HubSAE, RunFacts
 from asys_bench.hub.loading import blocks_of
+from asys_bench.monitors.readable import plural
 
 CARD_FILE = "README.md"
 DEFINITIONS: dict[str, tuple[str, str]] = {
@@ -108,7 +109,7 @@ def _data(facts: RunFacts) -> Iterator[str]:
     if not facts.host:
         return
     yield "## Data"
-    steps = f", {facts.steps:,} {facts.step_unit}s" if facts.steps else ""
+    steps = f", {facts.steps:,} {plural(facts.step_unit)}" if facts.steps else ""
     model = f" `{facts.model}`" if facts.model else ""
     yield (
         f"Activations of the model{model} (host `{facts.host}`{steps}), taken by hooks as it ran. The "
@@ -124,7 +125,7 @@ def _cost(facts: RunFacts) -> Iterator[str]:
         return
     yield "## What observing cost the host"
     known = [cost.share for cost in facts.costs if cost.share is not None]
-    rate = f" at {facts.steps_per_s:,.4g} {facts.step_unit}s/s" if facts.steps_per_s else ""
+    rate = f" at {facts.steps_per_s:,.4g} {plural(facts.step_unit)}/s" if facts.steps_per_s else ""
     if len(known) == len(facts.costs):
         yield (
             f"The hooks held up the host for {100 * sum(known):.3g} % of its time{rate}. That is time inside "

@@ -23,6 +23,7 @@ from asys_bench.contracts.run_files import LOGS_DIR, SUMMARY_FILE, VOCABULARY_FI
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.hosts.text_corpus import vocabulary_document
 from asys_bench.monitors.alarm_page import Alarms
+from asys_bench.monitors.readable import plural
 from asys_bench.reports.run_summary.document import write_json
 from asys_bench.run.lifecycle import RunLifecycle
 from asys_bench.run.settings import ConfigLike, HooksLike, resolve_settings
@@ -362,7 +363,7 @@ class Observation:
         name = self._name
         if self._run_dir is None:
             return f"<no observation of {name}: {self.error}>"
-        state = "closed" if self._closed else f"{self.steps} {self._step_unit}s"
+        state = "closed" if self._closed else f"{self.steps} {plural(self._step_unit)}"
         return f"<observation of {name} ({', '.join(self.hooks)}): {self._run_dir}, {state}>"
 
     def start(

@@ -176,6 +176,47 @@ def train(model, rules, own):
             observation.step()
 
 
+def accelerate():
+    """As Accelerate's own examples: it wraps the model, deals out the batches and calls backward."""
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = Stages("0123")
+    rows = torch.cat([batch(step, of_rank) for step in range(steps) for of_rank in range(size)])
+    model, optimizer, batches = accelerator.prepare(
+        model,
+        torch.optim.SGD(model.parameters(), 0.1),
+        torch.utils.data.DataLoader(rows, batch_size=6),
+    )
+    assert isinstance(model, torch.nn.parallel.DistributedDataParallel)
+    with asys_bench.observe(model, SETTINGS, hooks="layers.*", sae=False) as observation:
+        for x in batches:
+            optimizer.zero_grad()
+            accelerator.backward(loss_of(model(x)))
+            optimizer.step()
+            observation.step()
+
+
+def deepspeed():
+    """DeepSpeed's engine, with ZeRO of the case's stage."""
+    from deepspeed import init_distributed, initialize
+
+    init_distributed("gloo")
+    model = Stages("0123")
+    zero = {"stage": int(case[-1]), "stage3_param_persistence_threshold": 0}
+    config = {"train_micro_batch_size_per_gpu": 6, "zero_optimization": zero}
+    engine, *_ = initialize(
+        model=model,
+        optimizer=torch.optim.SGD(model.parameters(), 0.1),
+        config=config | {"zero_allow_untested_optimizer": True},
+    )
+    with asys_bench.observe(engine, SETTINGS, hooks="layers.*", sae=False) as observation:
+        for step in range(steps):
+            engine.backward(loss_of(engine(batch(step, own))))
+            engine.step()
+            observation.step()
+
+
 def pipeline():
     from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
@@ -202,13 +243,18 @@ def pipeline():
             observation.step()
 
 
-own, batches = {"fsdp2": (rank, size), "fsdp1": (rank, size), "mesh": (rank // 2, size // 2)}.get(
-    case, (0, 1)
+kind = case.rstrip("0123")
+OWN = {"mesh": (rank // 2, size // 2)} | dict.fromkeys(
+    ("fsdp2", "fsdp1", "accelerate", "deepspeed"), (rank, size)
 )
+WHOLE = {"pipeline": pipeline, "accelerate": accelerate, "deepspeed": deepspeed}
+"""Cases that train by themselves; the others say which model and which rules."""
+own, batches = OWN.get(case, OWN.get(kind, (0, 1)))
 reference(own, batches)
-dist.init_process_group("gloo")
-if case == "pipeline":
-    pipeline()
+if kind not in ("accelerate", "deepspeed"):  # which make the process group themselves
+    dist.init_process_group("gloo")
+if kind in WHOLE:
+    WHOLE[kind]()
 else:
     train(*globals()[case](), own)
 dist.barrier()

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ SCRIPT = Path(__file__).with_name("parallel_script.py")
 PATIENCE_S = 240.0
 STEPS = 24
 """So many that ranks whose packets come in leases of their own at first are still compared."""
+LAYERS = ("layers.0", "layers.1", "layers.2", "layers.3")
 SOAK = os.environ.get("ASYS_SOAK") == "1"
 DTYPES = [
     "float64",
@@ -31,19 +33,38 @@ DTYPES = [
 pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 
 
-def trained(tmp_path, case, dtype, ranks=2):
-    """The run of all ranks, and what each saw of the unsharded model."""
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)),
+def torchrun(ranks):
+    return (
+        *("torch.distributed.run", "--nproc-per-node", str(ranks)),
         *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
-        *(str(SCRIPT), case, str(tmp_path), dtype, str(STEPS)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def accelerate_launch(ranks):
+    """`accelerate launch`; without --multi_gpu it starts one process on a machine without GPUs."""
+    return (
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", str(ranks)),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())),
+    )
+
+
+def trained(tmp_path, case, dtype, ranks=2, launcher=torchrun):
+    """The run of all ranks, and what each saw of the unsharded model."""
+    command = [sys.executable, "-m", *launcher(ranks)]
+    command += [str(SCRIPT), case, str(tmp_path), dtype, str(STEPS)]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+        "DS_ACCELERATOR": "cpu",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # DeepSpeed calls ninja
+    }
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment
     )
     assert done.returncode == 0, done.stderr
-    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    folders = [path.parent for path in tmp_path.glob("*/run.json")]
     assert len(folders) == 1, "one run for the node"
     references = [torch.load(tmp_path / f"reference-{rank}.pt") for rank in range(ranks)]
     return asys_bench.open_run(folders[0]), references
@@ -114,7 +135,7 @@ def check_accounts(run, ranks=2):
 def test_under_fully_shard_rows_and_gradients_are_the_unsharded_models(tmp_path, dtype):
     run, references = trained(tmp_path, "fsdp2", dtype)
     for rank in range(2):
-        for name in ("layers.0", "layers.1", "layers.2", "layers.3"):
+        for name in LAYERS:
             check_activations(run, name, rank, references[rank][name], dtype)
     for name in ("layers.0.weight:grad", "layers.2.weight:grad"):
         whole_SND = references[0][name].numpy()
@@ -151,8 +172,29 @@ def test_under_fully_shard_rows_and_gradients_are_the_unsharded_models(tmp_path,
 def test_fsdp1_is_looked_through(tmp_path):
     run, references = trained(tmp_path, "fsdp1", "float64")
     for rank in range(2):
-        for name in ("layers.0", "layers.1", "layers.2", "layers.3"):
+        for name in LAYERS:
             check_activations(run, name, rank, references[rank][name])
+    check_accounts(run)
+
+
+@pytest.mark.parametrize("launcher", [torchrun, accelerate_launch])
+def test_what_accelerate_prepares_on_two_ranks_is_looked_through(tmp_path, launcher):
+    pytest.importorskip("accelerate")
+    run, references = trained(tmp_path, "accelerate", "float64", launcher=launcher)
+    for rank in range(2):
+        for name in LAYERS:
+            check_activations(run, name, rank, references[rank][name])
+    check_accounts(run)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeeds_engine_is_looked_through(tmp_path, stage):
+    if find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed (make test-deepspeed)")
+    run, references = trained(tmp_path, f"deepspeed{stage}", "float32")
+    for rank in range(2):
+        for name in LAYERS:
+            check_activations(run, name, rank, references[rank][name], "float32")
     check_accounts(run)
 
 

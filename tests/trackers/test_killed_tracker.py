@@ -1,4 +1,5 @@
-"""A real run whose tracker is killed: the host computes what it computes without, and the tracker goes on."""
+"""Real runs whose tracker is killed, the monitor's process or wandb's own: the host computes what it computes
+without, and what is sent afterwards arrives."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import psutil
 import pytest
 
 from asys_bench.monitors.metrics_csv import value_text
+from asys_bench.monitors.tracker.mlflow_runs import metric_key
 
-from .kept import environment, read_csv, read_wandb, series_of
+from .kept import environment, read, read_csv, read_wandb, series_of
 
 pytestmark = [pytest.mark.rest, pytest.mark.timeout(600)]
 HOST = (
@@ -22,6 +25,33 @@ HOST = (
     "host.keep_weights=true",
 )
 HOOK = "mlp_extractor.policy_net"
+SERVICES = tuple(name for name in ("wandb", "trackio", "mlflow") if find_spec(name))
+"""One monitor for all of those that are installed."""
+
+
+def options_of(kept: Path) -> tuple[str, ...]:
+    sections = {
+        "wandb": "mode=offline",
+        "trackio": "project=killed",
+        "mlflow": f"tracking_uri=sqlite:///{kept}/mlflow.db",
+    }
+    options = "monitors.tracker.options"
+    return (
+        "monitors.tracker.kind=tracker",
+        f"{options}.interval_s=0.2",
+        *(f"{options}.{name}.{sections[name]}" for name in SERVICES),
+    )
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Callable[[str], None]) -> Path:
+    """The folder where trackers keep what they get."""
+    needs("wandb")
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    for name, value in environment(folder).items():
+        monkeypatch.setenv(name, value)
+    return folder
 
 
 def weights_of(run: Any) -> dict[str, bytes]:
@@ -42,47 +72,65 @@ def wandb_processes(folder: Path) -> list[psutil.Process]:
     return found
 
 
+def points_of(run: Any, service: str) -> float:
+    return run.metric("monitor-tracker", f"tracker_points{{tracker={service}}}")
+
+
+def check_undisturbed(run: Any, alone: Any) -> None:
+    """The host of `run` did what that of `alone` did."""
+    assert weights_of(run) == weights_of(alone)
+    mine, other = (one.summary()["host"] for one in (run, alone))
+    assert (mine["steps"], mine["figures"]) == (other["steps"], other["figures"])
+    assert run.summary()["balanced"]
+
+
+def check_last_points(run: Any, kept: Path) -> None:
+    """The last point of each of the five series is the last of metrics.csv."""
+    csv = read_csv(run.path / "metrics.csv", HOOK)
+    for service in SERVICES:
+        found = read(kept, service)
+        for name in series_of(HOOK):
+            step, value = found["series"][metric_key(name) if service == "mlflow" else name][-1]
+            assert (int(step), value_text(value)) == csv[name][-1], (service, name)
+
+
 def test_killing_the_tracker_changes_nothing_for_the_host(
-    start_run: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    needs: Callable[[str], None],
+    start_run: Callable[..., Any], kept: Path
 ) -> None:
-    needs("wandb")
-    kept = tmp_path / "kept"
-    kept.mkdir()
-    for name, value in environment(kept).items():
-        monkeypatch.setenv(name, value)
     alone = start_run(*HOST)
     assert alone.finish() == 0, alone.text()
 
-    run = start_run(
-        *HOST,
-        "monitors.tracker.kind=tracker",
-        "monitors.tracker.options.wandb.mode=offline",
-        "monitors.tracker.options.interval_s=0.2",
-    )
-    points = "tracker_points{tracker=wandb}"
-    run.wait_for(lambda: run.metric("monitor-tracker", points) > 2, "points")
+    run = start_run(*HOST, *options_of(kept))
+    run.wait_for(lambda: all(points_of(run, name) > 2 for name in SERVICES), "points")
     pid = run.pid("monitor-tracker")
     os.kill(pid, signal.SIGKILL)
     run.wait_for(lambda: run.is_replaced("monitor-tracker", pid), "its successor")
     assert run.finish() == 0, run.text()
 
-    assert weights_of(run) == weights_of(alone)
-    mine, other = (one.summary()["host"] for one in (run, alone))
-    assert (mine["steps"], mine["figures"]) == (other["steps"], other["figures"])
-    assert run.summary()["balanced"]
-    assert "wandb: sent" in run.text()
+    check_undisturbed(run, alone)
+    for service in SERVICES:
+        assert f"{service}: sent" in run.text()
     until_gone(kept)
-
-    found = read_wandb(kept)
-    first, second, ending = (one["run_id"] for one in found["runs"])
+    first, second, ending = (one["run_id"] for one in read_wandb(kept)["runs"])
     assert (second, ending) == (f"{first}-2", f"{first}-3")
-    csv = read_csv(run.path / "metrics.csv", HOOK)
-    for name in series_of(HOOK):
-        step, value = found["series"][name][-1]
-        assert (int(step), value_text(value)) == csv[name][-1], name
+    check_last_points(run, kept)
+
+
+def test_killing_wandbs_own_process_changes_nothing_for_the_host(
+    start_run: Callable[..., Any], kept: Path
+) -> None:
+    alone = start_run(*HOST)
+    assert alone.finish() == 0, alone.text()
+
+    run = start_run(*HOST, *options_of(kept))
+    run.wait_for(lambda: all(points_of(run, name) > 2 for name in SERVICES), "points")
+    for process in wandb_processes(kept):
+        process.kill()
+    assert run.finish() == 0, run.text()
+
+    check_undisturbed(run, alone)
+    until_gone(kept)
+    check_last_points(run, kept)
 
 
 def until_gone(folder: Path) -> None:

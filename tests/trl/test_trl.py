@@ -79,6 +79,18 @@ def test_what_is_generated_is_captured_when_asked_for_and_alone(tmp_path: Path) 
     assert set(rows["host_step"]) == {0, 1, 2}
 
 
+def test_where_both_are_captured_a_label_says_which_rows_were_generated(tmp_path: Path) -> None:
+    told = train("grpo", tmp_path / "observed", "all", 3)
+    archive = asys_bench.open_run(told["run"]).archive
+    rows = archive.numpy(HOOK, (*KEY, "label.generation", "label.completion"))
+    generated = rows["label.generation"] == 1
+    assert 0 < generated.sum() < len(generated)
+    assert not np.isnan(rows["label.generation"]).any()
+    assert np.isnan(rows["label.completion"][generated]).all()
+    assert not np.isnan(rows["label.completion"][~generated]).any()
+    assert set(rows["host_step"][generated]) == {0, 1, 2}
+
+
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_other_trainers_train_the_same(tmp_path: Path, kind: str) -> None:
     alone = train(kind, tmp_path / "alone", "-", 5)

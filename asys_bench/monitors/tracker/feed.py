@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from asys_bench.monitors.tracker.tracker import About, Point, TrackedRun, Tracker
 from asys_bench.store.objects import Backoff
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 MOST_WAITING = 20_000
 """A day of points at one in five seconds."""
 LOOK_S = 0.2
+REOPEN_AFTER = 2
+"""Refusals in a row after which the tracker is opened anew: its own process may be gone."""
 
 
 class Feed:
@@ -34,6 +37,7 @@ class Feed:
         self._lock = threading.Lock()
         self._ending, self._done = threading.Event(), threading.Event()
         self._said = ""
+        self._refusals = 0
         self._thread = threading.Thread(
             target=self._run, name=f"tracker-{tracker.service}", daemon=True
         )
@@ -82,11 +86,18 @@ class Feed:
             self._done.set()
 
     def _open(self) -> None:
-        self._opened(self._tracker.open(self._about))
+        tracked = self._tracker.open(self._about)
+        self._about = replace(self._about, known=tracked)
+        self._opened(tracked)
 
     def _send(self) -> None:
+        if self._refusals >= REOPEN_AFTER:
+            self._open()
+            self._refusals = 0
+        self._refusals += 1
         points: Sequence[Point] = list(self._waiting)
         self._tracker.log(points)
+        self._refusals = 0
         self.points += len(points)
         with self._lock:
             for point in points:

@@ -2,7 +2,8 @@
 
 - `open` makes the tracker's run, or goes on with the one that an earlier process or attempt of the same run
   has made (`TrackedRun`).
-- `log` takes points in order; where it fails, all of them are given again.
+- `log` takes points in order; where it fails, all of them are given again. After two failures in a row `open`
+  is called before.
 - Host steps are a metric of their own (`STEP`): a host that goes on from an older step makes steps again,
   and trackers that have one step for all drop such rows.
 - Every call may wait for a network and may raise anything: only `feed.Feed` and `ending` call them.

@@ -2,7 +2,8 @@
 
 Online, every attempt of a run goes on with one wandb run, whose id is made from the run's (`own_id`).
 Offline runs cannot be gone on with: a second folder of one id would replace the first when it is synced. So
-each process has a run of its own there, `<id>`, `<id>-2`, ..., all in one group.
+each process has a run of its own there, `<id>`, `<id>-2`, ..., all in one group; so has each of wandb's own
+processes (`wandb-core`), when one was killed.
 
 A host that has a wandb run of its own gets ours beside it: same project, same group, a link in both
 summaries (`run.trackers`). A host's run in wandb's shared mode is joined: the points go to it, under `asys/`.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,6 +76,8 @@ class WandbTracker(Tracker):
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
+        if self._run is not None:
+            _leave_process(wandb)
         offline = (self._options.mode or wandb.setup().settings.mode) in OFFLINE
         host, options = about.host, self._options
         settings = dict(_QUIET)
@@ -138,6 +142,12 @@ def _next_id(about: About) -> str:
         return about.own_id
     number = about.known.id.removeprefix(about.own_id).lstrip("-")
     return f"{about.own_id}-{int(number) + 1 if number.isdecimal() else 2}"
+
+
+def _leave_process(wandb: Any) -> None:
+    """Let go of wandb's own process, which is gone or refuses: the next run gets a new one."""
+    with suppress(Exception, SystemExit):  # it exits with the code of a process that was killed
+        wandb.teardown()
 
 
 def _has(settings: Any, name: str) -> bool:

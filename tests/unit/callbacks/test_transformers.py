@@ -277,6 +277,27 @@ def test_what_is_generated_within_a_step_is_told_from_what_is_trained(
         ObserveCallback(during="generations")
 
 
+class Calling(Writer):
+    """Generates as transformers' models do: by calls of the model itself."""
+
+    def generate(self):
+        return self(torch.ones(7, 2))
+
+
+def test_where_everything_is_captured_labels_say_what_was_generated_and_what_validated(
+    observations, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(transformers, "Trainer", Generating)
+    train(tmp_path, Calling(), [ObserveCallback(hooks="body", during="all")])
+    (one,) = observations
+    parts = {(step, micro, name): float(value) for step, micro, name, value in one.labels}
+    told = {
+        (rows, *(parts[step, micro, name] for name in ("generation", "validation")))
+        for step, micro, rows in one.seen
+    }
+    assert told == {(7, 1.0, 0.0), (TRAIN_ROWS, 0.0, 0.0), (EVAL_ROWS, 0.0, 1.0)}
+
+
 def saved(model):
     file = io.BytesIO()
     torch.save(model, file)

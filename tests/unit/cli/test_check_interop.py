@@ -25,3 +25,18 @@ def test_variants_and_renamed_folders_are_found_with_their_hook(tmp_path):
 def test_a_run_without_saes_is_an_error(tmp_path, capsys):
     assert main([str(tmp_path)]) == 1
     assert "no SAE is there" in capsys.readouterr().out
+
+
+def test_without_a_name_the_newest_run_is_meant_and_no_other_folder_of_runs(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RUN", raising=False)
+    (tmp_path / "runs" / "bench").mkdir(parents=True)
+    assert main([]) == 1
+    assert "runs/ has no runs" in capsys.readouterr().out
+    run = tmp_path / "runs" / "a"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    assert main([]) == 1
+    assert "no SAE is there" in capsys.readouterr().out

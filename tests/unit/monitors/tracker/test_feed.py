@@ -103,6 +103,32 @@ def test_points_arrive_once_and_in_order_whatever_fails_in_between() -> None:
     assert opened == [TrackedRun("told", ABOUT.own_id, "p")]
 
 
+def test_a_tracker_that_refuses_twice_in_a_row_is_opened_anew_and_then_not_at_every_try() -> None:
+    """As wandb must be, whose own process was killed."""
+
+    class Dying(Told):
+        def __init__(self) -> None:
+            super().__init__()
+            self.opens: list[str] = []
+
+        def open(self, about: About) -> TrackedRun:
+            self.opens.append(about.known.id if about.known is not None else "")
+            return TrackedRun(self.service, f"run-{len(self.opens)}", "p")
+
+    told, opened = Dying(), []
+    told.failures = [ConnectionError("gone")] * 5
+    feed = Feed(told, ABOUT, opened.append)
+    feed.start()
+    for point in points(3):
+        feed.put(point)
+    feed.finish()
+    until(lambda: feed.done)
+    assert told.points == points(3)
+    assert told.opens == ["", "run-1", "run-2"], "with two refusals between"
+    assert [one.id for one in opened] == ["run-1", "run-2", "run-3"]
+    assert feed.errors == 5
+
+
 def test_a_tracker_that_hangs_costs_the_oldest_points_and_nobody_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
