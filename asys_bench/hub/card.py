@@ -137,8 +137,15 @@ def _cost(facts: RunFacts) -> Iterator[str]:
 
 def _cost_row(cost: HookCost) -> list[str]:
     share = None if cost.share is None else 100 * cost.share
-    figures = ["" if one is None else f"{one:.3g}" for one in (cost.p50_us, cost.p99_us, share)]
+    figures = [_short(one) for one in (cost.p50_us, cost.p99_us, share)]
     return [f"`{_cell(cost.hook)}`", *figures]
+
+
+def _short(value: float | None) -> str:
+    """Three digits: 0.211, 34.8, 9,440; "" where it is not known."""
+    if value is None:
+        return ""
+    return f"{float(f'{value:.3g}'):,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _loading(repo: str, saes: Sequence[HubSAE]) -> Iterator[str]:

@@ -34,7 +34,7 @@ BLOCKS = [block for block in blocks_of((ROOT / README).read_text(), README) if b
 STEPS = "host.options.ppo.total_timesteps"
 SHORTER = {
     "asys-run --config configs/demo.yaml": f" --set {STEPS}=8192",
-    "asys-bench run suites/smoke.yaml": " --only 'bus.push_latency*' --set defaults.rounds=3",
+    "asys-bench run suites/smoke.yaml": " --only 'bus.push_latency*'",
     "asys-bench run suites/chaos.yaml": " --only fault.torn_file.shard",
     "asys-run evaluate": " --episodes 4",
 }

@@ -103,7 +103,7 @@ def _summary(run: Path, hooks: list[str]) -> RunSummary:
         host=HostSummary(400, "batch", 10.0, 40.0, False, 4, {}),
         bus=BusSummary(100, 1000, {}, ()),
         hooks=tuple(
-            HookSummary(hook, 400, 300, 100, 0, 0, 1000, 1.0, 20.0, 30.0, 40.0, 50.0)
+            HookSummary(hook, 400, 300, 100, 0, 0, 1000, 1.0, 20.0, 30.0, 9437.5, 20000.0)
             for hook in hooks
         ),
         saes=tuple(

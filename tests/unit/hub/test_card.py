@@ -56,7 +56,7 @@ def test_the_card_says_metrics_with_definitions_and_the_cost(run_with: Callable[
     )
     assert "- **FVU**: Fraction of variance unexplained" in text
     assert "held up the host for 0.3 % of its time at 40 batches/s" in text  # 30 ms of 10 s
-    assert "| `layers.0.topk` | 20 | 40 | 0.3 |" in text
+    assert "| `layers.0.topk` | 20 | 9,440 | 0.3 |" in text
     assert "are outliers" in text
     assert "CE recovered" not in text, "nobody has evaluated it"
 
