@@ -1,8 +1,8 @@
 """The fenced blocks of the documents work: configurations load, code compiles and runs, commands parse.
 
 A block that cannot be checked says so in the line before it, with the reason: `<!-- unchecked: why -->`.
-`<!-- runs -->` before a Python block: it is run as well, in an empty folder, with a small model at hand. All blocks of
-README.zh-CN.md are run by tests/e2e/test_readme_commands.py.
+`<!-- runs -->` before a Python block: it is run as well, in an empty folder, with a small model at hand.
+All blocks of README.zh-CN.md are run by tests/e2e/test_readme_commands.py.
 """
 
 from __future__ import annotations
