@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 compiled_toss: Callable[[int, Sequence[int], int], float] | None
 """`toss` of (key, (host_step, weights_version, microbatch, ...), call_index); None: it was not compiled."""
 try:
-    from asys_bench.contracts._coin import toss as compiled_toss
+    from asys_bench.contracts.native._coin import toss as compiled_toss
 except ImportError:
     compiled_toss = None
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 labels_method: Callable[..., Any] | None
 """None: it was not compiled."""
 try:
-    from asys_bench.contracts._steps import labels_method
+    from asys_bench.contracts.native._steps import labels_method
 except ImportError:
     labels_method = None
 

@@ -136,12 +136,10 @@ class ObservationSession:
             raise AssemblyError("; ".join(self.forecast.problems), ("sinks",))
         groups, workers = plan_workers(config, names)
         groups = streams.with_side_streams(config, groups)
-        others = ranks.slots if ranks is not None else []
-        host_bytes = slot_bytes(streams.names, METRICS_PER_HOOK, 1)
-        self.page = StatsPage.create(
-            {"host": host_bytes, "watchdog": SLOT_BYTES}
-            | {worker.name: _slot_bytes(worker, [*names, *self._side]) for worker in workers}
-            | dict.fromkeys(others, host_bytes)
+        self.page = _page_of(
+            ranks.slots if ranks is not None else [],
+            streams.names,
+            {worker.name: _slot_bytes(worker, [*names, *self._side]) for worker in workers},
         )
         self.trainers = SAETrainerManager(self.page, workers, groups, names)
         self.bus: BaseDataBus | None = None
@@ -453,6 +451,13 @@ class ObservationSession:
                 "result": result,
             },
         )
+
+
+def _page_of(ranks: Sequence[str], hooks: Sequence[str], workers: dict[str, int]) -> StatsPage:
+    """A slot each for the host, its other ranks, the watchdog and the workers, these of so many bytes."""
+    host_bytes = slot_bytes(hooks, METRICS_PER_HOOK, 1)
+    own = {"host": host_bytes, "watchdog": SLOT_BYTES}
+    return StatsPage.create(own | workers | dict.fromkeys(ranks, host_bytes))
 
 
 def _slot_bytes(worker: WorkerSpec, hooks: Sequence[str]) -> int:

@@ -30,7 +30,11 @@ from asys_bench.system.liveness import ProcessHandle, signal_on_parent_death
 from asys_bench.workers.run_lock import join_work
 
 if TYPE_CHECKING:
-    from asys_bench.contracts.bus import BusAccount
+    from collections.abc import Callable
+
+    from asys_bench.contracts.bus import BusAccount, BusClient, BusSubscription, Lease
+    from asys_bench.contracts.sink import BaseSink
+    from asys_bench.workers.same_rows import SameRows
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +117,29 @@ def _value(metric: Metric | None) -> int:
     return metric.value if isinstance(metric, Counter) else 0
 
 
+def _pull(
+    sink: BaseSink,
+    subscription: BusSubscription,
+    origin_id: int | None,
+    same_rows: SameRows | None,
+) -> None:
+    """A lease for the sink."""
+    from asys_bench.contracts.origin import OriginLease
+
+    lease: Lease = subscription.pull_batch(sink.max_packets, sink.linger_s, sink.min_packets)
+    if origin_id is not None:
+        lease = OriginLease(lease, origin_id)
+    if sink.keeps_leases:
+        if len(lease):
+            sink.consume(lease)
+        return
+    with lease:
+        if len(lease):
+            if same_rows is not None:
+                same_rows.look(lease.packets)
+            sink.consume(lease)
+
+
 class WorkerProcess:
     """One incarnation of a worker."""
 
@@ -164,26 +191,56 @@ class WorkerProcess:
         return left
 
     def _run_sink(self) -> None:
-        from asys_bench.contracts.origin import ORIGIN, OriginLease
-        from asys_bench.contracts.sink import SinkContext, SinkPlugin
+        from asys_bench.contracts.origin import ORIGIN
+        from asys_bench.contracts.sink import SinkPlugin
         from asys_bench.registry import registry
-        from asys_bench.sinks.decoding import Decoder
         from asys_bench.workers.same_rows import SameRows, watches
-        from asys_bench.workers.shard_bus import attach_bus, interned_names
+        from asys_bench.workers.shard_bus import attach_bus
 
         spec = self._spec
         client = attach_bus(self._launch, self._bus_fds)
         plugin = registry("sink").get(spec.plugin, SinkPlugin)
         options = plugin.options.model_validate(spec.options)
         sink = plugin.build(options)
+        names = self._open_sink(sink, client, options.ranks)
+        subscription = client.subscribe(spec.group, spec.name)
+        self.slot.beat()
+        self.slot.set(SlotField.READY_NS, time.monotonic_ns())
+        self.slot.state = WorkerState.READY
+        same_rows = None
+        if self._launch.shards > 1 and watches(
+            spec, self._launch.workers, partition=plugin.partition
+        ):
+            same_rows = SameRows(client.name_of)
+        self._read(sink, subscription, names().get(ORIGIN), same_rows)
+        self.slot.beat()
+        sink.close()
+        subscription.close()
+        if self._host_died_at is not None:
+            self._write_account(client.account())
+        client.close()
+
+    def _open_sink(
+        self, sink: BaseSink, client: BusClient, ranks: int
+    ) -> Callable[[], dict[str, int]]:
+        """Tell the sink where it is; what gives the names on the bus as of now."""
+        from asys_bench.contracts.sink import SinkContext
+        from asys_bench.sinks.decoding import Decoder
+        from asys_bench.workers.shard_bus import interned_names
+
+        spec, launch = self._spec, self._launch
         decoder = Decoder(client.name_of)
         known: dict[str, int] = {}
-        place = Placement.from_dict(self._launch.placements.get(spec.name, {}))
+        place = Placement.from_dict(launch.placements.get(spec.name, {}))
+
+        def names() -> dict[str, int]:
+            return interned_names(client, known)
+
         sink.open(
             SinkContext(
                 name=spec.name,
-                run_dir=Path(self._launch.run_dir),
-                run_id=self._launch.run_id,
+                run_dir=Path(launch.run_dir),
+                run_id=launch.run_id,
                 seed=self._config.run.seed,
                 slot=self.slot,
                 page=self._page,
@@ -192,7 +249,7 @@ class WorkerProcess:
                 incarnation=self.slot.get(SlotField.INCARNATION),
                 fsync=self._config.run.fsync,
                 name_of=client.name_of,
-                names=lambda: interned_names(client, known),
+                names=names,
                 decode=decoder,
                 rows=decoder.rows,
                 grid=decoder.grid,
@@ -203,28 +260,28 @@ class WorkerProcess:
                 device_why=place.why,
                 device_shared=place.shared,
                 ranks=tuple(
-                    self._launch.placements.get(rank_name(spec.name, rank), {})
-                    for rank in range(1, options.ranks)
+                    launch.placements.get(rank_name(spec.name, rank), {})
+                    for rank in range(1, ranks)
                 ),
-                attempt=self._launch.attempt,
-                first_packet=self._launch.first_packet,
+                attempt=launch.attempt,
+                first_packet=launch.first_packet,
                 group=spec.group,
                 account=client.account,
-                config=self._launch.config,
-                members=sum(one.group == spec.group for one in self._launch.workers),
+                config=launch.config,
+                members=sum(one.group == spec.group for one in launch.workers),
             )
         )
-        subscription = client.subscribe(spec.group, spec.name)
-        self.slot.beat()
-        self.slot.set(SlotField.READY_NS, time.monotonic_ns())
-        self.slot.state = WorkerState.READY
+        return names
+
+    def _read(
+        self,
+        sink: BaseSink,
+        subscription: BusSubscription,
+        origin_id: int | None,
+        same_rows: SameRows | None,
+    ) -> None:
+        """Until the stream has ended, or the rest of the drain's time is needed to write."""
         reserve_s: float | None = None
-        origin_id = interned_names(client, known).get(ORIGIN)
-        same_rows = None
-        if self._launch.shards > 1 and watches(
-            spec, self._launch.workers, partition=plugin.partition
-        ):
-            same_rows = SameRows(client.name_of)
         while not subscription.ended:
             self._leave_if_replaced()
             self.slot.beat()
@@ -235,27 +292,9 @@ class WorkerProcess:
                     log.warning("drain time is running out: leaving packets unread")
                     break
             if sink.wants_packets:
-                lease = subscription.pull_batch(sink.max_packets, sink.linger_s, sink.min_packets)
-                if origin_id is not None:
-                    lease = OriginLease(lease, origin_id)
-                if sink.keeps_leases:
-                    if len(lease):
-                        sink.consume(lease)
-                else:
-                    with lease:
-                        if len(lease):
-                            if same_rows is not None:
-                                same_rows.look(lease.packets)
-                            sink.consume(lease)
-                del lease
+                _pull(sink, subscription, origin_id, same_rows)
             self.slot.beat()
             sink.idle()
-        self.slot.beat()
-        sink.close()
-        subscription.close()
-        if self._host_died_at is not None:
-            self._write_account(client.account())
-        client.close()
 
     def _write_account(self, account: BusAccount) -> None:
         """What the host can write no more. The last worker that leaves has seen everything."""

@@ -1,4 +1,5 @@
-"""No import runs up: the floors are those of README.md's picture of the folders, which is so kept true."""
+"""No import runs up: the floors are those of README.md's picture of the folders, which is so kept true.
+No folder and no function grows beyond its size."""
 
 from __future__ import annotations
 
@@ -196,7 +197,28 @@ def test_no_folder_has_more_than_25_files_at_one_level(folder):
     assert {path: count for path, count in counts.items() if count > 25} == {}
 
 
+def long_functions(path: Path) -> dict[str, int]:
+    """Those of more than 80 lines."""
+    functions = (
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    spans = ((one.name, (one.end_lineno or one.lineno) - one.lineno + 1) for one in functions)
+    return {name: lines for name, lines in spans if lines > 80}
+
+
+def test_no_function_is_longer_than_80_lines(tree):
+    found = {name: long_functions(path) for name, path in tree.files.items()}
+    assert {name: long for name, long in found.items() if long} == {}
+
+
 # ---- the test of the test
+
+
+def test_a_long_function_is_seen(tmp_path):
+    (tmp_path / "a.py").write_text("def short(): ...\ndef long():\n" + "    pass\n" * 80)
+    assert long_functions(tmp_path / "a.py") == {"long": 81}
 
 
 def planted(root: Path, files: Mapping[str, str]) -> Tree:

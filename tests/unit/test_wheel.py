@@ -178,8 +178,8 @@ def contents(wheel):
 COMPILED = {
     "asys_bench/backends/cpp_spmc/_spmc",
     "asys_bench/cluster/native/_arrivals",
-    "asys_bench/contracts/_coin",
-    "asys_bench/contracts/_steps",
+    "asys_bench/contracts/native/_coin",
+    "asys_bench/contracts/native/_steps",
     "asys_bench/kernels/simd/_simd",
     "asys_bench/sae/kernels/native/_kernels",
 }

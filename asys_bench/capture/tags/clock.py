@@ -34,7 +34,7 @@ from asys_bench.contracts.stats import Slot, SlotField
 clock_methods: Callable[..., Any] | None
 """None: it was not compiled."""
 try:
-    from asys_bench.contracts._steps import clock_methods
+    from asys_bench.contracts.native._steps import clock_methods
 except ImportError:
     clock_methods = None
 

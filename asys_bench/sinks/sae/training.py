@@ -16,7 +16,7 @@ import torch
 from asys_bench.contracts.names import TOKENS, file_slug
 from asys_bench.contracts.run_files import SAE_DIR
 from asys_bench.contracts.sink import SinkContext
-from asys_bench.contracts.stats import Counter, Gauge, StatsError
+from asys_bench.contracts.stats import Counter, Gauge, Slot, StatsError
 from asys_bench.sae import CheckpointError, SAEConfig, SAETrainer
 from asys_bench.sae.exchange import ExchangeError
 from asys_bench.sae.group.group_learner import TrainerGroup
@@ -73,7 +73,19 @@ class Training:
         self.folder = self._run_dir / SAE_DIR / file_slug(label)
         self.rejected = False
         self.evaluated_at = self.saved_at = time.monotonic()
-        slot = self._slot = context.slot
+        self._slot = context.slot
+        self._name_metrics(context.slot, label, paired=bool(others))
+        self._unsaved = 0
+        self._sync = context.fsync is not Fsync.NEVER
+        self.on_checkpoint: Callable[[str], None] | None = None
+        """Called with the label when a checkpoint of an SAE that has been trained is complete."""
+        self._resume()
+        if self.trainer.steps:
+            self._beginning = None  # an earlier incarnation began with it
+        elif misfit is not None:
+            self.reject(misfit)
+
+    def _name_metrics(self, slot: Slot, label: str, *, paired: bool) -> None:
         self._loss = slot.gauge("sae_loss", hook=label)
         self._fvu = slot.gauge("sae_fvu", hook=label)
         self._l0 = slot.gauge("sae_l0", hook=label)
@@ -93,7 +105,7 @@ class Training:
             return _or_private(lambda: slot.counter(name, hook=label), Counter)
 
         self.skipped_packets = counter("sae_skipped_packets")
-        self.unpaired_packets = counter("sae_unpaired_packets") if others else None
+        self.unpaired_packets = counter("sae_unpaired_packets") if paired else None
         self._rollbacks = counter("sae_rollbacks")
         self._over_budget = counter("sae_over_budget_rows")
         self._window_fvu = gauge("sae_window_fvu")
@@ -101,21 +113,12 @@ class Training:
         self._outlier_rows = counter("sae_outlier_rows")
         self._outlier_norm = gauge("sae_outlier_norm")
         self._checkpoint_failures = counter("sae_checkpoint_failures")
-        self._unsaved = 0
-        self._sync = context.fsync is not Fsync.NEVER
         self._lives, self._turned = counter("sae_lives"), gauge("sae_turned_features")
         self._new_lives = gauge("sae_new_lives_ratio")
         self._survival = gauge("sae_feature_survival_ratio")
         self._drift = gauge("sae_input_drift")
         self._mixing = gauge("sae_mixing_autocorrelation")
         self._age = gauge("sae_row_age_versions")
-        self.on_checkpoint: Callable[[str], None] | None = None
-        """Called with the label when a checkpoint of an SAE that has been trained is complete."""
-        self._resume()
-        if self.trainer.steps:
-            self._beginning = None  # an earlier incarnation began with it
-        elif misfit is not None:
-            self.reject(misfit)
 
     def _resume(self) -> None:
         try:

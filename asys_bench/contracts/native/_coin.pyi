@@ -1,4 +1,4 @@
-"""Types of the compiled module (native/coin_module.cpp)."""
+"""Types of the compiled module (coin_module.cpp)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Types of the compiled module (native/steps_module.cpp)."""
+"""Types of the compiled module (steps_module.cpp)."""
 
 from collections.abc import Callable
 
