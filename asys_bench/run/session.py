@@ -154,12 +154,7 @@ class ObservationSession:
         if goes_on_from.weights_version:
             self.clock.weights_version = goes_on_from.weights_version - 1
             self.clock.weights_updated()
-        self._entry = new_entry(
-            run_dir,
-            first_step,
-            ranks.local_world_size if ranks is not None else 1,
-            goes_on_from.packets,
-        )
+        self._entry = new_entry(run_dir, first_step, local, goes_on_from.packets)
         try:
             if streams.names:
                 self.bus = self._create_bus(groups)
