@@ -293,6 +293,8 @@ def _autograd(
 
 
 def _sparsify(width: int, features: int, k: int, rows: int, steps: int) -> dict[str, Any]:
+    if not REAL:
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # its kernels want a GPU; read when imported
     from sparsify import SparseCoder, SparseCoderConfig
 
     coder = SparseCoder(width, SparseCoderConfig(num_latents=features, k=k), device=DEVICE)
