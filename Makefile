@@ -83,7 +83,7 @@ $(VENV)/.ray: $(VENV)/.test
 	$(BIN)/pip install --quiet -c constraints.txt "$$(grep '^ray==' constraints.txt)"
 	@touch $@
 
-test-ray: $(VENV)/.ray ## grids and pools on a Ray cluster of two nodes on this machine; 3 minutes
+test-ray: $(VENV)/.ray ## grids and pools on a Ray cluster of two nodes on this machine; 5 minutes
 	$(BIN)/pytest -m "not stress" tests/ray $(ARGS)
 
 # trackio brings Gradio's client and MLflow a database's, so only who asks gets them; wandb is there.
