@@ -12,7 +12,7 @@ with a reservoir", A-Res; Cohen and Kaplan 2007, bottom-k sketches):
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,14 +121,14 @@ class ReservoirRows:
     def of_time(self) -> ReservoirRows:
         """In the order in which the host made them."""
         keys = (
-            self.row,
-            self.call,
-            self.microbatch,
-            self.source,
-            self.weights_version,
             self.host_step,
+            self.weights_version,
+            self.source,
+            self.microbatch,
+            self.call,
+            self.row,
         )
-        return self[np.lexsort(keys)]
+        return self if _ascend(keys) else self[np.lexsort(keys[::-1])]
 
     def smallest(self, count: int) -> ReservoirRows:
         """Those with the `count` smallest ranks, each once."""
@@ -167,6 +167,16 @@ class ReservoirRows:
         if len(values) and (about["host_step"].min() < 0 or not about["weight"].min() > 0):
             raise ValueError("a host step below 0, or a weight that is none")
         return cls(values, about)
+
+
+def _ascend(keys: Sequence[npt.NDArray[np.integer]]) -> bool:
+    """Whether rows are in the order of the first key, those equal in it in that of the second, and so on."""
+    level_N = np.ones(max(0, len(keys[0]) - 1), bool)  # of neighbours: equal in the keys before
+    for key in map(np.ascontiguousarray, keys):
+        if (level_N & (key[1:] < key[:-1])).any():
+            return False
+        level_N &= key[1:] == key[:-1]
+    return True
 
 
 _STEP = np.uint64(GOLDEN)

@@ -12,6 +12,7 @@ import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -52,11 +53,10 @@ FLUSH_S = 10.0
 """Between two writes of the newest window: at most so much of a run is lost to a SIGKILL."""
 MOST_WAITING = 64 << 20
 """Bytes of changed windows in memory, above which they are written earlier."""
-TOGETHER_SHARE = 0.25
-"""Of the rows of some packets that are wanted, from which on all of them are copied."""
 _IDENTITY = 0
 """The encoding of packets whose payload is the tensor."""
 _OF_PACKETS = ("host_step", "weights_version", "source", "shard", "seq", "microbatch", "text")
+_told_of = attrgetter(*_OF_PACKETS, "call_index")
 ROW_COLUMN_BYTES = 64
 """Of a row's columns besides its values."""
 
@@ -111,7 +111,7 @@ class ReservoirWorker(BaseSink):
                 hook = self._hooks[hook_id] = self._hook(hook_id)
             try:
                 self._take(hook, packets, constant)
-            except (PacketError, ValueError) as error:
+            except (PacketError, ValueError, OverflowError) as error:
                 hook.refused.add(len(packets))
                 self._say(hook, error)
 
@@ -139,30 +139,47 @@ class ReservoirWorker(BaseSink):
         sample = hook.samples.get(constant)
         if sample is None:
             sample = hook.samples[constant] = self._sample(hook, packets[0], constant)
-        rank_N = self._ranks(packets, sizes_P, constant)
-        step_P = np.array([one.host_step for one in packets], np.int64)
-        wanted_N = rank_N < np.repeat(sample.limits(step_P), sizes_P)
-        sample.extend(self._rows(packets, sizes_P, wanted_N, rank_N))
+        weight_P = np.array([1.0 / one.sampling_rate for one in packets])
+        told_P = self._told(packets, weight_P)
+        rank_N = self._ranks(
+            told_P, sizes_P, np.ones(len(packets)) if constant else weight_P, constant
+        )
+        wanted_N = rank_N < np.repeat(sample.limits(told_P["host_step"]), sizes_P)
+        sample.extend(self._rows(packets, told_P, sizes_P, wanted_N, rank_N))
         self._context.heartbeat()
 
+    def _told(
+        self, packets: list[ActivationPacket], weight_P: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.void]:
+        """What each packet says of its rows, `ABOUT`[P]."""
+        told_P = np.empty(len(packets), ABOUT)
+        numbers_PC = np.array(list(map(_told_of, packets)), np.int64)
+        for name, number_P in zip((*_OF_PACKETS, "call"), numbers_PC.T, strict=True):
+            told_P[name] = number_P
+        told_P["weight"], told_P["attempt"] = weight_P, self._context.attempt
+        return told_P
+
     def _ranks(
-        self, packets: list[ActivationPacket], sizes_P: npt.NDArray[np.int64], constant: bool
+        self,
+        told_P: npt.NDArray[np.void],
+        sizes_P: npt.NDArray[np.int64],
+        weight_P: npt.NDArray[np.float64],
+        constant: bool,
     ) -> npt.NDArray[np.float64]:
         """Of every row. Of the constant batch by its place alone: the same rows at each moment."""
         starts_P = np.cumsum(sizes_P) - sizes_P
         row_N = np.arange(int(sizes_P.sum())) - np.repeat(starts_P, sizes_P)
-        names = ("source", "call_index") if constant else (
-            "source", "host_step", "weights_version", "microbatch", "call_index")  # fmt: skip
-        columns = [np.array([getattr(one, name) for one in packets], np.uint64) for name in names]
-        seed_P = np.full(len(packets), self._context.seed & (1 << 63) - 1, np.uint64)
-        attempt_P = np.full(len(packets), 0 if constant else self._context.attempt, np.uint64)
-        moment_P = moment_hash(seed_P, attempt_P, *columns)
-        weight_P = np.array([1.0 if constant else 1.0 / one.sampling_rate for one in packets])
+        names = ("source", "call") if constant else (
+            "source", "host_step", "weights_version", "microbatch", "call")  # fmt: skip
+        seed_P = np.full(len(told_P), self._context.seed & (1 << 63) - 1, np.uint64)
+        attempt_P = np.full(len(told_P), 0 if constant else self._context.attempt, np.uint64)
+        moment_P = moment_hash(seed_P, attempt_P, *(told_P[name] for name in names))
         return ranks(np.repeat(moment_P, sizes_P), row_N, np.repeat(weight_P, sizes_P))
 
     def _rows(
         self,
         packets: list[ActivationPacket],
+        told_P: npt.NDArray[np.void],
         sizes_P: npt.NDArray[np.int64],
         wanted_N: npt.NDArray[np.bool_],
         rank_N: npt.NDArray[np.float64],
@@ -176,37 +193,27 @@ class ReservoirWorker(BaseSink):
         packets = [packets[index] for index in owners.tolist()]
         if not packets:
             return _NO_ROWS
-        values_KD = _picked_together(packets, owner, row)
+        about = picked(told_P, owners[owner])
+        about["rank"] = rank_N[wanted]
+        values_KD = _picked_from_payloads(packets, owner, row)
         if values_KD is not None:
-            about = self._about(packets, owner)
-            about["row"], about["sequence"], about["rank"] = row, NO_SEQUENCE, rank_N[wanted]
+            about["row"], about["sequence"] = row, NO_SEQUENCE
         else:
-            values_KD, about = self._picked_one_by_one(packets, owner, row, rank_N[wanted])
+            values_KD, about = self._picked_one_by_one(packets, owner, row, about)
         rows = ReservoirRows(kept_values(values_KD), about)
         if values_KD.is_floating_point() and not torch.isfinite(values_KD.sum()):
             rows = rows[np.flatnonzero(torch.isfinite(values_KD).all(1).numpy())]
         return rows
-
-    def _about(
-        self, packets: list[ActivationPacket], owner_K: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.void]:
-        """What the packets say of their rows."""
-        about = np.empty(len(packets), ABOUT)
-        for name in _OF_PACKETS:
-            about[name] = [getattr(one, name) for one in packets]
-        about["call"] = [one.call_index for one in packets]
-        about["weight"] = [1.0 / one.sampling_rate for one in packets]
-        about["attempt"] = self._context.attempt
-        return picked(about, owner_K)
 
     def _picked_one_by_one(
         self,
         packets: list[ActivationPacket],
         owner_K: npt.NDArray[np.int64],
         row_K: npt.NDArray[np.int64],
-        rank_K: npt.NDArray[np.float64],
+        about_K: npt.NDArray[np.void],
     ) -> tuple[torch.Tensor, npt.NDArray[np.void]]:
-        """(values, `ABOUT`) of these rows. owner: the packet of each, ascending."""
+        """(values, `ABOUT`) of these rows. owner: the packet of each, ascending; about: what is known of each
+        without decoding."""
         values, places, sequences, there = [], [], [], np.ones(len(row_K), bool)
         for index, packet in enumerate(packets):
             own = slice(*np.searchsorted(owner_K, [index, index + 1]).tolist())
@@ -215,11 +222,10 @@ class ReservoirWorker(BaseSink):
             places.append(place_K)
             sequences.append(sequence_K)
             there[own][len(values_KD) :] = False  # padding, left out by the decoder
-        about = self._about(packets, owner_K[there])
+        about = about_K[there]
         each = np.array([self._context.rows_each(one) for one in packets])
         about["text"][each[owner_K[there]] > 1] = NO_TEXT  # rows are heads, and no tokens
         about["row"], about["sequence"] = np.concatenate(places), np.concatenate(sequences)
-        about["rank"] = rank_K[there]
         return torch.cat(values), about
 
     def _decoded(
@@ -281,29 +287,31 @@ class ReservoirWorker(BaseSink):
         self._flush()
 
 
-def _picked_together(
+def _picked_from_payloads(
     packets: list[ActivationPacket],
     owner_K: npt.NDArray[np.int64],
     row_K: npt.NDArray[np.int64],
 ) -> torch.Tensor | None:
-    """Rows of packets that are matrices of one size without an encoding: the packets are copied at once.
-    None: they are not, or few of their rows are wanted."""
+    """Rows of packets that are matrices of one type and width without an encoding, copied row by row and
+    without a tensor for each packet. None: some are not. owner: the packet of each row, ascending."""
     first = packets[0]
-    kind = first.dtype, first.shape, _IDENTITY, NO_TEXT
-    nbytes = math.prod(first.shape) * first.dtype.itemsize
-    if len(first.shape) != 2 or len(row_K) < TOGETHER_SHARE * len(packets) * first.shape[0]:
-        return None
+    width = first.shape[-1]
+    row_bytes = width * first.dtype.itemsize
     for one in packets:
         if (
-            one.dtype,
-            one.shape,
-            one.encoding_id,
-            one.text,
-        ) != kind or one.payload.nbytes != nbytes:
+            (one.encoding_id, one.text, one.dtype) != (_IDENTITY, NO_TEXT, first.dtype)
+            or len(one.shape) != 2
+            or one.shape[1] != width
+            or one.payload.nbytes != one.shape[0] * row_bytes
+        ):
             return None
-    joined = np.concatenate([np.frombuffer(one.payload, np.uint8) for one in packets])
-    rows_ND = torch.from_numpy(joined).view(first.dtype).reshape(-1, first.shape[1])
-    return rows_ND.index_select(0, torch.from_numpy(owner_K * first.shape[0] + row_K))
+    one_row = np.dtype((np.void, row_bytes))
+    picked_K, begin = np.empty(len(row_K), one_row), 0
+    for one, end in zip(packets, np.cumsum(np.bincount(owner_K)).tolist(), strict=True):
+        rows_N = np.frombuffer(one.payload, one_row)
+        rows_N.take(row_K[begin:end], out=picked_K[begin:end], mode="clip")  # "raise" copies twice
+        begin = end
+    return torch.from_numpy(picked_K.view(np.uint8)).view(first.dtype).reshape(-1, width)
 
 
 _NO_ROWS = ReservoirRows(torch.zeros(0, 1), np.empty(0, ABOUT))

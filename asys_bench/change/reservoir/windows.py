@@ -37,7 +37,7 @@ from asys_bench.change.reservoir.window_files import (
 )
 from asys_bench.contracts.names import file_slug
 from asys_bench.contracts.run_files import RESERVOIR_DIR
-from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError
+from asys_bench.sae.checkpoint.checkpoint_files import CheckpointError, tensor_parts
 from asys_bench.system.files import replace_file
 from asys_bench.system.files.below import make_folders, remove
 
@@ -98,10 +98,15 @@ class _File:
         """Give its windows their rows. Raises CheckpointError, ValueError: it is damaged."""
         rows = rows_of(self.about, 0)
         first_N = rows.host_step - rows.host_step % self.about.width
-        for window in self.windows:
+        if (first_N[1:] < first_N[:-1]).any():  # a file has its windows in order
+            order_N = np.argsort(first_N, kind="stable")
+            rows, first_N = rows[order_N], first_N[order_N]
+        wanted_W = np.array([window.first for window in self.windows])
+        begin_W = np.searchsorted(first_N, wanted_W).tolist()
+        end_W = np.searchsorted(first_N, wanted_W, side="right").tolist()
+        for window, begin, end in zip(self.windows, begin_W, end_W, strict=True):
             if window.rows is None:
-                alone = len(self.windows) == 1
-                window.rows = rows if alone else rows[np.flatnonzero(first_N == window.first)]
+                window.rows = rows[begin:end]
 
 
 class WindowedSample:
@@ -224,33 +229,33 @@ class WindowedSample:
             elif self._constant:
                 continue
             window.waiting.append(self._read(part))
+            part.rows = None  # its file's windows refer to it, and it to the file
             window.limit = min(window.limit, part.limit)
         self._put_together(some)
 
     def _put_together(self, windows: list[_Window]) -> None:
-        """What waits in windows becomes their rows: each row once, those with the smallest ranks, up to the
-        limit, beyond which one of the parts has not all rows. All windows are sorted at once."""
+        """What waits in windows becomes their rows: those with the smallest ranks, up to the limit, beyond
+        which one of the parts has not all rows. No row is in two parts: they are of other steps."""
         rows = ReservoirRows.joined([part for one in windows for part in one.waiting])
-        size_W = np.array([sum(map(len, one.waiting)) for one in windows])
-        window_N = np.repeat(np.arange(len(windows)), size_W)
-        rank_N = rows.rank
-        order_N = np.lexsort((rank_N, window_N))
-        sorted_N, new_N = rank_N[order_N], np.ones(len(order_N), bool)
-        new_N[1:] = (sorted_N[1:] != sorted_N[:-1]) | (window_N[1:] != window_N[:-1])
-        place_N = np.cumsum(new_N)
-        begin_W = np.cumsum(size_W) - size_W
-        place_N = place_N - np.repeat(place_N[begin_W], size_W)
-        limit_N = np.repeat([one.limit for one in windows], size_W)
-        kept_N = new_N & (place_N < self.rows_each) & (sorted_N <= limit_N)
-        count_W = np.bincount(window_N[kept_N], minlength=len(windows))
-        rows = rows[np.sort(order_N[kept_N])]
+        end_W = np.cumsum([sum(map(len, one.waiting)) for one in windows])
+        rank_N = np.ascontiguousarray(rows.rank)
+        kept_N = np.ones(len(rank_N), bool)
         begin = 0
-        for window, count in zip(windows, count_W.tolist(), strict=True):
-            window.rows, window.waiting = rows[begin : begin + count], []
-            window.is_full = count == self.rows_each
-            if window.is_full:
-                window.limit = min(window.limit, float(window.rows.rank.max()))
-            begin += count
+        for window, end in zip(windows, end_W.tolist(), strict=True):
+            own = rank_N[begin:end]
+            if len(own) >= self.rows_each:
+                nth = self.rows_each - 1
+                window.limit = min(window.limit, float(np.partition(own, nth)[nth]))
+            if window.limit < math.inf:
+                np.less_equal(own, window.limit, out=kept_N[begin:end])
+            begin = end
+        if not kept_N.all():
+            rows = rows[np.flatnonzero(kept_N)]
+        begin = 0
+        for window, end in zip(windows, np.cumsum(kept_N)[end_W - 1].tolist(), strict=True):
+            window.rows, window.waiting = rows[begin:end], []
+            window.is_full = len(window.rows) >= self.rows_each
+            begin = end
 
     def _read(self, window: _Window) -> ReservoirRows:
         if window.rows is None:
@@ -324,13 +329,11 @@ class WindowedSample:
             yield together
 
     def _write(self, folder: Path, windows: list[_Window], sync: bool) -> None:
-        from safetensors.torch import save
-
         make_folders(folder, below=self._below or folder.parent)
         rows = ReservoirRows.joined([self._read(one) for one in windows])
         first, steps = windows[0].first, windows[-1].first - windows[0].first + self.width
         path = folder / file_name(self._kind, first, steps, self.width)
-        replace_file(path, save(rows.tensors()), sync=sync)
+        replace_file(path, tensor_parts(rows.tensors()), sync=sync)
         file = _File(WindowFile(path, first, steps, self.width), windows)
         for window in windows:
             if window.file is not None:

@@ -287,6 +287,18 @@ def test_rows_of_another_width_are_counted_and_end_nothing(run):
     assert len(run.rows()) == 4  # the same moment twice: the same rows
 
 
+def test_a_packet_with_a_number_that_no_column_holds_is_counted_and_ends_nothing(run):
+    for seq in (1 << 63, 0):
+        lease = FakeLease([packet(torch.ones(4, 2), seq, host_step=3, weights_version=0)])
+        run.worker.consume(lease)
+        lease.release()
+    refused = (
+        run.page.slot("reservoir-0").metrics()["reservoir_refused_packets{hook=layer.0}"].value
+    )
+    assert refused == 1
+    assert len(run.rows()) == 4
+
+
 def test_steps_that_were_made_again_have_the_rows_of_the_last_attempt(run):
     import json
 
@@ -422,19 +434,48 @@ def test_a_window_begins_with_the_limit_of_those_before_it():
 
 
 @pytest.mark.parametrize("values", [torch.randn(5, 3), torch.randn(5, 3).bfloat16()])
-def test_rows_that_are_copied_together_are_those_that_are_decoded_one_by_one(
+def test_rows_that_are_copied_from_payloads_are_those_that_are_decoded_one_by_one(
     tmp_path, monkeypatch, values
 ):
-    found = []
-    for share in (0.0, 2.0):
-        monkeypatch.setattr("asys_bench.change.reservoir.sink.TOGETHER_SHARE", share)
-        one = Run(tmp_path / str(share))
-        packets = [packet(values * step, step, host_step=step) for step in range(1, 9)]
-        lease = FakeLease(packets)
-        del packets
-        one.worker.consume(lease)
-        lease.release()
+    """Of matrices of several heights; of the second calls a window wants some rows or none."""
+    monkeypatch.setattr("asys_bench.change.reservoir.windows.MOST_ROWS", 2)
+    found: list[ReservoirRows] = []
+    for number in range(2):
+        one = Run(tmp_path / str(number))
+        for call in range(2):
+            packets = [
+                packet(values[: step % 6] * step, step, host_step=step, call_index=call)
+                for step in range(1, 25)
+            ]
+            lease = FakeLease(packets)
+            del packets
+            one.worker.consume(lease)
+            lease.release()
         found.append(one.rows())
         one.page.close()
+        monkeypatch.setattr(
+            "asys_bench.change.reservoir.sink._picked_from_payloads", lambda *_: None
+        )
     assert len(found[0]) == 40
+    assert len(set(found[0].call.tolist())) == 2
     assert same(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
+def test_a_file_is_the_one_that_safetensors_writes(dtype):
+    from safetensors.torch import save
+
+    from asys_bench.sae.checkpoint.checkpoint_files import tensor_parts
+
+    rows = ReservoirRows(torch.arange(21).reshape(7, 3).to(dtype), np.zeros(7, ABOUT))
+    for tensors in (part.tensors() for part in (rows, rows[:0], rows[2:5], rows[6:])):
+        assert b"".join(tensor_parts(tensors)) == save(tensors)
+
+
+def test_rows_that_come_out_of_order_are_given_in_the_hosts_order():
+    table = np.zeros(6, ABOUT)
+    table["host_step"], table["call"] = [1, 1, 2, 2, 2, 2], [0, 0, 1, 1, 0, 0]
+    table["row"] = [0, 1, 0, 1, 1, 0]
+    rows = ReservoirRows(torch.arange(6.0)[:, None], table)
+    assert rows.of_time().values[:, 0].tolist() == [0, 1, 5, 4, 2, 3]
+    assert rows[:4].of_time().values[:, 0].tolist() == [0, 1, 2, 3]
