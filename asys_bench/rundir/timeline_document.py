@@ -79,6 +79,9 @@ class FeatureLife:
     direction: str = ""
     """Of a birth, or of what was one: its decoder row, of unit length, as base64 of float16; by it a later
     look knows it again."""
+    appeared: str = ""
+    """Of a birth, written as `direction`: what its first rows have and other rows do not. Where the SAE reads
+    two new features with one life it is the one that began then."""
     robust: bool | None = None
     """Another variant of the SAE saw the birth too; None: there is no other."""
     rates: tuple[float, ...] = ()

@@ -146,7 +146,9 @@ class Outcome:
     lives: int
     planted: int = 0
     births: list[dict[str, Any]] = field(default_factory=list)
-    """Declared ones, with what they match."""
+    """Declared ones, with what they match by the direction that appeared (`FeatureLife.appeared`)."""
+    by_decoder: list[dict[str, Any]] = field(default_factory=list)
+    """The same by the decoder row of each life."""
     missed: list[dict[str, Any]] = field(default_factory=list)
     turned: int = 0
     withdrawn: int = 0
@@ -208,10 +210,35 @@ def judged(sae: SparseAutoencoder, told: Timeline, plants: list[Plant], outcome:
     W_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
     outcome.turned, outcome.withdrawn = told.counts["turned"], len(told.withdrawn)
     outcome.twins = sum(one.duplicate_of is not None for one in told.lives)
+    outcome.births, taken = matched(told, plants, steps, lambda one: one.appeared or one.direction)
+    outcome.by_decoder, _ = matched(told, plants, steps, lambda one: one.direction)
+    for entry in outcome.births:
+        if entry["match"] == "yes":
+            found_late = entry["found_step"] / steps - plants[entry["plant"]].start
+            if entry["generation"] and found_late > 0.01:
+                outcome.late.append({"life": found_late, "timeline": abs(entry["error"])})
+    for index, plant in enumerate(plants):
+        if plant.kind == "birth" and index not in taken:
+            cosine_F = W_FD @ plant.end_D
+            best = int(cosine_F.argmax())
+            life = _life_of(told, best)
+            outcome.missed.append({
+                "plant": index, "rate": plant.rate, "start": plant.start, "end": plant.end,
+                "cosine": float(cosine_F[best]), "verdict": life.verdict, "p": life.born_p,
+                "found": life.found_step / steps, "generation": life.generation,
+                "born": None if life.born_step is None else life.born_step / steps,
+            })  # fmt: skip
+
+
+def matched(
+    told: Timeline, plants: list[Plant], steps: int, direction: Callable[[FeatureLife], str]
+) -> tuple[list[dict[str, Any]], set[int]]:
+    """(the births with the plant that each is of by one of its directions, the plants that have one)."""
+    births: list[dict[str, Any]] = []
     taken: set[int] = set()
     end_GD = torch.stack([p.direction(1.0) for p in plants]) if plants else torch.zeros(0, D_IN)
     for one in sorted(told.births, key=lambda one: one.born_p):
-        direction_D = unpacked(one.direction)
+        direction_D = unpacked(direction(one))
         assert one.born_step is not None
         assert direction_D is not None
         cosine_G = end_GD @ torch.from_numpy(direction_D) if plants else torch.zeros(0)
@@ -228,23 +255,10 @@ def judged(sae: SparseAutoencoder, told: Timeline, plants: list[Plant], outcome:
         }  # fmt: skip
         good = plant is not None and plant.kind == "birth" and abs(entry["error"]) <= WITHIN
         entry["match"] = "no" if not good else "duplicate" if best in taken else "yes"
-        if good and entry["match"] == "yes":
+        if good:
             taken.add(best)
-            found_late = one.found_step / steps - plant.start
-            if one.generation and found_late > 0.01:
-                outcome.late.append({"life": found_late, "timeline": abs(entry["error"])})
-        outcome.births.append(entry)
-    for index, plant in enumerate(plants):
-        if plant.kind == "birth" and index not in taken:
-            cosine_F = W_FD @ plant.end_D
-            best = int(cosine_F.argmax())
-            life = _life_of(told, best)
-            outcome.missed.append({
-                "plant": index, "rate": plant.rate, "start": plant.start, "end": plant.end,
-                "cosine": float(cosine_F[best]), "verdict": life.verdict, "p": life.born_p,
-                "found": life.found_step / steps, "generation": life.generation,
-                "born": None if life.born_step is None else life.born_step / steps,
-            })  # fmt: skip
+        births.append(entry)
+    return births, taken
 
 
 def _life_of(told: Timeline, feature: int) -> FeatureLife:
@@ -338,15 +352,13 @@ def interval(values: list[float], weights: list[float]) -> tuple[float, float, f
 
 def report(outcomes: list[Outcome]) -> None:
     planted = [o.planted for o in outcomes]
-    yes = [sum(b["match"] == "yes" for b in o.births) for o in outcomes]
-    right = [sum(b["match"] != "no" for b in o.births) for o in outcomes]
     told = [len(o.births) for o in outcomes]
     lives = sum(o.lives for o in outcomes)
     print(
         f"{len(outcomes)} seeds, {sum(planted)} births planted, {sum(told)} declared, {lives} lives"
     )
     if sum(planted):
-        _report_planted(outcomes, planted, yes, right, told)
+        _report_planted(outcomes, planted)
     _report_false("births", sum(told), lives if not sum(planted) else 0)
     halves = [o for o in outcomes if o.halves is not None]
     _report_false("differences of halves", sum(o.halves or 0 for o in halves), d_sae_of(halves))
@@ -378,16 +390,22 @@ def _report_false(what: str, false: int, lives: int) -> None:
         print(f"false {what}: {false} of {lives} features: {told}")
 
 
-def _report_planted(
-    outcomes: list[Outcome], planted: list[int], yes: list[int], right: list[int], told: list[int]
-) -> None:
-    for name, values, weights in (
-        ("recall", yes, planted),
-        ("precision, duplicates right", right, told),
-        ("precision, duplicates wrong", yes, told),
+def _report_planted(outcomes: list[Outcome], planted: list[int]) -> None:
+    for by, births_of in (
+        ("what appeared", [o.births for o in outcomes]),
+        ("decoder rows", [o.by_decoder for o in outcomes]),
     ):
-        value, low, high = interval(values, weights)
-        print(f"{name} {value:.3f} [{low:.3f}, {high:.3f}] ({sum(values)} of {sum(weights)})")
+        yes = [sum(b["match"] == "yes" for b in births) for births in births_of]
+        right = [sum(b["match"] != "no" for b in births) for births in births_of]
+        told = [len(births) for births in births_of]
+        for name, values, weights in (
+            ("recall", yes, planted),
+            ("precision, duplicates right", right, told),
+            ("precision, duplicates wrong", yes, told),
+        ):
+            value, low, high = interval(values, weights)
+            share = f"({sum(values)} of {sum(weights)})"
+            print(f"by {by}: {name} {value:.3f} [{low:.3f}, {high:.3f}] {share}")
     births = [birth for outcome in outcomes for birth in outcome.births]
     errors = [abs(birth["error"]) for birth in births if birth["match"] == "yes"]
     if errors:

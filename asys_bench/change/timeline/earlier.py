@@ -113,10 +113,21 @@ def _is_told(
     reach = SAME_TIME * max(1, now.last_step - now.first_step)
     return one.born_step is not None and any(
         abs((other.born_step or 0.0) - one.born_step) <= reach
-        and float(table_FD[other.feature] @ direction_D) >= SAME_COSINE
+        and (
+            float(table_FD[other.feature] @ direction_D) >= SAME_COSINE
+            or shared(one.appeared, other.appeared) >= SAME_COSINE
+        )
         for other in now.lives
         if is_birth(other)
     )
+
+
+def shared(one: str, other: str) -> float:
+    """The cosine of two packed directions; -1 where one is none."""
+    one_D, other_D = unpacked(one), unpacked(other)
+    if one_D is None or other_D is None or len(one_D) != len(other_D):
+        return -1.0
+    return float(one_D @ other_D)
 
 
 def _standing(one: FeatureLife, before: Timeline, now: Timeline) -> FeatureLife:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from asys_bench.sae.architectures.base import SparseAutoencoder
-from asys_bench.sae.kernels.sparse_codes import SparseCodes
+from asys_bench.sae.kernels.sparse_codes import Reconstruction, SparseCodes
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 from asys_bench.sae.training.device import CPU
 
@@ -114,28 +114,48 @@ def codes_of(
     return SparseCodes(offset_B, feature_N.to(torch.int32), value_N, sae.d_sae), kept_B
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows as the SAE makes them."""
+
+    codes: SparseCodes
+    kept_B: torch.Tensor
+    """Which of the rows these are: all but those that the SAE leaves alone."""
+    target_BD: torch.Tensor
+    """Less the decoder's bias."""
+    made: Reconstruction
+    """Its `gradient_BD` is x_hat - x, that for an activation -(r . d)."""
+
+
+@torch.no_grad()
+def reconstructed(sae: SparseAutoencoder, x_BD: torch.Tensor, kernels: SparseKernels) -> Chunk:
+    """float32 rows, encoded and decoded; holds until the kernels' next call."""
+    codes, kept_B = codes_of(sae, x_BD, kernels)
+    x_BD = x_BD[kept_B] if len(kept_B) < len(x_BD) else x_BD
+    target_BD, ones_B = x_BD - sae.b_dec.detach(), torch.ones(len(x_BD))
+    made = kernels.reconstruct(codes, codes.value_N, sae.W_dec.detach(), target_BD, ones_B)
+    return Chunk(codes, kept_B, target_BD, made)
+
+
 @torch.no_grad()
 def firing(sae: SparseAutoencoder, values_ND: torch.Tensor) -> Firing:
     """The pass. values: raw rows as a reservoir has them."""
     kernels = CPU.kernels(sae.config, sae)
-    W_dec_FD, b_dec_D = sae.W_dec.detach(), sae.b_dec.detach()
-    square_F = W_dec_FD.square().sum(1)
+    square_F = sae.W_dec.detach().square().sum(1)
     parts: list[tuple[npt.NDArray[np.generic], ...]] = []
     for first in range(0, len(values_ND), CHUNK_ROWS):
-        x_BD = values_ND[first : first + CHUNK_ROWS].float()
-        codes, kept_B = codes_of(sae, x_BD, kernels)
-        a_N, target_BD = codes.value_N, x_BD[kept_B] - b_dec_D
-        # The gradient for an activation of half the squared error: -(r . d).
-        made = kernels.reconstruct(codes, a_N, W_dec_FD, target_BD, torch.ones(len(target_BD)))
-        grown_N = -2 * a_N * made.code_gradient_N + a_N.square() * codes.of_feature(square_F)
-        gain_N = grown_N / codes.of_row(target_BD.square().sum(1).clamp_min(1e-12))
-        row_N = kept_B[codes.row_N] + first
+        chunk = reconstructed(sae, values_ND[first : first + CHUNK_ROWS].float(), kernels)
+        codes, a_N = chunk.codes, chunk.codes.value_N
+        grown_N = -2 * a_N * chunk.made.code_gradient_N + a_N.square() * codes.of_feature(square_F)
+        gain_N = grown_N / codes.of_row(chunk.target_BD.square().sum(1).clamp_min(1e-12))
+        row_N = chunk.kept_B[codes.row_N] + first
         whole = row_N.to(torch.int32), codes.feature_N, a_N, gain_N
         parts.append(tuple(one.numpy().copy() for one in whole))
     row_M, feature_M, value_M, gain_M = (
         np.concatenate([part[index] for part in parts]) if parts else np.zeros(0, dtype)
         for index, dtype in enumerate((np.int32, np.int32, np.float32, np.float32))
     )
-    order = np.argsort(feature_M, kind="stable")
-    starts = np.searchsorted(feature_M[order], np.arange(sae.d_sae + 1)).astype(np.int64)
+    narrow = np.uint16 if sae.d_sae <= 1 << 16 else np.int32  # NumPy sorts 16 bits by radix
+    order = np.argsort(feature_M.astype(narrow), kind="stable")
+    starts = np.r_[0, np.cumsum(np.bincount(feature_M, minlength=sae.d_sae))].astype(np.int64)
     return Firing(starts, row_M[order], value_M[order], gain_M[order], len(values_ND))

@@ -18,8 +18,9 @@ import torch
 
 from asys_bench.change.reservoir.read import ReservoirError, read_reservoir
 from asys_bench.change.reservoir.rows import ReservoirRows, mixed
+from asys_bench.change.timeline.appeared import first_pairs, with_appeared
 from asys_bench.change.timeline.causes import Cause, ConstantBatch, constant_batch, with_causes
-from asys_bench.change.timeline.earlier import packed, with_earlier
+from asys_bench.change.timeline.earlier import packed, shared, with_earlier
 from asys_bench.change.timeline.firing import Firing, firing
 from asys_bench.change.timeline.histories import FOUND_AFTER_SHARE, History, Verdict, histories
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
@@ -46,8 +47,8 @@ SAME_TIME = FOUND_AFTER_SHARE
 MOST_PRODUCTS, LEAST_ROWS = 1 << 38, 8192
 """Multiplications of a pass, and rows that it takes whatever they cost: of an SAE of 576 x 4,608 all rows of
 a reservoir (about 8 s of a core), of one of 4,096 x 32,768 as many as LEAST_ROWS."""
-ROWS_AT_BIRTH, AMONG_FIRST = 6, 60
-"""Shown of a birth: the strongest so many of the first so many rows."""
+ROWS_AT_BIRTH = 6
+"""Shown of a birth: the strongest so many of its first rows (`appeared.FIRST_ROWS`)."""
 
 
 @dataclass
@@ -170,7 +171,8 @@ def timeline_of(
         or history.late_by_steps is not None
     ]
     listed.sort(key=lambda one: (one.verdict != Verdict.BORN, one.born_p, one.feature))
-    listed = without_twins(listed[:MOST_LIVES], sae, last - first)
+    listed = with_appeared(listed[:MOST_LIVES], rows, found, sae)
+    listed = without_twins(listed, sae, last - first)
     counts = {verdict.value: 0 for verdict in Verdict}
     for history, *_ in caused:
         counts[history.verdict.value] += 1
@@ -238,7 +240,7 @@ def _rows_at_birth(history: History, rows: ReservoirRows, found: Firing) -> tupl
     if history.born_step is None:
         return ()
     fired, value = found.rows_of(history.feature), found.values_of(history.feature)
-    early = np.flatnonzero(rows.host_step[fired] >= history.born_step)[:AMONG_FIRST]
+    early = first_pairs(history.feature, history.born_step, rows, found)
     best = early[np.argsort(-value[early], kind="stable")][:ROWS_AT_BIRTH]
     return tuple(
         RowAt(
@@ -256,7 +258,8 @@ def _rows_at_birth(history: History, rows: ReservoirRows, found: Firing) -> tupl
 
 
 def without_twins(lives: list[FeatureLife], sae: SparseAutoencoder, span: int) -> list[FeatureLife]:
-    """Mark births that are one with another, more useful one."""
+    """Mark births that are one with another, more useful one: their decoder rows or what appeared with them
+    share a direction."""
     born = sorted((one for one in lives if one.verdict == "born"), key=lambda one: -one.usefulness)
     twin: dict[int, int] = {}
     table = torch.nn.functional.normalize(sae.W_dec.detach()[[one.feature for one in born]], dim=1)
@@ -265,7 +268,8 @@ def without_twins(lives: list[FeatureLife], sae: SparseAutoencoder, span: int) -
             other = born[before]
             if other.feature in twin or not _at_one_time(one, other, span):
                 continue
-            if float(table[at] @ table[before]) >= TWIN_COSINE:
+            alike = max(float(table[at] @ table[before]), shared(one.appeared, other.appeared))
+            if alike >= TWIN_COSINE:
                 twin[one.feature] = other.feature
                 break
     return [replace(one, duplicate_of=twin.get(one.feature)) for one in lives]

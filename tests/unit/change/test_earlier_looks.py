@@ -127,3 +127,12 @@ def test_everybody_who_shows_births_shows_it(tmp_path):
     }
     assert why[3] == "gradual: an earlier look called step 400 its birth"
     assert "as a look at step 1,000 saw it" in why[1]
+
+
+def test_a_birth_with_which_the_same_appeared_is_told_once_whatever_its_decoder_row_is():
+    same, other = packed(EYE[1] + 0.2 * EYE[4]), packed(EYE[5])
+    before = look(life(3, direction=packed(EYE[2]), appeared=same))
+    for appeared, features in ((same, [4]), (other, [3, 4]), ("", [3, 4])):
+        now = look(life(4, step=402.0, appeared=appeared), until=2000)
+        found = with_earlier(now, before, EYE)
+        assert sorted(one.feature for one in found.births) == features

@@ -11,11 +11,17 @@ import torch
 
 from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows
 from asys_bench.change.timeline.difference import Side, compared
+from asys_bench.change.timeline.earlier import packed, unpacked
 from asys_bench.change.timeline.firing import firing
-from asys_bench.change.timeline.timeline import timeline_of
+from asys_bench.change.timeline.timeline import timeline_of, without_twins
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
 from asys_bench.rundir.live_run import ReadingError
-from asys_bench.rundir.timeline_document import read_timeline, timeline_file, write_timeline
+from asys_bench.rundir.timeline_document import (
+    FeatureLife,
+    read_timeline,
+    timeline_file,
+    write_timeline,
+)
 from asys_bench.sae import SAEConfig, build_sae
 from asys_bench.sae.checkpoint.lives import Lives
 
@@ -244,6 +250,54 @@ def test_two_features_of_one_direction_are_one_birth_and_a_twin():
     timeline = timeline_of(sae, None, stream({3: (0.4, 1.0), 20: (1.0, 1.0)}))
     assert [one.feature for one in timeline.births] == [3]
     assert found_of(timeline, 20).duplicate_of == 3
+
+
+def test_a_birth_says_what_appeared_where_its_life_reads_two_features():
+    """3 reads the direction that begins at 0.4, and one that begins later and has no other life."""
+    directions_FD = torch.eye(D)
+    directions_FD[3] = torch.nn.functional.normalize(torch.eye(D)[3] + torch.eye(D)[5], dim=0)
+    directions_FD[5] *= -1
+    sae = known_sae(directions_FD)
+    (born,) = timeline_of(sae, None, stream({3: (0.4, 1.0), 5: (0.8, 1.0)})).births
+    assert born.feature == 3
+    assert unpacked(born.direction)[3] == pytest.approx(0.5**0.5, abs=1e-3)
+    assert unpacked(born.appeared)[3] > 0.98
+
+
+def test_a_birth_says_what_appeared_where_two_lives_share_it_and_is_told_once():
+    """3 and 5 read halves of the direction that begins at 0.4; 4 is always there."""
+    directions_FD = torch.eye(D)
+    directions_FD[3] = 0.8 * torch.eye(D)[3] + 0.6 * torch.eye(D)[5]
+    directions_FD[5] = 0.8 * torch.eye(D)[3] - 0.6 * torch.eye(D)[5]
+    sae = known_sae(directions_FD)
+    with torch.no_grad():
+        sae.W_dec[[3, 5]] *= 0.8  # their sum is 1.02 of what is there
+    timeline = timeline_of(sae, None, stream({3: (0.4, 1.0), 5: (1.0, 1.0)}))
+    (born,) = timeline.births
+    assert unpacked(born.direction)[3] == pytest.approx(0.8, abs=1e-3)
+    assert unpacked(born.appeared)[3] > 0.98
+    twins = {3, 5} - {born.feature}
+    assert {one.feature for one in timeline.lives if one.duplicate_of == born.feature} == twins
+
+
+def test_what_appeared_is_the_decoder_row_where_that_is_right(planted):
+    for one in planted.births:
+        assert unpacked(one.appeared)[one.feature] > 0.98
+
+
+def test_two_births_of_one_time_with_which_the_same_appeared_are_twins():
+    sae, same = known_sae(torch.eye(D)), packed(torch.eye(D)[3])
+    born = [
+        FeatureLife(feature, "born", born_step=step, usefulness=use, appeared=appeared)
+        for feature, step, use, appeared in (
+            (3, 400.0, 0.3, same), (7, 401.0, 0.2, same), (9, 401.0, 0.1, packed(torch.eye(D)[9])),
+            (11, 500.0, 0.1, same), (12, 400.0, 0.1, ""),
+        )
+    ]  # fmt: skip
+    told = without_twins(born, sae, 1000)
+    assert {one.feature: one.duplicate_of for one in told} == {
+        3: None, 7: 3, 9: None, 11: None, 12: None,
+    }  # fmt: skip
 
 
 def test_rows_of_one_sequence_are_one_block_and_of_others_64_steps():
