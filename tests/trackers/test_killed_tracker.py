@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def points_of(run: Any, service: str) -> float:
     return run.metric("monitor-tracker", f"tracker_points{{tracker={service}}}")
 
 
+@contextmanager
+def held(run: Any) -> Iterator[None]:
+    """Its host stands still meanwhile: on a busy machine it would be over before all trackers have begun."""
+    run.wait_for(lambda: run.metric("host", "host_steps") > 0, "a step")
+    os.kill(run.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(run.process.pid, signal.SIGCONT)
+
+
 def check_undisturbed(run: Any, alone: Any) -> None:
     """The host of `run` did what that of `alone` did."""
     assert weights_of(run) == weights_of(alone)
@@ -101,10 +113,13 @@ def test_killing_the_tracker_changes_nothing_for_the_host(
     assert alone.finish() == 0, alone.text()
 
     run = start_run(*HOST, *options_of(kept))
-    run.wait_for(lambda: all(points_of(run, name) > 2 for name in SERVICES), "points")
-    pid = run.pid("monitor-tracker")
-    os.kill(pid, signal.SIGKILL)
-    run.wait_for(lambda: run.is_replaced("monitor-tracker", pid), "its successor")
+    with held(run):
+        run.wait_for(lambda: all(points_of(run, name) > 2 for name in SERVICES), "points")
+        pid = run.pid("monitor-tracker")
+        os.kill(pid, signal.SIGKILL)
+        run.wait_for(lambda: run.is_replaced("monitor-tracker", pid), "its successor")
+        seen = {name: points_of(run, name) for name in SERVICES}
+        run.wait_for(lambda: all(points_of(run, n) > seen[n] + 2 for n in SERVICES), "its points")
     assert run.finish() == 0, run.text()
 
     check_undisturbed(run, alone)
@@ -123,9 +138,12 @@ def test_killing_wandbs_own_process_changes_nothing_for_the_host(
     assert alone.finish() == 0, alone.text()
 
     run = start_run(*HOST, *options_of(kept))
-    run.wait_for(lambda: all(points_of(run, name) > 2 for name in SERVICES), "points")
-    for process in wandb_processes(kept):
-        process.kill()
+    with held(run):
+        run.wait_for(lambda: all(points_of(run, name) > 2 for name in SERVICES), "points")
+        before = points_of(run, "wandb")
+        for process in wandb_processes(kept):
+            process.kill()
+        run.wait_for(lambda: points_of(run, "wandb") > before + 5, "points to a new process")
     assert run.finish() == 0, run.text()
 
     check_undisturbed(run, alone)
