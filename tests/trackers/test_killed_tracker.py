@@ -50,6 +50,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: Callable[[str],
     needs("wandb")
     folder = tmp_path / "kept"
     folder.mkdir()
+    monkeypatch.chdir(folder)  # MLflow puts artifacts beside the process
     for name, value in environment(folder).items():
         monkeypatch.setenv(name, value)
     return folder
