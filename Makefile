@@ -7,7 +7,7 @@ ARGS ?=
 EXECUTIONS ?= 50000
 SOURCES := pyproject.toml constraints.txt CMakeLists.txt $(wildcard */*/CMakeLists.txt */*/*.cpp */*/*.hpp */*/*/*.cpp */*/*/*.hpp asys_bench/*/native/* asys_bench/sae/kernels/native/*)
 
-.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers test-trl test-deepspeed lint types check model sanitize arm soak fuzz gpu bench-micro audit sbom wheel site docs clean
+.PHONY: help announce-run run announce-demo demo test quick test-rest test-all test-interop test-triton test-ray test-trackers test-trl test-deepspeed test-readme lint types check model sanitize arm soak fuzz gpu bench-micro audit sbom wheel site docs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -111,6 +111,9 @@ $(VENV)/.deepspeed: $(VENV)/.test
 
 test-deepspeed: $(VENV)/.deepspeed ## a training of two ranks by the engine of DeepSpeed, ZeRO stages 0 to 3; 2 minutes
 	$(BIN)/pytest tests/e2e/test_observe_parallel.py -k deepspeed $(ARGS)
+
+test-readme: $(VENV)/.test ## every block of the README, as it is, shortened; 6 minutes
+	ASYS_README=1 $(BIN)/pytest tests/e2e/test_readme_commands.py $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Each block of README.zh-CN.md runs in a folder of its own: commands, configurations and code as they are.
 
 They are README.md's too (tests/unit/test_bilingual.py). What a reader puts in is put in: a run, a script, a
-bucket. Runs and suites are shortened unless ASYS_SOAK=1. Of `make` targets that install or run everything,
-`make -n` reads the rules.
+bucket. `make test-readme` runs them; runs and suites are shortened unless ASYS_SOAK=1. Of `make` targets that
+install or run everything, `make -n` reads the rules.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ from tests.unit.test_documents import ROOT, SETTING, Block, blocks_of
 README = "README.zh-CN.md"
 SOAK = os.environ.get("ASYS_SOAK") == "1"
 PATIENCE_S = 600.0 if SOAK else 240.0
-pytestmark = [pytest.mark.rest, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.rest,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not SOAK and os.environ.get("ASYS_README") != "1", reason="minutes: make test-readme"
+    ),
+]
 
 BLOCKS = [block for block in blocks_of((ROOT / README).read_text(), README) if block.language]
 STEPS = "host.options.ppo.total_timesteps"

@@ -127,8 +127,9 @@ def test_killing_the_tracker_changes_nothing_for_the_host(
     for service in SERVICES:
         assert f"{service}: sent" in run.text()
     until_gone(kept)
-    first, second, ending = (one["run_id"] for one in read_wandb(kept)["runs"])
-    assert (second, ending) == (f"{first}-2", f"{first}-3")
+    names = [one["run_id"] for one in read_wandb(kept)["runs"]]
+    # One of each process; of the killed one's nothing may be on the disk yet.
+    assert len(set(names)) == len(names) >= 2, names
     check_last_points(run, kept)
 
 
