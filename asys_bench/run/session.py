@@ -389,13 +389,17 @@ class ObservationSession:
             self._on_misfit()
 
     def abort(self) -> None:
-        """End everything at once (second Ctrl-C): no draining."""
-        self._detach()
+        """End every worker at once (second Ctrl-C): no draining, and the hooks stay until `close`.
+
+        For a signal handler too: the thread that it interrupts may hold the lock of a hook's producer.
+        """
         if self._supervisor is not None:
             self._supervisor.end()
 
     def close(self) -> None:
-        """Release shared memory and descriptors; call after `stop` once nothing reads the page."""
+        """Remove the hooks where they are there, release shared memory and descriptors; call after
+        `stop` or `abort`, once nothing reads the page."""
+        self._detach()
         self._release()
 
     @property

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import subprocess
 import sys
 import threading
@@ -71,8 +72,11 @@ class Supervisor:
         self._python_path = absolute_python_path()
         self._working_dir = _working_dir()
         self._spawned_at = 0.0
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
+        # `end` may interrupt itself, in a signal handler: a lock that its thread may take twice, and no
+        # threading.Event, which has a lock that it may not.
+        self._lock = threading.RLock()
+        self._stopping = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._said_lost = False
         self.watchdog_restarts = 0
@@ -162,7 +166,7 @@ class Supervisor:
                 self._watchdog = None
                 if watchdog is not None:
                     watchdog.close()
-                if self._stopping.is_set() or self._slot.state is WorkerState.DONE:
+                if self._stopping or self._slot.state is WorkerState.DONE:
                     return
             delay = self._budget.next_delay_s(time.monotonic())
             if delay is None:
@@ -176,10 +180,10 @@ class Supervisor:
                 return
             self._slot.state = WorkerState.FAILED
             self._slot.set(SlotField.RESTARTS, self._slot.get(SlotField.RESTARTS) + 1)
-            if self._stopping.wait(delay):
-                return
+            with suppress(queue.Empty):
+                self._wake.get(timeout=delay)
             with self._lock:
-                if self._stopping.is_set():
+                if self._stopping:
                     return
                 self.watchdog_restarts += 1
                 how = "nobody knows how" if code is None else str(code)
@@ -301,10 +305,14 @@ class Supervisor:
         return found
 
     def end(self) -> None:
-        """SIGKILL whatever is left, each by pid and start time, and reap. Idempotent; at most `END_S`."""
+        """SIGKILL whatever is left, each by pid and start time, and reap. Idempotent; at most `END_S`.
+
+        For a signal handler too, which may interrupt this very method.
+        """
         deadline = time.monotonic() + END_S
         with self._lock:
-            self._stopping.set()
+            self._stopping = True
+            self._wake.put(None)
             refused = self._watchdog is not None and not _killed(self._watchdog)
         if self._thread is None:
             return

@@ -123,7 +123,9 @@ class Run:
             waited_s = sum(last[pid] - before[pid] for pid in pids) / 1e9
             took_s = time.monotonic() - began
             if took_s > limit_s + waited_s:
-                pytest.fail(f"{what} took {took_s:.1f} s, of which {waited_s:.1f} s without a CPU")
+                pytest.fail(
+                    f"{what} took {took_s:.1f} s, of which {waited_s:.1f} s without a CPU:\n{self.text()}"
+                )
             time.sleep(0.02)
 
     def text(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 
 import pytest
@@ -15,6 +16,8 @@ from asys_bench.config.assembly import AssemblyError, plan_workers
 from asys_bench.contracts.stats import WorkerState
 from asys_bench.run.run_dir import RunDir
 from asys_bench.run.session import ObservationSession
+from asys_bench.system.liveness import is_running
+from asys_bench.system.process import start_time
 from tests.conformance.support import eventually
 
 SAE = {"k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.5}
@@ -78,6 +81,26 @@ def test_a_model_that_is_called_once_per_step_is_not_counted(tmp_path, once):
     finally:
         session.abort()
         session.close()
+
+
+@pytest.mark.parametrize("held", ["producer", pytest.param("supervisor", marks=pytest.mark.rest)])
+def test_a_signal_handler_may_end_everything_whatever_lock_its_thread_holds(tmp_path, held):
+    """The second Ctrl-C may come in the middle of a hook, or of the end itself."""
+    session = ObservationSession(config(tmp_path), model(), RunDir.create(tmp_path, "interrupted"))
+    supervisor = session._supervisor
+    session.hooker.attach()
+    before = signal.signal(signal.SIGUSR1, lambda *_: session.abort())
+    try:
+        supervisor.start()
+        watchdog, started = supervisor._watchdog.pid, start_time(supervisor._watchdog.pid)
+        with session.hooker._writer.lock if held == "producer" else supervisor._lock:
+            signal.raise_signal(signal.SIGUSR1)
+        assert not is_running(watchdog, started)
+        eventually(lambda: not supervisor._thread.is_alive(), "the end of the supervisor's thread")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        session.close()
+    assert not session.hooker.attached
 
 
 @pytest.mark.rest
