@@ -18,10 +18,13 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from asys_bench.change.probe import sink as sink_module
+from asys_bench.change.probe import features as features_module
+from asys_bench.change.probe import fits as fits_module
 from asys_bench.change.probe.blocks import is_held_out
+from asys_bench.change.probe.features import FeatureSource
 from asys_bench.change.probe.fit import Dense
-from asys_bench.change.probe.sink import ProbeOptions, ProbeWorker
+from asys_bench.change.probe.options import ProbeOptions
+from asys_bench.change.probe.sink import ProbeWorker
 from asys_bench.change.probe.targets import Target
 from asys_bench.change.probe.window import Rows, Window
 from asys_bench.contracts.coin import hashed
@@ -105,13 +108,12 @@ def test_an_sae_that_the_hub_does_not_give_is_asked_for_once(tmp_path, monkeypat
         raise ExchangeError(place, "cannot be had", "check the name")
 
     monkeypatch.setattr(start, "from_hub", from_hub)
-    worker = Fed(tmp_path, saes={"*": "hf://org/none"})
     clock = itertools.count(1000.0, 5.0)
-    monkeypatch.setattr(sink_module.time, "monotonic", lambda: next(clock))
-    hook = sink_module._Hook(HOOK, worker.worker._options, worker.worker._context, 8)
+    monkeypatch.setattr(features_module.time, "monotonic", lambda: next(clock))
+    source = FeatureSource(HOOK, 8, "hf://org/none", tmp_path)
     for _ in range(3):
-        worker.worker._load(hook)
-    worker.page.close()
+        assert not source.renew()
+    assert source.missing
     assert asked == ["hf://org/none"]
     assert "has no probes: hf://org/none: cannot be had" in caplog.text
 
@@ -234,7 +236,7 @@ def test_the_report_says_what_each_probe_is_worth(fed, tmp_path):
     ]
     run_dir = write_run(tmp_path, {"kind": "synthetic"})
     one, data = fed(), planted(200)
-    one.worker._context = replace(one.worker._context, run_dir=run_dir)
+    one.worker.open(replace(one.worker._context, run_dir=run_dir))
     for step, (x, episode, labels) in enumerate(data):
         one.rows(step, x)
         one.label(step, done=labels["done"], advantage=labels["advantage"], episode=episode)
@@ -302,7 +304,7 @@ def test_texts_are_classes_under_their_names(fed):
 def test_rows_of_a_rare_class_are_kept_more_often_and_weigh_less(fed, monkeypatch, step_s, pace):
     """However much time passes: after a second a full window slows the pace at which rows are let in."""
     now = [100.0]
-    monkeypatch.setattr(sink_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(fits_module.time, "monotonic", lambda: now[0])
     one, draw = fed(window_rows=1024), torch.Generator().manual_seed(5)
     for step in range(500):
         now[0] += step_s
@@ -371,17 +373,17 @@ def test_fits_take_a_fortieth_of_the_time(fed, monkeypatch):
         one.rows(step, x)
         one.label(step, done=labels["done"], episode=episode)
     one.worker.idle()
-    hook, future = one.worker._running
+    hook, future = one.worker._fits._running
     future.result()
     future._result = (future.result()[0], 0.5)  # it took half a second
-    monkeypatch.setattr(sink_module.time, "monotonic", lambda: now[0])
-    one.worker._not_before = 0.0
+    monkeypatch.setattr(fits_module.time, "monotonic", lambda: now[0])
+    one.worker._fits._not_before = 0.0
     one.worker.idle()
     hook.changed, hook.due = 480, 0.0
     for second, expected in ((0.0, False), (19.0, False), (20.5, True)):
         now[0] = 100.0 + second
         one.worker.idle()
-        assert (one.worker._running is not None) is expected
+        assert (one.worker._fits._running is not None) is expected
     monkeypatch.undo()
 
 
@@ -389,17 +391,17 @@ def test_a_hook_is_fitted_again_when_half_of_its_rows_are_new_or_a_minute_has_pa
     fed, monkeypatch
 ):
     now = [100.0]
-    monkeypatch.setattr(sink_module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(sink_module, "SHARE_OF_TIME", 1e9)
+    monkeypatch.setattr(fits_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(fits_module, "SHARE_OF_TIME", 1e9)
     one, data, fits = fed(), planted(600), []
     for step, (x, episode, labels) in enumerate(data):
         now[0] += 0.001
         one.rows(step, x)
         one.label(step, done=labels["done"], episode=episode)
         one.worker.idle()
-        if one.worker._running is not None:
+        if one.worker._fits._running is not None:
             fits.append(8 * (step + 1))
-            one.worker._running[1].result()
+            one.worker._fits._running[1].result()
             one.worker.idle()
     assert 8 <= len(fits) <= 20
     assert all(later >= 1.9 * earlier for earlier, later in itertools.pairwise(fits))
