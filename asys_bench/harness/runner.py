@@ -20,6 +20,7 @@ from asys_bench.harness.measuring.launch import Launcher, RoundEnd, launcher_for
 from asys_bench.harness.measuring.machine import build_hashes, capture_machine, commit
 from asys_bench.harness.measuring.noise import judge_noise
 from asys_bench.harness.planning.contender import Contender
+from asys_bench.harness.planning.pilot import Candidate, affordable
 from asys_bench.harness.planning.plan import block_order, replacement_budget, seed_of
 from asys_bench.harness.planning.suite_file import LoadedSuite
 from asys_bench.harness.plugins import backend_plugin, metrics_of, scenario_plugin
@@ -37,10 +38,6 @@ from asys_bench.harness.results.result import (
 from asys_bench.harness.results.result_run import CaseStatus, Level, Role, RoundStatus, Verdict
 from asys_bench.harness.results.store import RESULT_FILE, write_result
 from asys_bench.registry import PluginError
-
-_HOPELESS = 4.0
-"""A pilot's guess of the rounds that are needed is off by as much; where it is more than that many times what
-a case may still have, none are spent on it."""
 
 
 @dataclass
@@ -168,39 +165,65 @@ class SuiteRunner:
         return sum(not r.replaced for r in self.records[name].rounds)
 
     def _raise_limits(self) -> None:
-        """Whoever reached a look undecided goes on to the next, with the references it needs."""
-        for name, record in self.records.items():
-            contender = record.contender
-            if contender.role is not Role.CASE or not contender.gated:
-                continue
-            if self._counted(name) < self._limit[name] or name not in self._able():
-                continue
-            later = [look.rounds for look in contender.looks if look.rounds > self._limit[name]]
-            if later and self._undecided(name, later[-1] - self._counted(name)):
-                needed = [name, *(p.reference_id for p in contender.targets if p.reference_id)]
-                for other in needed:
-                    self._limit[other] = max(self._limit[other], later[0])
-                self.progress.plan(self._planned(), len(self.records))
+        """Whoever reached a look undecided goes on to the next, with the references it needs, if those
+        rounds may decide it and there is time for them."""
+        able = self._able()
+        undecided = [one for name in able if (one := self._candidate(name)) is not None]
+        hopeful = [one for one in undecided if one.hopeless is None]
+        going_on = affordable(hopeful, self._free_s(able))
+        self._note(*(one.hopeless for one in undecided if one.hopeless is not None))
+        self._note(*(one.late for one in hopeful if one not in going_on))
+        for one in going_on:
+            for name in self._with_references(one.name):
+                self._limit[name] = max(self._limit[name], self._counted(one.name) + one.rounds)
+            self.progress.plan(self._planned(), len(self.records))
 
-    def _undecided(self, name: str, more: int) -> bool:
-        """Some target of it asks for rounds, a miss that does not stand after Holm among them, and `more`
-        of them may be enough: the rounds so far are the pilot that tells how many it takes."""
+    def _candidate(self, name: str) -> Candidate | None:
+        """A case that has reached a look which leaves a target of it open, a miss that does not stand
+        after Holm among them."""
+        contender, counted = self.records[name].contender, self._counted(name)
+        later = [look.rounds for look in contender.looks if look.rounds > self._limit[name]]
+        if contender.role is not Role.CASE or not contender.gated or not later:
+            return None
+        if counted < self._limit[name]:
+            return None
         found = next((case for case in self._cases if case.id == name), None)
-        open_targets = [
-            target
+        needs = [
+            target.needs.rounds if target.needs else None
             for target in (found.targets if found is not None else ())
             if target.verdict is Verdict.INCONCLUSIVE
         ]
-        needs = [target.needs.rounds if target.needs else None for target in open_targets]
+        if not needs:
+            return None
         known = [one for one in needs if one is not None]
-        if known and len(known) == len(needs) and min(known) > _HOPELESS * more:
-            note = (
-                f"{name}: no more rounds: {more} would hardly decide what needs about {min(known)}"
-            )
-            if note not in self._notes:
-                self._notes.append(note)
-            return False
-        return bool(open_targets)
+        return Candidate(
+            name,
+            rounds=later[0] - counted,
+            most=later[-1] - counted,
+            needs=min(known) if len(known) == len(needs) else None,
+            round_s=sum(self._round_s(one) for one in self._with_references(name)),
+        )
+
+    def _with_references(self, name: str) -> list[str]:
+        targets = self.records[name].contender.targets
+        return list(dict.fromkeys([name, *(p.reference_id for p in targets if p.reference_id)]))
+
+    def _round_s(self, name: str) -> float:
+        rounds = self.records[name].rounds
+        return sum(one.wall_s for one in rounds) / max(1, len(rounds))
+
+    def _free_s(self, able: list[str]) -> float | None:
+        """What the suite's budget leaves beside the rounds that are still to come; None: no budget."""
+        budget_s = self.loaded.suite.defaults.budget_s
+        if budget_s is None:
+            return None
+        to_come = sum(
+            self._round_s(name) * max(0, self._limit[name] - self._counted(name)) for name in able
+        )
+        return float(budget_s) - (time.monotonic() - self._started) - to_come
+
+    def _note(self, *notes: str) -> None:
+        self._notes += [note for note in dict.fromkeys(notes) if note not in self._notes]
 
     def _planned(self) -> int:
         return sum(self._limit[name] for name in self._able())

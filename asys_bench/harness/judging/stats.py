@@ -215,6 +215,22 @@ def samples_to_decide(quantile: float, confidence: float) -> int:
     return low
 
 
+def hodges_lehmann(values: Sequence[float]) -> float:
+    """The median of all means of two values (a value with itself included): where they lie.
+
+    Source: Hodges & Lehmann, Annals of Mathematical Statistics 34 (1963) 598-611. As robust against
+    29 % of wild values, and 1.5 times as efficient as the median where the rest is normal.
+
+    Raises:
+        ValueError: no values.
+    """
+    given = np.asarray(values, float)
+    if not len(given):
+        raise ValueError("no values")
+    first, second = np.triu_indices(len(given))
+    return float(np.median((given[first] + given[second]) / 2))
+
+
 def rounds_to_decide(alpha: float) -> int:
     """Fewest rounds with which a median or ratio can be decided at all: ``2 (1/2)^m <= alpha``."""
     return max(2, math.ceil(math.log2(2 / alpha) - 1e-9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from asys_bench.harness.measuring.consumers import ConsumerSpec, ForkedConsumer,
 from asys_bench.harness.measuring.payloads import PayloadPool, meta_for
 from asys_bench.harness.plugins import backend_plugin
 
+_Consumer = ForkedConsumer | ThreadConsumer
 SETTLE_S = 10.0
 STALL_S = 2.0
 
@@ -49,7 +50,7 @@ class Transport:
         spec: TransportSpec,
         bus: BaseDataBus,
         pool: PayloadPool,
-        consumers: Sequence[ForkedConsumer | ThreadConsumer],
+        consumers: Sequence[_Consumer],
         transports: bool = True,
     ) -> None:
         self.spec, self.bus, self.pool, self.consumers = spec, bus, pool, consumers
@@ -164,38 +165,60 @@ class Transport:
 @contextmanager
 def transport(context: RoundContext, spec: TransportSpec) -> Iterator[Transport]:
     """A running bus with subscribed consumers; everything is ended on the way out."""
+    with transports(context, [spec]) as (one,):
+        yield one
+
+
+@contextmanager
+def transports(context: RoundContext, specs: Sequence[TransportSpec]) -> Iterator[list[Transport]]:
+    """A bus for each spec, all of one size of payload, side by side in this process."""
     plugin = backend_plugin(context.backend.name)
     reason = plugin.unavailable()
     if reason is not None:
         raise ScenarioError(f"backend {plugin.name!r} cannot run here: {reason}")
-    pool = PayloadPool(context.seed, spec.payload_bytes)
+    pool = PayloadPool(context.seed, specs[0].payload_bytes)
     kind = ForkedConsumer if plugin.capabilities.cross_process else ThreadConsumer
-    consumers: list[ForkedConsumer | ThreadConsumer] = []
-    bus: BaseDataBus | None = None
-    try:
-        # Before the bus: it may start threads, and a fork copies none of them.
-        for consumer in spec.consumers:  # one by one: what was forked is ended if the next fails
-            consumers.append(kind(consumer, pool, spec.most_packets))  # noqa: PERF401
-        config = BusConfig(
-            backend=plugin.name,
-            capacity_packets=spec.capacity_packets,
-            capacity_mib=spec.capacity_mib,
-            checksum=spec.checksum,
-            options={plugin.name: dict(spec.options)},
-        )
-        groups = [
-            GroupSpec(name, spec.delivery.get(name, Delivery.AT_MOST_ONCE)) for name in spec.groups
+    with ExitStack() as ends:
+        # Before any bus: it may start threads, and a fork copies none of them.
+        consumers = [
+            [_closed(ends, kind(consumer, pool, spec.most_packets)) for consumer in spec.consumers]
+            for spec in specs
         ]
-        bus = create_data_bus(config, groups, names=("bench",))
-        if plugin.capabilities.transports_payload:
-            handle = bus.handle() if kind is ForkedConsumer else None
-            for one in consumers:
-                one.attach(bus, handle)
-        yield Transport(spec, bus, pool, consumers, plugin.capabilities.transports_payload)
+        running = []
+        for spec, its in zip(specs, consumers, strict=True):
+            bus = _bus(plugin.name, spec)
+            ends.callback(_close, its, bus)
+            if plugin.capabilities.transports_payload:
+                handle = bus.handle() if kind is ForkedConsumer else None
+                for one in its:
+                    one.attach(bus, handle)
+            running.append(Transport(spec, bus, pool, its, plugin.capabilities.transports_payload))
+        yield running
+
+
+def _closed(ends: ExitStack, consumer: _Consumer) -> _Consumer:
+    ends.callback(consumer.close)
+    return consumer
+
+
+def _close(consumers: Sequence[_Consumer], bus: BaseDataBus) -> None:
+    for one in consumers:
+        one.close()
+    bus.close()
+
+
+def _bus(backend: str, spec: TransportSpec) -> BaseDataBus:
+    config = BusConfig(
+        backend=backend,
+        capacity_packets=spec.capacity_packets,
+        capacity_mib=spec.capacity_mib,
+        checksum=spec.checksum,
+        options={backend: dict(spec.options)},
+    )
+    groups = [
+        GroupSpec(name, spec.delivery.get(name, Delivery.AT_MOST_ONCE)) for name in spec.groups
+    ]
+    try:
+        return create_data_bus(config, groups, names=("bench",))
     except AssemblyError as error:
         raise ScenarioError(str(error)) from error
-    finally:
-        for one in consumers:
-            one.close()
-        if bus is not None:
-            bus.close()

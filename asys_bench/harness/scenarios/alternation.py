@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Iterable
 from statistics import median
 
 from asys_bench.contracts.scenario import ScenarioError
 from asys_bench.contracts.stats import SlotField
+from asys_bench.harness.judging.stats import hodges_lehmann
 from asys_bench.run.session import ObservationSession
 
 
@@ -54,24 +56,31 @@ class Alternation:
             self.begin()
 
     def slowdown(self) -> float:
-        """Median over pairs of blocks of (median step with hooks / median step without).
+        """The typical ratio of (a step with hooks / the step at the same place of the other block).
 
         The first step of a block is left out: it pays for the change.
         """
-        return median(median(pair[True][1:]) / median(pair[False][1:]) for pair in self._pairs())
+        return _typical(
+            on / off
+            for pair in self._pairs()
+            for on, off in zip(pair[True][1:], pair[False][1:], strict=True)
+        )
 
     def tail(self) -> float:
-        """p99 of all steps with hooks / p99 of all without; of first steps as in `slowdown`."""
-        on, off = (
-            sorted(step for pair in self._pairs() for step in pair[side][1:])
-            for side in (True, False)
-        )
+        """p99 of all steps with hooks / p99 of all without, each over the median step of its pair of
+        blocks, which takes the drift of the machine out; of first steps as in `slowdown`."""
+        steps: dict[bool, list[float]] = {True: [], False: []}
+        for pair in self._pairs():
+            usual = median(pair[True][1:] + pair[False][1:])
+            for side, found in steps.items():
+                found += [step / usual for step in pair[side][1:]]
+        on, off = sorted(steps[True]), sorted(steps[False])
         return on[math.ceil(0.99 * len(on)) - 1] / off[math.ceil(0.99 * len(off)) - 1]
 
     def rate(self) -> float:
-        """Median over pairs of blocks of (time of the block without / time of the one with hooks):
-        steps per second with hooks over those without. Every step counts, the first one too."""
-        return median(sum(pair[False]) / sum(pair[True]) for pair in self._pairs())
+        """The typical ratio of (time of the block without / time of its pair's with hooks): steps per
+        second with hooks over those without. Every step counts, the first one too."""
+        return _typical(sum(pair[False]) / sum(pair[True]) for pair in self._pairs())
 
     def _pairs(self) -> list[dict[bool, list[int]]]:
         whole = [block for block in self._blocks if len(block[1]) == self._block_steps]
@@ -82,6 +91,11 @@ class Alternation:
                 "or seconds, or fewer alternate_steps"
             )
         return pairs
+
+
+def _typical(ratios: Iterable[float]) -> float:
+    """Of ratios within one process, which scatter by noise alone."""
+    return math.exp(hodges_lehmann([math.log(ratio) for ratio in ratios]))
 
 
 def signal_workers(session: ObservationSession, number: signal.Signals) -> None:

@@ -21,6 +21,7 @@ from asys_bench.contracts.scenario import (
 )
 from asys_bench.harness.measuring.consumers import ConsumerSpec
 from asys_bench.harness.measuring.transport import Transport, TransportSpec, transport
+from asys_bench.harness.scenarios import groups
 
 
 class TransportOptions(ScenarioOptions):
@@ -73,12 +74,24 @@ class OfflineOptions(TransportOptions):
 
     total_mib: float = Field(default=64, gt=0, le=1 << 16, description="MiB moved per timed round")
     batch: int = Field(default=1, ge=1, le=4096, description="packets per push (try_push_many)")
+    burst_pairs: int = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="in place of `total_mib`: so many pairs of bursts of 2 MiB, in turn to a bus with one "
+        "group and to one with `groups` beside it in one process, for paired_push_cpu_ratio",
+    )
 
 
 def run(context: RoundContext) -> None:
     """Warm up in chunks of a sixteenth, then move `total_mib` at once."""
     options = context.options
     assert isinstance(options, OfflineOptions)
+    if options.burst_pairs:
+        most = (options.burst_pairs + groups.WARM_UP) * groups.burst_packets(options.payload_bytes)
+        alone = options.model_copy(update={"groups": 1}).transport(most)
+        groups.compare(context, alone, options.transport(most), options.burst_pairs)
+        return
     packets = max(1, int(options.total_mib * (1 << 20) / options.payload_bytes))
     chunk = max(1, packets // 16)
     warmup = chunk * MAX_WARMUP_CHUNKS
@@ -122,6 +135,9 @@ plugin = ScenarioPlugin(
         "packets_per_s": MetricSpec("higher", MetricKind.ROUND, "packets moved to all groups"),
         "push_cpu_us": MetricSpec(
             "lower", MetricKind.ROUND, "CPU time of the pushing thread for one packet"
+        ),
+        "paired_push_cpu_ratio": MetricSpec(
+            "lower", MetricKind.ROUND, "CPU time of a burst with all groups over one with one group"
         ),
     },
     run=run,

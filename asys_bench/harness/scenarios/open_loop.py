@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from asys_bench.contracts.scenario import MetricKind, MetricSpec, RoundContext, ScenarioPlugin
-from asys_bench.harness.measuring.transport import transport
+from asys_bench.harness.measuring.transport import Transport, transport
 from asys_bench.harness.scenarios.offline import TransportOptions
 
 SPIN_NS = 150_000
@@ -75,6 +75,8 @@ def runner(schedule: Callable[[Any, int, np.random.Generator], Schedule]) -> Cal
             for offset in times[:warmup]:
                 _wait(origin + offset)
                 moving.push(origin + offset)
+            moving.wait_read()
+            before_s = _cpu_s(moving)
             with context.timed():
                 # What the noise watch took is not the bus's delay: the timed part starts afresh.
                 origin = clock() + 2_000_000 - times[warmup]
@@ -87,12 +89,17 @@ def runner(schedule: Callable[[Any, int, np.random.Generator], Schedule]) -> Cal
                     push.record(clock() - before)
                 moving.wait_read()
                 wall_ns = max(1, clock() - started)
+                busy_s = _cpu_s(moving) - before_s
             moving.finish(context)
             latency.extend(moving.consumers[0].tally.latencies_ns())
-            busy_s = sum(consumer.tally.cpu_s for consumer in moving.consumers)
         context.value("consumer_cpu_ratio", busy_s / (wall_ns / 1e9) / len(moving.consumers))
 
     return run
+
+
+def _cpu_s(moving: Transport) -> float:
+    """CPU seconds of all consumers so far."""
+    return sum(consumer.tally.cpu_s for consumer in moving.consumers)
 
 
 def _wait(until_ns: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from asys_bench.harness.planning import plan
+from asys_bench.harness.planning.pilot import Candidate, affordable
 
 names = st.lists(st.text("abcdef", min_size=1, max_size=4), min_size=1, max_size=9, unique=True)
 
@@ -61,3 +63,22 @@ def test_environment_lengths_differ_between_rounds():
 
 def test_at_most_a_tenth_of_the_rounds_may_be_replaced():
     assert [plan.replacement_budget(n) for n in (5, 10, 24, 48)] == [0, 1, 2, 4]
+
+
+def candidate(name, rounds, round_s):
+    return Candidate(name, rounds=rounds, most=rounds, needs=None, round_s=round_s)
+
+
+def test_the_cases_that_take_least_go_on_first_as_far_as_the_time_allows():
+    cases = [candidate("long", 6, 10.0), candidate("short", 6, 1.0), candidate("middle", 6, 5.0)]
+    assert [one.name for one in affordable(cases, 36.0)] == ["short", "middle"]
+    assert [one.name for one in affordable(cases, 35.9)] == ["short"]
+    assert affordable(cases, -1.0) == []
+    assert len(affordable(cases, None)) == 3
+    assert "60 s" in cases[0].late
+
+
+def test_a_case_whose_pilot_asks_for_four_times_what_it_may_have_is_hopeless():
+    near = replace(candidate("near", 6, 1.0), needs=24)
+    assert near.hopeless is None
+    assert "about 25" in (replace(near, needs=25).hopeless or "")

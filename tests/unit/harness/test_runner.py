@@ -271,6 +271,17 @@ cases:
     )
 
 
+def test_a_budget_of_seconds_leaves_open_what_it_has_no_room_for(run_suite):
+    scenario("near", in_turn(0.7, 0.8, 0.9, 1.1))
+    result = run_suite(
+        HEAD.replace("rounds: 6", "looks: [8, 24]\n  budget_s: 0.001")
+        + "cases: [{id: open, scenario: near, targets: [thing_ms.median <= 1]}]\n"
+    ).run()
+    (case,) = result.cases
+    assert (len(case.rounds), case.targets[0].verdict) == (8, Verdict.INCONCLUSIVE)
+    assert any("open: no more rounds: 16 take" in note for note in result.notes)
+
+
 @pytest.mark.rest
 def test_a_miss_that_does_not_stand_after_holm_goes_on_to_the_next_look(run_suite):
     scenario("holm_constant", constant)  # 1 ms in every round

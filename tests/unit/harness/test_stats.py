@@ -101,3 +101,18 @@ def test_p_values_agree_with_the_intervals():
         found = stats.clustered_proportion(exceed, [500] * 12, 0.05)
         p_value = stats.exceedance_p_value(exceed, [500] * 12, 0.01, 0.05)
         assert (p_value <= 0.025) == (found.low >= 0.01)
+
+
+def test_where_values_lie_is_the_median_of_the_means_of_pairs():
+    assert stats.hodges_lehmann([1.0, 2.0, 6.0]) == 2.75  # of 1, 1.5, 2, 3.5, 4, 6
+    assert stats.hodges_lehmann([3.0]) == 3.0
+    with pytest.raises(ValueError, match="no values"):
+        stats.hodges_lehmann([])
+
+
+def test_it_scatters_less_than_a_median_and_wild_values_do_not_move_it_far():
+    rng = np.random.default_rng(0)
+    rounds = [rng.normal(size=30) for _ in range(400)]
+    found = [stats.hodges_lehmann(one) for one in rounds]
+    assert np.std(found) < 0.9 * np.std([np.median(one) for one in rounds])
+    assert abs(stats.hodges_lehmann([*rounds[0], *(1e6 * np.ones(6))]) - found[0]) < 0.6
