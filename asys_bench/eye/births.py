@@ -63,13 +63,16 @@ def _why(one: FeatureLife) -> str:
         return f"{one.verdict}: an earlier look called step {one.withdrawn_step:,.0f} its birth"
     if one.verdict != "born":
         return ""
+    unread = "in no feature of the SAE" if one.unread else ""
     seen = "" if one.look_step is None else f"as a look at step {one.look_step:,} saw it"
-    return "; ".join(part for part in (CAUSES.get(one.cause, ""), seen) if part)
+    return "; ".join(part for part in (unread, CAUSES.get(one.cause, ""), seen) if part)
 
 
 def _life(one: FeatureLife, words: Sequence[str], points: int) -> Document:
     return {
         "feature": one.feature,
+        "name": one.name,
+        "unread": one.unread,
         "verdict": one.verdict,
         "cause": _why(one),
         "born": plain(one.born_step, 7),

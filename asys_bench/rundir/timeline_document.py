@@ -82,12 +82,20 @@ class FeatureLife:
     appeared: str = ""
     """Of a birth, written as `direction`: what its first rows have and other rows do not. Where the SAE reads
     two new features with one life it is the one that began then."""
+    unread: bool = False
+    """No feature of the SAE reads it: a direction that many rows have in what the SAE leaves of them.
+    `feature` then counts on from the SAE's features, anew in each look."""
     robust: bool | None = None
     """Another variant of the SAE saw the birth too; None: there is no other."""
     rates: tuple[float, ...] = ()
     """Its rate over the run, in `Timeline.curve_steps`."""
     rows: tuple[RowAt, ...] = ()
     """The strongest rows soon after the birth."""
+
+    @property
+    def name(self) -> str:
+        """As it is shown."""
+        return f"unread {self.feature}" if self.unread else f"feature {self.feature}"
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,7 @@ def _card(
         f"95 %: {life.born_low or 0:,.0f} to {life.born_high or 0:,.0f}",
         f"{share(life.rate_after)} of rows since",
         f"useful {share(life.usefulness)}",
+        "in no feature of the SAE" if life.unread else "",
         f"gone at {life.died_step:,.0f}" if life.died_step is not None else "",
         late,
         robust,
@@ -113,7 +114,7 @@ def _card(
         rows = [tag("p", f"at birth: {told}", class_="how")]
     return tag(
         "article",
-        tag("h4", f"feature {life.feature}, born at step {life.born_step or 0:,.0f}"),
+        tag("h4", f"{life.name}, born at step {life.born_step or 0:,.0f}"),
         tag("p", *(tag("span", fact) for fact in facts if fact), class_="facts-line"),
         _curve(life, timeline),
         tag("p", _CAUSES.get(life.cause, ""), class_="how"),

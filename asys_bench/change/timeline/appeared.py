@@ -70,7 +70,7 @@ def appeared(
     """float32[D] of unit length for each feature.
 
     values: the rows that `found` is of. pairs: which of a feature's pairs of `found` are its first ones, at
-    least one each.
+    least one each. Features from `sae.d_sae` on are no decoder rows but directions that these leave over.
     """
     if not pairs:
         return {}
@@ -86,7 +86,8 @@ def appeared(
     for feature, row_K in row_of.items():
         with_it_F = fired.shares(row_K, sae.d_sae)
         companion_F = with_it_F >= np.maximum(COMPANION_SHARE, COMPANION_LIFT * elsewhere_F)
-        companion_F[feature] = True
+        if feature < sae.d_sae:  # else it is all in r
+            companion_F[feature] = True
         which_N, feature_N, value_N = fired.of(row_K)
         kept_N = companion_F[feature_N]
         weight_N = value_of[feature][torch.from_numpy(which_N[kept_N])]

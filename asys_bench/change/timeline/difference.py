@@ -24,9 +24,9 @@ from asys_bench.change.statistics import (
     lower_tail,
     presence,
 )
-from asys_bench.change.timeline.firing import Firing, firing
+from asys_bench.change.timeline.firing import Firing, firing, one_thread
 from asys_bench.change.timeline.histories import LEAST_FIRED
-from asys_bench.change.timeline.timeline import SAME_COSINE
+from asys_bench.change.timeline.twins import SAME_COSINE
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
 from asys_bench.sae import SparseAutoencoder, latest_checkpoint, load_sae
 
@@ -67,6 +67,7 @@ class Comparison:
     differences: tuple[Difference, ...]
 
 
+@one_thread()
 def compared(a: Side, b: Side) -> Comparison:
     """The features of both SAEs over the rows of both sides.
 

@@ -63,11 +63,9 @@ def with_earlier(now: Timeline, before: Timeline, decoder_FD: torch.Tensor) -> T
         direction_D = unpacked(one.direction) if _is_sound(one) else None
         if direction_D is None or len(direction_D) != table_FD.shape[1]:
             continue
-        mine = lives.get(one.feature)
-        if mine is not None and not _is_of_life(one, mine, direction_D, table_FD):
-            mine = None
+        mine = _same_life(one, lives, direction_D, table_FD)
         if mine is not None and mine.verdict in _MOVED:
-            lives[one.feature] = _withdrawn(mine, one)
+            lives[mine.feature] = _withdrawn(mine, one)
         elif (mine is None or mine.verdict != "born") and not _is_told(
             one, now, direction_D, table_FD
         ):
@@ -87,14 +85,31 @@ def _is_sound(one: FeatureLife) -> bool:
     return False
 
 
-def _is_of_life(
+def _same_life(
     one: FeatureLife,
-    mine: FeatureLife,
+    lives: dict[int, FeatureLife],
     direction_D: npt.NDArray[np.float32],
     table_FD: npt.NDArray[np.float32],
-) -> bool:
-    same = mine.generation == one.generation
-    return same and float(table_FD[mine.feature] @ direction_D) >= SAME_COSINE
+) -> FeatureLife | None:
+    """The life of this look that an earlier one's is; of directions that are unread the most alike."""
+    if one.unread:
+        some = [mine for mine in lives.values() if mine.unread]
+        mine = max(some, key=lambda mine: shared(mine.direction, one.direction), default=None)
+    else:
+        mine = lives.get(one.feature)
+        if mine is not None and mine.generation != one.generation:
+            return None
+    if mine is None or _alike(mine, direction_D, table_FD) < SAME_COSINE:
+        return None
+    return mine
+
+
+def _alike(
+    mine: FeatureLife, direction_D: npt.NDArray[np.float32], table_FD: npt.NDArray[np.float32]
+) -> float:
+    """The cosine of a life of this look with a direction."""
+    own_D = unpacked(mine.direction) if mine.unread else table_FD[mine.feature]
+    return -1.0 if own_D is None else float(own_D @ direction_D)
 
 
 def _withdrawn(mine: FeatureLife, one: FeatureLife) -> FeatureLife:
@@ -114,7 +129,7 @@ def _is_told(
     return one.born_step is not None and any(
         abs((other.born_step or 0.0) - one.born_step) <= reach
         and (
-            float(table_FD[other.feature] @ direction_D) >= SAME_COSINE
+            _alike(other, direction_D, table_FD) >= SAME_COSINE
             or shared(one.appeared, other.appeared) >= SAME_COSINE
         )
         for other in now.lives

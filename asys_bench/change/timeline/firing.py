@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,6 +39,12 @@ class Firing:
     the row is better off without it."""
     rows: int
 
+    @classmethod
+    def nothing(cls, features: int, rows: int) -> Firing:
+        """None of these features fired in any of these rows."""
+        none, starts = np.zeros(0, np.float32), np.zeros(features + 1, np.int64)
+        return cls(starts, none.astype(np.int32), none, none, rows)
+
     @property
     def features(self) -> int:
         return len(self.starts) - 1
@@ -49,6 +57,16 @@ class Firing:
         cube_F = np.bincount(feature_N, value_N**3, self.features)
         least_F = STRONG_SHARE * cube_F / np.maximum(square_F, 1e-300)
         return self._kept((value_N >= least_F[feature_N]) & (self.gain > 0), self.rows)
+
+    def joined(self, other: Firing) -> Firing:
+        """With the features of another pass over the same rows, numbered after these."""
+        return Firing(
+            np.r_[self.starts, self.starts[-1] + other.starts[1:]],
+            np.r_[self.row, other.row],
+            np.r_[self.value, other.value],
+            np.r_[self.gain, other.gain],
+            self.rows,
+        )
 
     def split(self, at: int) -> tuple[Firing, Firing]:
         """(what fired in the first `at` rows, what in the others)."""
@@ -87,6 +105,18 @@ class Firing:
         cell_N = unit_R[self.row] * self.features + self._feature_N
         table = np.bincount(cell_N, minlength=units * self.features)
         return table.reshape(units, self.features).astype(np.int32)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A pass has its kernels' threads (`SAEConfig.threads`): torch's own would only spin beside them, on
+    cores that a live run needs."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.no_grad()
@@ -137,15 +167,45 @@ def reconstructed(sae: SparseAutoencoder, x_BD: torch.Tensor, kernels: SparseKer
     return Chunk(codes, kept_B, target_BD, made)
 
 
+@dataclass(frozen=True)
+class Residuals:
+    """What an SAE leaves of N rows, which a pass fills in; 0 for rows that it leaves alone."""
+
+    rows_ND: torch.Tensor
+    """float16, x - x_hat."""
+    square_N: torch.Tensor
+    """float32: each row's squared distance from the decoder's bias."""
+    error_N: torch.Tensor
+    """float32: the squared size of each row's residual."""
+
+    @classmethod
+    def of(cls, values_ND: torch.Tensor) -> Residuals:
+        rows = len(values_ND)
+        residual_ND = torch.zeros(values_ND.shape, dtype=torch.float16)
+        return cls(residual_ND, torch.zeros(rows), torch.zeros(rows))
+
+    def take(self, first: int, chunk: Chunk) -> None:
+        """Of the rows from `first` on."""
+        row_B = chunk.kept_B + first
+        most = torch.finfo(torch.float16).max
+        self.rows_ND[row_B] = (-chunk.made.gradient_BD).clamp_(-most, most).half()
+        self.square_N[row_B] = chunk.target_BD.square().sum(1)
+        self.error_N[row_B] = chunk.made.error_B
+
+
 @torch.no_grad()
-def firing(sae: SparseAutoencoder, values_ND: torch.Tensor) -> Firing:
-    """The pass. values: raw rows as a reservoir has them."""
+def firing(
+    sae: SparseAutoencoder, values_ND: torch.Tensor, residuals: Residuals | None = None
+) -> Firing:
+    """The pass. values: raw rows as a reservoir has them. residuals: to be filled in."""
     kernels = CPU.kernels(sae.config, sae)
     square_F = sae.W_dec.detach().square().sum(1)
     parts: list[tuple[npt.NDArray[np.generic], ...]] = []
     for first in range(0, len(values_ND), CHUNK_ROWS):
         chunk = reconstructed(sae, values_ND[first : first + CHUNK_ROWS].float(), kernels)
         codes, a_N = chunk.codes, chunk.codes.value_N
+        if residuals is not None:
+            residuals.take(first, chunk)
         grown_N = -2 * a_N * chunk.made.code_gradient_N + a_N.square() * codes.of_feature(square_F)
         gain_N = grown_N / codes.of_row(chunk.target_BD.square().sum(1).clamp_min(1e-12))
         row_N = chunk.kept_B[codes.row_N] + first

@@ -85,7 +85,8 @@ class History:
 def histories(
     found: Firing, units: Units, step_R: npt.NDArray[np.int64], lives: Lives | None
 ) -> list[History]:
-    """A history for each feature. step_R: host step of each row, ascending; lives: None: not known."""
+    """A history for each feature. step_R: host step of each row, ascending; lives: None: not known. Features
+    beyond those of `lives` have none."""
     features = found.features
     present_UF = presence(found.counts(units.of_row, units.count))
     scan_down = _eligible(rises(present_UF[::-1]).p_F, found, backwards=True)
@@ -98,14 +99,14 @@ def histories(
     told = []
     for feature in range(features):
         fired = int(found.total[feature])
-        generation = int(lives.generation[feature]) if lives is not None else 0
+        own = lives if lives is not None and feature < lives.features else None
         history = History(
             feature,
             Verdict.ALWAYS if fired >= LEAST_FIRED else Verdict.SILENT,
             fired,
-            generation=generation,
-            found_step=int(lives.born_host_step[feature]) if lives is not None else 0,
-            birth_cosine=float(lives.birth_cosine[feature]) if lives is not None else 1.0,
+            generation=int(own.generation[feature]) if own is not None else 0,
+            found_step=int(own.born_host_step[feature]) if own is not None else 0,
+            birth_cosine=float(own.birth_cosine[feature]) if own is not None else 1.0,
             born_p=float(up.p_F[feature]),
         )
         if gone_F[feature]:
@@ -123,7 +124,7 @@ def histories(
                 rate_after=place.rate_after,
             )
             if not _is_sharp(found, feature, place.row):
-                followed = lives is not None and was_followed(lives, feature, history, first, last)
+                followed = own is not None and was_followed(own, feature, history, first, last)
                 verdict = Verdict.TURNED if followed else Verdict.GRADUAL
                 history = replace(history, verdict=verdict)
         told.append(_with_delay(history, first, last))

@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,11 @@ from asys_bench.change.reservoir.read import ReservoirError, read_reservoir
 from asys_bench.change.reservoir.rows import ReservoirRows, mixed
 from asys_bench.change.timeline.appeared import first_pairs, with_appeared
 from asys_bench.change.timeline.causes import Cause, ConstantBatch, constant_batch, with_causes
-from asys_bench.change.timeline.earlier import packed, shared, with_earlier
-from asys_bench.change.timeline.firing import Firing, firing
-from asys_bench.change.timeline.histories import FOUND_AFTER_SHARE, History, Verdict, histories
+from asys_bench.change.timeline.earlier import packed, with_earlier
+from asys_bench.change.timeline.firing import Firing, Residuals, firing, one_thread
+from asys_bench.change.timeline.histories import History, Verdict, histories
+from asys_bench.change.timeline.left_over import firing_of, left_over
+from asys_bench.change.timeline.twins import marked_robust, without_twins
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
 from asys_bench.rundir.live_run import ReadingError
 from asys_bench.rundir.timeline_document import (
@@ -37,13 +39,6 @@ from asys_bench.sae import CheckpointError, SparseAutoencoder, latest_checkpoint
 from asys_bench.sae.checkpoint.lives import Lives, read_lives
 from asys_bench.sae.config import OF_SEVERAL_HOOKS
 
-SAME_COSINE = 0.8
-"""Two decoder rows of two SAEs are of one feature above it."""
-TWIN_COSINE = 0.5
-"""Two decoder rows of one SAE that were born at one time have split one feature above it: directions that
-have nothing in common are at 1 / sqrt(D) of each other."""
-SAME_TIME = FOUND_AFTER_SHARE
-"""And were born at one time within this share of the run."""
 MOST_PRODUCTS, LEAST_ROWS = 1 << 38, 8192
 """Multiplications of a pass, and rows that it takes whatever they cost: of an SAE of 576 x 4,608 all rows of
 a reservoir (about 8 s of a core), of one of 4,096 x 32,768 as many as LEAST_ROWS."""
@@ -51,14 +46,7 @@ ROWS_AT_BIRTH = 6
 """Shown of a birth: the strongest so many of its first rows (`appeared.FIRST_ROWS`)."""
 
 
-@dataclass
-class _Looked:
-    """An SAE and what was found of it."""
-
-    timeline: Timeline
-    decoder_FD: torch.Tensor | None = None
-
-
+@one_thread()
 def timelines_of(
     run_dir: Path, labels: Sequence[str], *, within_s: float = float("inf")
 ) -> list[Timeline]:
@@ -68,30 +56,29 @@ def timelines_of(
     within_s: no further SAE is begun after so many seconds.
     """
     until = time.monotonic() + within_s
-    looked: dict[str, list[_Looked]] = defaultdict(list)
+    looked: dict[str, list[int]] = defaultdict(list)
     kept: dict[str, tuple[ReservoirRows | None, ReservoirRows | None]] = {}
-    order: list[_Looked] = []
+    told: list[Timeline] = []
     for label in labels:
         if time.monotonic() > until:
             break
         one = _look(run_dir, label, kept)
         if one is not None:
-            order.append(one)
-            if one.decoder_FD is not None:
-                looked[one.timeline.hook].append(one)
+            if not one.problem:
+                looked[one.hook].append(len(told))
+            told.append(one)
     for variants in looked.values():
-        if len(variants) > 1:
-            for one in variants:
-                others = [other for other in variants if other is not one]
-                one.timeline = _marked_robust(one, others)
-    return [one.timeline for one in order]
+        of_hook = [told[at] for at in variants]
+        for at in variants if len(variants) > 1 else ():
+            told[at] = marked_robust(told[at], [one for one in of_hook if one is not told[at]])
+    return told
 
 
 def _look(
     run_dir: Path,
     label: str,
     kept: dict[str, tuple[ReservoirRows | None, ReservoirRows | None]],
-) -> _Looked | None:
+) -> Timeline | None:
     try:
         latest = latest_checkpoint(run_dir, label)
     except OSError:
@@ -106,19 +93,17 @@ def _look(
         if hook not in kept:
             kept[hook] = read_reservoir(run_dir, hook), read_reservoir(run_dir, hook, constant=True)
     except (CheckpointError, ReservoirError, OSError) as error:
-        return _Looked(replace(nothing, problem=str(error)))
+        return replace(nothing, problem=str(error))
     nothing = replace(nothing, hook=hook, features=sae.d_sae)
     rows, constant = kept[hook]
     misfit = _misfit(sae, lives, hook, rows, constant)
     if misfit or rows is None:
-        return _Looked(replace(nothing, problem=misfit))
+        return replace(nothing, problem=misfit)
     timeline = timeline_of(sae, lives, rows, constant)
     decoder_FD = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
     with suppress(ReadingError):  # the first look
         timeline = with_earlier(timeline, read_timeline(run_dir, label), decoder_FD)
-    return _Looked(
-        replace(timeline, label=label, hook=hook, checkpoint=latest.name), decoder_FD=decoder_FD
-    )
+    return replace(timeline, label=label, hook=hook, checkpoint=latest.name)
 
 
 def _misfit(
@@ -153,28 +138,33 @@ def timeline_of(
     lives: of the checkpoint; None: not known. constant: rows of the constant evaluation batch.
     """
     rows = _affordable(rows, sae)
-    found = firing(sae, rows.values).strong()
+    residuals = Residuals.of(rows.values)
+    found = firing(sae, rows.values, residuals).strong()
+    left = left_over(residuals, sae.W_dec.detach()[torch.from_numpy(found.total > 0)])
+    found = found.joined(firing_of(left, residuals).strong())
+    table_FD = torch.cat([sae.W_dec.detach(), left.direction_CD])
     blocks = blocks_of(rows)
     units = units_of(blocks, unit_rows(blocks, sae.d_sae))
     told = histories(found, units, rows.host_step, lives)
     first, last = int(rows.host_step[0]), int(rows.host_step[-1])
     batch: ConstantBatch | None = None
     if constant is not None:
-        batch = constant_batch(constant, firing(sae, constant.values).strong())
+        residuals = Residuals.of(constant.values)
+        on_constant = firing(sae, constant.values, residuals).strong()
+        batch = constant_batch(constant, on_constant.joined(firing_of(left, residuals).strong()))
     caused = with_causes(told, batch, first, last)
     edges = np.linspace(0, len(rows), min(CURVE_POINTS, len(rows)) + 1).round().astype(np.int64)
     listed = [
-        _life(history, cause, shown, rows, found, edges, sae)
+        _life(history, cause, shown, rows, found, edges, table_FD, sae.d_sae)
         for history, cause, shown in caused
         if history.verdict in (Verdict.BORN, Verdict.GRADUAL, Verdict.TURNED)
-        or history.died_step is not None
-        or history.late_by_steps is not None
+        or (history.feature < sae.d_sae and _says_more(history))
     ]
     listed.sort(key=lambda one: (one.verdict != Verdict.BORN, one.born_p, one.feature))
     listed = with_appeared(listed[:MOST_LIVES], rows, found, sae)
-    listed = without_twins(listed, sae, last - first)
+    listed = without_twins(listed, table_FD, last - first)
     counts = {verdict.value: 0 for verdict in Verdict}
-    for history, *_ in caused:
+    for history in told[: sae.d_sae]:
         counts[history.verdict.value] += 1
     middles = np.minimum((edges[:-1] + edges[1:]) // 2, len(rows) - 1)
     return Timeline(
@@ -193,6 +183,10 @@ def timeline_of(
     )
 
 
+def _says_more(history: History) -> bool:
+    return history.died_step is not None or history.late_by_steps is not None
+
+
 def _affordable(rows: ReservoirRows, sae: SparseAutoencoder) -> ReservoirRows:
     """As many rows as a pass may take, chosen by a hash of their ranks: evenly over the run."""
     most = max(LEAST_ROWS, MOST_PRODUCTS // (sae.d_in * sae.d_sae))
@@ -209,8 +203,10 @@ def _life(
     rows: ReservoirRows,
     found: Firing,
     edges: npt.NDArray[np.int64],
-    sae: SparseAutoencoder,
+    table_FD: torch.Tensor,
+    d_sae: int,
 ) -> FeatureLife:
+    unread = history.feature >= d_sae
     fired = found.rows_of(history.feature)
     counts = np.histogram(fired, bins=edges)[0] if len(edges) > 1 else np.zeros(0)
     return FeatureLife(
@@ -230,7 +226,10 @@ def _life(
         learnt_step=shown,
         usefulness=found.usefulness_of(history.feature),
         birth_cosine=history.birth_cosine,
-        direction=packed(sae.W_dec[history.feature]) if history.verdict is Verdict.BORN else "",
+        direction=packed(table_FD[history.feature])
+        if unread or history.verdict is Verdict.BORN
+        else "",
+        unread=unread,
         rates=tuple(np.round(counts / np.maximum(np.diff(edges), 1), 6).tolist()),
         rows=_rows_at_birth(history, rows, found),
     )
@@ -255,49 +254,3 @@ def _rows_at_birth(history: History, rows: ReservoirRows, found: Firing) -> tupl
         )
         for at, strength in zip(fired[best], value[best], strict=True)
     )
-
-
-def without_twins(lives: list[FeatureLife], sae: SparseAutoencoder, span: int) -> list[FeatureLife]:
-    """Mark births that are one with another, more useful one: their decoder rows or what appeared with them
-    share a direction."""
-    born = sorted((one for one in lives if one.verdict == "born"), key=lambda one: -one.usefulness)
-    twin: dict[int, int] = {}
-    table = torch.nn.functional.normalize(sae.W_dec.detach()[[one.feature for one in born]], dim=1)
-    for at, one in enumerate(born):
-        for before in range(at):
-            other = born[before]
-            if other.feature in twin or not _at_one_time(one, other, span):
-                continue
-            alike = max(float(table[at] @ table[before]), shared(one.appeared, other.appeared))
-            if alike >= TWIN_COSINE:
-                twin[one.feature] = other.feature
-                break
-    return [replace(one, duplicate_of=twin.get(one.feature)) for one in lives]
-
-
-def _at_one_time(one: FeatureLife, other: FeatureLife, span: int) -> bool:
-    if one.born_step is None or other.born_step is None:
-        return False
-    return abs(one.born_step - other.born_step) <= SAME_TIME * max(1, span)
-
-
-def _marked_robust(one: _Looked, others: Sequence[_Looked]) -> Timeline:
-    span = one.timeline.last_step - one.timeline.first_step
-    assert one.decoder_FD is not None
-    marked = []
-    for life in one.timeline.lives:
-        if life.verdict != "born" or life.look_step is not None:
-            marked.append(life)
-            continue
-        direction_D = one.decoder_FD[life.feature]
-        seen = any(
-            theirs.verdict == "born"
-            and theirs.look_step is None
-            and _at_one_time(life, theirs, span)
-            and other.decoder_FD is not None
-            and float(other.decoder_FD[theirs.feature] @ direction_D) >= SAME_COSINE
-            for other in others
-            for theirs in other.timeline.lives
-        )
-        marked.append(replace(life, robust=seen))
-    return replace(one.timeline, lives=tuple(marked))

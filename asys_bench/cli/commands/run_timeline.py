@@ -5,6 +5,9 @@ run. A birth is a firing rate that rose from nearly nothing, declared with a fal
 over all features. `learnt`: the constant evaluation batch (`observation.constant`) shows it too, so that
 the model changed and not its data; `data`: the feature fired on that batch before; `open`: neither.
 
+"In no feature": no feature of the SAE reads it. Its rows have a direction in common in what the SAE leaves
+of them, and the number counts on from the SAE's features.
+
 A run that goes on may be looked at again. Births that only an earlier look saw stay ("as of step N"); one
 that a later look, of more rows, calls gradual or turned is withdrawn, and a line says so.
 
@@ -114,7 +117,7 @@ def _show(
         console.print("no constant evaluation batch: no birth is called learnt", markup=False)
     for one in timeline.withdrawn:
         console.print(
-            f"feature {one.feature}: an earlier look called step {_step(one.withdrawn_step)} its birth; "
+            f"{one.name}: an earlier look called step {_step(one.withdrawn_step)} its birth; "
             f"over the rows of now it is {one.verdict}",
             markup=False,
         )
@@ -171,8 +174,12 @@ def _table(lives: Sequence[FeatureLife]) -> Table:
 
 def _seen(one: FeatureLife) -> str:
     """By which SAEs, and by which look."""
-    robust = {True: "robust", False: "one SAE", None: ""}[one.robust]
-    return robust if one.look_step is None else f"{robust} as of step {one.look_step:,}".strip()
+    parts = [
+        "in no feature" if one.unread else "",
+        {True: "robust", False: "one SAE", None: ""}[one.robust],
+        "" if one.look_step is None else f"as of step {one.look_step:,}",
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def _step(value: float | None) -> str:
