@@ -45,6 +45,11 @@ Costs = dict[str, float]
 PACKET, PACKETS = 64 << 10, 4000
 BLOCKS = 16
 """With hooks and without, in turn."""
+GROUPS = 20
+"""Timings of a block."""
+CALLS, BYTES = 64, 512 << 10
+"""At most so many calls of hooks, and bytes that they capture, between two pauses: one call after a pause
+costs what it takes to fetch its code again, and readers must keep up."""
 
 
 def cpu_s() -> float:
@@ -71,33 +76,37 @@ class Chain(torch.nn.Module):
         return x
 
 
-def passes_us(model: torch.nn.Module, x: torch.Tensor, passes: int) -> list[float]:
-    """CPU microseconds of this thread of each forward pass; after each, those who read get a moment."""
+def passes_us(model: torch.nn.Module, x: torch.Tensor, groups: int, each: int) -> list[float]:
+    """CPU microseconds of this thread of a forward pass, over `each` of them at a time; after these, those
+    who read get a moment."""
     spent = []
     with torch.no_grad():
-        for _ in range(passes):
+        for _ in range(groups):
             began = time.thread_time_ns()
-            model(x)
-            spent.append((time.thread_time_ns() - began) / 1e3)
+            for _ in range(each):
+                model(x)
+            spent.append((time.thread_time_ns() - began) / each / 1e3)
             time.sleep(0.002)
     return spent
 
 
-def hooks_us(observation: Any, model: torch.nn.Module, x: torch.Tensor, passes: int) -> float:
+def hooks_us(observation: Any, model: torch.nn.Module, x: torch.Tensor, each: int) -> float:
     """What the hooks add to a forward pass: medians of blocks with them and without, in turn."""
     hooker = observation.session.hooker
     blocks: dict[bool, list[float]] = {True: [], False: []}
     for number in range(BLOCKS):
         on = bool((number + number // 2) % 2)
         (hooker.attach if on else hooker.detach)()
-        blocks[on] += passes_us(model, x, passes // BLOCKS)[1:]
+        blocks[on] += passes_us(model, x, GROUPS, each)[1:]
     hooker.attach()
     return statistics.median(blocks[True]) - statistics.median(blocks[False])
 
 
-def observed(model: torch.nn.Module, x: torch.Tensor, hooks: int, folder: str) -> Costs:
-    """What an observation with an archiver costs the host."""
-    passes_us(model, x, 10)
+def observed(
+    model: torch.nn.Module, x: torch.Tensor, hooks: int, nbytes: int, folder: str
+) -> Costs:
+    """What an observation with an archiver costs the host; a call captures `nbytes`."""
+    passes_us(model, x, 10, 1)
     before_s, before_mib, began = cpu_s(), memory_mib(), time.perf_counter()
     with asys_bench.observe(
         model, hooks="layers.*", sae=False, quiet=True, monitors={"log": None},
@@ -108,15 +117,15 @@ def observed(model: torch.nn.Module, x: torch.Tensor, hooks: int, folder: str) -
             "start wall s": time.perf_counter() - began,
             "memory MiB": memory_mib() - before_mib,
         }
-        passes_us(model, x, 10)
-        passes = max(8 * BLOCKS, 2000 // hooks)
-        found["call us"] = hooks_us(observation, model, x, passes) / hooks
+        passes_us(model, x, 10, 1)
+        each = max(1, min(CALLS // hooks, BYTES // (hooks * nbytes)))
+        found["call us"] = hooks_us(observation, model, x, each) / hooks
     return found
 
 
 def hooks(size: int) -> Costs:
     with tempfile.TemporaryDirectory() as folder:
-        return observed(Chain(size, 16), torch.randn(4, 16), size, folder)
+        return observed(Chain(size, 16), torch.randn(4, 16), size, 256, folder)
 
 
 def row_bytes(size: int) -> Costs:
@@ -129,7 +138,7 @@ def row_bytes(size: int) -> Costs:
                 return wide
 
         model.layers = torch.nn.ModuleList(Wide() for _ in range(8))
-        return {"call us": observed(model, x, 8, folder)["call us"]}
+        return {"call us": observed(model, x, 8, size, folder)["call us"]}
 
 
 def make_bus(groups: int, shards: int) -> Any:

@@ -41,12 +41,13 @@ class Candidate:
 
 
 def affordable(candidates: Iterable[Candidate], left_s: float | None) -> list[Candidate]:
-    """Those that go on: the ones that take the fewest seconds first, as long as they end within `left_s`.
+    """Those that go on, as long as they end within `left_s`: first those that the pilot says are decided in
+    the fewest seconds, whether they would pass or fail.
 
-    None: all. How a case stands, and whether it would pass or fail, is not asked.
+    left_s: None: all go on.
     """
     chosen = []
-    for one in sorted(candidates, key=lambda one: one.rounds * one.round_s):
+    for one in sorted(candidates, key=lambda one: (one.needs or one.rounds) * one.round_s):
         if left_s is not None:
             left_s -= one.rounds * one.round_s
             if left_s < 0:

@@ -89,7 +89,7 @@ class Defaults(Section):
         default=None,
         gt=0,
         description="seconds that the whole run is to take: cases that the first look leaves open go on "
-        "only as far as the time allows, those that take the fewest seconds first; null: all go on",
+        "only as far as the time allows, those that seem to take the fewest seconds first; null: all go on",
     )
     samples_per_round: Integer = Field(
         default=2000, ge=1, le=10_000_000, description="samples a round records per metric"

@@ -76,6 +76,8 @@ def test_the_cases_that_take_least_go_on_first_as_far_as_the_time_allows():
     assert affordable(cases, -1.0) == []
     assert len(affordable(cases, None)) == 3
     assert "60 s" in cases[0].late
+    first = [replace(cases[0], needs=1), *cases[1:]]  # 10 s will do, the pilot says
+    assert [one.name for one in affordable(first, 66.0)] == ["short", "long"]
 
 
 def test_a_case_whose_pilot_asks_for_four_times_what_it_may_have_is_hopeless():
