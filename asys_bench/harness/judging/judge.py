@@ -92,6 +92,8 @@ class CaseRecord:
     log: str | None = None
     known: tuple[int, dict[str, MetricSummary]] = (0, {})
     """Metrics as of so many rounds; they change only when a round is added."""
+    decided: dict[int, tuple[tuple[int, int], Decision]] = field(default_factory=dict)
+    """Place of a target -> (rounds of the case and of its reference, what they decide)."""
 
     @property
     def status(self) -> CaseStatus:
@@ -117,8 +119,8 @@ def judge(
     """Every case with its metrics and targets judged; FAILs stand after Holm's correction."""
     decisions: dict[tuple[str, int], Decision] = {}
     for name, record in records.items():
-        for index, placed in enumerate(record.contender.targets):
-            decisions[name, index] = _decide(record, placed, records, floors)
+        for index in range(len(record.contender.targets)):
+            decisions[name, index] = _decided(record, index, records, floors)
     gated = [  # an exact count has no error rate to correct
         (name, index)
         for name, index in decisions
@@ -141,6 +143,20 @@ def judge(
         _case(record, [decisions[name, i] for i in range(len(record.contender.targets))])
         for name, record in records.items()
     ]
+
+
+def _decided(
+    record: CaseRecord, index: int, records: Mapping[str, CaseRecord], floors: Mapping[str, float]
+) -> Decision:
+    """As `_decide`, which takes milliseconds, once for the same rounds: this is asked after every round."""
+    placed = record.contender.targets[index]
+    reference = records[placed.reference_id].rounds if placed.reference_id is not None else ()
+    rounds = len(record.rounds), len(reference)
+    known = record.decided.get(index)
+    if known is None or known[0] != rounds:
+        known = rounds, _decide(record, placed, records, floors)
+        record.decided[index] = known
+    return known[1]
 
 
 def _decide(
