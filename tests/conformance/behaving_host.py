@@ -203,7 +203,7 @@ from asys_bench.cli.commands.run_top import TopView
 from asys_bench.contracts.monitor import heartbeats
 from asys_bench.rundir.subscribe import subscribe
 with subscribe(sys.argv[1]) as samples:
-    sample = samples.get(30.0)
+    sample = samples.get(120.0)
 with attach_run(__import__("pathlib").Path(sys.argv[1])) as run:
     view = TopView(run)
     view.frame(120)

@@ -138,7 +138,7 @@ def address(run_dir: Path) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(20)
+                process.wait(120)
             finally:
                 process.kill()
 
@@ -182,7 +182,7 @@ def address_with_model(run_dir: Path, tmp_path: Path) -> Iterator[str]:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(20)
+                process.wait(120)
             finally:
                 process.kill()
 

@@ -225,6 +225,6 @@ def test_a_slow_reader_skips_samples_and_does_not_hold_up_the_run(tmp_path):
                 asys_bench.subscribe(observation.run_dir, "nope")
         with asys_bench.subscribe(observation.run_dir) as again:
             model(torch.randn(8, 8))
-            assert again.get(10.0).host_step == 200
+            assert again.get(120.0).host_step == 200
             assert {g.group for g in again.account.groups} == groups, "a seat is used again"
     assert observation.account.dropped_total == 0

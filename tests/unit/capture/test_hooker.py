@@ -416,7 +416,7 @@ def test_replicas_of_data_parallel_capture_and_are_one_forward_pass(rig, backend
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     packets = observed.packets()
     assert len({p.call for p in packets}) == 2
     assert {p.microbatch for p in packets} == {0}

@@ -24,7 +24,7 @@ def start(run_dir: Path, heard: tuple[list[str], list[str], threading.Event]) ->
         done.set()
 
     eyepiece.start_eyepiece(run_dir, (), lambda t: keep(said, t), lambda t: keep(failed, t))
-    assert done.wait(30)
+    assert done.wait(120)
 
 
 def test_without_the_extra_the_message_names_it(tmp_path, heard, monkeypatch):
