@@ -206,13 +206,14 @@ class BaseSink(ABC):
         """The stream ended or the run drains: write everything; mind `time_left_s`."""
 
 
-_WORTH_PACKETS, _WORTH_BYTES, _WORTH_SHARE = 128, 1 << 20, 8
+_WORTH_PACKETS, _WORTH_BYTES, _WORTH_SHARE = 128, 4 << 20, 8
 _MOST_LINGER_S, _LINGER_SHARE = 1.0, 0.1
 
 
 def worth_a_pull(lease: Lease, config: Mapping[str, Any]) -> int:
     """Packets like those of `lease` that a sink in no hurry waits for (`BaseSink.min_packets`): a pull
-    takes as long as some small packets do. They take an eighth of the bus at most.
+    takes as long as some packets do, because what it needs is in no cache any more. They take an eighth of
+    the bus at most.
 
     config: `SinkContext.config`.
     """

@@ -196,7 +196,11 @@ def _is_sharp(found: Firing, feature: int, born_row: float) -> bool:
 
 
 def _step_at(row: float, step_R: npt.NDArray[np.int64]) -> float:
-    return float(np.interp(row, np.arange(len(step_R)), step_R))
+    """Of a place between rows, which need not be one of them."""
+    row = min(max(row, 0.0), len(step_R) - 1.0)
+    before = int(row)
+    after = min(before + 1, len(step_R) - 1)
+    return float(step_R[before] + (row - before) * (step_R[after] - step_R[before]))
 
 
 def was_followed(lives: Lives, feature: int, born: History, first: int, last: int) -> bool:

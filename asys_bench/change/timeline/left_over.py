@@ -90,18 +90,18 @@ def _worst(rows_PD: torch.Tensor, least: float) -> torch.Tensor:
 def _groups(rows_MD: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """(direction, mean strength) of each group of rows that point the same way, the largest first."""
     unit_MD = torch.nn.functional.normalize(rows_MD, dim=1)
-    near_MM = unit_MD @ unit_MD.t() >= NEAR_COSINE
+    near_MM = (unit_MD @ unit_MD.t()).ge_(NEAR_COSINE)
+    free_M = torch.ones(len(rows_MD))
     count_M = near_MM.sum(1)
-    free_M = torch.ones(len(rows_MD), dtype=torch.bool)
     while len(rows_MD):
         best = int((count_M * free_M).argmax())
-        if int(count_M[best]) < LEAST_ROWS or not bool(free_M[best]):
+        if float(count_M[best] * free_M[best]) < LEAST_ROWS:
             return
-        own_M = near_MM[best] & free_M
+        own_M = (near_MM[best] * free_M) > 0
         direction_D, has_M = _fitted(rows_MD, unit_MD, own_M)
-        gone_M = (own_M | has_M) & free_M
-        count_M = count_M - near_MM[:, gone_M].sum(1)
-        free_M &= ~gone_M
+        gone_M = (own_M | has_M) * free_M
+        count_M = count_M - near_MM @ gone_M
+        free_M = free_M - gone_M
         if int(has_M.sum()) >= LEAST_ROWS:
             yield direction_D, (rows_MD[has_M] @ direction_D).mean()
 
