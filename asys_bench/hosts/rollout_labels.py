@@ -1,11 +1,12 @@
 """Labels of a stable-baselines3 rollout: reward, done, episode and action of each step, and the advantage,
 which is known when the rollout has ended.
 
-What steps tell is held until then, because a packet costs the host more than what is in it: a rollout of at
-most `HELD_STEPS` steps is one packet. Longer ones send what they hold so often, and in any case before
-half of `labels.horizon` has passed. A step of a small host is shorter than what it takes to fetch code that
-the model has driven out of the caches, so a step does no more than keep the bytes of three arrays; shape and
-type are those of the first step of a block, which ends where the number of environments changes.
+What steps tell is held, because to send it takes some tenths of a millisecond of the host, however much it
+is: a block of at first `HELD_STEPS` steps, which may be of several rollouts and is doubled, up to
+`MOST_HELD_STEPS`, while it is over within `HELD_S`. It goes out in any case before half of `labels.horizon`
+has passed. A step of a small host is shorter than what it takes to fetch code that the model has driven out
+of the caches, so a step does no more than keep the bytes of three arrays; shape and type are those of the
+first step of a block, which ends where the number of environments changes.
 
 Rows of a rollout's forward call are the environments. Calls of the gradient steps see rows of the rollout
 again in a random order and are not labelled.
@@ -14,7 +15,9 @@ again in a random order and are not labelled.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,8 +33,10 @@ except ImportError:
 log = logging.getLogger(__name__)
 MOST_ACTIONS = 16
 """Numbers of an action that are labels, `action_0` and so on; of a longer one there are none."""
-HELD_STEPS = 64
+HELD_STEPS, MOST_HELD_STEPS, MOST_HELD_ROWS = 64, 512, 4096
 """Of the environments; a host that is killed loses the labels of so many at most."""
+HELD_S = 0.5
+"""A block that took longer is halved, one that took less than half of it doubled."""
 MANY_ENVIRONMENTS = 256
 """Labels of fewer rows cost less to send of every call than to tell which calls the hooks have captured."""
 Array = npt.NDArray[Any]
@@ -77,8 +82,9 @@ class RolloutLabels:
     """
 
     __slots__ = (
-        "_asks", "_columns", "_environments", "_episodes", "_failed", "_forms", "_full_at", "_held",
-        "_late_at", "_next_episode", "_notes", "_steps", "_until", "columns", "horizon", "label",
+        "_advantages", "_asks", "_began", "_columns", "_environments", "_episodes", "_failed", "_forms",
+        "_full_at", "_held", "_late_at", "_next_episode", "_notes", "_size", "_steps", "_until", "_whole",
+        "columns", "horizon", "label",
     )  # fmt: skip
 
     def __init__(
@@ -96,7 +102,12 @@ class RolloutLabels:
         self._steps: list[int] = []
         """Of this rollout, whose labels were sent."""
         self._held: list[tuple[int, bytes, bytes, bytes]] = []
-        """Those of it that were not: step, rewards, dones, actions."""
+        """Those that were not, of whole rollouts before it and of it: step, rewards, dones, actions."""
+        self._advantages: list[Array] = []
+        self._whole = 0
+        """Of the rollouts that the first so many of these are of."""
+        self._size, self._began = HELD_STEPS, math.nan
+        """Steps of a block, and when this one began, in seconds; NaN: there was none."""
         self._columns: dict[int, Mapping[str, Column]] = {}
         self._forms: tuple[_Form | None, ...] = ()
         self._environments = 0
@@ -174,36 +185,65 @@ class RolloutLabels:
     def _begin(self, step: int, rewards: Any, dones: Any, actions: Any) -> None:
         """A block begins, with the arrays of its first step."""
         self._flush()
+        now = monotonic()
+        if now - self._began < HELD_S / 2:
+            self._size = min(MOST_HELD_STEPS, 2 * self._size)
+        elif now - self._began > HELD_S:
+            self._size = max(HELD_STEPS, self._size // 2)
+        self._began = now
         self._environments = environments = len(dones)
         self._forms = _Form.of(rewards), _Form.of(dones), _Form.of(actions)
-        self._full_at = step + HELD_STEPS * environments
+        self._full_at = step + self._steps_of_a_block * environments
         self._late_at = step + self.horizon // 2 - environments
         self._notes = environments >= MANY_ENVIRONMENTS and self._asks()
         is_more = self._notes or self.columns or actions is None
         self._until = _AT_ONCE if is_more else min(self._full_at, self._late_at)
 
+    @property
+    def _steps_of_a_block(self) -> int:
+        return max(HELD_STEPS, min(self._size, MOST_HELD_ROWS // max(1, self._environments)))
+
     def _ended(self, model: Any) -> None:
-        steps = [*self._steps, *(one[0] for one in self._held)]
+        own = len(self._held) - self._whole
+        steps = [*self._steps, *(one[0] for one in self._held[self._whole :])]
         buffer = getattr(model, "rollout_buffer", None)
         advantages_TN = getattr(buffer, "advantages", None)
-        if advantages_TN is None or len(advantages_TN) != len(steps):  # of another algorithm
+        if advantages_TN is None:  # of another algorithm, whose rollouts may be of one step
+            pass
+        elif len(advantages_TN) != len(steps):
             self._flush()
-        elif self._held and not self._steps:
-            self._flush(advantage=advantages_TN)
+        elif own and not self._steps:
+            self._advantages.append(np.array(advantages_TN))  # the next rollout writes over them
+            self._whole = len(self._held)
+            if self._whole + own > self._steps_of_a_block:
+                self._flush()
         else:
             self._flush()
             self.label(step=steps, advantage=advantages_TN)
         self._steps = []
 
-    def _flush(self, **more: Array) -> None:
-        """Send what is held. more: of all that is held, and sent with it."""
-        held, self._held, columns, self._columns = self._held, [], self._columns, {}
+    def _flush(self) -> None:
+        """Send what is held: whole rollouts with their advantages, and what there is of this one."""
+        held, self._held, whole, self._whole = self._held, [], self._whole, 0
+        advantages, self._advantages = self._advantages, []
+        columns, self._columns = self._columns, {}
         self._full_at = self._until = _AT_ONCE
-        if not held:
-            return
+        if whole:
+            self._send(held[:whole], columns, advantage=np.concatenate(advantages))
+        if held[whole:]:
+            self._steps += self._send(held[whole:], columns)
+
+    def _send(
+        self,
+        held: Sequence[tuple[int, bytes, bytes, bytes]],
+        columns: Mapping[int, Mapping[str, Column]],
+        **more: Array,
+    ) -> list[int]:
+        """The steps that were sent. more: [steps, N] each, sent with them."""
         steps = [one[0] for one in held]
-        self._steps += steps
-        self.label(step=steps, **self._labels_of(held), **self._columns_of(steps, columns), **more)
+        told = {step: columns[step] for step in steps if step in columns}
+        self.label(step=steps, **self._labels_of(held), **self._columns_of(steps, told), **more)
+        return steps
 
     def _labels_of(self, held: Sequence[tuple[int, bytes, bytes, bytes]]) -> dict[str, Array]:
         """[steps, N] each, of a block."""

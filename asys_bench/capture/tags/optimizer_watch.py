@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,8 @@ class OptimizerWatch:
         self._ours: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = (
             weakref.WeakKeyDictionary()
         )
+        self._last: Callable[[], torch.optim.Optimizer | None] = lambda: None
+        """The optimizer of ours that made the last step: nearly always the only one."""
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def attach(self) -> None:
@@ -53,6 +56,9 @@ class OptimizerWatch:
 
     def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         try:
+            if self._last() is optimizer:
+                self._clock.weights_updated()
+                return
             ours = self._ours.get(optimizer)
             if ours is None:
                 mine = {id(parameter) for parameter in self._model.parameters()}
@@ -61,6 +67,7 @@ class OptimizerWatch:
                 if ours and self._notices is not None and _is_scaled():
                     self._notices.say(SCALED)
             if ours:
+                self._last = weakref.ref(optimizer)
                 self._clock.weights_updated()
         except Exception as error:  # noqa: BLE001 - fail-open: nothing of ours may reach the host
             self.detach()

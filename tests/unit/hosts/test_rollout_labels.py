@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from asys_bench.hosts.rollout_labels import HELD_STEPS, MANY_ENVIRONMENTS, RolloutLabels
+from asys_bench.hosts import rollout_labels
+from asys_bench.hosts.rollout_labels import (
+    HELD_S,
+    HELD_STEPS,
+    MANY_ENVIRONMENTS,
+    MOST_HELD_STEPS,
+    RolloutLabels,
+)
 
 
 class Sent:
@@ -51,8 +60,90 @@ def test_environments_that_use_their_memory_again_change_no_label():
     assert [sent.values["episode"][2 * n] for n in range(5)] == [[0, 1]] * 3 + [[2, 3]] * 2
 
 
+@pytest.fixture
+def slow(monkeypatch):
+    """Each block takes longer than one that grows."""
+    clock = itertools.count(0, 2 * HELD_S)
+    monkeypatch.setattr(rollout_labels, "monotonic", lambda: next(clock))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(rollout_labels, "monotonic", lambda: 0.0)
+
+
+def rollout(labels, first, steps, environments=1):
+    """Its advantages are its steps' numbers."""
+    numbers = range(first, first + steps * environments, environments)
+    for step in numbers:
+        values = np.full(environments, step, np.float32), np.zeros(environments, bool)
+        labels.stepped(step, seen(*values))
+    advantages = np.array(numbers, np.float32)[:, None] + np.zeros(environments, np.float32)
+    labels.ended(Buffer(advantages))
+    advantages[:] = np.nan  # the next rollout writes over them
+    return first + steps * environments
+
+
+def test_blocks_of_a_quick_host_grow_and_those_of_a_slow_one_shrink(quick, monkeypatch):
+    labels = RolloutLabels(sent := Sent(), 1 << 20)
+    for step in range(2000):
+        labels.stepped(step, seen(np.ones(1), np.zeros(1, bool)))
+    assert [len(steps) for steps, _ in sent.calls] == [64, 128, 256, 512, 512, 512]
+    clock = itertools.count(10, 2 * HELD_S)
+    monkeypatch.setattr(rollout_labels, "monotonic", lambda: next(clock))
+    for step in range(2000, 4000):
+        labels.stepped(step, seen(np.ones(1), np.zeros(1, bool)))
+    sizes = [len(steps) for steps, _ in sent.calls[6:]]
+    assert sizes[:4] == [512, 256, 128, HELD_STEPS]
+    assert set(sizes[4:]) == {HELD_STEPS}
+    assert len(sent.values["reward"]) == sum(len(steps) for steps, _ in sent.calls)
+
+
+def test_blocks_of_many_environments_stay_small(quick):
+    labels = RolloutLabels(sent := Sent(), 1 << 20)
+    for step in range(0, 400 * 64, 64):
+        labels.stepped(step, seen(np.ones(64), np.zeros(64, bool)))
+    assert {len(steps) for steps, _ in sent.calls} == {HELD_STEPS}
+
+
+def test_several_rollouts_are_one_packet_each_with_its_own_advantages(quick):
+    labels, at = RolloutLabels(sent := Sent(), 1 << 20), 0
+    for _ in range(60):
+        at = rollout(labels, at, 32, environments=8)
+    labels.flush()
+    steps = range(0, 60 * 32 * 8, 8)
+    assert sent.values["advantage"] == {step: [float(step)] * 8 for step in steps}
+    assert sent.values["reward"] == sent.values["advantage"]
+    sizes = [len(steps) for steps, _ in sent.calls]
+    assert sizes[:4] == [64, 128, 256, MOST_HELD_STEPS]
+    assert all("advantage" in names for _, names in sent.calls)
+
+
+def test_a_block_that_ends_within_a_rollout_has_the_whole_ones_before_it(quick):
+    labels = RolloutLabels(sent := Sent(), 80)  # half of it is 40 steps
+    at = rollout(labels, 0, 30)
+    at = rollout(labels, at, 30)
+    labels.flush()
+    assert [(len(steps), "advantage" in names) for steps, names in sent.calls] == [
+        (30, True), (10, False), (20, False), (30, True)
+    ]  # fmt: skip
+    assert sent.values["advantage"] == {step: [float(step)] for step in range(at)}
+    assert sent.values["reward"].keys() == set(range(at))
+
+
+def test_rollouts_without_advantages_do_not_end_a_block():
+    labels = RolloutLabels(sent := Sent(), 1 << 20)
+    for step in range(HELD_STEPS):
+        labels.stepped(step, seen(np.ones(1), np.zeros(1, bool)))
+        if step % 4 == 3:
+            labels.ended(object())
+    assert sent.calls == []
+    labels.flush()
+    assert [len(steps) for steps, _ in sent.calls] == [HELD_STEPS]
+
+
 @pytest.mark.parametrize(("steps", "packets"), [(HELD_STEPS, 1), (HELD_STEPS + 1, 3), (200, 5)])
-def test_a_rollout_is_few_packets_and_its_advantages_come_with_it(steps, packets):
+def test_a_rollout_is_few_packets_and_its_advantages_come_with_it(slow, steps, packets):
     labels = RolloutLabels(sent := Sent(), 10_000)
     for step in range(steps):
         labels.stepped(step, seen(np.ones(1), np.zeros(1, bool), np.zeros(1)))
