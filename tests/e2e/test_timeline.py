@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import asys_bench
+from asys_bench.change.timeline.earlier import unpacked
 from asys_bench.cli.run import main
 from asys_bench.contracts.packet import CONSTANT_MICROBATCH
 from asys_bench.rundir.timeline_document import read_timeline
@@ -66,9 +67,7 @@ def test_the_birth_is_found_and_is_no_skill_of_the_model(run_dir, capsys):
     assert main(["timeline", str(run_dir)]) == 0
     shown = capsys.readouterr().out
     timeline = asys_bench.open_run(run_dir).timeline("0")
-    sae = asys_bench.open_run(run_dir).sae("0")
-    directions = torch.nn.functional.normalize(sae.W_dec, dim=1)
-    found = [one for one in timeline.births if float(directions[one.feature, -1]) > 0.8]
+    found = [one for one in timeline.births if unpacked(one.direction)[-1] > 0.8]
     assert found, shown
     assert abs(found[0].born_step - JOINS) <= 0.02 * STEPS
     assert found[0].cause == "data"  # the constant batch had it all along

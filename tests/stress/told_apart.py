@@ -24,7 +24,8 @@ from torch import nn
 
 from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows, kept_values, moment_hash, ranks
 from asys_bench.change.reservoir.windows import CONSTANT_ROWS, WindowedSample, rows_per_window
-from asys_bench.change.timeline.firing import firing
+from asys_bench.change.timeline.earlier import unpacked
+from asys_bench.change.timeline.firing import Residuals, firing
 from asys_bench.change.timeline.timeline import timeline_of
 from asys_bench.rundir.timeline_document import Timeline
 from asys_bench.sae import SAEConfig, SAETrainer
@@ -155,11 +156,15 @@ def data_case(seed: int) -> dict[str, Any]:
             observer.constant_rows(step, constant_ND)
     timeline, sae = observer.timeline(), observer.trainer.sae
     assert sae is not None
-    held = firing(sae, held_ND)
+    residuals = Residuals.of(held_ND)
+    held = firing(sae, held_ND, residuals)
     told = []
     for one in timeline.births:
         score = np.zeros(len(held_ND))
-        score[held.rows_of(one.feature)] = held.values_of(one.feature)
+        if one.unread:
+            score = residuals.rows_ND.float().numpy() @ unpacked(one.direction)
+        else:
+            score[held.rows_of(one.feature)] = held.values_of(one.feature)
         told.append(
             {
                 "feature": one.feature,
