@@ -69,10 +69,7 @@ PLUGINS = """\
     quick, crash, sleepy = _plugin(quick), _plugin(crash), _plugin(sleepy)
 """
 
-SOAK = (
-    pytest.mark.stress,
-    pytest.mark.skipif(os.environ.get("ASYS_SOAK") != "1", reason="a minute: make soak"),
-)
+SOAK = pytest.mark.soak("a minute")
 
 
 def _signals(sigchld):

@@ -33,8 +33,6 @@ from asys_bench.sae.checkpoint.checkpoint_store import CheckpointStore
 from ..unit.reports import test_run_report as made
 from .browser import CHROMIUM, Chromium, Page
 
-SOAK = os.environ.get("ASYS_SOAK") == "1"
-"""The offline file in the same checks as the server: its pages are made by the same modules."""
 pytestmark = [
     pytest.mark.rest,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
@@ -229,7 +227,7 @@ def file_page(chromium: Chromium, written: Path) -> Page:
         "server",
         pytest.param(
             "file",
-            marks=[pytest.mark.stress, pytest.mark.skipif(not SOAK, reason="make soak")],
+            marks=pytest.mark.soak("minutes"),
         ),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 
 import numpy as np
@@ -205,12 +204,8 @@ def compiler(tmp_path, monkeypatch):
     torch._dynamo.reset()
 
 
-NEEDS_SOAK = pytest.mark.skipif(
-    os.environ.get("ASYS_SOAK") != "1", reason="compiles for 2 to 5 minutes: make soak"
-)
-FURTHER_KIND = pytest.mark.skipif(
-    os.environ.get("ASYS_SOAK") != "1", reason="a further kind: make soak"
-)
+NEEDS_SOAK = pytest.mark.soak("compiles for 2 to 5 minutes")
+FURTHER_KIND = pytest.mark.soak("a further kind")
 COMPILED_ALWAYS = ("activation", "input_gradient", "update")
 COMPILED_KINDS = [kind for kind in KINDS if kind != "input_gradient"]
 
@@ -220,10 +215,10 @@ COMPILED_KINDS = [kind for kind in KINDS if kind != "input_gradient"]
 @pytest.mark.parametrize(
     ("backend", "kinds"),
     [
-        pytest.param("aot_eager", [kind], marks=[] if kind in COMPILED_ALWAYS else [FURTHER_KIND])
+        pytest.param("aot_eager", [kind], marks=[] if kind in COMPILED_ALWAYS else FURTHER_KIND)
         for kind in KINDS
     ]
-    + [pytest.param("inductor", COMPILED_KINDS, marks=[pytest.mark.stress, NEEDS_SOAK])],
+    + [pytest.param("inductor", COMPILED_KINDS, marks=NEEDS_SOAK)],
     ids=[*KINDS, "inductor-all"],
 )
 def test_a_compiled_host_is_the_same_to_the_last_bit(hooks, compiler, backend, kinds):

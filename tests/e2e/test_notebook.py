@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import tempfile
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 NOTEBOOK = Path(__file__).parents[2] / "docs" / "examples" / "observe.ipynb"
-SOAK = os.environ.get("ASYS_SOAK") == "1"
 PATIENCE_S = 240
 nbformat = pytest.importorskip("nbformat")
 
@@ -31,9 +29,8 @@ def test_it_is_valid_compiles_and_is_committed_without_outputs(notebook):
         compile(source, f"{NOTEBOOK.name}:{cell.id}", "exec")
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(PATIENCE_S)
-@pytest.mark.skipif(not SOAK, reason="about 15 s on a quiet machine: ASYS_SOAK=1 runs it")
+@pytest.mark.soak("about 15 s on a quiet machine")
 @pytest.mark.filterwarnings("default")
 def test_it_runs_without_a_screen_and_plots_inline(notebook, tmp_path, monkeypatch):
     """The kernel's `__main__` has no file: workers must not need one."""

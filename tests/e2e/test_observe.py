@@ -336,7 +336,10 @@ def test_a_stuck_observer_does_not_hold_up_the_training(tmp_path):
     """Every worker stopped: the training goes on, packets are refused and counted."""
     model = make_model()
     bus = {"capacity_packets": 32, "on_full": "drop"}
-    observation = observe(model, tmp_path, hooks="0", bus=bus, drain_s=1.0)
+    nobody_is_replaced = {"heartbeat_timeout_s": 180, "startup_timeout_s": 180}
+    observation = observe(
+        model, tmp_path, hooks="0", bus=bus, drain_s=1.0, watchdog=nobody_is_replaced
+    )
     try:
         pids = [
             observation.page.slot(name).get(1) for name in ("watchdog", "trainer-0", "archive-0")

@@ -24,12 +24,9 @@ PATIENCE_S = 500.0
 STEPS = 24
 """So many that ranks whose packets come in leases of their own at first are still compared."""
 LAYERS = ("layers.0", "layers.1", "layers.2", "layers.3")
-SOAK = os.environ.get("ASYS_SOAK") == "1"
 DTYPES = [
     "float64",
-    pytest.param(
-        "float32", marks=pytest.mark.skipif(not SOAK, reason="a further dtype: make soak")
-    ),
+    pytest.param("float32", marks=pytest.mark.soak("a further dtype")),
 ]
 pytestmark = [pytest.mark.timeout(600), pytest.mark.rest]
 

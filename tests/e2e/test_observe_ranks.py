@@ -20,6 +20,7 @@ from tests.e2e.ports import free_port
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 PATIENCE_S = 240.0
 pytestmark = pytest.mark.timeout(600)
+FURTHER_BUS = pytest.mark.soak("half a minute")
 
 
 def check_rank(run, rank, steps):
@@ -35,7 +36,7 @@ def check_rank(run, rank, steps):
 
 
 @pytest.mark.rest
-@pytest.mark.parametrize("backend", ["cpp_spmc", "mp_queue"])
+@pytest.mark.parametrize("backend", ["cpp_spmc", pytest.param("mp_queue", marks=FURTHER_BUS)])
 def test_both_ranks_of_a_ddp_training_arrive_tagged_and_accounted(tmp_path, backend):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
@@ -61,7 +62,10 @@ def test_both_ranks_of_a_ddp_training_arrive_tagged_and_accounted(tmp_path, back
 
 
 @pytest.mark.rest
-@pytest.mark.parametrize("backend", ["mp_queue", "cpp_spmc", "numba_ring"])
+@pytest.mark.parametrize(
+    "backend",
+    ["cpp_spmc", *(pytest.param(bus, marks=FURTHER_BUS) for bus in ("mp_queue", "numba_ring"))],
+)
 def test_a_killed_rank_does_not_wedge_the_workers(tmp_path, backend):
     """Both processes as torchrun would start them, but nobody ends rank 0 when rank 1 dies."""
     job = {

@@ -50,8 +50,7 @@ def test_actor_raylet_and_store_are_killed_once_each(tmp_path):
     check(storm(tmp_path, "1 1 1", 580))
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(3 * 3600)
-@pytest.mark.skipif(not SOAK, reason="an hour: make soak")
+@pytest.mark.soak("an hour")
 def test_actors_raylets_and_stores_are_killed_again_and_again(tmp_path):
     check(storm(tmp_path, LONG, 3 * 3600 - 60))

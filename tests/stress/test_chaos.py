@@ -22,10 +22,7 @@ SOAK = os.environ.get("ASYS_SOAK") == "1"
 HEARTBEAT_S = 1.0
 KILLS = 60
 GROWTH_MIB = 32.0
-pytestmark = [
-    pytest.mark.stress,
-    pytest.mark.skipif(not SOAK, reason="minutes: make soak"),
-]
+pytestmark = pytest.mark.soak("minutes")
 
 
 def strike(backend: str, seed: int, *sets: str, timeout_s: float = 240, **params) -> RoundEnd:

@@ -13,14 +13,12 @@ from pathlib import Path
 
 import pytest
 
-SOAK = os.environ.get("ASYS_SOAK") == "1"
 MINUTES = "30"
 
 
-@pytest.mark.stress
 @pytest.mark.rest
 @pytest.mark.timeout(2700)
-@pytest.mark.skipif(not SOAK, reason="half an hour: make soak")
+@pytest.mark.soak("half an hour")
 def test_viewers_are_answered_and_the_index_keeps_its_bound(tmp_path: Path) -> None:
     script = Path(__file__).with_name("eye_viewers.py")
     shm = set(os.listdir("/dev/shm"))

@@ -34,9 +34,8 @@ def test_hostile_peers_are_refused_by_name_and_cost_bounded_memory(tmp_path: Pat
     check(attack(tmp_path, 3.0, keyed=True))
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(not SOAK, reason="two minutes: make soak")
+@pytest.mark.soak("two minutes")
 @pytest.mark.parametrize("keyed", [False, True], ids=["no keys", "keys"])
 def test_hostile_peers_for_a_minute(tmp_path: Path, keyed: bool) -> None:
     check(attack(tmp_path, float(os.environ.get("ASYS_HOSTILE_S", "60")), keyed=keyed))

@@ -23,9 +23,8 @@ BUDGET_GIB = 0.5
 """Of stored_run.py."""
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not SOAK, reason="half an hour: make soak")
+@pytest.mark.soak("half an hour")
 def test_memory_and_descriptors_are_flat_at_full_rate(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", str(SCRIPT), "cpp_spmc", str(MINUTES), str(tmp_path)],
@@ -45,9 +44,8 @@ def test_memory_and_descriptors_are_flat_at_full_rate(tmp_path):
     assert all(one["fds_max"] - one["fds_first"] <= 2 for one in processes), "open and close again"
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not SOAK, reason="half an hour: make soak")
+@pytest.mark.soak("half an hour")
 def test_a_budget_and_uploads_leave_memory_and_host_as_they_are(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", str(STORED), str(MINUTES), str(tmp_path)],

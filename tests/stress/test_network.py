@@ -61,8 +61,7 @@ def test_namespaces_are_machines_with_the_faults_that_they_are_given():
         b.limit(None)
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="a minute: make soak (ASYS_SOAK=1)")
+@pytest.mark.soak("a minute")
 @pytest.mark.timeout(600)
 def test_a_partition_costs_packets_by_their_reason_and_is_over_when_it_heals(tmp_path):
     """With a round trip of 10 ms, and a receiver whose clock is days ahead."""
@@ -72,8 +71,7 @@ def test_a_partition_costs_packets_by_their_reason_and_is_over_when_it_heals(tmp
     assert figures["dropped_away"]
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="a minute: make soak (ASYS_SOAK=1)")
+@pytest.mark.soak("a minute")
 @pytest.mark.timeout(600)
 def test_two_machines_of_two_ranks_have_one_account_one_report_and_one_view(tmp_path):
     figures = two_nodes(tmp_path, steps=60)
@@ -92,8 +90,7 @@ def test_two_machines_of_two_ranks_have_one_account_one_report_and_one_view(tmp_
         assert f"{host[9:]}/remote-0" in figures["top"]
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="minutes: make soak (ASYS_SOAK=1)")
+@pytest.mark.soak("minutes")
 @pytest.mark.timeout(1200)
 def test_two_machines_under_torchrun_have_one_account(tmp_path):
     figures = two_nodes(tmp_path, steps=2000, torchrun=True)
@@ -101,8 +98,7 @@ def test_two_machines_under_torchrun_have_one_account(tmp_path):
     assert figures["taken"] == 4 * 2000
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="minutes: make soak (ASYS_SOAK=1)")
+@pytest.mark.soak("minutes")
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", CONDITIONS)
 def test_under_any_network_every_packet_is_counted(tmp_path, name):
@@ -115,8 +111,7 @@ def test_under_any_network_every_packet_is_counted(tmp_path, name):
         assert figures["dropped_away"]
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="ten minutes: make soak (ASYS_SOAK=1)")
+@pytest.mark.soak("ten minutes")
 @pytest.mark.timeout(2400)
 def test_the_host_does_not_notice_the_network(tmp_path):
     for figures in compare(tmp_path, [*CONDITIONS]):

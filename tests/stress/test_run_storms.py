@@ -49,9 +49,8 @@ def test_a_storm_of_signals_breaks_no_promise(quick_storms, fault, bus):
     check(quick_storms[fault, bus].result())
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(4 * 3600)
-@pytest.mark.skipif(not SOAK, reason="an hour: make soak")
+@pytest.mark.soak("an hour")
 def test_two_hundred_storms_break_no_promise():
     print(f"seeds {SEED} to {SEED + LONG_STORMS - 1}, {SIDE_BY_SIDE} side by side")
     ends = []

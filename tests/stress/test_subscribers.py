@@ -40,8 +40,8 @@ REFUSAL = {
     "backend",
     [
         "cpp_spmc",
-        pytest.param("numba_ring", marks=pytest.mark.skipif(not SOAK, reason="make soak")),
-        pytest.param("mp_queue", marks=pytest.mark.skipif(not SOAK, reason="make soak")),
+        pytest.param("numba_ring", marks=pytest.mark.soak("minutes")),
+        pytest.param("mp_queue", marks=pytest.mark.soak("minutes")),
     ],
 )
 def test_readers_that_come_and_go_disturb_nobody_and_leave_nothing(backend, tmp_path):

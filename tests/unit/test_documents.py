@@ -157,10 +157,7 @@ def train(model):
 """
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(
-    os.environ.get("ASYS_SOAK") != "1", reason="starts a run, 10 to 25 s: ASYS_SOAK=1 runs it"
-)
+@pytest.mark.soak("starts a run, 10 to 25 s")
 def test_the_marked_blocks_of_each_document_run_in_order(tmp_path):
     """One process for all: what one block leaves (a run), the next one reads. Those of docs/migration.md run
     in tests/interop/test_migration.py."""

@@ -185,7 +185,7 @@ def test_each_kind_leaves_one_graph_and_the_same_weights(rig, kind):
     assert bool(sent) is (kind != "input_gradient")
 
 
-@pytest.mark.rest
+@pytest.mark.soak("compiles for a minute and more")
 @pytest.mark.timeout(900)  # a busy machine takes minutes over the C++ that inductor writes
 def test_inductor_keeps_weights_outputs_and_random_numbers_to_the_last_bit(rig):
     def run(observe):

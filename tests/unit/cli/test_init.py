@@ -1,6 +1,5 @@
 """`asys-run init`: what a script shows without being run, and a configuration that works."""
 
-import os
 import re
 import subprocess
 import sys
@@ -151,7 +150,7 @@ def test_what_other_scripts_are(tmp_path, lines, library, hooks):
     assert (finding.library.name, names(finding.hooks)) == (library, hooks)
 
 
-FURTHER = pytest.mark.skipif(os.environ.get("ASYS_SOAK") != "1", reason="half a minute: make soak")
+FURTHER = pytest.mark.soak("half a minute")
 
 
 @pytest.mark.rest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -21,7 +20,6 @@ from hypothesis.stateful import (
 from asys_bench.cluster.outbox import Dropped
 from tests.unit.cluster.delivery_world import MOST, World
 
-SOAK = os.environ.get("ASYS_SOAK") == "1"
 LENGTH = 60
 """Rules of an example at most; Hypothesis makes some shorter, the first few above all."""
 
@@ -147,9 +145,8 @@ def test_every_packet_is_on_the_receivers_bus_once_or_counted_whatever_dies() ->
     assert run(25) > 500
 
 
-@pytest.mark.stress
 @pytest.mark.timeout(3600)
-@pytest.mark.skipif(not SOAK, reason="minutes: make soak")
+@pytest.mark.soak("minutes")
 def test_a_hundred_thousand_steps_of_delivery_lose_nothing_uncounted() -> None:
     found = run(2000)
     print(f"{found:,} steps of ledger and credits in one run")

@@ -60,8 +60,7 @@ def _command(run: Path, out: Path, epochs: int) -> list[str]:
     return command + ["--out", str(out)] + [word for one in sets for word in ("--set", one)]
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(os.environ.get("ASYS_SOAK") != "1", reason="a minute: make soak")
+@pytest.mark.soak("a minute")
 @pytest.mark.timeout(900)
 def test_a_killed_rank_fails_the_command_and_the_same_command_goes_on(
     make_run: MakeRun, tmp_path: Path

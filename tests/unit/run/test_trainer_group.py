@@ -23,10 +23,7 @@ from asys_bench.system.process import start_time
 from tests.conformance.support import eventually
 
 PATIENCE_S = 240.0
-SOAK = [
-    pytest.mark.stress,
-    pytest.mark.skipif(os.environ.get("ASYS_SOAK") != "1", reason="half a minute: make soak"),
-]
+SOAK = pytest.mark.soak("half a minute")
 SAE = {"d_sae": 64, "k": 4, "batch_rows": 64, "buffer_rows": 512, "checkpoint_interval_s": 0.5}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,7 @@ NEAR = 1e-5
 POLICIES = [(name, "auto") for name in ARCHITECTURES]
 POLICIES += [("topk", "auxk"), ("jumprelu", "auxk"), ("matryoshka", "auxk")]
 QUICK = [("topk", "auto"), ("batchtopk", "auto"), ("jumprelu", "auxk")]
-SOAK = [
-    pytest.mark.stress,
-    pytest.mark.skipif(os.environ.get("ASYS_SOAK") != "1", reason="all architectures: make soak"),
-]
+SOAK = pytest.mark.soak("all architectures")
 
 
 def _apart(one: StateDict, other: StateDict) -> float:
