@@ -139,7 +139,11 @@ def _is_told(
 
 def shared(one: str, other: str) -> float:
     """The cosine of two packed directions; -1 where one is none."""
-    one_D, other_D = unpacked(one), unpacked(other)
+    return cosine(unpacked(one), unpacked(other))
+
+
+def cosine(one_D: npt.NDArray[np.float32] | None, other_D: npt.NDArray[np.float32] | None) -> float:
+    """Of two directions of unit length; -1 where one is none, or they are of two lengths."""
     if one_D is None or other_D is None or len(one_D) != len(other_D):
         return -1.0
     return float(one_D @ other_D)

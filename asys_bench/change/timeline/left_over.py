@@ -54,30 +54,52 @@ class LeftOver:
     def __len__(self) -> int:
         return len(self.strength_C)
 
+    def with_new(self, new: LeftOver, read_C: torch.Tensor) -> LeftOver:
+        """And those of `new` that no feature reads and that are not among them."""
+        direction_CD, strength_C = self.direction_CD, self.strength_C
+        for direction_D, usual in zip(
+            new.direction_CD[~read_C], new.strength_C[~read_C], strict=True
+        ):
+            if not bool((direction_CD @ direction_D >= READ_COSINE).any()):
+                direction_CD = torch.cat([direction_CD, direction_D.unsqueeze(0)])
+                strength_C = torch.cat([strength_C, usual.unsqueeze(0)])
+        return LeftOver(direction_CD, strength_C)
+
 
 @torch.no_grad()
-def left_over(residuals: Residuals, read_KD: torch.Tensor) -> LeftOver:
-    """Directions in the residuals of all rows. read: what features that fire write, of any length."""
+def left_over(residuals: Residuals, W_dec_FD: torch.Tensor, fires_F: torch.Tensor) -> LeftOver:
+    """Directions in the residuals of all rows. W_dec: what features write, of any length; those that never
+    fire (bool[F]) read nothing."""
     pool = torch.topk(residuals.error_N, min(POOL_ROWS, len(residuals.error_N)), sorted=False)
     rows_PD = residuals.rows_ND[pool.indices].float()
     square_P = residuals.square_N[pool.indices].clamp_min(1e-12)
-    read_KD = torch.nn.functional.normalize(read_KD, dim=1)
+    length_F = torch.linalg.vector_norm(W_dec_FD, dim=1).clamp_min(1e-12)
     least = LARGE * float(residuals.error_N.median().sqrt()) if len(rows_PD) else 0.0
-    found, strength = rows_PD[:0], rows_PD[:0, 0]
+    found = LeftOver(rows_PD[:0], rows_PD[:0, 0])
     for _ in range(ROUNDS):
+        new = _taken_away(rows_PD, square_P, least)
+        if not len(new):
+            break
+        cosine_FC = (W_dec_FD @ new.direction_CD.t()) / length_F.unsqueeze(1)
+        is_read_FC = (cosine_FC.abs() >= READ_COSINE) & fires_F.unsqueeze(1)
         before = len(found)
-        for direction_D, usual in _groups(_worst(rows_PD, least)):
-            value_P = rows_PD @ direction_D
-            has = (value_P >= FIRES_FROM * usual).nonzero()[:, 0]
-            use = float((value_P[has].square() / square_P[has]).mean())
-            rows_PD[has] -= value_P[has].unsqueeze(1) * direction_D
-            known = torch.cat([(read_KD @ direction_D).abs(), found @ direction_D])
-            if use >= LEAST_USE and not bool((known >= READ_COSINE).any()):
-                found = torch.cat([found, direction_D.unsqueeze(0)])
-                strength = torch.cat([strength, usual.unsqueeze(0)])
+        found = found.with_new(new, is_read_FC.any(0))
         if len(found) == before or len(found) >= MOST_DIRECTIONS:
             break
-    return LeftOver(found[:MOST_DIRECTIONS], strength[:MOST_DIRECTIONS])
+    return LeftOver(found.direction_CD[:MOST_DIRECTIONS], found.strength_C[:MOST_DIRECTIONS])
+
+
+def _taken_away(rows_PD: torch.Tensor, square_P: torch.Tensor, least: float) -> LeftOver:
+    """What the largest of these residuals share; the rows that have it are without it afterwards."""
+    direction, strength = [rows_PD[:0]], [rows_PD[:0, 0]]
+    for direction_D, usual in _groups(_worst(rows_PD, least)):
+        value_P = rows_PD @ direction_D
+        has = (value_P >= FIRES_FROM * usual).nonzero()[:, 0]
+        rows_PD[has] -= value_P[has].unsqueeze(1) * direction_D
+        if float((value_P[has].square() / square_P[has]).mean()) >= LEAST_USE:
+            direction.append(direction_D.unsqueeze(0))
+            strength.append(usual.unsqueeze(0))
+    return LeftOver(torch.cat(direction), torch.cat(strength))
 
 
 def _worst(rows_PD: torch.Tensor, least: float) -> torch.Tensor:

@@ -23,7 +23,7 @@ from asys_bench.change.timeline.causes import Cause, ConstantBatch, constant_bat
 from asys_bench.change.timeline.earlier import packed, with_earlier
 from asys_bench.change.timeline.firing import Firing, Residuals, firing, one_thread
 from asys_bench.change.timeline.histories import History, Verdict, histories
-from asys_bench.change.timeline.left_over import firing_of, left_over
+from asys_bench.change.timeline.left_over import LeftOver, firing_of, left_over
 from asys_bench.change.timeline.twins import marked_robust, without_twins
 from asys_bench.change.timeline.units import blocks_of, unit_rows, units_of
 from asys_bench.rundir.live_run import ReadingError
@@ -140,9 +140,8 @@ def timeline_of(
     rows = _affordable(rows, sae)
     residuals = Residuals.of(rows.values)
     found = firing(sae, rows.values, residuals).strong()
-    left = left_over(residuals, sae.W_dec.detach()[torch.from_numpy(found.total > 0)])
+    left = left_over(residuals, sae.W_dec.detach(), torch.from_numpy(found.total > 0))
     found = found.joined(firing_of(left, residuals).strong())
-    table_FD = torch.cat([sae.W_dec.detach(), left.direction_CD])
     blocks = blocks_of(rows)
     units = units_of(blocks, unit_rows(blocks, sae.d_sae))
     told = histories(found, units, rows.host_step, lives)
@@ -155,14 +154,14 @@ def timeline_of(
     caused = with_causes(told, batch, first, last)
     edges = np.linspace(0, len(rows), min(CURVE_POINTS, len(rows)) + 1).round().astype(np.int64)
     listed = [
-        _life(history, cause, shown, rows, found, edges, table_FD, sae.d_sae)
+        _life(history, cause, shown, rows, found, edges, sae, left)
         for history, cause, shown in caused
         if history.verdict in (Verdict.BORN, Verdict.GRADUAL, Verdict.TURNED)
         or (history.feature < sae.d_sae and _says_more(history))
     ]
     listed.sort(key=lambda one: (one.verdict != Verdict.BORN, one.born_p, one.feature))
     listed = with_appeared(listed[:MOST_LIVES], rows, found, sae)
-    listed = without_twins(listed, table_FD, last - first)
+    listed = without_twins(listed, last - first)
     counts = {verdict.value: 0 for verdict in Verdict}
     for history in told[: sae.d_sae]:
         counts[history.verdict.value] += 1
@@ -203,10 +202,15 @@ def _life(
     rows: ReservoirRows,
     found: Firing,
     edges: npt.NDArray[np.int64],
-    table_FD: torch.Tensor,
-    d_sae: int,
+    sae: SparseAutoencoder,
+    left: LeftOver,
 ) -> FeatureLife:
-    unread = history.feature >= d_sae
+    unread = history.feature >= sae.d_sae
+    direction = ""
+    if unread:
+        direction = packed(left.direction_CD[history.feature - sae.d_sae])
+    elif history.verdict is Verdict.BORN:
+        direction = packed(sae.W_dec[history.feature])
     fired = found.rows_of(history.feature)
     counts = np.histogram(fired, bins=edges)[0] if len(edges) > 1 else np.zeros(0)
     return FeatureLife(
@@ -226,9 +230,7 @@ def _life(
         learnt_step=shown,
         usefulness=found.usefulness_of(history.feature),
         birth_cosine=history.birth_cosine,
-        direction=packed(table_FD[history.feature])
-        if unread or history.verdict is Verdict.BORN
-        else "",
+        direction=direction,
         unread=unread,
         rates=tuple(np.round(counts / np.maximum(np.diff(edges), 1), 6).tolist()),
         rows=_rows_at_birth(history, rows, found),

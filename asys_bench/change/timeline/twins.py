@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
-
-from asys_bench.change.timeline.earlier import shared
+from asys_bench.change.timeline.earlier import cosine, shared, unpacked
 from asys_bench.change.timeline.histories import FOUND_AFTER_SHARE
 from asys_bench.rundir.timeline_document import FeatureLife, Timeline
 
@@ -20,23 +18,21 @@ SAME_TIME = FOUND_AFTER_SHARE
 """And were born at one time within this share of the run."""
 
 
-def without_twins(lives: list[FeatureLife], table_FD: torch.Tensor, span: int) -> list[FeatureLife]:
+def without_twins(lives: list[FeatureLife], span: int) -> list[FeatureLife]:
     """Mark births that are one with another, more useful one: their directions or what appeared with them
-    are alike. A direction that the SAE leaves over gives way to its features.
-
-    table_FD: of each life's `feature`.
-    """
+    are alike. A direction that the SAE leaves over gives way to its features."""
     born = [one for one in lives if one.verdict == "born"]
     born.sort(key=lambda one: (one.unread, -one.usefulness))
     twin: dict[int, int] = {}
-    table = torch.nn.functional.normalize(table_FD[[one.feature for one in born]], dim=1)
+    direction = [unpacked(one.direction) for one in born]
+    appeared = [unpacked(one.appeared) for one in born]
     for at, one in enumerate(born):
         for before in range(at):
             other = born[before]
             if other.feature in twin or not at_one_time(one, other, span):
                 continue
-            alike = max(float(table[at] @ table[before]), shared(one.appeared, other.appeared))
-            if alike >= TWIN_COSINE:
+            alike = cosine(direction[at], direction[before])
+            if max(alike, cosine(appeared[at], appeared[before])) >= TWIN_COSINE:
                 twin[one.feature] = other.feature
                 break
     return [replace(one, duplicate_of=twin.get(one.feature)) for one in lives]

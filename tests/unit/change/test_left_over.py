@@ -33,7 +33,7 @@ def sae_without_it():
 def residuals_of(sae, values_ND):
     residuals = Residuals.of(values_ND)
     found = firing(sae, values_ND, residuals)
-    return residuals, sae.W_dec.detach()[torch.from_numpy(found.total > 0)]
+    return residuals, sae.W_dec.detach(), torch.from_numpy(found.total > 0)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,8 @@ def test_the_order_of_rows_does_not_matter_so_that_the_null_holds():
 
 def test_it_fires_where_the_rows_have_it_and_nowhere_else():
     sae, rows = sae_without_it(), stream({UNREAD: (0.4, 1.0)})
-    residuals, read_KD = residuals_of(sae, rows.values)
-    found = firing_of(left_over(residuals, read_KD), residuals)
+    residuals, *features = residuals_of(sae, rows.values)
+    found = firing_of(left_over(residuals, *features), residuals)
     wanted_N = (rows.values[:, UNREAD] >= 0.5 * found.values_of(0).mean()).nonzero()[:, 0]
     assert abs(len(found.rows_of(0)) - len(wanted_N)) <= 0.02 * len(wanted_N)
     assert set(found.rows_of(0).tolist()) <= set(rows.values[:, UNREAD].nonzero()[:, 0].tolist())
@@ -117,10 +117,10 @@ def test_a_rare_direction_is_found_beside_many_rows_with_a_common_one():
 
 def test_it_gives_way_to_a_feature_of_its_direction_that_was_born_with_it():
     both = [
-        FeatureLife(number, "born", born_step=400.0, usefulness=use, unread=unread)
+        life(number, usefulness=use, unread=unread, direction=packed(EYE[5]))
         for number, use, unread in ((1, 0.1, False), (2, 0.9, True))
     ]
-    told = without_twins(both, torch.eye(D)[[0, 5, 5]], 1000)
+    told = without_twins(both, 1000)
     assert [one.duplicate_of for one in told] == [None, 1]
 
 

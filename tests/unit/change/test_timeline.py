@@ -299,7 +299,7 @@ def test_two_births_of_one_time_with_which_the_same_appeared_are_twins():
             (11, 500.0, 0.1, same), (12, 400.0, 0.1, ""),
         )
     ]  # fmt: skip
-    told = without_twins(born, torch.eye(D), 1000)
+    told = without_twins(born, 1000)
     assert {one.feature: one.duplicate_of for one in told} == {
         3: None, 7: 3, 9: None, 11: None, 12: None,
     }  # fmt: skip
