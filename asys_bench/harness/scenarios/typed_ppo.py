@@ -55,7 +55,10 @@ class TypedOptions(ScenarioOptions):
 
 
 def _callback(options: TypedOptions, folder: Path) -> Any:
-    """The product's callback, which ends what it does and takes it up again; `blocks` are the times."""
+    """The product's callback, which ends what it does and takes it up again; `blocks` are the times.
+
+    In a block that is observed its `_on_step` is the product's own, with nothing of ours around it.
+    """
     from asys_bench.callbacks.stable_baselines3 import ObserveCallback
 
     class Alternating(ObserveCallback):
@@ -78,12 +81,16 @@ def _callback(options: TypedOptions, folder: Path) -> Any:
                 self.blocks.begin()
                 self.until_ns = now + int(1e9 * options.max_s)
             self.rollouts += 1
+            self._choose_step(now)
             self.began_ns = time.perf_counter_ns()
 
-        def _on_step(self) -> bool:
-            if self.is_on:
-                super()._on_step()
-            return self.blocks is None or self.began_ns < self.until_ns
+        def _choose_step(self, now: int) -> None:
+            if self.blocks is not None and now >= self.until_ns:
+                vars(self)["_on_step"] = lambda: False  # which ends the learning
+            elif self.is_on:
+                vars(self).pop("_on_step", None)
+            else:
+                vars(self)["_on_step"] = lambda: True
 
         def _on_rollout_end(self) -> None:
             if self.is_on:
