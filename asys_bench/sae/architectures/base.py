@@ -246,12 +246,12 @@ class SparseAutoencoder(nn.Module, ABC):
         """Data-driven start of everything else, from the first scaled rows."""
 
     @torch.no_grad()
-    def fit_encoder_scale_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:
+    def fit_encoder_scale_(
+        self, x_ND: torch.Tensor, target_ND: torch.Tensor, kernels: SparseKernels
+    ) -> None:
         """Scale all pre-activations and what they are compared with, for the least squared error."""
-        *_, acts_NF = self.loss(x_ND, StepContext(target_BD=target_ND))
-        base_ND = self.reconstruct(x_ND, torch.zeros_like(acts_NF))
-        found_ND = self.reconstruct(x_ND, acts_NF) - base_ND
-        scale = fitted_scale(target_ND - base_ND, found_ND)
+        wanted_ND = target_ND - self.without_features(x_ND)
+        scale = fitted_scale(wanted_ND, self.features_make(x_ND, kernels))
         tensors = self.state_dict()
         for name in ("W_enc", *self.scale_units):
             if name != "b_dec":
@@ -292,6 +292,11 @@ class SparseAutoencoder(nn.Module, ABC):
                 every_F = ranks.every_latent(parameter.detach())
                 found[name] = float(every_F[living_F].median()) if some else 0.0
         return found
+
+    def features_make(self, x_ND: torch.Tensor, kernels: SparseKernels) -> torch.Tensor:
+        """What features that a training step would choose add to `without_features`, float32[N, D_out];
+        holds until the next call of `kernels`."""
+        return self.activations(x_ND) @ self.W_dec
 
     # Of an SAE whose features are spread over ranks (`sae.group`): this object has some of them.
 

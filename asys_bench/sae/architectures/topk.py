@@ -34,6 +34,14 @@ class TopKSAE(SparseAutoencoder):
         codes = self._training_codes(self.centered(x_BD), kernels)
         return codes.with_values(codes.value_N.clamp_min(0)).dense()
 
+    def features_make(self, x_ND: torch.Tensor, kernels: SparseKernels) -> torch.Tensor:
+        codes = self._training_codes(self.centered(x_ND), kernels)
+        nothing_ND, one_N = x_ND.new_zeros(len(x_ND), self.d_out), x_ND.new_ones(len(x_ND))
+        value_N = codes.value_N.clamp_min(0)
+        # The gradient of half the squared error against nothing is what was made.
+        found = kernels.reconstruct(codes, value_N, self.W_dec.detach(), nothing_ND, one_N)
+        return found.gradient_BD
+
     def _training_acts(self, x_BD: torch.Tensor) -> torch.Tensor:
         """Dense activations as training picks them, differentiable."""
         pre_BF = self.centered(x_BD) @ self.W_enc + self.encoder_bias

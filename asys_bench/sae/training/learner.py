@@ -99,7 +99,7 @@ class Learner:
             sae.start_directions_(x_ND, target_ND, self._generator)
         sae.start_(x_ND[first], target_ND[first])
         if self.config.start == "rows":
-            sae.fit_encoder_scale_(x_ND[:FIT_ROWS], target_ND[:FIT_ROWS])
+            sae.fit_encoder_scale_(x_ND[:FIT_ROWS], target_ND[:FIT_ROWS], self.kernels)
         self.lives.start(sae.W_dec)
 
     def follow(self, scaling: RowScaling) -> float:

@@ -256,16 +256,22 @@ def geometric_median(
     `tolerance` of the mean distance. Used for b_dec as in Bricken et al. 2023.
     """
     rows_ND = x_ND.double()
-    center_D = rows_ND.mean(0)
+    mean_D = rows_ND.mean(0)
+    rows_ND = rows_ND - mean_D
+    square_N = rows_ND.square().sum(1)
+    center_D = torch.zeros_like(
+        mean_D
+    )  # from the mean, so that squared distances keep their digits
     for _ in range(iterations):
-        distance_N = torch.linalg.vector_norm(rows_ND - center_D, dim=1)
+        square_distance_N = square_N - 2.0 * (rows_ND @ center_D) + center_D.square().sum()
+        distance_N = square_distance_N.clamp_min_(0.0).sqrt_()
         spread = float(distance_N.mean())
         if spread == 0.0:
             break
         pull_N = 1.0 / distance_N.clamp_min(1e-9 * spread)
-        new_D = (pull_N.unsqueeze(1) * rows_ND).sum(0) / pull_N.sum()
+        new_D = pull_N @ rows_ND / pull_N.sum()
         moved = float(torch.linalg.vector_norm(new_D - center_D))
         center_D = new_D
         if moved < tolerance * spread:
             break
-    return center_D.to(x_ND.dtype)
+    return (mean_D + center_D).to(x_ND.dtype)

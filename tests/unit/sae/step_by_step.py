@@ -57,12 +57,10 @@ def learner_of(
     kernels: Callable[[], SparseKernels] | None = None,
     device: TrainingDevice = CPU,
 ) -> Learner:
-    """Started on `rows`; kernels: in place of those that it would choose."""
+    """Started on `rows`; kernels: for its steps, in place of those that it would choose."""
     is_coder = config.architecture == "skip_transcoder"
     d_out = D_OUT if is_coder else None
     learner = Learner(config, D, d_out, device)
-    if kernels is not None:
-        learner.kernels = learner.adam.kernels = kernels()
     normalizer: Normalizer | PairNormalizer | JointNormalizer = Normalizer(D, "std", POOL)
     if is_coder:
         normalizer = PairNormalizer(D, D_OUT, "std", POOL)
@@ -70,6 +68,8 @@ def learner_of(
         normalizer = JointNormalizer(config.hook_widths, "std", POOL)
     normalizer.update(rows, torch.ones(len(rows)))
     learner.start(rows, normalizer.scaling)
+    if kernels is not None:
+        learner.kernels = learner.adam.kernels = kernels()
     return learner
 
 

@@ -164,3 +164,18 @@ def test_a_differentiable_architecture_agrees_with_finite_differences() -> None:
                 sae.W_dec[feature, column] -= sign * step
         slope = (losses[0] - losses[1]) / (2 * step)
         assert slope == pytest.approx(float(gradient_FD[feature, column]), rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_what_features_make_is_what_the_loss_adds_to_the_rest(
+    architecture: str, dtype: torch.dtype
+) -> None:
+    sae, x_BD = make_sae(architecture, dtype), make_rows(dtype)
+    context = make_context(architecture, dtype, weighted=False, dead=None)
+    *_, acts_BF = sae.loss(x_BD, context)
+    wanted_BD = sae.reconstruct(x_BD, acts_BF) - sae.without_features(x_BD)
+    assert wanted_BD.abs().max() > 1
+    found_BD = sae.features_make(x_BD, context.kernels)
+    torch.testing.assert_close(found_BD, wanted_BD, rtol=1e-5, atol=1e-5)
