@@ -162,7 +162,7 @@ def through_the_streamer() -> dict[str, Any]:
         rig.streamer.prepare(kernel, [torch.float32])
         if rig.submit(tensor, kernel, key=name) is not None:
             different.append(f"{name} was dropped")
-    rig.streamer.close(60)
+    rig.streamer.close(1000)
     for (name, (_, reference)), payload in zip(kernels.items(), rig.payloads(), strict=True):
         if payload != expected(reference, tensor.contiguous())[0]:
             different.append(f"{name} differs")
