@@ -29,7 +29,7 @@ pytestmark = [
 def results():
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("triton_check.py"))],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
