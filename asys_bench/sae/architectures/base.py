@@ -6,8 +6,8 @@
   cannot.
 - Parameters: W_enc[D,F], W_dec[F,D], b_enc[F], b_dec[D], float32, and the architecture's own. W_enc
   is stored feature-major (a transposed view of [F,D] memory): one feature's weights lie together.
-- Decoder rows have unit norm, so penalties weighted by that norm are what they are without it; the
-  encoder starts as the decoder's transpose, at rows of the data (`data_start`), b_dec at its centre.
+- Decoder rows have unit norm, so penalties weighted by that norm are what they are without it; both
+  tables start at rows of the data (`data_start`), b_dec at its centre.
 - It works on centred and scaled rows (`scaling.InputScaling`). `folded` is the same function of raw
   rows.
 - It is homogeneous: scaling the input and its `scale_units` tensors by r scales the output by r.
@@ -32,7 +32,12 @@ import torch
 from torch import nn
 
 from asys_bench.contracts.torch_internals import copy_on
-from asys_bench.sae.architectures.data_start import directions, feature_rows, fitted_scale
+from asys_bench.sae.architectures.data_start import (
+    directions,
+    feature_rows,
+    fitted_scale,
+    read_and_written,
+)
 from asys_bench.sae.architectures.scaling import RowScaling
 from asys_bench.sae.config import SAEConfig
 from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
@@ -237,9 +242,11 @@ class SparseAutoencoder(nn.Module, ABC):
     ) -> None:
         """Point every feature at one of these scaled rows (`data_start`), b_dec being set already."""
         picked_2F = feature_rows(len(x_ND), self.d_sae, generator)
-        rows_FD = directions(self.centered(x_ND), picked_2F, generator)
-        self.W_dec.copy_(rows_FD)
-        self.W_enc.t().copy_(rows_FD)
+        input_ND = self.centered(x_ND)
+        rows_FD = directions(input_ND, picked_2F, generator)
+        read_FD, write_FD = read_and_written(rows_FD, input_ND)
+        self.W_enc.t().copy_(read_FD)
+        self.W_dec.copy_(write_FD)
 
     @torch.no_grad()
     def start_(self, x_ND: torch.Tensor, target_ND: torch.Tensor) -> None:

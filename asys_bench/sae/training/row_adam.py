@@ -21,7 +21,9 @@ from asys_bench.sae.checkpoint.checkpoint_files import StateDict, number_of, ten
 from asys_bench.sae.kernels.sparse_kernels import SparseKernels
 from asys_bench.sae.ranks import ALONE, Ranks
 
-BETAS = (0.9, 0.999)
+BETAS = (0.6, 0.999)
+"""A feature takes large steps, and a few hundred of them: with a mean over ten gradients (0.9) it goes on
+where the last batches sent it. FVU by beta1 is in docs/benchmarks.md; 0 loses most of what is gained."""
 EPSILON = 6.25e-10
 """That of Gao et al. 2024, appendix A."""
 

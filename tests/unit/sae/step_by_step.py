@@ -67,7 +67,8 @@ def learner_of(
     elif config.hook_widths is not None:
         normalizer = JointNormalizer(config.hook_widths, "std", POOL)
     normalizer.update(rows, torch.ones(len(rows)))
-    learner.start(rows, normalizer.scaling)
+    # A threshold begins at a row's own pre-activation: of rows that are stepped on, rounding would decide.
+    learner.start(1.01 * rows, normalizer.scaling)
     if kernels is not None:
         learner.kernels = learner.adam.kernels = kernels()
     return learner

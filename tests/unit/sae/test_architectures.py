@@ -12,7 +12,7 @@ from asys_bench.sae import (
     build_sae,
 )
 from asys_bench.sae.architectures.batchtopk import BatchTopKSAE
-from asys_bench.sae.architectures.data_start import firing_quantile
+from asys_bench.sae.architectures.data_start import RIDGE, firing_quantile, read_and_written
 from asys_bench.sae.architectures.jumprelu import JumpReLUSAE
 from asys_bench.sae.architectures.scaling import InputScaling
 from asys_bench.sae.kernels.compiled_kernels import CompiledKernels
@@ -189,3 +189,36 @@ def test_a_step_changes_nothing_but_gradients() -> None:
         sae.training_step(_rows(), StepContext(kernels=CompiledKernels(2)))
         for name, tensor in sae.state_dict().items():
             assert torch.equal(tensor, before[name]), (architecture, name)
+
+
+@pytest.mark.parametrize("rows", [200, 20], ids=["more rows than columns", "fewer"])
+def test_features_read_what_tells_their_row_from_the_others(rows: int) -> None:
+    """Against (C + ridge)^-1 r and (C + ridge)^-1/2 r of the whole covariance, in float64."""
+    generator = torch.Generator().manual_seed(4)
+    spread_D = torch.logspace(1, -1, 30, dtype=torch.float64)
+    input_ND = torch.randn(rows, 30, generator=generator, dtype=torch.float64) * spread_D
+    row_FD = torch.nn.functional.normalize(input_ND[:8], dim=1)
+    covariance_DD = input_ND.t() @ input_ND / rows
+    mean = covariance_DD.diagonal().mean()
+    variance_D, axis_DD = torch.linalg.eigh(covariance_DD / mean)
+    read_FD, write_FD = (
+        row_FD @ (axis_DD * (variance_D.clamp_min(0) + RIDGE) ** -power) @ axis_DD.t()
+        for power in (1.0, 0.5)
+    )
+    found_read_FD, found_write_FD = read_and_written(row_FD.float(), input_ND.float())
+    torch.testing.assert_close(
+        found_read_FD.double(), read_FD / read_FD.norm(dim=1).mean(), rtol=1e-3, atol=1e-3
+    )
+    torch.testing.assert_close(
+        found_write_FD.double(), torch.nn.functional.normalize(write_FD), rtol=1e-3, atol=1e-3
+    )
+    own_F, others_NF = (row_FD * read_FD).sum(1), input_ND @ read_FD.t()
+    apart_F = own_F / others_NF.square().mean(0).sqrt()
+    plain_F = 1.0 / (input_ND @ row_FD.t()).square().mean(0).sqrt()
+    assert (apart_F > plain_F).all()
+
+
+def test_constant_rows_have_a_start_too() -> None:
+    row_FD = torch.nn.functional.normalize(torch.randn(6, 10), dim=1)
+    for found_FD in read_and_written(row_FD, torch.zeros(50, 10)):
+        torch.testing.assert_close(found_FD, row_FD)

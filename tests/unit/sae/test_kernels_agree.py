@@ -58,9 +58,10 @@ def test_200_steps_from_one_state_agree(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_trainings_on_their_own_ways_stay_together(architecture: str, dtype: str) -> None:
-    """At the default rate: at 1e-2 a draw of rows for dead features hangs on rounding once."""
+    """At a rate of 5e-3: with so few features the default is 2.4e-2, and there a choice that hangs on
+    rounding soon makes another training of it."""
     rows = rows_for(architecture)
-    config = config_of(architecture).model_copy(update={"learning_rate": None})
+    config = config_of(architecture).model_copy(update={"learning_rate": 5e-3})
     compiled = learner_of(config.model_copy(update={"dtype": dtype}), rows)
     torchs = learner_of(config, rows, SparseKernels)
     apart = each_on_its_way(compiled, torchs, rows, 60)
