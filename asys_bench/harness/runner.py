@@ -114,6 +114,8 @@ class SuiteRunner:
         self._notes = power_notes(self.loaded)
         if self.loaded.only:
             self._notes.append(f"a part of the suite: --only {' '.join(self.loaded.only)}")
+        self._late: dict[str, str] = {}
+        """Cases that are open and wait for time: why."""
         self._replacements: dict[str, int] = {}
         self._launchers: dict[str | None, Launcher] = {}
         self._limit = {name: self._first_limit(r.contender) for name, r in self.records.items()}
@@ -172,7 +174,7 @@ class SuiteRunner:
         hopeful = [one for one in undecided if one.hopeless is None]
         going_on = affordable(hopeful, self._free_s(able))
         self._note(*(one.hopeless for one in undecided if one.hopeless is not None))
-        self._note(*(one.late for one in hopeful if one not in going_on))
+        self._late = {one.name: one.late for one in hopeful if one not in going_on}
         for one in going_on:
             for name in self._with_references(one.name):
                 self._limit[name] = max(self._limit[name], self._counted(one.name) + one.rounds)
@@ -332,7 +334,7 @@ class SuiteRunner:
             verdict=end.verdict,
             exit_code=end.exit_code,
             counts=end.counts,
-            notes=self._notes,
+            notes=[*self._notes, *self._late.values()],
         )
 
     def _finish(self, *, interrupted: bool = False, refused: bool = False) -> Result:
