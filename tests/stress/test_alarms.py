@@ -56,7 +56,7 @@ def test_an_exploit_is_caught_before_the_true_return_has_fallen(capsys):
     exploited, clean = alarm_exploit.DONE
     told = alarm_exploit.summary(exploited, clean)
     assert told["fallen"] >= 0.9 * told["exploited"]
-    assert told["sae"]["caught"] >= 0.9 * told["fallen"]
+    assert told["spread and kl"]["caught"] >= 0.9 * told["fallen"]
 
 
 @soak_only

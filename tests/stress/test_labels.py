@@ -1,7 +1,7 @@
 """Labels and probes in a real run: as good as scikit-learn on the archived rows, and what they cost.
 
-By hand: `ASYS_SOAK=1 pytest -s tests/stress/test_labels.py`; each prints its figures. `ASYS_LABEL_STEPS` and
-`ASYS_LABEL_ROLLOUTS` size it.
+By hand: `ASYS_SOAK=1 pytest -s tests/stress/test_labels.py`; each prints its figures. `ASYS_LABEL_STEPS`,
+`ASYS_LABEL_ROLLOUTS` and `ASYS_LABEL_FOURS` size it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from asys_bench.hosts import rollout_labels
 from asys_bench.run.experiment import ExperimentPipeline
 from asys_bench.system.process_usage import process_usage
 
+from .label_turns import measured, pin, share_cores
 from .median_ratio import median_ratio
 
 SOAK = os.environ.get("ASYS_SOAK") == "1"
 STEPS = int(os.environ.get("ASYS_LABEL_STEPS", "4000" if SOAK else "400"))
 ROLLOUTS = int(os.environ.get("ASYS_LABEL_ROLLOUTS", "400"))
+FOURS = int(os.environ.get("ASYS_LABEL_FOURS", "300"))
 ENVS, WIDTH, EPISODE = int(os.environ.get("ASYS_LABEL_ENVS", "16")), 64, 25
 QUIET = {
     "monitors": {"log": None},
@@ -104,18 +106,6 @@ def observed(tmp_path, steps, envs=ENVS, pace_s=0.0):
     cpu = {name: cpu[name] - first_cpu.get(name, 0.0) for name in cpu}
     rows = {name: rows[name] - first_rows.get(name, 0) for name in rows}
     return asys_bench.open_run(run.run_dir), cpu, rows
-
-
-def pin(process, cores):
-    for thread in process.threads():
-        os.sched_setaffinity(thread.id, cores)
-
-
-def share_cores(cores):
-    """This process gets the first core, its workers the others."""
-    pin(psutil.Process(), cores[:1])
-    for worker in psutil.Process().children(recursive=True):
-        pin(worker, cores[1:] or cores)
 
 
 def counted(run):
@@ -277,6 +267,21 @@ def test_labels_cost_the_host_at_most_a_hundredth_of_its_step(tmp_path, monkeypa
                "within_calls": float(2 * np.median(inside[2:]) / np.median(off[:, 0])),
                "load_1_min": os.getloadavg()[0],
                "cpu": median_ratio(ratios[:, 0]), "wall": median_ratio(ratios[:, 1])}  # fmt: skip
+    print(json.dumps(figures))
+    assert figures["cpu"]["ratio"] <= 1.01
+    assert figures["wall"]["ratio"] <= 1.01
+
+
+@pytest.mark.stress
+@pytest.mark.skipif(not SOAK, reason="make soak")
+@pytest.mark.timeout(3000)
+def test_labels_probes_timeline_and_alarms_cost_the_host_at_most_a_hundredth(tmp_path):
+    """Against a run with a trainer and an archive alone (`label_turns`)."""
+    each = measured(tmp_path, FOURS)
+    off, on = each[:, [0, 3]].sum(1), each[:, [1, 2]].sum(1)
+    cpu, wall = (median_ratio(one) for one in (on / off).T)
+    figures = {"fours": FOURS, "rollout_ms": [float(500 * one) for one in np.median(off, 0)],
+               "load_1_min": os.getloadavg()[0], "cpu": cpu, "wall": wall}  # fmt: skip
     print(json.dumps(figures))
     assert figures["cpu"]["ratio"] <= 1.01
     assert figures["wall"]["ratio"] <= 1.01

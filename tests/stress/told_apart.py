@@ -9,6 +9,7 @@ the first. One setting for all seeds.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import runpy
@@ -94,6 +95,29 @@ JOINS, STEPS, ROWS = 1000, 1500, 128
 CODE_SHARE, HELD_OUT = 0.3, 600
 
 
+LETTERS = 14
+"""Of the tokens of a window of text so many are words: examples in a documentation are code."""
+
+
+def without_prose(source: str) -> str:
+    """Python code without its comments and documentation strings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [one for one in body if not _is_text(one)]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return ast.unparse(tree)
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
+
+
 def sentences() -> tuple[torch.Tensor, torch.Tensor]:
     """MiniLM's sentence vectors of texts and of source code, float32[N, 384]; computed once."""
     from transformers import AutoModel, AutoTokenizer
@@ -109,24 +133,28 @@ def sentences() -> tuple[torch.Tensor, torch.Tensor]:
         AutoModel.from_pretrained(folder).eval(),
     )
 
-    def windows(texts: Any, wanted: int) -> list[list[int]]:
+    words = np.zeros(len(tokenizer), bool)
+    for token, number in tokenizer.get_vocab().items():
+        words[number] = token.removeprefix("##").isalpha()
+
+    def windows(texts: Any, wanted: int, letters: int) -> list[list[int]]:
         found: list[list[int]] = []
         for text in texts:
             ids = tokenizer(text[:20_000], add_special_tokens=False)["input_ids"]
             pieces = [
                 ids[at : at + TOKENS_EACH] for at in range(0, len(ids) - TOKENS_EACH, TOKENS_EACH)
             ]
-            found += pieces[:40]
+            found += [piece for piece in pieces if words[piece].sum() >= letters][:40]
             if len(found) >= wanted:
                 return found[:wanted]
         return found
 
     stdlib = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(path for path in stdlib.glob("*.py") if path.stat().st_size > 4000)
-    code = (path.read_text(errors="ignore")[2000:] for path in files)
+    code = (without_prose(path.read_text()) for path in files)
     vectors = []
-    for texts, wanted in ((minilm["texts"](), TEXTS), (code, CODES)):
-        ids = torch.tensor(windows(texts, wanted))
+    for texts, wanted, letters in ((minilm["texts"](), TEXTS, LETTERS), (code, CODES, 0)):
+        ids = torch.tensor(windows(texts, wanted, letters))
         with torch.no_grad():
             parts = [model(part).last_hidden_state.mean(1) for part in torch.split(ids, 128)]
         vectors.append(torch.cat(parts))

@@ -22,7 +22,8 @@ WebAddress = Annotated[
 
 
 class Watch(BaseModel, extra="forbid", frozen=True):
-    """An entry of `watch`: figures of the stats page, or what a known SAE or probe says of the rows."""
+    """An entry of `watch`: figures of the stats page, of the rows themselves, or what a known SAE or probe
+    says of them."""
 
     metric: str | None = Field(
         None,
@@ -31,6 +32,11 @@ class Watch(BaseModel, extra="forbid", frozen=True):
         "`host_reward_mean` or `probe_auc{hook=*,label=done}`; without braces labels do not matter. "
         "Each metric that matches is a watcher: of a gauge each new value, of a counter its rate, of a "
         "histogram the mean",
+    )
+    spread: bool = Field(
+        False,
+        description="how far rows lie apart is a watcher: the logarithm of their mean squared distance from "
+        "their mean. It needs neither SAE nor probe; with `side: up` it tells of states that are new",
     )
     sae: str | None = Field(
         None,
@@ -49,14 +55,14 @@ class Watch(BaseModel, extra="forbid", frozen=True):
     )
     label: str | None = Field(None, min_length=1, description="the label that the probe is for")
     hooks: str = Field(
-        "*", min_length=1, description="fnmatch glob over hooks, for `sae` and `probe`"
+        "*", min_length=1, description="fnmatch glob over hooks, for `spread`, `sae` and `probe`"
     )
     side: Side = Field("both", description="which way the values may not go: up, down or both")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if sum(one is not None for one in (self.metric, self.sae, self.probe)) != 1:
-            raise ValueError("an entry watches one of metric, sae and probe")
+        if sum(map(bool, (self.metric, self.spread, self.sae, self.probe))) != 1:
+            raise ValueError("an entry watches one of metric, spread, sae and probe")
         if (self.probe is None) != (self.label is None):
             raise ValueError("probe and label go together")
         if self.features and self.sae is None:

@@ -28,7 +28,14 @@ from asys_bench.change.alarm.options import MOST_WATCHERS, AlarmOptions, Watch
 from asys_bench.change.alarm.record import AlarmRecord
 from asys_bench.change.alarm.recorder import FlightRecorder
 from asys_bench.change.alarm.values import SUFFIX, Baseline, ValuesFile
-from asys_bench.change.alarm.watchers import PageWatchers, ProbeWatch, RowWatchers, SAEWatch
+from asys_bench.change.alarm.watchers import (
+    PageWatchers,
+    ProbeWatch,
+    RowWatch,
+    RowWatchers,
+    SAEWatch,
+    SpreadWatch,
+)
 from asys_bench.contracts.bus import Delivery, Lease
 from asys_bench.contracts.names import file_slug, matches
 from asys_bench.contracts.run_files import ALARM_DIR, ALARM_SCHEMA
@@ -172,16 +179,21 @@ class AlarmWorker(BaseSink):
         self._record.close(min(_CLOSE_S, left_s / 2))
 
     def _watchers_of(self, hook: str) -> RowWatchers | None:
-        found: list[SAEWatch | ProbeWatch] = []
+        found: list[RowWatch] = []
         for number, entry in enumerate(self._options.watch):
             if entry.metric is None and matches(hook, entry.hooks):
-                make = self._sae_watch if entry.sae is not None else self._probe_watch
-                made = make(hook, entry, number)
+                made = self._row_watch(hook, entry, number)
                 found += [made] if made is not None else []
         if not found:
             return None
         refused = self._context.slot.counter("alarm_refused_rows", hook=hook)
         return RowWatchers(found, self._options.rows, refused)
+
+    def _row_watch(self, hook: str, entry: Watch, number: int) -> RowWatch | None:
+        if entry.spread:
+            return SpreadWatch(hook, number)
+        make = self._sae_watch if entry.sae is not None else self._probe_watch
+        return make(hook, entry, number)
 
     def _probe_watch(self, hook: str, entry: Watch, number: int) -> ProbeWatch | None:
         assert entry.probe is not None

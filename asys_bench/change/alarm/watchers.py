@@ -26,6 +26,31 @@ RESCAN_S = 2.0
 """Metrics appear while a run goes on: a trainer's with its first rows."""
 
 
+class SpreadWatch:
+    """How far rows lie apart: the logarithm of the mean squared distance from their mean. It needs no SAE and
+    no probe, and rises with states that the host has not been in before."""
+
+    width = None
+    """Of any rows."""
+
+    def __init__(self, hook: str, entry: int = 0) -> None:
+        self.entry = entry
+        """Which of the options' entries it is."""
+        self._name = f"{hook} spread"
+
+    def __call__(
+        self, rows_ND: torch.Tensor, weight_N: torch.Tensor
+    ) -> Iterator[tuple[str, float]]:
+        spread = _spread(rows_ND, weight_N / weight_N.sum())
+        if spread > 0:
+            yield self._name, math.log(spread)
+
+
+def _spread(rows_ND: torch.Tensor, share_N: torch.Tensor) -> float:
+    """Mean squared distance of rows from their mean; share_N adds up to 1."""
+    return float(share_N @ (rows_ND - share_N @ rows_ND).square().sum(1))
+
+
 class SAEWatch:
     """FVU of a known SAE, and densities of some of its features."""
 
@@ -49,10 +74,10 @@ class SAEWatch:
             return
         acts_NF = self._sae.encode(rows_ND)
         share_N = weight_N / weight_N.sum()
-        error = share_N @ (self._sae.decode(acts_NF) - rows_ND).square().sum(1)
-        spread = share_N @ (rows_ND - share_N @ rows_ND).square().sum(1)
+        error = float(share_N @ (self._sae.decode(acts_NF) - rows_ND).square().sum(1))
+        spread = _spread(rows_ND, share_N)
         if spread > 0:
-            yield self._fvu, float(error / spread)
+            yield self._fvu, error / spread
         density_K = share_N @ (acts_NF[:, self._features] > 0).float()
         yield from zip(self._names, density_K.tolist(), strict=True)
 
@@ -96,15 +121,16 @@ class ProbeWatch:
         yield from zip(self._names, mean_C.tolist(), strict=True)
 
 
+RowWatch = SpreadWatch | SAEWatch | ProbeWatch
+
+
 class RowWatchers:
     """All watchers of one hook's rows.
 
     most_rows: per interval; rows beyond are not looked at. refused: rows that none of them can take.
     """
 
-    def __init__(
-        self, evaluations: Sequence[SAEWatch | ProbeWatch], most_rows: int, refused: Counter
-    ) -> None:
+    def __init__(self, evaluations: Sequence[RowWatch], most_rows: int, refused: Counter) -> None:
         self._evaluations, self._most_rows, self._refused = tuple(evaluations), most_rows, refused
         self._rows: list[torch.Tensor] = []
         self._weights: list[torch.Tensor] = []
@@ -148,7 +174,7 @@ class RowWatchers:
         rows_ND, weight_N = torch.cat(self._rows), torch.cat(self._weights)
         self.forget()
         for evaluation in self._evaluations if len(rows_ND) else ():
-            if evaluation.width != rows_ND.shape[1]:
+            if evaluation.width not in (None, rows_ND.shape[1]):
                 self._refused.add(len(rows_ND))
                 continue
             for name, value in evaluation(rows_ND, weight_N):

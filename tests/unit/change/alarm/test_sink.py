@@ -305,8 +305,8 @@ def test_an_sae_that_cannot_be_read_leaves_its_hook_unwatched_and_the_worker_liv
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({}, "one of metric, sae and probe"),
-        ({"metric": "a", "sae": "b"}, "one of metric, sae and probe"),
+        ({}, "one of metric, spread, sae and probe"),
+        ({"metric": "a", "sae": "b"}, "one of metric, spread, sae and probe"),
         ({"probe": "a"}, "probe and label go together"),
         ({"metric": "a", "features": [1]}, "features are those of a sae"),
         ({"sae": "a", "features": [-1]}, "features count from 0"),

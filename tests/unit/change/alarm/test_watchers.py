@@ -13,6 +13,7 @@ from asys_bench.change.alarm.watchers import (
     ProbeWatch,
     RowWatchers,
     SAEWatch,
+    SpreadWatch,
 )
 from asys_bench.contracts.stats import StatsPage
 from asys_bench.sae import SAEConfig, build_sae
@@ -50,6 +51,23 @@ def test_fvu_and_densities_are_those_of_the_rows(page, sae):
     assert found["h feature 7"] == pytest.approx(float((acts[:, 7] > 0).float().mean()))
     assert watchers.newest_ns == 9
     assert list(watchers.values()) == []
+
+
+def test_the_spread_is_the_logarithm_of_the_squared_distance_from_the_mean_of_rows_of_any_width(
+    page,
+):
+    watchers = RowWatchers([SpreadWatch("h", 2)], 256, page.slot("alarm-0").counter("r"))
+    for width in (5, 7):
+        rows = torch.randn(64, width, generator=torch.Generator().manual_seed(width))
+        watchers.take(rows[:16], 1.0, 5)
+        watchers.take(rows[16:], 0.5, 9)
+        weight = torch.cat([torch.ones(16), torch.full((48,), 2.0)])[:, None] / 112
+        wanted = (weight * (rows - (weight * rows).sum(0)).square()).sum()
+        assert list(watchers.values()) == [
+            (2, "h spread", pytest.approx(math.log(wanted), rel=1e-5))
+        ]
+    watchers.take(torch.ones(4, 7), 1.0, 9)
+    assert list(watchers.values()) == [], "rows that are all alike"
 
 
 def test_rows_count_as_many_as_they_stand_for(page, sae):
