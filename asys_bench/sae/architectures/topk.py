@@ -39,7 +39,9 @@ class TopKSAE(SparseAutoencoder):
         nothing_ND, one_N = x_ND.new_zeros(len(x_ND), self.d_out), x_ND.new_ones(len(x_ND))
         value_N = codes.value_N.clamp_min(0)
         # The gradient of half the squared error against nothing is what was made.
-        found = kernels.reconstruct(codes, value_N, self.W_dec.detach(), nothing_ND, one_N)
+        found = kernels.reconstruct(
+            codes, value_N, self.W_dec.detach(), nothing_ND, one_N, name="made"
+        )
         return found.gradient_BD
 
     def _training_acts(self, x_BD: torch.Tensor) -> torch.Tensor:

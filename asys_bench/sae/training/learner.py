@@ -216,11 +216,17 @@ class Learner:
                 target_BD,
                 result.error_B,
                 self._generator,
-                lambda rows_MD: self.made(rows_MD)[1],
+                self._remade,
                 self._ranks,
             )
             self.lives.begin(began_M, self.sae.W_dec.detach(), self.steps)
             self.features_resampled += began
+
+    def _remade(self, x_BD: torch.Tensor) -> torch.Tensor:
+        """`made` alone, by sparse kernels where a step chooses what `encode` does."""
+        if self._ranks.size > 1 or self.config.architecture in LEARN_A_THRESHOLD:
+            return self.made(x_BD)[1]
+        return self.sae.without_features(x_BD) + self.sae.features_make(x_BD, self.kernels)
 
     @torch.no_grad()
     def made(self, x_BD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
