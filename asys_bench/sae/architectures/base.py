@@ -244,7 +244,9 @@ class SparseAutoencoder(nn.Module, ABC):
         picked_2F = feature_rows(len(x_ND), self.d_sae, generator)
         input_ND = self.centered(x_ND)
         rows_FD = directions(input_ND, picked_2F, generator)
-        read_FD, write_FD = read_and_written(rows_FD, input_ND)
+        read_FD, write_FD = rows_FD, rows_FD
+        if self.d_sae >= self.d_in:  # fewer features are all needed where rows vary most
+            read_FD, write_FD = read_and_written(rows_FD, input_ND)
         self.W_enc.t().copy_(read_FD)
         self.W_dec.copy_(write_FD)
 

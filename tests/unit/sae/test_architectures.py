@@ -222,3 +222,11 @@ def test_constant_rows_have_a_start_too() -> None:
     row_FD = torch.nn.functional.normalize(torch.randn(6, 10), dim=1)
     for found_FD in read_and_written(row_FD, torch.zeros(50, 10)):
         torch.testing.assert_close(found_FD, row_FD)
+
+
+def test_fewer_features_than_columns_begin_at_rows_as_they_are() -> None:
+    rows_ND = torch.randn(200, D) * torch.logspace(1, -1, D)
+    for features, alike in ((D - 1, True), (D, False)):
+        sae = build_sae(SAEConfig(d_sae=features, k=4), D)
+        sae.start_directions_(rows_ND, rows_ND, torch.Generator().manual_seed(1))
+        assert torch.equal(sae.W_enc.t(), sae.W_dec) is alike
