@@ -93,6 +93,8 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
 TEXTS, CODES, TOKENS_EACH = 4000, 2000, 16
 JOINS, STEPS, ROWS = 1000, 1500, 128
 CODE_SHARE, HELD_OUT = 0.3, 600
+NEAR = 0.02 * STEPS
+"""A birth so many steps from the join is of it."""
 
 
 LETTERS = 14
@@ -186,13 +188,15 @@ def data_case(seed: int) -> dict[str, Any]:
     assert sae is not None
     residuals = Residuals.of(held_ND)
     held = firing(sae, held_ND, residuals)
-    told = []
+    told, together = [], np.zeros(len(held_ND))
     for one in timeline.births:
         score = np.zeros(len(held_ND))
         if one.unread:
             score = residuals.rows_ND.float().numpy() @ unpacked(one.direction)
         else:
             score[held.rows_of(one.feature)] = held.values_of(one.feature)
+            if abs(one.born_step - JOINS) <= NEAR:
+                together += score
         told.append(
             {
                 "feature": one.feature,
@@ -201,10 +205,11 @@ def data_case(seed: int) -> dict[str, Any]:
                 "auc": auc(score, is_code),
             }
         )
-    late = [one for one in told if abs(one["born"] - JOINS) <= 0.02 * STEPS]
+    late = [one for one in told if abs(one["born"] - JOINS) <= NEAR]
     return {
         "seed": seed, "counts": timeline.counts, "births": told, "at_the_join": len(late),
         "best_auc": max((one["auc"] for one in late), default=0.0),
+        "auc_together": auc(together, is_code),
         "learnt": sum(one["cause"] == "learnt" for one in told),
         "found": any(one["auc"] >= 0.95 and one["cause"] != "learnt" for one in late),
     }  # fmt: skip
