@@ -102,6 +102,21 @@ def test_a_metric_that_jumps_raises_one_alarm_and_everything_is_said_of_it(start
     assert 0 < watched["finds"][0]["shift"] < 1
 
 
+def test_rows_that_spread_apart_raise_an_alarm_without_an_sae(start):
+    watch = [{"spread": True, "side": "up", "hooks": "policy.*"}]
+    worker, page, clock = start(watch=watch, false_alarms_per_day=5000)
+    draw = torch.Generator().manual_seed(0)
+    for interval in range(250):
+        rows = torch.randn(32, 5, generator=draw) * (1.0 if interval < 220 else 3.0)
+        with RIG["FakeLease"]([RIG["packet"](rows, 0)]) as lease:
+            worker.consume(lease)
+        clock.now += 1.01
+        worker.idle()
+        assert not (interval < 220 and Alarms(page))
+    assert [alarm.watcher for alarm in Alarms(page)] == ["policy.mlp spread"]
+    worker.close()
+
+
 def test_when_values_are_back_the_alarm_is_over(start, tmp_path, caplog):
     worker, page, clock = start(watch=[{"metric": "sae_fvu", "side": "up"}], after_s=500)
     random = np.random.default_rng(0)
