@@ -15,7 +15,6 @@ from . import alarm_exploit, alarm_latency, alarm_streams
 SOAK = os.environ.get("ASYS_SOAK") == "1"
 KINDS = sorted(alarm_streams.GIVEN["KINDS"])
 QUICK = ("AR(1) 0.99", "Student t2", "learning", "GARCH(1,1)")
-soak_only = pytest.mark.skipif(not SOAK, reason="minutes to an hour: ASYS_SOAK=1 runs it")
 
 
 @pytest.mark.rest
@@ -46,9 +45,7 @@ def test_false_alarms_of_replayed_clean_runs_are_at_most_twice_the_budget():
     assert found["high_95"] <= 2
 
 
-@soak_only
-@pytest.mark.rest
-@pytest.mark.stress
+@pytest.mark.soak("minutes to an hour")
 @pytest.mark.timeout(7200)
 def test_an_exploit_is_caught_before_the_true_return_has_fallen(capsys):
     with capsys.disabled():
@@ -59,9 +56,7 @@ def test_an_exploit_is_caught_before_the_true_return_has_fallen(capsys):
     assert told["spread and kl"]["caught"] >= 0.9 * told["fallen"]
 
 
-@soak_only
-@pytest.mark.rest
-@pytest.mark.stress
+@pytest.mark.soak("minutes to an hour")
 @pytest.mark.timeout(3600)
 def test_a_change_reaches_the_host_s_flag_within_a_second(tmp_path):
     rounds = [

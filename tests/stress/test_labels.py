@@ -170,8 +170,7 @@ def test_a_runs_probes_are_as_good_as_scikit_learns_on_its_archived_rows(tmp_pat
         assert abs(figures[name]["off"]) <= 0.02, (name, figures[name])
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="make soak")
+@pytest.mark.soak("minutes")
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize(("envs", "steps", "pace_s"), [(256, 4000, 0.012), (16, 20_000, 0.002)])
 def test_probes_and_a_timeline_take_a_twentieth_of_the_trainers_time_per_row(
@@ -200,8 +199,7 @@ def test_probes_and_a_timeline_take_a_twentieth_of_the_trainers_time_per_row(
     assert share["reservoir-0"] + look <= 0.05
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="make soak")
+@pytest.mark.soak("minutes")
 @pytest.mark.timeout(3000)
 def test_labels_cost_the_host_at_most_a_hundredth_of_its_step(tmp_path, monkeypatch):
     """Rollouts with and without labels in turns (off, on, on, off), in one run with trainer, archive and
@@ -272,8 +270,7 @@ def test_labels_cost_the_host_at_most_a_hundredth_of_its_step(tmp_path, monkeypa
     assert figures["wall"]["ratio"] <= 1.01
 
 
-@pytest.mark.stress
-@pytest.mark.skipif(not SOAK, reason="make soak")
+@pytest.mark.soak("minutes")
 @pytest.mark.timeout(3000)
 def test_labels_probes_timeline_and_alarms_cost_the_host_at_most_a_hundredth(tmp_path):
     """Against a run with a trainer and an archive alone (`label_turns`)."""
