@@ -13,16 +13,12 @@ import sys
 import traceback
 from contextlib import suppress
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
 from asys_bench.harness.measuring.child import await_end, end_group, keep_exit_codes
 from asys_bench.harness.round import RoundSpec, run_round
 from asys_bench.registry import registry
-
-_IMPORTED = ("stable_baselines3",)
-"""What rounds would import after all plugins, each for itself, in more than a second."""
 
 
 class _Current:
@@ -45,9 +41,9 @@ def serve() -> int:
     keep_exit_codes()
     registry("backend").failures()
     registry("scenario").failures()
-    for name in _IMPORTED:
-        with suppress(ImportError):  # an extra that is not installed
-            import_module(name)
+    with suppress(ImportError):  # an extra that is not installed
+        # Rounds would import it after all plugins, each for itself, in more than a second.
+        import stable_baselines3  # noqa: F401
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()

@@ -34,6 +34,13 @@ SMALL = {"checkpoint_keep": 3, "min_buffer_fill_ratio": 0.1}
 HOOK = "layer.0"
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """Not in pytest's own folder: every pytest that starts closes that to other users."""
+    with TemporaryDirectory(prefix="asys-test-") as folder:
+        yield Path(folder)
+
+
 @pytest.fixture(scope="module")
 def template() -> Iterator[Path]:
     with TemporaryDirectory(prefix="asys-test-") as folder:
@@ -391,13 +398,9 @@ def test_after_a_new_beginning_as_many_checkpoints_are_kept_as_ever(rig, stored)
 
 
 @pytest.fixture
-def unprivileged(tmp_path, monkeypatch) -> Iterator[None]:
+def unprivileged(tmp_path) -> Iterator[None]:
     """root reads whatever its mode is."""
     if os.geteuid() == 0:
-        folder = tmp_path
-        while folder != folder.parent and folder.stat().st_uid == 0 and folder.name != "tmp":
-            folder.chmod(0o755)
-            folder = folder.parent
         for path in [tmp_path, *tmp_path.rglob("*")]:
             os.chown(path, 65534, 65534, follow_symlinks=False)
         os.seteuid(65534)
