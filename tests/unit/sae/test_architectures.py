@@ -193,18 +193,20 @@ def test_a_step_changes_nothing_but_gradients() -> None:
 
 @pytest.mark.parametrize("rows", [200, 20], ids=["more rows than columns", "fewer"])
 def test_features_read_what_tells_their_row_from_the_others(rows: int) -> None:
-    """Against (C + ridge)^-1 r and (C + ridge)^-1/2 r of the whole covariance, in float64."""
+    """Against (C + ridge)^-1 r and (C + ridge)^-1/2 r of the whole sign covariance, in float64."""
     generator = torch.Generator().manual_seed(4)
     spread_D = torch.logspace(1, -1, 30, dtype=torch.float64)
     input_ND = torch.randn(rows, 30, generator=generator, dtype=torch.float64) * spread_D
     row_FD = torch.nn.functional.normalize(input_ND[:8], dim=1)
-    covariance_DD = input_ND.t() @ input_ND / rows
+    unit_ND = torch.nn.functional.normalize(input_ND, dim=1)
+    covariance_DD = unit_ND.t() @ unit_ND / rows
     mean = covariance_DD.diagonal().mean()
     variance_D, axis_DD = torch.linalg.eigh(covariance_DD / mean)
     read_FD, write_FD = (
         row_FD @ (axis_DD * (variance_D.clamp_min(0) + RIDGE) ** -power) @ axis_DD.t()
         for power in (1.0, 0.5)
     )
+    input_ND[rows // 2] *= 150  # how large a row is does not matter
     found_read_FD, found_write_FD = read_and_written(row_FD.float(), input_ND.float())
     torch.testing.assert_close(
         found_read_FD.double(), read_FD / read_FD.norm(dim=1).mean(), rtol=1e-3, atol=1e-3
@@ -212,9 +214,9 @@ def test_features_read_what_tells_their_row_from_the_others(rows: int) -> None:
     torch.testing.assert_close(
         found_write_FD.double(), torch.nn.functional.normalize(write_FD), rtol=1e-3, atol=1e-3
     )
-    own_F, others_NF = (row_FD * read_FD).sum(1), input_ND @ read_FD.t()
+    own_F, others_NF = (row_FD * read_FD).sum(1), unit_ND @ read_FD.t()
     apart_F = own_F / others_NF.square().mean(0).sqrt()
-    plain_F = 1.0 / (input_ND @ row_FD.t()).square().mean(0).sqrt()
+    plain_F = 1.0 / (unit_ND @ row_FD.t()).square().mean(0).sqrt()
     assert (apart_F > plain_F).all()
 
 

@@ -89,16 +89,18 @@ def test_resumed_training_is_bitwise_the_uninterrupted_one(
         extra |= {"target_l0": 3.0, "l1_coefficient": 20.0, "l0_coefficient": 20.0}
     config = _config(architecture=architecture, dtype=dtype, **extra)
     straight = SAETrainer(config)
-    _feed(straight, 0, 80)
+    _feed(straight, 0, 40)
+    straight.save(tmp_path / "looked")  # which looks for features that have turned
+    _feed(straight, 40, 80)
     assert straight.metrics.dead_fraction > 0 or straight.metrics.features_resampled > 0
 
     first = SAETrainer(config)
     _feed(first, 0, 40)
     _ingest(first, 40)
-    first.save(tmp_path)
+    first.save(tmp_path / "first")
     torch.manual_seed(1234)
     second = SAETrainer(config)
-    assert second.load(tmp_path) is not None
+    assert second.load(tmp_path / "first") is not None
     assert second.steps == first.steps > 20
     second.train(max_steps=3)
     _feed(second, 41, 80)
