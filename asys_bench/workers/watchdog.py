@@ -380,6 +380,5 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     logging.shutdown()
-    os._exit(
-        0
-    )  # no destructors of imported libraries: the host waits for this end, half a second of a CPU
+    # No destructors of imported libraries: the host waits for this end, half a second of a CPU.
+    os._exit(0)
