@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -73,6 +74,18 @@ def share_cores(cores: list[int]) -> None:
         pin(worker, cores[1:] or cores)
 
 
+def run_rollouts(config: dict[str, Any], whole_at: Callable[[int], None]) -> None:
+    """The whole run; `whole_at` is called where each rollout begins, with its step."""
+    pipeline = ExperimentPipeline(config_from_data(config))
+    try:
+        pipeline.setup()
+        pipeline._host.whole_at = whole_at
+        pipeline.run()
+        pipeline.shutdown()
+    finally:
+        pipeline.close()
+
+
 def host(asked: Connection, config: dict[str, Any], labels: bool) -> None:
     """A run whose host makes a rollout for each message, and answers with (CPU seconds, seconds)."""
     for name in () if labels else ("stepped", "ended"):  # an archive alone wants labels too
@@ -89,14 +102,7 @@ def host(asked: Connection, config: dict[str, Any], labels: bool) -> None:
         asked.recv()
         began[:] = time.thread_time(), time.monotonic()
 
-    pipeline = ExperimentPipeline(config_from_data(config))
-    try:
-        pipeline.setup()
-        pipeline._host.whole_at = whole_at
-        pipeline.run()
-        pipeline.shutdown()
-    finally:
-        pipeline.close()
+    run_rollouts(config, whole_at)
 
 
 class Host:

@@ -22,14 +22,12 @@ from sklearn.preprocessing import StandardScaler
 import asys_bench
 from asys_bench.change.probe.blocks import is_held_out
 from asys_bench.change.timeline.timeline import timelines_of
-from asys_bench.config import config_from_data
 from asys_bench.contracts.coin import hashed
 from asys_bench.contracts.stats import SlotField
 from asys_bench.hosts import rollout_labels
-from asys_bench.run.experiment import ExperimentPipeline
 from asys_bench.system.process_usage import process_usage
 
-from .label_turns import measured, pin, share_cores
+from .label_turns import PLAIN, measured, pin, ppo_run, run_rollouts, share_cores
 from .median_ratio import median_ratio
 
 SOAK = os.environ.get("ASYS_SOAK") == "1"
@@ -234,27 +232,10 @@ def test_labels_cost_the_host_at_most_a_hundredth_of_its_step(tmp_path, monkeypa
         state["on"] = ORDER[len(seconds) % len(ORDER)]
         state["began"] = time.thread_time(), time.monotonic()
 
-    config = config_from_data(
-        {
-            "run": {"dir": str(tmp_path), "name": "cost"},
-            "host": {"kind": "ppo", "options": {"ppo": {"total_timesteps": 256 * ROLLOUTS}}},
-            "hooks": [{"match": "mlp_extractor.policy_net", "phase": "eval"}],
-            "sinks": {
-                "trainer": {"kind": "sae_trainer"}, "archive": {"kind": "archiver"},
-                "probe": {"kind": "probe"},
-            },
-            "resources": {"host_threads": 1},
-            **{key: value for key, value in QUIET.items() if key != "monitors"},
-        }
-    )  # fmt: skip
-    pipeline = ExperimentPipeline(config)
+    config = ppo_run(tmp_path, ROLLOUTS, {**PLAIN, "probe": {"kind": "probe"}})
     try:
-        pipeline.setup()
-        pipeline._host.whole_at = whole_at
-        pipeline.run()
-        pipeline.shutdown()
+        run_rollouts(config, whole_at)
     finally:
-        pipeline.close()
         pin(psutil.Process(), cores)
     fours = len(seconds) // 4
     taken = np.array(seconds[4 : 4 * fours]).reshape(-1, 4, 2)

@@ -259,9 +259,8 @@ def geometric_median(
     mean_D = rows_ND.mean(0)
     rows_ND = rows_ND - mean_D
     square_N = rows_ND.square().sum(1)
-    center_D = torch.zeros_like(
-        mean_D
-    )  # from the mean, so that squared distances keep their digits
+    center_D = torch.zeros_like(mean_D)
+    """From the mean, so that squared distances keep their digits."""
     for _ in range(iterations):
         square_distance_N = square_N - 2.0 * (rows_ND @ center_D) + center_D.square().sum()
         distance_N = square_distance_N.clamp_min_(0.0).sqrt_()
