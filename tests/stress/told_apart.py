@@ -9,18 +9,16 @@ the first. One setting for all seeds.
 
 from __future__ import annotations
 
-import ast
 import json
 import os
-import runpy
 import sys
-import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from text_and_code import rows_of_both
 from torch import nn
 
 from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows, kept_values, moment_hash, ranks
@@ -30,8 +28,6 @@ from asys_bench.change.timeline.firing import Residuals, firing
 from asys_bench.change.timeline.timeline import timeline_of
 from asys_bench.rundir.timeline_document import Timeline
 from asys_bench.sae import SAEConfig, SAETrainer
-
-HERE = Path(__file__).parent
 
 
 class Observer:
@@ -90,129 +86,66 @@ def auc(score: np.ndarray, label: np.ndarray) -> float:
 
 # ---- other data: source code joins the texts
 
-TEXTS, CODES, TOKENS_EACH = 4000, 2000, 16
-JOINS, STEPS, ROWS = 1000, 1500, 128
-CODE_SHARE, HELD_OUT = 0.3, 600
+ROWS, JOINS, STEPS = 16, 1000, 1500
+"""A step has so many rows, each of which is seen once in a run."""
+CODE_SHARE, HELD_OUT, SHOWN = 0.3, 300, 64
+"""Held out are so many rows of each kind; the constant batch has so many of each."""
 NEAR = 0.02 * STEPS
 """A birth so many steps from the join is of it."""
-
-
-LETTERS = 14
-"""Of the tokens of a window of text so many are words: examples in a documentation are code."""
-
-
-def without_prose(source: str) -> str:
-    """Python code without its comments and documentation strings."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [one for one in body if not _is_text(one)]
-            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.unparse(tree)
-
-
-def _is_text(node: ast.stmt) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
-
-
-def sentences() -> tuple[torch.Tensor, torch.Tensor]:
-    """MiniLM's sentence vectors of texts and of source code, float32[N, 384]; computed once."""
-    from transformers import AutoModel, AutoTokenizer
-
-    cache = Path(os.environ.get("CACHE", "/tmp")) / "asys-told-apart.pt"
-    if cache.exists():
-        found = torch.load(cache, weights_only=True)
-        return found["text"], found["code"]
-    minilm = runpy.run_path(str(HERE.parent / "benchmarks/sae/minilm.py"))
-    folder = minilm["model_folder"]()
-    tokenizer, model = (
-        AutoTokenizer.from_pretrained(folder),
-        AutoModel.from_pretrained(folder).eval(),
-    )
-
-    words = np.zeros(len(tokenizer), bool)
-    for token, number in tokenizer.get_vocab().items():
-        words[number] = token.removeprefix("##").isalpha()
-
-    def windows(texts: Any, wanted: int, letters: int) -> list[list[int]]:
-        found: list[list[int]] = []
-        for text in texts:
-            ids = tokenizer(text[:20_000], add_special_tokens=False)["input_ids"]
-            pieces = [
-                ids[at : at + TOKENS_EACH] for at in range(0, len(ids) - TOKENS_EACH, TOKENS_EACH)
-            ]
-            found += [piece for piece in pieces if words[piece].sum() >= letters][:40]
-            if len(found) >= wanted:
-                return found[:wanted]
-        return found
-
-    stdlib = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(path for path in stdlib.glob("*.py") if path.stat().st_size > 4000)
-    code = (without_prose(path.read_text()) for path in files)
-    vectors = []
-    for texts, wanted, letters in ((minilm["texts"](), TEXTS, LETTERS), (code, CODES, 0)):
-        ids = torch.tensor(windows(texts, wanted, letters))
-        with torch.no_grad():
-            parts = [model(part).last_hidden_state.mean(1) for part in torch.split(ids, 128)]
-        vectors.append(torch.cat(parts))
-    torch.save({"text": vectors[0], "code": vectors[1]}, cache)
-    return vectors[0], vectors[1]
+SAE_OF_TEXT: dict[str, Any] = {"d_sae": 64, "k": 4, "batch_rows": 128, "buffer_rows": 4096}
+"""Chosen on seed 9. An SAE of more features splits code into its kinds."""
 
 
 def data_case(seed: int) -> dict[str, Any]:
-    text_ND, code_ND = sentences()
     draws = np.random.default_rng(seed)
-    text_ND, code_ND = (
-        one[torch.from_numpy(draws.permutation(len(one)))] for one in (text_ND, code_ND)
-    )
-    held_ND = torch.cat([text_ND[:HELD_OUT], code_ND[:HELD_OUT]])
-    is_code = np.arange(2 * HELD_OUT) >= HELD_OUT
-    constant_ND = torch.cat([text_ND[:64], code_ND[:64]])
-    text_ND, code_ND = text_ND[HELD_OUT:], code_ND[HELD_OUT:]
-    observer = Observer(text_ND.shape[1], seed, batch_rows=256)
+    kinds = [one[torch.from_numpy(draws.permutation(len(one)))] for one in rows_of_both()]
+    held_ND = torch.cat([one[:HELD_OUT] for one in kinds])
+    is_code = np.arange(len(held_ND)) >= HELD_OUT
+    constant_ND = torch.cat([one[HELD_OUT : HELD_OUT + SHOWN] for one in kinds])
+    text, code = (iter(one[HELD_OUT + SHOWN :]) for one in kinds)
+    observer = Observer(held_ND.shape[1], seed, **SAE_OF_TEXT)
     for step in range(STEPS):
-        codes = int(CODE_SHARE * ROWS) if step >= JOINS else 0
-        rows_ND = torch.cat([
-            text_ND[torch.from_numpy(draws.integers(0, len(text_ND), ROWS - codes))],
-            code_ND[torch.from_numpy(draws.integers(0, len(code_ND), codes))],
-        ])  # fmt: skip
-        observer.rows(step, rows_ND[torch.from_numpy(draws.permutation(ROWS))], np.arange(ROWS))
+        codes = draws.random(ROWS) < (CODE_SHARE if step >= JOINS else 0.0)
+        rows_ND = torch.stack([next(code if one else text) for one in codes])
+        observer.rows(step, rows_ND, np.arange(ROWS))
         if step % 10 == 0:
             observer.constant_rows(step, constant_ND)
-    timeline, sae = observer.timeline(), observer.trainer.sae
+    timeline = observer.timeline()
+    told = read_out(timeline, observer, held_ND, is_code)
+    late = [one for one in told if abs(one["born"] - JOINS) <= NEAR]
+    best = max(late, key=lambda one: one["auc"], default={"auc": 0.0, "cause": "", "born": 0.0})
+    return {
+        "seed": seed, "counts": timeline.counts, "births": told, "at_the_join": len(late),
+        "elsewhere": len(told) - len(late), "best_auc": best["auc"], "best_cause": best["cause"],
+        "best_born": best["born"], "learnt": sum(one["cause"] == "learnt" for one in told),
+        "found": any(one["auc"] >= 0.95 and one["cause"] != "learnt" for one in late),
+    }  # fmt: skip
+
+
+def read_out(
+    timeline: Timeline, observer: Observer, held_ND: torch.Tensor, is_code: np.ndarray
+) -> list[dict[str, Any]]:
+    """Of each birth how well it tells held-out code from text: the feature's activation, 0 where it does not
+    fire, and the direction that the timeline says has appeared."""
+    sae = observer.trainer.sae
     assert sae is not None
     residuals = Residuals.of(held_ND)
-    held = firing(sae, held_ND, residuals)
-    told, together = [], np.zeros(len(held_ND))
+    held, told = firing(sae, held_ND, residuals), []
     for one in timeline.births:
-        score = np.zeros(len(held_ND))
         if one.unread:
             score = residuals.rows_ND.float().numpy() @ unpacked(one.direction)
         else:
+            score = np.zeros(len(held_ND))
             score[held.rows_of(one.feature)] = held.values_of(one.feature)
-            if abs(one.born_step - JOINS) <= NEAR:
-                together += score
+        appeared = unpacked(one.appeared)
         told.append(
             {
-                "feature": one.feature,
-                "born": one.born_step,
-                "cause": one.cause,
-                "auc": auc(score, is_code),
+                "feature": one.feature, "unread": one.unread, "born": one.born_step, "cause": one.cause,
+                "auc": auc(score, is_code), "rate": one.rate_after,
+                "auc_appeared": 0.0 if appeared is None else auc(held_ND.numpy() @ appeared, is_code),
             }
-        )
-    late = [one for one in told if abs(one["born"] - JOINS) <= NEAR]
-    return {
-        "seed": seed, "counts": timeline.counts, "births": told, "at_the_join": len(late),
-        "best_auc": max((one["auc"] for one in late), default=0.0),
-        "auc_together": auc(together, is_code),
-        "learnt": sum(one["cause"] == "learnt" for one in told),
-        "found": any(one["auc"] >= 0.95 and one["cause"] != "learnt" for one in late),
-    }  # fmt: skip
+        )  # fmt: skip
+    return told
 
 
 # ---- a skill: copying, learnt at a sharp drop of the loss
@@ -307,7 +240,9 @@ def skill_case(seed: int) -> dict[str, Any]:
         "counts": timeline.counts, "births": len(timeline.births), "learnt": len(learnt), "near": len(near),
         "learnt_steps": sorted(one.learnt_step for one in learnt if one.learnt_step is not None),
         "control_loss": float(np.mean(after)), "control_counts": control.counts,
-        "control_births": len(control.births),
+        "control_births": [
+            [one.born_step, one.cause, one.rate_before, one.rate_after] for one in control.births
+        ],
         "control_learnt": sum(one.cause == "learnt" for one in control.births),
     }  # fmt: skip
 

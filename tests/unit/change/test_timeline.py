@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from asys_bench.change.reservoir.rows import ABOUT, ReservoirRows
+from asys_bench.change.timeline.causes import LEAST_ROWS
 from asys_bench.change.timeline.difference import Side, compared
 from asys_bench.change.timeline.earlier import packed, unpacked
 from asys_bench.change.timeline.firing import firing
@@ -196,8 +197,11 @@ def test_what_the_sae_found_late_is_told_from_what_was_not_there():
     assert found_of(timeline, 9) is None
 
 
-def constant(active_from: dict[int, float], moments: int = 60, rows: int = 128) -> ReservoirRows:
-    """The same rows at each moment; a feature is there from a share of the run on."""
+def constant(
+    active_from: dict[int, float], moments: int = 60, rows: int = 128, in_rows: int = 128
+) -> ReservoirRows:
+    """The same rows at each moment; a feature is there from a share of the run on, in the first `in_rows` of
+    those that will have it."""
     draws = np.random.default_rng(9)
     base_NF = (draws.random((rows, D)) < 0.1) * draws.uniform(0.5, 1.5, (rows, D))
     values, steps = [], []
@@ -205,6 +209,7 @@ def constant(active_from: dict[int, float], moments: int = 60, rows: int = 128) 
         now_NF = base_NF.copy()
         for feature, start in active_from.items():
             now_NF[:, feature] *= moment / moments >= start
+            now_NF[np.flatnonzero(base_NF[:, feature])[in_rows:], feature] = 0.0
         values.append(now_NF)
         steps += [moment * 10_000 // moments] * rows
     row_N = np.tile(np.arange(rows), moments)
@@ -232,6 +237,26 @@ def test_a_birth_on_the_constant_batch_alone_is_learnt_and_is_at_its_step():
     (born,) = timeline.births
     assert (born.feature, born.cause) == (4, "learnt")
     assert born.born_step == pytest.approx(5000, abs=170)
+
+
+@pytest.mark.parametrize(("in_rows", "causes"), [(LEAST_ROWS, ["learnt"]), (LEAST_ROWS - 1, [])])
+def test_one_row_that_begins_to_fire_for_good_is_nothing_that_was_learnt(in_rows, causes):
+    batch = constant({4: 0.5}, in_rows=in_rows)
+    timeline = timeline_of(known_sae(torch.eye(D)), None, stream({}), batch)
+    assert [one.cause for one in timeline.births] == causes
+    timeline = timeline_of(known_sae(torch.eye(D)), None, stream({4: (0.5, 1.0)}), batch)
+    assert [one.cause for one in timeline.births] == (causes or ["open"])
+
+
+@pytest.mark.parametrize(("begin", "causes"), [(8, ["learnt"]), (7, [])])
+def test_rows_that_cease_to_fire_are_set_against_those_that_begin(begin, causes):
+    batch = constant({4: 0.5}, in_rows=begin)
+    values_MND = batch.values.reshape(60, 128, D)
+    empty_N = (values_MND[-1, :, 4] == 0).nonzero()[:3, 0]
+    for number, row in enumerate(empty_N.tolist()):
+        values_MND[10 + 3 * number : 13 + 3 * number, row, 4] = 1.0
+    timeline = timeline_of(known_sae(torch.eye(D)), None, stream({}), batch)
+    assert [one.cause for one in timeline.births] == causes
 
 
 def test_a_constant_batch_that_does_not_change_has_no_births():
