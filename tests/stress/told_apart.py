@@ -92,32 +92,46 @@ CODE_SHARE, HELD_OUT, SHOWN = 0.3, 300, 64
 """Held out are so many rows of each kind; the constant batch has so many of each."""
 NEAR = 0.02 * STEPS
 """A birth so many steps from the join is of it."""
-SAE_OF_TEXT: dict[str, Any] = {"d_sae": 64, "k": 4, "batch_rows": 128, "buffer_rows": 4096}
-"""Chosen on seed 9. An SAE of more features splits code into its kinds."""
+SAES: dict[str, dict[str, Any]] = {
+    "narrow": {"d_sae": 16, "k": 4},
+    "wide": {"d_sae": 512, "k": 8, "architecture": "batchtopk"},
+}
+"""Chosen on seed 9: one that has no room for kinds of code, and one that has."""
 
 
 def data_case(seed: int) -> dict[str, Any]:
     draws = np.random.default_rng(seed)
     kinds = [one[torch.from_numpy(draws.permutation(len(one)))] for one in rows_of_both()]
     held_ND = torch.cat([one[:HELD_OUT] for one in kinds])
-    is_code = np.arange(len(held_ND)) >= HELD_OUT
     constant_ND = torch.cat([one[HELD_OUT : HELD_OUT + SHOWN] for one in kinds])
     text, code = (iter(one[HELD_OUT + SHOWN :]) for one in kinds)
-    observer = Observer(held_ND.shape[1], seed, **SAE_OF_TEXT)
+    width = held_ND.shape[1]
+    observers = {
+        name: Observer(width, seed, batch_rows=128, buffer_rows=4096, **sae)
+        for name, sae in SAES.items()
+    }
     for step in range(STEPS):
         codes = draws.random(ROWS) < (CODE_SHARE if step >= JOINS else 0.0)
         rows_ND = torch.stack([next(code if one else text) for one in codes])
-        observer.rows(step, rows_ND, np.arange(ROWS))
-        if step % 10 == 0:
-            observer.constant_rows(step, constant_ND)
+        for observer in observers.values():
+            observer.rows(step, rows_ND, np.arange(ROWS))
+            if step % 10 == 0:
+                observer.constant_rows(step, constant_ND)
+    return {"seed": seed, **{name: told_of(one, held_ND) for name, one in observers.items()}}
+
+
+def told_of(observer: Observer, held_ND: torch.Tensor) -> dict[str, Any]:
+    """held: texts and then as many rows of code."""
     timeline = observer.timeline()
-    told = read_out(timeline, observer, held_ND, is_code)
+    told = read_out(timeline, observer, held_ND, np.arange(len(held_ND)) >= len(held_ND) // 2)
     late = [one for one in told if abs(one["born"] - JOINS) <= NEAR]
-    best = max(late, key=lambda one: one["auc"], default={"auc": 0.0, "cause": "", "born": 0.0})
+    none = {"auc": 0.0, "auc_appeared": 0.0, "cause": "", "born": 0.0}
+    best = max(late, key=lambda one: one["auc"], default=none)
     return {
-        "seed": seed, "counts": timeline.counts, "births": told, "at_the_join": len(late),
-        "elsewhere": len(told) - len(late), "best_auc": best["auc"], "best_cause": best["cause"],
-        "best_born": best["born"], "learnt": sum(one["cause"] == "learnt" for one in told),
+        "counts": timeline.counts, "births": told, "at_the_join": len(late),
+        "elsewhere": len(told) - len(late), "best_auc": best["auc"], "best_born": best["born"],
+        "best_cause": best["cause"], "best_auc_appeared": best["auc_appeared"],
+        "learnt": sum(one["cause"] == "learnt" for one in told),
         "found": any(one["auc"] >= 0.95 and one["cause"] != "learnt" for one in late),
     }  # fmt: skip
 
@@ -261,10 +275,7 @@ def main() -> int:
     for seed in range(int(first), int(last or first) + 1):
         found = data_case(seed) if case == "data" else skill_case(seed)
         results.seeds.append(found)
-        print(
-            json.dumps({k: v for k, v in found.items() if k != "births" or case != "data"}),
-            flush=True,
-        )
+        print(json.dumps(found), flush=True)
         if "OUT" in os.environ:
             Path(os.environ["OUT"]).write_text(json.dumps(vars(results), indent=1))
     return 0

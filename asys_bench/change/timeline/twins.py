@@ -20,9 +20,10 @@ SAME_TIME = FOUND_AFTER_SHARE
 
 def without_twins(lives: list[FeatureLife], span: int) -> list[FeatureLife]:
     """Mark births that are one with another, more useful one: their directions or what appeared with them
-    are alike. A direction that the SAE leaves over gives way to its features."""
+    are alike. Useful is what makes the most of all rows, so that a whole stands for its parts. A direction
+    that the SAE leaves over gives way to its features."""
     born = [one for one in lives if one.verdict == "born"]
-    born.sort(key=lambda one: (one.unread, -one.usefulness))
+    born.sort(key=lambda one: (one.unread, -one.usefulness * one.rate_after, -one.usefulness))
     twin: dict[int, int] = {}
     direction = [unpacked(one.direction) for one in born]
     appeared = [unpacked(one.appeared) for one in born]

@@ -330,6 +330,18 @@ def test_two_births_of_one_time_with_which_the_same_appeared_are_twins():
     }  # fmt: skip
 
 
+def test_of_twins_the_one_that_makes_the_most_of_all_rows_is_the_birth():
+    appeared = packed(torch.eye(D)[0])
+    born = [
+        FeatureLife(
+            feature, "born", born_step=100.0, usefulness=use, rate_after=rate, appeared=appeared
+        )
+        for feature, use, rate in ((12, 0.32, 0.05), (4, 0.29, 0.18), (5, 0.12, 0.16))
+    ]
+    told = without_twins(born, 1000)
+    assert {one.feature: one.duplicate_of for one in told} == {12: 4, 4: None, 5: 4}
+
+
 def test_rows_of_one_sequence_are_one_block_and_of_others_64_steps():
     table = about(np.repeat(np.arange(300), 4))
     assert (
