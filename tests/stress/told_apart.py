@@ -90,6 +90,8 @@ ROWS, JOINS, STEPS = 16, 1000, 1500
 """A step has so many rows, each of which is seen once in a run."""
 CODE_SHARE, HELD_OUT, SHOWN = 0.3, 300, 64
 """Held out are so many rows of each kind; the constant batch has so many of each."""
+CONTROL_STEPS = 1375
+"""Without code: so many have texts of their own."""
 NEAR = 0.02 * STEPS
 """A birth so many steps from the join is of it."""
 SAES: dict[str, dict[str, Any]] = {
@@ -103,21 +105,37 @@ def data_case(seed: int) -> dict[str, Any]:
     draws = np.random.default_rng(seed)
     kinds = [one[torch.from_numpy(draws.permutation(len(one)))] for one in rows_of_both()]
     held_ND = torch.cat([one[:HELD_OUT] for one in kinds])
+    observers = observed(kinds, draws, seed, STEPS)
+    control = observed(kinds, draws, seed, CONTROL_STEPS, code_share=0.0)
+    return {
+        "seed": seed,
+        **{name: told_of(one, held_ND) for name, one in observers.items()},
+        "control_births": {name: len(one.timeline().births) for name, one in control.items()},
+    }
+
+
+def observed(
+    kinds: list[torch.Tensor],
+    draws: np.random.Generator,
+    seed: int,
+    steps: int,
+    code_share: float = CODE_SHARE,
+) -> dict[str, Observer]:
+    """Of one run, in which code has this share from `JOINS` on."""
     constant_ND = torch.cat([one[HELD_OUT : HELD_OUT + SHOWN] for one in kinds])
     text, code = (iter(one[HELD_OUT + SHOWN :]) for one in kinds)
-    width = held_ND.shape[1]
     observers = {
-        name: Observer(width, seed, batch_rows=128, buffer_rows=4096, **sae)
+        name: Observer(constant_ND.shape[1], seed, batch_rows=128, buffer_rows=4096, **sae)
         for name, sae in SAES.items()
     }
-    for step in range(STEPS):
-        codes = draws.random(ROWS) < (CODE_SHARE if step >= JOINS else 0.0)
+    for step in range(steps):
+        codes = draws.random(ROWS) < (code_share if step >= JOINS else 0.0)
         rows_ND = torch.stack([next(code if one else text) for one in codes])
         for observer in observers.values():
             observer.rows(step, rows_ND, np.arange(ROWS))
             if step % 10 == 0:
                 observer.constant_rows(step, constant_ND)
-    return {"seed": seed, **{name: told_of(one, held_ND) for name, one in observers.items()}}
+    return observers
 
 
 def told_of(observer: Observer, held_ND: torch.Tensor) -> dict[str, Any]:
