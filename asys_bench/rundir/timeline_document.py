@@ -62,15 +62,15 @@ class FeatureLife:
     rate_before: float = 0.0
     rate_after: float = 0.0
     cause: str = ""
-    """Of a birth. learnt: it is one on the constant evaluation batch too, where only the host can have
-    changed; data: it fired there before; open: the constant batch does not say, or there is none."""
+    """Of a birth. learnt: it is one in several rows of the constant evaluation batch too, where only the host
+    can have changed; data: it fired there before; open: the constant batch does not say, or there is none."""
     learnt_step: float | None = None
     usefulness: float = 0.0
     """By how much of its squared size a row's error would grow without it, where it fires."""
     birth_cosine: float = 1.0
     """Of the decoder now and when the SAE's life began."""
     duplicate_of: int | None = None
-    """Another life that was born with it and shares its direction, more useful than this."""
+    """Another life that was born with it and shares its direction, more useful over all rows."""
     look_step: int | None = None
     """Of a birth that only an earlier look saw: the last host step of that look. Its life has ended in the
     SAE, or the reservoir has become too thin for it."""
