@@ -1,8 +1,8 @@
 """Training one SAE from the archive, epoch by epoch, so that it can be stopped at any moment.
 
 An epoch trains on each row once. `sae.passes` is for live trainers, whose rows come only once. The
-number of rows is known and nothing waits for a step, so batches are smaller, the learning rate stays
-high for longer and settles at the end (`with_known_length`).
+number of rows is known and nothing waits for a step, so batches are smaller, and the learning rate
+settles at the end (`with_known_length`).
 
 The position (epoch, packets taken in it) is part of each checkpoint's metadata. Training happens
 after fixed numbers of rows, whatever time it takes, so a stopped and resumed training ends with the
@@ -43,8 +43,6 @@ SLICE_S = 0.2
 METADATA_KEY = "offline"
 BATCH_ROWS = 512
 """Rows per step where `sae.batch_rows` is left at its default: half of a live trainer's."""
-HALF_SHARE, MOST_HALF_STEPS = 0.6, 200.0
-"""Steps after which the learning rate begins to fall, as a share of all, and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,8 +240,7 @@ def with_known_length(config: SAEConfig, rows: int, batch_rows: int = BATCH_ROWS
     if any(getattr(config, name) != SAEConfig.model_fields[name].default for name in schedule):
         return config
     steps = max(1, int(rows * (1.0 - config.held_out_fraction) / config.batch_rows))
-    half = min(MOST_HALF_STEPS, max(float(config.lr_half_steps or 0.0), HALF_SHARE * steps))
-    return config.model_copy(update={"total_steps": steps, "lr_half_steps": half})
+    return config.model_copy(update={"total_steps": steps})
 
 
 def _batch_rows(folder: Path) -> int:
