@@ -13,6 +13,7 @@
 - A restarted watchdog adopts the workers that are still alive. A worker whose start it never heard
   of finds that its slot belongs to another launch, and leaves.
 - It is itself watched, by the host (`supervisor`), and continues (SIGCONT) when the host dies.
+- Workers that nobody has pinned it keeps off the CPU of a busy host (`placement.host_cpus`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from asys_bench.contracts.launch import LaunchSpec
 from asys_bench.contracts.run_files import log_file
 from asys_bench.contracts.stats import RunState, SlotField, StatsPage, WorkerState
 from asys_bench.placement.apply import settle
+from asys_bench.placement.host_cpus import KeepClear
 from asys_bench.placement.plan import WATCHDOG, Placement
 from asys_bench.system.liveness import ProcessHandle, signal_on_parent_death
 from asys_bench.system.process import own_clock
@@ -75,6 +77,8 @@ class WatchdogProcess:
         self._client: BusClient | None = None
         self._own = self._new_lateness()
         self._host = ProcessHandle(launch.host_pid)
+        self._clear = None if launch.shards > 1 or _pins(launch) else KeepClear(launch.host_pid)
+        """None: somebody has pinned, or several hosts are busy on this machine."""
         self._workers = [
             Supervised(spec, page.slot(spec.name), RestartBudget(config)) for spec in launch.workers
         ]
@@ -98,6 +102,7 @@ class WatchdogProcess:
             self._fork_server.watch(now)
             for worker in self._workers:
                 self._supervise(worker, time.monotonic())
+            self._keep_clear()
             if self._all_done():
                 break
             self._wait()
@@ -139,6 +144,16 @@ class WatchdogProcess:
             )
             self._page.drain_left_s = HOST_DEATH_GRACE_S
             self._page.run_state = RunState.DRAINING
+
+    def _keep_clear(self) -> None:
+        """Off the host's CPU, this process as well, until the host has ended and they drain."""
+        if self._clear is None:
+            return
+        pids = [os.getpid(), *(one.handle.pid for one in self._workers if one.handle is not None)]
+        if self._page.run_state is RunState.RUNNING:
+            self._clear.confine(pids)
+        else:
+            self._clear.release(pids)
 
     def _supervise(self, worker: Supervised, now: float) -> None:
         if worker.starting is not None:
@@ -342,6 +357,10 @@ class WatchdogProcess:
         draining = self._page.run_state in (RunState.DRAINING, RunState.STOPPED)
         soon = draining or any(worker.starting is not None for worker in self._workers)
         poller.poll((0.02 if soon else self._config.tick_s) * 1000)
+
+
+def _pins(launch: LaunchSpec) -> bool:
+    return any(Placement.from_dict(place).cpus for place in launch.placements.values())
 
 
 def main() -> None:

@@ -291,6 +291,16 @@ def measured(part: str, size: int) -> Costs:
     return found
 
 
+def apart(costs: list[float]) -> list[float]:
+    """Those whose labels do not lie over each other on a logarithmic axis."""
+    least = (max(costs) / min(costs)) ** 0.06
+    kept: list[float] = []
+    for cost in sorted(costs):
+        if not kept or cost > kept[-1] * least:
+            kept.append(cost)
+    return kept
+
+
 def draw(told: dict[str, Any], file: Path) -> None:
     """A panel for each part, both axes logarithmic."""
     import matplotlib
@@ -304,7 +314,8 @@ def draw(told: dict[str, Any], file: Path) -> None:
         cost = PARTS[part][2]
         panel.loglog(found["sizes"], found[cost], marker="o")
         panel.set_xticks(found["sizes"], [f"{size:,}" for size in found["sizes"]], minor=False)
-        panel.set_yticks(found[cost], [f"{one:.3g}" for one in found[cost]], minor=False)
+        told_costs = apart(found[cost])
+        panel.set_yticks(told_costs, [f"{one:.3g}" for one in told_costs], minor=False)
         panel.tick_params(labelsize=7)
         panel.minorticks_off()
         panel.set(xlabel=part.replace("_", " "), ylabel=f"CPU {cost}")

@@ -82,7 +82,8 @@ class ResourcesConfig(Section):
     )
     pinning: Literal["none", "auto"] | PinningMap = Field(
         default="none",
-        description="CPUs: `none` leaves it to the scheduler, `auto` keeps workers off the host's "
+        description="CPUs: `none` leaves it to the scheduler, but that workers keep off the CPU of a "
+        "host that never sleeps while it leaves another, `auto` keeps workers off the host's "
         "cores, or a mapping {host, services, workers} of CPU lists such as `0-3,8`; "
         "`asys-run plan` shows the result",
     )

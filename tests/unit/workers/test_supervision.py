@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +25,17 @@ from asys_bench.system.process import start_time
 from asys_bench.workers.supervisor import Supervisor
 from tests.conformance.support import eventually
 
+ALONE = {"worker_cpu": "idle", "pinning": "auto"}
 
-def open_session(tmp_path, module, **watchdog):
+
+def open_session(tmp_path, module, resources=ALONE, **watchdog):
     config = config_from_data(
         {
             "host": {"kind": "ppo"},
             "run": {"dir": str(tmp_path), "name": "watched", "drain_timeout_s": 60},
             "hooks": [{"match": "0"}],
             "sinks": {"archive": {"kind": "archiver"}, "trainer": None},
-            "resources": {"worker_cpu": "idle", "pinning": "auto"},
+            "resources": resources,
             "watchdog": {"tick_s": 0.05, "backoff_initial_s": 0.05, **watchdog},
         }
     )
@@ -146,6 +149,36 @@ def test_a_new_watchdog_is_on_its_cpus_before_it_has_imported_anything(tmp_path)
         assert session.page.slot("watchdog").get(SlotField.PID) == 0
     finally:
         supervisor.end()
+        session.close()
+
+
+@pytest.mark.rest
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU cannot be kept clear")
+def test_workers_that_nobody_has_pinned_keep_off_a_busy_hosts_cpu_until_it_is_done(tmp_path):
+    session = open_session(tmp_path, torch.nn.Sequential(torch.nn.Linear(8, 16)), {})
+    everywhere, idle = os.sched_getaffinity(0), threading.Event()
+
+    def spin():
+        while not idle.is_set():
+            pass
+
+    busy = threading.Thread(target=spin)
+    try:
+        session.start()
+        pids = [session.page.slot(name).get(SlotField.PID) for name in ("watchdog", "archive-0")]
+
+        def cpus():
+            return {len(os.sched_getaffinity(pid)) for pid in pids}
+
+        assert cpus() == {len(everywhere)}
+        busy.start()
+        eventually(lambda: cpus() == {len(everywhere) - 1}, "keeping off")
+        assert os.sched_getaffinity(0) == everywhere, "the host goes where it likes"
+        idle.set()
+        eventually(lambda: cpus() == {len(everywhere)}, "coming back")
+    finally:
+        idle.set()
+        session.stop()
         session.close()
 
 
