@@ -35,6 +35,13 @@ from asys_bench.contracts.torch_internals import (
     TORCHSCRIPT,
 )
 
+take_forward: Callable[[type], None] | None
+"""None: it was not compiled."""
+try:
+    from asys_bench.contracts.native._steps import take_forward
+except ImportError:
+    take_forward = None
+
 
 class InertHook:
     """Takes any arguments and returns None, as a hook that changes nothing must."""
@@ -69,6 +76,8 @@ class LiveHook:
 class StandIn:
     """A method of ours in a module's own dictionary; copies of the module have what was there before."""
 
+    __slots__ = ("__dict__", "_before", "_call")
+
     def __init__(self, module: torch.nn.Module, name: str, call: Callable[..., Any]) -> None:
         """`call` is what it does in the place of `module.name`."""
         self._before, self._call = vars(module).get(name), call
@@ -87,7 +96,13 @@ class StandIn:
 
 class ForwardStandIn(StandIn):
     """Calls a forward hook of ours from the module's own `forward`: torch takes a longer way to a module that
-    has a hook, which costs a small one more than what the hook does."""
+    has a hook, which costs a small one more than what the hook does.
+
+    Calls are compiled where that can be (`contracts/native/steps_module.cpp`); `__call__` stays what it was,
+    for torch.compile to trace.
+    """
+
+    __slots__ = ("hook", "module")
 
     def __init__(self, module: torch.nn.Module, hook: Callable[..., None]) -> None:
         super().__init__(module, "forward", module.forward)
@@ -126,6 +141,10 @@ class ForwardStandIn(StandIn):
         name = HOOK_DICTIONARIES[0]
         theirs = vars(replica)[name]  # the module's, too
         vars(replica)[name] = type(theirs)([*theirs.items(), (id(self), self.hook)])
+
+
+if take_forward is not None:
+    take_forward(ForwardStandIn)
 
 
 def is_ours(hook: object) -> bool:

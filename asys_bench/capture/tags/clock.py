@@ -15,6 +15,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -69,7 +70,10 @@ class Labels(Protocol):
 class _Moment:
     """A (host step, microbatch) of the clock; texts and calls are numbered within it."""
 
-    calls = texts = 0  # and no __init__, which each step of the host would pay for
+    __slots__ = ("calls", "texts")
+
+    def __init__(self) -> None:
+        self.calls = self.texts = 0
 
 
 class CallFrame:
@@ -131,14 +135,15 @@ class StepClock:
     labels, moments: while somebody wants labels: who sends them, and the calls that they may be of.
     lock: held for a few assignments; a signal handler may come in.
 
-    `step` and `step_to` are compiled where that can be (`contracts/native/steps_module.cpp`).
+    `step`, `step_to` and `weights_updated` are compiled where that can be
+    (`contracts/native/steps_module.cpp`).
     """
 
     __slots__ = (
         "__dict__", "_alarm", "_alarm_step", "_aside", "_begun", "_buffer", "_forwards", "_home",
         "_host_counts_microbatches", "_microbatch", "_moment", "_now", "_now_serial", "_open", "_outside",
-        "_page", "_paused", "_serials", "_slot", "_steps_cell", "_threads", "_token_position", "_versions",
-        "cells", "counting", "each_step", "first_step", "host_step", "labels", "lock", "moments", "owner",
+        "_page", "_paused", "_serials", "_slot", "_steps_cell", "_threads", "_token_position",
+        "_versions_cell", "cells", "counting", "each_step", "first_step", "host_step", "labels", "lock", "moments", "owner",
         "rounds", "serial", "should_stop", "tags", "weights_version",
     )  # fmt: skip
 
@@ -179,7 +184,7 @@ class StepClock:
         self._retag()
         steps = slot.counter("host_steps")
         self._page, self._steps_cell = slot.cells, steps.cell
-        self._versions = slot.counter("weights_version")
+        self._versions_cell = slot.counter("weights_version").cell
         steps.set(first_step)
 
     @property
@@ -211,7 +216,8 @@ class StepClock:
             self._retag()
             if self.moments is not None:
                 self.moments.updated(self.host_step, self.weights_version)
-        self._versions.set(self.weights_version)
+        with suppress(ValueError):  # the run has ended, and its page with it
+            self._page[self._versions_cell] = self.weights_version
 
     def report(self, name: str, value: float) -> None:
         self._slot.gauge(f"host_{name}").set(value)
@@ -498,9 +504,13 @@ class StepClock:
         self._alarm_step = sys.maxsize if again is None else again
 
 
-IN_PYTHON = {"step": StepClock.step, "step_to": StepClock.step_to}
+IN_PYTHON = {
+    "step": StepClock.step,
+    "step_to": StepClock.step_to,
+    "weights_updated": StepClock.weights_updated,
+}
 """What the compiled methods must do."""
 if clock_methods is not None:
-    StepClock.step, StepClock.step_to = clock_methods(  # type: ignore[method-assign]
-        StepClock, _Moment, SlotField.HEARTBEAT_NS, SlotField.AHEAD_NS
+    StepClock.step, StepClock.step_to, StepClock.weights_updated = clock_methods(  # type: ignore[method-assign]
+        StepClock, _Moment, Moments, SlotField.HEARTBEAT_NS, SlotField.AHEAD_NS
     )

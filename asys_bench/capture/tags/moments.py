@@ -50,6 +50,10 @@ class Moments:
     last: the newest; None while no call of the model as a whole has ended.
     """
 
+    __slots__ = (
+        "_by_step", "_count", "_texts", "_updated_at", "_versions", "horizon", "last", "noted_to",
+    )  # fmt: skip
+
     def __init__(self, horizon: int) -> None:
         self.horizon = horizon
         self._by_step: dict[int, list[Moment]] = {}

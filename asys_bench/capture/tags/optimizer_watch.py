@@ -14,6 +14,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from asys_bench.capture.notices import Notices
 from asys_bench.capture.tags.clock import StepClock
 
+optimizer_method: Callable[..., Any] | None
+"""None: it was not compiled."""
+try:
+    from asys_bench.contracts.native._steps import optimizer_method
+except ImportError:
+    optimizer_method = None
+
 log = logging.getLogger(__name__)
 
 
@@ -30,7 +37,11 @@ class OptimizerWatch:
     """Marks the clock after each step of an optimizer that holds parameters of `model`.
 
     notices: told where a GradScaler makes those steps; of a run that captures gradients.
+
+    `stepped` is compiled where that can be (`contracts/native/steps_module.cpp`).
     """
+
+    __slots__ = ("_clock", "_handle", "_last", "_model", "_notices", "_ours")
 
     def __init__(
         self, model: torch.nn.Module, clock: StepClock, notices: Notices | None = None
@@ -39,14 +50,14 @@ class OptimizerWatch:
         self._ours: weakref.WeakKeyDictionary[torch.optim.Optimizer, bool] = (
             weakref.WeakKeyDictionary()
         )
-        self._last: Callable[[], torch.optim.Optimizer | None] = lambda: None
+        self._last: weakref.ref[torch.optim.Optimizer] | None = None
         """The optimizer of ours that made the last step: nearly always the only one."""
         self._handle: torch.utils.hooks.RemovableHandle | None = None
 
     def attach(self) -> None:
         """Watch all optimizers of this process; a second call changes nothing."""
         if self._handle is None:
-            self._handle = register_optimizer_step_post_hook(self._stepped)
+            self._handle = register_optimizer_step_post_hook(self.stepped)
 
     def detach(self) -> None:
         """Stop. Idempotent."""
@@ -54,9 +65,13 @@ class OptimizerWatch:
             self._handle.remove()
             self._handle = None
 
+    def stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """An optimizer of this process has made a step. Never raises."""
+        self._stepped(optimizer, args, kwargs)
+
     def _stepped(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         try:
-            if self._last() is optimizer:
+            if self._last is not None and self._last() is optimizer:
                 self._clock.weights_updated()
                 return
             ours = self._ours.get(optimizer)
@@ -74,6 +89,12 @@ class OptimizerWatch:
             log.warning(
                 "optimizer steps are no longer counted, after %s: %s", type(error).__name__, error
             )
+
+
+IN_PYTHON = OptimizerWatch.stepped
+"""What the compiled method must do."""
+if optimizer_method is not None:
+    OptimizerWatch.stepped = optimizer_method(OptimizerWatch)  # type: ignore[method-assign]
 
 
 def _is_scaled() -> bool:

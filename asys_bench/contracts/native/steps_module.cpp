@@ -1,7 +1,8 @@
 // The Python module `_steps`: what a host pays for at each of its steps, where nothing but the usual is to
 // be done. Between two steps a model drives this code out of the caches, and five Python functions are some
 // hundred cache lines to fetch again. What is unusual is handed to the Python method that it stands for; those
-// methods (`StepClock.step`, `StepClock.step_to`, `RolloutLabels.stepped`) are the reference.
+// methods (`StepClock.step`, `step_to` and `weights_updated`, `OptimizerWatch.stepped`, `RolloutLabels.stepped`,
+// `ForwardStandIn.__call__`) are the reference.
 //
 // Attributes are read where the class keeps them: they are its __slots__, whose places do not change.
 #define PY_SSIZE_T_CLEAN
@@ -55,71 +56,103 @@ Place lock{"lock"}, counting{"counting"}, host_step{"host_step"}, home{"_home"},
     microbatch{"_microbatch"}, moment{"_moment"}, serials{"_serials"}, now_serial{"_now_serial"},
     serial{"serial"}, version{"weights_version"}, position{"_token_position"}, now{"_now"}, tags{"tags"},
     owner{"owner"}, open_calls{"_open"}, buffer{"_buffer"}, page{"_page"}, steps_cell{"_steps_cell"},
-    alarm_step{"_alarm_step"}, each_step{"each_step"}, rounds{"rounds"};
+    versions_cell{"_versions_cell"}, alarm_step{"_alarm_step"}, each_step{"each_step"}, rounds{"rounds"},
+    moments{"moments"};
 Place* const kClock[] = {&lock, &counting, &host_step, &home, &forwards, &microbatch, &moment, &serials,
                          &now_serial, &serial, &version, &position, &now, &tags, &owner, &open_calls,
-                         &buffer, &page, &steps_cell, &alarm_step, &each_step, &rounds};
+                         &buffer, &page, &steps_cell, &versions_cell, &alarm_step, &each_step, &rounds,
+                         &moments};
+Place calls{"calls"}, texts{"texts"};
+Place* const kMoment[] = {&calls, &texts};
+Place updated_at{"_updated_at"}, versions{"_versions"};
+Place* const kMoments[] = {&updated_at, &versions};
 
-PyObject *moment_type = nullptr, *zero = nullptr;
-PyObject *acquire = nullptr, *release = nullptr, *advance_name = nullptr, *after_name = nullptr;
+PyObject *clock_type = nullptr, *moment_type = nullptr, *moments_type = nullptr;
+PyObject *zero = nullptr, *one = nullptr;
+PyObject *acquire = nullptr, *release = nullptr, *advance_name = nullptr, *after_name = nullptr,
+         *retag_name = nullptr, *updated_name = nullptr;
 Py_ssize_t heartbeat_cell = 0, ahead_cell = 0;
 constexpr Py_ssize_t kShown = 7;  // cells of `CLOCK_*` up to and with TOSSED
 
 bool is_none(const Place& place, PyObject* self) { return place.in(self) == Py_None; }
 
-// `_advance` of a clock whose lock is held and that no call is open on.
-bool advance_alone(PyObject* self, PyObject* step) {
-  const unsigned long ident = PyThread_get_thread_ident();
-  const std::int64_t cells[kShown] = {PyLong_AsLongLong(serials.in(self)) + 1,
-                                      PyLong_AsLongLong(step),
-                                      PyLong_AsLongLong(version.in(self)),
-                                      0,
-                                      PyLong_AsLongLong(position.in(self)),
-                                      static_cast<std::int64_t>(ident),
-                                      0};
+// `_retag` of a clock whose lock is held and that no call is open on.
+bool retag_alone(PyObject* self) {
+  const std::int64_t cells[kShown] = {
+      PyLong_AsLongLong(serials.in(self)) + 1, PyLong_AsLongLong(host_step.in(self)),
+      PyLong_AsLongLong(version.in(self)),     PyLong_AsLongLong(microbatch.in(self)),
+      PyLong_AsLongLong(position.in(self)),
+      static_cast<std::int64_t>(PyLong_AsUnsignedLongMask(home.in(self))), 0};
   if (PyErr_Occurred() != nullptr) return false;
   PyObject* number = PyLong_FromLongLong(cells[0]);
-  PyObject* fresh = PyObject_CallNoArgs(moment_type);
-  PyObject* seen = PyTuple_Pack(4, step, version.in(self), zero, position.in(self));
-  PyObject* mine = PyLong_AsUnsignedLongMask(home.in(self)) == ident ? Py_NewRef(home.in(self))
-                                                                    : PyLong_FromUnsignedLong(ident);
-  if (number == nullptr || fresh == nullptr || seen == nullptr || mine == nullptr) {
-    for (PyObject* made : {number, fresh, seen, mine}) Py_XDECREF(made);
+  PyObject* seen = PyTuple_Pack(4, host_step.in(self), version.in(self), microbatch.in(self), position.in(self));
+  if (number == nullptr || seen == nullptr) {
+    Py_XDECREF(number);
+    Py_XDECREF(seen);
     return false;
   }
-  host_step.share(self, step);
-  forwards.share(self, zero);
-  microbatch.share(self, zero);
-  moment.set(self, fresh);
   serials.share(self, number);
   now_serial.share(self, number);
   now.share(self, seen);
-  home.share(self, mine);
-  owner.set(self, mine);  // first: a reader takes the tags, then asks whose they are
+  owner.share(self, home.in(self));  // first: a reader takes the tags, then asks whose they are
   tags.set(self, seen);
   serial.set(self, number);
   std::memcpy(PyByteArray_AS_STRING(buffer.in(self)), cells, sizeof cells);
   return true;
 }
 
+// The clock's moment as a new one: itself where nobody else has it.
+bool renew_moment(PyObject* self) {
+  PyObject* held = moment.in(self);
+  if (Py_REFCNT(held) == 1) {
+    calls.share(held, zero);
+    texts.share(held, zero);
+    return true;
+  }
+  PyObject* fresh = PyObject_CallNoArgs(moment_type);
+  if (fresh != nullptr) moment.set(self, fresh);
+  return fresh != nullptr;
+}
+
+// This thread is at home from now on.
+bool come_home(PyObject* self) {
+  const unsigned long ident = PyThread_get_thread_ident();
+  if (PyLong_AsUnsignedLongMask(home.in(self)) == ident) return true;
+  PyObject* mine = PyLong_FromUnsignedLong(ident);
+  if (mine != nullptr) home.set(self, mine);
+  return mine != nullptr;
+}
+
+// `_advance` of a clock whose lock is held and that no call is open on.
+bool advance_alone(PyObject* self, PyObject* step) {
+  if (PyLong_AsLongLong(step) == -1 && PyErr_Occurred() != nullptr) return false;
+  if (!renew_moment(self)) return false;
+  host_step.share(self, step);
+  forwards.share(self, zero);
+  microbatch.share(self, zero);
+  return retag_alone(self);
+}
+
 bool advance(PyObject* self, PyObject* step) {
+  if (!come_home(self)) return false;
   if (PyLong_AsLong(open_calls.in(self)) == 0) return advance_alone(self, step);
-  PyObject* ident = PyLong_FromUnsignedLong(PyThread_get_thread_ident());
-  if (ident == nullptr) return false;
-  home.set(self, ident);
   PyObject* done = PyObject_CallMethodOneArg(self, advance_name, step);
   Py_XDECREF(done);
   return done != nullptr;
 }
 
-// Counter and heartbeat (`Slot.tick`). False: the run has ended, and its page with it.
+// The cells of the clock's slot. nullptr: the run has ended, and its page with it; else `view` is to be released.
+std::int64_t* page_cells(PyObject* self, Py_buffer& view) {
+  if (PyObject_GetBuffer(page.in(self), &view, PyBUF_WRITABLE) == 0) return static_cast<std::int64_t*>(view.buf);
+  PyErr_Clear();
+  return nullptr;
+}
+
+// Counter and heartbeat (`Slot.tick`). False: there is no page.
 bool tick(PyObject* self, std::int64_t step) {
   Py_buffer view;
-  if (PyObject_GetBuffer(page.in(self), &view, PyBUF_WRITABLE) != 0) {
-    PyErr_Clear();
-    return false;
-  }
-  auto* cells = static_cast<std::int64_t*>(view.buf);
+  std::int64_t* cells = page_cells(self, view);
+  if (cells == nullptr) return false;
   timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   cells[PyLong_AsSsize_t(steps_cell.in(self))] = step;
@@ -151,23 +184,30 @@ PyObject* argument(PyObject* const* args, Py_ssize_t count, PyObject* names, con
   return count + named == 2 ? args[1] : nullptr;
 }
 
+// `action` with the clock's lock held. False: an error is set.
+template <class Action>
+bool locked(PyObject* self, Action action) {
+  PyObject* held = PyObject_CallMethodNoArgs(lock.in(self), acquire);
+  if (held == nullptr) return false;
+  Py_DECREF(held);
+  const bool done = action();
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  PyObject* let_go = PyObject_CallMethodNoArgs(lock.in(self), release);
+  Py_XDECREF(let_go);
+  if (type != nullptr) PyErr_Restore(type, value, trace);
+  return done && let_go != nullptr;
+}
+
 // Takes the reference to `step`, which may be nullptr (an error). always: also where the clock is there already.
 PyObject* go(PyObject* self, PyObject* step, bool always) {
   if (step == nullptr) return nullptr;
-  PyObject* held = PyObject_CallMethodNoArgs(lock.in(self), acquire);
-  bool is_new = false, ok = held != nullptr;
-  if (ok) {
+  bool is_new = false;
+  const bool ok = locked(self, [&] {
     counting.share(self, Py_False);
     is_new = always || PyObject_RichCompareBool(step, host_step.in(self), Py_EQ) == 0;
-    ok = !is_new || advance(self, step);
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    PyObject* let_go = PyObject_CallMethodNoArgs(lock.in(self), release);
-    Py_XDECREF(let_go);
-    if (type != nullptr) PyErr_Restore(type, value, trace);
-    ok = ok && let_go != nullptr;
-    Py_DECREF(held);
-  }
+    return !is_new || advance(self, step);
+  });
   PyObject* done = !ok ? nullptr : is_new ? stepped(self, step) : Py_NewRef(Py_None);
   Py_DECREF(step);
   return done;
@@ -190,6 +230,91 @@ PyObject* step_to(PyObject*, PyObject* const* args, Py_ssize_t count, PyObject* 
     return nullptr;
   }
   return go(args[0], PyNumber_Index(given), false);
+}
+
+// `Moments.updated`, while there are any.
+bool note_update(PyObject* self) {
+  PyObject* seen = moments.in(self);
+  if (seen == Py_None) return true;
+  if (Py_IS_TYPE(seen, reinterpret_cast<PyTypeObject*>(moments_type))) {
+    PyObject *at = updated_at.in(seen), *known = versions.in(seen);
+    const Py_ssize_t last = PyList_GET_SIZE(at) - 1;
+    if (last >= 0 && PyList_GET_SIZE(known) == last + 1 &&
+        PyObject_RichCompareBool(PyList_GET_ITEM(at, last), host_step.in(self), Py_EQ) == 1)
+      return PyList_SetItem(known, last, Py_NewRef(version.in(self))) == 0;
+  }
+  PyObject* done =
+      PyObject_CallMethodObjArgs(seen, updated_name, host_step.in(self), version.in(self), nullptr);
+  Py_XDECREF(done);
+  return done != nullptr;
+}
+
+bool count_update(PyObject* self) {
+  PyObject* next = PyNumber_Add(version.in(self), one);
+  if (next == nullptr) return false;
+  version.set(self, next);
+  if (PyLong_AsLong(open_calls.in(self)) == 0) {
+    if (!retag_alone(self)) return false;
+  } else {
+    PyObject* done = PyObject_CallMethodNoArgs(self, retag_name);
+    Py_XDECREF(done);
+    if (done == nullptr) return false;
+  }
+  return note_update(self);
+}
+
+// False: an error is set.
+bool update(PyObject* self) {
+  if (!locked(self, [self] { return count_update(self); })) return false;
+  Py_buffer view;
+  if (std::int64_t* cells = page_cells(self, view)) {
+    cells[PyLong_AsSsize_t(versions_cell.in(self))] = PyLong_AsLongLong(version.in(self));
+    PyBuffer_Release(&view);
+  }
+  return true;
+}
+
+PyObject* weights_updated(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 1) {
+    PyErr_SetString(PyExc_TypeError, "weights_updated takes the clock");
+    return nullptr;
+  }
+  return update(args[0]) ? Py_NewRef(Py_None) : nullptr;
+}
+
+// ---- steps of optimizers
+
+Place watched_clock{"_clock"}, last_optimizer{"_last"};
+Place* const kWatch[] = {&watched_clock, &last_optimizer};
+PyObject* watch_name = nullptr;
+
+// (watch, optimizer, its arguments, by keyword)
+PyObject* optimizer_stepped(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 4) {
+    PyErr_SetString(PyExc_TypeError, "stepped takes the watch, an optimizer and what it was called with");
+    return nullptr;
+  }
+  PyObject *clock = watched_clock.in(args[0]), *last = last_optimizer.in(args[0]);
+  const bool is_usual = PyWeakref_CheckRef(last) && PyWeakref_GET_OBJECT(last) == args[1] &&
+                        Py_IS_TYPE(clock, reinterpret_cast<PyTypeObject*>(clock_type));
+  if (is_usual && update(clock)) Py_RETURN_NONE;
+  PyErr_Clear();  // the method in Python meets it again, and says it
+  return PyObject_CallMethodObjArgs(args[0], watch_name, args[1], args[2], args[3], nullptr);
+}
+
+// ---- a module's forward
+
+Place inner_call{"_call"}, after_call{"hook"}, called_module{"module"};
+Place* const kForward[] = {&inner_call, &after_call, &called_module};
+
+// What calls an instance, in the place of its class's `__call__`.
+PyObject* forward(PyObject* self, PyObject* args, PyObject* keywords) {
+  PyObject* output = PyObject_Call(inner_call.in(self), args, keywords);
+  if (output == nullptr) return nullptr;
+  PyObject* told = PyObject_CallFunctionObjArgs(after_call.in(self), called_module.in(self), args, output, nullptr);
+  if (told == nullptr) Py_CLEAR(output);
+  Py_XDECREF(told);
+  return output;
 }
 
 // ---- labels of a rollout
@@ -252,18 +377,37 @@ PyCFunction cast(Function function) {
 
 PyMethodDef step_def{"step", cast(step), METH_FASTCALL | METH_KEYWORDS, "See StepClock.step."};
 PyMethodDef step_to_def{"step_to", cast(step_to), METH_FASTCALL | METH_KEYWORDS, "See StepClock.step_to."};
+PyMethodDef updated_def{"weights_updated", cast(weights_updated), METH_FASTCALL, "See StepClock.weights_updated."};
+PyMethodDef optimizer_def{"stepped", cast(optimizer_stepped), METH_FASTCALL, "See OptimizerWatch.stepped."};
 PyMethodDef stepped_def{"stepped", cast(labels_stepped), METH_FASTCALL, "See RolloutLabels.stepped."};
 
 PyObject* clock_methods(PyObject*, PyObject* args) {
-  PyObject *type, *moments;
-  if (!PyArg_ParseTuple(args, "OOnn", &type, &moments, &heartbeat_cell, &ahead_cell)) return nullptr;
-  if (!find_all(type, kClock)) return nullptr;
-  Py_XSETREF(moment_type, Py_NewRef(moments));
-  PyObject *first = method_of(&step_def), *second = method_of(&step_to_def);
-  PyObject* both = first != nullptr && second != nullptr ? PyTuple_Pack(2, first, second) : nullptr;
-  Py_XDECREF(first);
-  Py_XDECREF(second);
-  return both;
+  PyObject *type, *one_moment, *many;
+  if (!PyArg_ParseTuple(args, "OOOnn", &type, &one_moment, &many, &heartbeat_cell, &ahead_cell)) return nullptr;
+  if (!find_all(type, kClock) || !find_all(one_moment, kMoment) || !find_all(many, kMoments)) return nullptr;
+  Py_XSETREF(clock_type, Py_NewRef(type));
+  Py_XSETREF(moment_type, Py_NewRef(one_moment));
+  Py_XSETREF(moments_type, Py_NewRef(many));
+  PyObject* const methods[] = {method_of(&step_def), method_of(&step_to_def), method_of(&updated_def)};
+  PyObject* all = methods[0] != nullptr && methods[1] != nullptr && methods[2] != nullptr
+                      ? PyTuple_Pack(3, methods[0], methods[1], methods[2])
+                      : nullptr;
+  for (PyObject* method : methods) Py_XDECREF(method);
+  return all;
+}
+
+PyObject* optimizer_method(PyObject*, PyObject* type) {
+  return find_all(type, kWatch) ? method_of(&optimizer_def) : nullptr;
+}
+
+PyObject* take_forward(PyObject*, PyObject* type) {
+  if (!PyType_Check(type) || !find_all(type, kForward)) {
+    if (PyErr_Occurred() == nullptr) PyErr_SetString(PyExc_TypeError, "needs a class");
+    return nullptr;
+  }
+  reinterpret_cast<PyTypeObject*>(type)->tp_call = forward;
+  PyType_Modified(reinterpret_cast<PyTypeObject*>(type));
+  Py_RETURN_NONE;
 }
 
 PyObject* labels_method(PyObject*, PyObject* type) {
@@ -272,7 +416,9 @@ PyObject* labels_method(PyObject*, PyObject* type) {
 
 PyMethodDef functions[] = {
     {"clock_methods", clock_methods, METH_VARARGS,
-     "clock_methods(StepClock, its moments, heartbeat cell, ahead cell): step and step_to."},
+     "clock_methods(StepClock, its moment, Moments, heartbeat cell, ahead cell): step, step_to and weights_updated."},
+    {"optimizer_method", optimizer_method, METH_O, "optimizer_method(OptimizerWatch): stepped."},
+    {"take_forward", take_forward, METH_O, "take_forward(ForwardStandIn): instances are called without a frame."},
     {"labels_method", labels_method, METH_O, "labels_method(RolloutLabels): stepped."},
     {nullptr, nullptr, 0, nullptr}};
 
@@ -284,11 +430,12 @@ bool intern_all() {
     PyObject** word;
     const char* text;
   } words[] = {{&acquire, "acquire"},    {&release, "release"}, {&advance_name, "_advance"},
-               {&after_name, "_after_step"}, {&rewards_key, "rewards"}, {&dones_key, "dones"},
+               {&after_name, "_after_step"}, {&retag_name, "_retag"}, {&updated_name, "updated"},
+               {&watch_name, "_stepped"}, {&rewards_key, "rewards"}, {&dones_key, "dones"},
                {&actions_key, "actions"}, {&to_bytes, "tobytes"}, {&otherwise, "_stepped"}};
   for (const auto& [word, text] : words)
     if ((*word = PyUnicode_InternFromString(text)) == nullptr) return false;
-  return (zero = PyLong_FromLong(0)) != nullptr;
+  return (zero = PyLong_FromLong(0)) != nullptr && (one = PyLong_FromLong(1)) != nullptr;
 }
 
 }  // namespace

@@ -10,12 +10,16 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asys_bench.capture.hooks.own_hooks import ForwardStandIn
 from asys_bench.capture.tags import clock as clocks
+from asys_bench.capture.tags import optimizer_watch
 from asys_bench.capture.tags.clock import StepClock
 from asys_bench.capture.tags.moments import Moments
+from asys_bench.capture.tags.optimizer_watch import OptimizerWatch
 from asys_bench.contracts.capture_port import CLOCK_OWNER
 from asys_bench.contracts.stats import SlotField, StatsPage
 from asys_bench.hosts import rollout_labels
@@ -27,6 +31,18 @@ pytestmark = pytest.mark.skipif(clocks.clock_methods is None, reason="it was not
 class InPython(StepClock):
     step = clocks.IN_PYTHON["step"]
     step_to = clocks.IN_PYTHON["step_to"]
+    weights_updated = clocks.IN_PYTHON["weights_updated"]
+
+
+class WatchInPython(OptimizerWatch):
+    stepped = optimizer_watch.IN_PYTHON
+
+
+class StandInInPython(ForwardStandIn):
+    """A class of its own, which nobody has given compiled calls."""
+
+    def __call__(self, *args, **kwargs):
+        return ForwardStandIn.__call__(self, *args, **kwargs)
 
 
 class LabelsInPython(RolloutLabels):
@@ -34,7 +50,7 @@ class LabelsInPython(RolloutLabels):
 
 
 APART = {
-    "__dict__", "_buffer", "lock", "_threads", "_slot", "_page", "_versions", "each_step", "rounds", "_alarm",
+    "__dict__", "_buffer", "lock", "_threads", "_slot", "_page", "each_step", "rounds", "_alarm",
 }  # fmt: skip
 
 
@@ -58,6 +74,7 @@ def shown(clock: StepClock) -> dict[str, object]:
         "moments": moments and (moments.version_at(clock.host_step), moments.noted_to),
         "tags are now": clock.tags is clock._now,
         "counted": clock._slot.get(clock._steps_cell),
+        "updates": clock._slot.get(clock._versions_cell),
     }
 
 
@@ -131,7 +148,7 @@ ACTIONS = (
     "step", "one step", "step_to", "numpy", "elsewhere", "updated", "microbatch", "position", "constant",
     "paused", "begin", "end", "each step", "fails", "rounds", "alarm", "count", "labels",
 )  # fmt: skip
-OFTEN = ("step", "one step", "step_to")
+OFTEN = ("step", "one step", "step_to", "updated")
 
 
 @settings(max_examples=60)
@@ -168,7 +185,8 @@ def test_steps_after_the_runs_end_are_nothing(kind):
     page.close()
     clock.step()
     clock.step_to(9)
-    assert clock.host_step == 9
+    clock.weights_updated()
+    assert (clock.host_step, clock.weights_version) == (9, 1)
 
 
 @pytest.mark.parametrize(
@@ -226,12 +244,110 @@ def test_a_reference_is_neither_lost_nor_kept(nothing_collected):
     before = [sys.getrefcount(one) for one in watched]
     for _ in range(2_000):
         clock.step()
+        clock.weights_updated()
         labels.stepped(clock.host_step, seen)
     labels.flush()
     after = [sys.getrefcount(one) for one in watched]
     assert [round((b - a) / 2_000, 1) for a, b in zip(before, after, strict=True)] == [0.0] * 4
     assert sys.getrefcount(clock.tags) == 4  # tags, _now, and the call's own
     page.close()
+
+
+# ---- steps of optimizers
+
+
+def optimizer_of(module):
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return torch.optim.SGD(module.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("kind", [OptimizerWatch, WatchInPython])
+@pytest.mark.parametrize("clock_kind", [StepClock, InPython])
+def test_steps_of_the_models_optimizers_are_counted_and_of_no_others(kind, clock_kind):
+    page = StatsPage.create(["host"])
+    clock = clock_kind(page.slot("host"))
+    clock.moments = Moments(10)
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    mine, second, theirs = map(optimizer_of, (model, model, other))
+    watch = kind(model, clock)
+    watch.attach()
+    try:
+        for number, optimizer in enumerate(
+            [mine, mine, theirs, mine, second, second, theirs, mine]
+        ):
+            optimizer.step()
+            if number == 3:
+                clock.step()
+        assert clock.weights_version == clock._slot.counter("weights_version").value == 6
+        assert [clock.moments.version_at(step) for step in (0, 1)] == [3, 6]
+        del mine, second, optimizer
+        gc.collect()
+        optimizer_of(model).step()
+        assert clock.weights_version == 7
+    finally:
+        watch.detach()
+    optimizer_of(model).step()
+    assert clock.weights_version == 7
+    page.close()
+
+
+@pytest.mark.parametrize("kind", [OptimizerWatch, WatchInPython])
+def test_a_clock_that_fails_ends_the_counting_and_not_the_optimizer(kind, caplog):
+    page = StatsPage.create(["host"])
+    clock = StepClock(page.slot("host"))
+    model = torch.nn.Linear(2, 2)
+    optimizer, watch = optimizer_of(model), kind(model, clock)
+    watch.attach()
+    optimizer.step()
+    clock.weights_version = None
+    optimizer.step()
+    assert "optimizer steps are no longer counted, after TypeError" in caplog.text
+    clock.weights_version = 1
+    optimizer.step()
+    assert clock.weights_version == 1
+    assert clock.lock.acquire(blocking=False)
+    clock.lock.release()
+    page.close()
+
+
+# ---- a module's forward
+
+
+@pytest.mark.parametrize("kind", [ForwardStandIn, StandInInPython])
+def test_a_stand_in_calls_forward_then_the_hook(kind):
+    seen = []
+    module = torch.nn.Linear(2, 3)
+    undo = kind(module, lambda *told: seen.append(told)).attach()
+    x = torch.ones(4, 2)
+    for args, keywords in (((x,), {}), ((), {"input": x})):
+        output = module(*args, **keywords)
+        assert output.shape == (4, 3)
+        assert seen[-1][0] is module
+        assert seen[-1][1] == args
+        assert seen[-1][2] is output
+    with pytest.raises(TypeError, match="positional argument"):
+        module()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        module(torch.ones(4, 9))
+    assert len(seen) == 2
+    undo()
+    module(x)
+    assert len(seen) == 2
+    with pytest.raises(ZeroDivisionError):
+        kind(module, lambda *_: 1 / 0)(x)
+
+
+def test_a_stand_in_keeps_no_reference():
+    module = torch.nn.Linear(2, 3)
+    stand_in, x = ForwardStandIn(module, lambda *_: None), torch.ones(4, 2)
+    before = [sys.getrefcount(one) for one in (module, x, stand_in, stand_in.hook)]
+    for _ in range(100):
+        stand_in(x)
+        stand_in(input=x)
+    assert [sys.getrefcount(one) for one in (module, x, stand_in, stand_in.hook)] == before
+    output = stand_in(x)
+    assert sys.getrefcount(output) == 2
 
 
 # ---- labels of a rollout
