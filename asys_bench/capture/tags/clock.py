@@ -143,8 +143,8 @@ class StepClock:
         "__dict__", "_alarm", "_alarm_step", "_aside", "_begun", "_buffer", "_forwards", "_home",
         "_host_counts_microbatches", "_microbatch", "_moment", "_now", "_now_serial", "_open", "_outside",
         "_page", "_paused", "_serials", "_slot", "_steps_cell", "_threads", "_token_position",
-        "_versions_cell", "cells", "counting", "each_step", "first_step", "host_step", "labels", "lock", "moments", "owner",
-        "rounds", "serial", "should_stop", "tags", "weights_version",
+        "_versions_cell", "cells", "counting", "each_step", "first_step", "host_step", "labels", "lock",
+        "moments", "owner", "rounds", "serial", "should_stop", "tags", "weights_version",
     )  # fmt: skip
 
     def __init__(self, slot: Slot, first_step: int = 0) -> None:
