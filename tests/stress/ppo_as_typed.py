@@ -2,6 +2,7 @@
 
     python -P tests/stress/ppo_as_typed.py runs ROUNDS [VARIANT...]    a process per run, in turn (ABBA)
     python -P tests/stress/ppo_as_typed.py parts CYCLES               in one process, 8 rollouts in each
+    python -P tests/stress/ppo_as_typed.py calls ROLLOUTS             in one process, 2,048 steps in each
 
 CartPole, one torch thread, `ObserveCallback(hooks=[two])` on `cpp_spmc` with everything else at its default,
 so that an SAE trains on the policy and an archiver writes. One JSON line is printed: microseconds of an
@@ -29,6 +30,9 @@ when the callback is left alone.
 
 Told are us of a step: of `nothing`, what each rung adds, and what `all` come to. `workers`: what they add to
 `nothing`, where they run. `rate`: `nothing` beside workers that stand still over `all` beside those that run.
+
+`calls` times what the host calls of ours where it stands, as it is typed, with the caches as they are there:
+us of a call (mean of the middle half, less reading the clock) and of an environment step.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +54,7 @@ from typing import Any
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from asys_bench.callbacks.stable_baselines3 import ObserveCallback
 from asys_bench.capture.hooks.own_hooks import ForwardStandIn
@@ -285,6 +291,56 @@ def parts(cycles: int) -> dict[str, Any]:
     return told
 
 
+def calls(rollouts: int) -> dict[str, Any]:
+    """What the module says."""
+    spent: dict[str, list[int]] = {}
+
+    def timed(name: Callable[..., str], call: Callable[..., Any]) -> Callable[..., Any]:
+        now = time.perf_counter_ns
+
+        def timing(*arguments: Any) -> Any:
+            now(), now()  # what the next ones need is in the caches
+            began = now()
+            result = call(*arguments)
+            spent.setdefault(name(*arguments), []).append(now() - began)
+            return result
+
+        return timing
+
+    def whose(hook: str, module: Any, args: Any, output: torch.Tensor) -> str:
+        return f"{hook}, {'rollout' if len(output) == 1 else 'gradient step'}"
+
+    class Timing(ObserveCallback):
+        def _on_training_start(self) -> None:
+            super()._on_training_start()
+            self._on_step = timed(lambda: "step", self._on_step)  # type: ignore[method-assign]
+            for hook in HOOKS:
+                forward = vars(self.model.policy.get_submodule(hook))["forward"]
+                forward.hook = timed(partial(whose, hook), forward.hook)
+            watch = self.observation._life._optimizers
+            watch.detach()
+            self.counting = register_optimizer_step_post_hook(
+                timed(lambda *_: "optimizer's step", watch.stepped)
+            )
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = PPO("MlpPolicy", "CartPole-v1", n_steps=STEPS, device="cpu", seed=1)
+        callback = observing(folder, kind=Timing)
+        model.learn((rollouts + SKIPPED) * STEPS, callback=callback)
+        callback.counting.remove()
+    empty = timed(lambda: "nothing", _nothing)
+    for _ in range(STEPS):
+        empty()
+    least, told, together = middle(spent.pop("nothing")), {}, 0.0
+    for name, each in spent.items():
+        counted = each[len(each) * SKIPPED // (rollouts + SKIPPED) :]
+        us = (middle(counted) - least) / 1e3
+        of_a_step = us * len(counted) / (rollouts * STEPS)
+        together += of_a_step
+        told[name] = {"of a call": round(us, 2), "of a step": round(of_a_step, 2)}
+    return told | {"together": round(together, 2)}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     what, first, *others = sys.argv[1:]
@@ -292,5 +348,7 @@ if __name__ == "__main__":
         print(json.dumps(run(first)))
     elif what == "parts":
         print(json.dumps(parts(int(first))))
+    elif what == "calls":
+        print(json.dumps(calls(int(first)), indent=1))
     else:
         print(json.dumps(runs(int(first), others or list(VARIANTS))))
