@@ -120,7 +120,9 @@ def test_what_refuses_is_counted_by_reason_and_said_once(run, tmp_path, caplog, 
     rig = Rig(run, f"file://{place}/run-1")
     rig.wait(lambda: rig.count("storage_errors") >= 2)
     place.unlink()
-    rig.wait(lambda: rig.count("storage_files") == len(before))
+    rig.wait(
+        lambda: rig.count("storage_files") == len(before) and "takes files again" in caplog.text
+    )
     said = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert len([one for one in said if "are kept here" in one]) == 1
     assert len([one for one in said if "takes files again" in one]) == 1
