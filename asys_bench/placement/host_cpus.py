@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
 from time import monotonic_ns
 
 from asys_bench.placement.apply import threads_of
+from asys_bench.system.liveness import scheduled_ns
+from asys_bench.system.process import stat_fields
 
 BUSY = 0.9
 """A thread that runs or waits for a CPU for this share of the time, at least, never sleeps."""
@@ -23,7 +24,7 @@ SLACK = 0.25
 LOOK_NS = 1_000_000_000
 """Time between two looks at what the threads want."""
 _PROCESSOR = 36
-"""Of the fields of /proc/PID/task/TID/stat that follow the name (proc(5): field 39)."""
+"""Of `stat_fields` (proc(5): field 39)."""
 
 
 class HostCpus:
@@ -42,9 +43,8 @@ class HostCpus:
             self._busy = self._look(now)
         found: set[int] = set()
         for thread in self._busy:
-            with suppress(OSError, ValueError, IndexError):
-                stat = Path(f"/proc/{self._pid}/task/{thread}/stat").read_text()
-                found.add(int(stat[stat.rindex(")") + 2 :].split()[_PROCESSOR]))
+            with suppress(IndexError):  # it is gone
+                found.add(int(stat_fields(thread)[_PROCESSOR]))
         return frozenset(found)
 
     def _look(self, now: int) -> list[int]:
@@ -61,26 +61,30 @@ class HostCpus:
         return busy if len(busy) + max(0.0, rest - SLACK) <= self._among - 1 else []
 
     def _read(self) -> dict[int, int]:
-        """Thread -> ns that it ran or waited for a CPU (schedstat)."""
-        found = {}
-        for thread in threads_of(self._pid):
-            with suppress(OSError, ValueError):
-                ran, waited, _ = (
-                    Path(f"/proc/{self._pid}/task/{thread}/schedstat").read_text().split()
-                )
-                found[thread] = int(ran) + int(waited)
-        return found
+        """Thread -> ns that it ran or waited for a CPU."""
+        return {thread: sum(scheduled_ns(thread)) for thread in threads_of(self._pid)}
 
 
 class KeepClear:
     """Confines processes to the CPUs of the calling one that a busy host leaves free.
 
-    host_pid: the observed process, whose CPUs are the caller's as well.
+    host_pid: the observed process, whose CPUs are the caller's as well. Threads that somebody else has put
+    elsewhere meanwhile stay there.
     """
 
     def __init__(self, host_pid: int) -> None:
         self._all = frozenset(os.sched_getaffinity(0))
         self._host = HostCpus(host_pid, len(self._all))
+        self._given: dict[int, frozenset[int]] = {}
+        """Thread -> where it was put last."""
+        self._ours = {self._all}
+        """All of these: a thread that is new has one of its creator."""
+
+    def adopt(self, pid: int) -> None:
+        """Let a process that another caller may have confined run anywhere."""
+        for thread in threads_of(pid):
+            with suppress(OSError):
+                os.sched_setaffinity(thread, self._all)
 
     def confine(self, pids: Iterable[int]) -> frozenset[int]:
         """Put every thread of `pids` on the CPUs that are free now, and return those."""
@@ -90,11 +94,15 @@ class KeepClear:
         """Let them run anywhere."""
         self._put(pids, self._all)
 
-    @staticmethod
-    def _put(pids: Iterable[int], cpus: frozenset[int]) -> frozenset[int]:
-        for pid in pids:
-            for thread in threads_of(pid):
-                with suppress(OSError):  # it is gone, or not ours to move
-                    if os.sched_getaffinity(thread) != cpus:
-                        os.sched_setaffinity(thread, cpus)
+    def _put(self, pids: Iterable[int], cpus: frozenset[int]) -> frozenset[int]:
+        given: dict[int, frozenset[int]] = {}
+        for thread in (thread for pid in pids for thread in threads_of(pid)):
+            with suppress(OSError):  # it is gone, or not ours to move
+                now = frozenset(os.sched_getaffinity(thread))
+                last = self._given.get(thread, now if now in self._ours else self._all)
+                if now == last != cpus:
+                    os.sched_setaffinity(thread, cpus)
+                given[thread] = cpus if now == last else last
+        self._given = given
+        self._ours.add(cpus)
         return cpus

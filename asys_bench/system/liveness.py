@@ -31,14 +31,20 @@ def is_stopped(pid: int) -> bool:
     return stat_fields(pid)[:1] == [b"T"]
 
 
-def waited_for_cpu_ns(pid: int) -> int:
-    """Nanoseconds for which the main thread of `pid` was ready to run and others ran
-    (/proc/pid/schedstat, its second field); 0 when it is gone or the kernel does not tell."""
+def scheduled_ns(thread: int) -> tuple[int, int]:
+    """Nanoseconds for which a thread ran, and for which it was ready to run and others ran
+    (/proc/thread/schedstat); 0 when it is gone or the kernel does not tell."""
     try:
-        with open(f"/proc/{pid}/schedstat", "rb") as file:
-            return int(file.read().split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
+        with open(f"/proc/{thread}/schedstat", "rb") as file:
+            ran, waited, *_ = map(int, file.read().split())
+    except (OSError, ValueError):
+        return 0, 0
+    return ran, waited
+
+
+def waited_for_cpu_ns(pid: int) -> int:
+    """The second of `scheduled_ns` of the main thread of `pid`."""
+    return scheduled_ns(pid)[1]
 
 
 def has_in_environment(pid: int, entry: str) -> bool:

@@ -128,6 +128,8 @@ class WatchdogProcess:
             worker.start_at = None
             try:
                 worker.handle = ProcessHandle(pid, worker.slot.get(SlotField.PROCESS_START))
+                if self._clear is not None:
+                    self._clear.adopt(pid)
                 log.info("adopted %s (pid %d)", worker.spec.name, pid)
             except ProcessLookupError:
                 self._take_back(worker, pid)
@@ -147,13 +149,14 @@ class WatchdogProcess:
 
     def _keep_clear(self) -> None:
         """Off the host's CPU, this process as well, until the host has ended and they drain."""
-        if self._clear is None:
+        if self._clear is None or self._page.run_state is RunState.STARTING:
             return
         pids = [os.getpid(), *(one.handle.pid for one in self._workers if one.handle is not None)]
         if self._page.run_state is RunState.RUNNING:
             self._clear.confine(pids)
         else:
             self._clear.release(pids)
+            self._clear = None
 
     def _supervise(self, worker: Supervised, now: float) -> None:
         if worker.starting is not None:

@@ -58,6 +58,28 @@ def test_every_thread_leaves_the_cpu_of_a_host_that_never_sleeps_and_comes_back(
     assert masks(worker.pid) == {everywhere}
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU cannot be kept clear")
+def test_what_somebody_else_has_pinned_meanwhile_stays_there_until_it_is_adopted(run):
+    everywhere = frozenset(os.sched_getaffinity(0))
+    host, ours, theirs = run(SPIN), run(SLEEP), run(SLEEP)
+    theirs.stdout.readline()
+    clear = KeepClear(host.pid)
+    clear.confine([ours.pid, theirs.pid])
+    theirs_alone = frozenset({min(everywhere)})
+    for thread in os.listdir(f"/proc/{theirs.pid}/task"):
+        os.sched_setaffinity(int(thread), theirs_alone)
+    for cpu in sorted(everywhere)[:2]:
+        os.sched_setaffinity(host.pid, {cpu})
+        eventually(
+            lambda cpu=cpu: clear.confine([ours.pid, theirs.pid]) == everywhere - {cpu}, "the CPU"
+        )
+        assert masks(theirs.pid) == {theirs_alone}
+    clear.release([ours.pid, theirs.pid])
+    assert (masks(ours.pid), masks(theirs.pid)) == ({everywhere}, {theirs_alone})
+    clear.adopt(theirs.pid)
+    assert masks(theirs.pid) == {everywhere}
+
+
 def test_who_is_gone_is_nobody_to_confine_or_to_keep_clear_of(run):
     gone = run("")
     gone.wait()
