@@ -76,7 +76,7 @@ class LiveHook:
 class StandIn:
     """A method of ours in a module's own dictionary; copies of the module have what was there before."""
 
-    __slots__ = ("__dict__", "_before", "_call")
+    __slots__ = ("__dict__", "__weakref__", "_before", "_call")
 
     def __init__(self, module: torch.nn.Module, name: str, call: Callable[..., Any]) -> None:
         """`call` is what it does in the place of `module.name`."""

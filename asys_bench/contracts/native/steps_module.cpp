@@ -286,7 +286,7 @@ PyObject* weights_updated(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 Place watched_clock{"_clock"}, last_optimizer{"_last"};
 Place* const kWatch[] = {&watched_clock, &last_optimizer};
-PyObject* watch_name = nullptr;
+PyObject* otherwise = nullptr;  // the method in Python behind a compiled `stepped`
 
 // (watch, optimizer, its arguments, by keyword)
 PyObject* optimizer_stepped(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -299,7 +299,7 @@ PyObject* optimizer_stepped(PyObject*, PyObject* const* args, Py_ssize_t count) 
                         Py_IS_TYPE(clock, reinterpret_cast<PyTypeObject*>(clock_type));
   if (is_usual && update(clock)) Py_RETURN_NONE;
   PyErr_Clear();  // the method in Python meets it again, and says it
-  return PyObject_CallMethodObjArgs(args[0], watch_name, args[1], args[2], args[3], nullptr);
+  return PyObject_CallMethodObjArgs(args[0], otherwise, args[1], args[2], args[3], nullptr);
 }
 
 // ---- a module's forward
@@ -322,7 +322,7 @@ PyObject* forward(PyObject* self, PyObject* args, PyObject* keywords) {
 Place until{"_until"}, environments{"_environments"}, held_steps{"_held"};
 Place* const kLabels[] = {&until, &environments, &held_steps};
 PyObject *rewards_key = nullptr, *dones_key = nullptr, *actions_key = nullptr;
-PyObject *to_bytes = nullptr, *otherwise = nullptr;
+PyObject* to_bytes = nullptr;
 
 // (step, rewards, dones, actions) as bytes; nullptr: an array is not there, or is none. No error is left.
 PyObject* kept(PyObject* self, PyObject* step, PyObject* seen) {
@@ -431,7 +431,7 @@ bool intern_all() {
     const char* text;
   } words[] = {{&acquire, "acquire"},    {&release, "release"}, {&advance_name, "_advance"},
                {&after_name, "_after_step"}, {&retag_name, "_retag"}, {&updated_name, "updated"},
-               {&watch_name, "_stepped"}, {&rewards_key, "rewards"}, {&dones_key, "dones"},
+               {&rewards_key, "rewards"}, {&dones_key, "dones"},
                {&actions_key, "actions"}, {&to_bytes, "tobytes"}, {&otherwise, "_stepped"}};
   for (const auto& [word, text] : words)
     if ((*word = PyUnicode_InternFromString(text)) == nullptr) return false;

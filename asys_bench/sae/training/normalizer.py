@@ -257,10 +257,9 @@ def geometric_median(
     """
     rows_ND = x_ND.double()
     mean_D = rows_ND.mean(0)
-    rows_ND = rows_ND - mean_D
+    rows_ND = rows_ND - mean_D  # squared distances keep their digits
     square_N = rows_ND.square().sum(1)
     center_D = torch.zeros_like(mean_D)
-    """From the mean, so that squared distances keep their digits."""
     for _ in range(iterations):
         square_distance_N = square_N - 2.0 * (rows_ND @ center_D) + center_D.square().sum()
         distance_N = square_distance_N.clamp_min_(0.0).sqrt_()

@@ -6,6 +6,7 @@ import gc
 import sys
 import threading
 import time
+import weakref
 from unittest import mock
 
 import numpy as np
@@ -348,6 +349,7 @@ def test_a_stand_in_keeps_no_reference():
     assert [sys.getrefcount(one) for one in (module, x, stand_in, stand_in.hook)] == before
     output = stand_in(x)
     assert sys.getrefcount(output) == 2
+    assert weakref.ref(stand_in)() is stand_in, "whoever traces it may hold it so"
 
 
 # ---- labels of a rollout
